@@ -1,0 +1,37 @@
+# make quickstart | test | check: each sets up what it needs, once.
+# VENV=PATH shares one virtual environment (about 6 GB) between several clones.
+PYTHON ?= python3
+VENV ?= .venv
+STAMP := $(VENV)/.efficientsam-$(shell cksum < pyproject.toml | tr ' ' '-')
+BIN := $(VENV)/bin
+# The checkout that stands here is the one that runs, also when several share one environment.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: venv quickstart test check format clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+quickstart: venv
+	$(BIN)/python -m efficientsam_pl quickstart $(ARGS)
+
+test: venv
+	$(BIN)/python -m pytest $(ARGS)
+
+check: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf quickstart_out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,50 @@
+"""Random numbers that are functions of a key, so that ranks, workers and devices do not matter.
+
+A key is one 64-bit number a sample, made of (seed, epoch, sample). The mixer is splitmix64
+(Steele, Lea, Flood 2014: Fast splittable pseudorandom number generators), whose integer
+arithmetic is the same on every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
+_MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_B = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def draw_key(seed: int, epoch: int, sample: str) -> int:
+    """The key of one sample in one epoch of a run with this seed; 63 bits, not negative."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def uniform(
+    key: Int64[Tensor, "*batch"], count: int, purpose: str
+) -> Float[Tensor, "*batch {count}"]:
+    """`count` numbers in [0, 1) for each key, the same on every device.
+
+    Args:
+        key: One key a sample, from `draw_key`.
+        count: How many numbers a sample needs.
+        purpose: Names the use; two uses of one key draw independently.
+    """
+    salt = draw_key(0, 0, purpose)
+    counter = torch.arange(1, count + 1, device=key.device)
+    mixed = _mix(_mix(key ^ salt)[..., None] + counter * _GOLDEN)
+    return _shift_right(mixed, 40).float() / 2**24
+
+
+def _mix(x: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+    x = (x ^ _shift_right(x, 30)) * _MIX_A
+    x = (x ^ _shift_right(x, 27)) * _MIX_B
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Int64[Tensor, "*any"], bits: int) -> Int64[Tensor, "*any"]:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,86 @@
+"""Image pixels <-> model pixels, in one frozen record: the only place where a coordinate is scaled.
+
+Two rules are in use. `squash` (the released EfficientSAM): the photo is stretched to the
+model's square, x and y are scaled apart. `pad` (SAM): the longest side is scaled to the
+square's side and the rest is padding right and below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+ResizeRule = Literal["squash", "pad"]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How a photo of `image_hw` pixels lies in a model's square of `side` pixels."""
+
+    image_hw: tuple[int, int]
+    content_hw: tuple[int, int]
+    side: int
+    rule: ResizeRule
+
+    @staticmethod
+    def fit(image_hw: tuple[int, int], side: int, rule: ResizeRule) -> Resize:
+        """The resize of a photo of `image_hw` for a model of `side` pixels."""
+        if rule == "squash":
+            return Resize(image_hw, (side, side), side, rule)
+        height, width = image_hw
+        scale = side / max(height, width)
+        return Resize(image_hw, (int(height * scale + 0.5), int(width * scale + 0.5)), side, rule)
+
+    def scale_xy(self) -> tuple[float, float]:
+        """Model pixels per image pixel along x and y."""
+        return self.content_hw[1] / self.image_hw[1], self.content_hw[0] / self.image_hw[0]
+
+    def points_forward(self, points: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
+        """Image pixels to model pixels. Scaled without a half-pixel shift, as both releases do."""
+        return points * points.new_tensor(self.scale_xy())
+
+    def boxes_forward(self, boxes: Float[Tensor, "*q 4"]) -> Float[Tensor, "*q 4"]:
+        """Corners (x0, y0, x1, y1) in image pixels to model pixels."""
+        return boxes * boxes.new_tensor(self.scale_xy() * 2)
+
+    def points_back(self, points: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
+        """Model pixels to image pixels, the inverse of `points_forward`."""
+        return points / points.new_tensor(self.scale_xy())
+
+    def boxes_back(self, boxes: Float[Tensor, "*q 4"]) -> Float[Tensor, "*q 4"]:
+        """Model pixels to image pixels, the inverse of `boxes_forward`."""
+        return boxes / boxes.new_tensor(self.scale_xy() * 2)
+
+    def image_forward(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 ch cw"]:
+        """The photo at its size in the model, values 0..255, without the padding.
+
+        squash: bilinear on floats without antialiasing (torch), as the released EfficientSAM.
+        pad: bilinear on bytes with antialiasing (Pillow), as SAM.
+        """
+        if self.rule == "pad":
+            size = (self.content_hw[1], self.content_hw[0])
+            resized = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+            return torch.from_numpy(resized).permute(2, 0, 1).float()
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        if pixels.shape[-2:] != self.content_hw:
+            pixels = F.interpolate(pixels, self.content_hw, mode="bilinear", align_corners=False)
+        return pixels[0]
+
+    def masks_back(self, low_res: Float[Tensor, "q k mh mw"]) -> Float[Tensor, "q k h w"]:
+        """Logits over the model's frame to logits at image size.
+
+        squash: one bicubic resize. pad: bilinear to the square, cut off the padding, bilinear
+        to the photo. Both as released.
+        """
+        if self.rule == "squash":
+            return F.interpolate(low_res, self.image_hw, mode="bicubic", align_corners=False)
+        square = F.interpolate(low_res, (self.side,) * 2, mode="bilinear", align_corners=False)
+        content = square[..., : self.content_hw[0], : self.content_hw[1]]
+        return F.interpolate(content, self.image_hw, mode="bilinear", align_corners=False)

@@ -1,0 +1,165 @@
+"""Shapes of the models, without torch. The defaults are the released EfficientSAM-Ti."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A ViT image encoder and its neck.
+
+    `vit`: the plain ViT of EfficientSAM, global attention, positions from pretraining.
+    `sam_vit`: SAM's encoder, windows and relative positions (SAM, appendix A; ViTDet).
+    """
+
+    kind: Literal["vit", "sam_vit"] = "vit"
+    width: int = 192  # ViT-Ti
+    depth: int = 12
+    heads: int = 3
+    image_size: int = 1024  # pixels a side; EfficientSAM 4.1
+    patch_size: int = 16
+    position_grid: int = 14  # tokens a side at pretraining: 224 / 16
+    class_token: bool = False  # whether a class token runs through the blocks
+    neck_channels: int = 256
+    attention: Literal["fused", "explicit"] = "fused"
+    window: int = 14  # tokens; sam_vit only
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks without windows; sam_vit only
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}"
+            )
+
+    def grid(self) -> int:
+        """Tokens a side at `image_size`."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEncoderConfig:
+    """Which prompts a model knows, and how a missing point is told."""
+
+    negative_clicks: bool = False  # the released EfficientSAM has no such vector
+    mask_prompts: bool = False
+    max_points: int | None = 6  # slots filled up with padding; None: as many as given, as SAM
+    padding_position: Literal["kept", "zeroed"] = "kept"  # SAM zeroes it before its vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskDecoderConfig:
+    """SAM's mask decoder (SAM, appendix A)."""
+
+    candidates: int = 3  # mask tokens 1..3; token 0 is the single mask
+    depth: int = 2
+    heads: int = 8
+    mlp_width: int = 2048
+    iou_head_width: int = 256
+    activation: Literal["gelu", "relu"] = "gelu"  # SAM: relu
+    upscaling_norm: Literal["group_norm", "layer_norm"] = "group_norm"  # SAM: layer_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterConfig:
+    """A promptable segmenter: image encoder, prompt encoder, mask decoder, resize rule."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    prompts: PromptEncoderConfig = field(default_factory=PromptEncoderConfig)
+    decoder: MaskDecoderConfig = field(default_factory=MaskDecoderConfig)
+    resize: Literal["squash", "pad"] = "squash"
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # ImageNet, of 0..255
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        if self.encoder.neck_channels % (2 * self.decoder.heads):
+            raise ValueError(
+                f"encoder.neck_channels={self.encoder.neck_channels} must be a multiple of "
+                f"2 * decoder.heads={2 * self.decoder.heads}"
+            )
+
+
+_EFFICIENT_SAM = SegmenterConfig()
+_SAM = SegmenterConfig(
+    encoder=EncoderConfig(
+        kind="sam_vit", width=768, depth=12, heads=12, position_grid=64, global_blocks=(2, 5, 8, 11)
+    ),
+    prompts=PromptEncoderConfig(
+        negative_clicks=True, mask_prompts=True, max_points=None, padding_position="zeroed"
+    ),
+    decoder=MaskDecoderConfig(activation="relu", upscaling_norm="layer_norm"),
+    resize="pad",
+)
+
+NAMED: dict[str, SegmenterConfig] = {
+    "efficient_sam_ti": _EFFICIENT_SAM,
+    "efficient_sam_s": replace(
+        _EFFICIENT_SAM, encoder=replace(_EFFICIENT_SAM.encoder, width=384, heads=6)
+    ),
+    "sam_vit_b": _SAM,
+    "sam_vit_l": replace(
+        _SAM,
+        encoder=replace(
+            _SAM.encoder, width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)
+        ),
+    ),
+    "sam_vit_h": replace(
+        _SAM,
+        encoder=replace(
+            _SAM.encoder, width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """SAM's image encoder, frozen, whose features are the target (paper, 3.2)."""
+
+    encoder: EncoderConfig = field(default_factory=lambda: NAMED["sam_vit_h"].encoder)
+    weights: str | None = None  # a released SAM checkpoint; None: seeded random weights
+    seed: int = 0  # of the random weights
+    # Paper Eq. 1 gives teacher and student the same N tokens, which points to the student's
+    # size; 1024 keeps SAM in its distribution and its features are resized to the grid.
+    image_size: int = 224
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.encoder.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of "
+                f"encoder.patch_size={self.encoder.patch_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamiConfig:
+    """SAMI (paper, 3.2 and 4.1). Keys without a section are choices that the paper leaves open."""
+
+    student: EncoderConfig = field(default_factory=lambda: EncoderConfig(image_size=224))
+    mask_ratio: float = 0.75  # 4.1
+    positions: Literal["learned", "fixed"] = "learned"  # the released positions are a parameter
+    encoder_norm: Literal["none", "layer_norm"] = "none"  # the released encoder ends without one
+    decoder_depth: int = 8  # 4.1
+    decoder_width: int = 512  # 4.1
+    decoder_heads: int = 16  # MAE's
+    decoder_tokens: Literal["masked", "all"] = "masked"  # 3.2; all tokens cost about 3 points (4.4)
+    target: Literal["neck", "trunk"] = "neck"  # 3.2: the encoder's output, 256 channels
+
+    def __post_init__(self) -> None:
+        if self.student.kind != "vit":
+            raise ValueError(f"student.kind={self.student.kind}: SAMI masks a plain vit only")
+        if not 0 < self.visible_tokens() < self.student.grid() ** 2:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} leaves {self.visible_tokens()} of "
+                f"{self.student.grid() ** 2} tokens visible; some must be, some must not"
+            )
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_width={self.decoder_width} must be a multiple of "
+                f"decoder_heads={self.decoder_heads}"
+            )
+
+    def visible_tokens(self) -> int:
+        """How many of the student's tokens the encoder sees."""
+        return int(self.student.grid() ** 2 * (1 - self.mask_ratio))

@@ -1,0 +1,17 @@
+"""From the trunk's width to the decoder's channels (SAM, appendix A; ViTDet)."""
+
+from timm.layers import LayerNorm2d
+from torch import nn
+
+
+def neck(width: int, channels: int) -> nn.Sequential:
+    """1x1 and 3x3 convolution without biases, each followed by a norm over channels.
+
+    Maps [b, width, h, w] to [b, channels, h, w].
+    """
+    return nn.Sequential(
+        nn.Conv2d(width, channels, kernel_size=1, bias=False),
+        LayerNorm2d(channels),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(channels),
+    )

@@ -1,0 +1,128 @@
+"""Points, boxes and earlier masks as tokens: SAM's prompt encoder and EfficientSAM's in one.
+
+Axes: b images, q prompts an image, p points a prompt, c channels, g tokens a side.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int64
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from efficientsam_pl.models.config import EncoderConfig, PromptEncoderConfig
+from efficientsam_pl.structures import Label, Prompts
+
+
+class RandomFourierPosition(nn.Module):
+    """Sine and cosine of random projections of a position (Tancik et al. 2020; SAM, appendix A)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, channels // 2))
+
+    def forward(self, points_unit: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p c"]:
+        """Positions as (x, y) in [0, 1]; always float32, since bf16 cannot hold a pixel of 1024."""
+        with torch.autocast(points_unit.device.type, enabled=False):
+            matrix = self.positional_encoding_gaussian_matrix.float()
+            angle = 2 * math.pi * ((2 * points_unit.float() - 1) @ matrix)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+    def grid(self, side: int) -> Float[Tensor, "1 c side side"]:
+        """The encoding of every cell's centre on a square grid."""
+        device = self.positional_encoding_gaussian_matrix.device
+        centre = (torch.arange(side, device=device) + 0.5) / side
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        encoding: Tensor = self(torch.stack([x, y], dim=-1))
+        return encoding.permute(2, 0, 1)[None]
+
+
+class PromptEncoder(nn.Module):
+    """One learned vector a label, added to the point's position; masks are convolved down."""
+
+    def __init__(self, config: PromptEncoderConfig, encoder: EncoderConfig) -> None:
+        super().__init__()
+        channels = encoder.neck_channels
+        self.config = config
+        self.image_size = encoder.image_size
+        self.grid_size = encoder.grid()
+        self.pe_layer = RandomFourierPosition(channels)
+        known = [label for label in Label if label != Label.NEGATIVE or config.negative_clicks]
+        self.label_vectors = nn.ModuleDict(
+            {label.name.lower(): nn.Embedding(1, channels) for label in known}
+        )
+        self.no_mask_embed: nn.Embedding | None = None
+        self.mask_downscaling: nn.Sequential | None = None
+        if config.mask_prompts:
+            self.no_mask_embed = nn.Embedding(1, channels)
+            self.mask_downscaling = nn.Sequential(
+                nn.Conv2d(1, 4, kernel_size=2, stride=2),
+                LayerNorm2d(4),
+                nn.GELU(),
+                nn.Conv2d(4, 16, kernel_size=2, stride=2),
+                LayerNorm2d(16),
+                nn.GELU(),
+                nn.Conv2d(16, channels, kernel_size=1),
+            )
+
+    def forward(
+        self, prompts: Prompts
+    ) -> tuple[Float[Tensor, "b q t c"], Float[Tensor, "b q c gh gw"] | None]:
+        """Tokens of the points and boxes, and what is added to the image's features.
+
+        Returns:
+            One token a slot, and the dense part: [b, q, c, g, g] for mask prompts,
+            [b, q, c, 1, 1] for SAM without one, None for models that know no masks.
+
+        Raises:
+            ValueError: More points than the model has slots, or a mask for a model without.
+        """
+        points, labels = self.slots(prompts)
+        points = points.where(points >= 0, -1.0)  # as released: below 0 is "no point" and stays -1
+        position = self.pe_layer((points + 0.5) / self.image_size)
+        if self.config.padding_position == "zeroed":
+            position = position.masked_fill((labels == Label.PADDING)[..., None], 0.0)
+        return position + self._label_table()[labels + 1], self._dense(prompts)
+
+    def slots(
+        self, prompts: Prompts
+    ) -> tuple[Float[Tensor, "b q t 2"], Int64[Tensor, "b q t"]]:
+        """Points and box corners side by side, filled up with padding to the model's slots."""
+        points, labels = prompts.points_px, prompts.labels
+        fill = 0
+        if prompts.boxes_xyxy_px is not None:
+            points = torch.cat([points, prompts.boxes_xyxy_px.unflatten(-1, (2, 2))], dim=2)
+            corner = labels.new_tensor([Label.TOP_LEFT, Label.BOTTOM_RIGHT])
+            labels = torch.cat([labels, corner.expand(*labels.shape[:2], 2)], dim=2)
+        elif self.config.max_points is None:
+            fill = 1  # SAM tells "no box" by one padding point
+        if self.config.max_points is not None:
+            fill = self.config.max_points - labels.shape[-1]
+            if fill < 0:
+                raise ValueError(
+                    f"{labels.shape[-1]} points in a prompt (a box counts as two), but this model "
+                    f"takes at most {self.config.max_points}"
+                )
+        points = F.pad(points, (0, 0, 0, fill), value=-1.0)
+        return points, F.pad(labels, (0, fill), value=int(Label.PADDING))
+
+    def dense_position(self) -> Float[Tensor, "1 c g g"]:
+        """The position of every image token, in the same code as the points."""
+        return self.pe_layer.grid(self.grid_size)
+
+    def _label_table(self) -> Float[Tensor, "5 c"]:
+        rows = {name: vector.weight for name, vector in self.label_vectors.items()}
+        nothing = torch.zeros_like(rows["positive"])  # an unknown label keeps its bare position
+        return torch.cat([rows.get(label.name.lower(), nothing) for label in Label])
+
+    def _dense(self, prompts: Prompts) -> Float[Tensor, "b q c gh gw"] | None:
+        if self.mask_downscaling is None or self.no_mask_embed is None:
+            if prompts.mask_logits is not None:
+                raise ValueError("this model takes no mask prompts")
+            return None
+        if prompts.mask_logits is None:
+            return self.no_mask_embed.weight[None, None, 0, :, None, None]
+        masks = prompts.mask_logits.flatten(0, 1)[:, None]
+        dense: Tensor = self.mask_downscaling(masks)
+        return dense.unflatten(0, prompts.mask_logits.shape[:2])

@@ -1,0 +1,151 @@
+"""Image encoders: the plain ViT of EfficientSAM and SAM's ViT with windows.
+
+Axes: b images, n tokens, v visible tokens, c channels, h w pixels, gh gw tokens a side.
+"""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int64
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models.vision_transformer import Block
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor, nn
+
+from efficientsam_pl.models.config import EncoderConfig
+from efficientsam_pl.models.neck import neck
+
+_NORM_EPS = 1e-6
+
+
+class PlainViT(nn.Module):
+    """Patches, positions and blocks with global attention; no norm at the end, as released.
+
+    `pos_embed` keeps the slot of the class token in front ([1, 1 + grid^2, c]) as the released
+    file does, and is resized to the photo's grid (bicubic, align_corners=False).
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(
+            img_size=None, patch_size=config.patch_size, embed_dim=config.width, flatten=False
+        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.position_grid**2, config.width))
+        self.cls_token = (
+            nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.heads,
+                qkv_bias=True,
+                norm_layer=partial(nn.LayerNorm, eps=_NORM_EPS),
+            )
+            for _ in range(config.depth)
+        )
+        _set_attention(self.blocks, config.attention)
+        self.width = config.width
+        _initialise_as_mae(self)
+
+    def forward(
+        self, pixels: Float[Tensor, "b 3 h w"], visible: Int64[Tensor, "b v"] | None = None
+    ) -> Float[Tensor, "b n c"]:
+        """Features of all tokens, or of the visible ones alone in the order given.
+
+        Args:
+            pixels: Normalised photo; both sides multiples of the patch size.
+            visible: Which tokens the blocks see, as in MAE; row-major over the grid.
+        """
+        patches = self.patch_embed(pixels)
+        grid = list(patches.shape[-2:])
+        tokens = patches.flatten(2).transpose(1, 2) + self.positions(grid)
+        if visible is not None:
+            tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.width))
+        if self.cls_token is not None:
+            first = self.cls_token + self.pos_embed[:, :1]
+            tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens if self.cls_token is None else tokens[:, 1:]
+
+    def positions(self, grid: list[int]) -> Float[Tensor, "1 n c"]:
+        """The learned positions on a grid of [rows, columns] tokens."""
+        # antialias would switch torch to another bicubic kernel than the released one
+        resized: Tensor = resample_abs_pos_embed(
+            self.pos_embed[:, 1:], grid, num_prefix_tokens=0, antialias=False
+        )
+        return resized
+
+
+class ImageEncoder(nn.Module):
+    """A plain ViT and its neck: the encoder of EfficientSAM."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.trunk = PlainViT(config)
+        self.neck = neck(config.width, config.neck_channels)
+        self.patch_size = config.patch_size
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c gh gw"]:
+        """Normalised photos to features at a sixteenth of their size."""
+        rows, columns = (side // self.patch_size for side in pixels.shape[-2:])
+        tokens = self.trunk(pixels)
+        features: Tensor = self.neck(tokens.transpose(1, 2).unflatten(2, (rows, columns)))
+        return features
+
+
+class SamImageEncoder(nn.Module):
+    """SAM's encoder, neck included. Positions adapt to any photo of whole patches."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.trunk = VisionTransformerSAM(
+            img_size=config.position_grid * config.patch_size,
+            patch_size=config.patch_size,
+            num_classes=0,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            norm_layer=partial(nn.LayerNorm, eps=_NORM_EPS),
+            use_rel_pos=True,
+            window_size=config.window,
+            global_attn_indexes=config.global_blocks,
+            neck_chans=config.neck_channels,
+        )
+        _set_attention(self.trunk.blocks, config.attention)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c gh gw"]:
+        """Normalised photos to features at a sixteenth of their size."""
+        features: Tensor = self.trunk.forward_features(pixels)
+        return features
+
+    def trunk_features(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c gh gw"]:
+        """The last block's output, before the neck, at the trunk's width."""
+        last: list[Tensor] = self.trunk.forward_intermediates(
+            pixels, indices=1, intermediates_only=True
+        )
+        return last[0]
+
+
+def build_encoder(config: EncoderConfig) -> ImageEncoder | SamImageEncoder:
+    """The encoder that a config describes, freshly initialised."""
+    return ImageEncoder(config) if config.kind == "vit" else SamImageEncoder(config)
+
+
+def _set_attention(blocks: nn.Module, attention: str) -> None:
+    for block in blocks.children():
+        block.attn.fused_attn = attention == "fused"
+
+
+def _initialise_as_mae(vit: PlainViT) -> None:
+    """MAE, appendix A.1: xavier for linears, the patch projection treated as one of them."""
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    projection = vit.patch_embed.proj
+    nn.init.xavier_uniform_(projection.weight.flatten(1))
+    nn.init.zeros_(projection.bias)
+    nn.init.trunc_normal_(vit.pos_embed, std=0.02)
+    if vit.cls_token is not None:
+        nn.init.normal_(vit.cls_token, std=0.02)

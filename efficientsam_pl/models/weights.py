@@ -1,0 +1,192 @@
+"""Weights in and out: which released name is which of ours, and files that are read strictly.
+
+Known layouts: released EfficientSAM (under the key "model", possibly inside a .zip), released
+SAM, and our own safetensors, whose header carries a format version and the model's config.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+FORMAT = "efficientsam_pl"
+FORMAT_VERSION = "1"
+
+_DECODER_COMMON = (
+    (r"^image_encoder\.(patch_embed|pos_embed|blocks)", r"image_encoder.trunk.\1"),
+    (r"output_hypernetworks_mlps\.", "hypernetworks."),
+    (r"iou_prediction_head\.", "iou_head."),
+)
+_EFFICIENT_SAM = (
+    *_DECODER_COMMON,
+    (r"prompt_encoder\.invalid_points\.", "prompt_encoder.label_vectors.padding."),
+    (r"prompt_encoder\.point_embeddings\.", "prompt_encoder.label_vectors.positive."),
+    (r"prompt_encoder\.bbox_top_left_embeddings\.", "prompt_encoder.label_vectors.top_left."),
+    (
+        r"prompt_encoder\.bbox_bottom_right_embeddings\.",
+        "prompt_encoder.label_vectors.bottom_right.",
+    ),
+    (r"final_output_upscaling_layers\.0\.", "upscaling."),
+    (r"final_output_upscaling_layers\.1\.0\.", "upscaling.3."),
+    (r"(transformer\.layers\.\d+\.mlp)\.layers\.0\.0\.", r"\1.fc1."),
+    (r"(transformer\.layers\.\d+\.mlp)\.fc\.", r"\1.fc2."),
+    (r"(hypernetworks\.\d+|iou_head)\.layers\.0\.0\.", r"\1.0."),
+    (r"(hypernetworks\.\d+|iou_head)\.layers\.1\.0\.", r"\1.2."),
+    (r"(hypernetworks\.\d+|iou_head)\.fc\.", r"\1.4."),
+)
+_SAM = (
+    *_DECODER_COMMON,
+    (r"^image_encoder\.neck", "image_encoder.trunk.neck"),
+    (r"\.mlp\.lin(\d)\.", r".mlp.fc\1."),
+    (r"prompt_encoder\.not_a_point_embed\.", "prompt_encoder.label_vectors.padding."),
+    (r"prompt_encoder\.point_embeddings\.0\.", "prompt_encoder.label_vectors.negative."),
+    (r"prompt_encoder\.point_embeddings\.1\.", "prompt_encoder.label_vectors.positive."),
+    (r"prompt_encoder\.point_embeddings\.2\.", "prompt_encoder.label_vectors.top_left."),
+    (r"prompt_encoder\.point_embeddings\.3\.", "prompt_encoder.label_vectors.bottom_right."),
+    (r"output_upscaling\.", "upscaling."),
+    (r"(hypernetworks\.\d+|iou_head)\.layers\.0\.", r"\1.0."),
+    (r"(hypernetworks\.\d+|iou_head)\.layers\.1\.", r"\1.2."),
+    (r"(hypernetworks\.\d+|iou_head)\.layers\.2\.", r"\1.4."),
+)
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be read or does not fit the model; one line for the user."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Tensors by our names, and what our own files say about themselves."""
+
+    state: dict[str, Tensor]
+    config: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+
+
+def read_weights(path: str) -> WeightsFile:
+    """Tensors of a released or own file, renamed to our layout.
+
+    Raises:
+        WeightsError: No such file, not a weights file, or an unknown format version.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"weights: no such file: {path}")
+    if path.endswith(".safetensors"):
+        return _read_safetensors(path)
+    return WeightsFile(rename_released(_read_pickle(path)))
+
+
+def rename_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A released EfficientSAM or SAM state dict in our names; our own passes unchanged."""
+    if "prompt_encoder.invalid_points.weight" in state:
+        rules: Iterable[tuple[str, str]] = _EFFICIENT_SAM
+    elif "prompt_encoder.not_a_point_embed.weight" in state:
+        rules = _SAM
+    else:
+        return dict(state)
+    compiled = [(re.compile(pattern), ours) for pattern, ours in rules]
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, ours in compiled:
+            name = pattern.sub(ours, name)  # noqa: PLW2901
+        renamed[name] = tensor
+    return renamed
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies tensors into a module whose names and shapes must match exactly.
+
+    Raises:
+        WeightsError: Names what is missing, left over, or of another shape.
+    """
+    ours = module.state_dict()
+    missing = sorted(ours.keys() - state.keys())
+    surplus = sorted(state.keys() - ours.keys())
+    other_shape = [
+        f"{name} {list(state[name].shape)} for {list(ours[name].shape)}"
+        for name in sorted(ours.keys() & state.keys())
+        if state[name].shape != ours[name].shape
+    ]
+    problems = [
+        f"{title}: {_short(names)}"
+        for title, names in (
+            ("missing", missing),
+            ("left over", surplus),
+            ("of another shape", other_shape),
+        )
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"{source} holds weights of another model; {'; '.join(problems)}")
+    module.load_state_dict(dict(state), strict=True)
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def safetensors_header(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
+    """The header of our own files: format, its version, the model's config, how it came about."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": json.dumps(config),
+        "provenance": json.dumps(provenance),
+    }
+
+
+def _read_safetensors(path: str) -> WeightsFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"weights: {path} is no safetensors file ({error})") from error
+    if header.get("format") != FORMAT:
+        return WeightsFile(rename_released(state))
+    if header["format_version"] != FORMAT_VERSION:
+        raise WeightsError(
+            f"weights: {path} has format version {header['format_version']}, "
+            f"this program reads version {FORMAT_VERSION}"
+        )
+    return WeightsFile(state, json.loads(header["config"]), json.loads(header["provenance"]))
+
+
+def _read_pickle(path: str) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(_unzipped(path), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"weights: {path} cannot be read as a checkpoint ({reason})") from error
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"weights: {path} holds no state dict of tensors")
+    return state
+
+
+def _unzipped(path: str) -> str | io.BytesIO:
+    """The .pt inside a released .zip; torch's own files are zips too, told by their data.pkl."""
+    if not zipfile.is_zipfile(path):
+        return path
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith("data.pkl") for name in names):
+            return path
+        inside = [name for name in names if name.endswith((".pt", ".pth"))]
+        if len(inside) != 1:
+            raise WeightsError(f"weights: {path} holds {len(inside)} .pt files, one is expected")
+        return io.BytesIO(archive.read(inside[0]))
+
+
+def _short(names: list[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

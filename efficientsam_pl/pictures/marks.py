@@ -1,0 +1,142 @@
+"""What is drawn above the masks: boxes, clicks and label chips, at sizes that suit the photo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from efficientsam_pl.pictures.palette import WHITE, Rgb, font, ink_on
+from efficientsam_pl.structures import Label
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+_CLICK_COLOURS: dict[int, Rgb] = {Label.POSITIVE: (18, 158, 70), Label.NEGATIVE: (220, 38, 38)}
+_SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Pen:
+    """Sizes in pixels."""
+
+    line: int
+    edge: int
+    click_radius: int
+    text: int
+
+    @staticmethod
+    def for_photo(width: int, height: int) -> Pen:
+        """Sizes that look alike on a small and on a large photo."""
+        side = math.sqrt(width * height)
+        return Pen(
+            line=max(2, round(side / 400)),
+            edge=max(1, round(side / 900)),
+            click_radius=max(8, round(side / 48)),
+            text=max(11, round(side / 42)),
+        )
+
+
+def draw_box(canvas: Image.Image, box_xyxy: Box, colour: Rgb, pen: Pen) -> None:
+    """A frame whose middle line runs through the corners, with a white edge on both sides."""
+    xs, ys = sorted(box_xyxy[0::2]), sorted(box_xyxy[1::2])
+    draw = ImageDraw.Draw(canvas)
+    for edge, ink in ((pen.edge, WHITE), (0, colour)):
+        reach = pen.line // 2 + edge
+        outer = (
+            round(xs[0]) - reach,
+            round(ys[0]) - reach,
+            round(xs[1]) + reach,
+            round(ys[1]) + reach,
+        )
+        draw.rectangle(outer, outline=ink, width=pen.line + 2 * edge)
+
+
+def draw_click(canvas: Image.Image, point_xy: Point, label: int, pen: Pen) -> None:
+    """A green star or a red disc with a minus: told apart by shape too. Other labels: nothing."""
+    if label not in _CLICK_COLOURS:
+        return
+    half = pen.click_radius + 1
+    tile = Image.new("RGBA", (2 * half * _SUPERSAMPLING,) * 2, (*WHITE, 0))
+    draw = ImageDraw.Draw(tile)
+    middle, radius = half * _SUPERSAMPLING, pen.click_radius * _SUPERSAMPLING
+    if label == Label.POSITIVE:
+        draw.polygon(_star(middle, radius), fill=WHITE)
+        draw.polygon(_star(middle, 0.68 * radius), fill=_CLICK_COLOURS[label])
+    else:
+        draw.circle((middle, middle), 0.78 * radius, fill=WHITE)
+        draw.circle((middle, middle), 0.58 * radius, fill=_CLICK_COLOURS[label])
+        long, short = 0.32 * radius, 0.1 * radius
+        bar = (middle - long, middle - short, middle + long, middle + short)
+        draw.rectangle(bar, fill=WHITE)
+    tile = tile.resize((2 * half, 2 * half), Image.Resampling.BOX)
+    canvas.paste(tile, (round(point_xy[0]) - half, round(point_xy[1]) - half), tile)
+
+
+def click_frame(point_xy: Point, pen: Pen) -> Box:
+    """The square that a click covers."""
+    (x, y), r = point_xy, pen.click_radius
+    return x - r, y - r, x + r, y + r
+
+
+def draw_chip(
+    canvas: Image.Image, text: str, anchor: Box, colour: Rgb, pen: Pen, taken: Sequence[Box]
+) -> Box:
+    """A rounded label near `anchor`, off the frames in `taken` where there is room.
+
+    Returns:
+        The frame that it covers.
+    """
+    letters, pad = font(pen.text), max(3, pen.text // 3)
+    size = (math.ceil(letters.getlength(text)) + 2 * pad, pen.text + pad + 2)
+    frame = _free_place(size, anchor, canvas.size, pen, taken)
+    chip = Image.new("RGBA", (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING), (*WHITE, 0))
+    corner = pen.text * _SUPERSAMPLING // 3
+    rounded = ImageDraw.Draw(chip)
+    rim = (0, 0, chip.width - 1, chip.height - 1)
+    rounded.rounded_rectangle(rim, corner, fill=colour, outline=WHITE, width=_SUPERSAMPLING)
+    chip = chip.resize(size, Image.Resampling.BOX)
+    middle = (size[0] / 2, size[1] / 2)
+    ImageDraw.Draw(chip).text(middle, text, fill=ink_on(colour), font=letters, anchor="mm")
+    canvas.paste(chip, (int(frame[0]), int(frame[1])), chip)
+    return frame
+
+
+def _free_place(
+    size: tuple[int, int], anchor: Box, photo: tuple[int, int], pen: Pen, taken: Sequence[Box]
+) -> Box:
+    """The first place that overlaps least: above the anchor, below it, then down along its side."""
+    x0, y0, x1, y1 = anchor
+    width, height = size
+    gap = pen.line + pen.edge + 1
+    tops = [y0 - height - gap, y1 + gap, y0 + gap]
+    tops += [y0 + gap + row * (height + 1) for row in range(1, 8)]
+    best, least = None, math.inf
+    for top in tops:
+        for left in (x0, x1 - width, (x0 + x1 - width) / 2):
+            inside_x = max(0.0, min(round(left), photo[0] - width))
+            inside_y = max(0.0, min(round(top), photo[1] - height))
+            frame = (inside_x, inside_y, inside_x + width, inside_y + height)
+            # a place that had to be pushed back into the photo may hide what it names
+            hidden = sum(_overlap(frame, other) for other in taken)
+            hidden += 0.5 * (abs(inside_y - top) + abs(inside_x - left))
+            if hidden < least:
+                best, least = frame, hidden
+    assert best is not None
+    return best
+
+
+def _overlap(a: Box, b: Box) -> float:
+    across = min(a[2], b[2]) - max(a[0], b[0])
+    down = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, across) * max(0.0, down)
+
+
+def _star(middle: float, radius: float) -> list[Point]:
+    corners = []
+    for i in range(10):
+        angle, reach = math.pi * (i / 5 - 0.5), radius * (0.5 if i % 2 else 1.0)
+        corners.append((middle + reach * math.cos(angle), middle + reach * math.sin(angle)))
+    return corners

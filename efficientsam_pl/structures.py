@@ -1,0 +1,153 @@
+"""The records that cross borders: what a stage hands to the next, with shapes and units.
+
+Axes: b images in a batch, q prompts an image (one mask each), k candidate masks a prompt,
+p points a prompt, h w pixels. A coordinate is (x, y) with pixel centres at whole numbers,
+as in SAM; a box is (x0, y0, x1, y1). `valid` is True for what is real, False for padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class Label(IntEnum):
+    """What a point of a prompt means; the numbers are SAM's."""
+
+    PADDING = -1
+    NEGATIVE = 0
+    POSITIVE = 1
+    TOP_LEFT = 2
+    BOTTOM_RIGHT = 3
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """A record of tensors that moves between devices as one."""
+
+    def _map(self, name: str, *args: Any, **kwargs: Any) -> Self:
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = getattr(value, name)(*args, **kwargs)
+        return replace(self, **moved)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The same record with every tensor moved as by `Tensor.to`."""
+        return self._map("to", *args, **kwargs)
+
+    def pin_memory(self) -> Self:
+        """The same record in page-locked memory, for DataLoader."""
+        return self._map("pin_memory")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One sample that could not be used: where it lies and what is wrong with it."""
+
+    shard: str
+    key: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class ImageBatch(_OnDevice):
+    """Photos for pretraining, already cropped to the student's size.
+
+    `draw_key` is a number made of (seed, epoch, sample): every random choice about a sample
+    is a function of it, so that another world size draws the same.
+    """
+
+    image: UInt8[Tensor, "b 3 h w"]
+    draw_key: Int64[Tensor, "b"]
+    valid: Bool[Tensor, "b"]
+    key: tuple[str, ...]
+    damage: tuple[Damage, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class MaskBatch(_OnDevice):
+    """Photos with some of their masks, at the model's size and by its resize rule.
+
+    Coordinates are model pixels, measured at image precision before the masks were reduced
+    to the loss resolution. `content_hw` is the part of `image` that is photo, the rest is
+    padding. `clicks_px` are uniform random foreground pixels of each mask.
+    """
+
+    image: UInt8[Tensor, "b 3 h w"]
+    content_hw: Int64[Tensor, "b 2"]
+    masks: Bool[Tensor, "b q mh mw"]
+    boxes_xyxy_px: Float[Tensor, "b q 4"]
+    clicks_px: Float[Tensor, "b q p 2"]
+    valid: Bool[Tensor, "b q"]
+    draw_key: Int64[Tensor, "b"]
+    key: tuple[str, ...]
+    damage: tuple[Damage, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class Prompts(_OnDevice):
+    """What the user points at, in model pixels; labels as in `Label`, corners included.
+
+    `boxes_xyxy_px` is a shorthand for two labelled corners in every prompt. Prompts of mixed
+    kinds in one batch are written as points with labels TOP_LEFT and BOTTOM_RIGHT.
+    """
+
+    points_px: Float[Tensor, "b q p 2"]
+    labels: Int64[Tensor, "b q p"]
+    boxes_xyxy_px: Float[Tensor, "b q 4"] | None = None
+    mask_logits: Float[Tensor, "b q mh mw"] | None = None
+
+    @staticmethod
+    def of_boxes(boxes_xyxy_px: Float[Tensor, "b q 4"]) -> Prompts:
+        """One box each, no clicks."""
+        b, q, _ = boxes_xyxy_px.shape
+        none = boxes_xyxy_px.new_zeros(b, q, 0, 2)
+        return Prompts(none, none[..., 0].long(), boxes_xyxy_px)
+
+    @staticmethod
+    def of_clicks(points_px: Float[Tensor, "b q p 2"]) -> Prompts:
+        """Positive clicks only."""
+        labels = torch.full(points_px.shape[:3], Label.POSITIVE, device=points_px.device)
+        return Prompts(points_px, labels)
+
+
+@dataclass(frozen=True)
+class Prediction(_OnDevice):
+    """The mask decoder's answer: k masks a prompt with the IoU it expects of each.
+
+    Logits are at a quarter of the model's size, over the model's square frame (padding too).
+    From the decoder k counts all mask tokens, the single mask (token 0) first.
+    """
+
+    low_res_logits: Float[Tensor, "b q k mh mw"]
+    iou: Float[Tensor, "b q k"]
+
+    def candidates(self) -> Prediction:
+        """The masks of tokens 1.., meant for ambiguous prompts."""
+        return Prediction(self.low_res_logits[:, :, 1:], self.iou[:, :, 1:])
+
+    def single(self) -> Prediction:
+        """The mask of token 0 alone."""
+        return Prediction(self.low_res_logits[:, :, :1], self.iou[:, :, :1])
+
+    def best(self) -> Prediction:
+        """Of the masks here, the one with the highest expected IoU; k becomes 1."""
+        chosen = self.iou.argmax(dim=2, keepdim=True)
+        where = chosen[..., None, None].expand(-1, -1, -1, *self.low_res_logits.shape[-2:])
+        return Prediction(self.low_res_logits.gather(2, where), self.iou.gather(2, chosen))

@@ -1,1 +1,26 @@
-"""Train small Segment Anything models."""
+"""Train small Segment Anything models, and use them.
+
+The few names that users import are loaded when first asked for, so that `import efficientsam_pl`
+stays free of torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from efficientsam_pl.commands.models import load_model
+    from efficientsam_pl.inference.predictor import Predictor, SamPredictor
+
+__all__ = ["Predictor", "SamPredictor", "load_model"]
+_HOMES = {
+    "load_model": "efficientsam_pl.commands.models",
+    "Predictor": "efficientsam_pl.inference.predictor",
+    "SamPredictor": "efficientsam_pl.inference.predictor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -36,7 +36,8 @@ class Resize:
             return Resize(image_hw, (side, side), side, rule)
         height, width = image_hw
         scale = side / max(height, width)
-        return Resize(image_hw, (int(height * scale + 0.5), int(width * scale + 0.5)), side, rule)
+        content_hw = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        return Resize(image_hw, content_hw, side, rule)
 
     def scale_xy(self) -> tuple[float, float]:
         """Model pixels per image pixel along x and y."""

@@ -44,9 +44,11 @@ def from_coco(segmentation: Any, height: int, width: int) -> Rle:
     """Run-lengths of any COCO segmentation: polygons, uncompressed or compressed run-lengths.
 
     Raises:
-        ValueError: Run-lengths whose size is not the photo's.
+        ValueError: Run-lengths whose size is not the photo's, or a polygon without three corners.
     """
     if isinstance(segmentation, list):
+        if not segmentation or min(map(len, segmentation)) < 6:
+            raise ValueError("a polygon of fewer than three corners")
         return _to_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"run-lengths of size {segmentation['size']}, photo {[height, width]}")
@@ -63,7 +65,8 @@ def area(rle: Rle) -> int:
 def box_xyxy(rle: Rle) -> tuple[float, float, float, float]:
     """Tight box through the outermost foreground pixel centres: (x0, y0, x1, y1).
 
-    A single pixel at (3, 5) gives (3, 5, 3, 5): w = xmax - xmin, as in SA-1B.
+    A single pixel at (3, 5) gives (3, 5, 3, 5): w = xmax - xmin, as in SA-1B. An empty
+    mask gives (0, 0, -1, -1).
     """
     x, y, w, h = coco_mask.toBbox(rle)
     return float(x), float(y), float(x + w - 1), float(y + h - 1)

@@ -163,3 +163,19 @@ class SamiConfig:
     def visible_tokens(self) -> int:
         """How many of the student's tokens the encoder sees."""
         return int(self.student.grid() ** 2 * (1 - self.mask_ratio))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which segmenter, and where its weights start."""
+
+    name: str = "efficient_sam_ti"  # one of NAMED, or a YAML file in SegmenterConfig's form
+    weights: str | None = None  # of the whole model: released, or our own
+    encoder: str | None = None  # a pretrained encoder, from `efficientsam pretrain`
+
+    def __post_init__(self) -> None:
+        if self.weights and self.encoder:
+            raise ValueError(
+                f"weights={self.weights} holds an encoder already; drop it or "
+                f"encoder={self.encoder}"
+            )

@@ -17,8 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from efficientsam_pl.errors import UserError
+
 FORMAT = "efficientsam_pl"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "1"  # of our safetensors files
+CHECKPOINT_VERSION = 1  # of what a checkpoint tells about itself, under the key FORMAT
 
 _DECODER_COMMON = (
     (r"^image_encoder\.(patch_embed|pos_embed|blocks)", r"image_encoder.trunk.\1"),
@@ -58,7 +61,7 @@ _SAM = (
 )
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A weights file that cannot be read or does not fit the model; one line for the user."""
 
 

@@ -28,14 +28,21 @@ class Pen:
     text: int
 
     @staticmethod
-    def for_photo(width: int, height: int) -> Pen:
-        """Sizes that look alike on a small and on a large photo."""
-        side = math.sqrt(width * height)
+    def for_photo(width: int, height: int, shown_px: int | None = None) -> Pen:
+        """Sizes that look alike on a small and on a large photo.
+
+        Args:
+            width: Of the photo.
+            height: Of the photo.
+            shown_px: The longer side at which the picture will be looked at; None: as it is.
+        """
+        shown = 1.0 if shown_px is None else shown_px / max(width, height)
+        side = shown * math.sqrt(width * height)
         return Pen(
-            line=max(2, round(side / 400)),
-            edge=max(1, round(side / 900)),
-            click_radius=max(8, round(side / 48)),
-            text=max(11, round(side / 42)),
+            line=round(max(2, side / 280) / shown) or 1,
+            edge=round(max(1, side / 800) / shown) or 1,
+            click_radius=round(max(8, side / 48) / shown) or 1,
+            text=round(max(11, side / 42) / shown) or 1,
         )
 
 
@@ -61,7 +68,7 @@ def draw_click(canvas: Image.Image, point_xy: Point, label: int, pen: Pen) -> No
     half = pen.click_radius + 1
     tile = Image.new("RGBA", (2 * half * _SUPERSAMPLING,) * 2, (*WHITE, 0))
     draw = ImageDraw.Draw(tile)
-    middle, radius = half * _SUPERSAMPLING, pen.click_radius * _SUPERSAMPLING
+    middle, radius = float(half * _SUPERSAMPLING), float(pen.click_radius * _SUPERSAMPLING)
     if label == Label.POSITIVE:
         draw.polygon(_star(middle, radius), fill=WHITE)
         draw.polygon(_star(middle, 0.68 * radius), fill=_CLICK_COLOURS[label])
@@ -107,25 +114,24 @@ def draw_chip(
 def _free_place(
     size: tuple[int, int], anchor: Box, photo: tuple[int, int], pen: Pen, taken: Sequence[Box]
 ) -> Box:
-    """The first place that overlaps least: above the anchor, below it, then down along its side."""
-    x0, y0, x1, y1 = anchor
-    width, height = size
+    """Above the anchor, below, beside or in it: the first place that hides least."""
+    (x0, y0, x1, y1), (width, height) = anchor, size
     gap = pen.line + pen.edge + 1
-    tops = [y0 - height - gap, y1 + gap, y0 + gap]
-    tops += [y0 + gap + row * (height + 1) for row in range(1, 8)]
-    best, least = None, math.inf
-    for top in tops:
-        for left in (x0, x1 - width, (x0 + x1 - width) / 2):
-            inside_x = max(0.0, min(round(left), photo[0] - width))
-            inside_y = max(0.0, min(round(top), photo[1] - height))
-            frame = (inside_x, inside_y, inside_x + width, inside_y + height)
-            # a place that had to be pushed back into the photo may hide what it names
-            hidden = sum(_overlap(frame, other) for other in taken)
-            hidden += 0.5 * (abs(inside_y - top) + abs(inside_x - left))
-            if hidden < least:
-                best, least = frame, hidden
-    assert best is not None
-    return best
+    lefts = (x0, x1 - width, (x0 + x1 - width) / 2)
+    places = [(left, top) for top in (y0 - height - gap, y1 + gap) for left in lefts]
+    steps = [y0 + gap + row * (height + 1) for row in range(8)]
+    places += [(left, top) for left in (x1 + gap, x0 - width - gap) for top in steps]
+    places += [(left, top) for top in steps for left in lefts]
+    frames = []
+    for left, top in places:
+        x = max(0.0, float(min(round(left), photo[0] - width)))
+        y = max(0.0, float(min(round(top), photo[1] - height)))
+        frames.append((x, y, x + width, y + height))
+
+    def hidden(frame: Box) -> float:
+        return sum(_overlap(frame, other) for other in taken) + 0.3 * _overlap(frame, anchor)
+
+    return min(frames, key=hidden)
 
 
 def _overlap(a: Box, b: Box) -> float:

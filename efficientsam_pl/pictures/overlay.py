@@ -55,6 +55,7 @@ def overlay(
     masks: Bool[np.ndarray, "q h w"],
     prompts: Sequence[DrawnPrompt] = (),
     iou: Sequence[float] = (),
+    shown_px: int | None = None,
 ) -> Image.Image:
     """The photo with each mask tinted and outlined in its own colour, and its prompt.
 
@@ -63,6 +64,8 @@ def overlay(
         masks: May overlap or be empty; smaller ones are drawn over larger ones.
         prompts: The i-th has the colour of the i-th mask; their numbers need not agree.
         iou: Predicted IoU of each mask, shown as a label near it; or nothing.
+        shown_px: The longer side at which the picture will be looked at, for instance a cell of a
+            contact sheet: lines and letters are drawn so as to be readable there.
 
     Raises:
         ValueError: `iou` is neither empty nor one number per mask.
@@ -70,7 +73,7 @@ def overlay(
     if len(iou) not in (0, len(masks)):
         raise ValueError(f"{len(iou)} IoU values for {len(masks)} masks")
     canvas = Image.fromarray(image)
-    pen = Pen.for_photo(*canvas.size)
+    pen = Pen.for_photo(*canvas.size, shown_px)
     drawn = [_cut_out(mask, mask_colour(i)) for i, mask in enumerate(masks)]
     large_first = sorted(filter(None, drawn), key=lambda m: -np.count_nonzero(m.inside))
     for mask in large_first:
@@ -138,9 +141,8 @@ def _draw_prompts(canvas: Image.Image, prompts: Sequence[DrawnPrompt], pen: Pen)
 def _around(mask: _Drawn | None, prompted: Box | None, photo: tuple[int, int]) -> Box:
     """Where a mask's label belongs: at the mask and its box, else at the prompt or the photo."""
     if mask is None:
-        return prompted or (0, 0, *photo)
+        return prompted or (0.0, 0.0, float(photo[0]), float(photo[1]))
+    x0, y0, x1, y1 = (float(side) for side in mask.extent)
     if prompted is None:
-        return mask.extent
-    lower = (min(a, b) for a, b in zip(mask.extent[:2], prompted[:2], strict=True))
-    upper = (max(a, b) for a, b in zip(mask.extent[2:], prompted[2:], strict=True))
-    return (*lower, *upper)  # type: ignore[return-value]
+        return x0, y0, x1, y1
+    return min(x0, prompted[0]), min(y0, prompted[1]), max(x1, prompted[2]), max(y1, prompted[3])

@@ -11,7 +11,7 @@ Rgb = tuple[int, int, int]
 # IBM's colour-blind-safe set, lightened for photos, with cyan and yellow between; no green and
 # no red, which belong to the clicks
 MASK_COLOURS: tuple[Rgb, ...] = (
-    (61, 139, 255),
+    (30, 120, 255),
     (255, 159, 0),
     (226, 45, 138),
     (38, 208, 224),
@@ -24,7 +24,9 @@ INK: Rgb = (24, 27, 33)
 MUTED: Rgb = (100, 106, 116)
 
 # Pillow's font has little beyond ASCII and draws the rest as empty boxes
-_SPELLED_OUT = str.maketrans({"→": "->", "–": "-", "—": "-", "−": "-", "×": "x", "≥": ">="})
+_SPELLED_OUT = str.maketrans(
+    {"→": "->", "—": "-", "\N{EN DASH}": "-", "\N{MINUS SIGN}": "-", "≥": ">="}
+)
 
 
 def mask_colour(index: int) -> Rgb:
@@ -33,10 +35,11 @@ def mask_colour(index: int) -> Rgb:
 
 
 def ink_on(background: Rgb) -> Rgb:
-    """Dark or white letters, whichever has more contrast (WCAG 2.2, relative luminance)."""
+    """Dark or white letters, whichever is easier to read on this colour."""
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return WHITE if luminance < 0.2 else INK
+    # by WCAG's formula dark wins from 0.18 on, but on a full blue white is read more easily
+    return WHITE if luminance < 0.25 else INK
 
 
 @lru_cache(maxsize=16)

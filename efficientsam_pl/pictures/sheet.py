@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
-from efficientsam_pl.pictures.palette import INK, MUTED, WHITE, Rgb, fitted, font
+from efficientsam_pl.pictures.palette import INK, MUTED, Rgb, fitted, font
 
 ERROR_LEGEND = "green: hit, red: too much, blue: missed"
 
@@ -35,6 +34,10 @@ class SheetLayout:
         text = max(12, round(cell_px / 15))
         return SheetLayout(cell_px, max(6, round(cell_px / 20)), text, 2 * text)
 
+    def left(self, column: int) -> int:
+        """Where a column begins; the one after the last gives the sheet's width."""
+        return self.gap + column * (self.cell + self.gap)
+
 
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]],
@@ -47,34 +50,30 @@ def contact_sheet(
     Args:
         rows: One picture for each column. Scaled, aspect kept, so that the longer side is
             `cell_px`; a row is as high as its highest picture.
-        column_titles: One for each column.
-        row_titles: None, or one for each row.
+        column_titles: One for each column, cut off where it is wider than the column.
+        row_titles: One for each row, or nothing.
         cell_px: Width of a column.
 
     Raises:
         ValueError: A row or the row titles have the wrong length.
     """
-    for i, row in enumerate(rows):
-        if len(row) != len(column_titles):
-            raise ValueError(f"row {i} has {len(row)} pictures, {len(column_titles)} titles")
-    if len(row_titles) not in (0, len(rows)):
-        raise ValueError(f"{len(row_titles)} row titles for {len(rows)} rows")
+    _check_counts([len(row) for row in rows], len(column_titles), len(row_titles))
     layout = SheetLayout.for_cell(cell_px)
     cells = [[_scaled(picture, cell_px) for picture in row] for row in rows]
-    above_row = layout.title_height if row_titles else 0
-    heights = [above_row + max((c.height for c in row), default=0) + layout.gap for row in cells]
-    tops = np.cumsum([layout.gap + layout.title_height, *heights]).tolist()
-    lefts = [layout.gap + i * (cell_px + layout.gap) for i in range(len(column_titles) + 1)]
-    sheet = Image.new("RGB", (max(lefts[-1], 2 * layout.gap), tops[-1]), _PAPER)
-    for left, title in zip(lefts, column_titles, strict=False):
-        _write(sheet, title, (left, layout.gap, cell_px), INK, layout)
-    for title, top in zip(row_titles, tops, strict=False):
-        _write(sheet, title, (lefts[0], top, sheet.width - 2 * layout.gap), MUTED, layout)
-    for row, (top, end) in zip(cells, pairwise(tops), strict=True):
-        row_height = end - layout.gap - top - above_row
-        for left, cell in zip(lefts, row, strict=False):
-            centred = (left + (cell_px - cell.width) // 2, top + above_row)
-            sheet.paste(cell, (centred[0], centred[1] + (row_height - cell.height) // 2))
+    heights = [max((cell.height for cell in row), default=0) for row in cells]
+    above = layout.title_height if row_titles else 0
+    top = layout.gap + layout.title_height
+    width = layout.left(max(1, len(column_titles)))
+    sheet = Image.new("RGB", (width, top + sum(above + h + layout.gap for h in heights)), _PAPER)
+    for column, title in enumerate(column_titles):
+        _write(sheet, title, (layout.left(column), layout.gap, cell_px), INK, layout)
+    for i, (row, height) in enumerate(zip(cells, heights, strict=True)):
+        if row_titles:
+            _write(sheet, row_titles[i], (layout.gap, top, width - 2 * layout.gap), MUTED, layout)
+        for column, cell in enumerate(row):
+            left = layout.left(column) + (cell_px - cell.width) // 2
+            sheet.paste(cell, (left, top + above + (height - cell.height) // 2))
+        top += above + height + layout.gap
     return sheet
 
 
@@ -93,6 +92,14 @@ def error_map(
     ):
         canvas.paste(colour, (0, 0), Image.fromarray(region * np.uint8(160)))
     return canvas
+
+
+def _check_counts(row_lengths: list[int], columns: int, row_titles: int) -> None:
+    for i, length in enumerate(row_lengths):
+        if length != columns:
+            raise ValueError(f"row {i} has {length} pictures, {columns} titles")
+    if row_titles not in (0, len(row_lengths)):
+        raise ValueError(f"{row_titles} row titles for {len(row_lengths)} rows")
 
 
 def _scaled(picture: Image.Image, cell_px: int) -> Image.Image:

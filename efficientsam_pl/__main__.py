@@ -1,0 +1,7 @@
+"""`python -m efficientsam_pl` is the console command."""
+
+import sys
+
+from efficientsam_pl.cli import main
+
+sys.exit(main())

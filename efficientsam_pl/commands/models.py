@@ -1,0 +1,34 @@
+"""Models by name, as users load them."""
+
+from efficientsam_pl.config import ConfigError, from_dict, segmenter_config
+from efficientsam_pl.inference.load import load_segmenter
+from efficientsam_pl.models.config import SegmenterConfig
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.models.weights import read_weights
+
+
+def load_model(name: str | None = None, weights: str | None = None) -> Segmenter:
+    """A segmenter ready for `Predictor`.
+
+    Args:
+        name: efficient_sam_ti, efficient_sam_s, sam_vit_b, sam_vit_l, sam_vit_h, or a config
+            file. None: what the weights file says about itself (files of `consolidate`).
+        weights: An officially released file, or one of ours; None: fresh random weights.
+
+    Raises:
+        ConfigError: An unknown name, or none where the file does not tell.
+        WeightsError: A file that cannot be read, or of another model.
+    """
+    config = _config_in(weights) if name is None else segmenter_config(name)
+    return load_segmenter(config, weights).eval()
+
+
+def _config_in(weights: str | None) -> SegmenterConfig:
+    if weights is None:
+        raise ConfigError("name a model or a weights file")
+    told = read_weights(weights).config
+    if told is None:
+        raise ConfigError(f"{weights} does not tell its model: give --model")
+    if "encoder" not in told:
+        raise ConfigError(f"{weights} holds a pretrained encoder, not a segmenter")
+    return from_dict(SegmenterConfig, told)

@@ -1,0 +1,111 @@
+"""`efficientsam predict`: masks of one photo from points and boxes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from efficientsam_pl.commands.models import load_model
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.inference.predictor import ImagePrediction, Predictor
+from efficientsam_pl.pictures.overlay import DrawnPrompt, mask_image, overlay
+from efficientsam_pl.structures import Label
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What the command line says; coordinates in pixels of the photo."""
+
+    weights: str
+    model: str | None
+    image: Path
+    points: tuple[tuple[float, float, int], ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    mask_input: Path | None
+    single_mask: bool
+    out: Path
+    npz: Path | None
+
+
+def run(options: PredictOptions) -> ImagePrediction:
+    """Writes `overlay.png`, a PNG for each prompt's best mask, and the raw arrays if asked."""
+    image = read_image(options.image)
+    drawn = _drawn(options)
+    arguments = _arguments(options)
+    model = load_model(options.model, options.weights)
+    embedded = Predictor(model).embed(image)
+    prediction = embedded.predict(**arguments, single_mask=options.single_mask)
+    best, iou = prediction.best().numpy(), prediction.iou.amax(dim=1).tolist()
+    options.out.mkdir(parents=True, exist_ok=True)
+    overlay(image, best, drawn, iou).save(options.out / "overlay.png")
+    for index, mask in enumerate(best):
+        mask_image(mask).save(options.out / f"mask_{index}.png")
+    if options.npz is not None:
+        options.npz.parent.mkdir(parents=True, exist_ok=True)
+        with options.npz.open("wb") as file:
+            np.savez_compressed(
+                file,
+                masks=prediction.masks.numpy(),
+                low_res_logits=prediction.low_res_logits.numpy(),
+                iou=prediction.iou.numpy(),
+            )
+    for index, value in enumerate(iou):
+        print(f"mask {index}: predicted IoU {value:.3f}, {int(best[index].sum())} pixels")
+    print(f"-> {options.out / 'overlay.png'}")
+    return prediction
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """A photo as RGB.
+
+    Raises:
+        UserError: No such file, or not a photo.
+    """
+    if not path.is_file():
+        raise UserError(f"--image: no such file: {path}")
+    try:
+        with Image.open(path) as photo:
+            return np.array(photo.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"--image: {path} is no photo that can be read") from error
+
+
+def save_image(image: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
+    """A photo as a file."""
+    Image.fromarray(image).save(path)
+
+
+def _arguments(options: PredictOptions) -> dict[str, np.ndarray]:
+    """Repeated points are one prompt; boxes are one each, unless points come with one box."""
+    arguments = {}
+    if options.points:
+        if len(options.boxes) > 1:
+            raise UserError("--point with several --box: points belong to one prompt, give one box")
+        arguments["points"] = np.array([[(x, y) for x, y, _ in options.points]])
+        arguments["labels"] = np.array([[label for _, _, label in options.points]])
+    if options.boxes:
+        arguments["boxes"] = np.array(options.boxes)
+    if options.mask_input is not None:
+        arguments["mask_logits"] = _read_logits(options.mask_input)[None]
+    return arguments
+
+
+def _read_logits(path: Path) -> np.ndarray:
+    try:
+        logits: np.ndarray = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--mask-input: {path} cannot be read as .npy") from error
+    if logits.ndim != 2:
+        raise UserError(f"--mask-input: {path} must hold [256, 256] logits, not {logits.shape}")
+    return logits
+
+
+def _drawn(options: PredictOptions) -> list[DrawnPrompt]:
+    clicks = [p for p in options.points if p[2] in (Label.POSITIVE, Label.NEGATIVE)]
+    points = tuple((x, y) for x, y, _ in clicks)
+    labels = tuple(label for _, _, label in clicks)
+    if options.points:
+        return [DrawnPrompt(points, labels, options.boxes[0] if options.boxes else None)]
+    return [DrawnPrompt((), (), box) for box in options.boxes]

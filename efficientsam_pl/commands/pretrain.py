@@ -1,0 +1,92 @@
+"""`efficientsam pretrain`: SAMI on shards of photos."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from efficientsam_pl.config import PretrainConfig, as_dict, dump
+from efficientsam_pl.data.loaders import once_loader
+from efficientsam_pl.data.order import Share
+from efficientsam_pl.data.shards import index_shards
+from efficientsam_pl.data.streams import CroppedImages
+from efficientsam_pl.export.consolidate import consolidate
+from efficientsam_pl.losses.features import token_loss
+from efficientsam_pl.models.sami import Sami
+from efficientsam_pl.models.teacher import FrozenTeacher, teacher_width
+from efficientsam_pl.tasks.sami import SamiPretraining
+from efficientsam_pl.training.baseline import constant_loss, mean_features
+from efficientsam_pl.training.callbacks.checkpoints import newest_checkpoint
+from efficientsam_pl.training.callbacks.records import LossHistory
+from efficientsam_pl.training.config import RunConfig
+from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
+
+_BASELINE_VIEWS = 8  # random crops a photo that the mean feature is taken over
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a run leaves: the encoder's file and its losses."""
+
+    encoder: Path
+    history: LossHistory
+    heldout_loss: float | None
+    mean_feature_loss: float | None
+
+
+def run(config: PretrainConfig) -> Pretrained:
+    """Trains, then writes the student's encoder to `RUN/encoder.safetensors`."""
+    folder = open_run(config.run, dump(config))
+    index = index_shards(config.shards.train)
+    heldout = index_shards(config.shards.heldout) if config.shards.heldout else None
+    side, seed = config.sami.student.image_size, config.run.seed
+    streams = Streams(
+        train=CroppedImages(index.samples(), config.crop, side, seed),
+        shard_sizes=index.sizes(),
+        heldout=CroppedImages(heldout.samples(), None, side, seed) if heldout else None,
+        heldout_samples=len(heldout.samples()) if heldout else 0,
+    )
+    data = StreamDataModule(streams, config.shards, config.trainer, seed)
+    teacher = FrozenTeacher(config.teacher, config.sami.target, config.sami.student.grid())
+    model = Sami(config.sami, teacher_width(config.teacher, config.sami))
+    loss = token_loss(config.loss)
+    task = SamiPretraining(model, teacher, loss, config.optim, config.trainer.max_steps)
+    header = {
+        "stage": "pretrain",
+        "config": as_dict(config),
+        "model": as_dict(config.sami.student),
+    }
+    callbacks = standard_callbacks(
+        "SAMI pretraining",
+        config.run,
+        config.trainer,
+        header,
+        (index, config.shards.max_bad_fraction),
+    )
+    trainer, history = fit(task, data, config.run, config.trainer, callbacks)
+    heldout_loss = baseline = None
+    if streams.heldout is not None:
+        [measured] = trainer.validate(task, datamodule=data, verbose=False)
+        heldout_loss = measured["heldout/loss"]
+        baseline = _mean_feature_loss(config, streams, task)
+    return Pretrained(_write_encoder(config.run, folder), history, heldout_loss, baseline)
+
+
+def _mean_feature_loss(config: PretrainConfig, streams: Streams, task: SamiPretraining) -> float:
+    """Held-out loss of the training set's mean feature of each position."""
+    assert streams.heldout is not None
+    samples = sum(streams.shard_sizes)
+    share = Share(0, 1, config.trainer.micro_batch, config.trainer.micro_batch)
+    views = [
+        once_loader(streams.train, samples, share, 0, epoch) for epoch in range(_BASELINE_VIEWS)
+    ]
+    mean = mean_features(task.teacher, (batch for view in views for batch in view))
+    heldout = once_loader(streams.heldout, streams.heldout_samples, share, 0)
+    return constant_loss(task.teacher, mean, heldout, task.loss)
+
+
+def _write_encoder(run: RunConfig, folder: Path) -> Path:
+    checkpoint = newest_checkpoint(RunConfig(dir=run.dir))
+    assert checkpoint is not None, "a finished run has saved its last step"
+    encoder = folder / "encoder.safetensors"
+    consolidate(checkpoint, encoder)
+    return encoder

@@ -1,0 +1,237 @@
+"""Root configs, one per command, and how they are read. Imports no torch.
+
+A config is a dataclass; YAML files and key=value overrides are laid over its defaults from left
+to right. Each part's dataclass lies beside the part; its checks name their own keys, which become
+full keys here.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig, ShardsConfig
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.losses.config import FeatureLossConfig, MaskLossConfig
+from efficientsam_pl.models.config import (
+    NAMED,
+    EncoderConfig,
+    ModelConfig,
+    SamiConfig,
+    SegmenterConfig,
+    TeacherConfig,
+)
+from efficientsam_pl.optim.config import OptimConfig, finetune_optim, sami_optim
+from efficientsam_pl.prompts.config import PromptMixConfig
+from efficientsam_pl.training.config import RunConfig, TrainerConfig
+
+T = TypeVar("T")
+
+
+class ConfigError(UserError):
+    """A config that cannot be used; one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """`efficientsam pretrain`: SAMI, stage one."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
+    sami: SamiConfig = field(default_factory=SamiConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    loss: FeatureLossConfig = field(default_factory=FeatureLossConfig)
+    optim: OptimConfig = field(default_factory=sami_optim)
+    trainer: TrainerConfig = field(
+        # 400 epochs of ImageNet-1K at batch 4096 (paper, 4.1)
+        default_factory=lambda: TrainerConfig(
+            max_steps=125_000, global_batch=4096, micro_batch=256
+        )
+    )
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.optim, self.trainer)
+        _check_teacher_grid(self.teacher.encoder, self.teacher.image_size, self.sami.student)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """`efficientsam finetune`: prompts to masks, stage two."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    masks: MaskSelectionConfig = field(default_factory=MaskSelectionConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompts: PromptMixConfig = field(default_factory=PromptMixConfig)
+    loss: MaskLossConfig = field(default_factory=MaskLossConfig)
+    optim: OptimConfig = field(default_factory=finetune_optim)
+    trainer: TrainerConfig = field(
+        # 5 epochs of SA-1B at batch 128 (paper, 4.1)
+        default_factory=lambda: TrainerConfig(max_steps=437_000, global_batch=128, micro_batch=2)
+    )
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.optim, self.trainer)
+        if self.prompts.max_clicks > self.masks.clicks:
+            raise ValueError(
+                f"prompts.max_clicks={self.prompts.max_clicks} must not exceed "
+                f"masks.clicks={self.masks.clicks}, the points drawn for each mask"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`efficientsam evaluate`: box and click mIoU and mask AP on shards."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    shards: str = ""  # pattern of the shards to score
+    seed: int = 0  # of the clicks
+    accelerator: str = "auto"
+    out: str = "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """`efficientsam quickstart`: both stages, small, on photos at hand."""
+
+    photo_side: int = 512  # longest side of the packed photos, pixels
+    regions_per_photo: int = 24  # largest Felzenszwalb regions kept as masks
+    heldout_fraction: float = 0.2  # of a set of one's own
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.heldout_fraction < 1:
+            raise ValueError(f"heldout_fraction={self.heldout_fraction} must lie in (0, 1)")
+
+
+def load(root: type[T], files: Sequence[str], overrides: Sequence[str]) -> T:
+    """Defaults, then files, then `key=value` overrides, each over the one before.
+
+    Raises:
+        ConfigError: An unknown key, a wrong type, a contradiction or a missing file; the message
+            is one line with the full key.
+    """
+    config: Any = OmegaConf.structured(root)
+    for name in files:
+        config = _merge(config, _read_yaml(name), f"{name}: ")
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is no option and no key=value")
+        config = _merge(config, OmegaConf.from_dotlist([override]), "")
+    built: T = _build(root, config, "")
+    return built
+
+
+def dump(config: Any) -> str:
+    """The config as YAML that `load` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The config as plain dicts, lists, numbers and strings."""
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def from_dict(root: type[T], values: dict[str, Any]) -> T:
+    """The config that `as_dict` made plain."""
+    config = _merge(OmegaConf.structured(root), OmegaConf.create(values), "")
+    built: T = _build(root, config, "")
+    return built
+
+
+def segmenter_config(name: str) -> SegmenterConfig:
+    """The segmenter of that name, or of a YAML file in SegmenterConfig's form."""
+    if name in NAMED:
+        return NAMED[name]
+    if _find(name) is None:
+        raise ConfigError(f"unknown model {name!r}: one of {', '.join(NAMED)}, or a config file")
+    return load(SegmenterConfig, [name], [])
+
+
+def _check_warmup(optim: OptimConfig, trainer: TrainerConfig) -> None:
+    if not optim.warmup_steps < trainer.max_steps:
+        raise ValueError(
+            f"optim.warmup_steps={optim.warmup_steps} must be below "
+            f"trainer.max_steps={trainer.max_steps}"
+        )
+
+
+def _check_teacher_grid(teacher: EncoderConfig, image_size: int, student: EncoderConfig) -> None:
+    if image_size // teacher.patch_size < student.grid():
+        raise ValueError(
+            f"teacher.image_size={image_size} gives {image_size // teacher.patch_size} tokens a "
+            f"side, fewer than the student's {student.grid()} (sami.student.image_size="
+            f"{student.image_size})"
+        )
+
+
+def _find(name: str) -> Path | None:
+    """The file itself, or the shipped one: `finetune/ti` is configs/finetune/ti.yaml."""
+    here = Path(__file__).parent
+    shipped = (here / "configs", here.parent / "configs")
+    candidates = [Path(name), *(folder / f"{name.removesuffix('.yaml')}.yaml" for folder in shipped)]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read_yaml(name: str) -> DictConfig:
+    path = _find(name)
+    if path is None:
+        raise ConfigError(f"no such config file: {name}")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # the YAML parser has many kinds
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{name} cannot be read as YAML: {reason}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{name} must hold keys and values")
+    return loaded
+
+
+def _merge(config: Any, over: Any, source: str) -> Any:
+    try:
+        return OmegaConf.merge(config, over)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ", ".join(_keys(over))
+        reason = str(error.msg or error).splitlines()[0]
+        if "not in" in reason and key not in _keys(config):
+            near = difflib.get_close_matches(key, list(_keys(config)), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{source}unknown key {key}{hint}") from error
+        raise ConfigError(f"{source}{key}: {reason}") from error
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        value = OmegaConf.select(config, str(key))
+        if isinstance(value, DictConfig):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _build(cls: Any, config: Any, prefix: str) -> Any:
+    """Dataclasses from the inside out, so that a failed check can be given its full key."""
+    hints = get_type_hints(cls)
+    values = {}
+    for part in fields(cls):
+        value = config[part.name]
+        if is_dataclass(hints[part.name]):
+            values[part.name] = _build(hints[part.name], value, f"{prefix}{part.name}.")
+        else:
+            plain = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+            values[part.name] = tuple(plain) if isinstance(plain, list) else plain
+    try:
+        return cls(**values)
+    except ValueError as error:
+        full = re.sub(r"(?<![\w.])([a-z_][a-z_.]*)=", rf"{prefix}\1=", str(error))
+        raise ConfigError(full) from error

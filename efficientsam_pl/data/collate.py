@@ -1,0 +1,80 @@
+"""Samples to batches. A slot without a sample, or with a broken one, stays, with `valid` False."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One cropped photo; `image` None where there is none."""
+
+    key: str
+    draw_key: int
+    image: UInt8[Tensor, "3 s s"] | None
+    damage: Damage | None = None
+
+
+@dataclass(frozen=True)
+class PreparedMasks:
+    """One photo in the model's frame with its chosen masks; see MaskBatch for the units."""
+
+    image: UInt8[Tensor, "3 s s"]
+    content_hw: tuple[int, int]
+    masks: Bool[Tensor, "q mh mw"]
+    boxes_xyxy_px: Float[Tensor, "q 4"]
+    clicks_px: Float[Tensor, "q p 2"]
+
+
+@dataclass(frozen=True)
+class PreparedMaskedImage:
+    """One masked photo; `content` None where there is none."""
+
+    key: str
+    draw_key: int
+    content: PreparedMasks | None
+    damage: Damage | None = None
+
+
+def collate_images(samples: Sequence[PreparedImage], side: int) -> ImageBatch:
+    """Photos of `side` pixels; a missing one is black and not valid."""
+    black = torch.zeros(3, side, side, dtype=torch.uint8)
+    return ImageBatch(
+        image=torch.stack([black if s.image is None else s.image for s in samples]),
+        draw_key=torch.tensor([s.draw_key for s in samples]),
+        valid=torch.tensor([s.image is not None for s in samples]),
+        key=tuple(s.key for s in samples),
+        damage=tuple(s.damage for s in samples if s.damage is not None),
+    )
+
+
+def collate_masked(
+    samples: Sequence[PreparedMaskedImage], empty: PreparedMasks, masks_per_image: int
+) -> MaskBatch:
+    """Photos with `masks_per_image` mask slots each; `empty` stands in where there is none."""
+    contents = [empty if s.content is None else s.content for s in samples]
+
+    def filled(tensors: Sequence[Tensor]) -> Tensor:
+        missing = [masks_per_image - len(t) for t in tensors]
+        return torch.stack(
+            [F.pad(t, [0, 0] * (t.ndim - 1) + [0, m]) for t, m in zip(tensors, missing, strict=True)]
+        )
+
+    real = [torch.ones(len(c.masks), dtype=torch.bool) for c in contents]
+    return MaskBatch(
+        image=torch.stack([c.image for c in contents]),
+        content_hw=torch.tensor([c.content_hw for c in contents]),
+        masks=filled([c.masks for c in contents]),
+        boxes_xyxy_px=filled([c.boxes_xyxy_px for c in contents]),
+        clicks_px=filled([c.clicks_px for c in contents]),
+        valid=filled(real),
+        draw_key=torch.tensor([s.draw_key for s in samples]),
+        key=tuple(s.key for s in samples),
+        damage=tuple(s.damage for s in samples if s.damage is not None),
+    )

@@ -1,0 +1,24 @@
+"""Weights of the losses, without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureLossConfig:
+    """SAMI's loss, the mean over all tokens (paper, Eq. 1; cosine is an ablation of 4.4)."""
+
+    kind: Literal["mse", "cosine"] = "mse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskLossConfig:
+    """SAM's losses (SAM, appendix A; the paper says "following SAM")."""
+
+    focal: float = 20.0
+    dice: float = 1.0
+    iou: float = 1.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    iou_candidates: Literal["best", "all"] = "all"  # whose predicted IoU is supervised
+    single_mask: float = 1.0  # weight of token 0, which the released model left untrained

@@ -1,0 +1,34 @@
+"""Optimizer and schedule, without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and decay to zero at the last step. Steps are optimizer steps."""
+
+    peak_lr: float = 4e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.1  # not on norms, biases, positions and tokens
+    decay: Literal["cosine", "linear"] = "linear"
+    warmup_steps: int = 250
+    clip_norm: float | None = None  # of the whole gradient; None: not clipped
+
+    def __post_init__(self) -> None:
+        if self.peak_lr <= 0:
+            raise ValueError(f"peak_lr={self.peak_lr} must be above 0")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
+
+
+def sami_optim() -> OptimConfig:
+    """Pretraining's (paper, 4.1): lr 2.4e-3 at batch 4096, 40 of 400 epochs of warm-up."""
+    return OptimConfig(
+        peak_lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05, decay="cosine", warmup_steps=12_500
+    )
+
+
+def finetune_optim() -> OptimConfig:
+    """Finetuning's (paper, 4.1): lr 4e-4 at batch 128, linear to zero; warm-up is not told."""
+    return OptimConfig()

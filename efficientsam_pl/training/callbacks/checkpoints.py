@@ -1,0 +1,78 @@
+"""Checkpoints of a run: whole or not there, the newest one named in `latest`."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.models.weights import CHECKPOINT_VERSION, FORMAT
+from efficientsam_pl.training.config import RunConfig, TrainerConfig
+
+_REPORTED = ("torch", "lightning", "efficientsam_pl")
+
+
+class RunCheckpoints(L.Callback):
+    """Saves every n steps and at the end to `checkpoints/step-N.ckpt`, keeps the newest few.
+
+    A checkpoint is written aside, synced and renamed before `latest` names it.
+    """
+
+    def __init__(self, run: RunConfig, config: TrainerConfig, header: dict[str, Any]) -> None:
+        self._dir, self._config, self._header = Path(run.dir), config, header
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds what a command needs to rebuild the model: the run's config, as plain values."""
+        versions = {name: version(name) for name in _REPORTED}
+        checkpoint[FORMAT] = {"version": CHECKPOINT_VERSION, "versions": versions, **self._header}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Saves at the steps that are due, once a step however many micro-batches it has."""
+        step = trainer.global_step
+        due = step % self._config.checkpoint_every_steps == 0 or step == self._config.max_steps
+        if due and not self._path(step).exists() and step > 0:
+            self._save(trainer, step)
+
+    def _save(self, trainer: L.Trainer, step: int) -> None:
+        final = self._path(step)
+        partial = final.with_suffix(".part")
+        trainer.save_checkpoint(partial)  # collective: every rank calls it
+        if trainer.is_global_zero:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(final)
+            _write_text(self._dir / "latest", f"checkpoints/{final.name}\n")
+            for old in sorted(final.parent.glob("step-*.ckpt"))[: -self._config.checkpoints_kept]:
+                old.unlink()
+        trainer.strategy.barrier("checkpoint saved")
+
+    def _path(self, step: int) -> Path:
+        return self._dir / "checkpoints" / f"step-{step:08d}.ckpt"
+
+
+def newest_checkpoint(run: RunConfig) -> Path | None:
+    """The checkpoint to resume from, by the run's `latest`; None for a new run.
+
+    Raises:
+        UserError: `latest` names a checkpoint that is not there.
+    """
+    latest = Path(run.dir) / "latest"
+    if run.resume == "none" or not latest.is_file():
+        return None
+    path = Path(run.dir) / latest.read_text().strip()
+    if not path.is_file():
+        raise UserError(f"{latest} names {path}, which is not there; remove {latest} to start anew")
+    return path
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_suffix(".part")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

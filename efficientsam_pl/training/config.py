@@ -1,0 +1,57 @@
+"""Where a run lives, how long it is and on what it runs; without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run's folder and its seed."""
+
+    dir: str = "runs/unnamed"
+    seed: int = 0
+    resume: Literal["auto", "none"] = "auto"  # auto: from the folder's newest checkpoint, if any
+    trace: bool = False  # writes consumed.jsonl: step, rank, sample keys, loss
+
+    def __post_init__(self) -> None:
+        if not self.dir:
+            raise ValueError("dir= must name a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Length, batch and hardware. The global batch is what the recipe says; the rest follows.
+
+    `micro_batch` photos go through a rank at once; gradients are accumulated until
+    `global_batch` photos have been seen over all ranks.
+    """
+
+    max_steps: int = 1000  # optimizer steps
+    global_batch: int = 8
+    micro_batch: int = 8
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1  # a node
+    nodes: int = 1
+    precision: Literal["32", "bf16"] = "32"  # of the computation; parameters stay float32
+    validate_every_steps: int = 1000
+    checkpoint_every_steps: int = 1000
+    checkpoints_kept: int = 3  # the newest ones
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        together = self.micro_batch * self.world_size()
+        if self.global_batch % together:
+            raise ValueError(
+                f"global_batch={self.global_batch} must be a multiple of micro_batch="
+                f"{self.micro_batch} times {self.world_size()} ranks"
+            )
+
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.devices * self.nodes
+
+    def accumulate(self) -> int:
+        """Micro-batches a rank adds up before a step."""
+        return self.global_batch // (self.micro_batch * self.world_size())

@@ -1,0 +1,60 @@
+"""The Trainer of both stages, built from a config."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import lightning as L  # noqa: N812
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from efficientsam_pl.training.config import RunConfig, TrainerConfig
+
+_KNOWN_NOISE = (
+    ".*does not have many workers.*",  # workers are the config's choice
+    ".*val_dataloader.*but have no.*",
+    ".*You're resuming from a checkpoint that ended before the epoch.*",  # ours is a position
+    ".*is deprecated, please use `weights_only`.*",
+)
+
+
+def build_trainer(
+    run: RunConfig, config: TrainerConfig, callbacks: Sequence[L.Callback], validate: bool
+) -> L.Trainer:
+    """A Trainer whose one epoch is the whole run: data has no end, steps do.
+
+    Args:
+        run: Folder (TensorBoard's files go to `log/`).
+        config: Length, batch and hardware.
+        callbacks: All of them; none is added here.
+        validate: Whether there is a held-out set.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _KNOWN_NOISE:
+        warnings.filterwarnings("ignore", message)
+    precision: Literal["32-true", "bf16-mixed"] = (
+        "32-true" if config.precision == "32" else "bf16-mixed"
+    )
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if config.world_size() > 1 else "auto",
+        precision=precision,
+        max_steps=config.max_steps,
+        accumulate_grad_batches=config.accumulate(),
+        # counted in micro-batches, since the run is one epoch
+        val_check_interval=config.validate_every_steps * config.accumulate(),
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if validate else 0,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        logger=TensorBoardLogger(Path(run.dir), name="log", version=""),
+        log_every_n_steps=10,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the streams deal their samples out themselves
+        deterministic=True,
+    )

@@ -1,0 +1,79 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from efficientsam_pl import rle
+from efficientsam_pl.evaluation.metrics import MeanIou, fill_boxes, mask_iou
+
+
+def test_iou_equals_a_slow_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(2, 3, 5, 7, generator=generator) < 0.4
+    target = torch.rand(2, 1, 5, 7, generator=generator) < 0.6
+    found = mask_iou(masks, target)
+    for i in range(2):
+        for j in range(3):
+            pairs = zip(
+                masks[i, j].flatten().tolist(), target[i, 0].flatten().tolist(), strict=True
+            )
+            both = [(a and b, a or b) for a, b in pairs]
+            expected = sum(shared for shared, _ in both) / sum(either for _, either in both)
+            assert found[i, j].item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_iou_of_two_overlapping_squares_is_one_seventh() -> None:
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, 0:4, 0:4] = True  # 16 pixels
+    masks[1, 2:6, 2:6] = True  # 16 more, 4 of them shared
+    torch.testing.assert_close(mask_iou(masks[0], masks[1]), torch.tensor(4 / 28))
+
+
+def test_iou_of_empty_masks() -> None:
+    empty, full = torch.zeros(3, 3, dtype=torch.bool), torch.ones(3, 3, dtype=torch.bool)
+    assert mask_iou(empty, empty) == 1
+    assert mask_iou(full, empty) == 0
+    assert mask_iou(empty, full) == 0
+
+
+def test_shapes_are_checked_in_tests() -> None:
+    with pytest.raises(TypeCheckError):
+        mask_iou(torch.zeros(3, 4, dtype=torch.bool), torch.zeros(4, 3, dtype=torch.bool))
+
+
+def test_filled_box_covers_pixel_centres_on_its_edge() -> None:
+    filled = fill_boxes(torch.tensor([1.0, 0.5, 3.0, 2.0]), height=4, width=5)
+    expected = [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
+    assert filled.int().tolist() == expected
+
+
+def test_filled_box_of_a_rectangle_is_the_rectangle() -> None:
+    masks = np.zeros((3, 6, 9), dtype=bool)
+    masks[0, 2:5, 1:8] = True
+    masks[1, 5, 8] = True  # and the third is empty
+    boxes = torch.tensor([rle.box_xyxy(r) for r in rle.encode_many(masks)])
+    assert fill_boxes(boxes, 6, 9).numpy().tolist() == masks.tolist()
+
+
+def test_mean_iou_counts_every_mask_once() -> None:
+    metric = MeanIou()
+    metric.update(torch.tensor([1.0, 0.5, 0.0]))
+    metric.update(torch.zeros(0))
+    metric.update(torch.tensor([0.5]))
+    assert metric.compute() == 0.5
+
+
+def test_mean_iou_keeps_small_addends() -> None:
+    metric = MeanIou()
+    metric.update(torch.ones(1 << 24))
+    for _ in range(16):
+        metric.update(torch.ones(1))  # float32 would stand still at 2^24
+    assert metric.total == (1 << 24) + 16
+
+
+def test_mean_iou_of_nothing_is_nan() -> None:
+    metric = MeanIou()
+    metric.update(torch.zeros(0))
+    assert math.isnan(metric.compute())

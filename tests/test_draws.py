@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from efficientsam_pl.draws import draw_key, uniform
+
+WORD = (1 << 64) - 1
+
+
+def splitmix64(x: int) -> int:
+    """The output function as published, in whole numbers of any size."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & WORD
+    return x ^ (x >> 31)
+
+
+def slow_uniform(key: int, count: int, purpose: str) -> list[float]:
+    state = splitmix64((key & WORD) ^ draw_key(0, 0, purpose))
+    steps = ((state + step * 0x9E3779B97F4A7C15) & WORD for step in range(1, count + 1))
+    return [(splitmix64(state) >> 40) / 2**24 for state in steps]
+
+
+def test_the_reference_gives_the_published_sequence() -> None:
+    # The first numbers of the generator seeded with 1234567, as in Rosetta Code's test
+    states = [(1234567 + step * 0x9E3779B97F4A7C15) & WORD for step in (1, 2)]
+    published = [6457827717110365317, 3203168211198807973]
+    assert [splitmix64(state) for state in states] == published
+
+
+@pytest.mark.parametrize("key", [0, 1, 12345, (1 << 63) - 1, -1, -(1 << 63)])
+def test_draws_equal_unbounded_integers(key: int) -> None:
+    assert uniform(torch.tensor(key), 9, "clicks").tolist() == slow_uniform(key, 9, "clicks")
+
+
+def test_draws_do_not_depend_on_the_batch() -> None:
+    keys = torch.tensor([draw_key(0, 0, f"sample {index}") for index in range(6)])
+    together = uniform(keys, 5, "masks")
+    apart = torch.stack([uniform(key, 5, "masks") for key in keys])
+    assert torch.equal(together, apart)
+    assert torch.equal(uniform(keys.flip(0), 5, "masks"), together.flip(0))
+    assert torch.equal(uniform(keys.view(2, 3), 5, "masks"), together.view(2, 3, 5))
+
+
+def test_fewer_draws_are_the_first_of_many() -> None:
+    key = torch.tensor([7])
+    assert torch.equal(uniform(key, 3, "masks"), uniform(key, 8, "masks")[:, :3])
+
+
+def test_draws_are_uniform_in_the_unit_interval() -> None:
+    draws = uniform(torch.arange(1000), 100, "crop").flatten()
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    # Five standard errors of 100,000 draws: 5 * sqrt(1/12 / n), and 5 * sqrt(1/180 / n)
+    assert draws.mean().item() == pytest.approx(1 / 2, abs=0.0046)
+    assert draws.var().item() == pytest.approx(1 / 12, abs=0.0012)
+    # A thousand draws a bin, within six standard deviations
+    assert (draws.histc(bins=100, min=0, max=1) - 1000).abs().max() < 6 * 1000**0.5
+
+
+@pytest.mark.parametrize(("key", "purpose"), [(7, "crop"), (8, "masks")])
+def test_another_purpose_or_key_draws_independently(key: int, purpose: str) -> None:
+    one = uniform(torch.tensor(7), 4096, "masks")
+    other = uniform(torch.tensor(key), 4096, purpose)
+    correlation = torch.corrcoef(torch.stack([one, other]))[0, 1]
+    assert correlation.abs() < 5 / 4096**0.5  # five standard errors
+
+
+def test_keys_differ_by_seed_epoch_and_sample_and_fit_in_int64() -> None:
+    keys = {
+        draw_key(seed, epoch, sample)
+        for seed in range(10)
+        for epoch in range(10)
+        for sample in ("a", "b", "1/a")
+    }
+    assert len(keys) == 300
+    assert all(0 <= key < 1 << 63 for key in keys)
+    assert draw_key(1, 2, "a") == draw_key(1, 2, "a")

@@ -1,0 +1,161 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from efficientsam_pl import rle
+
+HEIGHT, WIDTH = 13, 17
+
+
+def blank() -> np.ndarray:
+    return np.zeros((HEIGHT, WIDTH), dtype=bool)
+
+
+def with_pixels(*pixels: tuple[int, int]) -> np.ndarray:
+    mask = blank()
+    for row, column in pixels:
+        mask[row, column] = True
+    return mask
+
+
+def noise(share: float) -> np.ndarray:
+    return np.random.default_rng(int(100 * share)).random((HEIGHT, WIDTH)) < share
+
+
+MASKS = {
+    "empty": blank(),
+    "full": ~blank(),
+    "first pixel": with_pixels((0, 0)),
+    "last pixel": with_pixels((HEIGHT - 1, WIDTH - 1)),
+    "a run over a column's end": with_pixels((HEIGHT - 1, 3), (0, 4)),
+    "noise of a tenth": noise(0.1),
+    "noise of a half": noise(0.5),
+    "noise of nine tenths": noise(0.9),
+}
+mask_of_each_kind = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+foreground_of_each_kind = pytest.mark.parametrize(
+    "mask", [m for m in MASKS.values() if m.any()], ids=[k for k, m in MASKS.items() if m.any()]
+)
+
+
+def slow_counts(mask: np.ndarray) -> list[int]:
+    """Runs in column-major order, counted pixel by pixel, background first."""
+    runs, value = [0], False
+    for column in range(mask.shape[1]):
+        for row in range(mask.shape[0]):
+            if mask[row, column] != value:
+                value = not value
+                runs.append(0)
+            runs[-1] += 1
+    return runs
+
+
+@mask_of_each_kind
+def test_encoding_equals_pycocotools(mask: np.ndarray) -> None:
+    expected = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+    found = rle.encode(mask)
+    assert (found["size"], found["counts"]) == (expected["size"], expected["counts"].decode())
+
+
+@mask_of_each_kind
+def test_decoding_gives_the_mask_back(mask: np.ndarray) -> None:
+    np.testing.assert_array_equal(rle.decode(rle.encode(mask)), mask)
+
+
+@mask_of_each_kind
+def test_counts_equal_a_slow_loop(mask: np.ndarray) -> None:
+    assert rle.counts(rle.encode(mask)).tolist() == slow_counts(mask)
+
+
+def test_counts_of_long_runs() -> None:
+    runs = [
+        0,
+        100_000,
+        31,
+        32,
+        1_000_000,
+        1,
+        33,
+        700_000,
+    ]  # more than one base-32 digit, up and down
+    size = [sum(runs) // 7, 7]
+    runs[-1] += size[0] * size[1] - sum(runs)
+    text = coco_mask.frPyObjects({"size": size, "counts": runs}, *size)
+    assert rle.counts(rle.from_coco(text, *size)).tolist() == runs
+
+
+@mask_of_each_kind
+def test_uncompressed_runs_give_the_same_record(mask: np.ndarray) -> None:
+    uncompressed = {"size": [HEIGHT, WIDTH], "counts": slow_counts(mask)}
+    assert rle.from_coco(uncompressed, HEIGHT, WIDTH) == rle.encode(mask)
+
+
+@mask_of_each_kind
+def test_compressed_runs_pass_as_bytes_or_text(mask: np.ndarray) -> None:
+    record = rle.encode(mask)
+    as_bytes = record | {"counts": record["counts"].encode()}
+    assert rle.from_coco(as_bytes, HEIGHT, WIDTH) == record
+    assert rle.from_coco(record, HEIGHT, WIDTH) == record
+
+
+def test_masks_encoded_together_equal_masks_encoded_apart() -> None:
+    masks = np.stack(list(MASKS.values()))
+    assert rle.encode_many(masks) == [rle.encode(mask) for mask in masks]
+    assert rle.encode_many(masks[:0]) == []
+
+
+@mask_of_each_kind
+def test_area_counts_the_pixels(mask: np.ndarray) -> None:
+    assert rle.area(rle.encode(mask)) == mask.sum()
+
+
+@foreground_of_each_kind
+def test_box_goes_through_the_outermost_pixels(mask: np.ndarray) -> None:
+    rows, columns = np.nonzero(mask)
+    expected = (columns.min(), rows.min(), columns.max(), rows.max())
+    assert rle.box_xyxy(rle.encode(mask)) == expected
+
+
+def test_box_of_an_empty_mask_holds_no_pixel() -> None:
+    assert rle.box_xyxy(rle.encode(MASKS["empty"])) == (0, 0, -1, -1)
+
+
+@foreground_of_each_kind
+def test_foreground_points_are_the_pixels_column_by_column(mask: np.ndarray) -> None:
+    xy = np.stack(np.nonzero(mask.T), axis=-1)  # nonzero of the transpose walks down columns
+    found = rle.foreground_points(rle.encode(mask), np.arange(len(xy)))
+    np.testing.assert_array_equal(found, xy)
+
+
+def test_foreground_points_come_in_the_order_of_the_ranks() -> None:
+    mask = with_pixels((5, 2), (1, 3), (2, 3))
+    found = rle.foreground_points(rle.encode(mask), np.array([2, 0, 0, 1]))
+    assert found.tolist() == [[3, 2], [2, 5], [2, 5], [3, 1]]
+
+
+def test_polygon_of_a_rectangle_is_the_rectangle() -> None:
+    expected = blank()
+    expected[2:6, 3:10] = True
+    polygon = [3, 2, 10, 2, 10, 6, 3, 6]
+    np.testing.assert_array_equal(rle.decode(rle.from_coco([polygon], HEIGHT, WIDTH)), expected)
+
+
+def test_several_polygons_are_one_mask() -> None:
+    triangle, square = [1, 1, 9, 1, 5, 8], [4, 4, 12, 4, 12, 11, 4, 11]
+    apart = [coco_mask.frPyObjects([p], HEIGHT, WIDTH)[0] for p in (triangle, square)]
+    union = (coco_mask.decode(apart) > 0).any(-1)
+    found = rle.decode(rle.from_coco([triangle, square], HEIGHT, WIDTH))
+    np.testing.assert_array_equal(found, union)
+
+
+@pytest.mark.parametrize("polygons", [[], [[1, 1, 5, 5]], [[1, 1, 5, 1, 5, 5], []]])
+def test_polygons_without_three_corners_are_refused(polygons: Any) -> None:
+    with pytest.raises(ValueError, match="three corners"):
+        rle.from_coco(polygons, HEIGHT, WIDTH)
+
+
+def test_run_lengths_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[13, 17\].*\[17, 13\]"):
+        rle.from_coco(rle.encode(blank()), WIDTH, HEIGHT)

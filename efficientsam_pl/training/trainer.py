@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
 
 _KNOWN_NOISE = (
+    ".*module\(s\) in eval mode at the start of training.*",  # the frozen teacher
+    ".*treespec, LeafSpec.*is deprecated.*",  # Lightning 2.6 with torch 2.15
     ".*does not have many workers.*",  # workers are the config's choice
     ".*val_dataloader.*but have no.*",
     ".*You're resuming from a checkpoint that ended before the epoch.*",  # ours is a position

@@ -50,9 +50,7 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=sami_optim)
     trainer: TrainerConfig = field(
         # 400 epochs of ImageNet-1K at batch 4096 (paper, 4.1)
-        default_factory=lambda: TrainerConfig(
-            max_steps=125_000, global_batch=4096, micro_batch=256
-        )
+        default_factory=lambda: TrainerConfig(max_steps=125_000, global_batch=4096, micro_batch=256)
     )
 
     def __post_init__(self) -> None:
@@ -180,7 +178,10 @@ def _find(name: str) -> Path | None:
     """The file itself, or the shipped one: `finetune/ti` is configs/finetune/ti.yaml."""
     here = Path(__file__).parent
     shipped = (here / "configs", here.parent / "configs")
-    candidates = [Path(name), *(folder / f"{name.removesuffix('.yaml')}.yaml" for folder in shipped)]
+    candidates = [
+        Path(name),
+        *(folder / f"{name.removesuffix('.yaml')}.yaml" for folder in shipped),
+    ]
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -1,6 +1,7 @@
 """`efficientsam evaluate`: box and 1-click mIoU and mask AP on shards."""
 
 import json
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -58,7 +59,9 @@ def score(model: Segmenter, index: ShardIndex, seed: int) -> tuple[Scores, list[
 
     def readable() -> Iterator[AnnotatedPhoto]:
         photos = annotated_photos(index)
-        for item in track(photos, "Scoring", len(index.samples()), transient=True):
+        for item in track(
+            photos, "Scoring", len(index.samples()), transient=True, disable=not sys.stdout.isatty()
+        ):
             if isinstance(item, Damage):
                 damage.append(item)
             else:

@@ -1,5 +1,6 @@
 """`efficientsam pack`: a set of photos and masks to WebDataset shards."""
 
+import sys
 from pathlib import Path
 
 from rich.progress import track
@@ -14,7 +15,9 @@ def run_coco(
     """Packs a COCO-format set; what cannot be read is named and counted."""
     entries = read_coco(annotations, images)
     skipped: list[str] = []
-    photos = coco_photos(track(entries, "Packing", transient=True), skipped)
+    photos = coco_photos(
+        track(entries, "Packing", transient=True, disable=not sys.stdout.isatty()), skipped
+    )
     if long_side is not None:
         photos = (limit_side(photo, long_side) for photo in photos)
     summary = pack(photos, out, prefix)

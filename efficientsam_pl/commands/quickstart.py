@@ -14,7 +14,7 @@ from efficientsam_pl.commands.quickstart_photos import (
     folder_photos,
     shipped_photos,
 )
-from efficientsam_pl.commands.quickstart_report import Findings, write_pictures, write_page
+from efficientsam_pl.commands.quickstart_report import Findings, write_page, write_pictures
 from efficientsam_pl.commands.quickstart_teacher import announce_cost, teacher_encoder
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartConfig, dump
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
@@ -148,9 +148,7 @@ def _run_config(run: Any, options: QuickstartOptions, stage: str) -> Any:
 
 def _shards_config(shards: Any, options: QuickstartOptions) -> Any:
     folder = options.out / "shards"
-    return replace(
-        shards, train=str(folder / "train-*.tar"), heldout=str(folder / "heldout-*.tar")
-    )
+    return replace(shards, train=str(folder / "train-*.tar"), heldout=str(folder / "heldout-*.tar"))
 
 
 def _score(model: Segmenter, out: Path, seed: int) -> dict[str, Scores]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, UInt8
 
 from efficientsam_pl.data.coco import coco_photos, read_coco
 from efficientsam_pl.data.decode import decode_photo
-from efficientsam_pl.data.schema import Annotation, DamagedSample, annotation_of
+from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
 from efficientsam_pl.data.writer import MaskedPhoto, limit_side
 from efficientsam_pl.draws import draw_key
 from efficientsam_pl.errors import UserError
@@ -70,7 +70,7 @@ def folder_photos(folder: Path, side: int, regions: int, heldout_fraction: float
     for path in paths:
         try:
             photos.append(_with_regions(path, side, regions))
-        except DamagedSample as error:
+        except DamagedSampleError as error:
             skipped.append(f"{path}: {error}")
     train, heldout = _split(photos, heldout_fraction, str(folder))
     return PhotoSet(train, heldout, f"the photos in {folder}; {_regions_told()}", tuple(skipped))
@@ -103,7 +103,9 @@ def felzenszwalb_regions(
 
 
 def _with_regions(path: Path, side: int, regions: int) -> MaskedPhoto:
-    photo = limit_side(MaskedPhoto(path.stem.replace(".", "_"), decode_photo(path.read_bytes()), ()), side)
+    photo = limit_side(
+        MaskedPhoto(path.stem.replace(".", "_"), decode_photo(path.read_bytes()), ()), side
+    )
     masks: tuple[Annotation, ...] = tuple(
         annotation_of(encode(region)) for region in felzenszwalb_regions(photo.image, regions)
     )

@@ -98,8 +98,18 @@ def _sami_section(sami: dict[str, Any], better: float, curve: Path) -> Section:
         columns=("on held-out photos", "loss", "goal", "reached"),
         rows=(
             ("SAMI student", f"{sami['loss']:.4f}", "", ""),
-            ("training set's mean feature of each position", f"{sami['mean_feature_loss']:.4f}", "", ""),
-            ("student below the mean feature", f"{better:.1%}", "10%", _mark(better >= _GOALS["sami"])),
+            (
+                "training set's mean feature of each position",
+                f"{sami['mean_feature_loss']:.4f}",
+                "",
+                "",
+            ),
+            (
+                "student below the mean feature",
+                f"{better:.1%}",
+                "10%",
+                _mark(better >= _GOALS["sami"]),
+            ),
         ),
         highlight=2,
     )
@@ -108,7 +118,9 @@ def _sami_section(sami: dict[str, Any], better: float, curve: Path) -> Section:
         "all of them. Whoever knows only where a token lies, not what the photo shows, can do no "
         "better than the mean feature of its position; that is the baseline."
     )
-    return Section("Stage 1: SAMI pretraining", text, (table,), (Picture(curve, "Loss over steps"),))
+    return Section(
+        "Stage 1: SAMI pretraining", text, (table,), (Picture(curve, "Loss over steps"),)
+    )
 
 
 def _finetune_section(tuned: dict[str, Any], lift: float, pictures: dict[str, Path]) -> Section:
@@ -117,7 +129,9 @@ def _finetune_section(tuned: dict[str, Any], lift: float, pictures: dict[str, Pa
         box, click = tuned[side]["box"], tuned[side]["click1"]
         numbers = (box["trained"], box["untrained"], box["filled_box"])
         rows.append((f"box, {title}", *(f"{n:.3f}" for n in numbers)))
-        rows.append((f"1 click, {title}", f"{click['trained']:.3f}", f"{click['untrained']:.3f}", ""))
+        rows.append(
+            (f"1 click, {title}", f"{click['trained']:.3f}", f"{click['untrained']:.3f}", "")
+        )
     scores = Table(("mIoU", "trained", "untrained", "filled box"), tuple(rows))
     goal = Table(
         columns=("", "value", "goal", "reached"),

@@ -2,13 +2,13 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.data.decode import decode_photo
-from efficientsam_pl.data.schema import Annotation, DamagedSample, annotation_of
+from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
 from efficientsam_pl.data.writer import MaskedPhoto
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco
@@ -53,12 +53,12 @@ def read_coco(annotations: Path, images: Path) -> list[CocoEntry]:
         raise CocoError(f"{annotations} is no COCO annotation file ({error!r})") from error
 
 
-def coco_photos(entries: Sequence[CocoEntry], skipped: list[str]) -> Iterator[MaskedPhoto]:
+def coco_photos(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedPhoto]:
     """The photos with their masks; one that cannot be read is named in `skipped`."""
     for entry in entries:
         try:
             image = decode_photo(entry.path.read_bytes())
-        except (OSError, DamagedSample) as error:
+        except (OSError, DamagedSampleError) as error:
             skipped.append(f"{entry.path}: {error}")
             continue
         height, width = image.shape[:2]

@@ -63,7 +63,10 @@ def collate_masked(
     def filled(tensors: Sequence[Tensor]) -> Tensor:
         missing = [masks_per_image - len(t) for t in tensors]
         return torch.stack(
-            [F.pad(t, [0, 0] * (t.ndim - 1) + [0, m]) for t, m in zip(tensors, missing, strict=True)]
+            [
+                F.pad(t, [0, 0] * (t.ndim - 1) + [0, m])
+                for t, m in zip(tensors, missing, strict=True)
+            ]
         )
 
     real = [torch.ones(len(c.masks), dtype=torch.bool) for c in contents]

@@ -6,17 +6,17 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from efficientsam_pl.data.schema import DamagedSample
+from efficientsam_pl.data.schema import DamagedSampleError
 
 
 def decode_photo(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of a JPEG or PNG; grey photos become RGB.
 
     Raises:
-        DamagedSample: Not a photo, or one that breaks off.
+        DamagedSampleError: Not a photo, or one that breaks off.
     """
     try:
         with Image.open(io.BytesIO(data)) as photo:
             return np.array(photo.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DamagedSample("bad photo", str(error).splitlines()[0]) from error
+        raise DamagedSampleError("bad photo", str(error).splitlines()[0]) from error

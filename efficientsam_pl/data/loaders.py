@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.order import EndlessBatches, OnceBatches, Share
-from efficientsam_pl.data.schema import DamagedSample
+from efficientsam_pl.data.schema import DamagedSampleError
 from efficientsam_pl.data.select import scorable
 from efficientsam_pl.data.shards import ShardIndex, read_files
 from efficientsam_pl.data.streams import CroppedImages, MaskedImages, read_photo, read_record
@@ -64,7 +64,7 @@ def annotated_photos(index: ShardIndex) -> Iterator[AnnotatedPhoto | Damage]:
             files = read_files(sample)
             image = read_photo(files)
             record = read_record(files, image)
-        except (DamagedSample, OSError) as error:
+        except (DamagedSampleError, OSError) as error:
             yield Damage(sample.shard, sample.key, str(error))
             continue
         yield AnnotatedPhoto(sample.key, image, tuple(scorable(record.annotations)))

@@ -5,6 +5,7 @@ epoch p // n at place p % n of that epoch's order, so a run goes on from its pos
 number of ranks, and all ranks have equally many steps by construction.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ class OnceBatches(Sampler[list[Slot]]):
 
     def __len__(self) -> int:
         together = self._share.micro_batch * self._share.world_size
-        return -(-self._samples // together)
+        return math.ceil(self._samples / together)
 
     def __iter__(self) -> Iterator[list[Slot]]:
         size, world = self._share.micro_batch, self._share.world_size

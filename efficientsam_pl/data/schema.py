@@ -21,7 +21,7 @@ VERSION = 1
 _OWN_KEY = "efficientsam_pl"
 
 
-class DamagedSample(ValueError):
+class DamagedSampleError(ValueError):
     """A sample that cannot be used; `kind` counts in the run's report."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -73,19 +73,19 @@ def from_json(data: bytes) -> Record:
     """The record in a masked image's JSON, ours or SA-1B's.
 
     Raises:
-        DamagedSample: Not that form, run-lengths of another size, or a newer version of ours.
+        DamagedSampleError: Not that form, run-lengths of another size, or a newer version of ours.
     """
     try:
         loaded = json.loads(data)
         version = loaded.get(_OWN_KEY, {}).get("version", VERSION)
         if version != VERSION:
-            raise DamagedSample("unknown version", f"{version}, this program reads {VERSION}")
+            raise DamagedSampleError("unknown version", f"{version}, this program reads {VERSION}")
         width, height = int(loaded["image"]["width"]), int(loaded["image"]["height"])
         annotations = tuple(_annotation(a, width, height) for a in loaded["annotations"])
-    except DamagedSample:
+    except DamagedSampleError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedSample("bad json", repr(error)) from error
+        raise DamagedSampleError("bad json", repr(error)) from error
     return Record(width, height, annotations)
 
 

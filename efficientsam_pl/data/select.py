@@ -32,9 +32,7 @@ def scorable(annotations: Sequence[Annotation]) -> list[Rle]:
     return [a.rle for a in annotations if not a.crowd and a.area > 0]
 
 
-def random_clicks(
-    rles: Sequence[Rle], clicks: int, key: int
-) -> Float[Tensor, "q p 2"]:
+def random_clicks(rles: Sequence[Rle], clicks: int, key: int) -> Float[Tensor, "q p 2"]:
     """Uniform random foreground pixels of each mask at image precision, as (x, y)."""
     points = np.zeros((len(rles), clicks, 2), dtype=np.int64)
     for index, rle in enumerate(rles):

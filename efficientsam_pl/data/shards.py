@@ -58,7 +58,8 @@ def index_shards(pattern: str) -> ShardIndex:
     paths = sorted(file.full_name for file in files)
     if not paths:
         raise ShardsError(f"no shard matches {pattern!r}")
-    shards, damage = [], []
+    shards: list[tuple[Sample, ...]] = []
+    damage: list[Damage] = []
     for path in paths:
         samples, broken = _index_shard(path)
         shards.append(samples)
@@ -98,7 +99,7 @@ def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if member.isfile():
             member.name = member.name.removeprefix("./")
             yield member
-        tar.members.clear()  # tarfile keeps every header it has seen
+        tar.members = []  # type: ignore[attr-defined]  # it keeps every header it has seen
 
 
 def _read(file: IO[bytes], member: Member) -> bytes:

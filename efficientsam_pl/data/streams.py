@@ -22,7 +22,7 @@ from efficientsam_pl.data.collate import (
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.schema import DamagedSample, Record, from_json
+from efficientsam_pl.data.schema import DamagedSampleError, Record, from_json
 from efficientsam_pl.data.select import random_clicks, select_masks, tight_boxes
 from efficientsam_pl.data.shards import Sample, read_files
 from efficientsam_pl.data.transforms import (
@@ -48,11 +48,11 @@ def read_photo(files: dict[str, bytes]) -> UInt8[np.ndarray, "h w 3"]:
     """The photo among a sample's files.
 
     Raises:
-        DamagedSample: There is none, or it cannot be decoded.
+        DamagedSampleError: There is none, or it cannot be decoded.
     """
     photo = next((files[ending] for ending in _PHOTO_ENDINGS if ending in files), None)
     if photo is None:
-        raise DamagedSample("missing photo", f"only {', '.join(sorted(files))}")
+        raise DamagedSampleError("missing photo", f"only {', '.join(sorted(files))}")
     return decode_photo(photo)
 
 
@@ -60,13 +60,13 @@ def read_record(files: dict[str, bytes], image: UInt8[np.ndarray, "h w 3"]) -> R
     """The annotations among a sample's files.
 
     Raises:
-        DamagedSample: There are none, or they belong to a photo of another size.
+        DamagedSampleError: There are none, or they belong to a photo of another size.
     """
     if "json" not in files:
-        raise DamagedSample("missing json", f"only {', '.join(sorted(files))}")
+        raise DamagedSampleError("missing json", f"only {', '.join(sorted(files))}")
     record = from_json(files["json"])
     if image.shape[:2] != (record.height, record.width):
-        raise DamagedSample(
+        raise DamagedSampleError(
             "size mismatch", f"photo {image.shape[:2]}, json {(record.height, record.width)}"
         )
     return record
@@ -159,9 +159,7 @@ class MaskedImages(Dataset[PreparedMaskedImage]):
 def _guarded(sample: Sample, prepare: Callable[[], T]) -> tuple[T | None, Damage | None]:
     try:
         return prepare(), None
-    except DamagedSample as error:
+    except DamagedSampleError as error:
         return None, Damage(sample.shard, sample.key, error.kind)
     except OSError as error:
         return None, Damage(sample.shard, sample.key, f"cannot be read: {error}")
-
-

@@ -55,7 +55,13 @@ def cut(image: UInt8[np.ndarray, "h w 3"], crop: Crop, side: int) -> UInt8[Tenso
     """A crop resized to a square, bicubic with antialiasing as in MAE."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     resized: Tensor = tv.resized_crop(
-        pixels, crop.top, crop.left, crop.height, crop.width, [side, side], InterpolationMode.BICUBIC
+        pixels,
+        crop.top,
+        crop.left,
+        crop.height,
+        crop.width,
+        [side, side],
+        InterpolationMode.BICUBIC,
     )
     return resized.flip(-1) if crop.flip else resized
 
@@ -70,7 +76,7 @@ def frame(image: UInt8[np.ndarray, "h w 3"], resize: Resize) -> UInt8[Tensor, "3
 def reduce_masks(
     masks: Bool[np.ndarray, "q h w"], resize: Resize, factor: int
 ) -> Bool[Tensor, "q mh mw"]:
-    """Masks in the model's frame at a `factor`-th of its side: cells that are at least half covered.
+    """Masks in the model's frame at a `factor`-th of its side: cells at least half covered.
 
     A mask too thin to cover half of any cell keeps its best-covered ones, so none vanishes.
     """

@@ -117,14 +117,20 @@ def score_photos(segmenter: Embeds, photos: Iterable[Photo], seed: int) -> Score
             detections.extend(encode_many(chosen.numpy()))
             scores.append(by_box.iou.amax(dim=1).cpu())
         ap.update(photo.key, photo.truth, detections, torch.cat(scores))
-    means = [float(metric.compute()) for metric in (box, click, filled)]
-    return Scores(*means, ap=ap.compute(), photos=seen, masks=masks)
+    return Scores(
+        box=float(box.compute()),
+        click1=float(click.compute()),
+        filled_box=float(filled.compute()),
+        ap=ap.compute(),
+        photos=seen,
+        masks=masks,
+    )
 
 
 def random_clicks(
     photo: str, rles: Sequence[Rle], first: int, seed: int
 ) -> Float[np.ndarray, "q 1 2"]:
-    """One uniform foreground pixel of each mask, (x, y); a function of seed, photo and its place."""
+    """One uniform foreground pixel of each mask, (x, y), drawn from seed, photo and place."""
     points = []
     for index, rle in enumerate(rles, start=first):
         key = torch.tensor(draw_key(seed, 0, f"{photo}/{index}"))

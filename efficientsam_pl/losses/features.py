@@ -34,9 +34,7 @@ def token_loss(config: FeatureLossConfig) -> TokenLoss:
     return {"mse": mse_per_token, "cosine": cosine_per_token}[config.kind]
 
 
-def mean_over_valid(
-    per_token: Float[Tensor, "b n"], valid: Bool[Tensor, "b"]
-) -> Float[Tensor, ""]:
+def mean_over_valid(per_token: Float[Tensor, "b n"], valid: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
     """Mean over all tokens of the valid photos; 0, with a gradient of 0, where none is valid."""
     per_photo = per_token.mean(-1)
     return torch.where(valid, per_photo, 0.0).sum() / valid.sum().clamp(min=1)

@@ -108,9 +108,7 @@ def segmentation_losses(
     iou_error = iou_error.gather(-1, best) if config.iou_candidates == "best" else iou_error
     single_focal, single_dice = _focal_and_dice(single, truth, config)
     single_iou = (single.iou.float() - actual_iou(single.low_res_logits, truth)).square()
-    single_loss = (
-        config.focal * single_focal + config.dice * single_dice + config.iou * single_iou
-    )
+    single_loss = config.focal * single_focal + config.dice * single_dice + config.iou * single_iou
 
     def mean(per_mask: Float[Tensor, "b q k"]) -> Float[Tensor, ""]:
         return torch.where(valid, per_mask.mean(-1), 0.0).sum() / valid.sum().clamp(min=1)

@@ -85,9 +85,7 @@ class PromptEncoder(nn.Module):
             position = position.masked_fill((labels == Label.PADDING)[..., None], 0.0)
         return position + self._label_table()[labels + 1], self._dense(prompts)
 
-    def slots(
-        self, prompts: Prompts
-    ) -> tuple[Float[Tensor, "b q t 2"], Int64[Tensor, "b q t"]]:
+    def slots(self, prompts: Prompts) -> tuple[Float[Tensor, "b q t 2"], Int64[Tensor, "b q t"]]:
         """Points and box corners side by side, filled up with padding to the model's slots."""
         points, labels = prompts.points_px, prompts.labels
         fill = 0

@@ -14,7 +14,8 @@ _NO_DECAY = ("pos_embed", "position", "token", "label_vectors", "no_mask_embed",
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
     """AdamW over the parameters that learn; no decay on norms, biases, positions and tokens."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)

@@ -25,7 +25,7 @@ class MixedPrompter:
 
     def __call__(self, batch: MaskBatch) -> Prompts:
         """Prompts in model pixels, as many slots as the longer kind needs."""
-        b, q = batch.valid.shape
+        q = batch.valid.shape[1]
         slots = max(self.config.max_clicks, 2)
         kind, count = uniform(batch.draw_key, 2 * q, "prompt-kind").unflatten(1, (2, q)).unbind(1)
         is_box = (kind < self.config.box_share)[..., None]

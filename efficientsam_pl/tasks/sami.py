@@ -30,7 +30,9 @@ class SamiPretraining(L.LightningModule):
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Logs `heldout/loss`: fixed crops and masks, so that two steps compare."""
-        self.log("heldout/loss", self._step(batch), batch_size=int(batch.valid.sum()), sync_dist=True)
+        self.log(
+            "heldout/loss", self._step(batch), batch_size=int(batch.valid.sum()), sync_dist=True
+        )
 
     def configure_optimizers(self) -> Any:
         """AdamW and schedule of the student alone."""

@@ -87,8 +87,6 @@ class StreamDataModule(L.LightningDataModule):
 
     def _share(self) -> Share:
         rank, world = (
-            (0, 1)
-            if self.trainer is None
-            else (self.trainer.global_rank, self.trainer.world_size)
+            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )
         return Share(rank, world, self._config.micro_batch, self._config.global_batch)

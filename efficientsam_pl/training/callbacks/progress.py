@@ -38,7 +38,9 @@ class StageProgress(L.Callback):
             if self._console.is_terminal:
                 self._bar.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any
+    ) -> None:
         """Moves the bar."""
         if not trainer.is_global_zero:
             return

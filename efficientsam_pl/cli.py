@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"efficientsam: {error}", file=sys.stderr)  # noqa: T201
         return MISTAKE
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        print(f"efficientsam: {error.strerror}: {error.filename}", file=sys.stderr)  # noqa: T201
+        return MISTAKE
     return DONE
 
 
@@ -56,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_quickstart(commands: Any) -> None:
     parser = _command(commands, "quickstart", "both stages, small, on photos at hand")
     parser.add_argument("--out", type=Path, default=Path("quickstart_out"), metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=_natural, default=0, metavar="N")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--coco",
@@ -97,6 +100,7 @@ def _add_config_command(commands: Any, name: str, root: type[Any], help_text: st
         if arguments.print_config:
             print(configs.dump(loaded), end="")  # noqa: T201
             return
+        configs.require(loaded)
         import importlib
 
         importlib.import_module(f"efficientsam_pl.commands.{name}").run(loaded)
@@ -248,6 +252,12 @@ def _point(text: str) -> tuple[float, float, int]:
     if label and label[0] not in (0, 1):
         raise argparse.ArgumentTypeError(f"{text!r}: the label must be 0 or 1")
     return x, y, int(label[0]) if label else 1
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number in [0, 2**63)")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -57,6 +57,14 @@ class PretrainConfig:
         _check_warmup(self.optim, self.trainer)
         _check_teacher_grid(self.teacher.encoder, self.teacher.image_size, self.sami.student)
 
+    def needed(self) -> dict[str, str]:
+        """Keys without a default."""
+        return {"shards.train": self.shards.train}
+
+    def files(self) -> dict[str, str | None]:
+        """Files that are read, by key."""
+        return {"teacher.weights": self.teacher.weights}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -82,6 +90,14 @@ class FinetuneConfig:
                 f"masks.clicks={self.masks.clicks}, the points drawn for each mask"
             )
 
+    def needed(self) -> dict[str, str]:
+        """Keys without a default."""
+        return {"shards.train": self.shards.train}
+
+    def files(self) -> dict[str, str | None]:
+        """Files that are read, by key."""
+        return {"model.weights": self.model.weights, "model.encoder": self.model.encoder}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -92,6 +108,14 @@ class EvaluateConfig:
     seed: int = 0  # of the clicks
     accelerator: str = "auto"
     out: str = "evaluation.json"
+
+    def needed(self) -> dict[str, str]:
+        """Keys without a default."""
+        return {"shards": self.shards, "model.weights": self.model.weights or ""}
+
+    def files(self) -> dict[str, str | None]:
+        """Files that are read, by key."""
+        return {"model.weights": self.model.weights}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +148,32 @@ def load(root: type[T], files: Sequence[str], overrides: Sequence[str]) -> T:
         key, equals, _ = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is no option and no key=value")
-        config = _merge(config, OmegaConf.from_dotlist([override]), "")
+        config = _merge(config, _parse(override), "")
     built: T = _build(root, config, "")
     return built
+
+
+def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
+    """What has no default must be given, and what is named must be there, before a command runs.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    for key, value in config.needed().items():
+        if not value:
+            raise ConfigError(f"{key}= must be given")
+    for key, file in config.files().items():
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"{key}: no such file: {file}")
+    if isinstance(config, PretrainConfig):
+        return
+    slots = segmenter_config(config.model.name).prompts.max_points
+    clicks = config.prompts.max_clicks if isinstance(config, FinetuneConfig) else 1
+    if slots is not None and clicks > slots:
+        raise ConfigError(
+            f"prompts.max_clicks={clicks} must not exceed the {slots} points that "
+            f"model.name={config.model.name} takes"
+        )
 
 
 def dump(config: Any) -> str:
@@ -199,6 +246,14 @@ def _read_yaml(name: str) -> DictConfig:
     return loaded
 
 
+def _parse(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:  # the YAML parser has many kinds
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{override!r} cannot be read as key=value: {reason}") from error
+
+
 def _merge(config: Any, over: Any, source: str) -> Any:
     try:
         return OmegaConf.merge(config, over)
@@ -225,7 +280,11 @@ def _build(cls: Any, config: Any, prefix: str) -> Any:
     hints = get_type_hints(cls)
     values = {}
     for part in fields(cls):
-        value = config[part.name]
+        try:
+            value = config[part.name]
+        except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{prefix}{part.name}: {reason}") from error
         if is_dataclass(hints[part.name]):
             values[part.name] = _build(hints[part.name], value, f"{prefix}{part.name}.")
         else:
@@ -234,5 +293,5 @@ def _build(cls: Any, config: Any, prefix: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        full = re.sub(r"(?<![\w.])([a-z_][a-z_.]*)=", rf"{prefix}\1=", str(error))
+        full = re.sub(r"(?<![^\s([])([a-z_][a-z_.]*)=", rf"{prefix}\1=", str(error))
         raise ConfigError(full) from error

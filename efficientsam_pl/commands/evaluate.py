@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 
 from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.config import ConfigError, EvaluateConfig
+from efficientsam_pl.config import EvaluateConfig
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.shards import ShardIndex, index_shards
 from efficientsam_pl.evaluation.protocols import Scores, score_photos
@@ -21,8 +21,6 @@ from efficientsam_pl.structures import Damage
 
 def run(config: EvaluateConfig) -> Path:
     """Scores a model and writes the numbers, with what made them, to `out`."""
-    if config.model.weights is None:
-        raise ConfigError("model.weights= must name the weights to evaluate")
     index = index_shards(config.shards)
     model = load_model(config.model.name, config.model.weights)
     scores, damage = score(model.to(_device(config.accelerator)), index, config.seed)

@@ -52,7 +52,7 @@ def run(config: FinetuneConfig) -> Finetuned:
     callbacks = standard_callbacks(
         "Finetuning", config.run, config.trainer, header, (index, config.shards.max_bad_fraction)
     )
-    _, history = fit(task, data, config.run, config.trainer, callbacks)
+    _, history = fit(task, data, config.run, config.trainer, callbacks, config.optim.clip_norm)
     checkpoint = newest_checkpoint(RunConfig(dir=config.run.dir))
     assert checkpoint is not None, "a finished run has saved its last step"
     return Finetuned(checkpoint, model.eval(), history)

@@ -7,6 +7,7 @@ from rich.progress import track
 
 from efficientsam_pl.data.coco import coco_photos, read_coco
 from efficientsam_pl.data.writer import PackSummary, limit_side, pack
+from efficientsam_pl.errors import UserError
 
 
 def run_coco(
@@ -22,6 +23,9 @@ def run_coco(
         photos = (limit_side(photo, long_side) for photo in photos)
     summary = pack(photos, out, prefix)
     summary.skipped = tuple(skipped)
+    if not summary.photos:
+        why = skipped[0] if skipped else "it lists none"
+        raise UserError(f"no photo of {annotations} could be packed ({why})")
     for line in skipped:
         print(f"skipped {line}")
     print(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.errors import UserError
@@ -68,7 +68,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with Image.open(path) as photo:
             return np.array(photo.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"--image: {path} is no photo that can be read") from error
 
 
@@ -97,6 +97,8 @@ def _read_logits(path: Path) -> np.ndarray:
         logits: np.ndarray = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"--mask-input: {path} cannot be read as .npy") from error
+    if not isinstance(logits, np.ndarray) or logits.dtype.kind not in "fiu":
+        raise UserError(f"--mask-input: {path} must be a .npy file of numbers")
     if logits.ndim != 2:
         raise UserError(f"--mask-input: {path} must hold [256, 256] logits, not {logits.shape}")
     return logits

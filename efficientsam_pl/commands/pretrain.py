@@ -62,13 +62,18 @@ def run(config: PretrainConfig) -> Pretrained:
         header,
         (index, config.shards.max_bad_fraction),
     )
-    trainer, history = fit(task, data, config.run, config.trainer, callbacks)
+    trainer, history = fit(
+        task, data, config.run, config.trainer, callbacks, config.optim.clip_norm
+    )
     heldout_loss = baseline = None
     if streams.heldout is not None:
         [measured] = trainer.validate(task, datamodule=data, verbose=False)
         heldout_loss = measured["heldout/loss"]
         baseline = _mean_feature_loss(config, streams, task)
-    return Pretrained(_write_encoder(config.run, folder), history, heldout_loss, baseline)
+    encoder = folder / "encoder.safetensors"
+    if trainer.is_global_zero:
+        _write_encoder(config.run, encoder)
+    return Pretrained(encoder, history, heldout_loss, baseline)
 
 
 def _mean_feature_loss(config: PretrainConfig, streams: Streams, task: SamiPretraining) -> float:
@@ -84,9 +89,7 @@ def _mean_feature_loss(config: PretrainConfig, streams: Streams, task: SamiPretr
     return constant_loss(task.teacher, mean, heldout, task.loss)
 
 
-def _write_encoder(run: RunConfig, folder: Path) -> Path:
+def _write_encoder(run: RunConfig, encoder: Path) -> None:
     checkpoint = newest_checkpoint(RunConfig(dir=run.dir))
     assert checkpoint is not None, "a finished run has saved its last step"
-    encoder = folder / "encoder.safetensors"
     consolidate(checkpoint, encoder)
-    return encoder

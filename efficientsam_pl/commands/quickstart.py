@@ -1,6 +1,7 @@
 """`efficientsam quickstart`: the whole job once, small, through the code of every stage."""
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,7 +143,8 @@ def _finetune_config(
 
 
 def _run_config(run: Any, options: QuickstartOptions, stage: str) -> Any:
-    # never resumed: a second quickstart into the same folder starts anew
+    # a second quickstart into the same folder starts anew
+    shutil.rmtree(options.out / stage, ignore_errors=True)
     return replace(run, dir=str(options.out / stage), seed=options.seed, resume="none")
 
 

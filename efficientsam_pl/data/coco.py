@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.decode import decode_mask, decode_photo
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
 from efficientsam_pl.data.writer import MaskedPhoto
 from efficientsam_pl.errors import UserError
@@ -41,14 +41,14 @@ def read_coco(annotations: Path, images: Path) -> list[CocoEntry]:
         by_image = defaultdict(list)
         for annotation in loaded["annotations"]:
             by_image[annotation["image_id"]].append(annotation)
-        return [
-            CocoEntry(
-                key=Path(image["file_name"]).stem.replace(".", "_"),
-                path=images / image["file_name"],
-                annotations=tuple(by_image[image["id"]]),
-            )
-            for image in loaded["images"]
-        ]
+        entries: dict[str, CocoEntry] = {}
+        for image in loaded["images"]:
+            key = Path(image["file_name"]).stem.replace(".", "_")
+            if key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
+                key = f"{key}_{image['id']}"
+            path = images / image["file_name"]
+            entries[key] = CocoEntry(key, path, tuple(by_image[image["id"]]))
+        return list(entries.values())
     except (ValueError, KeyError, TypeError) as error:
         raise CocoError(f"{annotations} is no COCO annotation file ({error!r})") from error
 
@@ -66,7 +66,8 @@ def coco_photos(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[Ma
         for annotation in entry.annotations:
             try:
                 rle = from_coco(annotation["segmentation"], height, width)
-            except (ValueError, KeyError, TypeError) as error:
+                decode_mask(rle)
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 skipped.append(f"{entry.key} annotation {annotation.get('id')}: {error}")
                 continue
             masks.append(annotation_of(rle, bool(annotation.get("iscrowd", 0))))

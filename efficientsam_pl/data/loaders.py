@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
+from efficientsam_pl.data.decode import decode_mask
 from efficientsam_pl.data.order import EndlessBatches, OnceBatches, Share
 from efficientsam_pl.data.schema import DamagedSampleError
 from efficientsam_pl.data.select import scorable
@@ -64,7 +65,10 @@ def annotated_photos(index: ShardIndex) -> Iterator[AnnotatedPhoto | Damage]:
             files = read_files(sample)
             image = read_photo(files)
             record = read_record(files, image)
+            truth = scorable(record.annotations)
+            for rle in truth:
+                decode_mask(rle)
         except (DamagedSampleError, OSError) as error:
             yield Damage(sample.shard, sample.key, str(error))
             continue
-        yield AnnotatedPhoto(sample.key, image, tuple(scorable(record.annotations)))
+        yield AnnotatedPhoto(sample.key, image, tuple(truth))

@@ -84,7 +84,7 @@ def from_json(data: bytes) -> Record:
         annotations = tuple(_annotation(a, width, height) for a in loaded["annotations"])
     except DamagedSampleError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedSampleError("bad json", repr(error)) from error
     return Record(width, height, annotations)
 
@@ -96,4 +96,4 @@ def annotation_of(rle: Rle, crowd: bool = False) -> Annotation:
 
 def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
     rle = from_coco(entry["segmentation"], height, width)
-    return Annotation(rle, int(entry["area"]), bool(entry.get("iscrowd", 0)))
+    return annotation_of(rle, bool(entry.get("iscrowd", 0)))  # a stated area may be a polygon's

@@ -1,14 +1,18 @@
 """Tar shards as tables of samples: where each file lies, so that any sample is one seek away."""
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import Any
 
 import fsspec
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage
+
+# WebDataset's rule: the first dot after the folders; what has none is no part of a sample
+_KEY_AND_ENDING = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 
 
 class ShardsError(UserError):
@@ -85,10 +89,10 @@ def _index_shard(path: str) -> tuple[tuple[Sample, ...], tuple[Damage, ...]]:
     try:
         with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in _files(tar):
-                key, _, ending = member.name.partition(".")
-                grouped.setdefault(key, {})[ending.lower()] = Member(
-                    member.offset_data, member.size
-                )
+                named = _KEY_AND_ENDING.fullmatch(member.name)
+                if named:
+                    place = Member(member.offset_data, member.size)
+                    grouped.setdefault(named[1], {})[named[2].lower()] = place
     except (OSError, tarfile.TarError) as error:
         damage.append(Damage(path, "", f"broken tar: {error}"))
     return tuple(Sample(path, key, members) for key, members in grouped.items()), tuple(damage)
@@ -102,9 +106,9 @@ def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members = []  # type: ignore[attr-defined]  # it keeps every header it has seen
 
 
-def _read(file: IO[bytes], member: Member) -> bytes:
+def _read(file: Any, member: Member) -> bytes:  # fsspec's files have no type in common
     file.seek(member.offset)
-    data = file.read(member.size)
+    data: bytes = file.read(member.size)
     if len(data) != member.size:
         raise OSError(f"{len(data)} of {member.size} bytes")
     return data

@@ -20,7 +20,7 @@ from efficientsam_pl.data.collate import (
     collate_masked,
 )
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.decode import decode_mask, decode_photo
 from efficientsam_pl.data.order import Slot
 from efficientsam_pl.data.schema import DamagedSampleError, Record, from_json
 from efficientsam_pl.data.select import random_clicks, select_masks, tight_boxes
@@ -36,7 +36,6 @@ from efficientsam_pl.data.transforms import (
 )
 from efficientsam_pl.draws import draw_key, uniform
 from efficientsam_pl.geometry import Resize, ResizeRule
-from efficientsam_pl.rle import decode
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 
 T = TypeVar("T")
@@ -140,7 +139,7 @@ class MaskedImages(Dataset[PreparedMaskedImage]):
         rles = select_masks(record, self._selection, key)
         masks = np.zeros((len(rles), record.height, record.width), dtype=bool)
         for index, rle in enumerate(rles):
-            masks[index] = decode(rle)
+            masks[index] = decode_mask(rle)
         boxes = tight_boxes(rles)
         clicks = random_clicks(rles, self._selection.clicks, key)
         if float(uniform(torch.tensor(key), 1, "flip")) < self._selection.flip:

@@ -42,7 +42,9 @@ def random_crop(image_hw: tuple[int, int], config: CropConfig, key: int) -> Crop
         if 0 < w <= width and 0 < h <= height:
             top, left = int(draws[t + 2] * (height - h + 1)), int(draws[t + 3] * (width - w + 1))
             return Crop(top, left, h, w, flip)
-    return Crop(0, 0, height, width, flip)
+    aspect = min(max(width / height, config.min_aspect), config.max_aspect)
+    w, h = min(width, round(height * aspect)), min(height, max(1, round(width / aspect)))
+    return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
 
 
 def centre_crop(image_hw: tuple[int, int]) -> Crop:

@@ -46,6 +46,9 @@ class PromptEncoderConfig:
     mask_prompts: bool = False
     max_points: int | None = 6  # slots filled up with padding; None: as many as given, as SAM
     padding_position: Literal["kept", "zeroed"] = "kept"  # SAM zeroes it before its vector
+    # Standard deviation of the frequencies of a fresh model's positions; 1 is SAM's. Two points
+    # further apart than about 0.08 / scale of the photo look unrelated before anything is learned.
+    position_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,10 @@ class MaskDecoderConfig:
     iou_head_width: int = 256
     activation: Literal["gelu", "relu"] = "gelu"  # SAM: relu
     upscaling_norm: Literal["group_norm", "layer_norm"] = "group_norm"  # SAM: layer_norm
+    # Where the tokens' positions go in their self-attention. summed: into the tokens themselves,
+    # values and residual included. queries_and_keys (SAM): only there, and the first block's
+    # self-attention replaces the tokens instead of adding to them.
+    token_position: Literal["summed", "queries_and_keys"] = "summed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +95,9 @@ _SAM = SegmenterConfig(
     prompts=PromptEncoderConfig(
         negative_clicks=True, mask_prompts=True, max_points=None, padding_position="zeroed"
     ),
-    decoder=MaskDecoderConfig(activation="relu", upscaling_norm="layer_norm"),
+    decoder=MaskDecoderConfig(
+        activation="relu", upscaling_norm="layer_norm", token_position="queries_and_keys"
+    ),
     resize="pad",
 )
 

@@ -4,6 +4,7 @@ Axes: b images, q prompts an image, p points a prompt, c channels, g tokens a si
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,9 +19,12 @@ from efficientsam_pl.structures import Label, Prompts
 class RandomFourierPosition(nn.Module):
     """Sine and cosine of random projections of a position (Tancik et al. 2020; SAM, appendix A)."""
 
-    def __init__(self, channels: int) -> None:
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, channels // 2))
+        frequencies = scale * torch.randn(2, channels // 2)
+        self.register_buffer("positional_encoding_gaussian_matrix", frequencies)
 
     def forward(self, points_unit: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p c"]:
         """Positions as (x, y) in [0, 1]; always float32, since bf16 cannot hold a pixel of 1024."""
@@ -47,7 +51,7 @@ class PromptEncoder(nn.Module):
         self.config = config
         self.image_size = encoder.image_size
         self.grid_size = encoder.grid()
-        self.pe_layer = RandomFourierPosition(channels)
+        self.pe_layer = RandomFourierPosition(channels, config.position_scale)
         known = [label for label in Label if label != Label.NEGATIVE or config.negative_clicks]
         self.label_vectors = nn.ModuleDict(
             {label.name.lower(): nn.Embedding(1, channels) for label in known}
@@ -68,7 +72,7 @@ class PromptEncoder(nn.Module):
 
     def forward(
         self, prompts: Prompts
-    ) -> tuple[Float[Tensor, "b q t c"], Float[Tensor, "b q c gh gw"] | None]:
+    ) -> tuple[Float[Tensor, "b q t c"], Float[Tensor, "b2 q2 c dh dw"] | None]:
         """Tokens of the points and boxes, and what is added to the image's features.
 
         Returns:
@@ -79,7 +83,8 @@ class PromptEncoder(nn.Module):
             ValueError: More points than the model has slots, or a mask for a model without.
         """
         points, labels = self.slots(prompts)
-        points = points.where(points >= 0, -1.0)  # as released: below 0 is "no point" and stays -1
+        if self.config.padding_position == "kept":
+            points = points.where(points >= 0, -1.0)  # as released: below 0 is "no point"
         position = self.pe_layer((points + 0.5) / self.image_size)
         if self.config.padding_position == "zeroed":
             position = position.masked_fill((labels == Label.PADDING)[..., None], 0.0)
@@ -93,8 +98,8 @@ class PromptEncoder(nn.Module):
             points = torch.cat([points, prompts.boxes_xyxy_px.unflatten(-1, (2, 2))], dim=2)
             corner = labels.new_tensor([Label.TOP_LEFT, Label.BOTTOM_RIGHT])
             labels = torch.cat([labels, corner.expand(*labels.shape[:2], 2)], dim=2)
-        elif self.config.max_points is None:
-            fill = 1  # SAM tells "no box" by one padding point
+        elif self.config.max_points is None and labels.shape[-1] > 0:
+            fill = 1  # SAM tells "points, no box" by one padding point; a mask alone has no token
         if self.config.max_points is not None:
             fill = self.config.max_points - labels.shape[-1]
             if fill < 0:
@@ -110,11 +115,13 @@ class PromptEncoder(nn.Module):
         return self.pe_layer.grid(self.grid_size)
 
     def _label_table(self) -> Float[Tensor, "5 c"]:
-        rows = {name: vector.weight for name, vector in self.label_vectors.items()}
+        rows = {
+            name: cast(nn.Embedding, vector).weight for name, vector in self.label_vectors.items()
+        }
         nothing = torch.zeros_like(rows["positive"])  # an unknown label keeps its bare position
         return torch.cat([rows.get(label.name.lower(), nothing) for label in Label])
 
-    def _dense(self, prompts: Prompts) -> Float[Tensor, "b q c gh gw"] | None:
+    def _dense(self, prompts: Prompts) -> Float[Tensor, "b2 q2 c dh dw"] | None:
         if self.mask_downscaling is None or self.no_mask_embed is None:
             if prompts.mask_logits is not None:
                 raise ValueError("this model takes no mask prompts")
@@ -122,5 +129,5 @@ class PromptEncoder(nn.Module):
         if prompts.mask_logits is None:
             return self.no_mask_embed.weight[None, None, 0, :, None, None]
         masks = prompts.mask_logits.flatten(0, 1)[:, None]
-        dense: Tensor = self.mask_downscaling(masks)
-        return dense.unflatten(0, prompts.mask_logits.shape[:2])
+        dense: Tensor = self.mask_downscaling(masks).unflatten(0, prompts.mask_logits.shape[:2])
+        return dense

@@ -65,7 +65,8 @@ class CrossAttentionBlock(nn.Module):
         return updated
 
     def _heads(self, x: Float[Tensor, "b r c"]) -> Float[Tensor, "b heads r d"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
 
 
 class CrossAttentionDecoder(nn.Module):

@@ -17,6 +17,9 @@ from efficientsam_pl.structures import Prediction, Prompts
 class PixelNorm(nn.Module):
     """Pixel values 0..255 to the encoder's scale; the padding becomes exact zeros, as in SAM."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)

@@ -48,12 +48,14 @@ class Attention(nn.Module):
 class TwoWayBlock(nn.Module):
     """Tokens to tokens, tokens to image, an MLP on the tokens, image to tokens; a norm after each.
 
-    Positions are added to queries and keys in every attention but the first block's first.
+    Positions are added to queries and keys in every attention but the first block's first; the
+    two releases differ in the attention of tokens to tokens, see `MaskDecoderConfig`.
     """
 
     def __init__(self, channels: int, config: MaskDecoderConfig, first: bool) -> None:
         super().__init__()
         self.first = first
+        self.token_position = config.token_position
         self.self_attn = Attention(channels, config.heads)
         self.norm1 = nn.LayerNorm(channels)
         self.cross_attn_token_to_image = Attention(channels, config.heads, shrink=2)
@@ -71,17 +73,25 @@ class TwoWayBlock(nn.Module):
         image_position: Float[Tensor, "1 n c"],
     ) -> tuple[Float[Tensor, "m t c"], Float[Tensor, "m n c"]]:
         """Updated tokens and updated image tokens."""
-        if self.first:
-            tokens = self.norm1(tokens + self.self_attn(tokens, tokens, tokens))
-        else:
-            placed = tokens + token_position
-            tokens = self.norm1(placed + self.self_attn(placed, placed, placed))
+        tokens = self.norm1(self._tokens_to_tokens(tokens, token_position))
         placed_image = image + image_position
         looked = self.cross_attn_token_to_image(tokens + token_position, placed_image, image)
         tokens = self.norm2(tokens + looked)
         tokens = self.norm3(tokens + self.mlp(tokens))
         answered = self.cross_attn_image_to_token(placed_image, tokens + token_position, tokens)
         return tokens, self.norm4(image + answered)
+
+    def _tokens_to_tokens(
+        self, tokens: Float[Tensor, "m t c"], position: Float[Tensor, "m t c"]
+    ) -> Float[Tensor, "m t c"]:
+        placed = tokens if self.first else tokens + position
+        if self.token_position == "summed":
+            attended: Tensor = placed + self.self_attn(placed, placed, placed)
+        elif self.first:
+            attended = self.self_attn(tokens, tokens, tokens)
+        else:
+            attended = tokens + self.self_attn(placed, placed, tokens)
+        return attended
 
 
 class TwoWayTransformer(nn.Module):

@@ -3,7 +3,9 @@
 Axes: b images, n tokens, v visible tokens, c channels, h w pixels, gh gw tokens a side.
 """
 
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -58,7 +60,9 @@ class PlainViT(nn.Module):
         """
         patches = self.patch_embed(pixels)
         grid = list(patches.shape[-2:])
-        tokens = patches.flatten(2).transpose(1, 2) + self.positions(grid)
+        # contiguous, or the residual keeps the patches' strides and every norm copies its input
+        patches = patches.flatten(2).transpose(1, 2).contiguous()
+        tokens: Tensor = patches + self.positions(grid)
         if visible is not None:
             tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.width))
         if self.cls_token is not None:
@@ -132,8 +136,8 @@ def build_encoder(config: EncoderConfig) -> ImageEncoder | SamImageEncoder:
     return ImageEncoder(config) if config.kind == "vit" else SamImageEncoder(config)
 
 
-def _set_attention(blocks: nn.Module, attention: str) -> None:
-    for block in blocks.children():
+def _set_attention(blocks: Iterable[Any], attention: str) -> None:
+    for block in blocks:
         block.attn.fused_attn = attention == "fused"
 
 

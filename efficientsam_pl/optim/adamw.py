@@ -9,7 +9,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from efficientsam_pl.optim.config import OptimConfig
 
-_NO_DECAY = ("pos_embed", "position", "token", "label_vectors", "no_mask_embed", "rel_pos")
+_NO_DECAY = (
+    "pos_embed",
+    "cls_token",
+    "position",
+    "mask_token",  # SAMI's own and the mask decoder's, not the attention "token_to_image"
+    "iou_token",
+    "label_vectors",
+    "no_mask_embed",
+    "rel_pos",
+)
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:

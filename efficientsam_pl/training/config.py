@@ -16,6 +16,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.dir:
             raise ValueError("dir= must name a folder")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must lie in [0, 2**63)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1  # a node
     nodes: int = 1
-    precision: Literal["32", "bf16"] = "32"  # of the computation; parameters stay float32
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters stay float32
     validate_every_steps: int = 1000
     checkpoint_every_steps: int = 1000
     checkpoints_kept: int = 3  # the newest ones

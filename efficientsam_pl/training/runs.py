@@ -56,10 +56,11 @@ def fit(
     run: RunConfig,
     config: TrainerConfig,
     callbacks: Sequence[L.Callback],
+    clip_norm: float | None,
 ) -> tuple[L.Trainer, LossHistory]:
     """Trains to the last step, from the run's newest checkpoint if there is one."""
     history = LossHistory()
-    trainer = build_trainer(run, config, [*callbacks, history], validate=data.validates())
+    trainer = build_trainer(run, config, [*callbacks, history], data.validates(), clip_norm)
     checkpoint = newest_checkpoint(run)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
     return trainer, history

@@ -23,7 +23,11 @@ _KNOWN_NOISE = (
 
 
 def build_trainer(
-    run: RunConfig, config: TrainerConfig, callbacks: Sequence[L.Callback], validate: bool
+    run: RunConfig,
+    config: TrainerConfig,
+    callbacks: Sequence[L.Callback],
+    validate: bool,
+    clip_norm: float | None,
 ) -> L.Trainer:
     """A Trainer whose one epoch is the whole run: data has no end, steps do.
 
@@ -32,12 +36,13 @@ def build_trainer(
         config: Length, batch and hardware.
         callbacks: All of them; none is added here.
         validate: Whether there is a held-out set.
+        clip_norm: Largest norm of the whole gradient; None: not clipped.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _KNOWN_NOISE:
         warnings.filterwarnings("ignore", message)
     precision: Literal["32-true", "bf16-mixed"] = (
-        "32-true" if config.precision == "32" else "bf16-mixed"
+        "32-true" if config.precision == "fp32" else "bf16-mixed"
     )
     return L.Trainer(
         accelerator=config.accelerator,
@@ -46,6 +51,7 @@ def build_trainer(
         strategy="ddp" if config.world_size() > 1 else "auto",
         precision=precision,
         max_steps=config.max_steps,
+        gradient_clip_val=clip_norm,
         accumulate_grad_batches=config.accumulate(),
         # counted in micro-batches, since the run is one epoch
         val_check_interval=config.validate_every_steps * config.accumulate(),

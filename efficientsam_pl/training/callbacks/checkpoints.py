@@ -22,6 +22,7 @@ class RunCheckpoints(L.Callback):
 
     def __init__(self, run: RunConfig, config: TrainerConfig, header: dict[str, Any]) -> None:
         self._dir, self._config, self._header = Path(run.dir), config, header
+        self._saved_step = 0
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -30,14 +31,19 @@ class RunCheckpoints(L.Callback):
         versions = {name: version(name) for name in _REPORTED}
         checkpoint[FORMAT] = {"version": CHECKPOINT_VERSION, "versions": versions, **self._header}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes the step of the checkpoint that the run goes on from."""
+        self._saved_step = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Saves at the steps that are due, once a step however many micro-batches it has."""
         step = trainer.global_step
         due = step % self._config.checkpoint_every_steps == 0 or step == self._config.max_steps
-        if due and not self._path(step).exists() and step > 0:
+        if due and step != self._saved_step:
             self._save(trainer, step)
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
+        self._saved_step = step
         final = self._path(step)
         partial = final.with_suffix(".part")
         trainer.save_checkpoint(partial)  # collective: every rank calls it
@@ -46,7 +52,9 @@ class RunCheckpoints(L.Callback):
                 os.fsync(file.fileno())
             partial.replace(final)
             _write_text(self._dir / "latest", f"checkpoints/{final.name}\n")
-            for old in sorted(final.parent.glob("step-*.ckpt"))[: -self._config.checkpoints_kept]:
+            # by age, not by step: a run begun anew in its folder meets later steps of the old one
+            by_age = sorted(final.parent.glob("step-*.ckpt"), key=lambda p: p.stat().st_mtime_ns)
+            for old in by_age[: -self._config.checkpoints_kept]:
                 old.unlink()
         trainer.strategy.barrier("checkpoint saved")
 

@@ -182,10 +182,10 @@ def _quickstart(arguments: argparse.Namespace) -> None:
         for path in [] if value is None else value if isinstance(value, list) else [value]:
             if not Path(path).exists():
                 raise UserError(f"--{name}: no such file or folder: {path}")
-    from efficientsam_pl.commands import quickstart
+    from efficientsam_pl.commands.quickstart import job
 
-    quickstart.run(
-        quickstart.QuickstartOptions(
+    job.run(
+        job.QuickstartOptions(
             out=arguments.out,
             seed=arguments.seed,
             coco=None if arguments.coco is None else tuple(arguments.coco),

@@ -54,6 +54,8 @@ def from_coco(segmentation: Any, height: int, width: int) -> Rle:
         raise ValueError(f"run-lengths of size {segmentation['size']}, photo {[height, width]}")
     if isinstance(segmentation["counts"], list):
         return _to_text(coco_mask.frPyObjects(segmentation, height, width))
+    if not isinstance(segmentation["counts"], str | bytes):
+        raise ValueError(f"run-lengths of type {type(segmentation['counts']).__name__}")
     return _to_text(segmentation)
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from skimage import data as skimage_data
 
-from efficientsam_pl.commands.quickstart_photos import HELDOUT_PHOTOS, TRAIN_PHOTOS
+from efficientsam_pl.commands.quickstart.photos import HELDOUT_PHOTOS, TRAIN_PHOTOS
 from efficientsam_pl.data.shards import index_shards
 
 FEW_STEPS = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from efficientsam_pl.commands.quickstart_photos import PhotoSet
+from efficientsam_pl.commands.quickstart.photos import PhotoSet
 from efficientsam_pl.data.writer import MaskedPhoto
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.segmenter import Segmenter

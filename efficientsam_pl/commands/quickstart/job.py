@@ -9,14 +9,14 @@ from typing import Any
 
 from efficientsam_pl.commands import consolidate, evaluate, finetune, predict, pretrain
 from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.commands.quickstart_photos import (
+from efficientsam_pl.commands.quickstart.photos import (
     PhotoSet,
     coco_set,
     folder_photos,
     shipped_photos,
 )
-from efficientsam_pl.commands.quickstart_report import Findings, write_page, write_pictures
-from efficientsam_pl.commands.quickstart_teacher import announce_cost, teacher_encoder
+from efficientsam_pl.commands.quickstart.report import Findings, write_page, write_pictures
+from efficientsam_pl.commands.quickstart.teacher import announce_cost, teacher_encoder
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartConfig, dump
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.shards import index_shards

@@ -124,6 +124,7 @@ class QuickstartConfig:
 
     photo_side: int = 512  # longest side of the packed photos, pixels
     regions_per_photo: int = 24  # largest Felzenszwalb regions kept as masks
+    smallest_mask: float = 0.004  # of the photo; smaller ones are left out everywhere
     heldout_fraction: float = 0.2  # of a set of one's own
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

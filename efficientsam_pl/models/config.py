@@ -44,6 +44,7 @@ class PromptEncoderConfig:
 
     negative_clicks: bool = False  # the released EfficientSAM has no such vector
     mask_prompts: bool = False
+    drawn_prompts: bool = False  # clicks and boxes also as maps; neither release does
     max_points: int | None = 6  # slots filled up with padding; None: as many as given, as SAM
     padding_position: Literal["kept", "zeroed"] = "kept"  # SAM zeroes it before its vector
     # Standard deviation of the frequencies of a fresh model's positions; 1 is SAM's. Two points

@@ -9,10 +9,10 @@ from typing import cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int64
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import EncoderConfig, PromptEncoderConfig
+from efficientsam_pl.models.prompt_maps import LOGITS_PER_TOKEN, downscaling, draw_prompts
 from efficientsam_pl.structures import Label, Prompts
 
 
@@ -60,15 +60,8 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling: nn.Sequential | None = None
         if config.mask_prompts:
             self.no_mask_embed = nn.Embedding(1, channels)
-            self.mask_downscaling = nn.Sequential(
-                nn.Conv2d(1, 4, kernel_size=2, stride=2),
-                LayerNorm2d(4),
-                nn.GELU(),
-                nn.Conv2d(4, 16, kernel_size=2, stride=2),
-                LayerNorm2d(16),
-                nn.GELU(),
-                nn.Conv2d(16, channels, kernel_size=1),
-            )
+            self.mask_downscaling = downscaling(1, (4, 16), channels)
+        self.map_downscaling = downscaling(3, (16, 64), channels) if config.drawn_prompts else None
 
     def forward(
         self, prompts: Prompts
@@ -76,8 +69,8 @@ class PromptEncoder(nn.Module):
         """Tokens of the points and boxes, and what is added to the image's features.
 
         Returns:
-            One token a slot, and the dense part: [b, q, c, g, g] for mask prompts,
-            [b, q, c, 1, 1] for SAM without one, None for models that know no masks.
+            One token a slot, and the dense part: [b, q, c, g, g] for mask or drawn prompts,
+            [1, 1, c, 1, 1] for SAM without a mask, None for models that know neither.
 
         Raises:
             ValueError: More points than the model has slots, or a mask for a model without.
@@ -88,7 +81,8 @@ class PromptEncoder(nn.Module):
         position = self.pe_layer((points + 0.5) / self.image_size)
         if self.config.padding_position == "zeroed":
             position = position.masked_fill((labels == Label.PADDING)[..., None], 0.0)
-        return position + self._label_table()[labels + 1], self._dense(prompts)
+        tokens = position + self._label_table()[labels + 1]
+        return tokens, self._dense(prompts, self._drawn(points, labels))
 
     def slots(self, prompts: Prompts) -> tuple[Float[Tensor, "b q t 2"], Int64[Tensor, "b q t"]]:
         """Points and box corners side by side, filled up with padding to the model's slots."""
@@ -121,13 +115,25 @@ class PromptEncoder(nn.Module):
         nothing = torch.zeros_like(rows["positive"])  # an unknown label keeps its bare position
         return torch.cat([rows.get(label.name.lower(), nothing) for label in Label])
 
-    def _dense(self, prompts: Prompts) -> Float[Tensor, "b2 q2 c dh dw"] | None:
+    def _drawn(
+        self, points: Float[Tensor, "b q t 2"], labels: Int64[Tensor, "b q t"]
+    ) -> Float[Tensor, "b q c gh gw"] | None:
+        if self.map_downscaling is None:
+            return None
+        maps = draw_prompts(points, labels, self.image_size, LOGITS_PER_TOKEN * self.grid_size)
+        drawn: Tensor = self.map_downscaling(maps.flatten(0, 1)).unflatten(0, labels.shape[:2])
+        return drawn
+
+    def _dense(
+        self, prompts: Prompts, drawn: Float[Tensor, "b q c gh gw"] | None
+    ) -> Float[Tensor, "b2 q2 c dh dw"] | None:
         if self.mask_downscaling is None or self.no_mask_embed is None:
             if prompts.mask_logits is not None:
                 raise ValueError("this model takes no mask prompts")
-            return None
+            return drawn
         if prompts.mask_logits is None:
-            return self.no_mask_embed.weight[None, None, 0, :, None, None]
-        masks = prompts.mask_logits.flatten(0, 1)[:, None]
-        dense: Tensor = self.mask_downscaling(masks).unflatten(0, prompts.mask_logits.shape[:2])
-        return dense
+            dense: Tensor = self.no_mask_embed.weight[None, None, 0, :, None, None]
+        else:
+            masks = prompts.mask_logits.flatten(0, 1)[:, None]
+            dense = self.mask_downscaling(masks).unflatten(0, prompts.mask_logits.shape[:2])
+        return dense if drawn is None else dense + drawn

@@ -91,13 +91,12 @@ def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
 
 
 def _pack(options: QuickstartOptions, config: QuickstartConfig) -> PhotoSet:
-    side, regions, share = config.photo_side, config.regions_per_photo, config.heldout_fraction
     if options.coco is not None:
-        photos = coco_set(*options.coco, side, share)
+        photos = coco_set(*options.coco, config)
     elif options.images is not None:
-        photos = folder_photos(options.images, side, regions, share)
+        photos = folder_photos(options.images, config)
     else:
-        photos = shipped_photos(side, regions)
+        photos = shipped_photos(config)
     shards = options.out / "shards"
     for old in shards.glob("*.tar"):
         old.unlink()  # of an earlier quickstart into the same folder

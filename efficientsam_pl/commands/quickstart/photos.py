@@ -1,12 +1,14 @@
 """The quickstart's photos with masks: scikit-image's own, a folder's, or a COCO-format set."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from efficientsam_pl.config import QuickstartConfig
 from efficientsam_pl.data.coco import coco_photos, read_coco
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
@@ -28,7 +30,6 @@ TRAIN_PHOTOS = (
 )
 HELDOUT_PHOTOS = ("chelsea.png", "coffee.png")
 _ENDINGS = (".jpg", ".jpeg", ".png")
-_SMALLEST_REGION = 0.004  # of the photo
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PhotoSet:
     skipped: tuple[str, ...] = ()
 
 
-def shipped_photos(side: int, regions: int) -> PhotoSet:
+def shipped_photos(config: QuickstartConfig) -> PhotoSet:
     """scikit-image's colour photos with Felzenszwalb regions; needs the extra "quickstart"."""
     try:
         import skimage
@@ -52,14 +53,14 @@ def shipped_photos(side: int, regions: int) -> PhotoSet:
         ) from error
     folder = Path(skimage.__file__).parent / "data"
     train, heldout = (
-        [_with_regions(folder / name, side, regions) for name in names]
+        [_with_regions(folder / name, config) for name in names]
         for names in (TRAIN_PHOTOS, HELDOUT_PHOTOS)
     )
     origin = "the colour photos that scikit-image ships; " + _regions_told()
     return PhotoSet(train, heldout, origin)
 
 
-def folder_photos(folder: Path, side: int, regions: int, heldout_fraction: float) -> PhotoSet:
+def folder_photos(folder: Path, config: QuickstartConfig) -> PhotoSet:
     """All photos of a folder with Felzenszwalb regions.
 
     Raises:
@@ -69,47 +70,58 @@ def folder_photos(folder: Path, side: int, regions: int, heldout_fraction: float
     photos, skipped = [], []
     for path in paths:
         try:
-            photos.append(_with_regions(path, side, regions))
+            photos.append(_with_regions(path, config))
         except DamagedSampleError as error:
             skipped.append(f"{path}: {error}")
-    train, heldout = _split(photos, heldout_fraction, str(folder))
+    train, heldout = _split(photos, config.heldout_fraction, str(folder))
     return PhotoSet(train, heldout, f"the photos in {folder}; {_regions_told()}", tuple(skipped))
 
 
-def coco_set(annotations: Path, images: Path, side: int, heldout_fraction: float) -> PhotoSet:
-    """A COCO-format set with its own masks.
+def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> PhotoSet:
+    """A COCO-format set with its own masks; photos without a large enough one are left out.
 
     Raises:
         UserError: A file that is not COCO's, or fewer than two photos with masks.
     """
     skipped: list[str] = []
     photos = coco_photos(read_coco(annotations, images), skipped)
-    masked = [limit_side(photo, side) for photo in photos if photo.annotations]
-    train, heldout = _split(masked, heldout_fraction, str(annotations))
-    return PhotoSet(train, heldout, f"the COCO-format set {annotations}", tuple(skipped))
+    limited = (limit_side(photo, config.photo_side) for photo in photos)
+    masked = [photo for photo in map(partial(_large, config), limited) if photo.annotations]
+    train, heldout = _split(masked, config.heldout_fraction, str(annotations))
+    origin = (
+        f"the COCO-format set {annotations}, without masks under {config.smallest_mask:.1%} of "
+        "their photo, which are a few cells to a model this small"
+    )
+    return PhotoSet(train, heldout, origin, tuple(skipped))
 
 
 def felzenszwalb_regions(
-    image: UInt8[np.ndarray, "h w 3"], regions: int
+    image: UInt8[np.ndarray, "h w 3"], config: QuickstartConfig
 ) -> Iterator[Bool[np.ndarray, "h w"]]:
     """The largest regions of one colour and texture (Felzenszwalb and Huttenlocher 2004)."""
     from skimage.segmentation import felzenszwalb
 
-    smallest = int(_SMALLEST_REGION * image.shape[0] * image.shape[1])
+    smallest = int(config.smallest_mask * image.shape[0] * image.shape[1])
     labels = felzenszwalb(image, scale=400, sigma=0.8, min_size=smallest)
     areas = np.bincount(labels.ravel())
-    for label in np.argsort(-areas, kind="stable")[:regions]:
+    for label in np.argsort(-areas, kind="stable")[: config.regions_per_photo]:
         yield labels == label
 
 
-def _with_regions(path: Path, side: int, regions: int) -> MaskedPhoto:
-    photo = limit_side(
-        MaskedPhoto(path.stem.replace(".", "_"), decode_photo(path.read_bytes()), ()), side
-    )
+def _with_regions(path: Path, config: QuickstartConfig) -> MaskedPhoto:
+    whole = MaskedPhoto(path.stem.replace(".", "_"), decode_photo(path.read_bytes()), ())
+    photo = limit_side(whole, config.photo_side)
     masks: tuple[Annotation, ...] = tuple(
-        annotation_of(encode(region)) for region in felzenszwalb_regions(photo.image, regions)
+        annotation_of(encode(region)) for region in felzenszwalb_regions(photo.image, config)
     )
     return MaskedPhoto(photo.key, photo.image, masks)
+
+
+def _large(config: QuickstartConfig, photo: MaskedPhoto) -> MaskedPhoto:
+    """The photo with those of its masks that are large enough."""
+    height, width = photo.image.shape[:2]
+    least = config.smallest_mask * height * width
+    return replace(photo, annotations=tuple(a for a in photo.annotations if a.area >= least))
 
 
 def _split(

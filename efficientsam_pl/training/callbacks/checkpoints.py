@@ -31,6 +31,15 @@ class RunCheckpoints(L.Callback):
         versions = {name: version(name) for name in _REPORTED}
         checkpoint[FORMAT] = {"version": CHECKPOINT_VERSION, "versions": versions, **self._header}
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Counts micro-batches as this run cuts them; Lightning would go on amid a step."""
+        batches = checkpoint["global_step"] * self._config.accumulate()
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counter in (progress["total"], progress["current"]):
+            counter.update(dict.fromkeys(counter, batches))
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes the step of the checkpoint that the run goes on from."""
         self._saved_step = trainer.global_step

@@ -1,0 +1,85 @@
+"""Shards written with the standard library alone: photos of noise with rectangles as masks."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+Files = Mapping[str, bytes]
+
+
+def write_tar(path: Path, files: Files) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "JPEG", quality=95, subsampling=0)
+    return data.getvalue()
+
+
+def photo(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def sa1b_json(masks: Sequence[np.ndarray], height: int = 40, width: int = 60) -> bytes:
+    annotations: list[dict[str, Any]] = []
+    for index, mask in enumerate(masks):
+        runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        annotations.append(
+            {
+                "id": index,
+                "segmentation": {"size": [height, width], "counts": runs["counts"].decode()},
+                "area": int(mask.sum()),
+                "bbox": [0, 0, 1, 1],
+                "predicted_iou": 0.9,
+            }
+        )
+    image = {"image_id": 1, "width": width, "height": height, "file_name": "sa_1.jpg"}
+    return json.dumps({"image": image, "annotations": annotations}).encode()
+
+
+def rectangle(top: int, left: int, bottom: int, right: int, hw: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(hw, dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+@pytest.fixture(scope="session")
+def tar_of() -> Callable[[Path, Files], Path]:
+    return write_tar
+
+
+@pytest.fixture(scope="session")
+def jpeg_of() -> Callable[[np.ndarray], bytes]:
+    return jpeg
+
+
+@pytest.fixture(scope="session")
+def json_of() -> Callable[..., bytes]:
+    return sa1b_json
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[..., np.ndarray]:
+    return photo
+
+
+@pytest.fixture(scope="session")
+def good_sample() -> dict[str, bytes]:
+    """The files of one sample by ending: 40 x 60 pixels, two masks."""
+    masks = [rectangle(5, 10, 25, 40, (40, 60)), rectangle(30, 50, 31, 51, (40, 60))]
+    return {"jpg": jpeg(photo(0)), "json": sa1b_json(masks)}

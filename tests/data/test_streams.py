@@ -1,0 +1,307 @@
+"""From tar bytes to prepared samples and batches, and what becomes of damaged ones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
+from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos, once_loader
+from efficientsam_pl.data.order import Share, Slot
+from efficientsam_pl.data.shards import ShardIndex, index_shards
+from efficientsam_pl.data.streams import CroppedImages, MaskedImages
+from efficientsam_pl.structures import Damage
+
+TarOf = Callable[[Path, dict[str, bytes]], Path]
+HW = (40, 60)
+SELECTION = MaskSelectionConfig(masks_per_image=4, clicks=5, max_area=1.0)
+
+
+def blob(seed: int) -> np.ndarray:
+    """A ring with a stray pixel: its box's centre is no foreground."""
+    y, x = np.mgrid[: HW[0], : HW[1]]
+    draw = np.random.default_rng(seed)
+    distance = np.hypot(y - draw.integers(14, 26), x - draw.integers(20, 40))
+    mask = (distance < 12) & (distance > 7)
+    mask[draw.integers(0, 3), draw.integers(0, 60)] = True
+    return mask
+
+
+@pytest.fixture
+def rings(
+    tmp_path: Path,
+    tar_of: TarOf,
+    jpeg_of: Callable[..., bytes],
+    json_of: Callable[..., bytes],
+    noise: Callable[..., np.ndarray],
+) -> tuple[ShardIndex, list[list[np.ndarray]]]:
+    masks = [[blob(10 * i + j) for j in range(i + 1)] for i in range(6)]
+    files = {}
+    for i, some in enumerate(masks):
+        files |= {f"p{i}.jpg": jpeg_of(noise(i)), f"p{i}.json": json_of(some)}
+    tar_of(tmp_path / "rings.tar", files)
+    return index_shards(str(tmp_path / "rings.tar")), masks
+
+
+def masked(
+    index: ShardIndex, selection: MaskSelectionConfig = SELECTION, rule: str = "squash"
+) -> MaskedImages:
+    return MaskedImages(index.samples(), selection, 64, rule, seed=3)  # type: ignore[arg-type]
+
+
+def to_image(points: Tensor) -> np.ndarray:
+    """Model pixels back to pixels of the 40 x 60 photo."""
+    return (points / torch.tensor([64 / 60, 64 / 40])).numpy()
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_clicks_and_boxes_are_of_the_masks_at_image_precision(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]], epoch: int
+) -> None:
+    index, masks = rings
+    for number, truth in enumerate(masks[:4]):  # up to four masks: all are taken, in order
+        content = masked(index)[Slot(epoch, number)].content
+        assert content is not None
+        assert len(content.masks) == len(truth)
+        for clicks, box, mask in zip(
+            to_image(content.clicks_px),
+            to_image(content.boxes_xyxy_px.unflatten(1, (2, 2))),
+            truth,
+            strict=True,
+        ):
+            np.testing.assert_allclose(clicks, clicks.round(), atol=1e-4)  # whole pixels
+            assert all(mask[y, x] for x, y in clicks.round().astype(int))
+            ys, xs = np.nonzero(mask)
+            np.testing.assert_allclose(box, [[xs.min(), ys.min()], [xs.max(), ys.max()]], atol=1e-4)
+
+
+def test_clicks_are_uniform_over_the_mask(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]],
+) -> None:
+    index, masks = rings
+    stream = masked(index, MaskSelectionConfig(masks_per_image=1, clicks=50, max_area=1.0))
+    clicks = [stream[Slot(epoch, 0)].content for epoch in range(40)]
+    xy = np.concatenate([to_image(c.clicks_px)[0] for c in clicks if c is not None])
+    xs = np.nonzero(masks[0][0])[1]
+    deviation = xs.std() / np.sqrt(len(xy))
+    assert xy[:, 0].mean() == pytest.approx(xs.mean(), abs=4 * deviation)
+    left = (xs < np.median(xs)).mean()
+    assert (xy[:, 0].round() < np.median(xs)).mean() == pytest.approx(left, abs=0.05)
+
+
+def test_flip_moves_photo_masks_boxes_and_clicks_together(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]],
+) -> None:
+    index, _ = rings
+    straight = masked(index)[Slot(0, 2)].content
+    flipped = masked(
+        index, MaskSelectionConfig(masks_per_image=4, clicks=5, max_area=1.0, flip=1.0)
+    )[Slot(0, 2)].content
+    assert straight is not None
+    assert flipped is not None
+    difference = (flipped.image.flip(-1).int() - straight.image.int()).abs()
+    assert int(difference.max()) <= 1  # rounding of the resize
+    assert float((flipped.masks.flip(-1) != straight.masks).float().mean()) < 0.01
+    step = 64 / 60
+    last = 59 * step
+    torch.testing.assert_close(flipped.clicks_px[..., 0], last - straight.clicks_px[..., 0])
+    torch.testing.assert_close(flipped.clicks_px[..., 1], straight.clicks_px[..., 1])
+    x0, y0, x1, y1 = straight.boxes_xyxy_px.unbind(-1)
+    torch.testing.assert_close(
+        flipped.boxes_xyxy_px, torch.stack([last - x1, y0, last - x0, y1], dim=-1)
+    )
+
+
+def test_half_of_the_photos_are_flipped(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]],
+) -> None:
+    index, _ = rings
+    half = masked(index, MaskSelectionConfig(masks_per_image=4, clicks=5, max_area=1.0, flip=0.5))
+    never = masked(index)
+    flips = 0
+    for epoch in range(24):
+        one, other = half[Slot(epoch, 0)].content, never[Slot(epoch, 0)].content
+        assert one is not None
+        assert other is not None
+        flips += not torch.equal(one.image, other.image)
+    assert 4 <= flips <= 20
+
+
+@pytest.mark.parametrize("rule", ["squash", "pad"])
+def test_sample_is_the_same_whoever_asks(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]], rule: str
+) -> None:
+    index, _ = rings
+    first, second = masked(index, rule=rule), masked(index, rule=rule)
+    first[Slot(0, 5)]  # another sample in between
+    one, other = first[Slot(2, 4)].content, second[Slot(2, 4)].content
+    assert one is not None
+    assert other is not None
+    assert all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("image", "clicks_px"))
+    assert one.content_hw == ((64, 64) if rule == "squash" else (43, 64))
+
+
+def test_more_masks_than_slots_are_drawn_uniformly(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]],
+) -> None:
+    index, masks = rings
+    stream = masked(index, MaskSelectionConfig(masks_per_image=2, clicks=1, max_area=1.0))
+    boxes = [tuple(b) for m in masks[5] for b in [(np.nonzero(m)[1].min(), np.nonzero(m)[0].max())]]
+    drawn = np.zeros(6)
+    for epoch in range(60):
+        content = stream[Slot(epoch, 5)].content
+        assert content is not None
+        assert len(content.masks) == 2
+        for x0, _, _, y1 in to_image(content.boxes_xyxy_px.unflatten(1, (2, 2))).reshape(2, 4):
+            drawn[boxes.index((round(x0), round(y1)))] += 1
+    assert drawn.sum() == 120
+    assert drawn.min() > 6  # 20 each
+
+
+def test_crops_of_pretraining_are_reproducible_and_differ_by_epoch(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]],
+) -> None:
+    index, _ = rings
+    stream = CroppedImages(index.samples(), CropConfig(), 32, seed=1)
+    again = CroppedImages(index.samples(), CropConfig(), 32, seed=1)
+    first = [stream[Slot(e, s)].image for e in range(2) for s in range(6)]
+    second = [again[Slot(e, s)].image for e in range(2) for s in range(6)]
+    for one, other in zip(first, second, strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.shape == (3, 32, 32)
+        assert torch.equal(one, other)
+    assert not any(
+        torch.equal(a, b)
+        for a, b in zip(first[:6], first[6:], strict=True)
+        if a is not None and b is not None
+    )
+
+
+def test_batch_fills_missing_masks_and_slots_with_padding(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]],
+) -> None:
+    index, _ = rings
+    stream = masked(index)
+    batch = stream.collate([stream[Slot(0, 0)], stream[Slot(0, 5)], stream[Slot(0, None)]])
+    assert batch.valid.tolist() == [[True, False, False, False], [True] * 4, [False] * 4]
+    assert batch.masks.shape == (3, 4, 16, 16)
+    assert batch.clicks_px.shape == (3, 4, 5, 2)
+    assert not batch.masks[~batch.valid].any()
+    assert batch.key == ("p0", "p5", "")
+    assert batch.damage == ()
+    assert batch.draw_key[0] != batch.draw_key[1]
+
+
+@pytest.fixture
+def damaged(
+    tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes]
+) -> tuple[ShardIndex, dict[str, str]]:
+    jpeg, record = good_sample["jpg"], good_sample["json"]
+    turned = json.loads(record)
+    turned["image"] |= {"width": 40, "height": 60}
+    turned["annotations"] = []
+    short = json.loads(record)
+    short["annotations"][0]["segmentation"]["counts"] = "55"  # runs end after ten pixels
+    files = {
+        "good.jpg": jpeg,
+        "good.json": record,
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "cut.json": record,
+        "text.jpg": b"no photo at all",
+        "text.json": record,
+        "hollow.jpg": b"",
+        "hollow.json": record,
+        "syntax.jpg": jpeg,
+        "syntax.json": record[:-20],
+        "turned.jpg": jpeg,
+        "turned.json": json.dumps(turned).encode(),
+        "alone.jpg": jpeg,
+        "blind.json": record,
+        "runs.jpg": jpeg,
+        "runs.json": json.dumps(short).encode(),
+    }
+    tar_of(tmp_path / "damaged.tar", files)
+    kinds = {
+        "cut": "bad photo",
+        "text": "bad photo",
+        "hollow": "bad photo",
+        "syntax": "bad json",
+        "turned": "size mismatch",
+        "alone": "missing json",
+        "blind": "missing photo",
+        "runs": "bad mask",
+    }
+    return index_shards(str(tmp_path / "damaged.tar")), kinds
+
+
+def test_damaged_samples_keep_their_slot_with_their_kind(
+    damaged: tuple[ShardIndex, dict[str, str]],
+) -> None:
+    index, kinds = damaged
+    stream = masked(index)
+    samples = index.samples()
+    batch = stream.collate([stream[Slot(0, i)] for i in range(len(samples))])
+    assert batch.key == tuple(sample.key for sample in samples)
+    assert {d.key: d.kind for d in batch.damage} == kinds
+    assert all(d.shard.endswith("damaged.tar") for d in batch.damage)
+    assert batch.valid.any(1).tolist() == [key == "good" for key in batch.key]
+
+
+def test_pretraining_asks_for_photos_only(damaged: tuple[ShardIndex, dict[str, str]]) -> None:
+    index, kinds = damaged
+    stream = CroppedImages(index.samples(), CropConfig(), 32, seed=0)
+    batch = stream.collate([stream[Slot(0, i)] for i in range(len(index.samples()))])
+    photos = {k: v for k, v in kinds.items() if v.endswith("photo")}
+    assert {d.key: d.kind for d in batch.damage} == photos
+    assert batch.valid.tolist() == [key not in photos for key in batch.key]
+
+
+def test_evaluation_tells_damaged_photos_from_scored_ones(
+    damaged: tuple[ShardIndex, dict[str, str]],
+) -> None:
+    index, kinds = damaged
+    items = list(annotated_photos(index))
+    assert [i.key for i in items if isinstance(i, AnnotatedPhoto)] == ["good"]
+    broken = {i.key: i.kind for i in items if isinstance(i, Damage)}
+    assert broken.keys() == kinds.keys()
+    assert all(broken[key].startswith(kind) for key, kind in kinds.items())
+
+
+def test_shard_that_shrank_since_it_was_indexed_is_damage(
+    tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes]
+) -> None:
+    path = tar_of(tmp_path / "a.tar", {f"x.{e}": data for e, data in good_sample.items()})
+    index = index_shards(str(path))
+    path.write_bytes(path.read_bytes()[:600])
+    prepared = masked(index)[Slot(0, 0)]
+    assert prepared.content is None
+    assert prepared.damage is not None
+    assert "cannot be read" in prepared.damage.kind
+
+
+def test_photo_without_masks_is_no_damage(
+    tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes], json_of: Callable[..., bytes]
+) -> None:
+    tar_of(tmp_path / "a.tar", {"x.jpg": good_sample["jpg"], "x.json": json_of([])})
+    stream = masked(index_shards(str(tmp_path / "a.tar")))
+    batch = stream.collate([stream[Slot(0, 0)]])
+    assert batch.damage == ()
+    assert not batch.valid.any()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_one_pass_over_two_ranks_is_every_photo_once(
+    rings: tuple[ShardIndex, list[list[np.ndarray]]], size: int
+) -> None:
+    index, _ = rings
+    keys: list[str] = []
+    for rank in range(2):
+        loader = once_loader(masked(index), 6, Share(rank, 2, size, 2 * size), workers=0)
+        for batch in loader:
+            keys += [key for key in batch.key if key]
+    assert sorted(keys) == [f"p{i}" for i in range(6)]

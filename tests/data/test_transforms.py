@@ -1,0 +1,197 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from efficientsam_pl.data.config import CropConfig
+from efficientsam_pl.data.transforms import (
+    Crop,
+    centre_crop,
+    cut,
+    frame,
+    mirror_boxes,
+    mirror_points,
+    random_crop,
+    reduce_masks,
+)
+from efficientsam_pl.draws import draw_key
+from efficientsam_pl.geometry import Resize
+
+
+def keys(count: int) -> list[int]:
+    return [draw_key(0, 0, f"photo-{i}") for i in range(count)]
+
+
+def test_crop_is_a_function_of_the_key() -> None:
+    crops = [random_crop((90, 120), CropConfig(), key) for key in keys(50)]
+    assert crops == [random_crop((90, 120), CropConfig(), key) for key in keys(50)]
+    assert len(set(crops)) > 45
+
+
+def test_crops_lie_inside_and_keep_to_area_and_aspect() -> None:
+    config = CropConfig()
+    for key in keys(300):
+        crop = random_crop((300, 400), config, key)
+        assert 0 <= crop.top <= 300 - crop.height
+        assert 0 <= crop.left <= 400 - crop.width
+        area, aspect = crop.height * crop.width / 120_000, crop.width / crop.height
+        assert config.min_area - 0.01 <= area <= config.max_area
+        assert config.min_aspect - 0.02 <= aspect <= config.max_aspect + 0.02
+
+
+def test_crops_reach_all_edges_and_half_are_mirrored() -> None:
+    crops = [random_crop((60, 80), CropConfig(), key) for key in keys(600)]
+    assert min(c.top for c in crops) == 0 == min(c.left for c in crops)
+    assert max(c.top + c.height for c in crops) == 60
+    assert max(c.left + c.width for c in crops) == 80
+    assert sum(c.flip for c in crops) == pytest.approx(300, abs=4 * math.sqrt(150))
+
+
+def test_mean_area_is_that_of_a_uniform_draw() -> None:
+    config = CropConfig(min_area=0.2, max_area=0.6, min_aspect=0.9, max_aspect=1.1)
+    crops = [random_crop((500, 500), config, key) for key in keys(500)]
+    areas = [c.height * c.width / 250_000 for c in crops]
+    assert np.mean(areas) == pytest.approx(0.4, abs=4 * 0.4 / math.sqrt(12 * 500))
+
+
+@pytest.mark.parametrize(
+    ("hw", "expected"),
+    [
+        # no crop of 20 % fits a strip: the whole height, as wide as 4 / 3 of it, centred
+        ((10, 1000), Crop(0, 493, 10, 13, False)),
+        ((1000, 10), Crop(493, 0, 13, 10, False)),
+    ],
+)
+def test_photo_too_narrow_for_any_crop_gets_the_largest_centre_one(
+    hw: tuple[int, int], expected: Crop
+) -> None:
+    assert random_crop(hw, CropConfig(flip=0.0), 7) == expected
+
+
+def test_tiny_photos_still_give_a_crop() -> None:
+    for hw in [(1, 1), (1, 2), (2, 1), (3, 500), (1, 500)]:
+        for key in keys(20):
+            crop = random_crop(hw, CropConfig(), key)
+            assert crop.height >= 1
+            assert crop.width >= 1
+            assert crop.top + crop.height <= hw[0]
+            assert crop.left + crop.width <= hw[1]
+
+
+def test_centre_crop_is_the_middle_square() -> None:
+    assert centre_crop((40, 61)) == Crop(0, 10, 40, 40, False)
+    assert centre_crop((61, 40)) == Crop(10, 0, 40, 40, False)
+
+
+def test_crop_of_the_models_size_is_the_pixels_themselves() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    there = cut(image, Crop(8, 20, 32, 32, False), 32)
+    np.testing.assert_array_equal(there.permute(1, 2, 0).numpy(), image[8:40, 20:52])
+    mirrored = cut(image, Crop(8, 20, 32, 32, True), 32)
+    np.testing.assert_array_equal(mirrored.permute(1, 2, 0).numpy(), image[8:40, 20:52][:, ::-1])
+
+
+def test_flip_moves_points_and_boxes_with_the_pixels() -> None:
+    width = 9
+    mask = np.zeros((5, width), dtype=bool)
+    mask[1:4, 2:5] = True
+    flipped = mask[:, ::-1]
+    ys, xs = np.nonzero(mask)
+    points = torch.from_numpy(np.stack([xs, ys], 1)).float()
+    for x, y in mirror_points(points, width).int().tolist():
+        assert flipped[y, x]
+    box = mirror_boxes(torch.tensor([[2.0, 1.0, 4.0, 3.0]]), width)
+    ys, xs = np.nonzero(flipped)
+    assert box.tolist() == [[xs.min(), ys.min(), xs.max(), ys.max()]]
+
+
+def test_frame_pads_right_and_below_with_black() -> None:
+    image = np.full((30, 60, 3), 200, dtype=np.uint8)
+    framed = frame(image, Resize.fit((30, 60), 64, "pad"))
+    assert framed.shape == (3, 64, 64)
+    assert bool((framed[:, :32] == 200).all())
+    assert bool((framed[:, 32:] == 0).all())
+
+
+def triangle_coverage(mask: np.ndarray, low: int) -> np.ndarray:
+    """Antialiased bilinear resize by a slow loop: a triangle two cells wide, cut at the edges."""
+
+    def weights(size: int) -> np.ndarray:
+        scale = size / low
+        table = np.zeros((low, size))
+        for cell in range(low):
+            centre = (cell + 0.5) * scale
+            for pixel in range(size):
+                table[cell, pixel] = max(0.0, 1 - abs(pixel + 0.5 - centre) / max(scale, 1))
+            table[cell] /= table[cell].sum()
+        return table
+
+    return weights(mask.shape[0]) @ mask @ weights(mask.shape[1]).T
+
+
+def random_blobs(count: int, hw: tuple[int, int]) -> np.ndarray:
+    draw = np.random.default_rng(3)
+    masks = np.zeros((count, *hw), dtype=bool)
+    for mask in masks:
+        top, left = draw.integers(0, hw[0] - 5), draw.integers(0, hw[1] - 5)
+        mask[top : top + draw.integers(2, 30), left : left + draw.integers(2, 30)] = True
+    return masks
+
+
+def clear_cells_agree(reduced: Tensor, coverage: np.ndarray) -> None:
+    """Cells whose coverage is not within rounding of one half."""
+    if coverage.max() >= 0.5:
+        clear = np.abs(coverage - 0.5) > 1e-4
+        np.testing.assert_array_equal(reduced.numpy()[clear], coverage[clear] > 0.5)
+
+
+def test_squashed_masks_agree_with_a_slow_loop() -> None:
+    masks = random_blobs(12, (48, 80))
+    reduced = reduce_masks(masks, Resize.fit((48, 80), 64, "squash"), 4)
+    assert reduced.shape == (12, 16, 16)
+    for mask, small in zip(masks, reduced, strict=True):
+        clear_cells_agree(small, triangle_coverage(mask, 16))
+
+
+def test_padded_masks_of_the_models_size_are_cells_half_covered() -> None:
+    masks = random_blobs(12, (32, 64))  # 64 wide in a model of 64: nothing is resized
+    reduced = reduce_masks(masks, Resize.fit((32, 64), 64, "pad"), 4)
+    for mask, small in zip(masks, reduced, strict=True):
+        coverage = np.zeros((16, 16))
+        for row in range(8):
+            for column in range(16):
+                cell = mask[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+                coverage[row, column] = cell.mean()
+        if coverage.max() >= 0.5:
+            np.testing.assert_array_equal(small.numpy(), coverage >= 0.5)
+        assert not small[8:].any()  # padding
+
+
+@pytest.mark.parametrize("rule", ["squash", "pad"])
+@pytest.mark.parametrize("at", [(0, 0), (39, 59), (17, 23), (0, 59)])
+def test_one_pixel_mask_survives_at_its_place(rule: str, at: tuple[int, int]) -> None:
+    mask = np.zeros((1, 40, 60), dtype=bool)
+    mask[0][at] = True
+    resize = Resize.fit((40, 60), 32, rule)  # type: ignore[arg-type]
+    [small] = reduce_masks(mask, resize, 4)
+    assert 1 <= int(small.sum()) <= 4
+    [[x, y]] = resize.points_forward(torch.tensor([[at[1] + 0.5, at[0] + 0.5]])).tolist()
+    rows, columns = np.nonzero(small.numpy())
+    assert abs(rows + 0.5 - y / 4).max() <= 1
+    assert abs(columns + 0.5 - x / 4).max() <= 1
+
+
+def test_empty_mask_stays_empty_and_none_stays_none() -> None:
+    resize = Resize.fit((40, 60), 32, "squash")
+    assert not reduce_masks(np.zeros((2, 40, 60), dtype=bool), resize, 4).any()
+    assert reduce_masks(np.zeros((0, 40, 60), dtype=bool), resize, 4).shape == (0, 8, 8)
+
+
+def test_full_mask_stays_full_but_for_the_padding() -> None:
+    full = np.ones((1, 40, 60), dtype=bool)
+    assert bool(reduce_masks(full, Resize.fit((40, 60), 32, "squash"), 4).all())
+    padded = reduce_masks(full, Resize.fit((40, 60), 48, "pad"), 4)[0]  # content 32 x 48
+    assert bool(padded[:8].all())
+    assert not padded[8:].any()

@@ -1,0 +1,537 @@
+"""The console command as a user meets it: every case is a process of its own."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, SegmenterConfig
+from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.schema import annotation_of
+from efficientsam_pl.data.shards import index_shards
+from efficientsam_pl.data.writer import MaskedPhoto, pack
+from efficientsam_pl.export.consolidate import write_safetensors
+from efficientsam_pl.inference.load import load_segmenter
+from efficientsam_pl.rle import encode
+
+COMMANDS = {"quickstart", "pack", "pretrain", "finetune", "evaluate", "consolidate", "predict"}
+SCRIPT = Path(sys.executable).with_name("efficientsam")
+COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "efficientsam_pl"]
+HEIGHT, WIDTH = 48, 64
+MODEL = """\
+encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}
+decoder: {mlp_width: 32, iou_head_width: 32}
+"""
+MODEL_WITH_MASK_PROMPTS = (
+    MODEL + "prompts: {mask_prompts: true, negative_clicks: true, max_points: null}\n"
+)
+LOW_RES = 16  # a quarter of 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def efficientsam(*arguments: object, folder: Path | None = None) -> Outcome:
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def processor_seconds() -> float:
+    """What the processes awaited so far have used: other programs' work does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def mistake(*arguments: object, folder: Path | None = None) -> str:
+    """The one line on stderr with which a wrong command ends."""
+    outcome = efficientsam(*arguments, folder=folder)
+    assert outcome.code == 2, outcome
+    assert "Traceback" not in outcome.err
+    [line] = outcome.err.splitlines()
+    assert line.startswith("efficientsam: ")
+    return line
+
+
+def done(*arguments: object, folder: Path | None = None) -> str:
+    outcome = efficientsam(*arguments, folder=folder)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    return outcome.out
+
+
+@dataclass(frozen=True)
+class Set:
+    """A photo, models and their weights."""
+
+    folder: Path
+
+    @property
+    def photo(self) -> Path:
+        return self.folder / "photo.png"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "tiny.yaml"
+
+    @property
+    def model_with_mask_prompts(self) -> Path:
+        return self.folder / "tiny_masks.yaml"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "tiny.safetensors"
+
+    def predict(self, *extra: object, **changes: object) -> list[object]:
+        """Arguments of a prediction into OUT, with one option or another changed."""
+        options: dict[str, object] = {"image": self.photo, "weights": self.weights, **changes}
+        named = [part for name, value in options.items() for part in (f"--{name}", value)]
+        return ["predict", *named, *extra]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Set:
+    here = Set(tmp_path_factory.mktemp("set"))
+    here.model.write_text(MODEL)
+    here.model_with_mask_prompts.write_text(MODEL_WITH_MASK_PROMPTS)
+    draw = np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(here.photo)
+    for model in (here.model, here.model_with_mask_prompts):
+        config = configs.load(SegmenterConfig, [str(model)], [])
+        torch.manual_seed(0)
+        state = load_segmenter(config, None).state_dict()
+        write_safetensors(
+            model.with_suffix(".safetensors"), state, configs.as_dict(config), {"stage": "test"}
+        )
+    (here.folder / "text.txt").write_text("no photo and no weights")
+    (here.folder / "garbage.safetensors").write_bytes(b"\x07" * 500)
+    (here.folder / "garbage.pt").write_bytes(b"\x07" * 500)
+    (here.folder / "list.pt").write_bytes(b"")
+    torch.save([1, 2, 3], here.folder / "list.pt")
+    torch.save({"model": {"some.weight": torch.zeros(3)}}, here.folder / "other.pt")
+    np.save(here.folder / "small.npy", np.zeros((4, 4), dtype=np.float32))
+    np.save(here.folder / "cube.npy", np.zeros((1, LOW_RES, LOW_RES), dtype=np.float32))
+    np.save(here.folder / "text.npy", np.array([["a", "b"]]))
+    np.savez(here.folder / "several.npz", a=np.zeros(3))
+    logits = np.full((LOW_RES, LOW_RES), -5, dtype=np.float32)
+    logits[4:12, 4:12] = 5
+    np.save(here.folder / "logits.npy", logits)
+    return here
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three photos with two masks each, and a shard that is none."""
+    folder = tmp_path_factory.mktemp("shards")
+    draw = np.random.default_rng(1)
+    photos = []
+    for i in range(3):
+        mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+        mask[5 : 20 + i, 8:40] = True
+        masks = tuple(annotation_of(encode(m)) for m in (mask, ~mask))
+        image = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        photos.append(MaskedPhoto(f"p{i}", image, masks))
+    pack(photos, folder, "set")
+    (folder / "set-999999.tar").write_bytes(b"broken off")
+    return folder
+
+
+def test_help_lists_exactly_the_commands_that_work() -> None:
+    told = done("--help")
+    listed = told[told.index("COMMAND\n") :].splitlines()[1:]
+    assert {line.split()[0] for line in listed if line[4:5].strip()} == COMMANDS
+
+
+@pytest.mark.parametrize("command", [*sorted(COMMANDS), "pack coco"])
+def test_every_command_helps(command: str) -> None:
+    told = done(*command.split(), "--help")
+    assert f"usage: efficientsam {command}" in told.replace("__main__.py", "efficientsam")
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate"])
+def test_printed_config_is_the_whole_config(name: str, tmp_path: Path) -> None:
+    roots = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig}
+    override = "seed=7" if name == "evaluate" else "run.seed=7"
+    told = done(name, "--print-config", override, folder=tmp_path)
+    (tmp_path / "printed.yaml").write_text(told)
+    loaded = configs.load(roots[name], [str(tmp_path / "printed.yaml")], [])
+    assert loaded == configs.load(roots[name], [], [override])
+    assert list(tmp_path.iterdir()) == [tmp_path / "printed.yaml"]  # nothing was begun
+
+
+def test_printed_config_of_the_quickstart_holds_both_stages(tmp_path: Path) -> None:
+    told = done("quickstart", "--print-config", "photo_side=99", folder=tmp_path)
+    assert "photo_side: 99" in told
+    assert "pretrain:" in told
+    assert "finetune:" in told
+
+
+def test_options_may_come_between_files_and_overrides() -> None:
+    told = done("finetune", "-c", "finetune/s", "-c", "debug/cpu", "run.seed=3", "--print-config")
+    assert "seed: 3" in told
+    assert "name: efficient_sam_s" in told
+    assert "max_steps: 4" in told
+
+
+def test_config_error_is_told_within_a_second(tmp_path: Path) -> None:
+    began = processor_seconds()
+    mistake("finetune", "-c", "finetune/ti", "optim.warmup=3", folder=tmp_path)
+    assert processor_seconds() - began < 1.0
+
+
+PREDICT = ["predict", "--weights", "gone.pt", "--image", "gone.png", "--out", "o"]
+WRONG_CONFIGS: list[tuple[list[str], list[str]]] = [
+    (["pretrain", "optim.warmup=3"], ["optim.warmup", "optim.warmup_steps"]),
+    (["pretrain", "trainer.max_steps=soon"], ["trainer.max_steps", "soon"]),
+    (
+        ["pretrain", "optim.warmup_steps=9", "trainer.max_steps=9"],
+        ["optim.warmup_steps=9", "trainer.max_steps=9"],
+    ),
+    (["finetune", "-c", "finetune/xxl"], ["finetune/xxl"]),
+    (["finetune", "run.dir=null"], ["run.dir"]),
+    (["finetune", "run.seed"], ["run.seed"]),
+    (["finetune", "run.dir=[1"], ["run.dir=[1"]),
+    (["finetune", "--fast"], ["--fast"]),
+    (["finetune", "run.seed=-1"], ["run.seed=-1"]),
+    (["evaluate", "modle.name=x"], ["modle.name"]),
+    (["quickstart", "--seed", "many"], ["--seed", "many"]),
+    (["quickstart", "--seed", "-1"], ["--seed"]),
+    (["quickstart", "--coco", "gone.json", "gone"], ["--coco", "gone.json"]),
+    (["quickstart", "--images", "gone"], ["--images", "gone"]),
+    (["quickstart", "--teacher", "gone.pth"], ["--teacher", "gone.pth"]),
+    (["quickstart", "--images", "a", "--coco", "b", "c"], ["--coco", "--images"]),
+    (["fly"], ["fly"]),
+    ([], ["COMMAND"]),
+    (["pack"], ["SOURCE"]),
+    (["pack", "coco"], ["--annotations"]),
+    (["pack", "coco", "--annotations", "a", "--images", "b", "--out", "c", "--long-side", "0"],
+     ["--long-side", "0"]),
+    (["predict"], ["--weights"]),
+    (PREDICT, ["--point", "--box"]),
+    ([*PREDICT, "--point", "1"], ["--point", "'1'"]),
+    ([*PREDICT, "--point", "1,x"], ["1,x"]),
+    ([*PREDICT, "--point", "1,2,5"], ["1,2,5"]),
+    ([*PREDICT, "--point", "1,,2"], ["1,,2"]),
+    ([*PREDICT, "--box", "1,2,3"], ["1,2,3"]),
+    ([*PREDICT, "--point", "1,2"], ["--weights", "gone.pt"]),
+    (["consolidate", "run"], ["OUT"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "named"), WRONG_CONFIGS, ids=lambda x: " ".join(x)[:40])
+def test_mistake_is_told_in_one_line(
+    arguments: list[str], named: list[str], tmp_path: Path
+) -> None:
+    # the best of three, since other programs run here too; torch alone takes longer
+    best = min(
+        (efficientsam(*arguments, folder=tmp_path) for _ in range(1)), key=lambda o: o.seconds
+    )
+    tries = 1
+    while best.seconds > 1.5 and tries < 3:
+        best = min(best, efficientsam(*arguments, folder=tmp_path), key=lambda o: o.seconds)
+        tries += 1
+    assert best.code == 2
+    [line] = best.err.splitlines()
+    assert line.startswith("efficientsam: ")
+    assert all(part in line for part in named), line
+    assert best.seconds < 1.5
+    assert list(tmp_path.iterdir()) == []
+
+
+WRONG_PREDICTIONS: list[tuple[dict[str, str], list[str], list[str]]] = [
+    ({"image": "gone.png"}, ["--point", "1,2"], ["--image", "gone.png"]),
+    ({"image": "text.txt"}, ["--point", "1,2"], ["--image", "text.txt"]),
+    ({"weights": "gone.pt"}, ["--point", "1,2"], ["--weights", "gone.pt"]),
+    ({"weights": "garbage.safetensors"}, ["--point", "1,2"], ["garbage.safetensors"]),
+    ({"weights": "garbage.pt", "model": "tiny.yaml"}, ["--point", "1,2"], ["garbage.pt"]),
+    ({"weights": "text.txt", "model": "tiny.yaml"}, ["--point", "1,2"], ["text.txt"]),
+    ({"weights": "list.pt", "model": "tiny.yaml"}, ["--point", "1,2"], ["list.pt"]),
+    ({"weights": "other.pt", "model": "tiny.yaml"}, ["--point", "1,2"], ["some.weight"]),
+    ({"weights": "other.pt"}, ["--point", "1,2"], ["other.pt", "--model"]),
+    ({"model": "tiny_masks.yaml"}, ["--point", "1,2"], ["tiny.safetensors", "negative"]),
+    ({"model": "efficient_sam_xxl"}, ["--point", "1,2"], ["efficient_sam_xxl", "sam_vit_b"]),
+    ({}, ["--point", "64.5,2"], ["(64.5, 2)", "64 x 48"]),
+    ({}, ["--point=-1,2"], ["(-1, 2)"]),
+    ({}, ["--point", "nan,2"], ["nan"]),
+    ({}, ["--box", "1,2,3,99"], ["(3, 99)", "64 x 48"]),
+    ({}, ["--box", "30,2,10,9"], ["x0 <= x1"]),
+    ({}, ["--point", "1,2,0"], ["negative"]),
+    ({}, [x for i in range(7) for x in ("--point", f"{i},2")], ["7 points", "6"]),
+    ({}, [x for i in range(5) for x in ("--point", f"{i},2")] + ["--box", "1,1,9,9"], ["7 points"]),
+    ({}, ["--point", "1,2", "--box", "1,1,2,2", "--box", "3,3,4,4"], ["--point", "--box"]),
+    ({}, ["--mask-input", "logits.npy"], ["mask prompts"]),
+    ({"mask-input": "gone.npy"}, [], ["--mask-input", "gone.npy"]),
+    ({"mask-input": "text.txt"}, [], ["--mask-input", "text.txt"]),
+    ({"mask-input": "cube.npy"}, [], ["--mask-input", "cube.npy"]),
+    ({"mask-input": "text.npy"}, [], ["--mask-input", "text.npy"]),
+    ({"mask-input": "several.npz"}, [], ["--mask-input", "several.npz"]),
+    ({"mask-input": "small.npy"}, [], ["[1, 16, 16]", "[1, 4, 4]"]),
+    ({"out": "text.txt"}, ["--point", "1,2"], ["text.txt"]),
+    ({"npz": "."}, ["--point", "1,2"], ["npz"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompts", "named"), WRONG_PREDICTIONS, ids=lambda x: str(x)[:40]
+)
+def test_prediction_that_cannot_be_made_names_the_reason(
+    changes: dict[str, str], prompts: list[str], named: list[str], tiny: Set, tmp_path: Path
+) -> None:
+    options = {"out": str(tmp_path / "out"), **changes}
+    line = mistake(*tiny.predict(*prompts, **options), folder=tiny.folder)
+    assert all(part in line for part in named), line
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def mask_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("mask_*.png"))
+
+
+def test_points_are_one_prompt_with_three_candidates(tiny: Set, tmp_path: Path) -> None:
+    out, npz = tmp_path / "out", tmp_path / "deep/er/a.npz"
+    told = done(*tiny.predict("--point", "20,20", "--point", "30,25,1", out=out, npz=npz))
+    assert "mask 0" in told
+    found = arrays(npz)
+    assert {name: (a.shape, a.dtype) for name, a in found.items()} == {
+        "masks": ((1, 3, HEIGHT, WIDTH), np.dtype(bool)),
+        "low_res_logits": ((1, 3, LOW_RES, LOW_RES), np.dtype(np.float32)),
+        "iou": ((1, 3), np.dtype(np.float32)),
+    }
+    assert mask_files(out) == ["mask_0.png"]
+    with Image.open(out / "overlay.png") as overlay, Image.open(out / "mask_0.png") as mask:
+        assert overlay.size == mask.size == (WIDTH, HEIGHT)
+        assert (overlay.format, mask.format) == ("PNG", "PNG")
+        best = found["masks"][0, found["iou"][0].argmax()]
+        np.testing.assert_array_equal(np.array(mask.convert("L")) > 0, best)
+
+
+def test_each_box_is_its_own_prompt(tiny: Set, tmp_path: Path) -> None:
+    boxes = [("--box", f"{i},{i},{i + 20},{i + 15}") for i in (2, 10, 25)]
+    both, alone = tmp_path / "all.npz", tmp_path / "second.npz"
+    done(*tiny.predict(*[x for b in boxes for x in b], out=tmp_path / "all", npz=both))
+    done(*tiny.predict(*boxes[1], out=tmp_path / "second", npz=alone))
+    assert mask_files(tmp_path / "all") == ["mask_0.png", "mask_1.png", "mask_2.png"]
+    assert arrays(both)["masks"].shape == (3, 3, HEIGHT, WIDTH)
+    np.testing.assert_allclose(
+        arrays(both)["low_res_logits"][1], arrays(alone)["low_res_logits"][0], atol=1e-4
+    )
+
+
+def test_points_with_a_box_are_one_prompt(tiny: Set, tmp_path: Path) -> None:
+    npz = tmp_path / "a.npz"
+    prompt = ("--box", "2,2,40,40", "--point", "20,20", "--point", "9,9")
+    done(*tiny.predict(*prompt, out=tmp_path, npz=npz))
+    assert arrays(npz)["masks"].shape == (1, 3, HEIGHT, WIDTH)
+
+
+def test_single_mask_is_token_zero_alone(tiny: Set, tmp_path: Path) -> None:
+    single, three = tmp_path / "1.npz", tmp_path / "3.npz"
+    done(*tiny.predict("--box", "2,2,40,40", "--single-mask", out=tmp_path, npz=single))
+    done(*tiny.predict("--box", "2,2,40,40", out=tmp_path, npz=three))
+    assert arrays(single)["masks"].shape == (1, 1, HEIGHT, WIDTH)
+    for candidate in arrays(three)["low_res_logits"][0]:
+        assert not np.allclose(arrays(single)["low_res_logits"][0, 0], candidate)
+
+
+def test_model_may_be_named_by_file_or_read_from_the_weights(tiny: Set, tmp_path: Path) -> None:
+    told, named = tmp_path / "told.npz", tmp_path / "named.npz"
+    done(*tiny.predict("--point", "9,9", out=tmp_path, npz=told))
+    done(*tiny.predict("--point", "9,9", out=tmp_path, npz=named, model=tiny.model))
+    one, other = arrays(told), arrays(named)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_earlier_mask_is_a_prompt_for_a_model_that_takes_one(tiny: Set, tmp_path: Path) -> None:
+    model = {
+        "model": tiny.model_with_mask_prompts,
+        "weights": tiny.model_with_mask_prompts.with_suffix(".safetensors"),
+        "mask-input": tiny.folder / "logits.npy",
+    }
+    plain = {k: v for k, v in model.items() if k != "mask-input"}
+    files = [tmp_path / f"{name}.npz" for name in ("without", "with", "alone")]
+    points = ("--point", "20,20", "--point", "5,5,0")
+    done(*tiny.predict(*points, out=tmp_path / "0", npz=files[0], **plain))
+    done(*tiny.predict(*points, out=tmp_path / "1", npz=files[1], **model))
+    done(*tiny.predict(out=tmp_path / "2", npz=files[2], **model))
+    without, together, alone = (arrays(file)["low_res_logits"] for file in files)
+    assert without.shape == together.shape == alone.shape == (1, 3, LOW_RES, LOW_RES)
+    assert not np.allclose(without, together)
+    assert not np.allclose(together, alone)
+    assert mask_files(tmp_path / "2") == ["mask_0.png"]
+    assert (tmp_path / "2/overlay.png").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
+def test_packed_coco_set_is_read_back_by_webdataset(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data/coco/tiny_coco"
+    annotations = folder / "annotations/instances_val2017.json"
+    source = json.loads(annotations.read_text())
+    present = {
+        i["id"]: i["file_name"]
+        for i in source["images"]
+        if (folder / "images/val2017" / i["file_name"]).is_file()
+    }
+    out = tmp_path / "shards"
+    images = folder / "images/val2017"
+    told = done("pack", "coco", "--annotations", annotations, "--images", images, "--out", out)
+    assert f"{len(present)} photos" in told
+    paths = sorted(map(str, out.glob("*.tar")))
+    samples = list(webdataset.WebDataset(paths, shardshuffle=False).decode("pil"))
+    assert {s["__key__"] for s in samples} == {Path(name).stem for name in present.values()}
+    by_key = {Path(i["file_name"]).stem: i for i in source["images"]}
+    for sample in samples:
+        image = by_key[sample["__key__"]]
+        expected = [a for a in source["annotations"] if a["image_id"] == image["id"]]
+        record = sample["json"]
+        assert sample["jpg"].size == (image["width"], image["height"])
+        assert (record["image"]["width"], record["image"]["height"]) == sample["jpg"].size
+        assert len(record["annotations"]) == len(expected)
+        crowds = [bool(a.get("iscrowd", 0)) for a in record["annotations"]]
+        assert crowds == [bool(a["iscrowd"]) for a in expected]
+        for ours, theirs in zip(record["annotations"], expected, strict=True):
+            assert ours["area"] == pytest.approx(theirs["area"], rel=0.25, abs=40)
+
+
+def test_packed_photos_are_shrunk_with_their_masks(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data/coco/tiny_coco"
+    done(
+        "pack", "coco", "--long-side", 100, "--out", tmp_path / "small",
+        "--annotations", folder / "annotations/instances_val2017.json",
+        "--images", folder / "images/val2017",
+    )  # fmt: skip
+    photos = list(annotated_photos(index_shards(str(tmp_path / "small/*.tar"))))
+    assert photos
+    for photo in photos:
+        assert isinstance(photo, AnnotatedPhoto)
+        assert max(photo.image.shape) == 100
+        assert all(tuple(rle["size"]) == photo.image.shape[:2] for rle in photo.truth)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "out", "named"),
+    [
+        ("gone.json", ".", "out", "gone.json"),
+        ("text.json", ".", "out", "text.json"),
+        ("set.json", "gone", "out", "gone"),
+        ("set.json", ".", "out", "a.jpg"),
+        ("set.json", ".", "set.json", "set.json"),
+    ],
+)
+def test_set_that_cannot_be_packed_names_the_reason(
+    annotations: str, images: str, out: str, named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "text.json").write_text("no JSON")
+    listed = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}
+    (tmp_path / "set.json").write_text(json.dumps(listed))
+    options = ("--annotations", annotations, "--images", images, "--out", out)
+    assert named in mistake("pack", "coco", *options, folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gone.ckpt", "text.txt", "garbage.pt", "other.pt", "."])
+def test_consolidating_what_is_no_checkpoint_names_it(name: str, tiny: Set, tmp_path: Path) -> None:
+    line = mistake("consolidate", name, tmp_path / "out.safetensors", folder=tiny.folder)
+    assert name in line
+    assert "checkpoint" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_counts_and_scores_every_mask(tiny: Set, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep/scores.json"
+    told = done(
+        "evaluate",
+        f"model.name={tiny.model}",
+        f"model.weights={tiny.weights}",
+        f"shards={shards}/*.tar",
+        f"out={out}",
+        "accelerator=cpu",
+    )
+    scores = json.loads(out.read_text())
+    assert (scores["photos"], scores["masks"]) == (3, 6)
+    [damage] = scores["damaged"]
+    assert damage["shard"].endswith("set-999999.tar")
+    assert "3 photos, 6 masks, 1 damaged" in told
+    for name in ("box_miou", "click1_miou", "filled_box_miou"):
+        assert 0 <= scores[name] <= 1
+    # the rectangles fill their boxes; what is left of the photo fills its box in part
+    rest = [1 - (15 + i) * 32 / (HEIGHT * WIDTH) for i in range(3)]
+    assert scores["filled_box_miou"] == pytest.approx((3 + sum(rest)) / 6, abs=1e-6)
+    assert set(scores["versions"]) == {"torch", "efficientsam_pl"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["shards=/nowhere/*.tar"], "/nowhere/*.tar"),
+        ([], "shards="),
+        (["model.weights=null", "shards=a"], "model.weights="),
+        (["model.weights=gone.pt", "shards={shards}/*.tar"], "gone.pt"),
+        (["model.name=sam_vit_z", "shards={shards}/*.tar"], "sam_vit_z"),
+    ],
+)
+def test_evaluation_that_cannot_be_made_names_the_reason(
+    overrides: list[str], named: str, tiny: Set, shards: Path, tmp_path: Path
+) -> None:
+    given = [f"model.name={tiny.model}", f"model.weights={tiny.weights}"]
+    rest = [override.format(shards=shards) for override in overrides]
+    assert named in mistake("evaluate", *given, *rest, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "named"),
+    [
+        ("pretrain", [], "shards.train="),
+        ("pretrain", ["shards.train=/nowhere/*.tar"], "/nowhere/*.tar"),
+        ("pretrain", ["shards.train={shards}/*.tar", "teacher.weights=gone.pth"], "gone.pth"),
+        ("finetune", [], "shards.train="),
+        ("finetune", ["shards.train=/nowhere/*.tar", "model.name={model}"], "/nowhere/*.tar"),
+        ("finetune", ["shards.train={shards}/*.tar", "model.weights=gone.pt"], "gone.pt"),
+        ("finetune", ["shards.train={shards}/*.tar", "model.name=sam_vit_z"], "sam_vit_z"),
+        ("finetune", ["shards.train={shards}/*.tar", "run.dir={model}"], "tiny.yaml"),
+    ],
+)
+def test_run_that_cannot_begin_names_the_reason(
+    command: str, overrides: list[str], named: str, tiny: Set, shards: Path, tmp_path: Path
+) -> None:
+    rest = [override.format(shards=shards, model=tiny.model) for override in overrides]
+    assert named in mistake(command, *rest, folder=tmp_path)
+
+
+def test_training_from_the_command_line_ends_in_a_model_that_predicts(
+    tiny: Set, shards: Path, tmp_path: Path
+) -> None:
+    options = (
+        f"shards.train={shards}/set-000000.tar",
+        f"model.name={tiny.model}",
+        "masks.masks_per_image=2",
+        f"run.dir={tmp_path / 'run'}",
+    )
+    done("finetune", "-c", "finetune/ti", "-c", "debug/cpu", *options)
+    out = tmp_path / "model.safetensors"
+    assert "model.safetensors" in done("consolidate", tmp_path / "run", out)
+    done(*tiny.predict("--point", "20,20", weights=out, out=tmp_path / "masks"))
+    assert mask_files(tmp_path / "masks") == ["mask_0.png"]

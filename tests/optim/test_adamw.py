@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from efficientsam_pl.models.config import EncoderConfig, SamiConfig, SegmenterConfig
+from efficientsam_pl.models.sami import Sami
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.optim.adamw import build_optimizer, build_schedule, lr_share
+from efficientsam_pl.optim.config import OptimConfig
+
+ENCODER = EncoderConfig(width=24, depth=1, image_size=64, position_grid=4, neck_channels=32)
+
+
+def groups(module: nn.Module) -> tuple[set[str], set[str]]:
+    """Names of the parameters with decay and of those without."""
+    optimizer = build_optimizer(module, OptimConfig(weight_decay=0.1))
+    name_of = {id(p): name for name, p in module.named_parameters()}
+    decayed, kept = ({name_of[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+    return decayed, kept
+
+
+@pytest.fixture(params=["sami", "sami_fixed", "segmenter"])
+def module(request: pytest.FixtureRequest) -> nn.Module:
+    if request.param == "segmenter":
+        return Segmenter(SegmenterConfig(encoder=ENCODER))
+    positions = "fixed" if request.param == "sami_fixed" else "learned"
+    sami = SamiConfig(
+        student=ENCODER, positions=positions, decoder_depth=1, decoder_width=32, decoder_heads=2
+    )
+    return Sami(sami, 32)
+
+
+def test_each_learning_parameter_is_in_one_group(module: nn.Module) -> None:
+    decayed, kept = groups(module)
+    assert not decayed & kept
+    assert decayed | kept == {n for n, p in module.named_parameters() if p.requires_grad}
+
+
+def test_weights_of_linear_and_convolution_layers_decay_and_nothing_else(
+    module: nn.Module,
+) -> None:
+    layers = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    expected = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, layers)}
+    assert groups(module)[0] == expected
+
+
+def test_fixed_positions_are_in_no_group() -> None:
+    sami = SamiConfig(
+        student=ENCODER, positions="fixed", decoder_depth=1, decoder_width=32, decoder_heads=2
+    )
+    decayed, kept = groups(Sami(sami, 32))
+    assert not {"encoder.pos_embed", "decoder.position"} & (decayed | kept)
+
+
+def test_linear_schedule_by_hand() -> None:
+    config = OptimConfig(warmup_steps=4, decay="linear")
+    shares = [lr_share(step, config, 14) for step in range(15)]
+    assert shares[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert shares[4:] == pytest.approx([1 - done / 10 for done in range(11)])
+
+
+def test_cosine_schedule_by_hand() -> None:
+    config = OptimConfig(warmup_steps=2, decay="cosine")
+    shares = [lr_share(step, config, 10) for step in range(11)]
+    assert shares[:2] == pytest.approx([1 / 3, 2 / 3])
+    assert shares[2] == 1
+    assert shares[4] == pytest.approx((1 + math.sqrt(0.5)) / 2)  # a quarter of the way
+    assert shares[6] == pytest.approx(0.5)
+    assert shares[10] == pytest.approx(0)
+
+
+def test_schedule_without_warm_up_starts_at_its_peak() -> None:
+    assert lr_share(0, OptimConfig(warmup_steps=0), 10) == 1
+
+
+def test_optimizer_steps_with_the_scheduled_rate() -> None:
+    config = OptimConfig(peak_lr=0.5, warmup_steps=1, weight_decay=0.0, decay="linear")
+    weight = nn.Linear(1, 1, bias=False)
+    optimizer = build_optimizer(weight, config)
+    schedule = build_schedule(optimizer, config, 5)
+    rates = []
+    for _ in range(5):
+        before = float(weight.weight.detach())
+        weight(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        rates.append(before - float(weight.weight.detach()))  # Adam's step of a constant gradient
+    assert rates == pytest.approx([0.25, 0.5, 0.375, 0.25, 0.125], abs=1e-5)
+
+
+def test_update_is_torchs_adamw() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimConfig(peak_lr=0.01, betas=(0.8, 0.9), weight_decay=0.3)
+    first = build_optimizer(ours, config)
+    second = AdamW(
+        [
+            {"params": [theirs.weight], "weight_decay": 0.3},
+            {"params": [theirs.bias], "weight_decay": 0.0},
+        ],
+        lr=0.01,
+        betas=(0.8, 0.9),
+        foreach=False,
+    )
+    for step in range(4):
+        data = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+        for module, optimizer in ((ours, first), (theirs, second)):
+            optimizer.zero_grad()
+            module(data).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)

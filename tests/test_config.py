@@ -1,0 +1,294 @@
+"""Configs: what loads, and what one line tells where something does not."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.config import (
+    ConfigError,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    QuickstartConfig,
+)
+from efficientsam_pl.models.config import NAMED
+
+ROOT = Path(__file__).resolve().parents[1]
+BOTH_STAGES = (PretrainConfig, FinetuneConfig)
+ROOTS_OF = {
+    "pretrain": (PretrainConfig,),
+    "finetune": (FinetuneConfig,),
+    "evaluate": (EvaluateConfig,),
+    "debug": BOTH_STAGES,
+    "cluster": BOTH_STAGES,
+}
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def roots_of(path: Path) -> tuple[type[Any], ...]:
+    folder = path.relative_to(ROOT / "configs").parent
+    return ROOTS_OF[folder.name] if folder.name else (QuickstartConfig,)
+
+
+def mistake(root: type[Any], files: list[str], *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        configs.load(root, files, overrides)
+    told = str(caught.value)
+    assert "\n" not in told
+    return told
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_every_shipped_file_loads(path: Path) -> None:
+    for root in roots_of(path):
+        assert isinstance(configs.load(root, [str(path)], []), root)
+
+
+def test_every_folder_of_configs_is_known_here() -> None:
+    assert len(FILES) >= 7
+    assert all(roots_of(path) for path in FILES)
+
+
+@pytest.mark.parametrize("stage", ["pretrain/ti", "pretrain/s", "pretrain/b"])
+@pytest.mark.parametrize("place", ["cluster/1x8", "debug/cpu"])
+def test_what_and_where_go_together_in_pretraining(stage: str, place: str) -> None:
+    configs.load(PretrainConfig, [stage, place], [])
+
+
+@pytest.mark.parametrize("stage", ["finetune/ti", "finetune/s"])
+@pytest.mark.parametrize("place", ["cluster/1x8", "debug/cpu"])
+def test_what_and_where_go_together_in_finetuning(stage: str, place: str) -> None:
+    configs.load(FinetuneConfig, [stage, place], [])
+
+
+def test_defaults_are_the_papers_recipe() -> None:
+    pretrain, finetune = PretrainConfig(), FinetuneConfig()
+    # 400 epochs of 1 281 167 photos at batch 4096 are 125 114 steps; 40 epochs warm up
+    assert pretrain.trainer.max_steps == pytest.approx(400 * 1_281_167 / 4096, rel=0.01)
+    assert pretrain.optim.warmup_steps == pytest.approx(40 * 1_281_167 / 4096, rel=0.01)
+    assert (pretrain.optim.peak_lr, pretrain.optim.betas) == (2.4e-3, (0.9, 0.95))
+    assert pretrain.sami.mask_ratio == 0.75
+    # 5 epochs of 11.2 M photos at batch 128
+    assert finetune.trainer.max_steps == pytest.approx(5 * 11_185_362 / 128, rel=0.01)
+    assert (finetune.optim.peak_lr, finetune.optim.weight_decay) == (4e-4, 0.1)
+
+
+@pytest.mark.parametrize("root", [PretrainConfig, FinetuneConfig, EvaluateConfig, QuickstartConfig])
+def test_dumped_config_loads_to_the_same_config(root: type[Any], tmp_path: Path) -> None:
+    overrides = [] if root in (EvaluateConfig, QuickstartConfig) else ["optim.clip_norm=0.5"]
+    config = configs.load(root, [], overrides)
+    file = tmp_path / "config.yaml"
+    file.write_text(configs.dump(config))
+    assert configs.load(root, [str(file)], []) == config
+    assert configs.from_dict(root, configs.as_dict(config)) == config
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_segmenter_survives_being_dumped(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.yaml"
+    file.write_text(configs.dump(NAMED[name]))
+    assert configs.segmenter_config(str(file)) == NAMED[name] == configs.segmenter_config(name)
+
+
+def test_later_files_win_and_overrides_win_over_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("run: {seed: 1, dir: here}\nshards: {workers: 1}\n")
+    second.write_text("run: {seed: 2}\nshards: {workers: 2}\n")
+    config = configs.load(PretrainConfig, [str(first), str(second)], ["shards.workers=3"])
+    assert (config.run.seed, config.run.dir, config.shards.workers) == (2, "here", 3)
+
+
+def test_shipped_file_is_found_by_its_short_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = configs.load(FinetuneConfig, ["finetune/s"], [])
+    assert shipped.model.name == "efficient_sam_s"
+    assert configs.load(FinetuneConfig, ["finetune/s.yaml"], []) == shipped
+
+
+def test_file_at_hand_goes_before_the_shipped_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("finetune").mkdir()
+    Path("finetune/s").write_text("run: {seed: 77}\n")
+    assert configs.load(FinetuneConfig, ["finetune/s"], []).run.seed == 77
+
+
+def test_empty_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert configs.load(PretrainConfig, [str(tmp_path / "empty.yaml")], []) == PretrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "nearest"),
+    [
+        ("optim.warmup=3", "optim.warmup", "optim.warmup_steps"),
+        ("trainer.max_stepz=3", "trainer.max_stepz", "trainer.max_steps"),
+        ("sami.student.widht=96", "sami.student.widht", "sami.student.width"),
+        ("warmup_steps=3", "warmup_steps", "optim.warmup_steps"),
+        ("optimm.peak_lr=1", "optimm", "optim"),
+    ],
+)
+def test_unknown_key_is_named_in_full_with_the_nearest_right_one(
+    override: str, key: str, nearest: str
+) -> None:
+    assert mistake(PretrainConfig, [], override) == f"unknown key {key}; did you mean {nearest}?"
+
+
+def test_unknown_key_in_a_file_names_the_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("teacher: {encoder: {dept: 4}}\n")
+    told = mistake(PretrainConfig, [str(file)])
+    assert told == (
+        f"{file}: unknown key teacher.encoder.dept; did you mean teacher.encoder.depth?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("trainer.max_steps=soon", "trainer.max_steps", "soon"),
+        ("trainer.max_steps=1.5", "trainer.max_steps", "1.5"),
+        ("optim.peak_lr=high", "optim.peak_lr", "high"),
+        ("run.resume=maybe", "run.resume", "maybe"),
+        ("run.dir=null", "run.dir", "None"),
+        ("run.dir=", "run.dir", "None"),
+        ("optim.betas=null", "optim.betas", "Optional"),
+        ("optim.betas=[0.9]", "optim.betas", "length"),
+        ("trainer=7", "trainer", "int"),
+        ("run=null", "run", "Optional"),
+        ("run.dir=${nowhere}", "run.dir", "nowhere"),
+        ("run.dir=${oc.env:EFFICIENTSAM_NO_SUCH}", "run.dir", "EFFICIENTSAM_NO_SUCH"),
+        ("trainer.precision=32", "trainer.precision", "fp32"),
+    ],
+)
+def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> None:
+    told = mistake(PretrainConfig, [], override)
+    assert key in told
+    assert value in told
+
+
+@pytest.mark.parametrize(
+    ("root", "overrides", "told"),
+    [
+        (
+            PretrainConfig,
+            ["optim.warmup_steps=5", "trainer.max_steps=5"],
+            "optim.warmup_steps=5 must be below trainer.max_steps=5",
+        ),
+        (
+            PretrainConfig,
+            ["trainer.global_batch=10", "trainer.micro_batch=4"],
+            "trainer.global_batch=10 must be a multiple of trainer.micro_batch=4 times 1 ranks",
+        ),
+        (
+            FinetuneConfig,
+            ["prompts.max_clicks=7"],
+            "prompts.max_clicks=7 must not exceed masks.clicks=6, the points drawn for each mask",
+        ),
+        (
+            PretrainConfig,
+            ["sami.student.width=100"],
+            "sami.student.width=100 must be a multiple of sami.student.heads=3",
+        ),
+        (
+            PretrainConfig,
+            ["teacher.image_size=112"],
+            "teacher.image_size=112 gives 7 tokens a side, fewer than the student's 14 "
+            "(sami.student.image_size=224)",
+        ),
+        (
+            QuickstartConfig,
+            ["pretrain.crop.min_area=2"],
+            "pretrain.crop.min_area=2.0 must lie in (0, pretrain.crop.max_area=1.0]",
+        ),
+        (
+            FinetuneConfig,
+            ["model.weights=/runs/lr=1/a.pt", "model.encoder=/b.pt"],
+            "model.weights=/runs/lr=1/a.pt holds an encoder already; drop it or "
+            "model.encoder=/b.pt",
+        ),
+        (FinetuneConfig, ["run.seed=-1"], "run.seed=-1 must lie in [0, 2**63)"),
+    ],
+)
+def test_contradiction_names_both_full_keys_and_both_numbers(
+    root: type[Any], overrides: list[str], told: str
+) -> None:
+    assert mistake(root, [], *overrides) == told
+
+
+def test_missing_file_is_named() -> None:
+    assert mistake(PretrainConfig, ["pretrain/xxl"]) == "no such config file: pretrain/xxl"
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\x00", "just words"])
+def test_file_that_is_no_mapping_is_named(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    assert str(file) in mistake(PretrainConfig, [str(file)])
+
+
+@pytest.mark.parametrize("override", ["trainer.max_steps", "--fast", "=3", "run.dir=[1", "[=1"])
+def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
+    assert repr(override) in mistake(PretrainConfig, [], override)
+
+
+@pytest.mark.parametrize(
+    ("root", "overrides", "told"),
+    [
+        (PretrainConfig, [], "shards.train= must be given"),
+        (FinetuneConfig, [], "shards.train= must be given"),
+        (EvaluateConfig, ["shards=a"], "model.weights= must be given"),
+        (
+            PretrainConfig,
+            ["shards.train=a", "teacher.weights=gone.pth"],
+            "teacher.weights: no such file: gone.pth",
+        ),
+        (
+            FinetuneConfig,
+            ["shards.train=a", "model.encoder=gone.safetensors"],
+            "model.encoder: no such file: gone.safetensors",
+        ),
+        (
+            FinetuneConfig,
+            ["shards.train=a", "prompts.max_clicks=7", "masks.clicks=7"],
+            "prompts.max_clicks=7 must not exceed the 6 points that "
+            "model.name=efficient_sam_ti takes",
+        ),
+    ],
+)
+def test_what_a_command_needs_is_asked_for_by_its_key(
+    root: type[Any], overrides: list[str], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configs.require(configs.load(root, [], overrides))
+    assert str(caught.value) == told
+
+
+def test_unknown_model_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="sam_vit_c") as caught:
+        configs.segmenter_config("sam_vit_c")
+    assert all(name in str(caught.value) for name in NAMED)
+
+
+def test_configs_load_without_torch_and_numpy() -> None:
+    program = (
+        "import sys\n"
+        "from efficientsam_pl import cli, config\n"
+        "config.load(config.QuickstartConfig, ['quickstart'], [])\n"
+        "config.load(config.PretrainConfig, ['pretrain/ti', 'debug/cpu'], [])\n"
+        "cli.main(['finetune', '-c', 'finetune/ti', '--print-config'])\n"
+        "cli.main(['finetune', 'optim.warmup=1'])\n"
+        "heavy = {'torch', 'numpy', 'lightning', 'timm'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr

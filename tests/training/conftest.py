@@ -1,0 +1,152 @@
+"""Tiny shards and tiny configs of both stages; a run takes about a second."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.commands import finetune, pretrain
+from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.data.schema import annotation_of
+from efficientsam_pl.data.writer import MaskedPhoto, ShardWriter
+from efficientsam_pl.rle import encode
+
+PHOTOS, MASKS = 10, 3
+MODEL = """\
+encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}
+decoder: {mlp_width: 32, iou_head_width: 32}
+"""
+COMMON = {
+    "optim": {"warmup_steps": 1},
+    "shards": {"workers": 0, "block_shards": 2},
+    "trainer": {
+        "accelerator": "cpu",
+        "max_steps": 6,
+        "global_batch": 4,
+        "micro_batch": 4,
+        "validate_every_steps": 3,
+        "checkpoint_every_steps": 3,
+    },
+    "run": {"trace": True},
+}
+PRETRAIN = {
+    "sami": {
+        "student": {
+            "width": 24,
+            "depth": 1,
+            "heads": 3,
+            "image_size": 64,
+            "position_grid": 4,
+            "neck_channels": 32,
+        },
+        "decoder_depth": 1,
+        "decoder_width": 32,
+        "decoder_heads": 2,
+    },
+    "teacher": {
+        "encoder": {"width": 24, "depth": 1, "heads": 3, "global_blocks": [0], "neck_channels": 16},
+        "image_size": 64,
+    },
+}
+FINETUNE = {
+    "masks": {"masks_per_image": MASKS, "clicks": 2, "max_area": 1.0},
+    "prompts": {"max_clicks": 2},
+}
+
+Run = Callable[..., Any]
+
+
+def masked_photo(number: int) -> MaskedPhoto:
+    """Coloured noise with three discs."""
+    draw = np.random.default_rng(number)
+    small = Image.fromarray(draw.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    image = np.array(small.resize((60, 48), Image.Resampling.BILINEAR))
+    y, x = np.mgrid[:48, :60]
+    masks = [
+        np.hypot(y - draw.integers(8, 40), x - draw.integers(8, 52)) < draw.integers(4, 12)
+        for _ in range(MASKS)
+    ]
+    return MaskedPhoto(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten photos in three shards, and four held out."""
+    folder = tmp_path_factory.mktemp("shards")
+    for name, numbers in (("train", range(PHOTOS)), ("heldout", range(100, 104))):
+        with ShardWriter(folder, name, samples_per_shard=4) as writer:
+            for number in numbers:
+                writer.write(masked_photo(number))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.yaml"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.fixture(params=["pretrain", "finetune"])
+def stage(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()  # two that wait for each other are slower on tiny tensors
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class StopAfter(L.Callback):
+    """Ends a run early without changing its schedule, as a preempted one is."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
+@pytest.fixture
+def run(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a stage through its command: run(stage, folder, "key=value", ..., stop_after=3)."""
+
+    def start(stage: str, folder: Path, *overrides: str, stop_after: int | None = None) -> Any:
+        command = {"pretrain": pretrain, "finetune": finetune}[stage]
+        paths = [f"shards.train={shards}/train-*.tar", f"run.dir={folder}"]
+        if stage == "finetune":
+            paths.append(f"model.name={model_file}")
+        config = configs.load(
+            PretrainConfig if stage == "pretrain" else FinetuneConfig,
+            [str(_file(folder, stage))],
+            [*paths, *overrides],
+        )
+        with monkeypatch.context() as patch:
+            if stop_after is not None:
+                standard = command.standard_callbacks
+                patch.setattr(
+                    command,
+                    "standard_callbacks",
+                    lambda *given: [*standard(*given), StopAfter(stop_after)],
+                )
+            return command.run(config)
+
+    def _file(folder: Path, stage: str) -> Path:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.parent / f"{stage}.yaml"
+        file.write_text(json.dumps(COMMON | (PRETRAIN if stage == "pretrain" else FINETUNE)))
+        return file
+
+    return start

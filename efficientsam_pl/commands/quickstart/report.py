@@ -87,6 +87,8 @@ def _notes(findings: Findings) -> tuple[str, ...]:
     return (
         f"{len(photos.train)} training and {len(photos.heldout)} held-out photos: {photos.origin}.",
         teacher,
+        "The model is small, and beside the released layout's prompt tokens it is shown its "
+        "prompts drawn as maps, from which a few hundred steps learn more.",
         "A few photos and a few minutes show that every stage works. They do not show how good "
         "the method is: that takes ImageNet and SA-1B.",
         f"Seed {findings.seed}. The same seed gives the same metrics.json on the same machine.",

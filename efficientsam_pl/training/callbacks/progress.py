@@ -26,7 +26,8 @@ class StageProgress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the bar, on rank 0 alone."""
-        self._first, self._began = trainer.global_step, time.monotonic()
+        self._first = self._told = trainer.global_step
+        self._began = time.monotonic()
         if trainer.is_global_zero:
             self._task = self._bar.add_task(
                 self._stage,
@@ -50,7 +51,8 @@ class StageProgress(L.Callback):
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         self._bar.update(self._task, completed=done, rate=rate, loss=loss)
         every = max(1, trainer.max_steps // self._lines)
-        if not self._console.is_terminal and done and done % every == 0:
+        if not self._console.is_terminal and done > self._told and done % every == 0:
+            self._told = done  # a step may have several micro-batches
             left = (trainer.max_steps - done) * self._photos_per_step / rate
             self._console.print(
                 f"{self._stage}  {done}/{trainer.max_steps}  {rate:.1f} images/s  "

@@ -128,11 +128,10 @@ def report(benchmark: str, rows: Sequence[Row], options: Options) -> None:
     if options.json:
         print(json_line(benchmark, rows), flush=True)
         return
-    table = Table("id", "work", "value", "reference", "ratio", "goal", "met", title=benchmark)
+    table = Table("", "value", "reference", "ratio", "goal", "met", title=benchmark)
     for row in rows:
         table.add_row(
-            row.id,
-            row.work,
+            row.id.removeprefix(f"{benchmark}."),
             f"{row.value:.4g} {row.unit}",
             _number(row.reference),
             _number(row.ratio()),
@@ -140,7 +139,9 @@ def report(benchmark: str, rows: Sequence[Row], options: Options) -> None:
             {True: "yes", False: "no", None: ""}[row.met()],
         )
     Console().print(table)
-    Console().print(f"{machine()} {versions()}", style="dim")
+    for row in rows:
+        Console().print(f"{row.id}: {row.work}", style="dim", highlight=False)
+    Console().print(f"{machine()} {versions()}", style="dim", highlight=False)
 
 
 def json_line(benchmark: str, rows: Sequence[Row]) -> str:

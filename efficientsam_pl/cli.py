@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         and exit code 1.
     """
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _parse(build_parser(), argv)
         arguments.run(arguments)
     except UserError as error:
         print(f"efficientsam: {error}", file=sys.stderr)  # noqa: T201
@@ -29,6 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"efficientsam: {error.strerror}: {error.filename}", file=sys.stderr)  # noqa: T201
         return MISTAKE
     return DONE
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Like parse_args, but key=value may also stand before and between options."""
+    arguments, rest = parser.parse_known_args(argv)
+    wrong = [text for text in rest if "overrides" not in arguments or text.startswith("-")]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 class _Parser(argparse.ArgumentParser):

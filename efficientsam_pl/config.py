@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -106,7 +106,7 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     shards: str = ""  # pattern of the shards to score
     seed: int = 0  # of the clicks
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     out: str = "evaluation.json"
 
     def needed(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.config import EvaluateConfig
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.shards import ShardIndex, index_shards
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.protocols import Scores, score_photos
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.segmenter import Segmenter
@@ -22,8 +23,9 @@ from efficientsam_pl.structures import Damage
 def run(config: EvaluateConfig) -> Path:
     """Scores a model and writes the numbers, with what made them, to `out`."""
     index = index_shards(config.shards)
+    device = _device(config.accelerator)
     model = load_model(config.model.name, config.model.weights)
-    scores, damage = score(model.to(_device(config.accelerator)), index, config.seed)
+    scores, damage = score(model.to(device), index, config.seed)
     result = {
         "box_miou": scores.box,
         "click1_miou": scores.click1,
@@ -69,5 +71,7 @@ def score(model: Segmenter, index: ShardIndex, seed: int) -> tuple[Scores, list[
 
 
 def _device(accelerator: str) -> torch.device:
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu, but no GPU can be seen from here")
     gpu = torch.cuda.is_available() if accelerator == "auto" else accelerator == "gpu"
     return torch.device("cuda" if gpu else "cpu")

@@ -17,6 +17,7 @@ from efficientsam_pl.training.callbacks.records import LossHistory
 from efficientsam_pl.training.config import RunConfig
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
+from efficientsam_pl.training.trainer import check_hardware
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Finetuned:
 
 def run(config: FinetuneConfig) -> Finetuned:
     """Trains the whole model; the last checkpoint is named in `RUN/latest`."""
+    check_hardware(config.trainer)
     open_run(config.run, dump(config))
     model = starting_model(config)
     shape = model.config

@@ -19,6 +19,7 @@ from efficientsam_pl.training.callbacks.records import LossHistory
 from efficientsam_pl.training.config import RunConfig
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
+from efficientsam_pl.training.trainer import check_hardware
 
 _BASELINE_VIEWS = 8  # random crops a photo that the mean feature is taken over
 
@@ -35,6 +36,7 @@ class Pretrained:
 
 def run(config: PretrainConfig) -> Pretrained:
     """Trains, then writes the student's encoder to `RUN/encoder.safetensors`."""
+    check_hardware(config.trainer)
     folder = open_run(config.run, dump(config))
     index = index_shards(config.shards.train)
     heldout = index_shards(config.shards.heldout) if config.shards.heldout else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PROMPTS_AT_ONCE = 32
 
 
+@runtime_checkable
 class Answer(Protocol):
     """Masks and predicted IoU of q prompts."""
 
@@ -39,6 +40,7 @@ class Answer(Protocol):
         ...
 
 
+@runtime_checkable
 class Embedded(Protocol):
     """A photo that can be asked."""
 
@@ -47,6 +49,7 @@ class Embedded(Protocol):
         ...
 
 
+@runtime_checkable
 class Embeds(Protocol):
     """Anything that can be scored."""
 
@@ -55,6 +58,7 @@ class Embeds(Protocol):
         ...
 
 
+@runtime_checkable
 class Photo(Protocol):
     """A photo with the masks to score."""
 

@@ -100,7 +100,7 @@ class EmbeddedImage:
         if mask_logits is not None:
             side = 4 * self.model.config.encoder.grid()
             earlier = _tensor(mask_logits, "mask_logits", (given[0], side, side))[None].to(device)
-        xy = torch.where((kinds == Label.PADDING)[..., None], -1.0, self.resize.points_forward(xy))
+        xy = self.resize.points_forward(xy)
         if corners is not None:
             corners = self.resize.boxes_forward(corners)[None].to(device)
         return Prompts(xy[None].to(device), kinds[None].to(device), corners, earlier)

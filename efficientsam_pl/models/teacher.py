@@ -22,8 +22,8 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, config: TeacherConfig, target: str, grid: int) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
+        with torch.random.fork_rng(devices=[]):  # built on the CPU, whatever there is besides
+            torch.default_generator.manual_seed(config.seed)
             self.encoder = SamImageEncoder(config.encoder)
             if config.weights is None:
                 _randomise(self.encoder)

@@ -10,6 +10,7 @@ import lightning as L  # noqa: N812
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
 
 _KNOWN_NOISE = (
@@ -20,6 +21,19 @@ _KNOWN_NOISE = (
     ".*You're resuming from a checkpoint that ended before the epoch.*",  # ours is a position
     ".*is deprecated, please use `weights_only`.*",
 )
+
+
+def check_hardware(config: TrainerConfig) -> None:
+    """Stops before anything large is built.
+
+    Raises:
+        UserError: More GPUs asked for than there are.
+    """
+    if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
+        raise UserError(
+            f"trainer.accelerator=gpu and trainer.devices={config.devices}, but "
+            f"{torch.cuda.device_count()} GPUs can be seen from here"
+        )
 
 
 def build_trainer(

@@ -150,7 +150,8 @@ def _finetune_section(tuned: dict[str, Any], lift: float, pictures: dict[str, Pa
     text = (
         "The pretrained encoder gets a neck, a prompt encoder and a mask decoder, and all of it "
         "learns from boxes and clicks. Each mask is scored at the photo's size; the candidate "
-        "with the highest predicted IoU counts."
+        "with the highest predicted IoU counts. So few photos are learned by heart: the training "
+        "photos show that the stage learns, the held-out photos how far from enough they are."
     )
     shown = (
         Picture(pictures["finetune"], "Loss over steps"),

@@ -86,7 +86,8 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Photo
     skipped: list[str] = []
     photos = coco_photos(read_coco(annotations, images), skipped)
     limited = (limit_side(photo, config.photo_side) for photo in photos)
-    masked = [photo for photo in map(partial(_large, config), limited) if photo.annotations]
+    large = map(partial(_large, config), limited)
+    masked = [photo for photo in large if any(not a.crowd for a in photo.annotations)]
     train, heldout = _split(masked, config.heldout_fraction, str(annotations))
     origin = (
         f"the COCO-format set {annotations}, without masks under {config.smallest_mask:.1%} of "

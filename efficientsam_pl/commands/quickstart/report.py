@@ -162,12 +162,12 @@ def _finetune_section(tuned: dict[str, Any], lift: float, pictures: dict[str, Pa
 
 
 def _curve(path: Path, title: str, history: LossHistory, baselines: dict[str, float]) -> None:
-    heldout = dict(history.heldout)
     steps = [step for step, _ in history.train]
-    losses = {
-        "training": [loss for _, loss in history.train],
-        "held-out": [heldout.get(step, float("nan")) for step in steps],
-    }
+    losses = {"training": [loss for _, loss in history.train]}
+    if history.heldout:
+        validated, heldout = zip(*history.heldout, strict=True)
+        between = np.interp(steps, validated, heldout, left=float("nan"))
+        losses["held-out"] = between.tolist()
     loss_curve(path, title, steps, losses, baselines)
 
 

@@ -51,7 +51,7 @@ def font(size_px: int) -> ImageFont.FreeTypeFont:
     """
     loaded = ImageFont.load_default(size=size_px)
     if not isinstance(loaded, ImageFont.FreeTypeFont):
-        raise RuntimeError("pictures need a Pillow with FreeType; the wheels on PyPI have it")
+        raise RuntimeError("pictures need a Pillow with FreeType; its released wheels have it")
     return loaded
 
 

@@ -167,9 +167,12 @@ def _read_safetensors(path: str) -> WeightsFile:
 def _read_pickle(path: str) -> dict[str, Tensor]:
     try:
         loaded = torch.load(_unzipped(path), map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # torch raises many kinds for a file that is none of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"weights: {path} cannot be read as a checkpoint ({reason})") from error
+        raise WeightsError(
+            f"weights: {path} cannot be read as a checkpoint of plain tensors"
+        ) from error
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"weights: {path} holds no state dict of tensors")

@@ -210,7 +210,7 @@ def _tell(metrics: dict[str, Any], out: Path, seconds: float) -> None:
     share = 1 - sami["loss"] / sami["mean_feature_loss"]
     print(
         f"SAMI: held-out loss {sami['loss']:.4f}, mean feature of each position "
-        f"{sami['mean_feature_loss']:.4f} ({share:+.0%} better)"
+        f"{sami['mean_feature_loss']:.4f} ({abs(share):.0%} {'below' if share > 0 else 'above'} it)"
     )
     for side in _SIDES:
         box, click = tuned[side]["box"], tuned[side]["click1"]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficientsam_pl.config import PretrainConfig, as_dict, dump
-from efficientsam_pl.data.loaders import once_loader
-from efficientsam_pl.data.order import Share
+from efficientsam_pl.data.loaders import once_loader, training_loader
+from efficientsam_pl.data.order import EndlessBatches, Share
 from efficientsam_pl.data.shards import index_shards
 from efficientsam_pl.data.streams import CroppedImages
 from efficientsam_pl.export.consolidate import consolidate
@@ -21,7 +21,8 @@ from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
 from efficientsam_pl.training.trainer import check_hardware
 
-_BASELINE_VIEWS = 8  # random crops a photo that the mean feature is taken over
+# Random crops that the mean feature is taken over: so many a photo, and so many in all
+_BASELINE_VIEWS, _BASELINE_CROPS = 8, 2048
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,22 @@ def run(config: PretrainConfig) -> Pretrained:
     if streams.heldout is not None:
         [measured] = trainer.validate(task, datamodule=data, verbose=False)
         heldout_loss = measured["heldout/loss"]
-        baseline = _mean_feature_loss(config, streams, task)
     encoder = folder / "encoder.safetensors"
     if trainer.is_global_zero:
         _write_encoder(config.run, encoder)
+        task.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        baseline = _mean_feature_loss(config, streams, task) if streams.heldout else None
     return Pretrained(encoder, history, heldout_loss, baseline)
 
 
 def _mean_feature_loss(config: PretrainConfig, streams: Streams, task: SamiPretraining) -> float:
     """Held-out loss of the training set's mean feature of each position."""
     assert streams.heldout is not None
-    samples = sum(streams.shard_sizes)
+    crops = min(_BASELINE_VIEWS * sum(streams.shard_sizes), _BASELINE_CROPS)
     share = Share(0, 1, config.trainer.micro_batch, config.trainer.micro_batch)
-    views = [
-        once_loader(streams.train, samples, share, 0, epoch) for epoch in range(_BASELINE_VIEWS)
-    ]
-    mean = mean_features(task.teacher, (batch for view in views for batch in view))
+    block = config.shards.block_shards
+    order = EndlessBatches(streams.shard_sizes, config.run.seed, block, share, position=0)
+    mean = mean_features(task.teacher, training_loader(streams.train, order, 0, False), crops)
     heldout = once_loader(streams.heldout, streams.heldout_samples, share, 0)
     return constant_loss(task.teacher, mean, heldout, task.loss)
 

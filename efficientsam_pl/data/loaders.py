@@ -43,16 +43,11 @@ def training_loader(
     )
 
 
-def once_loader(
-    stream: Stream, samples: int, share: Share, workers: int, epoch: int = 0
-) -> DataLoader[Any]:
-    """Every sample once over all ranks, padded to equally many batches a rank.
-
-    `epoch` decides what is drawn at random about each sample.
-    """
+def once_loader(stream: Stream, samples: int, share: Share, workers: int) -> DataLoader[Any]:
+    """Every sample once over all ranks, padded to equally many batches a rank."""
     return DataLoader(
         stream,
-        batch_sampler=OnceBatches(samples, share, epoch),
+        batch_sampler=OnceBatches(samples, share),
         num_workers=workers,
         collate_fn=stream.collate,
     )

@@ -84,8 +84,8 @@ class EndlessBatches(Sampler[list[Slot]]):
 class OnceBatches(Sampler[list[Slot]]):
     """One rank's part of a single pass: every sample once over all ranks, then padding slots."""
 
-    def __init__(self, samples: int, share: Share, epoch: int = 0) -> None:
-        self._samples, self._share, self._epoch = samples, share, epoch
+    def __init__(self, samples: int, share: Share) -> None:
+        self._samples, self._share = samples, share
 
     def __len__(self) -> int:
         together = self._share.micro_batch * self._share.world_size
@@ -96,4 +96,4 @@ class OnceBatches(Sampler[list[Slot]]):
         for batch in range(len(self)):
             first = (batch * world + self._share.rank) * size
             places = range(first, first + size)
-            yield [Slot(self._epoch, p if p < self._samples else None) for p in places]
+            yield [Slot(0, p if p < self._samples else None) for p in places]

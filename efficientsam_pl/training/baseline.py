@@ -11,14 +11,26 @@ from efficientsam_pl.structures import ImageBatch
 
 
 @torch.inference_mode()
-def mean_features(teacher: nn.Module, batches: Iterable[ImageBatch]) -> Float[Tensor, "1 n c"]:
-    """The mean over photos of the teacher's feature at each position, in float64 underneath."""
-    total, photos = torch.zeros(()), 0
+def mean_features(
+    teacher: nn.Module, batches: Iterable[ImageBatch], crops: int
+) -> Float[Tensor, "1 n c"]:
+    """The mean of the teacher's feature at each position, in float64 underneath.
+
+    Args:
+        teacher: Gives the features; batches are moved to its device.
+        batches: Photos, more than are needed.
+        crops: How many of them are taken, from the first; the invalid ones among them left out.
+    """
+    device = next(teacher.parameters()).device
+    total, taken, valid = torch.zeros((), device=device), 0, 0
     for batch in batches:
-        features = teacher(batch.image[batch.valid]).double()
-        total = total + features.sum(0, keepdim=True)
-        photos += len(features)
-    return (total / photos).float()
+        image = batch.image[: crops - taken][batch.valid[: crops - taken]]
+        if len(image):
+            total = total + teacher(image.to(device)).double().sum(0, keepdim=True)
+        taken, valid = taken + len(batch), valid + len(image)
+        if taken >= crops:
+            break
+    return (total / valid).float()
 
 
 @torch.inference_mode()
@@ -29,8 +41,9 @@ def constant_loss(
     loss: TokenLoss,
 ) -> float:
     """The loss of predicting the same features for every photo."""
-    total, photos = 0.0, 0
-    for batch in batches:
+    total, photos, device = 0.0, 0, next(teacher.parameters()).device
+    for on_cpu in batches:
+        batch = on_cpu.to(device)
         target = teacher(batch.image)
         valid = int(batch.valid.sum())
         per_token = loss(constant.expand_as(target), target)

@@ -104,10 +104,10 @@ def test_shares_of_all_ranks_are_the_global_batch() -> None:
 def test_one_pass_is_exact_and_equally_long_on_all_ranks(trial: int) -> None:
     draw = random.Random(trial)
     samples, world, micro = draw.randint(1, 40), draw.randint(1, 5), draw.randint(1, 4)
-    ranks = [OnceBatches(samples, Share(r, world, micro, micro * world), 3) for r in range(world)]
+    ranks = [OnceBatches(samples, Share(r, world, micro, micro * world)) for r in range(world)]
     batches = [list(rank) for rank in ranks]
     assert {len(b) for b in batches} == {len(ranks[0])}
     slots = [slot for mine in batches for batch in mine for slot in batch]
     assert sorted(s.sample for s in slots if s.sample is not None) == list(range(samples))
     assert len(slots) - samples < micro * world
-    assert {slot.epoch for slot in slots} == {3}
+    assert {slot.epoch for slot in slots} == {0}

@@ -144,3 +144,15 @@ def test_coco_set_is_split_and_scored(shared: Path, tmp_path: Path) -> None:
     masked = {a["image_id"] for a in annotations["annotations"]}
     assert sum(packed.sizes()) == len(masked & {i["id"] for i in annotations["images"]})
     assert metrics(tmp_path / "out")["finetune"]["train"]["box"]["filled_box"] > 0
+
+
+def test_a_folder_that_no_quickstart_made_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "shards" / "mine.tar"
+    mine.parent.mkdir()
+    mine.write_bytes(b"years of work")
+    command = [sys.executable, "-m", "efficientsam_pl", "quickstart", "--out", str(tmp_path)]
+    done = subprocess.run([*command, *FEW_STEPS], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path) in done.stderr
+    assert mine.read_bytes() == b"years of work"

@@ -21,11 +21,13 @@ from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartCon
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.shards import index_shards
 from efficientsam_pl.data.writer import pack
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.protocols import Scores
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import box_xyxy
 
 _SIDES = ("train", "heldout")
+_MARKER = ".quickstart"  # in folders whose content a quickstart may replace
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Clock:
 def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
     """Packs, pretrains, finetunes, scores, consolidates, predicts and reports into `out`."""
     clock, out = Clock(), options.out
+    _clear(out)
     photos = _pack(options, config)
     clock.lap("pack")
     pretraining = _pretrain_config(options, config)
@@ -90,6 +93,21 @@ def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
     return metrics
 
 
+def _clear(out: Path) -> None:
+    """Makes the folder, or removes what an earlier quickstart left in it.
+
+    Raises:
+        UserError: The folder holds something that no quickstart made.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / _MARKER).exists():
+        raise UserError(f"--out: {out} is not empty and no quickstart made it; name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _MARKER).touch()
+    for folder in ("shards", "pretrain", "finetune", "predict"):
+        if (out / folder).exists():
+            shutil.rmtree(out / folder)
+
+
 def _pack(options: QuickstartOptions, config: QuickstartConfig) -> PhotoSet:
     if options.coco is not None:
         photos = coco_set(*options.coco, config)
@@ -98,8 +116,6 @@ def _pack(options: QuickstartOptions, config: QuickstartConfig) -> PhotoSet:
     else:
         photos = shipped_photos(config)
     shards = options.out / "shards"
-    for old in shards.glob("*.tar"):
-        old.unlink()  # of an earlier quickstart into the same folder
     summaries = [pack(getattr(photos, name), shards, name) for name in _SIDES]
     (options.out / "model.yaml").write_text(dump(config.segmenter))
     for line in photos.skipped:
@@ -142,8 +158,6 @@ def _finetune_config(
 
 
 def _run_config(run: Any, options: QuickstartOptions, stage: str) -> Any:
-    # a second quickstart into the same folder starts anew
-    shutil.rmtree(options.out / stage, ignore_errors=True)
     return replace(run, dir=str(options.out / stage), seed=options.seed, resume="none")
 
 

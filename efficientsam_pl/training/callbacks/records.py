@@ -91,7 +91,8 @@ class DataReport(L.Callback):
         """
         self._seen += len(batch.key)
         self._damage.extend(batch.damage)
-        if (batch_idx + 1) % (self._every * trainer.accumulate_grad_batches):
+        due = (batch_idx + 1) % (self._every * trainer.accumulate_grad_batches) == 0
+        if not due and trainer.global_step < trainer.max_steps:
             return
         bad = len(self._damage) - self._broken_shards
         counts = torch.tensor([self._seen, bad], device=trainer.strategy.root_device)

@@ -1,34 +1,52 @@
 """The console command: arguments are parsed and configs read before torch is imported."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from efficientsam_pl import config as configs
-from efficientsam_pl.errors import UserError
+from efficientsam_pl.errors import UserError, one_line
 
-DONE, MISTAKE = 0, 2
+DONE, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+_MENDABLE = (  # what the user's disk or folder refuses
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0 done, 2 a user's mistake, told in one line on stderr. A fault of ours is a traceback
-        and exit code 1.
+        0 done, 2 a user's mistake, told in one line on stderr, 1 what a command found wrong. A
+        fault of ours is a traceback and exit code 1.
     """
     try:
         arguments = _parse(build_parser(), argv)
-        arguments.run(arguments)
+        code = arguments.run(arguments)
     except UserError as error:
-        print(f"efficientsam: {error}", file=sys.stderr)  # noqa: T201
+        print(f"efficientsam: {one_line(error)}", file=sys.stderr)  # noqa: T201
         return MISTAKE
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        print(f"efficientsam: {error.strerror}: {error.filename}", file=sys.stderr)  # noqa: T201
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"efficientsam: {error.strerror}{where}", file=sys.stderr)  # noqa: T201
         return MISTAKE
-    return DONE
+    except KeyboardInterrupt:
+        print("efficientsam: interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    return DONE if code is None else int(code)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_quickstart(commands)
     _add_pack(commands)
+    _add_check_shards(commands)
     _add_config_command(commands, "pretrain", configs.PretrainConfig, "SAMI on shards of photos")
     _add_config_command(commands, "finetune", configs.FinetuneConfig, "prompts to masks on shards")
     _add_config_command(
@@ -92,14 +111,66 @@ def _add_quickstart(commands: Any) -> None:
 def _add_pack(commands: Any) -> None:
     pack = _command(commands, "pack", "photos and masks to WebDataset shards")
     sources = pack.add_subparsers(required=True, metavar="SOURCE")
-    coco = _command(sources, "coco", "a COCO-format set")
-    coco.add_argument("--annotations", type=Path, required=True, metavar="FILE")
-    coco.add_argument("--images", type=Path, required=True, metavar="DIR")
-    coco.add_argument("--out", type=Path, required=True, metavar="DIR")
-    coco.add_argument(
-        "--long-side", type=_positive, metavar="N", help="photos and masks shrunk to N pixels"
+    sa1b = _command(sources, "sa1b", "SA-1B's tars again: smaller, or byte for byte")
+    sa1b.add_argument(
+        "--source", required=True, metavar="'PATTERN'", help="such as '/data/sa_*.tar'"
     )
-    coco.set_defaults(run=_pack_coco)
+    _pack_options(sa1b, _pack_sa1b)
+    imagenet = _command(sources, "imagenet", "plain photos with their classes")
+    imagenet.add_argument(
+        "--source",
+        required=True,
+        metavar="PATH",
+        help="ILSVRC2012_img_train.tar, a folder a class, or a text file with a path and, if "
+        "known, a class number on each line",
+    )
+    _pack_options(imagenet, _pack_imagenet)
+    coco = _command(sources, "coco", "a COCO-format set: polygons, run-lengths, crowds")
+    coco.add_argument("--annotations", required=True, metavar="FILE")
+    coco.add_argument("--images", required=True, metavar="DIR")
+    _pack_options(coco, _pack_coco)
+
+
+def _pack_options(parser: argparse.ArgumentParser, run: Callable[..., None]) -> None:
+    parser.epilog = "Started again after an interruption, it writes the shards that are missing."
+    parser.add_argument("--out", required=True, metavar="DIR", help="local, or s3:// and the like")
+    parser.add_argument(
+        "--long-side",
+        type=_positive,
+        metavar="N",
+        help="photos and masks shrunk until the longer side has N pixels, JPEG quality 92; "
+        "without it bytes are kept",
+    )
+    parser.add_argument(
+        "--samples-per-shard", type=_positive, default=1000, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=_natural, default=_cores(), metavar="N", help="processes (%(default)s)"
+    )
+    parser.add_argument(
+        "--array-index",
+        type=_natural,
+        metavar="I",
+        help="this job of an array (SLURM's by default)",
+    )
+    parser.add_argument("--array-count", type=_positive, metavar="N", help="jobs of the array")
+    parser.set_defaults(run=run)
+
+
+def _add_check_shards(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "check-shards",
+        "whether every sample of a set can be used",
+        "Exit code: 0 all is good, 1 something is bad, 2 a mistake of yours.",
+    )
+    parser.add_argument("pattern", metavar="'PATTERN'", help="such as 'shards/*.tar'")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="a report with all that is bad")
+    parser.add_argument("--index-dir", metavar="DIR", help="of indexes that lie apart")
+    parser.add_argument(
+        "--workers", type=_natural, default=_cores(), metavar="N", help="processes (%(default)s)"
+    )
+    parser.set_defaults(run=_check_shards)
 
 
 def _add_config_command(commands: Any, name: str, root: type[Any], help_text: str) -> None:
@@ -159,9 +230,12 @@ def _add_predict(commands: Any) -> None:
     parser.set_defaults(run=_predict)
 
 
-def _command(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, help_text: str, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    description = help_text[0].upper() + help_text[1:] + "."
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help_text, description=help_text[0].upper() + help_text[1:] + "."
+        name, help=help_text, description=description, epilog=epilog
     )
     return parser
 
@@ -207,10 +281,50 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     )
 
 
+def _pack_sa1b(arguments: argparse.Namespace) -> None:
+    from efficientsam_pl.commands import pack
+
+    pack.run_sa1b(arguments.source, _told_of_pack(arguments))
+
+
+def _pack_imagenet(arguments: argparse.Namespace) -> None:
+    from efficientsam_pl.commands import pack
+
+    pack.run_imagenet(arguments.source, _told_of_pack(arguments))
+
+
 def _pack_coco(arguments: argparse.Namespace) -> None:
     from efficientsam_pl.commands import pack
 
-    pack.run_coco(arguments.annotations, arguments.images, arguments.out, arguments.long_side)
+    pack.run_coco(arguments.annotations, arguments.images, _told_of_pack(arguments))
+
+
+def _told_of_pack(arguments: argparse.Namespace) -> Any:
+    from efficientsam_pl.commands import pack
+    from efficientsam_pl.data.packing.job import ArrayShare
+
+    index, count = arguments.array_index, arguments.array_count
+    if (index is None) != (count is None):
+        raise UserError("--array-index and --array-count go together")
+    return pack.PackOptions(
+        out=arguments.out.rstrip("/"),
+        long_side=arguments.long_side,
+        samples_per_shard=arguments.samples_per_shard,
+        share=pack.slurm_share() if index is None else ArrayShare(index, count),
+        workers=arguments.workers,
+    )
+
+
+def _check_shards(arguments: argparse.Namespace) -> int:
+    from efficientsam_pl.commands import check_shards
+
+    return (
+        DONE
+        if check_shards.run(
+            arguments.pattern, arguments.json, arguments.index_dir, arguments.workers
+        )
+        else FAULT
+    )
 
 
 def _consolidate(arguments: argparse.Namespace) -> None:
@@ -263,6 +377,11 @@ def _point(text: str) -> tuple[float, float, int]:
     if label and label[0] not in (0, 1):
         raise argparse.ArgumentTypeError(f"{text!r}: the label must be 0 or 1")
     return x, y, int(label[0]) if label else 1
+
+
+def _cores() -> int:
+    """Processors that this process may use; a scheduler may have given it fewer than there are."""
+    return len(os.sched_getaffinity(0))
 
 
 def _natural(text: str) -> int:

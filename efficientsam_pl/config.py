@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig, ShardsConfig
+from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.losses.config import FeatureLossConfig, MaskLossConfig
 from efficientsam_pl.models.config import (
@@ -42,7 +42,7 @@ class PretrainConfig:
     """`efficientsam pretrain`: SAMI, stage one."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     crop: CropConfig = field(default_factory=CropConfig)
     sami: SamiConfig = field(default_factory=SamiConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -59,7 +59,7 @@ class PretrainConfig:
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
-        return {"shards.train": self.shards.train}
+        return {"data.train": self.data.train or "".join(s.shards for s in self.data.mixture)}
 
     def files(self) -> dict[str, str | None]:
         """Files that are read, by key."""
@@ -71,7 +71,7 @@ class FinetuneConfig:
     """`efficientsam finetune`: prompts to masks, stage two."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     masks: MaskSelectionConfig = field(default_factory=MaskSelectionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     prompts: PromptMixConfig = field(default_factory=PromptMixConfig)
@@ -92,7 +92,7 @@ class FinetuneConfig:
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
-        return {"shards.train": self.shards.train}
+        return {"data.train": self.data.train or "".join(s.shards for s in self.data.mixture)}
 
     def files(self) -> dict[str, str | None]:
         """Files that are read, by key."""
@@ -276,6 +276,19 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
+def _build_each(cls: Any, entries: Any, key: str) -> tuple[Any, ...]:
+    """A list's entries as dataclasses."""
+    built = []
+    for number, entry in enumerate(entries):
+        where = f"{key}[{number}]"
+        if not OmegaConf.is_dict(entry):
+            raise ConfigError(f"{where}: {entry!r} must hold keys and values")
+        built.append(
+            _build(cls, _merge(OmegaConf.structured(cls), entry, f"{where}: "), f"{where}.")
+        )
+    return tuple(built)
+
+
 def _build(cls: Any, config: Any, prefix: str) -> Any:
     """Dataclasses from the inside out, so that a failed check can be given its full key."""
     hints = get_type_hints(cls)
@@ -288,6 +301,8 @@ def _build(cls: Any, config: Any, prefix: str) -> Any:
             raise ConfigError(f"{prefix}{part.name}: {reason}") from error
         if is_dataclass(hints[part.name]):
             values[part.name] = _build(hints[part.name], value, f"{prefix}{part.name}.")
+        elif is_dataclass(member := next(iter(get_args(hints[part.name])), None)):
+            values[part.name] = _build_each(member, value, f"{prefix}{part.name}")
         else:
             plain = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
             values[part.name] = tuple(plain) if isinstance(plain, list) else plain

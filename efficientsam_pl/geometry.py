@@ -17,6 +17,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from efficientsam_pl.coverage import Grid
+
 ResizeRule = Literal["squash", "pad"]
 
 
@@ -73,6 +75,23 @@ class Resize:
         if pixels.shape[-2:] != self.content_hw:
             pixels = F.interpolate(pixels, self.content_hw, mode="bilinear", align_corners=False)
         return pixels[0]
+
+    def bytes_forward(self, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 ch cw"]:
+        """What `image_forward` gives, rounded, ten times faster: within one level of it.
+
+        The photo may also have been decoded smaller than `image_hw`. The result's channels lie
+        side by side in memory (channels last).
+        """
+        image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+        if pixels.shape[:2] == self.content_hw:
+            return image[0]
+        smooth = self.rule == "pad"
+        return F.interpolate(image, self.content_hw, mode="bilinear", antialias=smooth)[0]
+
+    def mask_grid(self, cells: int, mirrored: bool = False) -> Grid:
+        """`cells` x `cells` cells over the model's square, laid over the photo."""
+        across, down = (scale * cells / self.side for scale in self.scale_xy())
+        return Grid(self.image_hw, (cells, cells), (down, across), mirrored)
 
     def masks_back(self, low_res: Float[Tensor, "q k mh mw"]) -> Float[Tensor, "q k h w"]:
         """Logits over the model's frame to logits at image size.

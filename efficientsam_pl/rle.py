@@ -6,11 +6,14 @@ the first one background.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from pycocotools import mask as coco_mask
+
+_FARTHEST = 16  # a polygon's corners from the photo's, in sides of it
 
 
 class Rle(TypedDict):
@@ -49,6 +52,7 @@ def from_coco(segmentation: Any, height: int, width: int) -> Rle:
     if isinstance(segmentation, list):
         if not segmentation or min(map(len, segmentation)) < 6:
             raise ValueError("a polygon of fewer than three corners")
+        _check_corners(segmentation, height, width)
         return _to_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"run-lengths of size {segmentation['size']}, photo {[height, width]}")
@@ -57,6 +61,30 @@ def from_coco(segmentation: Any, height: int, width: int) -> Rle:
     if not isinstance(segmentation["counts"], str | bytes):
         raise ValueError(f"run-lengths of type {type(segmentation['counts']).__name__}")
     return _to_text(segmentation)
+
+
+def from_runs(runs: Int[np.ndarray, "_"], height: int, width: int) -> Rle:
+    """COCO's text of run lengths."""
+    return _to_text(
+        coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    )
+
+
+def boxes_xyxy(rles: Sequence[Rle]) -> Float[np.ndarray, "n 4"]:
+    """`box_xyxy` of many masks at once."""
+    if not rles:
+        return np.zeros((0, 4))
+    boxes = coco_mask.toBbox(list(rles)).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1], axis=1)
+
+
+def _check_corners(polygons: list[Any], height: int, width: int) -> None:
+    """Raises ValueError for corners that pycocotools would not survive: it draws every edge."""
+    reach = _FARTHEST * max(height, width)
+    for polygon in polygons:
+        corners = np.asarray(polygon, dtype=np.float64)
+        if not (np.abs(corners) <= reach).all():  # NaN is not either
+            raise ValueError(f"a polygon with a corner more than {reach} pixels away, or nowhere")
 
 
 def area(rle: Rle) -> int:
@@ -74,35 +102,63 @@ def box_xyxy(rle: Rle) -> tuple[float, float, float, float]:
     return float(x), float(y), float(x + w - 1), float(y + h - 1)
 
 
-def foreground_points(rle: Rle, ranks: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n 2"]:
+def foreground_points(
+    runs: Int[np.ndarray, "_"], height: int, ranks: Int[np.ndarray, "n"]
+) -> Int[np.ndarray, "n 2"]:
     """Where the foreground pixels of these ranks lie, as (x, y), read off the runs.
 
     Args:
-        rle: A mask that is not empty.
+        runs: Run lengths of a mask that is not empty.
+        height: Of the mask, pixels.
         ranks: Which foreground pixels, counted from 0 in column-major order.
     """
-    runs = counts(rle)
     ends = np.cumsum(runs)
     foreground_before = np.concatenate([[0], np.cumsum(runs[1::2])])
     run = np.searchsorted(foreground_before, ranks, side="right") - 1
     flat = ends[0::2][run] + ranks - foreground_before[run]
-    return np.stack([flat // rle["size"][0], flat % rle["size"][0]], axis=-1)
+    return np.stack([flat // height, flat % height], axis=-1)
 
 
-def counts(rle: Rle) -> Int[np.ndarray, "runs"]:
-    """Run lengths as numbers, background first (COCO's text: base 32, differences after three)."""
-    text = np.frombuffer(rle["counts"].encode(), dtype=np.uint8).astype(np.int64) - 48
-    runs: list[int] = []
-    value = shift = 0
-    for byte in text.tolist():
-        value |= (byte & 0x1F) << shift
-        shift += 5
-        if not byte & 0x20:
-            if byte & 0x10:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return np.array(runs, dtype=np.int64)
+def run_lengths(rles: Sequence[Rle]) -> list[Int[np.ndarray, "_"]]:
+    """Run lengths of each mask as numbers, background first.
+
+    COCO's text holds numbers of base 32, lowest digit first; from the fourth on they are
+    differences to the number two before.
+
+    Raises:
+        ValueError: Text that is no run-lengths, or runs that do not add up to the mask's size.
+    """
+    texts = [rle["counts"].encode() for rle in rles]
+    if not all(texts):
+        raise ValueError("run-lengths without a run")
+    digits = np.frombuffer(b"".join(texts), dtype=np.uint8) - np.uint8(48)
+    last = np.flatnonzero(digits & 0x20 == 0)
+    text_ends = np.cumsum([len(text) for text in texts])
+    ends = np.searchsorted(last, text_ends - 1)  # in numbers, of each mask
+    unfinished = len(last) <= ends.max(initial=-1) or (last[ends] != text_ends - 1).any()
+    if unfinished or digits.max(initial=0) > 63:
+        raise ValueError("run-lengths that break off or are no text of COCO's")
+    runs = np.split(_numbers(digits, last), ends[:-1] + 1)
+    for rle, own in zip(rles, runs, strict=True):
+        np.cumsum(own[1::2], out=own[1::2])
+        np.cumsum(own[2::2], out=own[2::2])
+        pixels = rle["size"][0] * rle["size"][1]
+        if own.sum() != pixels or own.min() < 0:
+            raise ValueError(f"runs of {own.sum()} pixels for {rle['size']}")
+    return runs
+
+
+def _numbers(digits: UInt8[np.ndarray, "d"], last: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The numbers whose last digits are at these places."""
+    first = np.concatenate([[0], last[:-1] + 1])
+    length = last - first + 1
+    if length.max() > 7:
+        raise ValueError("a run-length of more than seven digits")
+    place = np.arange(len(digits)) - np.repeat(first, length)
+    numbers = np.add.reduceat((digits & 0x1F).astype(np.int64) << (5 * place), first)
+    negative = digits[last] & 0x10 != 0
+    numbers[negative] -= np.int64(1) << (5 * length[negative])
+    return numbers
 
 
 def _to_text(rle: Any) -> Rle:

@@ -55,8 +55,9 @@ class Damage:
     """One sample that could not be used: where it lies and what is wrong with it."""
 
     shard: str
-    key: str
-    kind: str
+    key: str  # "" for a shard as a whole
+    kind: str  # what is counted: "bad photo", "missing json", ...
+    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ def test_named_segmenter_survives_being_dumped(name: str, tmp_path: Path) -> Non
 
 def test_later_files_win_and_overrides_win_over_files(tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text("run: {seed: 1, dir: here}\nshards: {workers: 1}\n")
-    second.write_text("run: {seed: 2}\nshards: {workers: 2}\n")
-    config = configs.load(PretrainConfig, [str(first), str(second)], ["shards.workers=3"])
-    assert (config.run.seed, config.run.dir, config.shards.workers) == (2, "here", 3)
+    first.write_text("run: {seed: 1, dir: here}\ndata: {workers: 1}\n")
+    second.write_text("run: {seed: 2}\ndata: {workers: 2}\n")
+    config = configs.load(PretrainConfig, [str(first), str(second)], ["data.workers=3"])
+    assert (config.run.seed, config.run.dir, config.data.workers) == (2, "here", 3)
 
 
 def test_shipped_file_is_found_by_its_short_name(
@@ -242,22 +242,22 @@ def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
 @pytest.mark.parametrize(
     ("root", "overrides", "told"),
     [
-        (PretrainConfig, [], "shards.train= must be given"),
-        (FinetuneConfig, [], "shards.train= must be given"),
+        (PretrainConfig, [], "data.train= must be given"),
+        (FinetuneConfig, [], "data.train= must be given"),
         (EvaluateConfig, ["shards=a"], "model.weights= must be given"),
         (
             PretrainConfig,
-            ["shards.train=a", "teacher.weights=gone.pth"],
+            ["data.train=a", "teacher.weights=gone.pth"],
             "teacher.weights: no such file: gone.pth",
         ),
         (
             FinetuneConfig,
-            ["shards.train=a", "model.encoder=gone.safetensors"],
+            ["data.train=a", "model.encoder=gone.safetensors"],
             "model.encoder: no such file: gone.safetensors",
         ),
         (
             FinetuneConfig,
-            ["shards.train=a", "prompts.max_clicks=7", "masks.clicks=7"],
+            ["data.train=a", "prompts.max_clicks=7", "masks.clicks=7"],
             "prompts.max_clicks=7 must not exceed the 6 points that "
             "model.name=efficient_sam_ti takes",
         ),

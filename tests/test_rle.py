@@ -66,7 +66,49 @@ def test_decoding_gives_the_mask_back(mask: np.ndarray) -> None:
 
 @mask_of_each_kind
 def test_counts_equal_a_slow_loop(mask: np.ndarray) -> None:
-    assert rle.counts(rle.encode(mask)).tolist() == slow_counts(mask)
+    [runs] = rle.run_lengths([rle.encode(mask)])
+    assert runs.tolist() == slow_counts(mask)
+
+
+def test_run_lengths_of_many_are_those_of_each() -> None:
+    every = rle.run_lengths([rle.encode(mask) for mask in MASKS.values()])
+    assert [runs.tolist() for runs in every] == [slow_counts(mask) for mask in MASKS.values()]
+
+
+@mask_of_each_kind
+def test_runs_make_the_text_again(mask: np.ndarray) -> None:
+    [runs] = rle.run_lengths([rle.encode(mask)])
+    assert rle.from_runs(runs, HEIGHT, WIDTH) == rle.encode(mask)
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ("", "without a run"),
+        ("55", "runs of 10 pixels"),
+        ("P", "break off"),  # 0x20 set: a further digit must follow
+        ("5 5", "break off"),
+        ("5\x7f5", "break off"),
+        ("ooooooooo5", "seven digits"),
+        ("o06L1", "pixels"),
+    ],
+)
+def test_text_that_is_no_run_lengths_is_refused(counts: str, reason: str) -> None:
+    good = rle.encode(MASKS["full"])
+    with pytest.raises(ValueError, match=reason):
+        rle.run_lengths([good, {"size": [HEIGHT, WIDTH], "counts": counts}, good])
+
+
+def test_random_text_is_refused_or_adds_up() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(500):
+        text = bytes(draw.integers(48, 112, draw.integers(1, 8)).tolist()).decode()
+        try:
+            [runs] = rle.run_lengths([{"size": [HEIGHT, WIDTH], "counts": text}])
+        except ValueError:
+            continue
+        assert runs.sum() == HEIGHT * WIDTH
+        assert runs.min() >= 0
 
 
 def test_counts_of_long_runs() -> None:
@@ -83,7 +125,8 @@ def test_counts_of_long_runs() -> None:
     size = [sum(runs) // 7, 7]
     runs[-1] += size[0] * size[1] - sum(runs)
     text = coco_mask.frPyObjects({"size": size, "counts": runs}, *size)
-    assert rle.counts(rle.from_coco(text, *size)).tolist() == runs
+    [found] = rle.run_lengths([rle.from_coco(text, *size)])
+    assert found.tolist() == runs
 
 
 @mask_of_each_kind
@@ -116,22 +159,26 @@ def test_box_goes_through_the_outermost_pixels(mask: np.ndarray) -> None:
     rows, columns = np.nonzero(mask)
     expected = (columns.min(), rows.min(), columns.max(), rows.max())
     assert rle.box_xyxy(rle.encode(mask)) == expected
+    assert rle.boxes_xyxy([rle.encode(mask)]).tolist() == [list(expected)]
 
 
 def test_box_of_an_empty_mask_holds_no_pixel() -> None:
     assert rle.box_xyxy(rle.encode(MASKS["empty"])) == (0, 0, -1, -1)
+    assert rle.boxes_xyxy([]).shape == (0, 4)
 
 
 @foreground_of_each_kind
 def test_foreground_points_are_the_pixels_column_by_column(mask: np.ndarray) -> None:
     xy = np.stack(np.nonzero(mask.T), axis=-1)  # nonzero of the transpose walks down columns
-    found = rle.foreground_points(rle.encode(mask), np.arange(len(xy)))
+    [runs] = rle.run_lengths([rle.encode(mask)])
+    found = rle.foreground_points(runs, HEIGHT, np.arange(len(xy)))
     np.testing.assert_array_equal(found, xy)
 
 
 def test_foreground_points_come_in_the_order_of_the_ranks() -> None:
     mask = with_pixels((5, 2), (1, 3), (2, 3))
-    found = rle.foreground_points(rle.encode(mask), np.array([2, 0, 0, 1]))
+    [runs] = rle.run_lengths([rle.encode(mask)])
+    found = rle.foreground_points(runs, HEIGHT, np.array([2, 0, 0, 1]))
     assert found.tolist() == [[3, 2], [2, 5], [2, 5], [3, 1]]
 
 
@@ -154,6 +201,17 @@ def test_several_polygons_are_one_mask() -> None:
 def test_polygons_without_three_corners_are_refused(polygons: Any) -> None:
     with pytest.raises(ValueError, match="three corners"):
         rle.from_coco(polygons, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("corner", [1e9, -1e9, float("nan"), float("inf")])
+def test_polygons_that_lead_nowhere_are_refused(corner: float) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        rle.from_coco([[0.0, 0.0, corner, 0.0, 5.0, 5.0]], HEIGHT, WIDTH)
+
+
+def test_polygon_that_reaches_beyond_the_photo_is_cut_at_its_edge() -> None:
+    mask = rle.decode(rle.from_coco([[-20, -20, 50, -20, 50, 50, -20, 50]], HEIGHT, WIDTH))
+    assert mask.all()
 
 
 def test_run_lengths_of_another_size_are_refused() -> None:

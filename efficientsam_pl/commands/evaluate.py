@@ -12,7 +12,7 @@ from rich.progress import track
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.config import EvaluateConfig
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
-from efficientsam_pl.data.shards import ShardIndex, index_shards
+from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.protocols import Scores, score_photos
 from efficientsam_pl.inference.predictor import Predictor
@@ -22,10 +22,10 @@ from efficientsam_pl.structures import Damage
 
 def run(config: EvaluateConfig) -> Path:
     """Scores a model and writes the numbers, with what made them, to `out`."""
-    index = index_shards(config.shards)
+    shards = open_shards(config.shards)
     device = _device(config.accelerator)
     model = load_model(config.model.name, config.model.weights)
-    scores, damage = score(model.to(device), index, config.seed)
+    scores, damage = score(model.to(device), shards, config.seed)
     result = {
         "box_miou": scores.box,
         "click1_miou": scores.click1,
@@ -53,14 +53,14 @@ def run(config: EvaluateConfig) -> Path:
     return out
 
 
-def score(model: Segmenter, index: ShardIndex, seed: int) -> tuple[Scores, list[Damage]]:
+def score(model: Segmenter, shards: ShardSet, seed: int) -> tuple[Scores, list[Damage]]:
     """Scores every photo of a set; those that cannot be read are returned, not scored."""
-    damage: list[Damage] = list(index.damage)
+    damage: list[Damage] = list(shards.damage)
 
     def readable() -> Iterator[AnnotatedPhoto]:
-        photos = annotated_photos(index)
+        photos = annotated_photos(shards)
         for item in track(
-            photos, "Scoring", len(index.samples()), transient=True, disable=not sys.stdout.isatty()
+            photos, "Scoring", len(shards), transient=True, disable=not sys.stdout.isatty()
         ):
             if isinstance(item, Damage):
                 damage.append(item)

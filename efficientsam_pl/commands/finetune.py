@@ -1,13 +1,13 @@
 """`efficientsam finetune`: prompts to masks on shards of masked photos."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from efficientsam_pl.config import FinetuneConfig, as_dict, dump, segmenter_config
-from efficientsam_pl.data.shards import index_shards
-from efficientsam_pl.data.streams import MaskedImages
+from efficientsam_pl.data.sets import course_of, open_sets, reader_of
+from efficientsam_pl.data.streams import MASKED_ENDINGS, Frame, MaskedImages
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.from_masks import MixedPrompter
@@ -35,24 +35,32 @@ def run(config: FinetuneConfig) -> Finetuned:
     open_run(config.run, dump(config))
     model = starting_model(config)
     shape = model.config
-    index = index_shards(config.shards.train)
-    heldout = index_shards(config.shards.heldout) if config.shards.heldout else None
+    sets = open_sets(config.data)
+    config = replace(config, trainer=config.trainer.paced(sets.samples()))
     side, seed = shape.encoder.image_size, config.run.seed
+    frame = Frame(side, shape.resize, exact=config.data.decoding == "exact")
     streams = Streams(
-        train=MaskedImages(index.samples(), config.masks, side, shape.resize, seed),
-        shard_sizes=index.sizes(),
-        heldout=MaskedImages(heldout.samples(), config.masks, side, shape.resize, seed)
-        if heldout
+        train=MaskedImages(
+            reader_of(sets.train, MASKED_ENDINGS, config.data), config.masks, frame, seed
+        ),
+        course=course_of(sets, config.data, seed),
+        sets=sets,
+        heldout=MaskedImages(
+            reader_of((sets.heldout,), MASKED_ENDINGS, config.data),
+            config.masks,
+            replace(frame, exact=True),
+            seed,
+        )
+        if sets.heldout
         else None,
-        heldout_samples=len(heldout.samples()) if heldout else 0,
     )
-    data = StreamDataModule(streams, config.shards, config.trainer, seed)
+    data = StreamDataModule(streams, config.data, config.trainer)
     prompter = MixedPrompter(config.prompts)
     steps = config.trainer.max_steps
     task = PromptedSegmentation(model, prompter, config.loss, config.optim, steps)
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
     callbacks = standard_callbacks(
-        "Finetuning", config.run, config.trainer, header, (index, config.shards.max_bad_fraction)
+        "Finetuning", config.run, config.trainer, header, (sets, config.data.max_bad_fraction)
     )
     _, history = fit(task, data, config.run, config.trainer, callbacks, config.optim.clip_norm)
     checkpoint = newest_checkpoint(RunConfig(dir=config.run.dir))

@@ -1,35 +1,113 @@
-"""`efficientsam pack`: a set of photos and masks to WebDataset shards."""
+"""`efficientsam pack`: a set of photos, with or without masks, to WebDataset shards."""
 
+import json
+import os
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from efficientsam_pl.data.coco import coco_photos, read_coco
-from efficientsam_pl.data.writer import PackSummary, limit_side, pack
+from efficientsam_pl.data.packing.coco import Coco
+from efficientsam_pl.data.packing.imagenet import Imagenet
+from efficientsam_pl.data.packing.job import ArrayShare, Source, run_packing
+from efficientsam_pl.data.packing.sa1b import Sa1b
+from efficientsam_pl.data.packing.writer import PackSummary
+from efficientsam_pl.data.storage import written_whole
 from efficientsam_pl.errors import UserError
 
+_TOLD = 20  # skipped samples that are printed; all of them are in the summary file
 
-def run_coco(
-    annotations: Path, images: Path, out: Path, long_side: int | None, prefix: str = "coco"
-) -> PackSummary:
-    """Packs a COCO-format set; what cannot be read is named and counted."""
-    entries = read_coco(annotations, images)
-    skipped: list[str] = []
-    photos = coco_photos(
-        track(entries, "Packing", transient=True, disable=not sys.stdout.isatty()), skipped
-    )
-    if long_side is not None:
-        photos = (limit_side(photo, long_side) for photo in photos)
-    summary = pack(photos, out, prefix)
-    summary.skipped = tuple(skipped)
-    if not summary.photos:
-        why = skipped[0] if skipped else "it lists none"
-        raise UserError(f"no photo of {annotations} could be packed ({why})")
-    for line in skipped:
-        print(f"skipped {line}")
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What all sources are told."""
+
+    out: str
+    long_side: int | None
+    samples_per_shard: int
+    share: ArrayShare
+    workers: int
+
+
+def slurm_share() -> ArrayShare:
+    """The share of this job of a SLURM array; all of the work outside of one."""
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
+        return ArrayShare()
+    given = {
+        name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", default)
+        for name, default in (("ID", ""), ("COUNT", ""), ("MIN", "0"), ("STEP", "1"))
+    }
+    try:
+        task, count, first, step = map(int, given.values())
+        index, apart = divmod(task - first, step)
+        if apart or not 0 <= index < count:
+            raise ValueError
+    except (ValueError, ZeroDivisionError) as error:
+        told = ", ".join(f"{name} {value or 'not set'}" for name, value in given.items())
+        raise UserError(
+            f"the SLURM array has gaps or lacks a number ({told}); "
+            "give --array-index and --array-count"
+        ) from error
+    return ArrayShare(index, count)
+
+
+def run_coco(annotations: str, images: str, options: PackOptions) -> PackSummary:
+    """Packs a COCO-format set."""
+    source = Coco(annotations, images, options.long_side, options.samples_per_shard)
+    return _run(source, options)
+
+
+def run_sa1b(pattern: str, options: PackOptions) -> PackSummary:
+    """Packs Meta's tars again."""
+    return _run(Sa1b(pattern, options.long_side, options.samples_per_shard), options)
+
+
+def run_imagenet(source: str, options: PackOptions) -> PackSummary:
+    """Packs plain photos."""
+    return _run(Imagenet(source, options.long_side, options.samples_per_shard), options)
+
+
+def _run(source: Source, options: PackOptions) -> PackSummary:
+    columns = (TextColumn("Packing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task("", total=source.weight(options.share))
+        summary = run_packing(
+            source,
+            options.out,
+            options.share,
+            options.workers,
+            lambda weight: progress.advance(task, weight),
+        )
+    _write_summary(summary, options)
+    for skipped in summary.skipped[:_TOLD]:
+        print(f"skipped {skipped.what}: {skipped.why}")
+    if len(summary.skipped) > _TOLD:
+        print(f"... and {len(summary.skipped) - _TOLD} more, see {_summary_path(options)}")
+    if not summary.samples and summary.skipped:
+        first = summary.skipped[0]
+        raise UserError(f"nothing could be packed ({first.what}: {first.why})")
+    before = f" ({summary.done_before} of them there before)" if summary.done_before else ""
     print(
-        f"{summary.photos} photos, {summary.masks} masks, {len(skipped)} skipped -> "
-        f"{summary.shards} shards of {summary.bytes / 2**20:.1f} MiB in {out}"
+        f"{summary.samples} photos, {summary.masks} masks, {len(summary.skipped)} skipped -> "
+        f"{len(summary.shards)} shards{before} of {summary.bytes / 2**20:.1f} MiB in {options.out}"
     )
     return summary
+
+
+def _write_summary(summary: PackSummary, options: PackOptions) -> None:
+    whole = {
+        "array": {"index": options.share.index, "count": options.share.count},
+        "samples": summary.samples,
+        "masks": summary.masks,
+        "bytes": summary.bytes,
+        "shards": len(summary.shards),
+        "done_before": summary.done_before,
+        "skipped": [vars(skipped) for skipped in summary.skipped],
+    }
+    with written_whole(_summary_path(options)) as target:
+        target.write(json.dumps(whole, indent=1).encode() + b"\n")
+
+
+def _summary_path(options: PackOptions) -> str:
+    of = "" if options.share.count == 1 else f"-{options.share.index}-of-{options.share.count}"
+    return f"{options.out}/pack-summary{of}.json"

@@ -1,12 +1,13 @@
 """`efficientsam pretrain`: SAMI on shards of photos."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from efficientsam_pl.config import PretrainConfig, as_dict, dump
 from efficientsam_pl.data.loaders import once_loader, training_loader
 from efficientsam_pl.data.order import EndlessBatches, Share
-from efficientsam_pl.data.shards import index_shards
+from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.sets import course_of, open_sets, reader_of
 from efficientsam_pl.data.streams import CroppedImages
 from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.losses.features import token_loss
@@ -39,16 +40,26 @@ def run(config: PretrainConfig) -> Pretrained:
     """Trains, then writes the student's encoder to `RUN/encoder.safetensors`."""
     check_hardware(config.trainer)
     folder = open_run(config.run, dump(config))
-    index = index_shards(config.shards.train)
-    heldout = index_shards(config.shards.heldout) if config.shards.heldout else None
+    sets = open_sets(config.data)
+    config = replace(config, trainer=config.trainer.paced(sets.samples()))
     side, seed = config.sami.student.image_size, config.run.seed
     streams = Streams(
-        train=CroppedImages(index.samples(), config.crop, side, seed),
-        shard_sizes=index.sizes(),
-        heldout=CroppedImages(heldout.samples(), None, side, seed) if heldout else None,
-        heldout_samples=len(heldout.samples()) if heldout else 0,
+        train=CroppedImages(
+            reader_of(sets.train, PHOTO_ENDINGS, config.data),
+            config.crop,
+            side,
+            seed,
+            exact=config.data.decoding == "exact",
+        ),
+        course=course_of(sets, config.data, seed),
+        sets=sets,
+        heldout=CroppedImages(
+            reader_of((sets.heldout,), PHOTO_ENDINGS, config.data), None, side, seed, exact=True
+        )
+        if sets.heldout
+        else None,
     )
-    data = StreamDataModule(streams, config.shards, config.trainer, seed)
+    data = StreamDataModule(streams, config.data, config.trainer)
     teacher = FrozenTeacher(config.teacher, config.sami.target, config.sami.student.grid())
     model = Sami(config.sami, teacher_width(config.teacher, config.sami))
     loss = token_loss(config.loss)
@@ -63,7 +74,7 @@ def run(config: PretrainConfig) -> Pretrained:
         config.run,
         config.trainer,
         header,
-        (index, config.shards.max_bad_fraction),
+        (sets, config.data.max_bad_fraction),
     )
     trainer, history = fit(
         task, data, config.run, config.trainer, callbacks, config.optim.clip_norm
@@ -83,12 +94,13 @@ def run(config: PretrainConfig) -> Pretrained:
 def _mean_feature_loss(config: PretrainConfig, streams: Streams, task: SamiPretraining) -> float:
     """Held-out loss of the training set's mean feature of each position."""
     assert streams.heldout is not None
-    crops = min(_BASELINE_VIEWS * sum(streams.shard_sizes), _BASELINE_CROPS)
+    assert streams.sets.heldout is not None
+    crops = min(_BASELINE_VIEWS * streams.sets.samples(), _BASELINE_CROPS)
     share = Share(0, 1, config.trainer.micro_batch, config.trainer.micro_batch)
-    block = config.shards.block_shards
-    order = EndlessBatches(streams.shard_sizes, config.run.seed, block, share, position=0)
-    mean = mean_features(task.teacher, training_loader(streams.train, order, 0, False), crops)
-    heldout = once_loader(streams.heldout, streams.heldout_samples, share, 0)
+    order = EndlessBatches(streams.course, share)
+    here = replace(config.data, workers=0)
+    mean = mean_features(task.teacher, training_loader(streams.train, order, here), crops)
+    heldout = once_loader(streams.heldout, len(streams.sets.heldout), share, 0)
     return constant_loss(task.teacher, mean, heldout, task.loss)
 
 

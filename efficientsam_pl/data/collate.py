@@ -46,7 +46,7 @@ def collate_images(samples: Sequence[PreparedImage], side: int) -> ImageBatch:
     """Photos of `side` pixels; a missing one is black and not valid."""
     black = torch.zeros(3, side, side, dtype=torch.uint8)
     return ImageBatch(
-        image=torch.stack([black if s.image is None else s.image for s in samples]),
+        image=_stacked([black if s.image is None else s.image for s in samples]),
         draw_key=torch.tensor([s.draw_key for s in samples]),
         valid=torch.tensor([s.image is not None for s in samples]),
         key=tuple(s.key for s in samples),
@@ -71,7 +71,7 @@ def collate_masked(
 
     real = [torch.ones(len(c.masks), dtype=torch.bool) for c in contents]
     return MaskBatch(
-        image=torch.stack([c.image for c in contents]),
+        image=_stacked([c.image for c in contents]),
         content_hw=torch.tensor([c.content_hw for c in contents]),
         masks=filled([c.masks for c in contents]),
         boxes_xyxy_px=filled([c.boxes_xyxy_px for c in contents]),
@@ -81,3 +81,8 @@ def collate_masked(
         key=tuple(s.key for s in samples),
         damage=tuple(s.damage for s in samples if s.damage is not None),
     )
+
+
+def _stacked(images: Sequence[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
+    """A batch whose channels lie side by side, as decoders leave them and GPUs like them."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)

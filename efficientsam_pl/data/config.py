@@ -1,28 +1,72 @@
 """What is read and how it is chosen, without torch."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
+
+LastBatch = Literal["carry", "drop", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardsConfig:
+class SetConfig:
+    """One set of a mixture."""
+
+    shards: str = ""
+    weight: float = 1.0  # its share of the samples is weight over the sum of all weights
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise ValueError("shards= must name the set's shards")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight={self.weight} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
     """Where the shards are and how they are read.
 
-    Patterns are fsspec's: `/data/sa_*.tar`, `s3://bucket/train-*.tar`.
+    Patterns are fsspec's: `/data/sa_*.tar`, `s3://bucket/train-*.tar`; several are parted by
+    commas. Shards that match `heldout` are never trained on.
     """
 
     train: str = ""
+    mixture: tuple[SetConfig, ...] = ()  # instead of train: several sets in fixed shares
     heldout: str | None = None  # validated on while training; None: no validation
+    index_dir: str | None = None  # of indexes; None: beside the shards, else the user's cache
     workers: int = 8  # processes a rank that decode; 0: in the training process
+    read_ahead: int = 2  # micro-batches that each worker prepares ahead
     block_shards: int = 8  # shards whose samples are shuffled among each other
+    neighbours: int = 1  # samples side by side in a shard that stay together: one read for all
+    last_batch: LastBatch = "carry"  # into the next epoch, or drop, or pad with empty slots
+    decoding: Literal["scaled", "exact"] = "scaled"  # of JPEGs: smaller where that is enough
+    cache_dir: str | None = None  # remote shards are kept there; None: ranges are read remotely
+    cache_gib: float = 100.0  # the least recently used shards leave above it
     max_bad_fraction: float = 0.01  # of the samples read so far; above it the run stops
 
     def __post_init__(self) -> None:
+        if self.train and self.mixture:
+            raise ValueError("train= and mixture= name the training set twice; give one of them")
+        if self.mixture and self.last_batch != "carry":
+            raise ValueError(
+                f"last_batch={self.last_batch} has no meaning with mixture=, which has no epochs"
+            )
+        total = sum(one.weight for one in self.mixture)
+        for one in self.mixture:
+            if one.weight < total / 1000:
+                raise ValueError(f"mixture= gives {one.shards} less than a thousandth of the data")
+        for name in ("block_shards", "neighbours", "read_ahead"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative")
-        if self.block_shards < 1:
-            raise ValueError(f"block_shards={self.block_shards} must be at least 1")
+        if not 0 < self.cache_gib < math.inf:
+            raise ValueError(f"cache_gib={self.cache_gib} must be positive")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
+
+    def sets(self) -> tuple[SetConfig, ...]:
+        """The training sets with their weights."""
+        return self.mixture or (SetConfig(shards=self.train),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +82,8 @@ class CropConfig:
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= self.max_area <= 1:
             raise ValueError(f"min_area={self.min_area} must lie in (0, max_area={self.max_area}]")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip={self.flip} must lie in [0, 1]")
         if not 0 < self.min_aspect <= self.max_aspect:
             raise ValueError(
                 f"min_aspect={self.min_aspect} must lie in (0, max_aspect={self.max_aspect}]"
@@ -51,6 +97,8 @@ class MaskSelectionConfig:
     masks_per_image: int = 32  # not in the paper; SAM and EfficientTAM use 64
     min_area: float = 0.0  # of the photo
     max_area: float = 0.9  # SAM, appendix A: masks that cover over 90 % are dropped
+    min_stability: float = 0.0  # SA-1B's stability_score; masks that state none pass
+    min_predicted_iou: float = 0.0  # SA-1B's predicted_iou; masks that state none pass
     clicks: int = 6  # foreground points drawn a mask; the released model takes up to six
     flip: float = 0.0  # probability; the paper finetunes without augmentation (4.1)
 
@@ -59,5 +107,10 @@ class MaskSelectionConfig:
             raise ValueError(f"masks_per_image={self.masks_per_image} must be at least 1")
         if not 0 <= self.min_area < self.max_area <= 1:
             raise ValueError(f"min_area={self.min_area} must lie in [0, max_area={self.max_area})")
+        for name in ("min_stability", "min_predicted_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip={self.flip} must lie in [0, 1]")
         if self.clicks < 1:
             raise ValueError(f"clicks={self.clicks} must be at least 1")

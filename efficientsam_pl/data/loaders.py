@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
+from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.decode import decode_mask
-from efficientsam_pl.data.order import EndlessBatches, OnceBatches, Share
+from efficientsam_pl.data.order import EndlessBatches, OnceBatches, Share, Slot
+from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.schema import DamagedSampleError
 from efficientsam_pl.data.select import scorable
-from efficientsam_pl.data.shards import ShardIndex, read_files
-from efficientsam_pl.data.streams import CroppedImages, MaskedImages, read_photo, read_record
+from efficientsam_pl.data.shards import ShardSet
+from efficientsam_pl.data.streams import MASKED_ENDINGS, CroppedImages, MaskedImages, annotated
 from efficientsam_pl.rle import Rle
 from efficientsam_pl.structures import Damage
 
@@ -30,40 +32,48 @@ class AnnotatedPhoto:
 
 
 def training_loader(
-    stream: Stream, batches: EndlessBatches, workers: int, pin: bool
+    stream: Stream, batches: EndlessBatches, config: DataConfig, pin: bool = False
 ) -> DataLoader[Any]:
     """Micro-batches of one rank, without an end; workers live as long as the loader."""
     return DataLoader(
         stream,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=config.workers,
+        prefetch_factor=config.read_ahead if config.workers else None,
         collate_fn=stream.collate,
         pin_memory=pin,
-        persistent_workers=workers > 0,
+        persistent_workers=config.workers > 0,
     )
 
 
-def once_loader(stream: Stream, samples: int, share: Share, workers: int) -> DataLoader[Any]:
+def once_loader(
+    stream: Stream, samples: int, share: Share, workers: int, pin: bool = False
+) -> DataLoader[Any]:
     """Every sample once over all ranks, padded to equally many batches a rank."""
     return DataLoader(
         stream,
         batch_sampler=OnceBatches(samples, share),
         num_workers=workers,
         collate_fn=stream.collate,
+        pin_memory=pin,
     )
 
 
-def annotated_photos(index: ShardIndex) -> Iterator[AnnotatedPhoto | Damage]:
+def annotated_photos(shards: ShardSet) -> Iterator[AnnotatedPhoto | Damage]:
     """All photos of a set in order, at full size, for evaluation; damaged ones as Damage."""
-    for sample in index.samples():
+    reader = SampleReader([shards], MASKED_ENDINGS)
+    for number in range(len(shards)):
+        [read] = reader.read([Slot(0, number)])
+        assert read is not None, "no slot is padding"
+        if read.damage is not None:
+            yield read.damage
+            continue
         try:
-            files = read_files(sample)
-            image = read_photo(files)
-            record = read_record(files, image)
+            image, record = annotated(read.files)
             truth = scorable(record.annotations)
             for rle in truth:
                 decode_mask(rle)
-        except (DamagedSampleError, OSError) as error:
-            yield Damage(sample.shard, sample.key, str(error))
+        except DamagedSampleError as error:
+            yield Damage(read.sample.shard, read.sample.key, error.kind, error.detail)
             continue
-        yield AnnotatedPhoto(sample.key, image, tuple(truth))
+        yield AnnotatedPhoto(read.sample.key, image, tuple(truth))

@@ -1,42 +1,224 @@
 """Which sample comes when: a pure function of (seed, epoch, sample set), never of ranks or workers.
 
-A position is one number, the samples consumed so far by all ranks together. Position p lies in
-epoch p // n at place p % n of that epoch's order, so a run goes on from its position on any
-number of ranks, and all ranks have equally many steps by construction.
+A position is an epoch and the samples of it that all ranks together have consumed. From there on
+the order is cut into global batches, and each rank takes its slice of every batch, so a run goes
+on from its position on any number of ranks, and all ranks have equally many steps by construction.
 """
 
 import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Int
 from torch.utils.data import Sampler
 
+from efficientsam_pl.data.config import LastBatch
+
+_SHARDS, _BLOCK, _SETS = range(3)  # what is drawn
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A place in the data: samples of this epoch that the optimizer has used, over all ranks."""
+
+    epoch: int = 0
+    offset: int = 0
+
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in a batch: which sample, in which epoch. `sample` None is padding."""
+    """A place in a batch: which sample, in which epoch of its set. `sample` None is padding."""
 
     epoch: int
     sample: int | None
+    set: int = 0  # of a mixture
 
 
-def epoch_order(
-    shard_sizes: Sequence[int], seed: int, epoch: int, block_shards: int
-) -> Int[np.ndarray, "n"]:
+class EpochOrder:
     """The samples of one epoch: shards shuffled, then samples within blocks of shards.
 
-    Reads stay near each other: at any time samples come from `block_shards` shards.
+    At any time samples come from `block_shards` shards. Groups of `neighbours` samples that lie
+    side by side in a shard stay together, so that one read fetches them. A block's order is drawn
+    when it is asked for: any place of an epoch is reached at once.
     """
-    draw = np.random.default_rng([seed, epoch])
-    starts = np.concatenate([[0], np.cumsum(shard_sizes)])
-    shards = draw.permutation(len(shard_sizes))
-    blocks = [
-        np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards[i : i + block_shards]])
-        for i in range(0, len(shards), block_shards)
-    ]
-    return np.concatenate([draw.permutation(block) for block in blocks])
+
+    def __init__(
+        self, sizes: Sequence[int], seed: int, epoch: int, block_shards: int, neighbours: int = 1
+    ) -> None:
+        self._draw = (seed, epoch)
+        shards = _drawn(_SHARDS, *self._draw).permutation(len(sizes))
+        firsts = np.concatenate([[0], np.cumsum(sizes)])
+        self._blocks = [
+            [(int(firsts[s]), int(firsts[s + 1])) for s in shards[i : i + block_shards]]
+            for i in range(0, len(shards), block_shards)
+        ]
+        self._ends = list(accumulate(sum(b - a for a, b in block) for block in self._blocks))
+        self._neighbours = neighbours
+        self._drawn: OrderedDict[int, Int[np.ndarray, "n"]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def samples(self, start: int, stop: int) -> list[int]:
+        """The samples at these places of the epoch."""
+        found: list[int] = []
+        while start < stop:
+            at = bisect_right(self._ends, start)
+            first = self._ends[at - 1] if at else 0
+            end = min(stop, self._ends[at])
+            found += self._block(at)[start - first : end - first].tolist()
+            start = end
+        return found
+
+    def _block(self, at: int) -> Int[np.ndarray, "n"]:
+        if at not in self._drawn:
+            step = self._neighbours
+            starts = np.concatenate([np.arange(a, b, step) for a, b in self._blocks[at]])
+            ends = np.concatenate(
+                [np.minimum(np.arange(a, b, step) + step, b) for a, b in self._blocks[at]]
+            )
+            order = _drawn(_BLOCK, *self._draw, at).permutation(len(starts))
+            starts, lengths = starts[order], (ends - starts)[order]
+            within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            self._drawn[at] = np.repeat(starts, lengths) + within
+            if len(self._drawn) > 2:
+                self._drawn.popitem(last=False)
+        return self._drawn[at]
+
+
+def _drawn(purpose: int, *key: int) -> np.random.Generator:
+    """Random numbers of a key. The count leads since numpy takes [a] and [a, 0] for the same."""
+    return np.random.default_rng([purpose, len(key), *key])
+
+
+class Course(ABC):
+    """Global batches from any position on."""
+
+    @abstractmethod
+    def batch(self, position: Position, size: int) -> tuple[list[Slot], Position]:
+        """The global batch at a position, and the position after it."""
+
+    @abstractmethod
+    def after(self, position: Position, steps: int, size: int) -> Position:
+        """The position after so many batches, without going through them."""
+
+
+class SetCourse(Course):
+    """One set, epoch after epoch. `last` says what becomes of a batch that an epoch cannot fill.
+
+    carry: the next epoch's first samples fill it. drop: its samples are not used. pad: empty slots
+    fill it.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        block_shards: int,
+        neighbours: int = 1,
+        last: LastBatch = "carry",
+    ) -> None:
+        self._sizes, self._seed, self._block = sizes, seed, block_shards
+        self._neighbours, self._last = neighbours, last
+        self._samples = sum(sizes)
+        self._orders: dict[int, EpochOrder] = {}
+
+    def batch(self, position: Position, size: int) -> tuple[list[Slot], Position]:
+        """See Course."""
+        here = self._canonical(position, size)
+        slots: list[Slot] = []
+        while len(slots) < size:
+            stop = min(self._samples, here.offset + size - len(slots))
+            found = self._order(here.epoch).samples(here.offset, stop)
+            slots += [Slot(here.epoch, sample) for sample in found]
+            here = Position(here.epoch, stop)
+            if stop == self._samples:
+                here = Position(here.epoch + 1, 0)
+                if self._last == "pad":
+                    slots += [Slot(here.epoch - 1, None)] * (size - len(slots))
+        return slots, self._canonical(here, size)
+
+    def after(self, position: Position, steps: int, size: int) -> Position:
+        """See Course."""
+        here = self._canonical(position, size)
+        if self._last == "carry":
+            return Position(
+                *divmod(here.epoch * self._samples + here.offset + steps * size, self._samples)
+            )
+        left = self._batches(self._samples - here.offset, size)
+        if steps < left:
+            return Position(here.epoch, here.offset + steps * size)
+        epochs, rest = divmod(steps - left, self._batches(self._samples, size))
+        return self._canonical(Position(here.epoch + 1 + epochs, rest * size), size)
+
+    def _batches(self, samples: int, size: int) -> int:
+        return samples // size if self._last == "drop" else -(-samples // size)
+
+    def _canonical(self, position: Position, size: int) -> Position:
+        """An epoch that has no further batch is the next one's beginning."""
+        left = self._samples - position.offset
+        ended = left < size if self._last == "drop" else left <= 0
+        return Position(position.epoch + 1, 0) if ended else position
+
+    def _order(self, epoch: int) -> EpochOrder:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = EpochOrder(
+                self._sizes, self._seed, epoch, self._block, self._neighbours
+            )
+        return self._orders[epoch]
+
+
+class MixedCourse(Course):
+    """Several sets in fixed shares. Each goes through its own epochs; the mixture has no end.
+
+    The shares are kept within every cycle of a thousand places, in an order drawn anew for each,
+    so how many samples of each set come before a place is known without going through them.
+    """
+
+    _PLACES = 1000
+
+    def __init__(self, courses: Sequence[SetCourse], weights: Sequence[float], seed: int) -> None:
+        self._courses, self._seed = courses, seed
+        exact = np.array(weights) / np.sum(weights) * self._PLACES
+        counts = np.floor(exact).astype(np.int64)
+        short = self._PLACES - int(counts.sum())
+        counts[np.argsort(counts - exact, kind="stable")[:short]] += 1  # the largest remainders
+        self._counts = counts
+        self._drawn: tuple[int, Int[np.ndarray, "n"]] = (-1, np.arange(0))
+
+    def batch(self, position: Position, size: int) -> tuple[list[Slot], Position]:
+        """See Course."""
+        places = range(position.offset, position.offset + size)
+        sets = [int(self._cycle(p // self._PLACES)[p % self._PLACES]) for p in places]
+        slots: dict[int, Iterator[Slot]] = {}
+        for number in set(sets):
+            start = self._before(number, position.offset)
+            course = self._courses[number]
+            own, _ = course.batch(course.after(Position(), 1, start), sets.count(number))
+            slots[number] = iter([Slot(slot.epoch, slot.sample, number) for slot in own])
+        return [next(slots[number]) for number in sets], self.after(position, 1, size)
+
+    def after(self, position: Position, steps: int, size: int) -> Position:
+        """See Course."""
+        return Position(0, position.offset + steps * size)
+
+    def _before(self, number: int, place: int) -> int:
+        cycles, rest = divmod(place, self._PLACES)
+        begun = int((self._cycle(cycles)[:rest] == number).sum()) if rest else 0
+        return cycles * int(self._counts[number]) + begun
+
+    def _cycle(self, cycle: int) -> Int[np.ndarray, "n"]:
+        if self._drawn[0] != cycle:
+            sets = np.repeat(np.arange(len(self._counts)), self._counts)
+            order = _drawn(_SETS, self._seed, cycle).permutation(self._PLACES)
+            self._drawn = (cycle, sets[order])
+        return self._drawn[1]
 
 
 @dataclass(frozen=True)
@@ -58,27 +240,15 @@ class Share:
 class EndlessBatches(Sampler[list[Slot]]):
     """One rank's micro-batches from a position on, epoch after epoch without an end."""
 
-    def __init__(
-        self, shard_sizes: Sequence[int], seed: int, block_shards: int, share: Share, position: int
-    ) -> None:
-        self._sizes, self._seed, self._block = shard_sizes, seed, block_shards
-        self._share, self._position = share, position
+    def __init__(self, course: Course, share: Share, position: Position = Position()) -> None:
+        self._course, self._share, self._position = course, share, position
 
     def __iter__(self) -> Iterator[list[Slot]]:
-        samples = sum(self._sizes)
-        orders: dict[int, Int[np.ndarray, "n"]] = {}
         position = self._position
         while True:
+            slots, position = self._course.batch(position, self._share.global_batch)
             for places in self._share.offsets():
-                batch = []
-                for place in places:
-                    epoch, index = divmod(position + place, samples)
-                    if epoch not in orders:
-                        orders = {e: o for e, o in orders.items() if e == epoch - 1}
-                        orders[epoch] = epoch_order(self._sizes, self._seed, epoch, self._block)
-                    batch.append(Slot(epoch, int(orders[epoch][index])))
-                yield batch
-            position += self._share.global_batch
+                yield [slots[place] for place in places]
 
 
 class OnceBatches(Sampler[list[Slot]]):
@@ -88,8 +258,7 @@ class OnceBatches(Sampler[list[Slot]]):
         self._samples, self._share = samples, share
 
     def __len__(self) -> int:
-        together = self._share.micro_batch * self._share.world_size
-        return math.ceil(self._samples / together)
+        return math.ceil(self._samples / (self._share.micro_batch * self._share.world_size))
 
     def __iter__(self) -> Iterator[list[Slot]]:
         size, world = self._share.micro_batch, self._share.world_size

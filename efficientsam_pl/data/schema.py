@@ -1,24 +1,36 @@
 """The one place that knows what lies in a shard.
 
 A shard is a WebDataset tar: the files of a sample follow each other and share a key, which is the
-name up to its first dot. A masked image is `KEY.jpg` and `KEY.json`, the JSON in SA-1B's form, so
-that Meta's own `sa_*.tar` are shards as they are:
+name up to its first dot. There are two kinds of samples, and room for more:
 
-    {"image": {"image_id", "width", "height", "file_name"},
-     "annotations": [{"id", "segmentation": COCO run-lengths, "bbox": [x, y, w, h], "area", ...}]}
+masked images   `KEY.jpg` and `KEY.json`, the JSON in SA-1B's form, so that Meta's own `sa_*.tar`
+                are shards as they are:
+                {"image": {"image_id", "width", "height", "file_name"},
+                 "annotations": [{"id", "segmentation": COCO run-lengths, "bbox": [x, y, w, h],
+                                  "area", "predicted_iou", "stability_score", ...}]}
+plain images    `KEY.jpg` and, where the class is known, `KEY.cls`: its number as text.
 
-A box is XYWH with w = xmax - xmin, as in SA-1B. Shards written here add a top-level
-"efficientsam_pl": {"version": 1}, and "iscrowd" to an annotation that COCO calls a crowd.
+A box is XYWH with w = xmax - xmin, as in SA-1B. Masked images written here add a top-level
+"efficientsam_pl": {"version": 1}, where the photo was shrunk with its "original_width" and
+"original_height", and "iscrowd" to an annotation that COCO calls a crowd.
+
+A photo may also be a `.jpeg` or `.png`. Files of further kinds (stored teacher features, say) get
+an ending of their own beside these; a reader takes the endings it knows and leaves the others.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from efficientsam_pl.rle import Rle, area, box_xyxy, from_coco
+from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco
 
 VERSION = 1
+PHOTO_ENDINGS = ("jpg", "jpeg", "png")
+RECORD_ENDING, CLASS_ENDING = "json", "cls"
 _OWN_KEY = "efficientsam_pl"
+# WebDataset's rule: the first dot after the folders; what has none is no part of a sample
+_KEY_AND_ENDING = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 
 class DamagedSampleError(ValueError):
@@ -26,7 +38,10 @@ class DamagedSampleError(ValueError):
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(f"{kind}: {detail}")
-        self.kind = kind
+        self.kind, self.detail = kind, detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.detail)
 
 
 @dataclass(frozen=True)
@@ -34,8 +49,10 @@ class Annotation:
     """One mask of a photo."""
 
     rle: Rle
-    area: int  # pixels
+    area: int  # pixels, as the file states it; counted from the runs where it does not
     crowd: bool = False
+    predicted_iou: float | None = None  # SA-1B's: of the model that drew the mask
+    stability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,27 +62,34 @@ class Record:
     width: int
     height: int
     annotations: tuple[Annotation, ...]
+    original_hw: tuple[int, int] | None = None  # before the photo was shrunk, if it was
+
+
+def key_and_ending(name: str) -> tuple[str, str] | None:
+    """A file's sample and its ending in lower case; None for what belongs to no sample."""
+    named = _KEY_AND_ENDING.fullmatch(name.removeprefix("./"))
+    return (named[1], named[2].lower()) if named else None
 
 
 def to_json(file_name: str, record: Record) -> bytes:
     """The JSON file of a masked image."""
-    annotations = []
-    for index, annotation in enumerate(record.annotations):
-        x0, y0, x1, y1 = box_xyxy(annotation.rle)
-        entry: dict[str, Any] = {
-            "id": index,
-            "segmentation": annotation.rle,
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "area": annotation.area,
-        }
-        annotations.append(entry | ({"iscrowd": 1} if annotation.crowd else {}))
+    boxes = boxes_xyxy([annotation.rle for annotation in record.annotations])
+    own: dict[str, Any] = {"version": VERSION}
+    if record.original_hw is not None:
+        own["original_height"], own["original_width"] = record.original_hw
     image = {
         "image_id": file_name.rsplit(".", 1)[0],
         "width": record.width,
         "height": record.height,
         "file_name": file_name,
     }
-    whole = {_OWN_KEY: {"version": VERSION}, "image": image, "annotations": annotations}
+    annotations = [
+        _entry(index, annotation, box)
+        for index, (annotation, box) in enumerate(
+            zip(record.annotations, boxes.tolist(), strict=True)
+        )
+    ]
+    whole = {_OWN_KEY: own, "image": image, "annotations": annotations}
     return json.dumps(whole, separators=(",", ":")).encode()
 
 
@@ -77,16 +101,20 @@ def from_json(data: bytes) -> Record:
     """
     try:
         loaded = json.loads(data)
-        version = loaded.get(_OWN_KEY, {}).get("version", VERSION)
+        own = loaded.get(_OWN_KEY, {})
+        version = own.get("version", VERSION)
         if version != VERSION:
             raise DamagedSampleError("unknown version", f"{version}, this program reads {VERSION}")
         width, height = int(loaded["image"]["width"]), int(loaded["image"]["height"])
         annotations = tuple(_annotation(a, width, height) for a in loaded["annotations"])
+        original = (
+            (int(own["original_height"]), int(own["original_width"])) if len(own) > 1 else None
+        )
     except DamagedSampleError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedSampleError("bad json", repr(error)) from error
-    return Record(width, height, annotations)
+    return Record(width, height, annotations, original)
 
 
 def annotation_of(rle: Rle, crowd: bool = False) -> Annotation:
@@ -95,5 +123,37 @@ def annotation_of(rle: Rle, crowd: bool = False) -> Annotation:
 
 
 def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
-    rle = from_coco(entry["segmentation"], height, width)
-    return annotation_of(rle, bool(entry.get("iscrowd", 0)))  # a stated area may be a polygon's
+    segmentation = entry["segmentation"]
+    if isinstance(segmentation, dict) and list(segmentation["size"]) != [height, width]:
+        raise DamagedSampleError(
+            "mask size", f"run-lengths of {segmentation['size']} in a photo of {[height, width]}"
+        )
+    rle = from_coco(segmentation, height, width)
+    # a polygon's stated area is the polygon's, not the pixels'
+    stated = entry.get("area") if isinstance(segmentation, dict) else None
+    return Annotation(
+        rle=rle,
+        area=area(rle) if stated is None else int(stated),
+        crowd=bool(entry.get("iscrowd", 0)),
+        predicted_iou=_score(entry.get("predicted_iou")),
+        stability=_score(entry.get("stability_score")),
+    )
+
+
+def _score(stated: Any) -> float | None:
+    return None if stated is None else float(stated)
+
+
+def _entry(index: int, annotation: Annotation, box: list[float]) -> dict[str, Any]:
+    x0, y0, x1, y1 = box
+    entry: dict[str, Any] = {
+        "id": index,
+        "segmentation": annotation.rle,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": annotation.area,
+    }
+    if annotation.predicted_iou is not None:
+        entry["predicted_iou"] = annotation.predicted_iou
+    if annotation.stability is not None:
+        entry["stability_score"] = annotation.stability
+    return entry | ({"iscrowd": 1} if annotation.crowd else {})

@@ -1,18 +1,62 @@
-"""Tar shards as tables of samples: where each file lies, so that any sample is one seek away."""
+"""A data set: the shards that match a pattern, what each should hold, and where its samples lie.
 
+`manifest.json` in the shards' folder lists every shard with its size, count, checksum and index.
+What it does not list yet is indexed on first use, by one process however many start at once. Where
+the folder cannot be written, or `index_dir` is given, index and manifest lie in a folder of the
+user's instead. A run needs the manifest to order an epoch; an index is read when its shard's turn
+comes, so that a set of a thousand shards is opened in a moment.
+"""
+
+import hashlib
+import json
+import logging
+import os
 import re
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
-import fsspec
+from filelock import FileLock, Timeout
+from fsspec.utils import glob_translate
 
+from efficientsam_pl.data.index import (
+    WRONG_FORM,
+    IndexFormatError,
+    Sample,
+    ShardIndex,
+    checked_format,
+    from_bytes,
+    index_of,
+    to_bytes,
+)
+from efficientsam_pl.data.storage import (
+    exists,
+    from_beginning,
+    full_path,
+    is_local,
+    list_files,
+    local_path,
+    read_file,
+    written_whole,
+)
+from efficientsam_pl.data.tar import scan_tar
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage
 
-# WebDataset's rule: the first dot after the folders; what has none is no part of a sample
-_KEY_AND_ENDING = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
+MANIFEST_VERSION = 1
+MANIFEST = "manifest.json"
+_FORMAT = "efficientsam_pl manifest"
+_INDEXERS = 8  # shards indexed at a time; checksums and reads run outside of Python's lock
+_ADDED_AGAIN = 5  # times that a manifest is read again after it was written
+_TOLD_ABOVE = 1 << 30  # bytes of new shards whose indexing takes long enough to be told
+
+_log = logging.getLogger(__name__)
 
 
 class ShardsError(UserError):
@@ -20,95 +64,306 @@ class ShardsError(UserError):
 
 
 @dataclass(frozen=True)
-class Member:
-    """One file in a tar: first byte and size."""
+class Shard:
+    """What the manifest says of a shard, and where both lie."""
 
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample: the shard it lies in, its key, and its files by ending."""
-
-    shard: str
-    key: str
-    members: dict[str, Member]
+    path: str
+    index: str
+    bytes: int
+    samples: int
+    sha256: str
+    damage: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class ShardIndex:
-    """The samples of a data set, shard by shard, and the shards that broke off."""
+class ShardSet:
+    """The samples of a data set, shard by shard, and what is known to be broken."""
 
-    shards: tuple[tuple[Sample, ...], ...]
-    damage: tuple[Damage, ...]
+    shards: tuple[Shard, ...]
+    damage: tuple[Damage, ...] = ()
 
     def sizes(self) -> list[int]:
-        """Samples in each shard."""
-        return [len(samples) for samples in self.shards]
+        """Samples in each shard, those included that a damaged shard has lost."""
+        return [shard.samples for shard in self.shards]
 
-    def samples(self) -> list[Sample]:
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def sample(self, number: int) -> Sample:
+        """The sample at a place in the shards' order."""
+        at = bisect_right(self._ends, number)
+        shard = self.shards[at]
+        return _index(shard).sample(shard.path, number - (self._ends[at] - shard.samples))
+
+    def samples(self) -> Iterator[Sample]:
         """All samples, in the shards' order."""
-        return [sample for shard in self.shards for sample in shard]
+        return (self.sample(number) for number in range(len(self)))
+
+    def fingerprint(self) -> str:
+        """Of the names and counts: what the order of samples depends on."""
+        text = "\n".join(f"{Path(s.path).name} {s.samples}" for s in self.shards)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(self.sizes()))
 
 
-def index_shards(pattern: str) -> ShardIndex:
-    """One pass over the headers of every shard that matches an fsspec pattern.
+def open_shards(pattern: str, index_dir: str | None = None, without: str | None = None) -> ShardSet:
+    """The shards that match an fsspec pattern, or several parted by commas.
+
+    Args:
+        pattern: Of the shards.
+        index_dir: Where indexes and manifests lie; None: beside the shards where they can be
+            written, else in the user's cache folder.
+        without: A pattern whose shards are left out, such as the held-out ones.
 
     Raises:
-        ShardsError: No shard matches, or none of them holds a sample.
+        ShardsError: No shard matches a pattern, none of them holds a sample, or one cannot be
+            read or has other bytes than its index was made of.
+        SourceLostError: A remote store does not answer.
     """
-    files = fsspec.open_files(pattern, "rb") if pattern else []
-    paths = sorted(file.full_name for file in files)
-    if not paths:
+    left_out = {file.path for file in list_files(without)} if without else set()
+    listed = {one: list_files(one) for one in _parts(pattern)}
+    every = {file.path: file.bytes for files in listed.values() for file in files}
+    if not every:
         raise ShardsError(f"no shard matches {pattern!r}")
-    shards: list[tuple[Sample, ...]] = []
-    damage: list[Damage] = []
-    for path in paths:
-        samples, broken = _index_shard(path)
-        shards.append(samples)
-        damage.extend(broken)
-    if not any(shards):
-        raise ShardsError(f"no sample in the {len(paths)} shards that match {pattern!r}")
-    return ShardIndex(tuple(shards), tuple(damage))
+    found = {path: size for path, size in every.items() if path not in left_out}
+    if not found:
+        raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
+    folders = {_folder(path) for path in [*every, *map(full_path, listed)]}
+    known = {path: s for folder in sorted(folders) for path, s in _known(folder, index_dir).items()}
+    for one, files in listed.items():
+        if not files and not any(_matches(path, one) for path in known):
+            raise ShardsError(f"no shard matches {one!r}")
+    new = {path: size for path, size in found.items() if path not in known}
+    known |= _index_new(new, index_dir)
+    lost = [p for p in known if p not in every and _matches(p, pattern)]
+    lost = [p for p in lost if not (without and _matches(p, without))]
+    shards = tuple(known[path] for path in sorted([*found, *lost]))
+    if not any(shard.samples for shard in shards):
+        raise ShardsError(f"no sample in the {len(shards)} shards that match {pattern!r}")
+    return ShardSet(shards, tuple(_damage(shards, found)))
 
 
-def read_files(sample: Sample) -> dict[str, bytes]:
-    """The files of one sample by ending, read by their offsets.
+def ensure_index(path: str, index_dir: str | None = None, block: bool = True) -> Shard | None:
+    """The shard's entry, from its index, which is made now if there is none.
 
-    Raises:
-        OSError: The shard vanished or is shorter than its index says.
+    Args:
+        path: Of the shard.
+        index_dir: See `open_shards`.
+        block: Whether to wait where another process is making it; if not, None is returned.
     """
-    with fsspec.open(sample.shard, "rb") as file:
-        return {ending: _read(file, member) for ending, member in sample.members.items()}
-
-
-def _index_shard(path: str) -> tuple[tuple[Sample, ...], tuple[Damage, ...]]:
-    grouped: dict[str, dict[str, Member]] = {}
-    damage = []
+    for home in _homes(path, index_dir):
+        place = _index_path(path, home)
+        if exists(place):
+            return entry_of(path, place, from_bytes(read_file(place), place))
+    place = _index_path(path, _written_home(path, index_dir))
     try:
-        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in _files(tar):
-                named = _KEY_AND_ENDING.fullmatch(member.name)
-                if named:
-                    place = Member(member.offset_data, member.size)
-                    grouped.setdefault(named[1], {})[named[2].lower()] = place
-    except (OSError, tarfile.TarError) as error:
-        damage.append(Damage(path, "", f"broken tar: {error}"))
-    return tuple(Sample(path, key, members) for key, members in grouped.items()), tuple(damage)
+        with _lock(place, block):
+            if not exists(place):
+                index = index_of(from_beginning(path, scan_tar))
+                with written_whole(place) as target:
+                    target.write(to_bytes(index))
+            return entry_of(path, place, from_bytes(read_file(place), place))
+    except Timeout:
+        return None
 
 
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        if member.isfile():
-            member.name = member.name.removeprefix("./")
-            yield member
-        tar.members = []  # type: ignore[attr-defined]  # it keeps every header it has seen
+def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None) -> None:
+    """Adds a folder's shards to its manifest, whatever other processes add meanwhile.
+
+    Args:
+        folder: Of the shards.
+        shards: New ones.
+        home: Where the manifest lies; None: in the shards' folder.
+    """
+    place = _manifest_path(folder, home)
+    new = {shard.path: shard for shard in shards}
+    if not new:
+        return
+    with _lock(place):
+        for _ in range(_ADDED_AGAIN):
+            listed = _read_manifest(place, folder) if exists(place) else {}
+            if listed | new == listed:  # a remote folder has no lock: another's line may be lost
+                return
+            listed |= new
+            whole = {
+                "format": _FORMAT,
+                "version": MANIFEST_VERSION,
+                "shards": {Path(p).name: _to_json(listed[p], place) for p in sorted(listed)},
+            }
+            with written_whole(place) as target:
+                target.write(json.dumps(whole, indent=1).encode() + b"\n")
 
 
-def _read(file: Any, member: Member) -> bytes:  # fsspec's files have no type in common
-    file.seek(member.offset)
-    data: bytes = file.read(member.size)
-    if len(data) != member.size:
-        raise OSError(f"{len(data)} of {member.size} bytes")
-    return data
+def entry_of(path: str, index_path: str, index: ShardIndex) -> Shard:
+    """What a manifest says of a shard with this index."""
+    return Shard(path, index_path, index.bytes, len(index), index.sha256, index.damage)
+
+
+def beside(path: str) -> str:
+    """Where a shard's index lies when it lies beside it."""
+    return f"{path}.index.json"
+
+
+def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
+    if not new:
+        return {}
+    if sum(new.values()) > _TOLD_ABOVE:
+        size = sum(new.values()) / 2**30
+        _log.warning("indexing %d shards of %.1f GiB, once; each is read whole", len(new), size)
+    try:
+        with ThreadPoolExecutor(_INDEXERS) as pool:
+            # what another process is at is waited for last, so that many share the work
+            first = list(pool.map(lambda path: ensure_index(path, index_dir, block=False), new))
+            late = [path for path, entry in zip(new, first, strict=True) if entry is None]
+            rest = list(pool.map(lambda path: ensure_index(path, index_dir), late))
+        entries = [entry for entry in [*first, *rest] if entry is not None]
+        for folder in sorted({_folder(entry.path) for entry in entries}):
+            own = [entry for entry in entries if _folder(entry.path) == folder]
+            write_manifest(folder, own, _written_home(f"{folder}/x", index_dir))
+    except OSError as error:
+        raise ShardsError(f"shards cannot be indexed: {error}") from error
+    return {entry.path: entry for entry in entries}
+
+
+def _known(folder: str, index_dir: str | None) -> dict[str, Shard]:
+    known: dict[str, Shard] = {}
+    for home in reversed(_homes(f"{folder}/x", index_dir)):
+        place = _manifest_path(folder, home)
+        if exists(place):
+            known |= _read_manifest(place, folder)
+    return known
+
+
+def _damage(shards: Sequence[Shard], found: dict[str, int]) -> Iterator[Damage]:
+    for shard in shards:
+        if shard.path not in found:
+            what = f"{shard.samples} samples; the manifest beside {shard.index} lists it"
+            yield Damage(shard.path, "", "missing shard", what)
+            continue
+        if found[shard.path] > shard.bytes:
+            raise ShardsError(
+                f"{shard.path} has {found[shard.path]} bytes, its index {shard.index} was made of "
+                f"{shard.bytes}; delete the index and the manifest beside it to index it anew"
+            )
+        if 0 <= found[shard.path] < shard.bytes:
+            what = f"{found[shard.path]} of {shard.bytes} bytes"
+            yield Damage(shard.path, "", "truncated shard", what)
+        for detail in shard.damage:
+            yield Damage(shard.path, "", "broken tar" if shard.bytes else "empty shard", detail)
+        if not shard.samples and not shard.damage:
+            yield Damage(shard.path, "", "empty shard", "it holds no sample")
+
+
+def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
+    try:
+        loaded = json.loads(read_file(place))
+        checked_format(loaded, place, _FORMAT, MANIFEST_VERSION)
+        return {
+            f"{folder}/{name}": Shard(
+                path=f"{folder}/{name}",
+                index=_at(_folder(place), entry["index"]),
+                bytes=int(entry["bytes"]),
+                samples=int(entry["samples"]),
+                sha256=entry["sha256"],
+                damage=tuple(entry["damage"]),
+            )
+            for name, entry in loaded["shards"].items()
+        }
+    except WRONG_FORM as error:
+        if isinstance(error, IndexFormatError):
+            raise
+        raise IndexFormatError(f"{place} is damaged ({error!r}); delete it to renew it") from error
+
+
+def _at(folder: str, name: str) -> str:
+    return name if "/" in name else f"{folder}/{name}"
+
+
+def _to_json(shard: Shard, manifest: str) -> dict[str, Any]:
+    entry = asdict(shard)
+    del entry["path"]
+    folder, name = shard.index.rsplit("/", 1)
+    return entry | {"index": name if folder == _folder(manifest) else shard.index}
+
+
+def _homes(path: str, index_dir: str | None) -> list[str | None]:
+    """Where an index may lie, first the likeliest; None: beside its shard."""
+    return [index_dir, None] if index_dir is not None else [None, _cache_folder()]
+
+
+def _written_home(path: str, index_dir: str | None) -> str | None:
+    if index_dir is not None:
+        return index_dir
+    if path.startswith("memory://"):
+        return None
+    if is_local(path) and os.access(local_path(path).parent, os.W_OK):
+        return None
+    return _cache_folder()
+
+
+def _cache_folder() -> str:
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return f"{root}/efficientsam_pl/index"
+
+
+def _index_path(path: str, home: str | None) -> str:
+    if home is None:
+        return beside(path)
+    return f"{full_path(home)}/{Path(path).name}-{_short(_folder(path))}.index.json"
+
+
+def _manifest_path(folder: str, home: str | None) -> str:
+    if home is None:
+        return f"{folder}/{MANIFEST}"
+    return f"{full_path(home)}/{_short(folder)}-{MANIFEST}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _lock(place: str, block: bool = True) -> Iterator[None]:
+    """Keeps other processes from writing the same file; Timeout where one does and `block` is not.
+
+    Should a lock's file be gone when a late process opens it, two write the same, each whole.
+    """
+    if not is_local(place):
+        yield
+        return
+    file = local_path(place).with_name(f".{local_path(place).name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file, blocking=block):
+        try:
+            yield
+        finally:
+            if not file.name.endswith(f"{MANIFEST}.lock"):  # adding to it, two would lose a line
+                file.unlink(missing_ok=True)
+
+
+def _parts(pattern: str) -> list[str]:
+    return [part.strip() for part in pattern.split(",") if part.strip()]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return any(re.match(glob_translate(full_path(one)), path) for one in _parts(pattern))
+
+
+def _folder(path: str) -> str:
+    folder, slash, _ = path.rpartition("/")
+    return folder if "://" in path else str(local_path(folder or slash or "."))
+
+
+@lru_cache(maxsize=64)
+def _index(shard: Shard) -> ShardIndex:
+    place, again = shard.index, "delete the manifest that lists it to have it made anew"
+    try:
+        index = from_bytes(read_file(place), place)
+    except OSError as error:
+        raise IndexFormatError(f"{place} cannot be read ({error!r}); {again}") from error
+    if (index.sha256, index.bytes, len(index)) != (shard.sha256, shard.bytes, shard.samples):
+        raise IndexFormatError(f"{place} is not the one of {shard.path} in the manifest; {again}")
+    return index

@@ -1,17 +1,20 @@
-"""From a slot to a prepared sample: read, decode, choose, transform. One class a stage.
+"""From slots to prepared samples: read, decode, choose, transform. One class a stage.
 
 A sample that cannot be used keeps its slot: what is wrong with it is counted, never raised.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.data.collate import (
     PreparedImage,
     PreparedMaskedImage,
@@ -20,145 +23,219 @@ from efficientsam_pl.data.collate import (
     collate_masked,
 )
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.decode import decode_mask, decode_photo
+from efficientsam_pl.data.decode import Data, decode_photo, decode_smaller, photo_size
 from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.schema import DamagedSampleError, Record, from_json
+from efficientsam_pl.data.reading import ReadSample, SampleReader
+from efficientsam_pl.data.schema import (
+    PHOTO_ENDINGS,
+    RECORD_ENDING,
+    DamagedSampleError,
+    Record,
+    from_json,
+)
 from efficientsam_pl.data.select import random_clicks, select_masks, tight_boxes
-from efficientsam_pl.data.shards import Sample, read_files
 from efficientsam_pl.data.transforms import (
     centre_crop,
+    crop_scale,
     cut,
     frame,
     mirror_boxes,
     mirror_points,
     random_crop,
-    reduce_masks,
 )
 from efficientsam_pl.draws import draw_key, uniform
 from efficientsam_pl.geometry import Resize, ResizeRule
+from efficientsam_pl.rle import Rle, run_lengths
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 
 T = TypeVar("T")
-_PHOTO_ENDINGS = ("jpg", "jpeg", "png")
+Prepared = TypeVar("Prepared", PreparedImage, PreparedMaskedImage)
 LOSS_FACTOR = 4  # the mask decoder's logits are a quarter of the model's side
+MASKED_ENDINGS = (*PHOTO_ENDINGS, RECORD_ENDING)
 
 
-def read_photo(files: dict[str, bytes]) -> UInt8[np.ndarray, "h w 3"]:
-    """The photo among a sample's files.
+class SampleFaultError(RuntimeError):
+    """A fault of this program met at one sample; the message names shard and sample."""
+
+
+def photo_of(files: dict[str, memoryview]) -> Data:
+    """The photo among a sample's files, still encoded.
 
     Raises:
-        DamagedSampleError: There is none, or it cannot be decoded.
+        DamagedSampleError: There is none.
     """
-    photo = next((files[ending] for ending in _PHOTO_ENDINGS if ending in files), None)
+    photo = next((files[ending] for ending in PHOTO_ENDINGS if ending in files), None)
     if photo is None:
-        raise DamagedSampleError("missing photo", f"only {', '.join(sorted(files))}")
-    return decode_photo(photo)
+        raise DamagedSampleError("missing photo", f"only {', '.join(sorted(files)) or 'nothing'}")
+    return photo
 
 
-def read_record(files: dict[str, bytes], image: UInt8[np.ndarray, "h w 3"]) -> Record:
+def record_of(files: dict[str, memoryview]) -> Record:
     """The annotations among a sample's files.
 
     Raises:
-        DamagedSampleError: There are none, or they belong to a photo of another size.
+        DamagedSampleError: There are none, or they cannot be read.
     """
-    if "json" not in files:
-        raise DamagedSampleError("missing json", f"only {', '.join(sorted(files))}")
-    record = from_json(files["json"])
-    if image.shape[:2] != (record.height, record.width):
+    if RECORD_ENDING not in files:
+        raise DamagedSampleError("missing json", f"only {', '.join(sorted(files)) or 'nothing'}")
+    return from_json(bytes(files[RECORD_ENDING]))
+
+
+def check_size(record: Record, image_hw: tuple[int, int]) -> None:
+    """Raises DamagedSampleError where annotations belong to a photo of another size."""
+    if image_hw != (record.height, record.width):
         raise DamagedSampleError(
-            "size mismatch", f"photo {image.shape[:2]}, json {(record.height, record.width)}"
+            "size mismatch", f"photo {image_hw}, json {(record.height, record.width)}"
         )
-    return record
 
 
-class CroppedImages(Dataset[PreparedImage]):
+def annotated(files: dict[str, memoryview]) -> tuple[UInt8[np.ndarray, "h w 3"], Record]:
+    """A masked image as it is stored.
+
+    Raises:
+        DamagedSampleError: One of its files is missing or cannot be used.
+    """
+    image = decode_photo(photo_of(files))
+    record = record_of(files)
+    check_size(record, (image.shape[0], image.shape[1]))
+    return image, record
+
+
+class _Stream(Dataset[Prepared], ABC, Generic[Prepared]):
+    """What the stages share: a micro-batch is read at once, then prepared one by one."""
+
+    def __init__(self, reader: SampleReader, seed: int) -> None:
+        self._reader, self._seed = reader, seed
+
+    def __getitem__(self, slot: Slot) -> Prepared:
+        return self.__getitems__([slot])[0]
+
+    def __getitems__(self, slots: Sequence[Slot]) -> list[Prepared]:
+        read = self._reader.read(slots)
+        return [self._prepared(slot, one) for slot, one in zip(slots, read, strict=True)]
+
+    @abstractmethod
+    def _prepared(self, slot: Slot, read: ReadSample | None) -> Prepared: ...
+
+    def _key(self, slot: Slot, read: ReadSample) -> int:
+        return draw_key(self._seed, slot.epoch, read.sample.key)
+
+
+class CroppedImages(_Stream[PreparedImage]):
     """Pretraining: one random crop of a photo (crop None: the centre, for held-out photos)."""
 
     def __init__(
-        self, samples: Sequence[Sample], crop: CropConfig | None, side: int, seed: int
+        self,
+        reader: SampleReader,
+        crop: CropConfig | None,
+        side: int,
+        seed: int,
+        exact: bool = False,
     ) -> None:
-        self._samples, self._crop, self._side, self._seed = samples, crop, side, seed
-
-    def __getitem__(self, slot: Slot) -> PreparedImage:
-        if slot.sample is None:
-            return PreparedImage("", 0, None)
-        sample = self._samples[slot.sample]
-        key = draw_key(self._seed, slot.epoch, sample.key)
-        image, damage = _guarded(sample, partial(self._prepare, sample, key))
-        return PreparedImage(sample.key, key, image, damage)
+        """A stream of squares of `side` pixels; `exact`: JPEGs are decoded at full size."""
+        super().__init__(reader, seed)
+        self._crop, self._side, self._exact = crop, side, exact
 
     def collate(self, samples: Sequence[PreparedImage]) -> ImageBatch:
-        """A batch of what `__getitem__` gives."""
+        """A batch of what `__getitems__` gives."""
         return collate_images(samples, self._side)
 
-    def _prepare(self, sample: Sample, key: int) -> torch.Tensor:
-        photo = read_photo(read_files(sample))
-        hw = (photo.shape[0], photo.shape[1])
-        where = centre_crop(hw) if self._crop is None else random_crop(hw, self._crop, key)
-        return cut(photo, where, self._side)
+    def _prepared(self, slot: Slot, read: ReadSample | None) -> PreparedImage:
+        if read is None:
+            return PreparedImage("", 0, None)
+        key = self._key(slot, read)
+        image, damage = _guarded(read, lambda: self._view(photo_of(read.files), key))
+        return PreparedImage(read.sample.key, key, image, damage)
+
+    def _view(self, data: Data, key: int) -> UInt8[Tensor, "3 s s"]:
+        image_hw = photo_size(data)
+        crop = (
+            centre_crop(image_hw) if self._crop is None else random_crop(image_hw, self._crop, key)
+        )
+        scale = 1.0 if self._exact else crop_scale(crop, self._side)
+        return cut(decode_smaller(data, scale), crop, self._side)
 
 
-class MaskedImages(Dataset[PreparedMaskedImage]):
+@dataclass(frozen=True)
+class Frame:
+    """The model's square and how a photo is laid into it; `exact`: decoded at full size."""
+
+    side: int
+    rule: ResizeRule
+    exact: bool = False
+
+
+class MaskedImages(_Stream[PreparedMaskedImage]):
     """Finetuning: a photo in the model's frame with some of its masks and points inside them."""
 
     def __init__(
-        self,
-        samples: Sequence[Sample],
-        selection: MaskSelectionConfig,
-        side: int,
-        rule: ResizeRule,
-        seed: int,
+        self, reader: SampleReader, selection: MaskSelectionConfig, to: Frame, seed: int
     ) -> None:
-        self._samples, self._selection = samples, selection
-        self._side, self._rule, self._seed = side, rule, seed
-
-    def __getitem__(self, slot: Slot) -> PreparedMaskedImage:
-        if slot.sample is None:
-            return PreparedMaskedImage("", 0, None)
-        sample = self._samples[slot.sample]
-        key = draw_key(self._seed, slot.epoch, sample.key)
-        content, damage = _guarded(sample, partial(self._prepare, sample, key))
-        return PreparedMaskedImage(sample.key, key, content, damage)
+        super().__init__(reader, seed)
+        self._selection, self._to = selection, to
 
     def collate(self, samples: Sequence[PreparedMaskedImage]) -> MaskBatch:
-        """A batch of what `__getitem__` gives."""
-        low, clicks = self._side // LOSS_FACTOR, self._selection.clicks
+        """A batch of what `__getitems__` gives."""
+        side, low = self._to.side, self._to.side // LOSS_FACTOR
         empty = PreparedMasks(
-            image=torch.zeros(3, self._side, self._side, dtype=torch.uint8),
-            content_hw=(self._side, self._side),
+            image=torch.zeros(3, side, side, dtype=torch.uint8),
+            content_hw=(side, side),
             masks=torch.zeros(0, low, low, dtype=torch.bool),
             boxes_xyxy_px=torch.zeros(0, 4),
-            clicks_px=torch.zeros(0, clicks, 2),
+            clicks_px=torch.zeros(0, self._selection.clicks, 2),
         )
         return collate_masked(samples, empty, self._selection.masks_per_image)
 
-    def _prepare(self, sample: Sample, key: int) -> PreparedMasks:
-        files = read_files(sample)
-        photo = read_photo(files)
-        record = read_record(files, photo)
-        rles = select_masks(record, self._selection, key)
-        masks = np.zeros((len(rles), record.height, record.width), dtype=bool)
-        for index, rle in enumerate(rles):
-            masks[index] = decode_mask(rle)
+    def _prepared(self, slot: Slot, read: ReadSample | None) -> PreparedMaskedImage:
+        if read is None:
+            return PreparedMaskedImage("", 0, None)
+        key = self._key(slot, read)
+        content, damage = _guarded(read, lambda: self._content(read, key))
+        return PreparedMaskedImage(read.sample.key, key, content, damage)
+
+    def _content(self, read: ReadSample, key: int) -> PreparedMasks:
+        data, record = photo_of(read.files), record_of(read.files)
+        image_hw = photo_size(data)
+        check_size(record, image_hw)
+        rles, runs = _foreground(select_masks(record, self._selection, key))
         boxes = tight_boxes(rles)
-        clicks = random_clicks(rles, self._selection.clicks, key)
-        if float(uniform(torch.tensor(key), 1, "flip")) < self._selection.flip:
-            photo, masks = photo[:, ::-1].copy(), masks[:, :, ::-1].copy()
+        clicks = random_clicks(runs, record.height, self._selection.clicks, key)
+        mirrored = float(uniform(torch.tensor(key), 1, "flip")) < self._selection.flip
+        if mirrored:
             boxes, clicks = mirror_boxes(boxes, record.width), mirror_points(clicks, record.width)
-        resize = Resize.fit((record.height, record.width), self._side, self._rule)
+        resize = Resize.fit(image_hw, self._to.side, self._to.rule)
+        grid = resize.mask_grid(self._to.side // LOSS_FACTOR, mirrored)
+        photo = decode_smaller(data, self._largest_scale(resize))
         return PreparedMasks(
-            image=frame(photo, resize),
+            image=frame(photo.pixels, resize, mirrored),
             content_hw=resize.content_hw,
-            masks=reduce_masks(masks, resize, LOSS_FACTOR),
+            masks=torch.from_numpy(half_covered(runs, grid)),
             boxes_xyxy_px=resize.boxes_forward(boxes),
             clicks_px=resize.points_forward(clicks),
         )
 
+    def _largest_scale(self, resize: Resize) -> float:
+        """1 where the resize has no antialiasing: a photo decoded smaller would look smoother."""
+        return 1.0 if self._to.exact or resize.rule == "squash" else 1 / max(resize.scale_xy())
 
-def _guarded(sample: Sample, prepare: Callable[[], T]) -> tuple[T | None, Damage | None]:
+
+def _foreground(rles: Sequence[Rle]) -> tuple[list[Rle], list[Int[np.ndarray, "_"]]]:
+    """The masks that have a pixel, whatever area their file states, with their run lengths."""
+    try:
+        runs = run_lengths(rles) if rles else []
+    except ValueError as error:
+        raise DamagedSampleError("bad mask", str(error)) from error
+    real = [i for i, own in enumerate(runs) if own[1::2].any()]
+    return [rles[i] for i in real], [runs[i] for i in real]
+
+
+def _guarded(read: ReadSample, prepare: Callable[[], T]) -> tuple[T | None, Damage | None]:
+    shard, key = read.sample.shard, read.sample.key
+    if read.damage is not None:
+        return None, read.damage
     try:
         return prepare(), None
     except DamagedSampleError as error:
-        return None, Damage(sample.shard, sample.key, error.kind)
-    except OSError as error:
-        return None, Damage(sample.shard, sample.key, f"cannot be read: {error}")
+        return None, Damage(shard, key, error.kind, error.detail)
+    except Exception as error:
+        raise SampleFaultError(f"{shard}: sample {key}: {error!r}") from error

@@ -1,6 +1,6 @@
 """Photos and masks to the model's size. What is random is a function of the sample's key.
 
-Axes: s pixels a side of the model's square, mh mw the loss resolution, q masks, p clicks.
+Axes: s pixels a side of the model's square, q masks, p clicks.
 """
 
 from dataclasses import dataclass
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from efficientsam_pl.data.config import CropConfig
+from efficientsam_pl.data.decode import Photo
 from efficientsam_pl.draws import uniform
 from efficientsam_pl.geometry import Resize
 
@@ -53,46 +52,37 @@ def centre_crop(image_hw: tuple[int, int]) -> Crop:
     return Crop((image_hw[0] - side) // 2, (image_hw[1] - side) // 2, side, side, flip=False)
 
 
-def cut(image: UInt8[np.ndarray, "h w 3"], crop: Crop, side: int) -> UInt8[Tensor, "3 s s"]:
-    """A crop resized to a square, bicubic with antialiasing as in MAE."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    resized: Tensor = tv.resized_crop(
-        pixels,
-        crop.top,
-        crop.left,
-        crop.height,
-        crop.width,
-        [side, side],
-        InterpolationMode.BICUBIC,
-    )
+def crop_scale(crop: Crop, side: int) -> float:
+    """How many times smaller the photo may be without a crop being enlarged to `side`."""
+    return min(crop.height, crop.width) / side
+
+
+def cut(photo: Photo, crop: Crop, side: int) -> UInt8[Tensor, "3 s s"]:
+    """A crop resized to a square, bicubic with antialiasing as in MAE.
+
+    Of a photo that was decoded smaller the crop's edges lie up to half a decoded pixel off.
+    """
+    scale = photo.scale
+    top, left = round(crop.top / scale), round(crop.left / scale)
+    bottom, right = round((crop.top + crop.height) / scale), round((crop.left + crop.width) / scale)
+    pixels = torch.from_numpy(photo.pixels)[None].permute(0, 3, 1, 2)[..., top:bottom, left:right]
+    resized = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)[0]
     return resized.flip(-1) if crop.flip else resized
 
 
-def frame(image: UInt8[np.ndarray, "h w 3"], resize: Resize) -> UInt8[Tensor, "3 s s"]:
-    """The photo in the model's square exactly as the predictor lays it, rounded to bytes."""
-    content = resize.image_forward(image).round().clamp(0, 255).to(torch.uint8)
+def frame(
+    pixels: UInt8[np.ndarray, "h w 3"], resize: Resize, mirrored: bool
+) -> UInt8[Tensor, "3 s s"]:
+    """The photo in the model's square as the predictor lays it, in bytes, channels last."""
+    content = resize.bytes_forward(pixels)
+    if mirrored:
+        content = content.flip(-1)
     height, width = resize.content_hw
-    return F.pad(content, (0, resize.side - width, 0, resize.side - height))
-
-
-def reduce_masks(
-    masks: Bool[np.ndarray, "q h w"], resize: Resize, factor: int
-) -> Bool[Tensor, "q mh mw"]:
-    """Masks in the model's frame at a `factor`-th of its side: cells at least half covered.
-
-    A mask too thin to cover half of any cell keeps its best-covered ones, so none vanishes.
-    """
-    low = resize.side // factor
-    coverage = torch.from_numpy(masks)[:, None].float()
-    if resize.rule == "squash":
-        coverage = F.interpolate(coverage, (low, low), mode="bilinear", antialias=True)
-    else:
-        height, width = resize.content_hw
-        coverage = F.interpolate(coverage, (height, width), mode="bilinear", antialias=True)
-        coverage = F.pad(coverage, (0, resize.side - width, 0, resize.side - height))
-        coverage = F.avg_pool2d(coverage, factor)
-    enough = coverage.amax(dim=(-2, -1), keepdim=True).clamp(max=0.5)
-    return ((coverage >= enough) & (coverage > 0))[:, 0]
+    if (height, width) == (resize.side, resize.side):
+        return content
+    square = torch.zeros(resize.side, resize.side, 3, dtype=torch.uint8).permute(2, 0, 1)
+    square[:, :height, :width] = content
+    return square
 
 
 def mirror_points(points: Float[Tensor, "*p 2"], width: int) -> Float[Tensor, "*p 2"]:

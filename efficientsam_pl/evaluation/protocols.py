@@ -17,7 +17,15 @@ import torch
 from efficientsam_pl.draws import draw_key, uniform
 from efficientsam_pl.evaluation.average_precision import AveragePrecision, MaskAp
 from efficientsam_pl.evaluation.metrics import MeanIou, fill_boxes, mask_iou
-from efficientsam_pl.rle import Rle, area, box_xyxy, decode, encode_many, foreground_points
+from efficientsam_pl.rle import (
+    Rle,
+    area,
+    box_xyxy,
+    decode,
+    encode_many,
+    foreground_points,
+    run_lengths,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
@@ -139,5 +147,6 @@ def random_clicks(
     for index, rle in enumerate(rles, start=first):
         key = torch.tensor(draw_key(seed, 0, f"{photo}/{index}"))
         rank = int(uniform(key, 1, "click1").double() * area(rle))
-        points.append(foreground_points(rle, np.array([rank])))
+        [runs] = run_lengths([rle])
+        points.append(foreground_points(runs, rle["size"][0], np.array([rank])))
     return np.stack(points).astype(np.float32)

@@ -29,10 +29,13 @@ class SamiPretraining(L.LightningModule):
         return loss
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Logs `heldout/loss`: fixed crops and masks, so that two steps compare."""
-        self.log(
-            "heldout/loss", self._step(batch), batch_size=int(batch.valid.sum()), sync_dist=True
-        )
+        """Logs `heldout/loss`: fixed crops and masks, so that two steps compare.
+
+        `heldout/photos` counts the photos it is over, all ranks together.
+        """
+        photos = int(batch.valid.sum())
+        self.log("heldout/loss", self._step(batch), batch_size=photos, sync_dist=True)
+        self.log("heldout/photos", float(photos), reduce_fx="sum", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW and schedule of the student alone."""

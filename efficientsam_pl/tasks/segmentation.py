@@ -40,9 +40,13 @@ class PromptedSegmentation(L.LightningModule):
         return losses.total
 
     def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
-        """Logs `heldout/loss` over prompts that stay the same from step to step."""
+        """Logs `heldout/loss` over prompts that stay the same from step to step.
+
+        `heldout/masks` counts the masks it is over, all ranks together.
+        """
         masks = int(batch.valid.sum())
         self.log("heldout/loss", self._step(batch).total, batch_size=masks, sync_dist=True)
+        self.log("heldout/masks", float(masks), reduce_fx="sum", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW and schedule of the whole model."""

@@ -1,6 +1,6 @@
 """Where a run lives, how long it is and on what it runs; without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -37,6 +37,7 @@ class TrainerConfig:
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters stay float32
     validate_every_steps: int = 1000
     checkpoint_every_steps: int = 1000
+    subepochs: int | None = None  # validates and saves so many times an epoch instead
     checkpoints_kept: int = 3  # the newest ones
 
     def __post_init__(self) -> None:
@@ -49,6 +50,13 @@ class TrainerConfig:
                 f"global_batch={self.global_batch} must be a multiple of micro_batch="
                 f"{self.micro_batch} times {self.world_size()} ranks"
             )
+
+    def paced(self, samples: int) -> "TrainerConfig":
+        """With the steps between validations that `subepochs` makes of an epoch's samples."""
+        if self.subepochs is None:
+            return self
+        steps = max(1, round(samples / (self.subepochs * self.global_batch)))
+        return replace(self, validate_every_steps=steps, checkpoint_every_steps=steps)
 
     def world_size(self) -> int:
         """Ranks in all."""

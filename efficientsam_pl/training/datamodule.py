@@ -1,92 +1,115 @@
-"""Streams for a Trainer. The position in the data is one number, samples consumed globally."""
+"""Streams for a Trainer. The position in the data is that of the last optimizer step."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L  # noqa: N812
+import torch
 from torch.utils.data import DataLoader
 
-from efficientsam_pl.data.config import ShardsConfig
+from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.loaders import Stream, once_loader, training_loader
-from efficientsam_pl.data.order import EndlessBatches, Share
+from efficientsam_pl.data.order import Course, EndlessBatches, Position, Share
+from efficientsam_pl.data.sets import TrainingSets
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Streams:
-    """What is trained and validated on."""
+    """What is trained and validated on, and in which order."""
 
     train: Stream
-    shard_sizes: list[int]
+    course: Course
+    sets: TrainingSets
     heldout: Stream | None
-    heldout_samples: int
 
 
 class StreamDataModule(L.LightningDataModule):
     """Endless training batches from a position on, and exact passes over the held-out set.
 
     The position is derived from the optimizer's steps, so what workers have prefetched is not
-    counted, and a run resumed on another number of ranks goes on with the next sample.
+    counted, and a run resumed on other ranks or workers goes on with the next sample.
     """
 
-    def __init__(
-        self, streams: Streams, shards: ShardsConfig, config: TrainerConfig, seed: int
-    ) -> None:
+    def __init__(self, streams: Streams, data: DataConfig, config: TrainerConfig) -> None:
         super().__init__()
-        self._streams, self._shards, self._config, self._seed = streams, shards, config, seed
-        self._resumed_at = (0, 0)  # samples consumed and optimizer steps when this process began
+        self._streams, self._data, self._config = streams, data, config
+        self._resumed_at = (Position(), 0)  # and the optimizer's step when this process began
+        samples = streams.sets.samples()
+        if data.last_batch == "drop" and samples < config.global_batch:
+            raise UserError(
+                f"data.last_batch=drop leaves nothing of {samples} samples at "
+                f"trainer.global_batch={config.global_batch}"
+            )
 
     def validates(self) -> bool:
         """Whether there is a held-out set."""
         return self._streams.heldout is not None
 
-    def consumed(self) -> int:
-        """Samples that the optimizer has used, over all ranks and all restarts."""
-        samples, step = self._resumed_at
+    def position(self) -> Position:
+        """Behind the last sample that the optimizer has used, over all ranks and restarts."""
+        position, step = self._resumed_at
         steps = 0 if self.trainer is None else self.trainer.global_step - step
-        return samples + steps * self._config.global_batch
+        return self._streams.course.after(position, steps, self._config.global_batch)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """This rank's micro-batches from the position on, without an end."""
-        batches = EndlessBatches(
-            self._streams.shard_sizes,
-            self._seed,
-            self._shards.block_shards,
-            self._share(),
-            self._resumed_at[0],
-        )
-        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return training_loader(self._streams.train, batches, self._shards.workers, pin)
+        batches = EndlessBatches(self._streams.course, self._share(), self._resumed_at[0])
+        return training_loader(self._streams.train, batches, self._data, self._pinned())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The held-out set, each sample once over all ranks; empty where there is none."""
-        if self._streams.heldout is None:
+        heldout, shards = self._streams.heldout, self._streams.sets.heldout
+        if heldout is None or shards is None:
             return []
-        return once_loader(
-            self._streams.heldout,
-            self._streams.heldout_samples,
-            self._share(),
-            self._shards.workers,
-        )
+        return once_loader(heldout, len(shards), self._share(), self._data.workers, self._pinned())
+
+    def transfer_batch_to_device(
+        self, batch: ImageBatch | MaskBatch, device: torch.device, dataloader_idx: int
+    ) -> ImageBatch | MaskBatch:
+        """Copies from pinned memory while the device still computes."""
+        return batch.to(device, non_blocking=self._pinned())
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, for the checkpoint."""
-        steps = 0 if self.trainer is None else self.trainer.global_step
-        return {"version": _STATE_VERSION, "consumed": self.consumed(), "steps": steps}
+        """The position and of which samples it is, for the checkpoint."""
+        position = self.position()
+        return {
+            "version": _STATE_VERSION,
+            "epoch": position.epoch,
+            "offset": position.offset,
+            "steps": 0 if self.trainer is None else self.trainer.global_step,
+            "sets": [shards.fingerprint() for shards in self._streams.sets.train],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's position."""
+        """Goes on from a checkpoint's position.
+
+        Raises:
+            UserError: A position of another version, or in other sets.
+        """
         if state_dict["version"] != _STATE_VERSION:
-            raise ValueError(
-                f"data position of version {state_dict['version']}, "
-                f"this program reads {_STATE_VERSION}"
+            raise UserError(
+                f"the checkpoint's data position is of version {state_dict['version']}, this "
+                f"program reads {_STATE_VERSION}; run.resume=none begins anew"
             )
-        self._resumed_at = (state_dict["consumed"], state_dict["steps"])
+        sets = [shards.fingerprint() for shards in self._streams.sets.train]
+        if state_dict["sets"] != sets:
+            raise UserError(
+                f"the checkpoint's data position is in other shards ({state_dict['sets']}) than "
+                f"data.train names now ({sets}); run.resume=none begins anew"
+            )
+        position = Position(state_dict["epoch"], state_dict["offset"])
+        self._resumed_at = (position, state_dict["steps"])
 
     def _share(self) -> Share:
         rank, world = (
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )
         return Share(rank, world, self._config.micro_batch, self._config.global_batch)
+
+    def _pinned(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L  # noqa: N812
 import torch
 
-from efficientsam_pl.data.shards import ShardIndex
+from efficientsam_pl.data.sets import TrainingSets
 from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints, newest_checkpoint
+from efficientsam_pl.training.callbacks.damage import DataReport
 from efficientsam_pl.training.callbacks.progress import StageProgress
-from efficientsam_pl.training.callbacks.records import ConsumedTrace, DataReport, LossHistory
+from efficientsam_pl.training.callbacks.records import ConsumedTrace, LossHistory
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
 from efficientsam_pl.training.datamodule import StreamDataModule
 from efficientsam_pl.training.trainer import build_trainer
@@ -30,7 +31,7 @@ def standard_callbacks(
     run: RunConfig,
     config: TrainerConfig,
     header: dict[str, Any],
-    data: tuple[ShardIndex, float],
+    data: tuple[TrainingSets, float],
 ) -> list[L.Callback]:
     """What every run has: progress, checkpoints, the report on its data, and a trace if asked.
 
@@ -39,12 +40,12 @@ def standard_callbacks(
         run: The folder they write to.
         config: When checkpoints are due.
         header: What a checkpoint tells about itself.
-        data: The training set's index, and the share of damaged samples that stops the run.
+        data: The training sets, and the share of damaged samples that stops the run.
     """
     folder = Path(run.dir)
     callbacks: list[L.Callback] = [
         StageProgress(stage, config.global_batch),
-        DataReport(folder, *data),
+        DataReport(folder, data[0].damage(), data[1]),
         RunCheckpoints(run, config, header),
     ]
     return [*callbacks, ConsumedTrace(folder)] if run.trace else callbacks

@@ -68,9 +68,30 @@ def test_metas_own_json_is_read_as_it_is() -> None:
     assert record.annotations == (annotation_of(encode(square())),)
 
 
-def test_area_is_counted_not_believed() -> None:
-    told = sa1b(annotation={"area": 55.5})
+def test_area_is_counted_where_none_is_stated_and_of_polygons() -> None:
+    told = sa1b()
+    del told["annotations"][0]["area"]
     assert from_json(json.dumps(told).encode()).annotations[0].area == 12
+    polygon = sa1b(annotation={"segmentation": [[3, 2, 7, 2, 7, 5, 3, 5]], "area": 55.5})
+    assert from_json(json.dumps(polygon).encode()).annotations[0].area == 12
+
+
+def test_scores_are_read_where_they_are_stated() -> None:
+    told = sa1b(annotation={"predicted_iou": 1.01, "stability_score": 0.97})
+    [annotation] = from_json(json.dumps(told).encode()).annotations
+    assert (annotation.predicted_iou, annotation.stability) == (1.01, 0.97)
+    [annotation] = from_json(json.dumps(sa1b()).encode()).annotations
+    assert (annotation.predicted_iou, annotation.stability) == (None, None)
+
+
+def test_original_size_is_kept() -> None:
+    record = Record(10, 8, (annotation_of(encode(square())),), original_hw=(80, 100))
+    assert from_json(to_json("a.jpg", record)) == record
+
+
+def test_run_lengths_of_another_size_are_told_apart() -> None:
+    content = sa1b(annotation={"segmentation": {"size": [8, 11], "counts": "T3"}})
+    assert damage(content) == "mask size"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +109,9 @@ def test_area_is_counted_not_believed() -> None:
         sa1b(image={"width": "wide", "height": 8}),
         sa1b(image={"width": float("inf"), "height": 8}),
         sa1b(annotation={"segmentation": None}),
-        sa1b(annotation={"segmentation": {"size": [8, 11], "counts": "T3"}}),
+        sa1b(annotation={"area": float("nan")}),
+        sa1b(annotation={"predicted_iou": "high"}),
+        sa1b(annotation={"stability_score": [1]}),
         sa1b(annotation={"segmentation": {"size": [8, 10], "counts": None}}),
         sa1b(annotation={"segmentation": {"size": [8, 10], "counts": [-5, 85]}}),
     ],

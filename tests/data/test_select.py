@@ -1,9 +1,9 @@
 import numpy as np
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.schema import Record, annotation_of
-from efficientsam_pl.data.select import scorable, select_masks, tight_boxes
-from efficientsam_pl.rle import area, encode
+from efficientsam_pl.data.schema import Annotation, Record, annotation_of
+from efficientsam_pl.data.select import random_clicks, scorable, select_masks, tight_boxes
+from efficientsam_pl.rle import area, encode, run_lengths
 
 
 def squares(*sides: int) -> list[np.ndarray]:
@@ -25,6 +25,25 @@ def test_masks_too_small_too_large_empty_or_crowds_are_left_out() -> None:
     everything = select_masks(record, MaskSelectionConfig(max_area=1.0), key=1)
     assert [area(rle) for rle in everything] == [1, 9, 25, 100]
     assert [area(rle) for rle in scorable(every)] == [1, 9, 25, 100]
+
+
+def test_scores_below_the_limits_are_left_out_and_none_stated_passes() -> None:
+    rle = encode(squares(3)[0])
+    scores = [(0.9, 0.95), (0.7, 0.95), (0.9, 0.5), (None, None)]
+    record = Record(10, 10, tuple(Annotation(rle, i, False, *s) for i, s in enumerate(scores, 1)))
+    config = MaskSelectionConfig(min_predicted_iou=0.8, min_stability=0.9)
+    assert len(select_masks(record, MaskSelectionConfig(), key=1)) == 4
+    assert len(select_masks(record, config, key=1)) == 2
+
+
+def test_clicks_of_a_mask_do_not_depend_on_how_long_its_runs_are() -> None:
+    mask = squares(4)[0]
+    points = random_clicks(run_lengths([encode(mask), encode(~mask)]), 10, 400, key=5)
+    inside, outside = points.long().unbind(0)
+    assert mask[inside[:, 1], inside[:, 0]].all()
+    assert not mask[outside[:, 1], outside[:, 0]].any()
+    counts = np.bincount(inside[:, 0] * 4 + inside[:, 1], minlength=16)
+    assert counts.min() > 5  # 25 each
 
 
 def test_limits_themselves_are_inside() -> None:

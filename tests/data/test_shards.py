@@ -1,131 +1,383 @@
-import tarfile
+"""A data set opened: indexed on first use, read from its manifest after, and what is lost told."""
+
+import json
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pytest
-import webdataset
 
-from efficientsam_pl.data.shards import ShardsError, index_shards, read_files
+from efficientsam_pl.data import shards as module
+from efficientsam_pl.data.index import IndexFormatError
+from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
+from efficientsam_pl.data.storage import RangeReader
+from efficientsam_pl.errors import UserError
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 
 
-def contents(pattern: str) -> dict[str, dict[str, bytes]]:
-    return {s.key: read_files(s) for s in index_shards(pattern).samples()}
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home
 
 
-def by_webdataset(path: Path) -> dict[str, dict[str, bytes]]:
-    reader = webdataset.WebDataset(str(path), shardshuffle=False)
-    return {
-        sample["__key__"]: {k: v for k, v in sample.items() if not k.startswith("__")}
-        for sample in reader
-    }
+@pytest.fixture
+def three(tmp_path: Path, tar_of: TarOf) -> Path:
+    """A folder of shards with one, two and three samples of one file each."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for n in range(3):
+        tar_of(folder / f"s-{n}.tar", {f"{n}{k}.txt": b"%d%d" % (n, k) * 400 for k in range(n + 1)})
+    return folder
 
 
-def test_index_points_at_the_bytes_that_tarfile_reads(tmp_path: Path, tar_of: TarOf) -> None:
-    files = {f"s{i}.{ending}": bytes([i]) * (i * 300 + 1) for i in range(5) for ending in "ab"}
-    path = tar_of(tmp_path / "a.tar", files)
-    found = {
-        f"{k}.{e}": data for k, parts in contents(str(path)).items() for e, data in parts.items()
-    }
-    with tarfile.open(path) as tar:
-        expected = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
-    assert found == expected == files
+def contents(shards: ShardSet) -> dict[str, dict[str, bytes | OSError]]:
+    reader = RangeReader()
+    read = {}
+    for sample in shards.samples():
+        data = reader.read(list(sample.files.values()))
+        read[sample.key] = dict(
+            zip(
+                sample.files,
+                (d if isinstance(d, OSError) else bytes(d) for d in data),
+                strict=True,
+            )
+        )
+    reader.close()
+    return read
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["a.jpg", "a.json", "b.jpg", "b.json"],
-        ["deep/er/a.jpg", "deep/er/a.json"],
-        ["v1.2/a.jpg", "v1.2/a.json", "v1.2/b.jpg"],
-        ["a.seg.png", "a.JPG"],
-        ["README", "a.jpg", "folder/README", "b.jpg"],
-        [".hidden.jpg", "a.jpg"],
-        ["n" * 150 + ".jpg", "n" * 150 + ".json"],
-        ["ü.jpg"],
-    ],
-    ids=lambda names: names[0][:12],
-)
-def test_keys_and_endings_are_webdatasets(names: list[str], tmp_path: Path, tar_of: TarOf) -> None:
-    path = tar_of(tmp_path / "a.tar", {name: name.encode() for name in names})
-    assert contents(str(path)) == by_webdataset(path)
+def told(shards: ShardSet) -> list[tuple[str, str]]:
+    return [(Path(damage.shard).name, damage.kind) for damage in shards.damage]
 
 
-def test_sa1bs_leading_dot_slash_is_no_part_of_a_key(tmp_path: Path, tar_of: TarOf) -> None:
-    path = tar_of(tmp_path / "sa.tar", {"./sa_1.jpg": b"j", "./sa_1.json": b"{}"})
-    assert contents(str(path)) == {"sa_1": {"jpg": b"j", "json": b"{}"}}
+def test_shards_come_in_the_order_of_their_names(three: Path) -> None:
+    shards = open_shards(f"{three}/s-*.tar")
+    assert shards.sizes() == [1, 2, 3]
+    assert len(shards) == 6
+    assert [s.key for s in shards.samples()] == ["00", "10", "11", "20", "21", "22"]
+    assert shards.damage == ()
+    assert contents(shards)["21"] == {"txt": b"21" * 400}
 
 
-def test_shards_come_in_the_order_of_their_names(tmp_path: Path, tar_of: TarOf) -> None:
-    for name in ("2", "0", "1"):
-        tar_of(tmp_path / f"s-{name}.tar", {f"{name}{k}.txt": b"x" for k in range(int(name) + 1)})
-    index = index_shards(str(tmp_path / "s-*.tar"))
-    assert index.sizes() == [1, 2, 3]
-    assert [s.key for s in index.samples()] == ["00", "10", "11", "20", "21", "22"]
-    assert index.damage == ()
+def test_first_use_leaves_indexes_and_a_manifest(three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    assert sorted(p.name for p in three.iterdir()) == [
+        ".manifest.json.lock",
+        "manifest.json",
+        *(f"s-{n}.tar{end}" for n in range(3) for end in ("", ".index.json")),
+    ]
 
 
-def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-    (tmp_path / "x.txt").write_text("x")
-    with tarfile.open(path, "w") as tar:
-        folder, link = tarfile.TarInfo("d.d"), tarfile.TarInfo("l.txt")
-        folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "x.txt"
-        tar.addfile(folder)
-        tar.addfile(link)
-        tar.add(tmp_path / "x.txt", "x.txt")
-    assert contents(str(path)) == {"x": {"txt": b"x"}}
+def test_second_use_reads_no_tar(three: Path) -> None:
+    first = open_shards(f"{three}/s-*.tar")
+    for path in three.glob("*.tar"):
+        path.write_bytes(b"\xa5" * path.stat().st_size)
+    assert open_shards(f"{three}/s-*.tar") == first
+    (three / "manifest.json").unlink()  # the indexes alone will do
+    assert open_shards(f"{three}/s-*.tar") == first
 
 
-@pytest.mark.parametrize("kept", [0, 100, 700, 1500, 2100])
-def test_truncated_tar_is_reported_and_its_whole_samples_are_kept(
-    kept: int, tmp_path: Path, tar_of: TarOf
+def test_set_that_moved_with_its_indexes_is_not_read_anew(three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    moved = three.rename(three.with_name("moved"))
+    for path in moved.glob("*.tar"):
+        path.write_bytes(b"\xa5" * path.stat().st_size)
+    assert [s.key for s in open_shards(f"{moved}/*.tar").samples()][-1] == "22"
+
+
+def test_relative_pattern_is_the_same_set(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = open_shards(f"{three}/s-*.tar")
+    monkeypatch.chdir(three.parent)
+    for pattern in ("set/s-*.tar", "./set/*.tar", f"file://{three}/*.tar"):
+        assert open_shards(pattern) == whole
+
+
+def test_shards_added_later_are_indexed_and_the_others_are_not(three: Path, tar_of: TarOf) -> None:
+    open_shards(f"{three}/s-*.tar")
+    times = {p: p.stat().st_mtime_ns for p in three.glob("*.index.json")}
+    tar_of(three / "s-3.tar", {"3.txt": b""})
+    assert open_shards(f"{three}/s-*.tar").sizes() == [1, 2, 3, 1]
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+def test_folder_that_cannot_be_written_is_indexed_in_the_users_cache(
+    three: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a member is a header and two blocks: whole ones end at 1536, 3072, ...
-    whole = tar_of(tmp_path / "whole.tar", {f"s{i}.bin": bytes([i]) * 1024 for i in range(3)})
-    tar_of(tmp_path / "other.tar", {"t.bin": b"t"})
-    (tmp_path / "broken.tar").write_bytes(whole.read_bytes()[:kept])
-    whole.unlink()
-    index = index_shards(str(tmp_path / "*.tar"))
-    [damage] = index.damage
-    assert damage.shard.endswith("broken.tar")
-    assert damage.kind.startswith("broken tar")
-    assert {s.key for s in index.samples()} >= {"t"} | ({"s0"} if kept > 1536 else set())
-    for sample in index.samples():
-        if sample.key == "s1" or (sample.key == "s0" and kept <= 1536):
-            with pytest.raises(OSError, match="of 1024 bytes"):
-                read_files(sample)
-        else:
-            read_files(sample)
+    monkeypatch.setattr(module.os, "access", lambda path, mode: Path(path) != three)
+    first = open_shards(f"{three}/s-*.tar")
+    assert sorted(p.name for p in three.iterdir()) == ["s-0.tar", "s-1.tar", "s-2.tar"]
+    assert len(list(cache_home.glob("efficientsam_pl/index/*.index.json"))) == 3
+    for path in three.glob("*.tar"):
+        path.write_bytes(b"\xa5" * path.stat().st_size)
+    again = open_shards(f"{three}/s-*.tar")
+    assert again == first
+    assert [s.key for s in again.samples()] == ["00", "10", "11", "20", "21", "22"]
 
 
-def test_what_is_no_tar_is_reported(tmp_path: Path, tar_of: TarOf) -> None:
-    (tmp_path / "a.tar").write_bytes(b"no tar at all " * 100)
-    tar_of(tmp_path / "b.tar", {"x.txt": b"x"})
-    index = index_shards(str(tmp_path / "*.tar"))
-    assert [d.shard.rsplit("/", 1)[1] for d in index.damage] == ["a.tar"]
-    assert index.sizes() == [0, 1]
+def test_indexes_beside_the_shards_serve_where_only_the_manifest_is_elsewhere(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_shards(f"{three}/s-*.tar")
+    (three / "manifest.json").unlink()
+    monkeypatch.setattr(module.os, "access", lambda path, mode: Path(path) != three)
+    for _ in range(2):  # the second time from the manifest in the cache
+        assert len(list(open_shards(f"{three}/s-*.tar").samples())) == 6
+    assert not (three / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("pattern", ["", "/nowhere/*.tar", "/nowhere/a.tar"])
+@pytest.mark.parametrize("form", ["{}", "{}/", "file://{}", "relative"])
+def test_index_dir_holds_what_is_made(
+    form: str, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    index_dir = form.format(tmp_path / "relative")
+    for _ in range(2):
+        shards = open_shards(f"{three}/s-*.tar", index_dir)
+        assert len(list(shards.samples())) == 6
+    assert sorted(p.name for p in three.iterdir()) == ["s-0.tar", "s-1.tar", "s-2.tar"]
+    assert len(list((tmp_path / "relative").glob("*.index.json"))) == 3
+
+
+def test_sets_of_the_same_names_share_an_index_dir(tmp_path: Path, tar_of: TarOf) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        tar_of(tmp_path / name / "s.tar", {f"{name}.txt": b""})
+    for name in ("a", "b", "a"):
+        shards = open_shards(f"{tmp_path}/{name}/s.tar", str(tmp_path / "idx"))
+        assert [s.key for s in shards.samples()] == [name]
+
+
+def test_without_leaves_shards_out(three: Path) -> None:
+    for _ in range(2):
+        shards = open_shards(f"{three}/*.tar", without=f"{three}/s-[02].tar")
+        assert [s.key for s in shards.samples()] == ["10", "11"]
+        assert shards.damage == ()
+    (three / "s-2.tar").unlink()  # no loss of this set
+    open_shards(f"{three}/*.tar")
+    assert open_shards(f"{three}/*.tar", without=f"{three}/s-[02].tar").damage == ()
+
+
+def test_leaving_out_every_shard_is_told_as_that(three: Path) -> None:
+    with pytest.raises(ShardsError, match="is left out by"):
+        open_shards(f"{three}/s-*.tar", without=f"{three}/*.tar")
+
+
+def test_patterns_parted_by_commas_are_one_set(three: Path, tmp_path: Path, tar_of: TarOf) -> None:
+    tar_of(tmp_path / "a.tar", {"a.txt": b""})
+    pattern = f"{three}/s-0.tar, {tmp_path}/a.tar,{three}/s-[01].tar,"
+    assert [s.key for s in open_shards(pattern).samples()] == ["a", "00", "10", "11"]
+
+
+def test_one_of_several_patterns_without_a_shard_is_an_error(three: Path) -> None:
+    with pytest.raises(ShardsError, match=r"no shard matches '.*/t-9\.tar'"):
+        open_shards(f"{three}/s-*.tar,{three}/t-9.tar")
+
+
+def test_shard_of_a_folder_that_the_pattern_does_not_reach_is_not_missing(
+    tmp_path: Path, tar_of: TarOf
+) -> None:
+    (tmp_path / "sub").mkdir()
+    tar_of(tmp_path / "s-0.tar", {"0.txt": b""})
+    for name in ("a", "b"):
+        tar_of(tmp_path / "sub" / f"{name}.tar", {f"{name}.txt": b""})
+    open_shards(f"{tmp_path}/sub/*.tar")
+    shards = open_shards(f"{tmp_path}/*.tar,{tmp_path}/sub/a.tar")
+    assert ([s.key for s in shards.samples()], shards.damage) == (["0", "a"], ())
+
+
+@pytest.mark.parametrize("pattern", ["", "/nowhere/*.tar", "/nowhere/a.tar", "memory://none/*.tar"])
 def test_no_shard_is_an_error_that_quotes_the_pattern(pattern: str) -> None:
     with pytest.raises(ShardsError) as caught:
-        index_shards(pattern)
+        open_shards(pattern)
     assert repr(pattern) in str(caught.value)
 
 
-def test_shards_without_a_sample_are_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", ["/data/a**.tar", "nosuchstore://x/*.tar"])
+def test_impossible_pattern_is_one_line(pattern: str) -> None:
+    with pytest.raises(UserError) as caught:
+        open_shards(pattern)
+    assert pattern in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_shard_keeps_its_samples_and_is_told(three: Path) -> None:
+    whole = open_shards(f"{three}/s-*.tar")
+    (three / "s-1.tar").unlink()
+    shards = open_shards(f"{three}/s-*.tar")
+    assert shards.sizes() == [1, 2, 3]
+    assert shards.fingerprint() == whole.fingerprint()
+    assert told(shards) == [("s-1.tar", "missing shard")]
+    assert "2 samples" in shards.damage[0].detail
+    read = contents(shards)
+    assert isinstance(read["10"]["txt"], FileNotFoundError)
+    assert read["22"] == {"txt": b"22" * 400}
+
+
+def test_shard_named_alone_that_is_missing_beside_others_is_told(three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    (three / "s-1.tar").unlink()
+    shards = open_shards(f"{three}/s-0.tar,{three}/s-1.tar")
+    assert told(shards) == [("s-1.tar", "missing shard")]
+    assert shards.sizes() == [1, 2]
+
+
+def test_shard_cut_between_two_files_keeps_its_size_and_is_told(three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    path = three / "s-2.tar"  # a member is a header and two blocks
+    path.write_bytes(path.read_bytes()[:1536])
+    shards = open_shards(f"{three}/s-*.tar")
+    assert shards.sizes() == [1, 2, 3]
+    assert told(shards) == [("s-2.tar", "truncated shard")]
+    read = contents(shards)
+    assert read["20"] == {"txt": b"20" * 400}
+    assert all(isinstance(read[key]["txt"], OSError) for key in ("21", "22"))
+
+
+def test_grown_shard_is_an_error_that_says_what_to_do(three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    with (three / "s-0.tar").open("ab") as file:
+        file.write(b"\0" * 512)
+    with pytest.raises(ShardsError, match=r"s-0\.tar has 10752 bytes.*10240; delete the index"):
+        open_shards(f"{three}/s-*.tar")
+    (three / "s-0.tar.index.json").unlink()
+    (three / "manifest.json").unlink()
+    assert open_shards(f"{three}/s-*.tar").sizes() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("data", "kinds"),
+    [
+        (b"", {"empty shard"}),
+        (b"\0" * 10240, {"empty shard"}),
+        (b"<html>not found</html>" * 100, {"broken tar"}),
+    ],
+    ids=["no bytes", "zeros", "page"],
+)
+def test_shard_without_a_sample_is_told(data: bytes, kinds: set[str], three: Path) -> None:
+    (three / "s-1.tar").write_bytes(data)
+    for _ in range(2):
+        shards = open_shards(f"{three}/s-*.tar")
+        assert shards.sizes() == [1, 0, 3]
+        assert set(told(shards)) == {("s-1.tar", kind) for kind in kinds}
+        assert [s.key for s in shards.samples()] == ["00", "20", "21", "22"]
+
+
+def test_shards_without_any_sample_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(ShardsError, match="no sample in the 1 shards"):
-        index_shards(str(tmp_path / "*.tar"))
+        open_shards(f"{tmp_path}/*.tar")
 
 
-def test_shards_may_lie_in_any_fsspec_store(tmp_path: Path, tar_of: TarOf) -> None:
-    path = tar_of(tmp_path / "a.tar", {"x.txt": b"remote"})
+def test_shards_may_be_links(three: Path, tmp_path: Path) -> None:
+    farm = tmp_path / "farm"
+    (farm / "folder.tar").mkdir(parents=True)
+    (farm / "linked.tar").symlink_to(farm / "folder.tar")
+    for n in range(3):
+        (farm / f"s-{n}.tar").symlink_to(three / f"s-{n}.tar")
+    shards = open_shards(f"{farm}/*.tar")
+    assert contents(shards) == contents(open_shards(f"{three}/*.tar"))
+    assert shards.damage == ()
+
+
+def test_link_to_nothing_is_one_line_that_names_it(three: Path) -> None:
+    (three / "s-1.tar").unlink()
+    (three / "s-1.tar").symlink_to(three.parent / "unmounted" / "s-1.tar")
+    with pytest.raises(ShardsError, match=r"cannot be indexed.*set/s-1\.tar"):
+        open_shards(f"{three}/s-*.tar")
+    assert not list(three.glob(".s-*"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"null", b"\xff", b"[" * 10**5, b'{"format": "x"}', b'{"shards": []}'],
+    ids=lambda data: repr(data[:9]),
+)
+def test_damaged_manifest_is_one_line_that_names_it(data: bytes, three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    (three / "manifest.json").write_bytes(data)
+    with pytest.raises(IndexFormatError, match=r"set/manifest\.json") as caught:
+        open_shards(f"{three}/s-*.tar")
+    assert "\n" not in str(caught.value)
+
+
+def test_manifest_of_another_version_is_one_line(three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    manifest = json.loads((three / "manifest.json").read_bytes())
+    (three / "manifest.json").write_text(json.dumps(manifest | {"version": 9}))
+    with pytest.raises(IndexFormatError, match="is of version 9, this program reads 1"):
+        open_shards(f"{three}/s-*.tar")
+
+
+@pytest.mark.parametrize("field", ["samples", "bytes", "sha256"])
+def test_index_that_does_not_fit_the_manifest_is_one_line(field: str, three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    manifest = json.loads((three / "manifest.json").read_bytes())
+    entry = manifest["shards"]["s-2.tar"]
+    entry[field] = "0" if field == "sha256" else entry[field] + 1
+    (three / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IndexFormatError, match=r"s-2\.tar\.index\.json is not the one"):
+        list(open_shards(f"{three}/s-*.tar").samples())
+
+
+def test_deleted_index_is_one_line_and_is_made_anew_as_it_says(three: Path) -> None:
+    open_shards(f"{three}/s-*.tar")
+    (three / "s-2.tar.index.json").unlink()
+    with pytest.raises(IndexFormatError, match="delete the manifest"):
+        list(open_shards(f"{three}/s-*.tar").samples())
+    (three / "manifest.json").unlink()
+    assert len(list(open_shards(f"{three}/s-*.tar").samples())) == 6
+
+
+def test_set_in_memory_has_its_manifest_beside_it(tmp_path: Path, tar_of: TarOf) -> None:
+    data = tar_of(tmp_path / "a.tar", {"x.txt": b"remote"}).read_bytes()
     store = fsspec.filesystem("memory")
-    store.pipe("/shards/a.tar", path.read_bytes())
-    assert contents("memory://shards/*.tar") == {"x": {"txt": b"remote"}}
-    store.rm("/shards", recursive=True)
+    store.pipe("/shards/a.tar", data)
+    try:
+        for _ in range(2):
+            shards = open_shards("memory://shards/*.tar")
+            assert contents(shards) == {"x": {"txt": b"remote"}}
+        assert store.exists("/shards/manifest.json")
+        store.rm("/shards/a.tar")
+        store.pipe("/shards/b.tar", data)
+        assert told(open_shards("memory://shards/*.tar")) == [("a.tar", "missing shard")]
+    finally:
+        store.rm("/shards", recursive=True)
+
+
+def _open_counting(folder: str, barrier: object, queue: object) -> None:
+    built = []
+    scan = module.scan_tar
+    module.scan_tar = lambda file: (built.append(1), scan(file))[1]  # type: ignore[attr-defined]
+    barrier.wait()  # type: ignore[attr-defined]
+    shards = open_shards(f"{folder}/*.tar")
+    keys = [sample.key for sample in shards.samples()]
+    queue.put((len(built), keys, shards))  # type: ignore[attr-defined]
+
+
+def test_processes_that_start_at_once_index_each_shard_once(tmp_path: Path, tar_of: TarOf) -> None:
+    for n in range(12):
+        tar_of(tmp_path / f"s-{n:02d}.tar", {f"{n}-{k}.txt": os.urandom(3000) for k in range(60)})
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(4), context.Queue()
+    processes = [
+        context.Process(target=_open_counting, args=(str(tmp_path), barrier, queue))
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    answers = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert sum(built for built, _, _ in answers) == 12
+    assert all(answer[1:] == answers[0][1:] for answer in answers)
+    assert len(answers[0][1]) == 12 * 60
+    names = {p.name for p in tmp_path.iterdir()}
+    tars = {f"s-{n:02d}.tar" for n in range(12)}
+    expected = tars | {f"{t}.index.json" for t in tars} | {"manifest.json", ".manifest.json.lock"}
+    assert names == expected
+    assert len(json.loads((tmp_path / "manifest.json").read_bytes())["shards"]) == 12

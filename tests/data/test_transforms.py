@@ -5,19 +5,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.data.config import CropConfig
+from efficientsam_pl.data.decode import Photo
 from efficientsam_pl.data.transforms import (
     Crop,
     centre_crop,
+    crop_scale,
     cut,
     frame,
     mirror_boxes,
     mirror_points,
     random_crop,
-    reduce_masks,
 )
 from efficientsam_pl.draws import draw_key
-from efficientsam_pl.geometry import Resize
+from efficientsam_pl.geometry import Resize, ResizeRule
+from efficientsam_pl.rle import encode, run_lengths
 
 
 def keys(count: int) -> list[int]:
@@ -87,9 +90,10 @@ def test_centre_crop_is_the_middle_square() -> None:
 
 def test_crop_of_the_models_size_is_the_pixels_themselves() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    there = cut(image, Crop(8, 20, 32, 32, False), 32)
+    photo = Photo(image, (50, 70))
+    there = cut(photo, Crop(8, 20, 32, 32, False), 32)
     np.testing.assert_array_equal(there.permute(1, 2, 0).numpy(), image[8:40, 20:52])
-    mirrored = cut(image, Crop(8, 20, 32, 32, True), 32)
+    mirrored = cut(photo, Crop(8, 20, 32, 32, True), 32)
     np.testing.assert_array_equal(mirrored.permute(1, 2, 0).numpy(), image[8:40, 20:52][:, ::-1])
 
 
@@ -109,26 +113,15 @@ def test_flip_moves_points_and_boxes_with_the_pixels() -> None:
 
 def test_frame_pads_right_and_below_with_black() -> None:
     image = np.full((30, 60, 3), 200, dtype=np.uint8)
-    framed = frame(image, Resize.fit((30, 60), 64, "pad"))
+    framed = frame(image, Resize.fit((30, 60), 64, "pad"), mirrored=False)
     assert framed.shape == (3, 64, 64)
     assert bool((framed[:, :32] == 200).all())
     assert bool((framed[:, 32:] == 0).all())
 
 
-def triangle_coverage(mask: np.ndarray, low: int) -> np.ndarray:
-    """Antialiased bilinear resize by a slow loop: a triangle two cells wide, cut at the edges."""
-
-    def weights(size: int) -> np.ndarray:
-        scale = size / low
-        table = np.zeros((low, size))
-        for cell in range(low):
-            centre = (cell + 0.5) * scale
-            for pixel in range(size):
-                table[cell, pixel] = max(0.0, 1 - abs(pixel + 0.5 - centre) / max(scale, 1))
-            table[cell] /= table[cell].sum()
-        return table
-
-    return weights(mask.shape[0]) @ mask @ weights(mask.shape[1]).T
+def reduced(masks: np.ndarray, resize: Resize, mirrored: bool = False) -> Tensor:
+    runs = run_lengths([encode(mask) for mask in masks]) if len(masks) else []
+    return torch.from_numpy(half_covered(runs, resize.mask_grid(resize.side // 4, mirrored)))
 
 
 def random_blobs(count: int, hw: tuple[int, int]) -> np.ndarray:
@@ -140,33 +133,53 @@ def random_blobs(count: int, hw: tuple[int, int]) -> np.ndarray:
     return masks
 
 
-def clear_cells_agree(reduced: Tensor, coverage: np.ndarray) -> None:
-    """Cells whose coverage is not within rounding of one half."""
-    if coverage.max() >= 0.5:
-        clear = np.abs(coverage - 0.5) > 1e-4
-        np.testing.assert_array_equal(reduced.numpy()[clear], coverage[clear] > 0.5)
-
-
-def test_squashed_masks_agree_with_a_slow_loop() -> None:
-    masks = random_blobs(12, (48, 80))
-    reduced = reduce_masks(masks, Resize.fit((48, 80), 64, "squash"), 4)
-    assert reduced.shape == (12, 16, 16)
-    for mask, small in zip(masks, reduced, strict=True):
-        clear_cells_agree(small, triangle_coverage(mask, 16))
-
-
 def test_padded_masks_of_the_models_size_are_cells_half_covered() -> None:
     masks = random_blobs(12, (32, 64))  # 64 wide in a model of 64: nothing is resized
-    reduced = reduce_masks(masks, Resize.fit((32, 64), 64, "pad"), 4)
-    for mask, small in zip(masks, reduced, strict=True):
+    small = reduced(masks, Resize.fit((32, 64), 64, "pad"))
+    for mask, own in zip(masks, small, strict=True):
         coverage = np.zeros((16, 16))
         for row in range(8):
             for column in range(16):
                 cell = mask[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
                 coverage[row, column] = cell.mean()
         if coverage.max() >= 0.5:
-            np.testing.assert_array_equal(small.numpy(), coverage >= 0.5)
-        assert not small[8:].any()  # padding
+            np.testing.assert_array_equal(own.numpy(), coverage >= 0.5)
+        assert not own[8:].any()  # padding
+
+
+@pytest.mark.parametrize("rule", ["squash", "pad"])
+def test_masks_follow_their_photo_when_it_is_flipped(rule: ResizeRule) -> None:
+    masks, resize = random_blobs(12, (37, 53)), Resize.fit((37, 53), 64, rule)
+    assert torch.equal(
+        reduced(masks, resize, mirrored=True), reduced(masks[:, :, ::-1].copy(), resize)
+    )
+
+
+@pytest.mark.parametrize("rule", ["squash", "pad"])
+@pytest.mark.parametrize("hw", [(40, 60), (150, 90), (64, 64), (700, 1000)])
+def test_framed_photo_is_the_predictors_within_a_level(
+    rule: ResizeRule, hw: tuple[int, int]
+) -> None:
+    draw = np.random.default_rng(0)
+    image = draw.integers(0, 256, (*hw, 3), dtype=np.uint8)
+    resize = Resize.fit(hw, 64, rule)
+    height, width = resize.content_hw
+    expected = resize.image_forward(image)
+    framed = frame(image, resize, mirrored=False)[:, :height, :width].float()
+    assert float((framed - expected).abs().max()) <= 1
+    flipped = frame(image, resize, mirrored=True)[:, :height, :width].float()
+    assert torch.equal(flipped.flip(-1), framed)
+
+
+def test_cut_of_a_smaller_decoded_photo_is_where_it_was() -> None:
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)
+    image = np.stack([np.tile(ramp, (128, 1))] * 3, axis=-1)
+    crop = Crop(32, 64, 64, 128, False)
+    whole = cut(Photo(image, (128, 256)), crop, 32).float()
+    half = image.reshape(64, 2, 128, 2, 3).mean(axis=(1, 3)).astype(np.uint8)
+    small = cut(Photo(half, (128, 256), 2), crop, 32).float()
+    assert float((whole - small).abs().max()) <= 2
+    assert crop_scale(crop, 32) == 2
 
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
@@ -175,7 +188,7 @@ def test_one_pixel_mask_survives_at_its_place(rule: str, at: tuple[int, int]) ->
     mask = np.zeros((1, 40, 60), dtype=bool)
     mask[0][at] = True
     resize = Resize.fit((40, 60), 32, rule)  # type: ignore[arg-type]
-    [small] = reduce_masks(mask, resize, 4)
+    [small] = reduced(mask, resize)
     assert 1 <= int(small.sum()) <= 4
     [[x, y]] = resize.points_forward(torch.tensor([[at[1] + 0.5, at[0] + 0.5]])).tolist()
     rows, columns = np.nonzero(small.numpy())
@@ -185,13 +198,13 @@ def test_one_pixel_mask_survives_at_its_place(rule: str, at: tuple[int, int]) ->
 
 def test_empty_mask_stays_empty_and_none_stays_none() -> None:
     resize = Resize.fit((40, 60), 32, "squash")
-    assert not reduce_masks(np.zeros((2, 40, 60), dtype=bool), resize, 4).any()
-    assert reduce_masks(np.zeros((0, 40, 60), dtype=bool), resize, 4).shape == (0, 8, 8)
+    assert not reduced(np.zeros((2, 40, 60), dtype=bool), resize).any()
+    assert reduced(np.zeros((0, 40, 60), dtype=bool), resize).shape == (0, 8, 8)
 
 
 def test_full_mask_stays_full_but_for_the_padding() -> None:
     full = np.ones((1, 40, 60), dtype=bool)
-    assert bool(reduce_masks(full, Resize.fit((40, 60), 32, "squash"), 4).all())
-    padded = reduce_masks(full, Resize.fit((40, 60), 48, "pad"), 4)[0]  # content 32 x 48
+    assert bool(reduced(full, Resize.fit((40, 60), 32, "squash")).all())
+    padded = reduced(full, Resize.fit((40, 60), 48, "pad"))[0]  # content 32 x 48
     assert bool(padded[:8].all())
     assert not padded[8:].any()

@@ -19,14 +19,23 @@ from efficientsam_pl import cli
 from efficientsam_pl import config as configs
 from efficientsam_pl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, SegmenterConfig
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
-from efficientsam_pl.data.shards import index_shards
-from efficientsam_pl.data.writer import MaskedPhoto, pack
+from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.rle import encode
 
-COMMANDS = {"quickstart", "pack", "pretrain", "finetune", "evaluate", "consolidate", "predict"}
+COMMANDS = {
+    "quickstart",
+    "pack",
+    "check-shards",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "consolidate",
+    "predict",
+}
 SCRIPT = Path(sys.executable).with_name("efficientsam")
 COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "efficientsam_pl"]
 HEIGHT, WIDTH = 48, 64
@@ -186,7 +195,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         masks = tuple(annotation_of(encode(m)) for m in (mask, ~mask))
         image = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         photos.append(MaskedPhoto(f"p{i}", image, masks))
-    pack(photos, folder, "set")
+    pack_photos(photos, folder, "set")
     (folder / "set-999999.tar").write_bytes(b"broken off")
     return folder
 
@@ -197,7 +206,7 @@ def test_help_lists_exactly_the_commands_that_work() -> None:
     assert {line.split()[0] for line in listed if re.match(" {4}[a-z]", line)} == COMMANDS
 
 
-@pytest.mark.parametrize("command", [*sorted(COMMANDS), "pack coco"])
+@pytest.mark.parametrize("command", [*sorted(COMMANDS), "pack coco", "pack sa1b", "pack imagenet"])
 def test_every_command_helps(command: str) -> None:
     told = done(*command.split(), "--help")
     assert f"usage: efficientsam {command}" in told.replace("__main__.py", "efficientsam")
@@ -240,10 +249,10 @@ PREDICT = ["predict", "--weights", "gone.pt", "--image", "gone.png", "--out", "o
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["run.seed=3", "-c", "finetune/s", "shards.workers=5"],
-        ["-c", "finetune/s", "run.seed=3", "shards.workers=5"],
-        ["run.seed=3", "shards.workers=5", "-c", "finetune/s"],
-        ["run.seed=3", "-c", "finetune/s", "--print-config", "shards.workers=5"],
+        ["run.seed=3", "-c", "finetune/s", "data.workers=5"],
+        ["-c", "finetune/s", "run.seed=3", "data.workers=5"],
+        ["run.seed=3", "data.workers=5", "-c", "finetune/s"],
+        ["run.seed=3", "-c", "finetune/s", "--print-config", "data.workers=5"],
     ],
     ids=" ".join,
 )
@@ -482,7 +491,7 @@ def test_packed_photos_are_shrunk_with_their_masks(
         "--annotations", folder / "annotations/instances_val2017.json",
         "--images", folder / "images/val2017",
     )  # fmt: skip
-    photos = list(annotated_photos(index_shards(str(tmp_path / "small/*.tar"))))
+    photos = list(annotated_photos(open_shards(str(tmp_path / "small/*.tar"))))
     assert photos
     for photo in photos:
         assert isinstance(photo, AnnotatedPhoto)
@@ -566,20 +575,20 @@ def test_evaluation_that_cannot_be_made_names_the_reason(
 @pytest.mark.parametrize(
     ("command", "overrides", "named"),
     [
-        ("pretrain", [], "shards.train="),
-        ("pretrain", ["shards.train=/nowhere/*.tar"], "/nowhere/*.tar"),
-        ("pretrain", ["shards.train={shards}/*.tar", "teacher.weights=gone.pth"], "gone.pth"),
+        ("pretrain", [], "data.train="),
+        ("pretrain", ["data.train=/nowhere/*.tar"], "/nowhere/*.tar"),
+        ("pretrain", ["data.train={shards}/*.tar", "teacher.weights=gone.pth"], "gone.pth"),
         pytest.param(
             "pretrain",
-            ["-c", "cluster/1x8", "shards.train={shards}/*.tar"],
+            ["-c", "cluster/1x8", "data.train={shards}/*.tar"],
             "trainer.devices=8",
             marks=pytest.mark.skipif(torch.cuda.device_count() >= 8, reason="eight GPUs are here"),
         ),
-        ("finetune", [], "shards.train="),
-        ("finetune", ["shards.train=/nowhere/*.tar", "model.name={model}"], "/nowhere/*.tar"),
-        ("finetune", ["shards.train={shards}/*.tar", "model.weights=gone.pt"], "gone.pt"),
-        ("finetune", ["shards.train={shards}/*.tar", "model.name=sam_vit_z"], "sam_vit_z"),
-        ("finetune", ["shards.train={shards}/*.tar", "run.dir={model}"], "tiny.yaml"),
+        ("finetune", [], "data.train="),
+        ("finetune", ["data.train=/nowhere/*.tar", "model.name={model}"], "/nowhere/*.tar"),
+        ("finetune", ["data.train={shards}/*.tar", "model.weights=gone.pt"], "gone.pt"),
+        ("finetune", ["data.train={shards}/*.tar", "model.name=sam_vit_z"], "sam_vit_z"),
+        ("finetune", ["data.train={shards}/*.tar", "run.dir={model}"], "tiny.yaml"),
     ],
 )
 def test_run_that_cannot_begin_names_the_reason(
@@ -610,7 +619,7 @@ def test_training_from_the_command_line_ends_in_a_model_that_predicts(
     tiny: Set, shards: Path, tmp_path: Path
 ) -> None:
     options = (
-        f"shards.train={shards}/set-000000.tar",
+        f"data.train={shards}/set-000000.tar",
         f"model.name={tiny.model}",
         "masks.masks_per_image=2",
         f"run.dir={tmp_path / 'run'}",

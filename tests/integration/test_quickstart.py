@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data as skimage_data
 
 from efficientsam_pl.commands.quickstart.photos import HELDOUT_PHOTOS, TRAIN_PHOTOS
-from efficientsam_pl.data.shards import index_shards
+from efficientsam_pl.data.shards import open_shards
 
 FEW_STEPS = (
     "photo_side=128",
@@ -126,7 +126,7 @@ def test_photos_of_a_folder_are_used_and_broken_ones_named(tmp_path: Path) -> No
     told = quickstart(tmp_path / "out", "--images", str(folder))
     assert "broken.jpg" in told
     assert "2 training photos" in told
-    assert sum(index_shards(str(tmp_path / "out/shards/*.tar")).sizes()) == 3
+    assert sum(open_shards(str(tmp_path / "out/shards/*.tar")).sizes()) == 3
 
 
 def test_coco_set_is_split_and_scored(shared: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_coco_set_is_split_and_scored(shared: Path, tmp_path: Path) -> None:
     file = source / "annotations/instances_val2017.json"
     told = quickstart(tmp_path / "out", "--coco", str(file), str(folder))
     assert "COCO-format set" in told
-    packed = index_shards(str(tmp_path / "out/shards/*.tar"))
+    packed = open_shards(str(tmp_path / "out/shards/*.tar"))
     masked = {a["image_id"] for a in annotations["annotations"]}
     assert sum(packed.sizes()) == len(masked & {i["id"] for i in annotations["images"]})
     assert metrics(tmp_path / "out")["finetune"]["train"]["box"]["filled_box"] > 0

@@ -14,8 +14,8 @@ from PIL import Image
 from efficientsam_pl import config as configs
 from efficientsam_pl.commands import finetune, pretrain
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
-from efficientsam_pl.data.writer import MaskedPhoto, ShardWriter
 from efficientsam_pl.rle import encode
 
 PHOTOS, MASKS = 10, 3
@@ -25,7 +25,7 @@ decoder: {mlp_width: 32, iou_head_width: 32}
 """
 COMMON = {
     "optim": {"warmup_steps": 1},
-    "shards": {"workers": 0, "block_shards": 2},
+    "data": {"workers": 0, "block_shards": 2},
     "trainer": {
         "accelerator": "cpu",
         "max_steps": 6,
@@ -81,9 +81,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten photos in three shards, and four held out."""
     folder = tmp_path_factory.mktemp("shards")
     for name, numbers in (("train", range(PHOTOS)), ("heldout", range(100, 104))):
-        with ShardWriter(folder, name, samples_per_shard=4) as writer:
-            for number in numbers:
-                writer.write(masked_photo(number))
+        pack_photos(map(masked_photo, numbers), folder, name, samples_per_shard=4)
     return folder
 
 
@@ -125,7 +123,7 @@ def run(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def start(stage: str, folder: Path, *overrides: str, stop_after: int | None = None) -> Any:
         command = {"pretrain": pretrain, "finetune": finetune}[stage]
-        paths = [f"shards.train={shards}/train-*.tar", f"run.dir={folder}"]
+        paths = [f"data.train={shards}/train-*.tar", f"run.dir={folder}"]
         if stage == "finetune":
             paths.append(f"model.name={model_file}")
         config = configs.load(

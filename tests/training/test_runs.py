@@ -17,7 +17,7 @@ from efficientsam_pl import config as configs
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.config import ConfigError, FinetuneConfig, PretrainConfig
-from efficientsam_pl.data.writer import MaskedPhoto, ShardWriter
+from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import CHECKPOINT_VERSION, FORMAT, read_weights
 from efficientsam_pl.structures import Prompts
@@ -121,8 +121,8 @@ def test_workers_that_fetch_ahead_change_nothing(
     stage: str, straight: Path, run: Run, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    run(stage, folder, "shards.workers=2", stop_after=3)
-    run(stage, folder, "shards.workers=1")
+    run(stage, folder, "data.workers=2", stop_after=3)
+    run(stage, folder, "data.workers=1")
     assert trace(folder) == trace(straight)
     assert same(weights(folder), weights(straight))
 
@@ -243,7 +243,7 @@ def test_teacher_is_not_in_the_checkpoint(run: Run, tmp_path: Path) -> None:
 def test_heldout_loss_is_measured_beside_its_baseline(
     run: Run, shards: Path, tmp_path: Path
 ) -> None:
-    heldout = f"shards.heldout={shards}/heldout-*.tar"
+    heldout = f"data.heldout={shards}/heldout-*.tar"
     left = run("pretrain", tmp_path / "run", heldout)
     assert {step for step, _ in left.history.heldout} == {3, 6}
     assert left.heldout_loss == pytest.approx(left.history.heldout[-1][1], rel=1e-6)
@@ -255,7 +255,7 @@ def test_heldout_loss_is_measured_beside_its_baseline(
 def test_validation_changes_no_weight(
     stage: str, straight: Path, run: Run, shards: Path, tmp_path: Path
 ) -> None:
-    run(stage, tmp_path / "run", f"shards.heldout={shards}/heldout-*.tar")
+    run(stage, tmp_path / "run", f"data.heldout={shards}/heldout-*.tar")
     assert same(weights(tmp_path / "run"), weights(straight))
 
 
@@ -330,19 +330,18 @@ def test_report_counts_damage_and_training_goes_on(
     stage: str, run: Run, damaged: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    train = f"shards.train={damaged}/*.tar"
-    run(stage, folder, train, "shards.max_bad_fraction=0.5", "trainer.max_steps=5")
+    train = f"data.train={damaged}/*.tar"
+    run(stage, folder, train, "data.max_bad_fraction=0.5", "trainer.max_steps=5")
     report = json.loads((folder / "data_report.json").read_text())
     # twenty samples are two epochs: three broken photos, twice
     assert (report["seen"], report["good"]) == (20, 14)
-    kinds = dict(report["bad"])
-    assert kinds.pop("bad photo") == 6
-    [[kind, count]] = kinds.items()
-    assert kind.startswith("broken tar")
-    assert count == 1
-    named = Counter(entry["key"] for entry in report["list"] if entry["key"])
-    assert sorted(named.values()) == [2, 2, 2]
-    assert all(entry["shard"].endswith(".tar") for entry in report["list"])
+    assert report["bad"] == {"bad photo": 6, "broken tar": 1}
+    assert report["shards"] == {
+        f"{damaged}/train-000000.tar": {"bad photo": 6},
+        f"{damaged}/train-999999.tar": {"broken tar": 1},
+    }
+    named = [entry["key"] for entry in report["list"] if entry["key"]]
+    assert len(named) == len(set(named)) == 3  # each is listed once, however often it was seen
     keys = Counter(key for line in trace(folder) for key in line["keys"])
     assert keys == dict.fromkeys(PHOTOS, 2)  # a damaged sample keeps its slot
     assert all(0 <= loss < 1000 for loss in losses(folder))
@@ -352,9 +351,9 @@ def test_too_much_damage_stops_the_run_with_both_numbers(
     stage: str, run: Run, damaged: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    limits = ("shards.max_bad_fraction=0.2", "trainer.max_steps=30")
-    with pytest.raises(UserError, match=r"12 of 40 samples .* shards\.max_bad_fraction=0\.2"):
-        run(stage, folder, f"shards.train={damaged}/*.tar", *limits)
+    limits = ("data.max_bad_fraction=0.2", "trainer.max_steps=30")
+    with pytest.raises(UserError, match=r"12 of 40 samples .* data\.max_bad_fraction=0\.2"):
+        run(stage, folder, f"data.train={damaged}/*.tar", *limits)
     report = json.loads((folder / "data_report.json").read_text())
     assert report["bad"]["bad photo"] == 12
 
@@ -370,14 +369,14 @@ def test_batch_of_nothing_but_damage_is_survived(
             data[start : start + 2] = b"\x00\x00"
     (only / "a.tar").write_bytes(bytes(data))
     folder = tmp_path / "run"
-    run(stage, folder, f"shards.train={only}/*.tar", "shards.max_bad_fraction=1")
+    run(stage, folder, f"data.train={only}/*.tar", "data.max_bad_fraction=1")
     assert losses(folder) == [0.0] * 6
     assert all(bool(tensor.isfinite().all()) for tensor in weights(folder).values())
 
 
 def test_missing_shards_are_a_users_mistake(stage: str, run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no shard matches '/nowhere"):
-        run(stage, tmp_path / "run", "shards.train=/nowhere/*.tar")
+        run(stage, tmp_path / "run", "data.train=/nowhere/*.tar")
 
 
 def test_gradient_is_clipped_where_asked(stage: str, run: Run, tmp_path: Path) -> None:
@@ -390,10 +389,8 @@ def test_gradient_is_clipped_where_asked(stage: str, run: Run, tmp_path: Path) -
 def test_packed_photo_without_masks_is_trained_around(
     run: Run, shards: Path, tmp_path: Path
 ) -> None:
-    with ShardWriter(tmp_path, "bare") as writer:
-        for number in range(4):
-            writer.write(bare_photo(number))
-    run("finetune", tmp_path / "run", f"shards.train={tmp_path}/bare-*.tar")
+    pack_photos(map(bare_photo, range(4)), tmp_path, "bare")
+    run("finetune", tmp_path / "run", f"data.train={tmp_path}/bare-*.tar")
     assert losses(tmp_path / "run") == [0.0] * 6
 
 

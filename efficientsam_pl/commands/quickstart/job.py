@@ -19,8 +19,8 @@ from efficientsam_pl.commands.quickstart.report import Findings, write_page, wri
 from efficientsam_pl.commands.quickstart.teacher import announce_cost, teacher_encoder
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartConfig, dump
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
-from efficientsam_pl.data.shards import index_shards
-from efficientsam_pl.data.writer import pack
+from efficientsam_pl.data.packing.photos import pack_photos
+from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.protocols import Scores
 from efficientsam_pl.models.segmenter import Segmenter
@@ -116,13 +116,13 @@ def _pack(options: QuickstartOptions, config: QuickstartConfig) -> PhotoSet:
     else:
         photos = shipped_photos(config)
     shards = options.out / "shards"
-    summaries = [pack(getattr(photos, name), shards, name) for name in _SIDES]
+    summaries = [pack_photos(getattr(photos, name), shards, name) for name in _SIDES]
     (options.out / "model.yaml").write_text(dump(config.segmenter))
     for line in photos.skipped:
         print(f"skipped {line}")
     print(
-        f"Packed {summaries[0].photos} training photos ({summaries[0].masks} masks) and "
-        f"{summaries[1].photos} held-out photos ({summaries[1].masks} masks): {photos.origin}."
+        f"Packed {summaries[0].samples} training photos ({summaries[0].masks} masks) and "
+        f"{summaries[1].samples} held-out photos ({summaries[1].masks} masks): {photos.origin}."
     )
     return photos
 
@@ -138,7 +138,7 @@ def _pretrain_config(options: QuickstartOptions, config: QuickstartConfig) -> Pr
     return replace(
         stage,
         run=_run_config(stage.run, options, "pretrain"),
-        shards=_shards_config(stage.shards, options),
+        data=_data_config(stage.data, options),
         sami=replace(stage.sami, student=student),
         teacher=teacher,
     )
@@ -152,7 +152,7 @@ def _finetune_config(
     return replace(
         stage,
         run=_run_config(stage.run, options, "finetune"),
-        shards=_shards_config(stage.shards, options),
+        data=_data_config(stage.data, options),
         model=replace(stage.model, name=name, encoder=str(encoder)),
     )
 
@@ -161,21 +161,21 @@ def _run_config(run: Any, options: QuickstartOptions, stage: str) -> Any:
     return replace(run, dir=str(options.out / stage), seed=options.seed, resume="none")
 
 
-def _shards_config(shards: Any, options: QuickstartOptions) -> Any:
+def _data_config(data: Any, options: QuickstartOptions) -> Any:
     folder = options.out / "shards"
-    return replace(shards, train=str(folder / "train-*.tar"), heldout=str(folder / "heldout-*.tar"))
+    return replace(data, train=str(folder / "train-*.tar"), heldout=str(folder / "heldout-*.tar"))
 
 
 def _score(model: Segmenter, out: Path, seed: int) -> dict[str, Scores]:
     return {
-        side: evaluate.score(model, index_shards(str(out / "shards" / f"{side}-*.tar")), seed)[0]
+        side: evaluate.score(model, open_shards(str(out / "shards" / f"{side}-*.tar")), seed)[0]
         for side in _SIDES
     }
 
 
 def _predict_one(out: Path, weights: Path) -> None:
     """Masks for the first held-out photo, by the command that users run."""
-    photos = annotated_photos(index_shards(str(out / "shards" / "heldout-*.tar")))
+    photos = annotated_photos(open_shards(str(out / "shards" / "heldout-*.tar")))
     photo = next(p for p in photos if isinstance(p, AnnotatedPhoto) and p.truth)
     image = out / "predict" / f"{photo.key}.png"
     image.parent.mkdir(parents=True, exist_ok=True)

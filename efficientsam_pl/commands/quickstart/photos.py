@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from efficientsam_pl.config import QuickstartConfig
-from efficientsam_pl.data.coco import coco_photos, read_coco
 from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.packing.coco import coco_photos, read_coco
+from efficientsam_pl.data.packing.photos import MaskedPhoto, limit_side
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
-from efficientsam_pl.data.writer import MaskedPhoto, limit_side
 from efficientsam_pl.draws import draw_key
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import encode
@@ -84,7 +84,7 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Photo
         UserError: A file that is not COCO's, or fewer than two photos with masks.
     """
     skipped: list[str] = []
-    photos = coco_photos(read_coco(annotations, images), skipped)
+    photos = coco_photos(read_coco(str(annotations), str(images)), skipped)
     limited = (limit_side(photo, config.photo_side) for photo in photos)
     large = map(partial(_large, config), limited)
     masked = [photo for photo in large if any(not a.crowd for a in photo.annotations)]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from efficientsam_pl.commands.quickstart.photos import PhotoSet
-from efficientsam_pl.data.writer import MaskedPhoto
+from efficientsam_pl.data.packing.photos import MaskedPhoto
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.pictures.curves import loss_curve

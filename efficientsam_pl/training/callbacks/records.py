@@ -1,16 +1,10 @@
 """What a run writes about itself: losses, samples consumed, damage found."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
-import torch
-
-from efficientsam_pl.data.shards import ShardIndex
-from efficientsam_pl.errors import UserError
-from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 
 
 class LossHistory(L.Callback):
@@ -59,65 +53,3 @@ class ConsumedTrace(L.Callback):
         }
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-class DataReport(L.Callback):
-    """Counts good and damaged samples, writes `data_report.json`, stops the run above a share.
-
-    Ranks add their counts up every few steps, so that all of them stop at the same one.
-    """
-
-    def __init__(
-        self, folder: Path, index: ShardIndex, max_bad_fraction: float, every_steps: int = 10
-    ) -> None:
-        self._path = folder / "data_report.json"
-        self._most, self._every = max_bad_fraction, every_steps
-        self._seen = 0
-        self._damage: list[Damage] = list(index.damage)
-        self._broken_shards = len(index.damage)
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: ImageBatch | MaskBatch,
-        batch_idx: int,
-    ) -> None:
-        """Counts, and stops where too much is damaged.
-
-        Raises:
-            UserError: The share of damaged samples is above the limit.
-        """
-        self._seen += len(batch.key)
-        self._damage.extend(batch.damage)
-        due = (batch_idx + 1) % (self._every * trainer.accumulate_grad_batches) == 0
-        if not due and trainer.global_step < trainer.max_steps:
-            return
-        bad = len(self._damage) - self._broken_shards
-        counts = torch.tensor([self._seen, bad], device=trainer.strategy.root_device)
-        seen, bad = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        if bad > self._most * seen:
-            self._write()
-            raise UserError(
-                f"{bad} of {seen} samples are damaged, more than shards.max_bad_fraction="
-                f"{self._most}; they are listed in {self._path}"
-            )
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the report of rank 0's share."""
-        if trainer.is_global_zero:
-            self._write()
-
-    def _write(self) -> None:
-        bad = Counter(d.kind for d in self._damage)
-        unusable = len(self._damage) - self._broken_shards
-        report = {
-            "seen": self._seen,
-            "good": self._seen - unusable,
-            "bad": dict(sorted(bad.items())),
-            "list": [vars(d) for d in self._damage],
-        }
-        partial = self._path.with_suffix(".part")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        partial.replace(self._path)

@@ -1,0 +1,162 @@
+"""What benchmarks.data works on: real photos, masks drawn over them, and shards made of both."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from efficientsam_pl.data.index import index_of, to_bytes
+from efficientsam_pl.data.packing.job import ArrayShare, run_packing
+from efficientsam_pl.data.packing.sa1b import Sa1b
+from efficientsam_pl.data.packing.writer import PackedSample, write_shard
+from efficientsam_pl.data.shards import beside, entry_of, write_manifest
+from efficientsam_pl.data.tar import scan_tar
+
+MASKS = 100  # a photo, as in SA-1B
+_SMALLEST, _LARGEST = 0.015, 0.35  # radius over the square root of the photo's pixels
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Folders of shards, and the photos behind them."""
+
+    original: str  # pattern: SA-1B's layout, 2250 x 1500 and 2000 x 1500
+    packed: str  # pattern: the same with --long-side 1024
+    imagenet: str  # pattern
+    photos: tuple[Path, ...]
+    imagenet_photos: tuple[Path, ...]
+
+
+def shared_photos() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """SA-1B's and ImageNet's photos in EFFICIENTSAM_SHARED.
+
+    Raises:
+        SystemExit: They are not there.
+    """
+    data = Path(os.environ.get("EFFICIENTSAM_SHARED", "../shared")) / "data"
+    photos = tuple(sorted((data / "sa1b_images").glob("*.jpg")))
+    imagenet = tuple(sorted((data / "imagenet_sample").glob("*/*.JPEG")))
+    if not photos or not imagenet:
+        raise SystemExit(f"no photos in {data}; set EFFICIENTSAM_SHARED to their folder's parent")
+    return photos, imagenet
+
+
+def make_inputs(folder: Path, copies: int) -> Inputs:
+    """Writes the shards; `copies` of SA-1B's photos make the sets larger."""
+    photos, imagenet = shared_photos()
+    (folder / "original").mkdir(parents=True)
+    write_sa1b(folder / "original" / "sa_000000.tar", photos, copies)
+    pattern = f"{folder}/original/*.tar"
+    run_packing(Sa1b(pattern, 1024, 1000), f"{folder}/packed", ArrayShare(), 0, lambda _: None)
+    samples = [PackedSample(p.stem, {"jpg": p.read_bytes()}) for p in imagenet]
+    shard, _ = write_shard(f"{folder}/imagenet/imagenet-000000.tar", samples)
+    assert shard is not None, "there are photos"
+    write_manifest(f"{folder}/imagenet", [shard])
+    return Inputs(pattern, f"{folder}/packed/*.tar", f"{folder}/imagenet/*.tar", photos, imagenet)
+
+
+def write_sa1b(path: Path, photos: Iterable[Path], copies: int) -> None:
+    """A tar in Meta's own layout, with masks drawn over the photos."""
+    samples = []
+    for photo in photos:
+        data = photo.read_bytes()
+        width, height = _size(data)
+        samples.append((int(photo.stem.removeprefix("sa_")), data, _annotations(height, width)))
+    with tarfile.open(path, "w") as tar:
+        for copy in range(copies):
+            for number, data, annotations in samples:
+                name = f"sa_{number + 1_000_000 * copy}"
+                height, width = annotations[0]["segmentation"]["size"]
+                image = {"image_id": number, "width": width, "height": height}
+                record = {"image": image | {"file_name": f"{name}.jpg"}, "annotations": annotations}
+                _add(tar, f"./{name}.jpg", data)
+                _add(tar, f"./{name}.json", json.dumps(record).encode())
+
+
+def write_many_shards(folder: Path, shards: int, samples: int) -> str:
+    """Shards of small masked photos with index and manifest: one tar under many names."""
+    folder.mkdir(parents=True)
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    mask = coco_mask.encode(np.asfortranarray(np.tri(64, dtype=np.uint8)))
+    rle = {"size": [64, 64], "counts": mask["counts"].decode()}
+    image = {"image_id": 0, "width": 64, "height": 64, "file_name": "a.jpg"}
+    annotations = [{"segmentation": rle, "area": int(coco_mask.area(mask)), "id": 0}]
+    record = json.dumps({"image": image, "annotations": annotations}).encode()
+    jpeg = _jpeg(pixels)
+    first = folder / "many-000000.tar"
+    with tarfile.open(first, "w") as tar:
+        for number in range(samples):
+            _add(tar, f"{number:06d}.jpg", jpeg)
+            _add(tar, f"{number:06d}.json", record)
+    with first.open("rb") as file:
+        index = index_of(scan_tar(file))
+    entries = []
+    for number in range(shards):
+        path = folder / f"many-{number:06d}.tar"
+        if number:
+            path.hardlink_to(first)
+        Path(beside(str(path))).write_bytes(to_bytes(index))
+        entries.append(entry_of(str(path), beside(str(path)), index))
+    write_manifest(str(folder), entries)
+    return f"{folder}/*.tar"
+
+
+def _annotations(height: int, width: int) -> list[dict[str, Any]]:
+    """Star-shaped blobs over the photo: radii log-uniform, so small ones are as common as large."""
+    draw = np.random.default_rng(height * width)
+    found: list[dict[str, Any]] = []
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    while len(found) < MASKS:
+        radius = np.sqrt(height * width) * np.exp(draw.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
+        waves = [
+            draw.normal() * 0.25 / f * np.cos(f * angle + draw.uniform(0, 7)) for f in range(1, 9)
+        ]
+        reach = radius * (1 + sum(waves))
+        x = np.clip(draw.uniform(0, width) + reach * np.cos(angle), 0, width - 1)
+        y = np.clip(draw.uniform(0, height) + reach * np.sin(angle), 0, height - 1)
+        corners = np.stack([x, y], axis=1).ravel().tolist()
+        rle = coco_mask.merge(coco_mask.frPyObjects([corners], height, width))
+        area = int(coco_mask.area(rle))
+        if area:
+            x0, y0, w, h = coco_mask.toBbox(rle).tolist()
+            found.append(
+                {
+                    "id": len(found),
+                    "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+                    "area": area,
+                    "bbox": [x0, y0, w - 1, h - 1],
+                    "predicted_iou": 0.95,
+                    "stability_score": 0.97,
+                    "point_coords": [[x0, y0]],
+                    "crop_box": [0, 0, width, height],
+                }
+            )
+    return found
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as photo:
+        return photo.size
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG")
+    return data.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

@@ -1,0 +1,76 @@
+"""Draws what finetuning will see of a set: photo, masks at the loss resolution, boxes and clicks.
+
+`python data_prep/draw_samples.py 'shards/*.tar' --out DIR` reads samples as training does and
+writes a PNG for each.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from efficientsam_pl.data.config import MaskSelectionConfig
+from efficientsam_pl.data.order import EpochOrder, Slot
+from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.data.streams import LOSS_FACTOR, MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.pictures.overlay import DrawnPrompt, overlay
+from efficientsam_pl.structures import Label, MaskBatch
+
+_CLICKS = 2
+
+
+def main() -> int:
+    """Draws the first samples of an epoch."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("pattern", metavar="'PATTERN'")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--count", type=int, default=3, metavar="N")
+    parser.add_argument("--masks", type=int, default=8, metavar="N", help="drawn in a photo")
+    parser.add_argument("--side", type=int, default=1024, metavar="N", help="of the model, pixels")
+    parser.add_argument("--resize", choices=("squash", "pad"), default="pad")
+    parser.add_argument("--flip", type=float, default=0.0, metavar="P", help="share mirrored")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    arguments = parser.parse_args()
+    shards = open_shards(arguments.pattern)
+    selection = MaskSelectionConfig(
+        masks_per_image=arguments.masks, clicks=_CLICKS, flip=arguments.flip
+    )
+    reader = SampleReader([shards], MASKED_ENDINGS)
+    frame = Frame(arguments.side, arguments.resize)
+    stream = MaskedImages(reader, selection, frame, arguments.seed)
+    order = EpochOrder(shards.sizes(), arguments.seed, 0, block_shards=8)
+    numbers = order.samples(0, min(arguments.count, len(shards)))
+    batch = stream.collate(stream.__getitems__([Slot(0, number) for number in numbers]))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for place, key in enumerate(batch.key):
+        path = arguments.out / f"{key}.png"
+        draw(batch, place, path)
+        print(f"{path}: {int(batch.valid[place].sum())} masks")
+    for damage in batch.damage:
+        print(f"{damage.shard} {damage.key}: {damage.kind} ({damage.detail})")
+    return 0
+
+
+def draw(batch: MaskBatch, place: int, path: Path) -> None:
+    """One photo of a batch, in the model's frame."""
+    count = int(batch.valid[place].sum())
+    masks = batch.masks[place, :count]
+    for axis in (-2, -1):
+        masks = torch.repeat_interleave(masks, LOSS_FACTOR, dim=axis)
+    clicks, boxes = batch.clicks_px[place, :count], batch.boxes_xyxy_px[place, :count]
+    prompts = [
+        DrawnPrompt(
+            points_xy=tuple((x, y) for x, y in own.tolist()),
+            labels=(Label.POSITIVE,) * len(own),
+            box_xyxy=(x0, y0, x1, y1),
+        )
+        for own, (x0, y0, x1, y1) in zip(clicks, boxes.tolist(), strict=True)
+    ]
+    image = batch.image[place].permute(1, 2, 0).contiguous().numpy()
+    overlay(image, masks.numpy(), prompts).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

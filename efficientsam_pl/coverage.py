@@ -1,0 +1,191 @@
+"""How much of each cell of a coarse grid a mask covers, straight from its run-lengths.
+
+No mask is decoded: the cost follows the number of runs and the cells that the masks touch, not
+the photo's pixels. Foreground is cut into vertical pieces, one a column and run. A piece that
+begins at height v (in cells) adds a ramp there and takes it away where it ends; the running sum
+down a column of cells then is the covered area, exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells laid over a photo from its top left corner; they may reach beyond the photo."""
+
+    image_hw: tuple[int, int]
+    cells_hw: tuple[int, int]
+    cells_per_pixel: tuple[float, float]  # down, across
+    mirrored: bool = False  # the photo is flipped left to right before the cells are laid
+
+    @staticmethod
+    def over(image_hw: tuple[int, int], cells_hw: tuple[int, int]) -> Grid:
+        """Cells that together are exactly the photo."""
+        down, across = (cells / pixels for cells, pixels in zip(cells_hw, image_hw, strict=True))
+        return Grid(image_hw, cells_hw, (down, across))
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Foreground in vertical pieces of one column; `mask` says whose."""
+
+    mask: Int[np.ndarray, "n"]
+    column: Int[np.ndarray, "n"]
+    top: Int[np.ndarray, "n"]
+    bottom: Int[np.ndarray, "n"]  # first row below
+
+
+def half_covered(
+    runs: Sequence[Int[np.ndarray, "_"]], grid: Grid
+) -> Bool[np.ndarray, "q rows columns"]:
+    """The cells that each mask covers by half or more.
+
+    A mask too thin to cover half of any cell keeps its best-covered ones, so that none vanishes.
+
+    Args:
+        runs: Run lengths of each mask, column by column, background first.
+        grid: The photo's size and the cells.
+    """
+    cells = np.zeros((len(runs), *grid.cells_hw), dtype=bool)
+    for window in _windows(runs, grid):
+        threshold = window.threshold()
+        if threshold > 0:
+            rows, columns = window.coverage.shape
+            place = (slice(window.row, window.row + rows), slice(window.column, None))
+            cells[window.mask][place][:, :columns] = window.coverage >= threshold
+    return cells
+
+
+def coverage(
+    runs: Sequence[Int[np.ndarray, "_"]], grid: Grid
+) -> Float[np.ndarray, "q rows columns"]:
+    """The share of each cell that each mask covers, in [0, 1]."""
+    cells = np.zeros((len(runs), *grid.cells_hw))
+    for window in _windows(runs, grid):
+        rows, columns = window.coverage.shape
+        place = (slice(window.row, window.row + rows), slice(window.column, None))
+        cells[window.mask][place][:, :columns] = window.coverage
+    return cells
+
+
+def half_covered_runs(
+    runs: Sequence[Int[np.ndarray, "_"]], grid: Grid
+) -> list[Int[np.ndarray, "_"]]:
+    """What `half_covered` gives, as run lengths, without laying out whole grids."""
+    height, width = grid.cells_hw
+    found: list[Int[np.ndarray, "_"]] = [np.array([height * width])] * len(runs)
+    for window in _windows(runs, grid):
+        threshold = window.threshold()
+        if threshold > 0:
+            covered = (window.coverage >= threshold).T  # [columns, rows], as runs go
+            edges = np.diff(np.pad(covered, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+            column, row = np.nonzero(edges)
+            flat = (window.column + column) * height + window.row + row
+            found[window.mask] = _runs_between(flat, height * width)
+    return found
+
+
+def _runs_between(edges: Int[np.ndarray, "n"], pixels: int) -> Int[np.ndarray, "_"]:
+    """Run lengths between the places where background and foreground change."""
+    # a run that reaches a column's end and goes on in the next has two edges in one place
+    again = np.flatnonzero(edges[1:] == edges[:-1])
+    edges = np.delete(edges, np.concatenate([again, again + 1]))
+    runs = np.diff(np.concatenate([[0], edges, [pixels]]))
+    return runs if runs[-1] else runs[:-1]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The cells around one mask."""
+
+    mask: int
+    row: int
+    column: int
+    coverage: Float[np.ndarray, "rows columns"]
+
+    def threshold(self) -> float:
+        """One half, or what the best cells have, less what sums round off; 0 for no mask."""
+        return max(0.0, min(float(self.coverage.max(initial=0.0)), 0.5) - _ROUNDING)
+
+
+def _windows(runs: Sequence[Int[np.ndarray, "_"]], grid: Grid) -> list[_Window]:
+    pieces = _pieces(runs, grid.image_hw[0])
+    if len(pieces.mask) == 0:
+        return []
+    down, across = grid.cells_per_pixel
+    column = grid.image_hw[1] - 1 - pieces.column if grid.mirrored else pieces.column
+    left = column * across
+    top, bottom = pieces.top * down, pieces.bottom * down
+    first = np.flatnonzero(np.diff(pieces.mask, prepend=-1))  # of each mask's pieces
+    owners = pieces.mask[first]
+    rows, above = _span(top, bottom, first, 2)  # a ramp that ends in the last row spills below
+    columns, before = _span(left, left + across, first, 0)
+    ends = np.cumsum(rows * columns)
+    starts = ends - rows * columns
+    window = np.cumsum(np.diff(pieces.mask, prepend=-1) > 0) - 1
+    height = rows[window]
+    corner = (starts - above - before * rows)[window]
+    places, weights = [], []
+    for further in range(math.ceil(across) + 1):  # the cells that a column of pixels touches
+        cell = left.astype(np.int64) + further
+        width = np.minimum(left + across, cell + 1) - np.maximum(left, cell)
+        touched = width > 0
+        at = (corner + cell * height)[touched]
+        for edge, sign in ((top[touched], 1), (bottom[touched], -1)):
+            row = edge.astype(np.int64)
+            share = (edge - row) * width[touched]
+            places += [at + row, at + row + 1]
+            weights += [sign * (width[touched] - share), sign * share]
+    flat = np.bincount(np.concatenate(places), np.concatenate(weights), minlength=int(ends[-1]))
+    summed = np.cumsum(flat)  # each column of cells sums to nothing, so one sum serves all
+    most_rows, most_columns = grid.cells_hw
+    found = []
+    for i, owner in enumerate(owners.tolist()):
+        area = summed[starts[i] : ends[i]].reshape(columns[i], rows[i]).T
+        down_to, right_to = most_rows - int(above[i]), most_columns - int(before[i])
+        found.append(_Window(owner, int(above[i]), int(before[i]), area[:down_to, :right_to]))
+    return found
+
+
+def _span(
+    low: Float[np.ndarray, "n"],
+    high: Float[np.ndarray, "n"],
+    first: Int[np.ndarray, "q"],
+    spill: int,
+) -> tuple[Int[np.ndarray, "q"], Int[np.ndarray, "q"]]:
+    """How many cells each mask touches along an axis, and the first of them."""
+    begin = np.minimum.reduceat(low, first).astype(np.int64)
+    end = np.maximum.reduceat(high, first)
+    last = end.astype(np.int64) + spill if spill else np.ceil(end).astype(np.int64)
+    return last - begin, begin
+
+
+def _pieces(runs: Sequence[Int[np.ndarray, "_"]], height: int) -> _Pieces:
+    edges = [np.cumsum(own)[: len(own) - len(own) % 2] for own in runs]
+    flat = np.concatenate([*edges, np.zeros(0, dtype=np.int64)])
+    mask = np.repeat(np.arange(len(runs)), [len(own) // 2 for own in edges])
+    begin, end = flat[0::2], flat[1::2]
+    real = end > begin
+    mask, begin, end = mask[real], begin[real], end[real]
+    column = begin // height
+    further = (end - 1) // height - column  # columns that a run goes on into
+    top, bottom = begin - column * height, end - column * height
+    if not further.any():
+        return _Pieces(mask, column, top, bottom)
+    of = np.repeat(np.arange(len(mask)), further + 1)
+    step = np.arange(len(of)) - np.repeat(np.cumsum(further + 1) - (further + 1), further + 1)
+    return _Pieces(
+        mask=mask[of],
+        column=column[of] + step,
+        top=np.where(step == 0, top[of], 0),
+        bottom=np.where(step == further[of], bottom[of] - step * height, height),
+    )

@@ -1,0 +1,163 @@
+"""The index of one shard: which samples it should hold and where each file lies.
+
+It is written when a shard is, or by one pass over a foreign shard on first use, and it is what
+makes a lost sample visible afterwards. It is JSON:
+
+    {"format": "efficientsam_pl shard index", "version": 1, "bytes", "sha256" (of the shard),
+     "keys": [...], "files": {ending: {"offset": [...], "size": [...]}} (-1: the sample has none),
+     "damage": [what the pass found], "packed": what the packer left out, or null}
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from efficientsam_pl.data.schema import key_and_ending
+from efficientsam_pl.data.storage import Range
+from efficientsam_pl.data.tar import TarMember, TarScan
+from efficientsam_pl.errors import UserError
+
+VERSION = 1
+_FORMAT = "efficientsam_pl shard index"
+# what reading a JSON file of another form, or a damaged one, may raise
+WRONG_FORM = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+
+
+class IndexFormatError(UserError):
+    """An index that this program cannot read; one line that names it."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: the shard it lies in, its key, and its files by ending."""
+
+    shard: str
+    key: str
+    files: dict[str, Range]
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """The samples of one shard in its order. `places` holds offset and size, -1 for no file."""
+
+    bytes: int
+    sha256: str
+    keys: tuple[str, ...]
+    places: dict[str, Int64[np.ndarray, "n 2"]]
+    damage: tuple[str, ...] = ()
+    packed: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def sample(self, shard: str, number: int) -> Sample:
+        """The sample at this place of the shard that lies at `shard`."""
+        files = {}
+        for ending, places in self.places.items():
+            offset, size = places[number].tolist()
+            if offset >= 0:
+                files[ending] = Range(shard, offset, size)
+        return Sample(shard, self.keys[number], files)
+
+
+def index_of(scan: TarScan, packed: dict[str, Any] | None = None) -> ShardIndex:
+    """The index of a scanned tar; of two files of one name the later counts, as in any tar."""
+    grouped = samples_of(scan.members)
+    endings = sorted({ending for files in grouped.values() for ending in files})
+    places = {
+        ending: np.array(
+            [
+                (files[ending].offset, files[ending].size) if ending in files else (-1, -1)
+                for files in grouped.values()
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 2)
+        for ending in endings
+    }
+    damage = tuple(scan.damage) if scan.bytes else ("it has no bytes",)
+    return ShardIndex(scan.bytes, scan.sha256, tuple(grouped), places, damage, packed)
+
+
+def samples_of(members: Iterable[TarMember]) -> dict[str, dict[str, TarMember]]:
+    """Files by key and ending."""
+    grouped: dict[str, dict[str, TarMember]] = {}
+    for member in members:
+        named = key_and_ending(member.name)
+        if named is not None:
+            grouped.setdefault(named[0], {})[named[1]] = member
+    return grouped
+
+
+def to_bytes(index: ShardIndex) -> bytes:
+    """The index file."""
+    whole = {
+        "format": _FORMAT,
+        "version": VERSION,
+        "bytes": index.bytes,
+        "sha256": index.sha256,
+        "keys": list(index.keys),
+        "files": {
+            ending: {"offset": places[:, 0].tolist(), "size": places[:, 1].tolist()}
+            for ending, places in index.places.items()
+        },
+        "damage": list(index.damage),
+        "packed": index.packed,
+    }
+    return json.dumps(whole, separators=(",", ":")).encode()
+
+
+def from_bytes(data: bytes, name: str) -> ShardIndex:
+    """The index in a file of this name.
+
+    Raises:
+        IndexFormatError: It is none, or of a version that this program does not know.
+    """
+    try:
+        loaded = json.loads(data)
+        checked_format(loaded, name, _FORMAT, VERSION)
+        keys = tuple(loaded["keys"])
+        places = {e: _columns(p, len(keys), loaded["bytes"]) for e, p in loaded["files"].items()}
+        return ShardIndex(
+            int(loaded["bytes"]),
+            loaded["sha256"],
+            keys,
+            places,
+            tuple(loaded["damage"]),
+            loaded["packed"],
+        )
+    except WRONG_FORM as error:
+        if isinstance(error, IndexFormatError):
+            raise
+        raise IndexFormatError(
+            f"{name} is damaged ({error!r}); delete it to have it made anew"
+        ) from error
+
+
+def checked_format(loaded: Any, name: str, form: str, version: int) -> None:
+    """Raises IndexFormatError unless a loaded file is of this format and version."""
+    if loaded.get("format") != form:
+        raise IndexFormatError(f"{name} is no {form}")
+    if loaded.get("version") != version:
+        raise IndexFormatError(
+            f"{name} is of version {loaded.get('version')}, this program reads {version}"
+        )
+
+
+def _columns(
+    columns: dict[str, Sequence[int]], samples: int, shard_bytes: int
+) -> Int64[np.ndarray, "n 2"]:
+    places = np.array([columns["offset"], columns["size"]], dtype=np.int64).T
+    if places.shape != (samples, 2):
+        raise ValueError(f"{places.shape[0]} places for {samples} keys")
+    offsets, sizes = places.T
+    none = (offsets == -1) & (sizes == -1)
+    if not (none | ((offsets >= 0) & (sizes >= 0) & (offsets <= shard_bytes))).all():
+        raise ValueError(f"places outside of {shard_bytes} bytes")
+    return places

@@ -1,0 +1,177 @@
+"""COCO-format sets as masked images: polygons, run-lengths and crowds."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficientsam_pl.data.decode import decode_mask, decode_photo
+from efficientsam_pl.data.packing.job import ArrayShare
+from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
+from efficientsam_pl.data.packing.writer import PackedSample, Skipped
+from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
+from efficientsam_pl.data.storage import exists, read_file
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.rle import from_coco
+
+_JPEG = b"\xff\xd8"
+
+
+class CocoError(UserError):
+    """An annotation file that cannot be used; one line for the user."""
+
+
+@dataclass(frozen=True)
+class CocoEntry:
+    """A photo of the set: where it lies and its annotations, still as COCO writes them."""
+
+    key: str
+    path: str
+    annotations: tuple[dict[str, Any], ...]
+    stated_hw: tuple[int, int] | None = None
+
+
+def read_coco(annotations: str, images: str) -> list[CocoEntry]:
+    """The photos of a set in the file's order.
+
+    Raises:
+        CocoError: A missing file or folder, or a file without COCO's keys.
+    """
+    return _entries(_content(annotations, images), annotations, images)
+
+
+def _content(annotations: str, images: str) -> bytes:
+    for path in (annotations, images):
+        if not exists(path):
+            raise CocoError(f"no such file or folder: {path}")
+    return read_file(annotations)
+
+
+def _entries(content: bytes, annotations: str, images: str) -> list[CocoEntry]:
+    try:
+        loaded = json.loads(content)
+        by_image = defaultdict(list)
+        for annotation in loaded["annotations"]:
+            by_image[annotation["image_id"]].append(annotation)
+        entries: dict[str, CocoEntry] = {}
+        for image in loaded["images"]:
+            key = Path(image["file_name"]).stem.replace(".", "_")
+            while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
+                key = f"{key}_{image['id']}"
+            path = f"{images.rstrip('/')}/{image['file_name']}"
+            entries[key] = CocoEntry(key, path, tuple(by_image[image["id"]]), _stated(image))
+        return list(entries.values())
+    except (ValueError, KeyError, TypeError) as error:
+        raise CocoError(f"{annotations} is no COCO annotation file ({error!r})") from error
+
+
+def _stated(image: dict[str, Any]) -> tuple[int, int] | None:
+    if image.get("height") is None or image.get("width") is None:
+        return None
+    return int(image["height"]), int(image["width"])
+
+
+def masked_photo(entry: CocoEntry, data: bytes) -> tuple[MaskedPhoto, list[Skipped]]:
+    """The photo with its masks, and the annotations that cannot be used.
+
+    Raises:
+        DamagedSampleError: The photo cannot be decoded, or is not of the size that is stated.
+    """
+    image = decode_photo(data)
+    height, width = image.shape[:2]
+    if entry.stated_hw not in (None, (height, width)):  # polygons would lie elsewhere
+        what = f"photo {(height, width)}, annotations {entry.stated_hw}"
+        raise DamagedSampleError("size mismatch", what)
+    masks: list[Annotation] = []
+    skipped = []
+    for annotation in entry.annotations:
+        what = f"{entry.key} annotation {annotation.get('id')}"
+        if "segmentation" not in annotation:
+            skipped.append(Skipped(what, "it has no segmentation"))
+            continue
+        try:
+            rle = from_coco(annotation["segmentation"], height, width)
+            decode_mask(rle)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            skipped.append(Skipped(what, str(error)))
+            continue
+        masks.append(annotation_of(rle, bool(annotation.get("iscrowd", 0))))
+    return MaskedPhoto(entry.key, image, tuple(masks)), skipped
+
+
+def coco_photos(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedPhoto]:
+    """The photos with their masks; what cannot be read is named in `skipped`."""
+    for entry in entries:
+        try:
+            photo, left_out = masked_photo(entry, read_file(entry.path))
+        except (OSError, DamagedSampleError) as error:
+            skipped.append(f"{entry.path}: {error}")
+            continue
+        skipped += [f"{one.what}: {one.why}" for one in left_out]
+        yield photo
+
+
+@dataclass(frozen=True)
+class CocoUnit:
+    """The photos of one shard."""
+
+    name: str
+    entries: tuple[CocoEntry, ...]
+    long_side: int | None
+
+    @property
+    def weight(self) -> int:
+        """Photos."""
+        return len(self.entries)
+
+    def samples(self) -> Iterator[PackedSample | Skipped]:
+        """See Unit."""
+        for entry in self.entries:
+            try:
+                data = read_file(entry.path)
+                photo, skipped = masked_photo(entry, data)
+            except (OSError, DamagedSampleError) as error:
+                yield Skipped(entry.path, str(error))
+                continue
+            yield from skipped
+            small = photo if self.long_side is None else limit_side(photo, self.long_side)
+            kept = small is photo and data.startswith(_JPEG)
+            yield sample_of(small, data if kept else None)
+
+
+class Coco:
+    """A COCO-format set in shards `coco-000000.tar`, ...; JPEGs are kept where nothing shrinks."""
+
+    def __init__(
+        self, annotations: str, images: str, long_side: int | None, samples_per_shard: int
+    ) -> None:
+        content = _content(annotations, images)
+        self._entries = _entries(content, annotations, images)
+        self._digest = hashlib.sha256(content).hexdigest()[:16]
+        self._long_side, self._limit = long_side, samples_per_shard
+        if not self._entries:
+            raise CocoError(f"{annotations} lists no photo")
+
+    def described(self) -> dict[str, Any]:
+        """See Source."""
+        return {
+            "kind": "coco",
+            "annotations": self._digest,
+            "photos": len(self._entries),
+            "long_side": self._long_side,
+            "jpeg_quality": JPEG_QUALITY,
+            "samples_per_shard": self._limit,
+        }
+
+    def weight(self, share: ArrayShare) -> int:
+        """Photos of the share."""
+        return sum(unit.weight for unit in self.units(share))
+
+    def units(self, share: ArrayShare) -> Iterator[CocoUnit]:
+        """See Source."""
+        for number in range(-(-len(self._entries) // self._limit))[share.index :: share.count]:
+            some = tuple(self._entries[number * self._limit : (number + 1) * self._limit])
+            yield CocoUnit(f"coco-{number:06d}", some, self._long_side)

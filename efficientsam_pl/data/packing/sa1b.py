@@ -1,0 +1,116 @@
+"""SA-1B's tars packed again: smaller, with their run lengths, or byte for byte."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficientsam_pl.data.decode import decode_photo, photo_size
+from efficientsam_pl.data.index import samples_of
+from efficientsam_pl.data.packing.job import ArrayShare
+from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
+from efficientsam_pl.data.packing.writer import PackedSample, Skipped
+from efficientsam_pl.data.schema import (
+    PHOTO_ENDINGS,
+    RECORD_ENDING,
+    DamagedSampleError,
+    from_json,
+)
+from efficientsam_pl.data.storage import Range, RangeReader, StoredFile, list_files, opened
+from efficientsam_pl.data.tar import scan_headers
+from efficientsam_pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sa1bUnit:
+    """Some samples of one of Meta's tars: key and files by ending."""
+
+    name: str
+    weight: int
+    entries: tuple[tuple[str, dict[str, Range]], ...]
+    long_side: int | None
+    damage: tuple[Skipped, ...] = ()  # what the tar itself lacks, told with its first shard
+
+    def samples(self) -> Iterator[PackedSample | Skipped]:
+        """See Unit."""
+        yield from self.damage
+        reader = RangeReader()
+        for key, files in self.entries:
+            endings = [e for e in files if e in (*PHOTO_ENDINGS, RECORD_ENDING)]
+            read = dict(zip(endings, reader.read([files[e] for e in endings]), strict=True))
+            yield self._packed(key, read)
+        reader.close()
+
+    def _packed(self, key: str, read: dict[str, Any]) -> PackedSample | Skipped:
+        for data in read.values():
+            if isinstance(data, OSError):
+                return Skipped(key, f"truncated: {data}")
+        photo = next((e for e in PHOTO_ENDINGS if e in read), None)
+        if photo is None or RECORD_ENDING not in read:
+            missing = "json" if photo else "photo"
+            return Skipped(key, f"missing {missing}: only {', '.join(sorted(read)) or 'nothing'}")
+        try:
+            record = from_json(bytes(read[RECORD_ENDING]))
+            image_hw, said = photo_size(read[photo]), (record.height, record.width)
+            if image_hw != said:
+                return Skipped(key, f"size mismatch: photo {image_hw}, json {said}")
+            if self.long_side is None:
+                files = {ending: bytes(data) for ending, data in read.items()}
+                return PackedSample(key, files, len(record.annotations))
+            image = decode_photo(read[photo])
+            whole = MaskedPhoto(key, image, record.annotations, record.original_hw)
+            small = limit_side(whole, self.long_side)
+        except (DamagedSampleError, ValueError) as error:
+            return Skipped(key, str(error))
+        return sample_of(small, bytes(read[photo]) if small is whole and photo != "png" else None)
+
+
+class Sa1b:
+    """Meta's `sa_*.tar`. Each is cut into shards of its own: `sa_000000-000.tar`, ..."""
+
+    def __init__(self, pattern: str, long_side: int | None, samples_per_shard: int) -> None:
+        self._tars = list_files(pattern)
+        self._long_side, self._limit = long_side, samples_per_shard
+        if not self._tars:
+            raise UserError(f"--source: no tar matches {pattern!r}")
+        names = [Path(tar.path).name for tar in self._tars]
+        if len(set(names)) < len(names):
+            raise UserError(f"--source: {pattern!r} matches tars of the same name in two folders")
+
+    def described(self) -> dict[str, Any]:
+        """See Source."""
+        return {
+            "kind": "sa1b",
+            "long_side": self._long_side,
+            "jpeg_quality": None if self._long_side is None else JPEG_QUALITY,
+            "samples_per_shard": self._limit,
+        }
+
+    def weight(self, share: ArrayShare) -> int:
+        """Bytes of the share's tars."""
+        return sum(tar.bytes for tar in self._own(share))
+
+    def units(self, share: ArrayShare) -> Iterator[Sa1bUnit]:
+        """See Source; a tar's headers are read when its turn comes."""
+        for tar in self._own(share):
+            with opened(tar.path) as file:
+                scan = scan_headers(file)
+            entries = [
+                (key, {e: Range(tar.path, m.offset, m.size) for e, m in files.items()})
+                for key, files in samples_of(scan.members).items()
+            ]
+            damage = tuple(Skipped(tar.path, what) for what in scan.damage)
+            if not entries:
+                damage += (Skipped(tar.path, "it holds no sample"),)
+            cuts = range(0, max(1, len(entries)), self._limit)
+            left = tar.bytes
+            for number, first in enumerate(cuts):
+                some = tuple(entries[first : first + self._limit])
+                last = number == len(cuts) - 1
+                weight = left if last else sum(r.size for _, f in some for r in f.values())
+                left -= weight
+                name = f"{Path(tar.path).stem}-{number:03d}"
+                yield Sa1bUnit(name, weight, some, self._long_side, () if number else damage)
+
+    def _own(self, share: ArrayShare) -> list[StoredFile]:
+        return self._tars[share.index :: share.count]

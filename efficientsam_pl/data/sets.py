@@ -1,0 +1,60 @@
+"""The sets that a config names: opened, put in order, and read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from efficientsam_pl.data.cache import ShardCache
+from efficientsam_pl.data.config import DataConfig
+from efficientsam_pl.data.order import Course, MixedCourse, SetCourse
+from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.shards import ShardSet, open_shards
+from efficientsam_pl.structures import Damage
+
+
+@dataclass(frozen=True)
+class TrainingSets:
+    """The sets that are trained on, and the one that is held out."""
+
+    train: tuple[ShardSet, ...]
+    weights: tuple[float, ...]
+    heldout: ShardSet | None
+
+    def damage(self) -> list[Damage]:
+        """What is known to be broken before a sample is read."""
+        every = [*self.train, *([self.heldout] if self.heldout else [])]
+        return [damage for shards in every for damage in shards.damage]
+
+    def samples(self) -> int:
+        """Of all training sets together."""
+        return sum(map(len, self.train))
+
+
+def open_sets(config: DataConfig) -> TrainingSets:
+    """Opens what the config names. Held-out shards are left out of the training sets.
+
+    Raises:
+        ShardsError: A pattern without a shard or a sample.
+    """
+    sets = config.sets()
+    heldout = open_shards(config.heldout, config.index_dir) if config.heldout else None
+    train = tuple(open_shards(one.shards, config.index_dir, config.heldout) for one in sets)
+    return TrainingSets(train, tuple(one.weight for one in sets), heldout)
+
+
+def course_of(sets: TrainingSets, config: DataConfig, seed: int) -> Course:
+    """The order of the training samples."""
+    single = [
+        SetCourse(one.sizes(), seed, config.block_shards, config.neighbours, config.last_batch)
+        for one in sets.train
+    ]
+    return single[0] if len(single) == 1 else MixedCourse(single, sets.weights, seed)
+
+
+def reader_of(
+    sets: tuple[ShardSet, ...], endings: tuple[str, ...], config: DataConfig
+) -> SampleReader:
+    """Reads samples of these sets, through the config's cache if it names one."""
+    if config.cache_dir is None:
+        return SampleReader(sets, endings)
+    cache = ShardCache(Path(config.cache_dir), int(config.cache_gib * 2**30))
+    return SampleReader(sets, endings, cache)

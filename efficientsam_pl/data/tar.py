@@ -1,0 +1,193 @@
+"""One pass over a tar: where each file lies, the checksum, and what is broken.
+
+Python's tarfile and WebDataset's handlers take a damaged header, a run of zeros or a cut between
+two files for the end of the archive. Here whatever stands where a header should is reported, and
+the search for the next header goes on behind it.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+BLOCK = 512
+_CHUNK = 1 << 20
+_LARGEST = 1 << 50  # a size beyond it is no size
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_WITHOUT_CONTENT = (
+    *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE),
+    *(tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE),
+)
+_MOST_ZEROS = 64 * 1024  # at the end: two blocks and what fills a record, mostly 20 blocks
+_LONG_NAME, _EXTENDED = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """One file in a tar: name, first byte and size."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass
+class TarScan:
+    """What a pass found; `sha256` is of the whole tar, "" where it was not read whole."""
+
+    members: list[TarMember] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    bytes: int = 0
+    sha256: str = ""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What gives its bytes in order, as a file does."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many of the next bytes, none at the end."""
+
+
+@runtime_checkable
+class Seekable(Readable, Protocol):
+    """What can be read from any place."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """The place from which is read next, after it is set."""
+
+
+def scan_tar(file: Readable) -> TarScan:
+    """Reads a whole tar once, from its beginning to its end."""
+    reader = _Sequential(file)
+    found = TarScan()
+    found.members = list(_members(reader, found.damage))
+    found.bytes, found.sha256 = reader.finish()
+    return found
+
+
+def scan_headers(file: Seekable, begin: int = 0, end: int | None = None) -> TarScan:
+    """Reads the headers alone, of a tar that may lie within another file.
+
+    Args:
+        file: Can be sought in.
+        begin: Where the tar begins in it.
+        end: Where it ends; None: with the file.
+    """
+    reader = _Sought(file, begin, end)
+    found = TarScan()
+    found.members = list(_members(reader, found.damage))
+    found.bytes = reader.end - begin
+    return found
+
+
+class _Sequential:
+    """A file read forwards only, hashed on the way."""
+
+    def __init__(self, file: Readable) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        parts = []
+        while size > 0:
+            data = self._file.read(size)
+            if not data:
+                break
+            self._hash.update(data)
+            self.position += len(data)
+            size -= len(data)
+            parts.append(data)
+        return b"".join(parts)
+
+    def skip(self, size: int) -> bool:
+        """Whether so many bytes were there."""
+        while size > 0:
+            data = self.read(min(size, _CHUNK))
+            if not data:
+                return False
+            size -= len(data)
+        return True
+
+    def finish(self) -> tuple[int, str]:
+        while self.read(_CHUNK):
+            pass
+        return self.position, self._hash.hexdigest()
+
+
+class _Sought:
+    """A part of a file of which only headers are read."""
+
+    def __init__(self, file: Seekable, begin: int, end: int | None) -> None:
+        self._file, self.position = file, begin
+        self.end = file.seek(0, 2) if end is None else end
+
+    def read(self, size: int) -> bytes:
+        self._file.seek(self.position)
+        data = self._file.read(max(0, min(size, self.end - self.position)))
+        self.position += len(data)
+        return data
+
+    def skip(self, size: int) -> bool:
+        self.position += size
+        return self.position <= self.end
+
+
+def _members(reader: _Sequential | _Sought, damage: list[str]) -> Iterator[TarMember]:
+    zeros, lost_at, long_name = 0, None, None
+    while block := reader.read(BLOCK):
+        at = reader.position - len(block)
+        if len(block) < BLOCK:
+            damage.append(f"cut inside a header at byte {at}")
+            return
+        if not any(block):
+            zeros += 1
+            continue
+        header = _header(block)
+        if header is None or zeros:
+            if lost_at is None:
+                lost_at = at
+                damage.append(f"no header at byte {at - zeros * BLOCK}")
+            if header is None:
+                continue
+        zeros, lost_at = 0, None
+        if header.type in (_LONG_NAME, _EXTENDED, tarfile.XGLTYPE):
+            content = reader.read(-(-header.size // BLOCK) * BLOCK)[: header.size]
+            if header.type != tarfile.XGLTYPE:
+                long_name = _long_name(header.type, content)
+            continue
+        name, long_name = long_name or header.name, None
+        size = 0 if header.type in _WITHOUT_CONTENT else header.size
+        if header.type in _FILES:
+            yield TarMember(name, reader.position, size)
+        if not reader.skip(-(-size // BLOCK) * BLOCK):
+            damage.append(f"cut inside {name}")
+            return
+    if not zeros:  # the mark of an end
+        damage.append("cut: it has no end mark")
+    if zeros * BLOCK > _MOST_ZEROS and reader.position > zeros * BLOCK:
+        damage.append(f"nothing but zeros from byte {reader.position - zeros * BLOCK} on")
+
+
+def _header(block: bytes) -> tarfile.TarInfo | None:
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return None
+    return header if 0 <= header.size < _LARGEST else None
+
+
+def _long_name(kind: bytes, content: bytes) -> str | None:
+    """The name in a GNU or pax extension; None where it holds none."""
+    if kind == _LONG_NAME:
+        return content.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    while content:
+        digits, _, _ = content.partition(b" ")
+        if not digits.isdigit() or int(digits) < 1:
+            return None
+        record, content = content[: int(digits)], content[int(digits) :]
+        key, _, value = record[len(digits) + 1 : -1].partition(b"=")
+        if key == b"path":
+            return value.decode("utf-8", "surrogateescape")
+    return None

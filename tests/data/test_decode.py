@@ -1,0 +1,103 @@
+"""Decoded pixels against Pillow's, and what is no photo."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientsam_pl.data.decode import decode_mask, decode_photo, decode_smaller, photo_size
+from efficientsam_pl.data.schema import DamagedSampleError
+from efficientsam_pl.rle import encode
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    resized = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(resized)
+
+
+def saved(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, form, **options)
+    return data.getvalue()
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_is_pillows_pixel_by_pixel(subsampling: int, progressive: bool) -> None:
+    image = Image.fromarray(smooth(97, 131))
+    data = saved(image, subsampling=subsampling, progressive=progressive)
+    np.testing.assert_array_equal(decode_photo(data), by_pillow(data))
+    np.testing.assert_array_equal(decode_photo(memoryview(data)), by_pillow(data))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpegs_become_rgb(mode: str) -> None:
+    data = saved(Image.fromarray(smooth(40, 50)).convert(mode))
+    difference = decode_photo(data).astype(int) - by_pillow(data)
+    assert np.abs(difference).max() <= (1 if mode == "CMYK" else 0)  # two roundings of one product
+    assert decode_smaller(data, 4.0).image_hw == (40, 50)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
+def test_png_under_any_name_becomes_rgb(mode: str) -> None:
+    data = saved(Image.fromarray(smooth(40, 50)).convert(mode), "PNG")
+    assert photo_size(data) == (40, 50)
+    photo = decode_smaller(data, 8.0)
+    assert (photo.scale, photo.image_hw) == (1, (40, 50))
+    np.testing.assert_array_equal(photo.pixels, by_pillow(data))
+
+
+@pytest.mark.parametrize(
+    ("largest", "scale"), [(1.0, 1), (1.9, 1), (2.0, 2), (3.9, 2), (4.5, 4), (8.0, 8), (99.0, 8)]
+)
+def test_jpeg_is_decoded_as_small_as_is_allowed(largest: float, scale: int) -> None:
+    image = smooth(203, 301)
+    photo = decode_smaller(saved(Image.fromarray(image), quality=98, subsampling=0), largest)
+    assert photo.scale == scale
+    assert photo.image_hw == (203, 301)
+    assert photo.pixels.shape == (-(-203 // scale), -(-301 // scale), 3)
+    size = (photo.pixels.shape[1], photo.pixels.shape[0])
+    box = (0, 0, size[0] * scale, size[1] * scale)
+    padded = np.pad(image, ((0, 8), (0, 8), (0, 0)), mode="edge")
+    expected = np.array(Image.fromarray(padded).resize(size, Image.Resampling.BOX, box=box))
+    assert np.abs(photo.pixels.astype(int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 20, 300, -200, -2])
+def test_jpeg_that_breaks_off_is_a_bad_photo(kept: int) -> None:
+    data = saved(Image.fromarray(smooth(97, 131)))
+    with pytest.raises(DamagedSampleError) as caught:
+        decode_photo(data[:kept])
+    assert caught.value.kind == "bad photo"
+    assert "0x" not in str(caught.value)  # one kind of damage is told in the same words
+
+
+def test_photo_of_absurd_size_is_not_decoded() -> None:
+    data = bytearray(saved(Image.fromarray(smooth(16, 16))))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = b"\xff\x00\xff\x00"  # 65280 x 65280 pixels
+    with pytest.raises(DamagedSampleError, match="65280 x 65280"):
+        decode_photo(bytes(data))
+
+
+def test_runs_that_do_not_add_up_are_a_bad_mask() -> None:
+    rle = encode(np.eye(9, dtype=bool))
+    assert decode_mask(rle).sum() == 9
+    with pytest.raises(DamagedSampleError, match="bad mask") as caught:
+        decode_mask({"size": [9, 10], "counts": rle["counts"]})
+    assert caught.value.kind == "bad mask"
+
+
+def test_real_photos_are_pillows(shared: Path) -> None:
+    photos = sorted((shared / "data/imagenet_sample").glob("*/*.JPEG"))[::6]
+    photos += sorted((shared / "data/sa1b_images").glob("*.jpg"))[:2]
+    for photo in photos:
+        data = photo.read_bytes()
+        np.testing.assert_array_equal(decode_photo(data), by_pillow(data))

@@ -1,0 +1,168 @@
+"""Where a run is in its data, what it leaves out, and what it tells of damage over restarts."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.structures import Damage
+from efficientsam_pl.training.callbacks.damage import Tally
+
+Run = Callable[..., Any]
+PHOTOS = {f"photo{i}" for i in range(10)}
+
+
+def trace(folder: Path) -> list[list[str]]:
+    """Sample keys of each step."""
+    lines = (folder / "consumed.jsonl").read_text().splitlines()
+    return [json.loads(line)["keys"] for line in lines]
+
+
+def flat(steps: list[list[str]]) -> list[str]:
+    return list(chain.from_iterable(steps))
+
+
+def report(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "data_report.json").read_text())
+    return loaded
+
+
+def test_last_batch_of_an_epoch_may_be_dropped_or_padded(run: Run, tmp_path: Path) -> None:
+    run("pretrain", tmp_path / "drop", "data.last_batch=drop", "trainer.max_steps=4")
+    epochs = [flat(trace(tmp_path / "drop")[i : i + 2]) for i in (0, 2)]
+    assert [len(set(epoch)) for epoch in epochs] == [8, 8]  # 10 photos in batches of 4
+    run("pretrain", tmp_path / "pad", "data.last_batch=pad", "trainer.max_steps=6")
+    steps = trace(tmp_path / "pad")
+    for first in (0, 3):
+        epoch = flat(steps[first : first + 3])
+        assert Counter(epoch) == Counter(PHOTOS) + Counter({"": 2})
+    assert report(tmp_path / "pad")["seen"] == 20  # padding is nothing that was seen
+
+
+def test_stopped_runs_with_padded_epochs_go_on_where_they_were(
+    stage: str, run: Run, tmp_path: Path
+) -> None:
+    options = ("data.last_batch=pad", "trainer.checkpoint_every_steps=1")
+    run(stage, tmp_path / "straight", *options)
+    run(stage, tmp_path / "stopped", *options, stop_after=2)
+    run(stage, tmp_path / "stopped", *options, "data.workers=1", stop_after=4)
+    run(stage, tmp_path / "stopped", *options, "trainer.micro_batch=2")
+    straight, stopped = (flat(trace(tmp_path / name)) for name in ("straight", "stopped"))
+    assert stopped == straight
+
+
+def test_position_in_other_shards_or_of_another_version_is_refused(
+    run: Run, shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run("pretrain", folder, "trainer.max_steps=3")
+    with pytest.raises(UserError, match=r"in other shards .* run\.resume=none begins anew"):
+        run("pretrain", folder, f"data.train={shards}/heldout-*.tar")
+    [checkpoint] = (folder / "checkpoints").glob("*.ckpt")
+    loaded = torch.load(checkpoint, weights_only=True)
+    loaded["StreamDataModule"]["version"] = 1
+    torch.save(loaded, checkpoint)
+    with pytest.raises(UserError, match="of version 1, this program reads 2"):
+        run("pretrain", folder)
+
+
+def test_dropping_all_there_is_is_refused(run: Run, tmp_path: Path) -> None:
+    options = ("data.last_batch=drop", "trainer.global_batch=12", "trainer.micro_batch=6")
+    with pytest.raises(UserError, match=r"drop leaves nothing of 10 samples .*global_batch=12"):
+        run("pretrain", tmp_path / "run", *options)
+
+
+def test_heldout_shards_are_never_trained_on(run: Run, shards: Path, tmp_path: Path) -> None:
+    every, heldout = f"data.train={shards}/*.tar", f"data.heldout={shards}/heldout-*.tar"
+    run("pretrain", tmp_path / "run", every, heldout)
+    assert set(flat(trace(tmp_path / "run"))) == PHOTOS
+
+
+def test_subepochs_validate_and_save_so_many_times_an_epoch(
+    run: Run, shards: Path, tmp_path: Path
+) -> None:
+    options = (f"data.heldout={shards}/heldout-*.tar", "trainer.subepochs=2")
+    batch = ("trainer.global_batch=1", "trainer.micro_batch=1", "trainer.max_steps=20")
+    done = run("pretrain", tmp_path / "run", *options, *batch, "trainer.checkpoints_kept=9")
+    assert [step for step, _ in done.history.heldout][:4] == [5, 10, 15, 20]  # of ten photos
+    saved = sorted((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    assert [int(path.stem.split("-")[1]) for path in saved] == [5, 10, 15, 20]
+
+
+def test_mixture_keeps_its_shares_through_a_stop(run: Run, shards: Path, tmp_path: Path) -> None:
+    sets = f"[{{shards: {shards}/train-*.tar, weight: 3}}, {{shards: {shards}/heldout-*.tar}}]"
+    options = ("data.train=''", f"data.mixture={sets}", "trainer.checkpoint_every_steps=1")
+    length = ("trainer.max_steps=100",)
+    run("pretrain", tmp_path / "straight", *options, *length, "trainer.checkpoints_kept=1")
+    run("pretrain", tmp_path / "stopped", *options, *length, stop_after=7)
+    run("pretrain", tmp_path / "stopped", *options, *length, stop_after=60)
+    keys = flat(trace(tmp_path / "straight"))
+    assert flat(trace(tmp_path / "stopped")) == keys[: 4 * 60]
+    trained = sum(key in PHOTOS for key in keys)
+    assert trained / len(keys) == pytest.approx(0.75, abs=0.09)  # 4 deviations of 400 draws
+
+
+@pytest.fixture
+def one_broken(shards: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in shards.glob("train-*.tar"):
+        shutil.copy(path, folder)
+    data = bytearray((folder / "train-000001.tar").read_bytes())
+    start = data.index(b"\xff\xd8\xff")
+    data[start : start + 2] = b"\x00\x00"
+    (folder / "train-000001.tar").write_bytes(bytes(data))
+    return folder
+
+
+def test_report_goes_on_counting_after_a_restart(
+    stage: str, run: Run, one_broken: Path, tmp_path: Path
+) -> None:
+    options = (f"data.train={one_broken}/*.tar", "data.max_bad_fraction=0.5")
+    run(stage, tmp_path / "run", *options, "trainer.max_steps=10", stop_after=3)
+    run(stage, tmp_path / "run", *options, "trainer.max_steps=10")
+    found = report(tmp_path / "run")
+    assert (found["seen"], found["good"], found["bad"]) == (40, 36, {"bad photo": 4})
+    assert len(found["list"]) == 1
+
+
+def test_shard_that_vanished_is_told_and_its_samples_keep_their_slots(
+    run: Run, one_broken: Path, tmp_path: Path
+) -> None:
+    options = (f"data.train={one_broken}/*.tar", "data.max_bad_fraction=1")
+    run("pretrain", tmp_path / "first", *options, "trainer.max_steps=2")  # makes the manifest
+    (one_broken / "train-000000.tar").unlink()
+    run("pretrain", tmp_path / "run", *options, "trainer.max_steps=5")
+    found = report(tmp_path / "run")
+    assert found["seen"] == 20
+    assert found["shards"][f"{one_broken}/train-000000.tar"] == {"missing shard": 1 + 2 * 4}
+    assert Counter(flat(trace(tmp_path / "run"))) == dict.fromkeys(PHOTOS, 2)
+
+
+def test_damage_is_told_in_the_log(
+    run: Run, one_broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("pretrain", tmp_path / "run", f"data.train={one_broken}/*.tar", "data.max_bad_fraction=1")
+    told = [record.getMessage() for record in caplog.records if "bad photo" in record.getMessage()]
+    assert told
+    assert "train-000001.tar photo4: bad photo" in told[0]
+
+
+def test_tallies_add_up_and_survive_being_written() -> None:
+    one, other = Tally(), Tally()
+    one.add(5, [Damage("a", "k", "bad photo", "d"), Damage("a", "", "broken tar", "d")])
+    other.add(7, [Damage("a", "k", "bad photo", "d"), Damage("b", "m", "bad json", "d")])
+    one.merge(other)
+    written = one.as_json()
+    assert (written["seen"], written["good"]) == (12, 9)
+    assert written["bad"] == {"bad json": 1, "bad photo": 2, "broken tar": 1}
+    assert written["shards"] == {"a": {"bad photo": 2, "broken tar": 1}, "b": {"bad json": 1}}
+    assert len(written["list"]) == 3
+    assert Tally.from_json(json.loads(json.dumps(written))).as_json() == written

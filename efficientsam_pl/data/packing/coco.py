@@ -40,7 +40,7 @@ def read_coco(annotations: str, images: str) -> list[CocoEntry]:
     Raises:
         CocoError: A missing file or folder, or a file without COCO's keys.
     """
-    return _entries(_content(annotations, images), annotations, images)
+    return _entries(_content(annotations, images), annotations, images)[0]
 
 
 def _content(annotations: str, images: str) -> bytes:
@@ -50,7 +50,10 @@ def _content(annotations: str, images: str) -> bytes:
     return read_file(annotations)
 
 
-def _entries(content: bytes, annotations: str, images: str) -> list[CocoEntry]:
+def _entries(
+    content: bytes, annotations: str, images: str
+) -> tuple[list[CocoEntry], list[Skipped]]:
+    """The photos, and the annotations of photos that the file does not list."""
     try:
         loaded = json.loads(content)
         by_image = defaultdict(list)
@@ -62,8 +65,14 @@ def _entries(content: bytes, annotations: str, images: str) -> list[CocoEntry]:
             while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
                 key = f"{key}_{image['id']}"
             path = f"{images.rstrip('/')}/{image['file_name']}"
-            entries[key] = CocoEntry(key, path, tuple(by_image[image["id"]]), _stated(image))
-        return list(entries.values())
+            own = tuple(by_image.get(image["id"], ()))
+            entries[key] = CocoEntry(key, path, own, _stated(image))
+        listed = {image["id"] for image in loaded["images"]}
+        return list(entries.values()), [
+            Skipped(f"annotation {annotation.get('id')}", f"no photo has the id {image_id}")
+            for image_id in by_image.keys() - listed
+            for annotation in by_image[image_id]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise CocoError(f"{annotations} is no COCO annotation file ({error!r})") from error
 
@@ -121,6 +130,7 @@ class CocoUnit:
     name: str
     entries: tuple[CocoEntry, ...]
     long_side: int | None
+    orphans: tuple[Skipped, ...] = ()  # annotations without a photo, told with the first shard
 
     @property
     def weight(self) -> int:
@@ -129,6 +139,7 @@ class CocoUnit:
 
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
+        yield from self.orphans
         for entry in self.entries:
             try:
                 data = read_file(entry.path)
@@ -149,7 +160,8 @@ class Coco:
         self, annotations: str, images: str, long_side: int | None, samples_per_shard: int
     ) -> None:
         content = _content(annotations, images)
-        self._entries = _entries(content, annotations, images)
+        self._entries, orphans = _entries(content, annotations, images)
+        self._orphans = tuple(sorted(orphans, key=lambda skipped: skipped.what))
         self._digest = hashlib.sha256(content).hexdigest()[:16]
         self._long_side, self._limit = long_side, samples_per_shard
         if not self._entries:
@@ -174,4 +186,5 @@ class Coco:
         """See Source."""
         for number in range(-(-len(self._entries) // self._limit))[share.index :: share.count]:
             some = tuple(self._entries[number * self._limit : (number + 1) * self._limit])
-            yield CocoUnit(f"coco-{number:06d}", some, self._long_side)
+            orphans = () if number else self._orphans
+            yield CocoUnit(f"coco-{number:06d}", some, self._long_side, orphans)

@@ -257,3 +257,16 @@ def test_real_set_is_what_pycocotools_reads(
             assert (one.area, one.crowd) == (mask.sum(), bool(other["iscrowd"]))
             assert one.area == area(one.rle)
     assert crowds == sum(bool(a["iscrowd"]) for a in stated["annotations"]) > 0
+
+
+def test_annotations_of_photos_that_are_not_listed_are_told(
+    tmp_path: Path, jpeg_of: JpegOf, noise: Noise, pack: Pack
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg_of(noise(0)))
+    images = [{"id": i, "file_name": "a.jpg", "width": 60, "height": 40} for i in (1, 2)]
+    annotations = [{"id": i, "image_id": i, "segmentation": [SQUARE]} for i in (1, 2, 3, 3)]
+    source = Coco(written(tmp_path, images, annotations), str(tmp_path), None, 1)
+    summary = pack(source, tmp_path / "out")
+    assert (summary.samples, summary.masks) == (2, 2)
+    told = [(skipped.what, skipped.why) for skipped in summary.skipped]
+    assert told == [("annotation 3", "no photo has the id 3")] * 2

@@ -20,7 +20,9 @@ _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
 
 def draw_key(seed: int, epoch: int, sample: str) -> int:
     """The key of one sample in one epoch of a run with this seed; 63 bits, not negative."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{sample}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{seed}/{epoch}/{sample}".encode("utf-8", "surrogateescape"), digest_size=8
+    ).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -25,6 +25,7 @@ ROOTS_OF = {
     "evaluate": (EvaluateConfig,),
     "debug": BOTH_STAGES,
     "cluster": BOTH_STAGES,
+    "data": BOTH_STAGES,
 }
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 
@@ -43,7 +44,9 @@ def mistake(root: type[Any], files: list[str], *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
-def test_every_shipped_file_loads(path: Path) -> None:
+def test_every_shipped_file_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("SA1B", "IMAGENET"):
+        monkeypatch.setenv(variable, "/data")
     for root in roots_of(path):
         assert isinstance(configs.load(root, [str(path)], []), root)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
 from efficientsam_pl.data.processes import worker_pool
+from efficientsam_pl.data.ranges import RangeReader
 from efficientsam_pl.data.schema import (
     CLASS_ENDING,
     PHOTO_ENDINGS,
@@ -14,7 +15,7 @@ from efficientsam_pl.data.schema import (
     DamagedSampleError,
 )
 from efficientsam_pl.data.shards import Shard, ShardSet
-from efficientsam_pl.data.storage import RangeReader, opened, read_file
+from efficientsam_pl.data.storage import from_beginning, read_file
 from efficientsam_pl.data.streams import check_size, photo_of, record_of
 from efficientsam_pl.data.tar import scan_tar
 from efficientsam_pl.rle import run_lengths
@@ -50,8 +51,7 @@ def check_shards(shards: ShardSet, workers: int) -> Iterator[CheckedShard]:
 def check_shard(shard: Shard) -> CheckedShard:
     """Reads all of a shard: once for the tar and its checksum, once for what is in it."""
     try:
-        with opened(shard.path) as file:
-            scan = scan_tar(file)
+        scan = from_beginning(shard.path, scan_tar)
     except OSError as error:
         return CheckedShard(shard.path, 0, (Damage(shard.path, "", "cannot be read", str(error)),))
     now = index_of(scan)

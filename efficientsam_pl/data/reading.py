@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from efficientsam_pl.data.cache import ShardCache
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.order import Slot
+from efficientsam_pl.data.ranges import Range, RangeReader
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.data.storage import Range, RangeReader, ShortReadError
+from efficientsam_pl.data.storage import ShortReadError
 from efficientsam_pl.structures import Damage
 
 

@@ -112,7 +112,14 @@ def from_json(data: bytes) -> Record:
         )
     except DamagedSampleError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise DamagedSampleError("bad json", repr(error)) from error
     return Record(width, height, annotations, original)
 

@@ -1,5 +1,7 @@
 """The sets that a config names: opened, put in order, and read."""
 
+import heapq
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from efficientsam_pl.data.order import Course, MixedCourse, SetCourse
 from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.structures import Damage
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,5 +60,17 @@ def reader_of(
     """Reads samples of these sets, through the config's cache if it names one."""
     if config.cache_dir is None:
         return SampleReader(sets, endings)
-    cache = ShardCache(Path(config.cache_dir), int(config.cache_gib * 2**30))
+    limit = int(config.cache_gib * 2**30)
+    open_at_once = sum(
+        heapq.nlargest(config.block_shards, (s.bytes for one in sets for s in one.shards))
+    )
+    if limit < open_at_once:
+        _log.warning(
+            "data.cache_gib=%g holds less than data.block_shards=%d shards of %.1f GiB in all: "
+            "shards will be fetched over and over",
+            config.cache_gib,
+            config.block_shards,
+            open_at_once / 2**30,
+        )
+    cache = ShardCache(Path(config.cache_dir), limit)
     return SampleReader(sets, endings, cache)

@@ -42,6 +42,7 @@ from efficientsam_pl.data.storage import (
     is_local,
     list_files,
     local_path,
+    patterns,
     read_file,
     written_whole,
 )
@@ -124,7 +125,7 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
         SourceLostError: A remote store does not answer.
     """
     left_out = {file.path for file in list_files(without)} if without else set()
-    listed = {one: list_files(one) for one in _parts(pattern)}
+    listed = {one: list_files(one) for one in patterns(pattern)}
     every = {file.path: file.bytes for files in listed.values() for file in files}
     if not every:
         raise ShardsError(f"no shard matches {pattern!r}")
@@ -344,12 +345,8 @@ def _lock(place: str, block: bool = True) -> Iterator[None]:
                 file.unlink(missing_ok=True)
 
 
-def _parts(pattern: str) -> list[str]:
-    return [part.strip() for part in pattern.split(",") if part.strip()]
-
-
 def _matches(path: str, pattern: str) -> bool:
-    return any(re.match(glob_translate(full_path(one)), path) for one in _parts(pattern))
+    return any(re.match(glob_translate(full_path(one)), path) for one in patterns(pattern))
 
 
 def _folder(path: str) -> str:

@@ -15,9 +15,10 @@ from efficientsam_pl.data import storage
 from efficientsam_pl.data.cache import CacheError, ShardCache
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.order import Slot
+from efficientsam_pl.data.ranges import RangeReader
 from efficientsam_pl.data.reading import ReadSample, SampleReader
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage import RangeReader, SourceLostError
+from efficientsam_pl.data.storage import SourceLostError
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 Serve = Callable[..., Any]

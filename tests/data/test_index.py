@@ -19,7 +19,7 @@ from efficientsam_pl.data.index import (
     samples_of,
     to_bytes,
 )
-from efficientsam_pl.data.storage import Range
+from efficientsam_pl.data.ranges import Range
 from efficientsam_pl.data.tar import TarMember, scan_tar
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]

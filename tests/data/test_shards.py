@@ -11,8 +11,8 @@ import pytest
 
 from efficientsam_pl.data import shards as module
 from efficientsam_pl.data.index import IndexFormatError
+from efficientsam_pl.data.ranges import RangeReader
 from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
-from efficientsam_pl.data.storage import RangeReader
 from efficientsam_pl.errors import UserError
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
@@ -381,3 +381,11 @@ def test_processes_that_start_at_once_index_each_shard_once(tmp_path: Path, tar_
     expected = tars | {f"{t}.index.json" for t in tars} | {"manifest.json", ".manifest.json.lock"}
     assert names == expected
     assert len(json.loads((tmp_path / "manifest.json").read_bytes())["shards"]) == 12
+
+
+def test_braces_stand_for_several_shards(tmp_path: Path, tar_of: TarOf) -> None:
+    for number in range(3):
+        tar_of(tmp_path / f"s-{number}.tar", {f"{number}.txt": b"x"})
+    assert open_shards(f"{tmp_path}/s-{{0..1}}.tar").sizes() == [1, 1]
+    with pytest.raises(ShardsError, match=r"no shard matches '.*s-3\.tar'"):
+        open_shards(f"{tmp_path}/s-{{2..3}}.tar")

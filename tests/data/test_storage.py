@@ -12,11 +12,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from efficientsam_pl.data import storage
+from efficientsam_pl.data import ranges, storage
+from efficientsam_pl.data.ranges import NEIGHBOURS_APART, Range, RangeReader, merged
 from efficientsam_pl.data.storage import (
-    NEIGHBOURS_APART,
-    Range,
-    RangeReader,
     ShortReadError,
     SourceLostError,
     StoredFile,
@@ -25,7 +23,7 @@ from efficientsam_pl.data.storage import (
     full_path,
     is_local,
     list_files,
-    merged,
+    patterns,
     persistently,
     read_file,
     written_whole,
@@ -116,13 +114,13 @@ def test_range_beyond_all_memory_is_an_error_of_its_own(size: int, files: dict[s
 
 
 def test_more_files_than_may_be_open_are_all_read(tmp_path: Path, reader: RangeReader) -> None:
-    paths = [tmp_path / str(i) for i in range(storage._OPEN_FILES + 20)]
+    paths = [tmp_path / str(i) for i in range(ranges._OPEN_FILES + 20)]
     for i, path in enumerate(paths):
         path.write_text(f"{i:3}")
     for _ in range(2):
         read = reader.read([Range(str(p), 0, 3) for p in paths])
         assert [int(bytes(data)) for data in read] == list(range(len(paths)))  # type: ignore[arg-type]
-    assert len(reader._descriptors) == storage._OPEN_FILES
+    assert len(reader._descriptors) == ranges._OPEN_FILES
     reader.close()
     assert not reader._descriptors
 
@@ -313,3 +311,24 @@ def test_readers_of_several_threads_do_not_mix(files: dict[str, bytes]) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("a.tar, b/*.tar", ["a.tar", "b/*.tar"]),
+        ("s-{08..10}.tar", ["s-08.tar", "s-09.tar", "s-10.tar"]),
+        ("{x,y}/a.tar,z", ["x/a.tar", "y/a.tar", "z"]),
+        ("s3://b/{0..1}-*.tar", ["s3://b/0-*.tar", "s3://b/1-*.tar"]),
+        ("", []),
+        (" , ", []),
+    ],
+)
+def test_several_patterns_in_one(pattern: str, expected: list[str]) -> None:
+    assert patterns(pattern) == expected
+
+
+def test_braces_that_do_not_close_are_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="is no pattern"):
+        patterns("s-{0..9.tar")

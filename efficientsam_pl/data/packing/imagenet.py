@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,17 @@ from efficientsam_pl.data.decode import decode_photo, photo_size
 from efficientsam_pl.data.packing.job import ArrayShare
 from efficientsam_pl.data.packing.photos import JPEG_QUALITY, encoded, shrunk_image, smaller
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
+from efficientsam_pl.data.ranges import Range, RangeReader
 from efficientsam_pl.data.schema import CLASS_ENDING, DamagedSampleError
 from efficientsam_pl.data.storage import (
-    Range,
-    RangeReader,
     exists,
+    from_any_place,
     full_path,
     is_local,
     local_path,
-    opened,
     read_file,
 )
-from efficientsam_pl.data.tar import TarMember, scan_headers
+from efficientsam_pl.data.tar import Seekable, TarMember, scan_headers
 from efficientsam_pl.errors import UserError
 
 _ENDINGS = (".jpg", ".jpeg", ".png")
@@ -157,19 +157,22 @@ def _found(source: str) -> list[_Found]:
 def _in_tar(source: str) -> list[_Found]:
     if not exists(source):
         raise UserError(f"--source: no such file: {source}")
-    with opened(source) as file:
-        outer = scan_headers(file)
-        _check(source, outer.damage)
-        found = [_member(source, m, "", None) for m in outer.members if _is_photo(m.name)]
-        tars = [member for member in outer.members if member.name.endswith(".tar")]
-        labels = _numbered(Path(tar.name).stem for tar in tars)
-        for tar in tars:
-            inner = scan_headers(file, tar.offset, tar.offset + tar.size)
-            _check(f"{source}: {tar.name}", inner.damage)
-            stem = Path(tar.name).stem
-            found += [
-                _member(source, m, stem, labels[stem]) for m in inner.members if _is_photo(m.name)
-            ]
+    return from_any_place(source, partial(_in_opened_tar, source))
+
+
+def _in_opened_tar(source: str, file: Seekable) -> list[_Found]:
+    outer = scan_headers(file)
+    _check(source, outer.damage)
+    found = [_member(source, m, "", None) for m in outer.members if _is_photo(m.name)]
+    tars = [member for member in outer.members if member.name.endswith(".tar")]
+    labels = _numbered(Path(tar.name).stem for tar in tars)
+    for tar in tars:
+        inner = scan_headers(file, tar.offset, tar.offset + tar.size)
+        _check(f"{source}: {tar.name}", inner.damage)
+        stem = Path(tar.name).stem
+        found += [
+            _member(source, m, stem, labels[stem]) for m in inner.members if _is_photo(m.name)
+        ]
     return found
 
 

@@ -10,13 +10,14 @@ from efficientsam_pl.data.index import samples_of
 from efficientsam_pl.data.packing.job import ArrayShare
 from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
+from efficientsam_pl.data.ranges import Range, RangeReader
 from efficientsam_pl.data.schema import (
     PHOTO_ENDINGS,
     RECORD_ENDING,
     DamagedSampleError,
     from_json,
 )
-from efficientsam_pl.data.storage import Range, RangeReader, StoredFile, list_files, opened
+from efficientsam_pl.data.storage import StoredFile, from_any_place, list_files
 from efficientsam_pl.data.tar import scan_headers
 from efficientsam_pl.errors import UserError
 
@@ -88,13 +89,12 @@ class Sa1b:
 
     def weight(self, share: ArrayShare) -> int:
         """Bytes of the share's tars."""
-        return sum(tar.bytes for tar in self._own(share))
+        return sum(max(0, tar.bytes) for tar in self._own(share))
 
     def units(self, share: ArrayShare) -> Iterator[Sa1bUnit]:
         """See Source; a tar's headers are read when its turn comes."""
         for tar in self._own(share):
-            with opened(tar.path) as file:
-                scan = scan_headers(file)
+            scan = from_any_place(tar.path, scan_headers)
             entries = [
                 (key, {e: Range(tar.path, m.offset, m.size) for e, m in files.items()})
                 for key, files in samples_of(scan.members).items()

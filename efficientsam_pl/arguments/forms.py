@@ -1,0 +1,75 @@
+"""How arguments are written: numbers, clicks, config files; what several commands share."""
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+
+def command(
+    commands: Any, name: str, help_text: str, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """A subcommand whose one-line help is its description too."""
+    description = help_text[0].upper() + help_text[1:] + "."
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_text, description=description, epilog=epilog
+    )
+    return parser
+
+
+def config_options(parser: argparse.ArgumentParser) -> None:
+    """`-c FILE`, `--print-config` and `key=value`."""
+    parser.add_argument(
+        "-c",
+        dest="config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a YAML file, or a shipped one such as finetune/ti; repeatable, later ones win",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the whole config and stop"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the files")
+
+
+def cores() -> int:
+    """Processors that this process may use; a scheduler may have given it fewer than there are."""
+    return len(os.sched_getaffinity(0))
+
+
+def numbers(form: str, *counts: int) -> Callable[[str], tuple[float, ...]]:
+    """Reads so many numbers parted by commas; `form` is shown where they are not."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) not in counts:
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {form}")
+        return values
+
+    return parse
+
+
+def point(text: str) -> tuple[float, float, int]:
+    """Reads a click and its label, 1 where none is given."""
+    x, y, *label = numbers("X,Y[,0|1]", 2, 3)(text)
+    if label and label[0] not in (0, 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: the label must be 0 or 1")
+    return x, y, int(label[0]) if label else 1
+
+
+def natural(text: str) -> int:
+    """Reads a whole number from 0 on."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number in [0, 2**63)")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Reads a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)

@@ -1,0 +1,69 @@
+"""`efficientsam predict`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.arguments.forms import command, numbers, point
+from efficientsam_pl.errors import UserError
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = command(commands, "predict", "masks of one photo from points and boxes")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="released or our own")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="efficient_sam_ti, efficient_sam_s, sam_vit_b, sam_vit_l, sam_vit_h or a config "
+        "file; may be left out for files of `efficientsam consolidate`",
+    )
+    parser.add_argument("--image", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--point",
+        type=point,
+        action="append",
+        default=[],
+        metavar="X,Y[,0|1]",
+        help="a click, 1 (default) on the object, 0 beside it; repeated points are one prompt",
+    )
+    parser.add_argument(
+        "--box",
+        type=numbers("X0,Y0,X1,Y1", 4),
+        action="append",
+        default=[],
+        metavar="X0,Y0,X1,Y1",
+        help="each box is a prompt of its own unless points are given with it",
+    )
+    parser.add_argument("--mask-input", type=Path, metavar="FILE.npy", help="[256, 256] logits")
+    parser.add_argument("--single-mask", action="store_true", help="the single mask, token 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="masks, logits and IoU as arrays")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if not arguments.point and not arguments.box and arguments.mask_input is None:
+        raise UserError("predict: no prompt; give --point X,Y or --box X0,Y0,X1,Y1")
+    for name in ("weights", "image"):
+        path = Path(getattr(arguments, name))
+        if not path.is_file():
+            raise UserError(f"--{name}: no such file: {path}")
+    if arguments.model is not None:
+        configs.segmenter_config(arguments.model)
+    from efficientsam_pl.commands import predict
+
+    predict.run(
+        predict.PredictOptions(
+            weights=arguments.weights,
+            model=arguments.model,
+            image=arguments.image,
+            points=tuple(arguments.point),
+            boxes=tuple(arguments.box),
+            mask_input=arguments.mask_input,
+            single_mask=arguments.single_mask,
+            out=arguments.out,
+            npz=arguments.npz,
+        )
+    )

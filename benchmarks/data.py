@@ -20,7 +20,7 @@ from benchmarks.decoders import decoder_rows
 from benchmarks.harness import Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.decode import photo_size
-from efficientsam_pl.data.loaders import training_loader
+from efficientsam_pl.data.loaders import keep_memory, training_loader
 from efficientsam_pl.data.order import EndlessBatches, EpochOrder, Position, SetCourse, Share, Slot
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.job import ArrayShare, run_packing
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     rounds = 3 if options.quick else 9
     torch.set_num_threads(1)
+    keep_memory()  # as data workers do
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inputs = make_inputs(folder, copies=16 if options.quick else 40)

@@ -9,11 +9,13 @@ down a column of cells then is the covered area, exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from efficientsam_pl.rle import foreground_runs
 
 _ROUNDING = 1e-9
 
@@ -117,43 +119,40 @@ class _Window:
         return max(0.0, min(float(self.coverage.max(initial=0.0)), 0.5) - _ROUNDING)
 
 
-def _windows(runs: Sequence[Int[np.ndarray, "_"]], grid: Grid) -> list[_Window]:
+def _windows(runs: Sequence[Int[np.ndarray, "_"]], grid: Grid) -> Iterator[_Window]:
     pieces = _pieces(runs, grid.image_hw[0])
     if len(pieces.mask) == 0:
-        return []
+        return
     down, across = grid.cells_per_pixel
     column = grid.image_hw[1] - 1 - pieces.column if grid.mirrored else pieces.column
     left = column * across
     top, bottom = pieces.top * down, pieces.bottom * down
     first = np.flatnonzero(np.diff(pieces.mask, prepend=-1))  # of each mask's pieces
-    owners = pieces.mask[first]
     rows, above = _span(top, bottom, first, 2)  # a ramp that ends in the last row spills below
     columns, before = _span(left, left + across, first, 0)
-    ends = np.cumsum(rows * columns)
-    starts = ends - rows * columns
-    window = np.cumsum(np.diff(pieces.mask, prepend=-1) > 0) - 1
-    height = rows[window]
-    corner = (starts - above - before * rows)[window]
+    pieces_of = np.diff(np.append(first, len(left)))
+    height = np.repeat(rows, pieces_of)
+    corner = np.repeat(above + before * rows, pieces_of)
     places, weights = [], []
     for further in range(math.ceil(across) + 1):  # the cells that a column of pixels touches
         cell = left.astype(np.int64) + further
-        width = np.minimum(left + across, cell + 1) - np.maximum(left, cell)
-        touched = width > 0
-        at = (corner + cell * height)[touched]
-        for edge, sign in ((top[touched], 1), (bottom[touched], -1)):
+        width = np.maximum(np.minimum(left + across, cell + 1) - np.maximum(left, cell), 0)
+        at = np.where(width > 0, cell * height - corner, 0)
+        for edge, sign in ((top, 1), (bottom, -1)):
             row = edge.astype(np.int64)
-            share = (edge - row) * width[touched]
+            share = (edge - row) * width
             places += [at + row, at + row + 1]
-            weights += [sign * (width[touched] - share), sign * share]
-    flat = np.bincount(np.concatenate(places), np.concatenate(weights), minlength=int(ends[-1]))
-    summed = np.cumsum(flat)  # each column of cells sums to nothing, so one sum serves all
-    most_rows, most_columns = grid.cells_hw
-    found = []
-    for i, owner in enumerate(owners.tolist()):
-        area = summed[starts[i] : ends[i]].reshape(columns[i], rows[i]).T
-        down_to, right_to = most_rows - int(above[i]), most_columns - int(before[i])
-        found.append(_Window(owner, int(above[i]), int(before[i]), area[:down_to, :right_to]))
-    return found
+            weights += [sign * (width - share), sign * share]
+    place, weight = np.stack(places), np.stack(weights)
+    for i, (start, count) in enumerate(zip(first.tolist(), pieces_of.tolist(), strict=True)):
+        own = slice(start, start + count)
+        size = int(rows[i] * columns[i])
+        flat = np.bincount(place[:, own].ravel(), weight[:, own].ravel(), minlength=size)[:size]
+        # each column of cells sums to nothing, so one running sum serves all of them
+        area = np.cumsum(flat).reshape(columns[i], rows[i]).T
+        corner_of = (int(above[i]), int(before[i]))
+        inside = area[: grid.cells_hw[0] - corner_of[0], : grid.cells_hw[1] - corner_of[1]]
+        yield _Window(int(pieces.mask[start]), *corner_of, inside)
 
 
 def _span(
@@ -170,21 +169,16 @@ def _span(
 
 
 def _pieces(runs: Sequence[Int[np.ndarray, "_"]], height: int) -> _Pieces:
-    edges = [np.cumsum(own)[: len(own) - len(own) % 2] for own in runs]
-    flat = np.concatenate([*edges, np.zeros(0, dtype=np.int64)])
-    mask = np.repeat(np.arange(len(runs)), [len(own) // 2 for own in edges])
-    begin, end = flat[0::2], flat[1::2]
-    real = end > begin
-    mask, begin, end = mask[real], begin[real], end[real]
-    column = begin // height
-    further = (end - 1) // height - column  # columns that a run goes on into
-    top, bottom = begin - column * height, end - column * height
+    whole = foreground_runs(runs)
+    column = whole.begin // height
+    further = (whole.end - 1) // height - column  # columns that a run goes on into
+    top, bottom = whole.begin - column * height, whole.end - column * height
     if not further.any():
-        return _Pieces(mask, column, top, bottom)
-    of = np.repeat(np.arange(len(mask)), further + 1)
+        return _Pieces(whole.mask, column, top, bottom)
+    of = np.repeat(np.arange(len(column)), further + 1)
     step = np.arange(len(of)) - np.repeat(np.cumsum(further + 1) - (further + 1), further + 1)
     return _Pieces(
-        mask=mask[of],
+        mask=whole.mask[of],
         column=column[of] + step,
         top=np.where(step == 0, top[of], 0),
         bottom=np.where(step == further[of], bottom[of] - step * height, height),

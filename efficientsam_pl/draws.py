@@ -8,9 +8,11 @@ arithmetic is the same on every device.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64, UInt64
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
@@ -36,10 +38,29 @@ def uniform(
         count: How many numbers a sample needs.
         purpose: Names the use; two uses of one key draw independently.
     """
-    salt = draw_key(0, 0, purpose)
     counter = torch.arange(1, count + 1, device=key.device)
-    mixed = _mix(_mix(key ^ salt)[..., None] + counter * _GOLDEN)
+    mixed = _mix(_mix(key ^ _salt(purpose))[..., None] + counter * _GOLDEN)
     return _shift_right(mixed, 40).float() / 2**24
+
+
+def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{count}"]:
+    """What `uniform` draws for one key, without torch: for the data workers' many small draws."""
+    counter = np.arange(1, count + 1, dtype=np.uint64)
+    salted = np.array([key ^ _salt(purpose)], dtype=np.uint64)
+    mixed = _mix_array(_mix_array(salted) + counter * np.uint64(_GOLDEN % 2**64))
+    return (mixed >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+
+
+@lru_cache(maxsize=256)
+def _salt(purpose: str) -> int:
+    return draw_key(0, 0, purpose)
+
+
+def _mix_array(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_A % 2**64)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_B % 2**64)
+    mixed: UInt64[np.ndarray, "n"] = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def _mix(x: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:

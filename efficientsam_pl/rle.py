@@ -7,6 +7,7 @@ the first one background.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
@@ -56,10 +57,13 @@ def from_coco(segmentation: Any, height: int, width: int) -> Rle:
         return _to_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"run-lengths of size {segmentation['size']}, photo {[height, width]}")
-    if isinstance(segmentation["counts"], list):
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        return Rle(size=[height, width], counts=counts)
+    if isinstance(counts, list):
         return _to_text(coco_mask.frPyObjects(segmentation, height, width))
-    if not isinstance(segmentation["counts"], str | bytes):
-        raise ValueError(f"run-lengths of type {type(segmentation['counts']).__name__}")
+    if not isinstance(counts, bytes):
+        raise ValueError(f"run-lengths of type {type(counts).__name__}")
     return _to_text(segmentation)
 
 
@@ -102,20 +106,47 @@ def box_xyxy(rle: Rle) -> tuple[float, float, float, float]:
     return float(x), float(y), float(x + w - 1), float(y + h - 1)
 
 
+@dataclass(frozen=True)
+class ForegroundRuns:
+    """The foreground runs of several masks of one size, one mask after the other.
+
+    A run is [begin, end) in the mask's column-major order; `mask` says whose it is.
+    """
+
+    mask: Int[np.ndarray, "n"]
+    begin: Int[np.ndarray, "n"]
+    end: Int[np.ndarray, "n"]
+
+
+def foreground_runs(runs: Sequence[Int[np.ndarray, "_"]]) -> ForegroundRuns:
+    """Where the foreground runs lie, of run lengths that add up (see `run_lengths`)."""
+    if not runs:
+        return ForegroundRuns(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
+    counts = np.array([len(own) for own in runs])
+    lengths = np.concatenate(runs)
+    owner = np.repeat(np.arange(len(runs)), counts)
+    ends = np.cumsum(lengths) - owner * runs[0].sum()  # every mask adds up to the same
+    place = np.arange(len(lengths)) - np.repeat(np.cumsum(counts) - counts, counts)
+    at = np.flatnonzero((place % 2 == 1) & (lengths > 0))
+    return ForegroundRuns(owner[at], ends[at] - lengths[at], ends[at])
+
+
 def foreground_points(
-    runs: Int[np.ndarray, "_"], height: int, ranks: Int[np.ndarray, "n"]
-) -> Int[np.ndarray, "n 2"]:
+    runs: ForegroundRuns, height: int, ranks: Int[np.ndarray, "q p"]
+) -> Int[np.ndarray, "q p 2"]:
     """Where the foreground pixels of these ranks lie, as (x, y), read off the runs.
 
     Args:
-        runs: Run lengths of a mask that is not empty.
-        height: Of the mask, pixels.
-        ranks: Which foreground pixels, counted from 0 in column-major order.
+        runs: Of q masks, none of them empty.
+        height: Of the masks, pixels.
+        ranks: Which foreground pixels of each mask, counted from 0 in column-major order.
     """
-    ends = np.cumsum(runs)
-    foreground_before = np.concatenate([[0], np.cumsum(runs[1::2])])
-    run = np.searchsorted(foreground_before, ranks, side="right") - 1
-    flat = ends[0::2][run] + ranks - foreground_before[run]
+    upto = np.cumsum(runs.end - runs.begin)
+    first = np.searchsorted(runs.mask, np.arange(len(ranks)))  # run of each mask
+    before = upto[first] - (runs.end - runs.begin)[first]  # pixels of the masks before
+    wanted = ranks + before[:, None]
+    run = np.searchsorted(upto, wanted, side="right")
+    flat = runs.end[run] - (upto[run] - wanted)
     return np.stack([flat // height, flat % height], axis=-1)
 
 
@@ -128,6 +159,8 @@ def run_lengths(rles: Sequence[Rle]) -> list[Int[np.ndarray, "_"]]:
     Raises:
         ValueError: Text that is no run-lengths, or runs that do not add up to the mask's size.
     """
+    if not rles:
+        return []
     texts = [rle["counts"].encode() for rle in rles]
     if not all(texts):
         raise ValueError("run-lengths without a run")
@@ -138,14 +171,29 @@ def run_lengths(rles: Sequence[Rle]) -> list[Int[np.ndarray, "_"]]:
     unfinished = len(last) <= ends.max(initial=-1) or (last[ends] != text_ends - 1).any()
     if unfinished or digits.max(initial=0) > 63:
         raise ValueError("run-lengths that break off or are no text of COCO's")
-    runs = np.split(_numbers(digits, last), ends[:-1] + 1)
-    for rle, own in zip(rles, runs, strict=True):
-        np.cumsum(own[1::2], out=own[1::2])
-        np.cumsum(own[2::2], out=own[2::2])
-        pixels = rle["size"][0] * rle["size"][1]
-        if own.sum() != pixels or own.min() < 0:
-            raise ValueError(f"runs of {own.sum()} pixels for {rle['size']}")
-    return runs
+    first = np.concatenate([[0], ends[:-1] + 1])
+    numbers = _added_up(_numbers(digits, last), first)
+    pixels = np.array([rle["size"][0] * rle["size"][1] for rle in rles])
+    wrong = np.flatnonzero(
+        (np.add.reduceat(numbers, first) != pixels) | (np.minimum.reduceat(numbers, first) < 0)
+    )
+    if len(wrong):
+        at = int(wrong[0])
+        total = int(np.add.reduceat(numbers, first)[at])
+        raise ValueError(f"runs of {total} pixels for {rles[at]['size']}")
+    return np.split(numbers, first[1:])
+
+
+def _added_up(numbers: Int[np.ndarray, "n"], first: Int[np.ndarray, "q"]) -> Int[np.ndarray, "n"]:
+    """Differences to the number two before as numbers; the first three of a mask are such."""
+    counts = np.diff(np.append(first, len(numbers)))
+    place = np.arange(len(numbers)) - np.repeat(first, counts)
+    found = numbers.copy()
+    for chain in (place % 2 == 1, (place % 2 == 0) & (place > 0)):
+        summed = np.cumsum(np.where(chain, numbers, 0))
+        before = np.where(first > 0, summed[first - 1], 0)  # of the masks before
+        found[chain] = (summed - np.repeat(before, counts))[chain]
+    return found
 
 
 def _numbers(digits: UInt8[np.ndarray, "d"], last: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from efficientsam_pl.draws import draw_key, uniform
+from efficientsam_pl.draws import draw_key, uniform, uniform_of
 
 WORD = (1 << 64) - 1
 
@@ -74,3 +75,14 @@ def test_keys_differ_by_seed_epoch_and_sample_and_fit_in_int64() -> None:
     assert len(keys) == 300
     assert all(0 <= key < 1 << 63 for key in keys)
     assert draw_key(1, 2, "a") == draw_key(1, 2, "a")
+
+
+def test_draws_without_torch_are_the_same() -> None:
+    for key in [0, 1, 2**62 + 12345, draw_key(3, 1, "photo")]:
+        for purpose, count in (("crop", 42), ("flip", 1), ("none", 0)):
+            expected = uniform(torch.tensor(key), count, purpose).numpy()
+            np.testing.assert_array_equal(uniform_of(key, count, purpose), expected)
+
+
+def test_names_that_are_no_utf8_have_keys_too() -> None:
+    assert draw_key(0, 0, "photo\udcff") != draw_key(0, 0, "photo\udcfe")

@@ -170,16 +170,26 @@ def test_box_of_an_empty_mask_holds_no_pixel() -> None:
 @foreground_of_each_kind
 def test_foreground_points_are_the_pixels_column_by_column(mask: np.ndarray) -> None:
     xy = np.stack(np.nonzero(mask.T), axis=-1)  # nonzero of the transpose walks down columns
-    [runs] = rle.run_lengths([rle.encode(mask)])
-    found = rle.foreground_points(runs, HEIGHT, np.arange(len(xy)))
-    np.testing.assert_array_equal(found, xy)
+    runs = rle.foreground_runs(rle.run_lengths([rle.encode(mask)]))
+    found = rle.foreground_points(runs, HEIGHT, np.arange(len(xy))[None])
+    np.testing.assert_array_equal(found[0], xy)
 
 
 def test_foreground_points_come_in_the_order_of_the_ranks() -> None:
-    mask = with_pixels((5, 2), (1, 3), (2, 3))
-    [runs] = rle.run_lengths([rle.encode(mask)])
-    found = rle.foreground_points(runs, HEIGHT, np.array([2, 0, 0, 1]))
-    assert found.tolist() == [[3, 2], [2, 5], [2, 5], [3, 1]]
+    masks = [with_pixels((5, 2), (1, 3), (2, 3)), MASKS["full"], with_pixels((0, 0), (7, 8))]
+    runs = rle.foreground_runs(rle.run_lengths([rle.encode(mask) for mask in masks]))
+    ranks = np.array([[2, 0, 0, 1], [0, 13, 14, 220], [1, 0, 1, 0]])
+    first, second, third = rle.foreground_points(runs, HEIGHT, ranks).tolist()
+    assert first == [[3, 2], [2, 5], [2, 5], [3, 1]]
+    assert second == [[0, 0], [1, 0], [1, 1], [16, 12]]
+    assert third == [[8, 7], [0, 0], [8, 7], [0, 0]]
+
+
+def test_foreground_runs_of_an_empty_mask_are_none() -> None:
+    masks = [MASKS["empty"], with_pixels((3, 4)), MASKS["empty"]]
+    runs = rle.foreground_runs(rle.run_lengths([rle.encode(mask) for mask in masks]))
+    assert (runs.mask.tolist(), runs.begin.tolist()) == ([1], [4 * HEIGHT + 3])
+    assert rle.foreground_runs([]).mask.shape == (0,)
 
 
 def test_polygon_of_a_rectangle_is_the_rectangle() -> None:

@@ -1,12 +1,13 @@
 """Samples to batches. A slot without a sample, or with a broken one, stays, with `valid` False."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 
@@ -59,24 +60,14 @@ def collate_masked(
 ) -> MaskBatch:
     """Photos with `masks_per_image` mask slots each; `empty` stands in where there is none."""
     contents = [empty if s.content is None else s.content for s in samples]
-
-    def filled(tensors: Sequence[Tensor]) -> Tensor:
-        missing = [masks_per_image - len(t) for t in tensors]
-        return torch.stack(
-            [
-                F.pad(t, [0, 0] * (t.ndim - 1) + [0, m])
-                for t, m in zip(tensors, missing, strict=True)
-            ]
-        )
-
     real = [torch.ones(len(c.masks), dtype=torch.bool) for c in contents]
     return MaskBatch(
         image=_stacked([c.image for c in contents]),
         content_hw=torch.tensor([c.content_hw for c in contents]),
-        masks=filled([c.masks for c in contents]),
-        boxes_xyxy_px=filled([c.boxes_xyxy_px for c in contents]),
-        clicks_px=filled([c.clicks_px for c in contents]),
-        valid=filled(real),
+        masks=_filled([c.masks for c in contents], masks_per_image),
+        boxes_xyxy_px=_filled([c.boxes_xyxy_px for c in contents], masks_per_image),
+        clicks_px=_filled([c.clicks_px for c in contents], masks_per_image),
+        valid=_filled(real, masks_per_image),
         draw_key=torch.tensor([s.draw_key for s in samples]),
         key=tuple(s.key for s in samples),
         damage=tuple(s.damage for s in samples if s.damage is not None),
@@ -85,4 +76,26 @@ def collate_masked(
 
 def _stacked(images: Sequence[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
     """A batch whose channels lie side by side, as decoders leave them and GPUs like them."""
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    channels, height, width = images[0].shape
+    batch = _zeros((len(images), height, width, channels), torch.uint8)
+    for place, image in zip(batch, images, strict=True):
+        place.copy_(image.permute(1, 2, 0))
+    return batch.permute(0, 3, 1, 2)
+
+
+def _filled(tensors: Sequence[Tensor], rows: int) -> Tensor:
+    """A batch of tensors whose first axis is filled up to `rows` with zeros."""
+    first = tensors[0]
+    batch = _zeros((len(tensors), rows, *first.shape[1:]), first.dtype)
+    for place, tensor in zip(batch, tensors, strict=True):
+        place[: len(tensor)] = tensor
+    return batch
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros; in a data worker where the training process will read them, which spares a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    if get_worker_info() is None or size == 0:
+        return torch.zeros(shape, dtype=dtype)
+    shared = torch.UntypedStorage._new_shared(size)  # as torch's own collate does
+    return torch.empty(0, dtype=dtype).set_(shared).view(shape)

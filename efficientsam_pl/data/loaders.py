@@ -1,5 +1,6 @@
 """Streams as DataLoaders, for training without an end and for one exact pass."""
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from efficientsam_pl.rle import Rle
 from efficientsam_pl.structures import Damage
 
 Stream = CroppedImages | MaskedImages
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes: of one piece, and of all that is free
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,24 @@ class AnnotatedPhoto:
     key: str
     image: UInt8[np.ndarray, "h w 3"]
     truth: tuple[Rle, ...]
+
+
+def keep_memory() -> None:
+    """Lets this process use freed memory again instead of asking the system for new pages.
+
+    Every photo needs a few megabytes. glibc gives such pieces back when they are freed, and each
+    new page costs a fault: two of nine milliseconds a photo, measured. Nothing elsewhere.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+    except (OSError, AttributeError):
+        return
+
+
+def _begin_worker(number: int) -> None:
+    keep_memory()
 
 
 def training_loader(
@@ -43,6 +64,7 @@ def training_loader(
         collate_fn=stream.collate,
         pin_memory=pin,
         persistent_workers=config.workers > 0,
+        worker_init_fn=_begin_worker,
     )
 
 
@@ -56,6 +78,7 @@ def once_loader(
         num_workers=workers,
         collate_fn=stream.collate,
         pin_memory=pin,
+        worker_init_fn=_begin_worker,
     )
 
 

@@ -21,7 +21,7 @@ an ending of their own beside these; a reader takes the endings it knows and lea
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco
 
@@ -44,8 +44,7 @@ class DamagedSampleError(ValueError):
         return type(self), (self.kind, self.detail)
 
 
-@dataclass(frozen=True)
-class Annotation:
+class Annotation(NamedTuple):
     """One mask of a photo."""
 
     rle: Rle

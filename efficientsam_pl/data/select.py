@@ -9,8 +9,8 @@ from torch import Tensor
 
 from efficientsam_pl.data.config import MaskSelectionConfig
 from efficientsam_pl.data.schema import Annotation, Record
-from efficientsam_pl.draws import uniform
-from efficientsam_pl.rle import Rle, boxes_xyxy, foreground_points
+from efficientsam_pl.draws import uniform_of
+from efficientsam_pl.rle import Rle, boxes_xyxy, foreground_points, foreground_runs
 
 
 def select_masks(record: Record, config: MaskSelectionConfig, key: int) -> list[Rle]:
@@ -27,7 +27,7 @@ def select_masks(record: Record, config: MaskSelectionConfig, key: int) -> list[
     ]
     if len(fitting) <= config.masks_per_image:
         return fitting
-    order = uniform(torch.tensor(key), len(fitting), "select").argsort(stable=True)
+    order = uniform_of(key, len(fitting), "select").argsort(kind="stable")
     return [fitting[i] for i in order[: config.masks_per_image].tolist()]
 
 
@@ -47,12 +47,13 @@ def random_clicks(
         clicks: Points a mask.
         key: Of the sample's draws.
     """
-    shares = uniform(torch.tensor(key), len(runs) * clicks, "clicks").double().numpy()
-    points = np.zeros((len(runs), clicks, 2), dtype=np.float32)
-    for index, (own, share) in enumerate(zip(runs, shares.reshape(-1, clicks), strict=True)):
-        ranks = (share * own[1::2].sum()).astype(np.int64)
-        points[index] = foreground_points(own, height, ranks)
-    return torch.from_numpy(points)
+    if not runs:
+        return torch.zeros(0, clicks, 2)
+    shares = uniform_of(key, len(runs) * clicks, "clicks").astype(np.float64)
+    whole = foreground_runs(runs)
+    areas = np.bincount(whole.mask, whole.end - whole.begin)
+    ranks = (shares.reshape(-1, clicks) * areas[:, None]).astype(np.int64)
+    return torch.from_numpy(foreground_points(whole, height, ranks)).float()
 
 
 def tight_boxes(rles: Sequence[Rle]) -> Float[Tensor, "q 4"]:

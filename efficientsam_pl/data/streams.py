@@ -43,7 +43,7 @@ from efficientsam_pl.data.transforms import (
     mirror_points,
     random_crop,
 )
-from efficientsam_pl.draws import draw_key, uniform
+from efficientsam_pl.draws import draw_key, uniform_of
 from efficientsam_pl.geometry import Resize, ResizeRule
 from efficientsam_pl.rle import Rle, run_lengths
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
@@ -200,7 +200,7 @@ class MaskedImages(_Stream[PreparedMaskedImage]):
         rles, runs = _foreground(select_masks(record, self._selection, key))
         boxes = tight_boxes(rles)
         clicks = random_clicks(runs, record.height, self._selection.clicks, key)
-        mirrored = float(uniform(torch.tensor(key), 1, "flip")) < self._selection.flip
+        mirrored = bool(uniform_of(key, 1, "flip")[0] < self._selection.flip)
         if mirrored:
             boxes, clicks = mirror_boxes(boxes, record.width), mirror_points(clicks, record.width)
         resize = Resize.fit(image_hw, self._to.side, self._to.rule)

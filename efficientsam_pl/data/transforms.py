@@ -13,7 +13,7 @@ from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.decode import Photo
-from efficientsam_pl.draws import uniform
+from efficientsam_pl.draws import uniform_of
 from efficientsam_pl.geometry import Resize
 
 
@@ -31,7 +31,7 @@ class Crop:
 def random_crop(image_hw: tuple[int, int], config: CropConfig, key: int) -> Crop:
     """A rectangle of random area and aspect, ten tries, else the largest centre one (MAE, A.1)."""
     height, width = image_hw
-    draws = uniform(torch.tensor(key), 42, "crop").tolist()
+    draws = uniform_of(key, 42, "crop").tolist()
     flip = draws[40] < config.flip
     for t in range(0, 40, 4):
         area = height * width * _between(config.min_area, config.max_area, draws[t])

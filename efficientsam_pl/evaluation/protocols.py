@@ -24,6 +24,7 @@ from efficientsam_pl.rle import (
     decode,
     encode_many,
     foreground_points,
+    foreground_runs,
     run_lengths,
 )
 
@@ -147,6 +148,6 @@ def random_clicks(
     for index, rle in enumerate(rles, start=first):
         key = torch.tensor(draw_key(seed, 0, f"{photo}/{index}"))
         rank = int(uniform(key, 1, "click1").double() * area(rle))
-        [runs] = run_lengths([rle])
-        points.append(foreground_points(runs, rle["size"][0], np.array([rank])))
+        runs = foreground_runs(run_lengths([rle]))
+        points.append(foreground_points(runs, rle["size"][0], np.array([[rank]]))[0])
     return np.stack(points).astype(np.float32)

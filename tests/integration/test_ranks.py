@@ -73,6 +73,7 @@ def steps(folder: Path) -> dict[int, list[str]]:
     return {step: sorted(keys) for step, keys in found.items()}
 
 
+@pytest.mark.slow
 def test_run_stopped_and_resumed_on_other_ranks_uses_the_same_batches(
     shards: Path, tmp_path: Path
 ) -> None:

@@ -24,10 +24,10 @@ from efficientsam_pl.data.loaders import keep_memory, training_loader
 from efficientsam_pl.data.order import EndlessBatches, EpochOrder, Position, SetCourse, Share, Slot
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.job import ArrayShare, run_packing
-from efficientsam_pl.data.ranges import Range, merged
 from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
 from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.data.storage.ranges import Range, merged
 from efficientsam_pl.data.streams import MASKED_ENDINGS, CroppedImages, Frame, MaskedImages
 from efficientsam_pl.data.transforms import crop_scale, random_crop
 from efficientsam_pl.draws import draw_key

@@ -9,7 +9,7 @@ from rich.progress import track
 
 from efficientsam_pl.data.checking import CheckedShard, check_shards
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage import written_whole
+from efficientsam_pl.data.storage.files import written_whole
 from efficientsam_pl.structures import Damage
 
 _TOLD = 20  # of the list; all of it is in the report

@@ -12,7 +12,7 @@ from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.job import ArrayShare, Source, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackSummary
-from efficientsam_pl.data.storage import written_whole
+from efficientsam_pl.data.storage.files import written_whole
 from efficientsam_pl.errors import UserError
 
 _TOLD = 20  # skipped samples that are printed; all of them are in the summary file

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
 from efficientsam_pl.data.processes import worker_pool
-from efficientsam_pl.data.ranges import RangeReader
 from efficientsam_pl.data.schema import (
     CLASS_ENDING,
     PHOTO_ENDINGS,
@@ -15,9 +14,10 @@ from efficientsam_pl.data.schema import (
     DamagedSampleError,
 )
 from efficientsam_pl.data.shards import Shard, ShardSet
-from efficientsam_pl.data.storage import from_beginning, read_file
+from efficientsam_pl.data.storage.files import from_beginning, read_file
+from efficientsam_pl.data.storage.ranges import RangeReader
+from efficientsam_pl.data.storage.tar import scan_tar
 from efficientsam_pl.data.streams import check_size, photo_of, record_of
-from efficientsam_pl.data.tar import scan_tar
 from efficientsam_pl.rle import run_lengths
 from efficientsam_pl.structures import Damage
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from efficientsam_pl.data.ranges import Range
 from efficientsam_pl.data.schema import key_and_ending
-from efficientsam_pl.data.tar import TarMember, TarScan
+from efficientsam_pl.data.storage.ranges import Range
+from efficientsam_pl.data.storage.tar import TarMember, TarScan
 from efficientsam_pl.errors import UserError
 
 VERSION = 1

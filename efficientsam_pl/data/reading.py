@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from efficientsam_pl.data.cache import ShardCache
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.ranges import Range, RangeReader
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.data.storage import ShortReadError
+from efficientsam_pl.data.storage.cache import ShardCache
+from efficientsam_pl.data.storage.files import ShortReadError
+from efficientsam_pl.data.storage.ranges import Range, RangeReader
 from efficientsam_pl.structures import Damage
 
 

@@ -5,11 +5,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from efficientsam_pl.data.cache import ShardCache
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.order import Course, MixedCourse, SetCourse
 from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.shards import ShardSet, open_shards
+from efficientsam_pl.data.storage.cache import ShardCache
 from efficientsam_pl.structures import Damage
 
 _log = logging.getLogger(__name__)

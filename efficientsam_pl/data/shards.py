@@ -35,7 +35,7 @@ from efficientsam_pl.data.index import (
     index_of,
     to_bytes,
 )
-from efficientsam_pl.data.storage import (
+from efficientsam_pl.data.storage.files import (
     exists,
     from_beginning,
     full_path,
@@ -46,7 +46,7 @@ from efficientsam_pl.data.storage import (
     read_file,
     written_whole,
 )
-from efficientsam_pl.data.tar import scan_tar
+from efficientsam_pl.data.storage.tar import scan_tar
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage
 

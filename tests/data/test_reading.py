@@ -8,9 +8,9 @@ import pytest
 
 from efficientsam_pl.data.index import IndexFormatError
 from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.ranges import RangeReader
 from efficientsam_pl.data.reading import ReadSample, SampleReader
 from efficientsam_pl.data.shards import ShardSet, open_shards
+from efficientsam_pl.data.storage.ranges import RangeReader
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 

@@ -13,7 +13,7 @@ from efficientsam_pl.data.packing.job import ArrayShare
 from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
-from efficientsam_pl.data.storage import exists, read_file
+from efficientsam_pl.data.storage.files import exists, read_file
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco
 

@@ -20,9 +20,8 @@ from efficientsam_pl.data.decode import decode_photo, photo_size
 from efficientsam_pl.data.packing.job import ArrayShare
 from efficientsam_pl.data.packing.photos import JPEG_QUALITY, encoded, shrunk_image, smaller
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
-from efficientsam_pl.data.ranges import Range, RangeReader
 from efficientsam_pl.data.schema import CLASS_ENDING, DamagedSampleError
-from efficientsam_pl.data.storage import (
+from efficientsam_pl.data.storage.files import (
     exists,
     from_any_place,
     full_path,
@@ -30,7 +29,8 @@ from efficientsam_pl.data.storage import (
     local_path,
     read_file,
 )
-from efficientsam_pl.data.tar import Seekable, TarMember, scan_headers
+from efficientsam_pl.data.storage.ranges import Range, RangeReader
+from efficientsam_pl.data.storage.tar import Seekable, TarMember, scan_headers
 from efficientsam_pl.errors import UserError
 
 _ENDINGS = (".jpg", ".jpeg", ".png")

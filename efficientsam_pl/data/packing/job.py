@@ -16,7 +16,7 @@ from efficientsam_pl.data.index import IndexFormatError, checked_format, from_by
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
 from efficientsam_pl.data.processes import worker_pool
 from efficientsam_pl.data.shards import Shard, beside, entry_of, write_manifest
-from efficientsam_pl.data.storage import (
+from efficientsam_pl.data.storage.files import (
     exists,
     full_path,
     is_local,

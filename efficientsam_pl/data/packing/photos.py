@@ -14,7 +14,7 @@ from efficientsam_pl.coverage import Grid, half_covered_runs
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.schema import Annotation, Record, to_json
 from efficientsam_pl.data.shards import write_manifest
-from efficientsam_pl.data.storage import full_path
+from efficientsam_pl.data.storage.files import full_path
 from efficientsam_pl.rle import from_runs, run_lengths
 
 JPEG_QUALITY = 92  # of photos that are encoded anew, without colour subsampling

@@ -10,15 +10,15 @@ from efficientsam_pl.data.index import samples_of
 from efficientsam_pl.data.packing.job import ArrayShare
 from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
-from efficientsam_pl.data.ranges import Range, RangeReader
 from efficientsam_pl.data.schema import (
     PHOTO_ENDINGS,
     RECORD_ENDING,
     DamagedSampleError,
     from_json,
 )
-from efficientsam_pl.data.storage import StoredFile, from_any_place, list_files
-from efficientsam_pl.data.tar import scan_headers
+from efficientsam_pl.data.storage.files import StoredFile, from_any_place, list_files
+from efficientsam_pl.data.storage.ranges import Range, RangeReader
+from efficientsam_pl.data.storage.tar import scan_headers
 from efficientsam_pl.errors import UserError
 
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
-from efficientsam_pl.data.stores import (
+from efficientsam_pl.data.storage.filesystems import (
     HTTP,
     full_name,
     is_gone,

@@ -12,9 +12,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from efficientsam_pl.data import ranges, storage
-from efficientsam_pl.data.ranges import NEIGHBOURS_APART, Range, RangeReader, merged
-from efficientsam_pl.data.storage import (
+from efficientsam_pl.data.storage import files as storage
+from efficientsam_pl.data.storage import ranges
+from efficientsam_pl.data.storage.files import (
     ShortReadError,
     SourceLostError,
     StoredFile,
@@ -28,6 +28,7 @@ from efficientsam_pl.data.storage import (
     read_file,
     written_whole,
 )
+from efficientsam_pl.data.storage.ranges import NEIGHBOURS_APART, Range, RangeReader, merged
 from efficientsam_pl.errors import UserError
 
 SIZE = 400_000

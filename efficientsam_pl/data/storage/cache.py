@@ -13,8 +13,8 @@ from typing import IO
 
 from filelock import FileLock
 
-from efficientsam_pl.data.storage import from_beginning, is_local, written_whole
-from efficientsam_pl.data.tar import Readable
+from efficientsam_pl.data.storage.files import from_beginning, is_local, written_whole
+from efficientsam_pl.data.storage.tar import Readable
 from efficientsam_pl.errors import UserError
 
 _CHUNK = 8 << 20

@@ -11,16 +11,17 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from efficientsam_pl.data import storage, stores
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.loaders import once_loader
 from efficientsam_pl.data.order import Share, Slot
-from efficientsam_pl.data.ranges import NEIGHBOURS_APART, Range, RangeReader
 from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage import ShortReadError, SourceLostError, list_files
+from efficientsam_pl.data.storage import files as storage
+from efficientsam_pl.data.storage import filesystems as stores
+from efficientsam_pl.data.storage.files import ShortReadError, SourceLostError, list_files
+from efficientsam_pl.data.storage.ranges import NEIGHBOURS_APART, Range, RangeReader
+from efficientsam_pl.data.storage.tar import scan_headers
 from efficientsam_pl.data.streams import CroppedImages
-from efficientsam_pl.data.tar import scan_headers
 from efficientsam_pl.errors import one_line
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]

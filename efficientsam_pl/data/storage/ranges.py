@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from efficientsam_pl.data import storage
-from efficientsam_pl.data.storage import ShortReadError, SourceLostError, is_local, local_path
-from efficientsam_pl.data.stores import is_beyond_end, is_gone, store, told
+from efficientsam_pl.data.storage import files
+from efficientsam_pl.data.storage.files import ShortReadError, SourceLostError, is_local, local_path
+from efficientsam_pl.data.storage.filesystems import is_beyond_end, is_gone, store, told
 
 NEIGHBOURS_APART = 64 * 1024  # bytes between two ranges that are still read as one
 _OPEN_FILES = 64
@@ -137,12 +137,12 @@ def read_remote(ranges: Sequence[Range]) -> list[memoryview | OSError]:
     answers: dict[int, memoryview | OSError] = {
         i: memoryview(b"") for i, wanted in enumerate(ranges) if not wanted.size
     }
-    for attempt in range(storage.TRIES):
+    for attempt in range(files.TRIES):
         left = [i for i in range(len(ranges)) if i not in answers]
         if not left:
             break
         if attempt:
-            time.sleep(storage.FIRST_PAUSE * 2 ** (attempt - 1))
+            time.sleep(files.FIRST_PAUSE * 2 ** (attempt - 1))
         failed: Exception | None = None
         for i, answer in zip(left, _request([ranges[i] for i in left]), strict=True):
             if isinstance(answer, Exception) and not (
@@ -154,7 +154,7 @@ def read_remote(ranges: Sequence[Range]) -> list[memoryview | OSError]:
     if len(answers) < len(ranges):
         lost = next(ranges[i] for i in range(len(ranges)) if i not in answers)
         raise SourceLostError(
-            f"{lost.path} does not answer after {storage.TRIES} tries: {told(failed)}"
+            f"{lost.path} does not answer after {files.TRIES} tries: {told(failed)}"
         )
     return [answers[i] for i in range(len(ranges))]
 

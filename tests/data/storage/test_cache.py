@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from efficientsam_pl.data import cache as module
-from efficientsam_pl.data import storage
-from efficientsam_pl.data.cache import CacheError, ShardCache
+from efficientsam_pl.data.storage import cache as module
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.ranges import RangeReader
 from efficientsam_pl.data.reading import ReadSample, SampleReader
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage import SourceLostError
+from efficientsam_pl.data.storage import files as storage
+from efficientsam_pl.data.storage.cache import CacheError, ShardCache
+from efficientsam_pl.data.storage.files import SourceLostError
+from efficientsam_pl.data.storage.ranges import RangeReader
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 Serve = Callable[..., Any]

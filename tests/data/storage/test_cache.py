@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from efficientsam_pl.data.storage import cache as module
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.order import Slot
 from efficientsam_pl.data.reading import ReadSample, SampleReader
 from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.data.storage import cache as module
 from efficientsam_pl.data.storage import files as storage
 from efficientsam_pl.data.storage.cache import CacheError, ShardCache
 from efficientsam_pl.data.storage.files import SourceLostError

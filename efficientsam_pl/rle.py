@@ -61,6 +61,8 @@ def from_coco(segmentation: Any, height: int, width: int) -> Rle:
     if isinstance(counts, str):
         return Rle(size=[height, width], counts=counts)
     if isinstance(counts, list):
+        if not all(isinstance(run, int) for run in counts):
+            raise ValueError("run-lengths that are no whole numbers")
         return _to_text(coco_mask.frPyObjects(segmentation, height, width))
     if not isinstance(counts, bytes):
         raise ValueError(f"run-lengths of type {type(counts).__name__}")

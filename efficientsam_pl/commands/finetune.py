@@ -47,7 +47,7 @@ def run(config: FinetuneConfig) -> Finetuned:
         sets=sets,
         heldout=MaskedImages(
             reader_of((sets.heldout,), MASKED_ENDINGS, config.data),
-            config.masks,
+            replace(config.masks, flip=0.0),
             replace(frame, exact=True),
             seed,
         )

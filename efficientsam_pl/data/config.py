@@ -37,7 +37,8 @@ class DataConfig:
     read_ahead: int = 2  # micro-batches that each worker prepares ahead
     block_shards: int = 8  # shards whose samples are shuffled among each other
     neighbours: int = 1  # samples side by side in a shard that stay together: one read for all
-    last_batch: LastBatch = "carry"  # into the next epoch, or drop, or pad with empty slots
+    # into the next epoch, or drop it, or pad it with empty slots: its gradient is then smaller
+    last_batch: LastBatch = "carry"
     decoding: Literal["scaled", "exact"] = "scaled"  # of JPEGs: smaller where that is enough
     cache_dir: str | None = None  # remote shards are kept there; None: ranges are read remotely
     cache_gib: float = 100.0  # the least recently used shards leave above it

@@ -66,12 +66,15 @@ def decode_smaller(data: Data, largest_scale: float) -> Photo:
         DamagedSampleError: Not a photo, or one that breaks off.
     """
     height, width = photo_size(data)
+    if not _has_jpeg_header(data):
+        pixels = _by_pillow(data, lambda photo: np.array(photo.convert("RGB")))
+        return Photo(pixels, (height, width))
     scale = next((s for s in _SCALES if s <= largest_scale), 1)
     least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
-    try:
+    try:  # Pillow would make grey of what is broken, without a word
         pixels = simplejpeg.decode_jpeg(data, "RGB", **least, min_factor=scale)
-    except ValueError:  # Pillow tells better what is wrong, and knows what libjpeg-turbo does not
-        pixels, scale = _by_pillow(data, lambda photo: np.array(photo.convert("RGB"))), 1
+    except ValueError as error:
+        raise DamagedSampleError("bad photo", str(error)) from error
     return Photo(pixels, (height, width), scale)
 
 
@@ -86,6 +89,14 @@ def decode_mask(rle: Rle) -> Bool[np.ndarray, "h w"]:
     except ValueError as error:
         raise DamagedSampleError("bad mask", str(error)) from error
     return decode(rle)
+
+
+def _has_jpeg_header(data: Data) -> bool:
+    try:
+        simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return True
 
 
 def _by_pillow(data: Data, read: Callable[[Image.Image], T]) -> T:

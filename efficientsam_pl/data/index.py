@@ -41,6 +41,7 @@ class Sample:
     shard: str
     key: str
     files: dict[str, Range]
+    sha256: str = ""  # of the shard, where it is known
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class ShardIndex:
             offset, size = places[number].tolist()
             if offset >= 0:
                 files[ending] = Range(shard, offset, size)
-        return Sample(shard, self.keys[number], files)
+        return Sample(shard, self.keys[number], files, self.sha256)
 
 
 def index_of(scan: TarScan, packed: dict[str, Any] | None = None) -> ShardIndex:

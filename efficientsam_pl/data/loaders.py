@@ -10,14 +10,13 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.decode import decode_mask
 from efficientsam_pl.data.order import EndlessBatches, OnceBatches, Share, Slot
 from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.schema import DamagedSampleError
 from efficientsam_pl.data.select import scorable
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.data.streams import MASKED_ENDINGS, CroppedImages, MaskedImages, annotated
-from efficientsam_pl.rle import Rle
+from efficientsam_pl.rle import Rle, run_lengths
 from efficientsam_pl.structures import Damage
 
 Stream = CroppedImages | MaskedImages
@@ -94,9 +93,10 @@ def annotated_photos(shards: ShardSet) -> Iterator[AnnotatedPhoto | Damage]:
         try:
             image, record = annotated(read.files)
             truth = scorable(record.annotations)
-            for rle in truth:
-                decode_mask(rle)
-        except DamagedSampleError as error:
+            run_lengths(truth)
+        except ValueError as error:
+            if not isinstance(error, DamagedSampleError):
+                error = DamagedSampleError("bad mask", str(error))
             yield Damage(read.sample.shard, read.sample.key, error.kind, error.detail)
             continue
         yield AnnotatedPhoto(read.sample.key, image, tuple(truth))

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -104,8 +105,12 @@ class Course(ABC):
         """The global batch at a position, and the position after it."""
 
     @abstractmethod
+    def decided_by(self) -> dict[str, Any]:
+        """What the order depends on besides the samples, by the keys that set it."""
+
+    @abstractmethod
     def after(self, position: Position, steps: int, size: int) -> Position:
-        """The position after so many batches, without going through them."""
+        """The position after so many batches, without going through them; after none, the same."""
 
 
 class SetCourse(Course):
@@ -145,6 +150,8 @@ class SetCourse(Course):
 
     def after(self, position: Position, steps: int, size: int) -> Position:
         """See Course."""
+        if steps == 0:
+            return position
         here = self._canonical(position, size)
         if self._last == "carry":
             return Position(
@@ -155,6 +162,14 @@ class SetCourse(Course):
             return Position(here.epoch, here.offset + steps * size)
         epochs, rest = divmod(steps - left, self._batches(self._samples, size))
         return self._canonical(Position(here.epoch + 1 + epochs, rest * size), size)
+
+    def decided_by(self) -> dict[str, Any]:
+        """See Course."""
+        return {
+            "run.seed": self._seed,
+            "data.block_shards": self._block,
+            "data.neighbours": self._neighbours,
+        }
 
     def _batches(self, samples: int, size: int) -> int:
         return samples // size if self._last == "drop" else -(-samples // size)
@@ -207,6 +222,11 @@ class MixedCourse(Course):
     def after(self, position: Position, steps: int, size: int) -> Position:
         """See Course."""
         return Position(0, position.offset + steps * size)
+
+    def decided_by(self) -> dict[str, Any]:
+        """See Course."""
+        shares = [int(count) for count in self._counts]
+        return self._courses[0].decided_by() | {"data.mixture (shares of a thousand)": shares}
 
     def _before(self, number: int, place: int) -> int:
         cycles, rest = divmod(place, self._PLACES)

@@ -51,7 +51,7 @@ class SampleReader:
             if sample is None:
                 continue
             try:
-                where = self._cache.local(sample.shard) if self._cache else sample.shard
+                where = self._cached(sample)
             except OSError as error:
                 damage[place] = _unreadable(sample, error)
                 continue
@@ -70,6 +70,10 @@ class SampleReader:
             None if sample is None else ReadSample(sample, files[place], damage.get(place))
             for place, sample in enumerate(samples)
         ]
+
+    def _cached(self, sample: Sample) -> str:
+        cache = self._cache
+        return sample.shard if cache is None else cache.local(sample.shard, sample.sha256)
 
     def _answers(
         self, ranges: Sequence[Range], sources: Sequence[Range]

@@ -23,7 +23,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco
+from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco, run_lengths
 
 VERSION = 1
 PHOTO_ENDINGS = ("jpg", "jpeg", "png")
@@ -139,7 +139,7 @@ def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
     stated = entry.get("area") if isinstance(segmentation, dict) else None
     return Annotation(
         rle=rle,
-        area=area(rle) if stated is None else int(stated),
+        area=int(run_lengths([rle])[0][1::2].sum()) if stated is None else int(stated),
         crowd=bool(entry.get("iscrowd", 0)),
         predicted_iou=_score(entry.get("predicted_iou")),
         stability=_score(entry.get("stability_score")),

@@ -8,7 +8,7 @@ from pathlib import Path
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.order import Course, MixedCourse, SetCourse
 from efficientsam_pl.data.reading import SampleReader
-from efficientsam_pl.data.shards import ShardSet, open_shards
+from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
 from efficientsam_pl.data.storage.cache import ShardCache
 from efficientsam_pl.structures import Damage
 
@@ -25,8 +25,7 @@ class TrainingSets:
 
     def damage(self) -> list[Damage]:
         """What is known to be broken before a sample is read."""
-        every = [*self.train, *([self.heldout] if self.heldout else [])]
-        return [damage for shards in every for damage in shards.damage]
+        return [damage for shards in self.train for damage in shards.damage]
 
     def samples(self) -> int:
         """Of all training sets together."""
@@ -40,9 +39,26 @@ def open_sets(config: DataConfig) -> TrainingSets:
         ShardsError: A pattern without a shard or a sample.
     """
     sets = config.sets()
-    heldout = open_shards(config.heldout, config.index_dir) if config.heldout else None
-    train = tuple(open_shards(one.shards, config.index_dir, config.heldout) for one in sets)
+    heldout = None
+    if config.heldout:
+        heldout = _opened("data.heldout", config.heldout, config.index_dir)
+    train = tuple(
+        _opened(
+            f"data.mixture[{number}].shards" if config.mixture else "data.train",
+            one.shards,
+            config.index_dir,
+            config.heldout,
+        )
+        for number, one in enumerate(sets)
+    )
     return TrainingSets(train, tuple(one.weight for one in sets), heldout)
+
+
+def _opened(key: str, pattern: str, index_dir: str | None, without: str | None = None) -> ShardSet:
+    try:
+        return open_shards(pattern, index_dir, without)
+    except ShardsError as error:
+        raise ShardsError(f"{key}: {error}") from error
 
 
 def course_of(sets: TrainingSets, config: DataConfig, seed: int) -> Course:

@@ -44,6 +44,7 @@ from efficientsam_pl.data.storage.files import (
     local_path,
     patterns,
     read_file,
+    same_file,
     written_whole,
 )
 from efficientsam_pl.data.storage.tar import scan_tar
@@ -124,12 +125,13 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
             read or has other bytes than its index was made of.
         SourceLostError: A remote store does not answer.
     """
-    left_out = {file.path for file in list_files(without)} if without else set()
+    left_out = {same_file(file.path) for file in list_files(without)} if without else set()
     listed = {one: list_files(one) for one in patterns(pattern)}
-    every = {file.path: file.bytes for files in listed.values() for file in files}
+    by_file = {same_file(file.path): file for files in listed.values() for file in files}
+    every = {file.path: file.bytes for file in by_file.values()}  # each once, however it is named
     if not every:
         raise ShardsError(f"no shard matches {pattern!r}")
-    found = {path: size for path, size in every.items() if path not in left_out}
+    found = {path: size for path, size in every.items() if same_file(path) not in left_out}
     if not found:
         raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
     folders = {_folder(path) for path in [*every, *map(full_path, listed)]}
@@ -354,7 +356,7 @@ def _folder(path: str) -> str:
     return folder if "://" in path else str(local_path(folder or slash or "."))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _index(shard: Shard) -> ShardIndex:
     place, again = shard.index, "delete the manifest that lists it to have it made anew"
     try:

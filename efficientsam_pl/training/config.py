@@ -37,7 +37,8 @@ class TrainerConfig:
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters stay float32
     validate_every_steps: int = 1000
     checkpoint_every_steps: int = 1000
-    subepochs: int | None = None  # validates and saves so many times an epoch instead
+    # validates and saves about so many times an epoch, in whole steps, whatever the two above say
+    subepochs: int | None = None
     checkpoints_kept: int = 3  # the newest ones
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.config import DataConfig
@@ -82,7 +83,8 @@ class StreamDataModule(L.LightningDataModule):
             "epoch": position.epoch,
             "offset": position.offset,
             "steps": 0 if self.trainer is None else self.trainer.global_step,
-            "sets": [shards.fingerprint() for shards in self._streams.sets.train],
+            "sets": self._fingerprints(),
+            "order": self._streams.course.decided_by(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -96,14 +98,37 @@ class StreamDataModule(L.LightningDataModule):
                 f"the checkpoint's data position is of version {state_dict['version']}, this "
                 f"program reads {_STATE_VERSION}; run.resume=none begins anew"
             )
-        sets = [shards.fingerprint() for shards in self._streams.sets.train]
+        sets = self._fingerprints()
         if state_dict["sets"] != sets:
             raise UserError(
                 f"the checkpoint's data position is in other shards ({state_dict['sets']}) than "
                 f"data.train names now ({sets}); run.resume=none begins anew"
             )
+        for key, now in self._streams.course.decided_by().items():
+            before = state_dict["order"].get(key)
+            if before != now:
+                raise UserError(
+                    f"{key} was {before} when the checkpoint was saved, now it is {now}: its place "
+                    "in the data would be another; set it back, or begin anew with run.resume=none"
+                )
         position = Position(state_dict["epoch"], state_dict["offset"])
         self._resumed_at = (position, state_dict["steps"])
+
+    def setup(self, stage: str) -> None:
+        """Makes sure that all ranks see the same shards.
+
+        Raises:
+            UserError: They do not, as where a folder is still being filled.
+        """
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return
+        seen: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(seen, self._fingerprints())
+        if any(one != seen[0] for one in seen):
+            raise UserError(f"the ranks see other shards than each other in data.train: {seen}")
+
+    def _fingerprints(self) -> list[str]:
+        return [shards.fingerprint() for shards in self._streams.sets.train]
 
     def _share(self) -> Share:
         rank, world = (

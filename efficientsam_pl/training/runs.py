@@ -45,7 +45,7 @@ def standard_callbacks(
     folder = Path(run.dir)
     callbacks: list[L.Callback] = [
         StageProgress(stage, config.global_batch),
-        DataReport(folder, data[0].damage(), data[1]),
+        DataReport(folder, *data),
         RunCheckpoints(run, config, header),
     ]
     return [*callbacks, ConsumedTrace(folder)] if run.trace else callbacks

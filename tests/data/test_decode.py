@@ -79,6 +79,22 @@ def test_jpeg_that_breaks_off_is_a_bad_photo(kept: int) -> None:
     assert "0x" not in str(caught.value)  # one kind of damage is told in the same words
 
 
+def test_jpeg_with_garbage_in_it_is_a_bad_photo_not_grey_pixels() -> None:
+    data = saved(Image.fromarray(smooth(300, 400)), quality=95)
+    draw, refused = np.random.default_rng(0), 0
+    for _ in range(40):
+        broken = bytearray(data)
+        at = int(draw.integers(700, len(data) - 300))
+        broken[at : at + 200] = draw.bytes(200)
+        try:
+            decode_photo(bytes(broken))
+        except DamagedSampleError:
+            refused += 1
+    assert refused >= 36  # entropy-coded data may also decode to other pixels unnoticed
+    with pytest.raises(DamagedSampleError, match="bad photo"):
+        decode_photo(data[: len(data) // 2] + b"\xff\xd9")  # cut, and ended as if it were whole
+
+
 def test_photo_of_absurd_size_is_not_decoded() -> None:
     data = bytearray(saved(Image.fromarray(smooth(16, 16))))
     at = data.index(b"\xff\xc0") + 5

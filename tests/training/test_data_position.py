@@ -142,7 +142,10 @@ def test_shard_that_vanished_is_told_and_its_samples_keep_their_slots(
     run("pretrain", tmp_path / "run", *options, "trainer.max_steps=5")
     found = report(tmp_path / "run")
     assert found["seen"] == 20
-    assert found["shards"][f"{one_broken}/train-000000.tar"] == {"missing shard": 1 + 2 * 4}
+    assert found["shards"][f"{one_broken}/train-000000.tar"] == {"missing shard": 2 * 4}
+    assert sum(found["bad"].values()) == found["seen"] - found["good"]
+    [broken] = found["broken_shards"]
+    assert broken["kind"] == "missing shard"
     assert Counter(flat(trace(tmp_path / "run"))) == dict.fromkeys(PHOTOS, 2)
 
 
@@ -156,13 +159,50 @@ def test_damage_is_told_in_the_log(
 
 
 def test_tallies_add_up_and_survive_being_written() -> None:
-    one, other = Tally(), Tally()
-    one.add(5, [Damage("a", "k", "bad photo", "d"), Damage("a", "", "broken tar", "d")])
+    one, other = Tally(), Tally(shards={Damage("c", "", "missing shard", "d"): None})
+    one.add(5, [Damage("a", "k", "bad photo", "d"), Damage("a", "l", "bad json", "d")])
     other.add(7, [Damage("a", "k", "bad photo", "d"), Damage("b", "m", "bad json", "d")])
     one.merge(other)
     written = one.as_json()
-    assert (written["seen"], written["good"]) == (12, 9)
-    assert written["bad"] == {"bad json": 1, "bad photo": 2, "broken tar": 1}
-    assert written["shards"] == {"a": {"bad photo": 2, "broken tar": 1}, "b": {"bad json": 1}}
+    assert (written["seen"], written["good"]) == (12, 8)
+    assert written["bad"] == {"bad json": 2, "bad photo": 2}
+    assert written["shards"] == {"a": {"bad json": 1, "bad photo": 2}, "b": {"bad json": 1}}
     assert len(written["list"]) == 3
+    assert [broken["shard"] for broken in written["broken_shards"]] == ["c"]
     assert Tally.from_json(json.loads(json.dumps(written))).as_json() == written
+
+
+def test_heldout_damage_is_reported_apart(
+    run: Run, shards: Path, one_broken: Path, tmp_path: Path
+) -> None:
+    heldout = (f"data.heldout={one_broken}/train-*.tar", f"data.train={shards}/heldout-*.tar")
+    run("pretrain", tmp_path / "run", *heldout, "trainer.validate_every_steps=2")
+    found = report(tmp_path / "run")
+    assert (found["seen"], found["good"]) == (24, 24)
+    assert (found["heldout"]["seen"], found["heldout"]["bad"]) == (10, {"bad photo": 1})
+
+
+def test_one_damaged_photo_among_the_first_stops_no_run(
+    run: Run, one_broken: Path, tmp_path: Path
+) -> None:
+    train = f"data.train={one_broken}/*.tar"
+    run("pretrain", tmp_path / "run", train, "trainer.max_steps=4")  # the default is 1 %
+    assert report(tmp_path / "run")["bad"]["bad photo"] < 3
+
+
+def test_report_is_there_while_the_run_is(run: Run, one_broken: Path, tmp_path: Path) -> None:
+    options = (f"data.train={one_broken}/*.tar", "data.max_bad_fraction=1")
+    folder = tmp_path / "run"
+    run("pretrain", folder, *options, "trainer.checkpoint_every_steps=1", stop_after=2)
+    assert report(folder)["seen"] == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("run.seed", 7), ("data.block_shards", 1), ("data.neighbours", 2)]
+)
+def test_position_in_another_order_is_refused(
+    key: str, value: int, run: Run, tmp_path: Path
+) -> None:
+    run("pretrain", tmp_path / "run", "trainer.max_steps=3")
+    with pytest.raises(UserError, match=rf"{key} was \d+ when .* now it is {value}"):
+        run("pretrain", tmp_path / "run", f"{key}={value}")

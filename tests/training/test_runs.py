@@ -335,12 +335,11 @@ def test_report_counts_damage_and_training_goes_on(
     report = json.loads((folder / "data_report.json").read_text())
     # twenty samples are two epochs: three broken photos, twice
     assert (report["seen"], report["good"]) == (20, 14)
-    assert report["bad"] == {"bad photo": 6, "broken tar": 1}
-    assert report["shards"] == {
-        f"{damaged}/train-000000.tar": {"bad photo": 6},
-        f"{damaged}/train-999999.tar": {"broken tar": 1},
-    }
-    named = [entry["key"] for entry in report["list"] if entry["key"]]
+    assert report["bad"] == {"bad photo": 6}
+    assert report["shards"] == {f"{damaged}/train-000000.tar": {"bad photo": 6}}
+    [broken] = report["broken_shards"]
+    assert (broken["shard"], broken["kind"]) == (f"{damaged}/train-999999.tar", "broken tar")
+    named = [entry["key"] for entry in report["list"]]
     assert len(named) == len(set(named)) == 3  # each is listed once, however often it was seen
     keys = Counter(key for line in trace(folder) for key in line["keys"])
     assert keys == dict.fromkeys(PHOTOS, 2)  # a damaged sample keeps its slot

@@ -31,8 +31,12 @@ class ShardCache:
     folder: Path
     limit: int
 
-    def local(self, shard: str) -> str:
+    def local(self, shard: str, sha256: str = "") -> str:
         """A local path to the shard's bytes; a local shard is its own.
+
+        Args:
+            shard: Its path.
+            sha256: Of what it should hold: a shard that was replaced is fetched anew.
 
         Raises:
             SourceLostError: The store does not answer.
@@ -41,7 +45,8 @@ class ShardCache:
         """
         if is_local(shard):
             return shard
-        kept = self.folder / f"{hashlib.sha256(shard.encode()).hexdigest()[:24]}.tar"
+        name = hashlib.sha256(f"{shard} {sha256}".encode("utf-8", "surrogateescape")).hexdigest()
+        kept = self.folder / f"{name[:24]}.tar"
         try:
             if not _touch(kept):
                 self._keep(shard, kept)

@@ -81,6 +81,11 @@ def full_path(path: str) -> str:
     return full_name(fs, plain, path)
 
 
+def same_file(path: str) -> str:
+    """One name for all paths to a file: behind links and detours where it is local."""
+    return os.path.realpath(store(path)[1]) if is_local(path) else path
+
+
 def exists(path: str) -> bool:
     """Whether there is such a file."""
     fs, plain = store(path)

@@ -41,7 +41,7 @@ def _options(path: str) -> dict[str, Any]:
 def full_name(fs: Any, name: str, pattern: str) -> str:
     """A file system's name of a file that matched a pattern, as a path that names the system."""
     if isinstance(fs, LocalFileSystem):
-        return name
+        return os.path.normpath(name)
     return name if "://" in name else f"{pattern.split('://', 1)[0]}://{name.lstrip('/')}"
 
 

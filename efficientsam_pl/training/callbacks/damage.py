@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import lightning as L  # noqa: N812
 import torch
 import torch.distributed as dist
 
+from efficientsam_pl.data.sets import TrainingSets
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 
 _LISTED = 10_000  # entries of the list at most; the counts are always complete
+_EVERY_STEPS = 10  # between two looks at all ranks' counts
+_FEWEST = 3  # damaged samples before a share of them means anything
 _TOLD = 20  # samples a rank names in the log; the rest is in the report
 
 _log = logging.getLogger(__name__)
@@ -23,18 +26,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Tally:
-    """Slots seen, and what was wrong with the bad ones."""
+    """Slots seen and what was wrong with the bad ones; shards that are broken as such, apart."""
 
     seen: int = 0
-    bad: int = 0  # slots
-    by_shard: dict[str, Counter[str]] = field(default_factory=dict)
+    bad: int = 0
+    by_shard: dict[str, Counter[str]] = field(default_factory=dict)  # of slots
     listed: dict[Damage, None] = field(default_factory=dict)  # in order, each once
+    shards: dict[Damage, None] = field(default_factory=dict)
 
     def add(self, seen: int, damage: Iterable[Damage]) -> None:
         """Counts the slots of a batch."""
         self.seen += seen
         for one in damage:
-            self.bad += bool(one.key)
+            self.bad += 1
             self.by_shard.setdefault(one.shard, Counter())[one.kind] += 1
             if len(self.listed) < _LISTED:
                 self.listed[one] = None
@@ -45,11 +49,13 @@ class Tally:
         self.bad += other.bad
         for shard, kinds in other.by_shard.items():
             self.by_shard.setdefault(shard, Counter()).update(kinds)
-        for one in list(other.listed)[: _LISTED - len(self.listed)]:
-            self.listed[one] = None
+        for one in other.listed:
+            if len(self.listed) < _LISTED:
+                self.listed[one] = None
+        self.shards |= other.shards
 
     def as_json(self) -> dict[str, Any]:
-        """The report."""
+        """The report. What is seen is good or bad of one kind; `broken_shards` are no slots."""
         kinds: Counter[str] = Counter()
         for own in self.by_shard.values():
             kinds.update(own)
@@ -59,6 +65,7 @@ class Tally:
             "bad": dict(sorted(kinds.items())),
             "shards": {shard: dict(sorted(own.items())) for shard, own in self.by_shard.items()},
             "list": [vars(one) for one in self.listed],
+            "broken_shards": [vars(one) for one in self.shards],
         }
 
     @staticmethod
@@ -69,6 +76,7 @@ class Tally:
             bad=report["seen"] - report["good"],
             by_shard={shard: Counter(own) for shard, own in report["shards"].items()},
             listed={Damage(**one): None for one in report["list"]},
+            shards={Damage(**one): None for one in report["broken_shards"]},
         )
 
 
@@ -76,28 +84,24 @@ class DataReport(L.Callback):
     """Counts good and damaged samples, writes `data_report.json`, stops the run above a share.
 
     Ranks add their counts up every few steps, so that all of them stop at the same one. The
-    tally of all ranks lies in every checkpoint, so a resumed run goes on counting.
+    tally of all ranks lies in every checkpoint, so a resumed run goes on counting; that of the
+    held-out samples is of the last validation.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        known: Sequence[Damage],
-        max_bad_fraction: float,
-        every_steps: int = 10,
-    ) -> None:
+    def __init__(self, folder: Path, sets: TrainingSets, max_bad_fraction: float) -> None:
         self._path = folder / "data_report.json"
-        self._most, self._every = max_bad_fraction, every_steps
-        self._known = tuple(known)
+        self._most = max_bad_fraction
+        self._known = sets.damage()
+        self._known_heldout = list(sets.heldout.damage) if sets.heldout else []
         self._before, self._own = Tally(), Tally()  # of earlier starts and all ranks; of this rank
+        self._heldout = Tally()
         self._told = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tells what is known to be broken before a sample is read."""
+        self._own.shards |= dict.fromkeys(self._known)
         if trainer.is_global_zero:
-            fresh = [one for one in self._known if one not in self._before.listed]
-            self._own.add(0, fresh)
-            self._tell(self._known)
+            self._tell([*self._known, *self._known_heldout])
 
     def on_train_batch_end(
         self,
@@ -114,45 +118,63 @@ class DataReport(L.Callback):
         """
         self._own.add(sum(bool(key) for key in batch.key), batch.damage)
         self._tell(batch.damage)
-        due = (batch_idx + 1) % (self._every * trainer.accumulate_grad_batches) == 0
+        due = (batch_idx + 1) % (_EVERY_STEPS * trainer.accumulate_grad_batches) == 0
         if not due and trainer.global_step < trainer.max_steps:
             return
         counts = torch.tensor([self._own.seen, self._own.bad], device=trainer.strategy.root_device)
         seen, bad = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         seen, bad = seen + self._before.seen, bad + self._before.bad
-        if bad > self._most * seen:
-            self._write(trainer, self._total())
+        if bad >= _FEWEST and bad > self._most * seen:
+            self._write(trainer, self._whole())
             raise UserError(
                 f"{bad} of {seen} samples are damaged, more than data.max_bad_fraction="
                 f"{self._most}; they are listed in {self._path}"
             )
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins the held-out samples' tally anew."""
+        self._heldout = Tally(shards=dict.fromkeys(self._known_heldout))
+
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Tells of damage among the held-out samples; the tally is of training."""
+        """Counts the held-out samples."""
+        self._heldout.add(sum(bool(key) for key in batch.key), batch.damage)
         self._tell(batch.damage)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
+        """Writes the report of all ranks, each time that a checkpoint is saved."""
+        self._write(trainer, self._whole())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the report of all ranks."""
-        self._write(trainer, self._total())
+        self._write(trainer, self._whole())
+
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        """Writes rank 0's part where nothing was written: the others may be gone."""
+        if not self._path.exists():
+            self._write(trainer, self._own.as_json())
 
     def state_dict(self) -> dict[str, Any]:
         """The report so far; every rank calls it when a checkpoint is saved."""
-        return self._total().as_json()
+        return self._total(self._before, self._own).as_json()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting from a checkpoint's report."""
         self._before, self._own = Tally.from_json(state_dict), Tally()
 
-    def _total(self) -> Tally:
-        """Of all ranks and starts; every rank calls it."""
-        tallies: list[Any] = [self._own]
+    def _whole(self) -> dict[str, Any]:
+        """The report of all ranks and starts; every rank calls it."""
+        heldout = self._total(Tally(), self._heldout).as_json()
+        return self._total(self._before, self._own).as_json() | {"heldout": heldout}
+
+    def _total(self, before: Tally, own: Tally) -> Tally:
+        tallies: list[Any] = [own]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             tallies = [None] * dist.get_world_size()
-            dist.all_gather_object(tallies, self._own)
+            dist.all_gather_object(tallies, own)
         total = Tally()
-        for tally in (self._before, *tallies):
+        for tally in (before, *tallies):
             total.merge(tally)
         return total
 
@@ -164,9 +186,9 @@ class DataReport(L.Callback):
             if self._told == _TOLD:
                 _log.warning("further damaged samples are told in %s alone", self._path)
 
-    def _write(self, trainer: L.Trainer, total: Tally) -> None:
+    def _write(self, trainer: L.Trainer, report: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
         partial = self._path.with_suffix(".part")
-        partial.write_text(json.dumps(total.as_json(), indent=1) + "\n")
+        partial.write_text(json.dumps(report, indent=1) + "\n")
         partial.replace(self._path)

@@ -1,4 +1,4 @@
-"""What a run writes about itself: losses, samples consumed, damage found."""
+"""What a run writes about itself: losses and samples consumed."""
 
 import json
 from pathlib import Path

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from efficientsam_pl.data.index import Sample
@@ -266,3 +267,14 @@ def test_shard_missing_at_its_source_is_damage_of_its_samples(
     assert read[2] is not None
     assert read[2].damage is not None
     assert (read[2].damage.shard, read[2].damage.key) == (sample.shard, sample.key)
+
+
+def test_shard_that_was_replaced_is_fetched_anew(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    cache = ShardCache(tmp_path / "cache", 1 << 20)
+    store.pipe("/replaced/a.tar", b"old bytes")
+    assert Path(cache.local("memory://replaced/a.tar", "one")).read_bytes() == b"old bytes"
+    store.pipe("/replaced/a.tar", b"new bytes")
+    assert Path(cache.local("memory://replaced/a.tar", "one")).read_bytes() == b"old bytes"
+    assert Path(cache.local("memory://replaced/a.tar", "two")).read_bytes() == b"new bytes"
+    store.rm("/replaced", recursive=True)

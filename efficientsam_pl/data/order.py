@@ -52,7 +52,7 @@ class EpochOrder:
         self, sizes: Sequence[int], seed: int, epoch: int, block_shards: int, neighbours: int = 1
     ) -> None:
         self._draw = (seed, epoch)
-        shards = _drawn(_SHARDS, *self._draw).permutation(len(sizes))
+        shards = _generator(_SHARDS, *self._draw).permutation(len(sizes))
         firsts = np.concatenate([[0], np.cumsum(sizes)])
         self._blocks = [
             [(int(firsts[s]), int(firsts[s + 1])) for s in shards[i : i + block_shards]]
@@ -60,7 +60,7 @@ class EpochOrder:
         ]
         self._ends = list(accumulate(sum(b - a for a, b in block) for block in self._blocks))
         self._neighbours = neighbours
-        self._drawn: OrderedDict[int, Int[np.ndarray, "n"]] = OrderedDict()
+        self._ready: OrderedDict[int, Int[np.ndarray, "n"]] = OrderedDict()
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -77,22 +77,22 @@ class EpochOrder:
         return found
 
     def _block(self, at: int) -> Int[np.ndarray, "n"]:
-        if at not in self._drawn:
+        if at not in self._ready:
             step = self._neighbours
             starts = np.concatenate([np.arange(a, b, step) for a, b in self._blocks[at]])
             ends = np.concatenate(
                 [np.minimum(np.arange(a, b, step) + step, b) for a, b in self._blocks[at]]
             )
-            order = _drawn(_BLOCK, *self._draw, at).permutation(len(starts))
+            order = _generator(_BLOCK, *self._draw, at).permutation(len(starts))
             starts, lengths = starts[order], (ends - starts)[order]
             within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            self._drawn[at] = np.repeat(starts, lengths) + within
-            if len(self._drawn) > 2:
-                self._drawn.popitem(last=False)
-        return self._drawn[at]
+            self._ready[at] = np.repeat(starts, lengths) + within
+            if len(self._ready) > 2:
+                self._ready.popitem(last=False)
+        return self._ready[at]
 
 
-def _drawn(purpose: int, *key: int) -> np.random.Generator:
+def _generator(purpose: int, *key: int) -> np.random.Generator:
     """Random numbers of a key. The count leads since numpy takes [a] and [a, 0] for the same."""
     return np.random.default_rng([purpose, len(key), *key])
 
@@ -205,7 +205,7 @@ class MixedCourse(Course):
         short = self._PLACES - int(counts.sum())
         counts[np.argsort(counts - exact, kind="stable")[:short]] += 1  # the largest remainders
         self._counts = counts
-        self._drawn: tuple[int, Int[np.ndarray, "n"]] = (-1, np.arange(0))
+        self._last_cycle: tuple[int, Int[np.ndarray, "n"]] = (-1, np.arange(0))
 
     def batch(self, position: Position, size: int) -> tuple[list[Slot], Position]:
         """See Course."""
@@ -234,11 +234,11 @@ class MixedCourse(Course):
         return cycles * int(self._counts[number]) + begun
 
     def _cycle(self, cycle: int) -> Int[np.ndarray, "n"]:
-        if self._drawn[0] != cycle:
+        if self._last_cycle[0] != cycle:
             sets = np.repeat(np.arange(len(self._counts)), self._counts)
-            order = _drawn(_SETS, self._seed, cycle).permutation(self._PLACES)
-            self._drawn = (cycle, sets[order])
-        return self._drawn[1]
+            order = _generator(_SETS, self._seed, cycle).permutation(self._PLACES)
+            self._last_cycle = (cycle, sets[order])
+        return self._last_cycle[1]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What SAMI's loss is measured against: the training set's mean feature of each position."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -40,7 +41,7 @@ def constant_loss(
     batches: Iterable[ImageBatch],
     loss: TokenLoss,
 ) -> float:
-    """The loss of predicting the same features for every photo."""
+    """The loss of predicting the same features for every photo; nan where there is no photo."""
     total, photos, device = 0.0, 0, next(teacher.parameters()).device
     for on_cpu in batches:
         batch = on_cpu.to(device)
@@ -49,4 +50,4 @@ def constant_loss(
         per_token = loss(constant.expand_as(target), target)
         total += float(mean_over_valid(per_token, batch.valid)) * valid
         photos += valid
-    return total / photos
+    return total / photos if photos else math.nan

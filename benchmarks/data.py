@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from benchmarks.data_inputs import Inputs, make_inputs, write_many_shards
+from benchmarks.data_parts import part_rows
 from benchmarks.decoders import decoder_rows
 from benchmarks.harness import Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [
             *masked_rows(inputs, 2 if options.quick else len(inputs.photos), rounds),
             *memory_rows(inputs),
+            *part_rows(encoded(inputs.original, 2), encoded(inputs.packed, 2), rounds),
             *imagenet_rows(inputs, rounds),
             *decoder_rows(inputs, rounds),
             *stream_rows(inputs, rounds),

@@ -61,9 +61,7 @@ def half_covered(
     for window in _windows(runs, grid):
         threshold = window.threshold()
         if threshold > 0:
-            rows, columns = window.coverage.shape
-            place = (slice(window.row, window.row + rows), slice(window.column, None))
-            cells[window.mask][place][:, :columns] = window.coverage >= threshold
+            cells[window.place()] = window.coverage >= threshold
     return cells
 
 
@@ -73,9 +71,7 @@ def coverage(
     """The share of each cell that each mask covers, in [0, 1]."""
     cells = np.zeros((len(runs), *grid.cells_hw))
     for window in _windows(runs, grid):
-        rows, columns = window.coverage.shape
-        place = (slice(window.row, window.row + rows), slice(window.column, None))
-        cells[window.mask][place][:, :columns] = window.coverage
+        cells[window.place()] = window.coverage
     return cells
 
 
@@ -113,6 +109,12 @@ class _Window:
     row: int
     column: int
     coverage: Float[np.ndarray, "rows columns"]
+
+    def place(self) -> tuple[int, slice, slice]:
+        """Where it lies among all masks' cells."""
+        rows, columns = self.coverage.shape
+        below, right = self.row + rows, self.column + columns
+        return self.mask, slice(self.row, below), slice(self.column, right)
 
     def threshold(self) -> float:
         """One half, or what the best cells have, less what sums round off; 0 for no mask."""

@@ -10,11 +10,10 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 import simplejpeg
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from efficientsam_pl.data.schema import DamagedSampleError
-from efficientsam_pl.rle import Rle, decode, run_lengths
 
 T = TypeVar("T")
 Data: TypeAlias = bytes | memoryview
@@ -37,13 +36,7 @@ def photo_size(data: Data) -> tuple[int, int]:
     Raises:
         DamagedSampleError: Not a photo, or one too large to be meant.
     """
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        height, width = _by_pillow(data, lambda photo: (photo.height, photo.width))
-    if height * width > _MOST_PIXELS:
-        raise DamagedSampleError("bad photo", f"{height} x {width} pixels")
-    return height, width
+    return _jpeg_size(data) or _checked(_by_pillow(data, lambda photo: (photo.height, photo.width)))
 
 
 def decode_photo(data: Data) -> UInt8[np.ndarray, "h w 3"]:
@@ -65,44 +58,46 @@ def decode_smaller(data: Data, largest_scale: float) -> Photo:
     Raises:
         DamagedSampleError: Not a photo, or one that breaks off.
     """
-    height, width = photo_size(data)
-    if not _has_jpeg_header(data):
-        pixels = _by_pillow(data, lambda photo: np.array(photo.convert("RGB")))
-        return Photo(pixels, (height, width))
+    image_hw = _jpeg_size(data)
+    if image_hw is None:
+        pixels = _by_pillow(data, _rgb)
+        return Photo(pixels, (pixels.shape[0], pixels.shape[1]))
+    height, width = image_hw
     scale = next((s for s in _SCALES if s <= largest_scale), 1)
     least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
     try:  # Pillow would make grey of what is broken, without a word
         pixels = simplejpeg.decode_jpeg(data, "RGB", **least, min_factor=scale)
     except ValueError as error:
         raise DamagedSampleError("bad photo", str(error)) from error
-    return Photo(pixels, (height, width), scale)
+    return Photo(pixels, image_hw, scale)
 
 
-def decode_mask(rle: Rle) -> Bool[np.ndarray, "h w"]:
-    """A mask of a file, checked: of runs that end early pycocotools makes uninitialised pixels.
-
-    Raises:
-        DamagedSampleError: The runs do not add up to the mask's size.
-    """
+def _jpeg_size(data: Data) -> tuple[int, int] | None:
+    """From the header; None for what libjpeg-turbo does not take for a JPEG."""
     try:
-        run_lengths([rle])
-    except ValueError as error:
-        raise DamagedSampleError("bad mask", str(error)) from error
-    return decode(rle)
-
-
-def _has_jpeg_header(data: Data) -> bool:
-    try:
-        simplejpeg.decode_jpeg_header(data)
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return False
-    return True
+        return None
+    return _checked((height, width))
+
+
+def _checked(image_hw: tuple[int, int]) -> tuple[int, int]:
+    if image_hw[0] * image_hw[1] > _MOST_PIXELS:
+        raise DamagedSampleError("bad photo", f"{image_hw[0]} x {image_hw[1]} pixels")
+    return image_hw
+
+
+def _rgb(photo: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    _checked((photo.height, photo.width))
+    return np.array(photo.convert("RGB"))
 
 
 def _by_pillow(data: Data, read: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(io.BytesIO(data)) as photo:
             return read(photo)
+    except DamagedSampleError:
+        raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory
         raise DamagedSampleError("bad photo", "neither a JPEG nor another known format") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -215,7 +215,7 @@ class MixedCourse(Course):
         for number in set(sets):
             start = self._before(number, position.offset)
             course = self._courses[number]
-            own, _ = course.batch(course.after(Position(), 1, start), sets.count(number))
+            own, _ = course.batch(course.after(Position(), start, 1), sets.count(number))
             slots[number] = iter([Slot(slot.epoch, slot.sample, number) for slot in own])
         return [next(slots[number]) for number in sets], self.after(position, 1, size)
 

@@ -141,9 +141,14 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
             raise ShardsError(f"no shard matches {one!r}")
     new = {path: size for path, size in found.items() if path not in known}
     known |= _index_new(new, index_dir)
-    lost = [p for p in known if p not in every and _matches(p, pattern)]
-    lost = [p for p in lost if not (without and _matches(p, without))]
-    shards = tuple(known[path] for path in sorted([*found, *lost]))
+    lost = {
+        same_file(path): path
+        for path in known
+        if same_file(path) not in by_file
+        and _matches(path, pattern)
+        and not (without and _matches(path, without))
+    }
+    shards = tuple(known[path] for path in sorted([*found, *lost.values()]))
     if not any(shard.samples for shard in shards):
         raise ShardsError(f"no sample in the {len(shards)} shards that match {pattern!r}")
     return ShardSet(shards, tuple(_damage(shards, found)))

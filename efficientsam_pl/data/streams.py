@@ -222,7 +222,7 @@ class MaskedImages(_Stream[PreparedMaskedImage]):
 def _foreground(rles: Sequence[Rle]) -> tuple[list[Rle], list[Int[np.ndarray, "_"]]]:
     """The masks that have a pixel, whatever area their file states, with their run lengths."""
     try:
-        runs = run_lengths(rles) if rles else []
+        runs = run_lengths(rles)
     except ValueError as error:
         raise DamagedSampleError("bad mask", str(error)) from error
     real = [i for i, own in enumerate(runs) if own[1::2].any()]

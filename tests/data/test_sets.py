@@ -37,7 +37,19 @@ def test_heldout_shards_are_left_out_however_they_are_named(heldout: str, shards
 
 @pytest.mark.parametrize("again", ["{0}/*.tar", "{0}/../shards/*.tar", "{0}/../link/s-1.tar"])
 def test_shard_that_two_patterns_match_is_there_once(again: str, shards: Path) -> None:
-    assert len(open_shards(f"{shards}/*.tar, {again.format(shards)}")) == 1 + 2 + 3 + 4
+    for _ in range(2):  # indexed the first time, found in the manifests of both names the second
+        twice = open_shards(f"{shards}/*.tar, {again.format(shards)}")
+        assert (len(twice), twice.damage) == (1 + 2 + 3 + 4, ())
+
+
+def test_shard_that_is_lost_under_two_names_is_missed_once(shards: Path) -> None:
+    pattern = f"{shards}/*.tar, {shards}/../link/*.tar"
+    for names in (f"{shards}/*.tar", f"{shards}/../link/*.tar", pattern):
+        open_shards(names)  # both names have a manifest that lists it
+    (shards / "s-2.tar").unlink()
+    rest = open_shards(pattern)
+    assert len(rest) == 1 + 2 + 3 + 4
+    assert [damage.kind for damage in rest.damage] == ["missing shard"]
 
 
 def test_relative_patterns_name_the_same_shards(

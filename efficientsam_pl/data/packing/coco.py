@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.data.decode import decode_mask, decode_photo
-from efficientsam_pl.data.packing.job import ArrayShare
+from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.packing.job import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
 from efficientsam_pl.data.storage.files import exists, read_file
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.rle import from_coco
+from efficientsam_pl.rle import from_coco, run_lengths
 
 _JPEG = b"\xff\xd8"
 
@@ -103,7 +103,7 @@ def masked_photo(entry: CocoEntry, data: bytes) -> tuple[MaskedPhoto, list[Skipp
             continue
         try:
             rle = from_coco(annotation["segmentation"], height, width)
-            decode_mask(rle)
+            run_lengths([rle])
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             skipped.append(Skipped(what, str(error)))
             continue
@@ -184,7 +184,6 @@ class Coco:
 
     def units(self, share: ArrayShare) -> Iterator[CocoUnit]:
         """See Source."""
-        for number in range(-(-len(self._entries) // self._limit))[share.index :: share.count]:
-            some = tuple(self._entries[number * self._limit : (number + 1) * self._limit])
+        for number, some in cut_into_shards(self._entries, self._limit, share):
             orphans = () if number else self._orphans
             yield CocoUnit(f"coco-{number:06d}", some, self._long_side, orphans)

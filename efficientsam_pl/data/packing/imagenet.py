@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 
 from efficientsam_pl.data.decode import decode_photo, photo_size
-from efficientsam_pl.data.packing.job import ArrayShare
+from efficientsam_pl.data.packing.job import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.photos import JPEG_QUALITY, encoded, shrunk_image, smaller
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import CLASS_ENDING, DamagedSampleError
@@ -113,8 +113,7 @@ class Imagenet:
 
     def units(self, share: ArrayShare) -> Iterator[ImagenetUnit]:
         """See Source."""
-        for number in range(-(-len(self._items) // self._limit))[share.index :: share.count]:
-            some = tuple(self._items[number * self._limit : (number + 1) * self._limit])
+        for number, some in cut_into_shards(self._items, self._limit, share):
             yield ImagenetUnit(f"imagenet-{number:06d}", some, self._long_side)
 
 

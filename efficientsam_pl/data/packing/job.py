@@ -7,10 +7,10 @@ does the shards that are not there yet, and equal sources make equal shards.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from efficientsam_pl.data.index import IndexFormatError, checked_format, from_bytes
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
@@ -27,6 +27,7 @@ from efficientsam_pl.data.storage.files import (
 )
 from efficientsam_pl.errors import UserError
 
+T = TypeVar("T")
 NOTE = "pack.json"
 _FORMAT, _VERSION = "efficientsam_pl pack", 1
 _MARKS = ",*?["
@@ -45,6 +46,16 @@ class ArrayShare:
             raise UserError(
                 f"--array-index {self.index} must lie in [0, --array-count {self.count})"
             )
+
+
+def cut_into_shards(
+    items: Sequence[T], samples_per_shard: int, share: ArrayShare
+) -> Iterator[tuple[int, tuple[T, ...]]]:
+    """Number and items of each shard of a share, of items that are all known."""
+    shards = range(-(-len(items) // samples_per_shard))
+    for number in shards[share.index :: share.count]:
+        first = number * samples_per_shard
+        yield number, tuple(items[first : first + samples_per_shard])
 
 
 @runtime_checkable

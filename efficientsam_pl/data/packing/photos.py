@@ -72,7 +72,7 @@ def shrunk_masks(
         ValueError: Runs that do not add up to the photo's size.
     """
     real = [a for a in annotations if a.area > 0]
-    runs = run_lengths([a.rle for a in real]) if real else []
+    runs = run_lengths([a.rle for a in real])
     small = half_covered_runs(runs, Grid.over(image_hw, to_hw))
     return tuple(
         Annotation(

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 
+from efficientsam_pl.data.storage.files import written_whole
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import CHECKPOINT_VERSION, FORMAT
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
@@ -60,7 +61,8 @@ class RunCheckpoints(L.Callback):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(final)
-            _write_text(self._dir / "latest", f"checkpoints/{final.name}\n")
+            with written_whole(str(self._dir / "latest")) as file:
+                file.write(f"checkpoints/{final.name}\n".encode())
             # by age, not by step: a run begun anew in its folder meets later steps of the old one
             by_age = sorted(final.parent.glob("step-*.ckpt"), key=lambda p: p.stat().st_mtime_ns)
             for old in by_age[: -self._config.checkpoints_kept]:
@@ -84,12 +86,3 @@ def newest_checkpoint(run: RunConfig) -> Path | None:
     if not path.is_file():
         raise UserError(f"{latest} names {path}, which is not there; remove {latest} to start anew")
     return path
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_suffix(".part")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

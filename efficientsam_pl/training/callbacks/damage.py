@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from efficientsam_pl.data.sets import TrainingSets
+from efficientsam_pl.data.storage.files import written_whole
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 
@@ -95,7 +96,7 @@ class DataReport(L.Callback):
         self._known_heldout = list(sets.heldout.damage) if sets.heldout else []
         self._before, self._own = Tally(), Tally()  # of earlier starts and all ranks; of this rank
         self._heldout = Tally()
-        self._told = 0
+        self._told, self._written = 0, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tells what is known to be broken before a sample is read."""
@@ -151,8 +152,8 @@ class DataReport(L.Callback):
         self._write(trainer, self._whole())
 
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
-        """Writes rank 0's part where nothing was written: the others may be gone."""
-        if not self._path.exists():
+        """Writes rank 0's part where this start has written nothing: other ranks may be gone."""
+        if not self._written:
             self._write(trainer, self._own.as_json())
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,6 +190,6 @@ class DataReport(L.Callback):
     def _write(self, trainer: L.Trainer, report: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
-        partial = self._path.with_suffix(".part")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        partial.replace(self._path)
+        with written_whole(str(self._path)) as file:
+            file.write(json.dumps(report, indent=1).encode() + b"\n")
+        self._written = True

@@ -15,12 +15,16 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
+from efficientsam_pl.data.config import (
+    CropConfig,
+    DataConfig,
+    FeatureStoreConfig,
+    MaskSelectionConfig,
+)
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.losses.config import FeatureLossConfig, MaskLossConfig
 from efficientsam_pl.models.config import (
     NAMED,
-    EncoderConfig,
     ModelConfig,
     SamiConfig,
     SegmenterConfig,
@@ -46,6 +50,7 @@ class PretrainConfig:
     crop: CropConfig = field(default_factory=CropConfig)
     sami: SamiConfig = field(default_factory=SamiConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    features: FeatureStoreConfig = field(default_factory=FeatureStoreConfig)
     loss: FeatureLossConfig = field(default_factory=FeatureLossConfig)
     optim: OptimConfig = field(default_factory=sami_optim)
     trainer: TrainerConfig = field(
@@ -55,7 +60,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         _check_warmup(self.optim, self.trainer)
-        _check_teacher_grid(self.teacher.encoder, self.teacher.image_size, self.sami.student)
+        _check_teacher(self)
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
@@ -213,13 +218,35 @@ def _check_warmup(optim: OptimConfig, trainer: TrainerConfig) -> None:
         )
 
 
-def _check_teacher_grid(teacher: EncoderConfig, image_size: int, student: EncoderConfig) -> None:
-    if image_size // teacher.patch_size < student.grid():
+def _check_teacher(config: PretrainConfig) -> None:
+    teacher, student, features = config.teacher, config.sami.student, config.features
+    if teacher.kind == "pixels":
+        if features.dir is not None:
+            raise ValueError(
+                f"features.dir={features.dir} has no meaning with teacher.kind=pixels: the photo "
+                "is its own target"
+            )
+        return
+    if teacher.grid() < student.grid():
         raise ValueError(
-            f"teacher.image_size={image_size} gives {image_size // teacher.patch_size} tokens a "
-            f"side, fewer than the student's {student.grid()} (sami.student.image_size="
-            f"{student.image_size})"
+            f"teacher.image_size={teacher.image_size} gives {teacher.grid()} tokens a side, fewer "
+            f"than the student's {student.grid()} (sami.student.image_size={student.image_size})"
         )
+    if teacher.sharding == "sharded" and config.trainer.strategy != "fsdp":
+        raise ValueError(
+            f"teacher.sharding=sharded needs trainer.strategy=fsdp, which is "
+            f"{config.trainer.strategy}"
+        )
+    if features.dir is not None and features.kind == "photos":
+        if teacher.kind != "sam":
+            raise ValueError(
+                f"features.kind=photos needs teacher.kind=sam, which is {teacher.kind}"
+            )
+        if teacher.grid() % features.grid:
+            raise ValueError(
+                f"features.grid={features.grid} must divide the teacher's {teacher.grid()} tokens "
+                f"a side (teacher.image_size={teacher.image_size})"
+            )
 
 
 def _find(name: str) -> Path | None:

@@ -65,7 +65,8 @@ class ImageBatch(_OnDevice):
     """Photos for pretraining, already cropped to the student's size.
 
     `draw_key` is a number made of (seed, epoch, sample): every random choice about a sample
-    is a function of it, so that another world size draws the same.
+    is a function of it, so that another world size draws the same. `features` are the stored
+    teacher's for these crops, row-major over the student's grid; None where it runs online.
     """
 
     image: UInt8[Tensor, "b 3 h w"]
@@ -73,6 +74,7 @@ class ImageBatch(_OnDevice):
     valid: Bool[Tensor, "b"]
     key: tuple[str, ...]
     damage: tuple[Damage, ...] = ()
+    features: Float[Tensor, "b n c"] | None = None
 
     def __len__(self) -> int:
         return len(self.key)

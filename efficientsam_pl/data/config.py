@@ -92,6 +92,30 @@ class CropConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureStoreConfig:
+    """Teacher features written once by `efficientsam embed-teacher` and read while training.
+
+    `views`: features of a few crops a photo; training sees these crops and no others.
+    `photos`: features of the whole photo; those of any crop are resampled from them.
+    """
+
+    dir: str | None = None  # None: the teacher runs while training
+    kind: Literal["views", "photos"] = "views"
+    views: int = 4  # crops a photo; an epoch uses one, none is used again before all are
+    seed: int = 0  # of the views' crops
+    numbers: Literal["float16", "int8"] = "float16"  # int8: with a scale a channel, half the bytes
+    grid: int = 64  # photos: tokens along the longer side; the teacher's, or fewer by averaging
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise ValueError(f"views={self.views} must be at least 1")
+        if self.grid < 1:
+            raise ValueError(f"grid={self.grid} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskSelectionConfig:
     """Which masks of a photo are trained on."""
 

@@ -9,6 +9,7 @@ class FeatureLossConfig:
     """SAMI's loss, the mean over all tokens (paper, Eq. 1; cosine is an ablation of 4.4)."""
 
     kind: Literal["mse", "cosine"] = "mse"
+    tokens: Literal["all", "masked"] = "all"  # masked: MAE's, over what was not seen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Shapes of the models, without torch. The defaults are the released EfficientSAM-Ti."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -125,21 +126,45 @@ NAMED: dict[str, SegmenterConfig] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """SAM's image encoder, frozen, whose features are the target (paper, 3.2)."""
+    """Whose features are the target: SAM's image encoder, frozen (paper, 3.2), or a control's.
 
-    encoder: EncoderConfig = field(default_factory=lambda: NAMED["sam_vit_h"].encoder)
-    weights: str | None = None  # a released SAM checkpoint; None: seeded random weights
+    `sam`: SAM's encoder. `timm`: a ViT of timm's by name, its patch tokens (CLIP's: ablation of
+    4.4). `pixels`: no teacher, the photo's own patches, each normalised (MAE, 3; the control).
+    """
+
+    kind: Literal["sam", "timm", "pixels"] = "sam"
+    encoder: EncoderConfig = field(default_factory=lambda: NAMED["sam_vit_h"].encoder)  # sam
+    timm_name: str = "vit_base_patch16_clip_224"  # timm
+    weights: str | None = None  # a released checkpoint; None: seeded random weights
     seed: int = 0  # of the random weights
     # Paper Eq. 1 gives teacher and student the same N tokens, which points to the student's
     # size; 1024 keeps SAM in its distribution and its features are resized to the grid.
     image_size: int = 224
+    output: Literal["neck", "trunk"] = "neck"  # sam; 3.2: the encoder's output, 256 channels
+    precision: Literal["bf16", "fp32"] = "bf16"  # of its weights and its computation
+    sharding: Literal["replicated", "sharded"] = "replicated"  # sharded: with trainer.strategy=fsdp
 
     def __post_init__(self) -> None:
-        if self.image_size % self.encoder.patch_size:
+        if self.image_size % self.patch_size():
             raise ValueError(
-                f"image_size={self.image_size} must be a multiple of "
-                f"encoder.patch_size={self.encoder.patch_size}"
+                f"image_size={self.image_size} must be a multiple of the teacher's patches of "
+                f"{self.patch_size()} pixels"
             )
+        if self.kind == "pixels" and self.weights is not None:
+            raise ValueError(f"weights={self.weights} has no meaning with kind=pixels")
+
+    def patch_size(self) -> int:
+        """Pixels a side of a token; timm's names tell it."""
+        if self.kind != "timm":
+            return self.encoder.patch_size
+        told = re.search(r"patch(\d+)", self.timm_name)
+        if told is None:
+            raise ValueError(f"timm_name={self.timm_name} must be a ViT whose name tells its patch")
+        return int(told[1])
+
+    def grid(self) -> int:
+        """Tokens a side of what it sees."""
+        return self.image_size // self.patch_size()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +175,13 @@ class SamiConfig:
     mask_ratio: float = 0.75  # 4.1
     positions: Literal["learned", "fixed"] = "learned"  # the released positions are a parameter
     encoder_norm: Literal["none", "layer_norm"] = "none"  # the released encoder ends without one
+    # cross_attention: the paper's (3.2). self_attention: MAE's own, all tokens through its blocks.
+    decoder: Literal["cross_attention", "self_attention"] = "cross_attention"
     decoder_depth: int = 8  # 4.1
     decoder_width: int = 512  # 4.1
     decoder_heads: int = 16  # MAE's
-    decoder_tokens: Literal["masked", "all"] = "masked"  # 3.2; all tokens cost about 3 points (4.4)
-    target: Literal["neck", "trunk"] = "neck"  # 3.2: the encoder's output, 256 channels
+    # cross_attention updates the masked tokens alone (3.2); all cost about 3 points (4.4)
+    decoder_tokens: Literal["masked", "all"] = "masked"
 
     def __post_init__(self) -> None:
         if self.student.kind != "vit":

@@ -1,6 +1,6 @@
 """Optimizer and schedule, without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -9,6 +9,9 @@ class OptimConfig:
     """AdamW with linear warm-up and decay to zero at the last step. Steps are optimizer steps."""
 
     peak_lr: float = 4e-4
+    # The global batch that peak_lr is meant for; another one scales it in proportion (Goyal et
+    # al. 2017, as MAE does). None: peak_lr whatever the batch.
+    peak_lr_batch: int | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1  # not on norms, biases, positions and tokens
     decay: Literal["cosine", "linear"] = "linear"
@@ -18,14 +21,26 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.peak_lr <= 0:
             raise ValueError(f"peak_lr={self.peak_lr} must be above 0")
+        if self.peak_lr_batch is not None and self.peak_lr_batch < 1:
+            raise ValueError(f"peak_lr_batch={self.peak_lr_batch} must be at least 1")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
+
+    def for_batch(self, global_batch: int) -> "OptimConfig":
+        """With the peak that the scaling rule gives for a global batch."""
+        if self.peak_lr_batch is None:
+            return self
+        return replace(
+            self, peak_lr=self.peak_lr * global_batch / self.peak_lr_batch, peak_lr_batch=None
+        )
 
 
 def sami_optim() -> OptimConfig:
     """Pretraining's (paper, 4.1): lr 2.4e-3 at batch 4096, 40 of 400 epochs of warm-up."""
     return OptimConfig(
-        peak_lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05, decay="cosine", warmup_steps=12_500
+        peak_lr=2.4e-3,
+        peak_lr_batch=4096,
+        betas=(0.9, 0.95), weight_decay=0.05, decay="cosine", warmup_steps=12_500
     )
 
 

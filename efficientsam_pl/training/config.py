@@ -34,7 +34,14 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1  # a node
     nodes: int = 1
+    # auto: ddp where there are several ranks. fsdp: FSDP2, parameters and optimizer in shards
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters stay float32
+    compile: Literal["none", "blocks"] = "none"  # torch.compile on every block, teacher's too
+    # recomputed: in the backward pass, block by block, which spares their memory
+    activations: Literal["kept", "recomputed"] = "kept"
+    ema_decay: float | None = None  # a step; None: no averaged weights
+    picture_every_steps: int = 1000
     validate_every_steps: int = 1000
     checkpoint_every_steps: int = 1000
     # validates and saves about so many times an epoch, in whole steps, whatever the two above say
@@ -45,6 +52,8 @@ class TrainerConfig:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie in (0, 1)")
         together = self.micro_batch * self.world_size()
         if self.global_batch % together:
             raise ValueError(

@@ -1,0 +1,84 @@
+"""How much a training step computes, counted by torch, and how fast the device could.
+
+A multiplication and an addition are two FLOPs. Norms, softmax and GELU are left out, as is
+what is computed again in the backward pass to spare memory: work that no result needs.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+_GPU_SIDE, _CPU_SIDE = 8192, 1024  # of the square matrices; large enough for the full rate
+
+
+def step_flops(
+    build_student: Callable[[], nn.Module],
+    build_teacher: Callable[[], nn.Module] | None,
+    image_size: int,
+) -> int:
+    """FLOPs of one photo in a training step: student forward and backward, teacher forward.
+
+    Nothing is computed or held in memory: both are built anew of tensors that have a shape and
+    no content. So the builders must read no file, and should give plain modules: not compiled,
+    not sharded, and with all activations kept.
+
+    Args:
+        build_student: Makes what maps photos [b, 3, s, s] of bytes and keys [b] to predicted
+            features and anything else.
+        build_teacher: Makes what maps the photos to target features; None: not run in a step.
+        image_size: Pixels a side of a photo.
+    """
+    with torch.device("meta"):
+        student = build_student()
+        teacher = None if build_teacher is None else build_teacher()
+    hollow = FakeTensorMode(allow_non_fake_inputs=True)  # autocast knows the CPU, but no meta
+    # the fused kernels' counts differ from device to device; the plain products are all counted
+    with hollow, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        student.to_empty(device="cpu")
+        if teacher is not None:
+            teacher.to_empty(device="cpu")
+        image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+        with FlopCounterMode(display=False) as counter:
+            predicted, _ = student(image, torch.zeros(1, dtype=torch.int64))
+            predicted.sum().backward()
+            if teacher is not None:
+                teacher(image)
+    return int(counter.get_total_flops())
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """FLOPs a second of a large square matrix product, the best of a few: what is attainable.
+
+    Args:
+        device: Sides of 8192 on a GPU, 1024 elsewhere.
+        dtype: Of the run's computation.
+        seconds: No product begins later than this after the first, which warms up.
+    """
+    side = _GPU_SIDE if device.type == "cuda" else _CPU_SIDE
+    square = torch.ones(side, side, device=device, dtype=dtype)  # draws no random number
+    out = torch.empty_like(square)
+    _timed_product(square, out)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
+        best = min(best, _timed_product(square, out))
+    return 2 * side**3 / best
+
+
+def _timed_product(square: Tensor, out: Tensor) -> float:
+    wait_for(square.device)
+    start = time.perf_counter()
+    with torch.no_grad():
+        torch.mm(square, square, out=out)
+    wait_for(square.device)
+    return time.perf_counter() - start
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when a GPU has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

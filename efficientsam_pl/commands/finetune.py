@@ -16,16 +16,16 @@ from efficientsam_pl.training.callbacks.checkpoints import newest_checkpoint
 from efficientsam_pl.training.callbacks.records import LossHistory
 from efficientsam_pl.training.config import RunConfig
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.parallel import Arrangement
 from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
 from efficientsam_pl.training.trainer import check_hardware
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What a run leaves: its last checkpoint, the model and its losses."""
+    """What a run leaves: its last checkpoint and its losses."""
 
     checkpoint: Path
-    model: Segmenter
     history: LossHistory
 
 
@@ -36,7 +36,11 @@ def run(config: FinetuneConfig) -> Finetuned:
     model = starting_model(config)
     shape = model.config
     sets = open_sets(config.data)
-    config = replace(config, trainer=config.trainer.paced(sets.samples()))
+    config = replace(
+        config,
+        trainer=config.trainer.paced(sets.samples()),
+        optim=config.optim.for_batch(config.trainer.global_batch),
+    )
     side, seed = shape.encoder.image_size, config.run.seed
     frame = Frame(side, shape.resize, exact=config.data.decoding == "exact")
     streams = Streams(
@@ -56,16 +60,23 @@ def run(config: FinetuneConfig) -> Finetuned:
     )
     data = StreamDataModule(streams, config.data, config.trainer)
     prompter = MixedPrompter(config.prompts)
-    steps = config.trainer.max_steps
-    task = PromptedSegmentation(model, prompter, config.loss, config.optim, steps)
+    task = PromptedSegmentation(
+        model,
+        prompter,
+        config.loss,
+        config.optim,
+        config.trainer.max_steps,
+        Arrangement(config.trainer),
+        averaged=config.trainer.ema_decay is not None,
+    )
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
     callbacks = standard_callbacks(
         "Finetuning", config.run, config.trainer, header, (sets, config.data.max_bad_fraction)
     )
-    _, history = fit(task, data, config.run, config.trainer, callbacks, config.optim.clip_norm)
+    _, history = fit(task, data, config.run, config.trainer, callbacks)
     checkpoint = newest_checkpoint(RunConfig(dir=config.run.dir))
     assert checkpoint is not None, "a finished run has saved its last step"
-    return Finetuned(checkpoint, model.eval(), history)
+    return Finetuned(checkpoint, history)
 
 
 def starting_model(config: FinetuneConfig) -> Segmenter:

@@ -4,26 +4,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from efficientsam_pl.config import PretrainConfig, as_dict, dump
-from efficientsam_pl.data.loaders import once_loader, training_loader
-from efficientsam_pl.data.order import EndlessBatches, Share
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
-from efficientsam_pl.data.sets import course_of, open_sets, reader_of
+from efficientsam_pl.data.sets import TrainingSets, course_of, open_sets, reader_of
 from efficientsam_pl.data.streams import CroppedImages
 from efficientsam_pl.export.consolidate import consolidate
-from efficientsam_pl.losses.features import token_loss
 from efficientsam_pl.models.sami import Sami
-from efficientsam_pl.models.teacher import FrozenTeacher, teacher_width
+from efficientsam_pl.models.targets import build_target
 from efficientsam_pl.tasks.sami import SamiPretraining
-from efficientsam_pl.training.baseline import constant_loss, mean_features
+from efficientsam_pl.training.callbacks.baseline import MeanFeatureBaseline
 from efficientsam_pl.training.callbacks.checkpoints import newest_checkpoint
 from efficientsam_pl.training.callbacks.records import LossHistory
 from efficientsam_pl.training.config import RunConfig
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.parallel import Arrangement
 from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
 from efficientsam_pl.training.trainer import check_hardware
-
-# Random crops that the mean feature is taken over: so many a photo, and so many in all
-_BASELINE_VIEWS, _BASELINE_CROPS = 8, 2048
 
 
 @dataclass(frozen=True)
@@ -41,9 +36,59 @@ def run(config: PretrainConfig) -> Pretrained:
     check_hardware(config.trainer)
     folder = open_run(config.run, dump(config))
     sets = open_sets(config.data)
-    config = replace(config, trainer=config.trainer.paced(sets.samples()))
+    config = replace(
+        config,
+        trainer=config.trainer.paced(sets.samples()),
+        optim=config.optim.for_batch(config.trainer.global_batch),
+    )
+    data = StreamDataModule(_streams(config, sets), config.data, config.trainer)
+    target = build_target(config.teacher, config.sami.student, config.features.dir is not None)
+    baseline = MeanFeatureBaseline(config.sami, config.loss)
+    task = SamiPretraining(
+        Sami(config.sami, target.width),
+        target,
+        config.loss,
+        config.optim,
+        config.trainer.max_steps,
+        Arrangement(config.trainer, target.teacher, config.teacher.sharding == "sharded"),
+        averaged=config.trainer.ema_decay is not None,
+    )
+    header = {
+        "stage": "pretrain",
+        "config": as_dict(config),
+        "model": as_dict(config.sami.student),
+    }
+    callbacks = [
+        baseline,
+        *standard_callbacks(
+            "SAMI pretraining",
+            config.run,
+            config.trainer,
+            header,
+            (sets, config.data.max_bad_fraction),
+        ),
+    ]
+    trainer, history = fit(task, data, config.run, config.trainer, callbacks)
+    heldout_loss = None
+    if data.validates():
+        [measured] = trainer.validate(task, datamodule=data, verbose=False)
+        heldout_loss = measured["heldout/loss"]
+    encoder = folder / "encoder.safetensors"
+    if trainer.is_global_zero:
+        _write_encoder(config.run, encoder)
+    return Pretrained(encoder, history, heldout_loss, baseline.loss)
+
+
+def _streams(config: PretrainConfig, sets: TrainingSets) -> Streams:
+    """Crops of photos, with the stored teacher's features where there are any."""
+    course = course_of(sets, config.data, config.run.seed)
+    if config.features.dir is not None:
+        from efficientsam_pl.commands.features import stored_streams
+
+        train, heldout = stored_streams(config, sets)
+        return Streams(train=train, course=course, sets=sets, heldout=heldout)
     side, seed = config.sami.student.image_size, config.run.seed
-    streams = Streams(
+    return Streams(
         train=CroppedImages(
             reader_of(sets.train, PHOTO_ENDINGS, config.data),
             config.crop,
@@ -51,7 +96,7 @@ def run(config: PretrainConfig) -> Pretrained:
             seed,
             exact=config.data.decoding == "exact",
         ),
-        course=course_of(sets, config.data, seed),
+        course=course,
         sets=sets,
         heldout=CroppedImages(
             reader_of((sets.heldout,), PHOTO_ENDINGS, config.data), None, side, seed, exact=True
@@ -59,49 +104,6 @@ def run(config: PretrainConfig) -> Pretrained:
         if sets.heldout
         else None,
     )
-    data = StreamDataModule(streams, config.data, config.trainer)
-    teacher = FrozenTeacher(config.teacher, config.sami.target, config.sami.student.grid())
-    model = Sami(config.sami, teacher_width(config.teacher, config.sami))
-    loss = token_loss(config.loss)
-    task = SamiPretraining(model, teacher, loss, config.optim, config.trainer.max_steps)
-    header = {
-        "stage": "pretrain",
-        "config": as_dict(config),
-        "model": as_dict(config.sami.student),
-    }
-    callbacks = standard_callbacks(
-        "SAMI pretraining",
-        config.run,
-        config.trainer,
-        header,
-        (sets, config.data.max_bad_fraction),
-    )
-    trainer, history = fit(
-        task, data, config.run, config.trainer, callbacks, config.optim.clip_norm
-    )
-    heldout_loss = baseline = None
-    if streams.heldout is not None:
-        [measured] = trainer.validate(task, datamodule=data, verbose=False)
-        heldout_loss = measured["heldout/loss"]
-    encoder = folder / "encoder.safetensors"
-    if trainer.is_global_zero:
-        _write_encoder(config.run, encoder)
-        task.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-        baseline = _mean_feature_loss(config, streams, task) if streams.heldout else None
-    return Pretrained(encoder, history, heldout_loss, baseline)
-
-
-def _mean_feature_loss(config: PretrainConfig, streams: Streams, task: SamiPretraining) -> float:
-    """Held-out loss of the training set's mean feature of each position."""
-    assert streams.heldout is not None
-    assert streams.sets.heldout is not None
-    crops = min(_BASELINE_VIEWS * streams.sets.samples(), _BASELINE_CROPS)
-    share = Share(0, 1, config.trainer.micro_batch, config.trainer.micro_batch)
-    order = EndlessBatches(streams.course, share)
-    here = replace(config.data, workers=0)
-    mean = mean_features(task.teacher, training_loader(streams.train, order, here), crops)
-    heldout = once_loader(streams.heldout, len(streams.sets.heldout), share, 0)
-    return constant_loss(task.teacher, mean, heldout, task.loss)
 
 
 def _write_encoder(run: RunConfig, encoder: Path) -> None:

@@ -36,7 +36,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def consolidate(path: Path, out: Path) -> None:
-    """Writes the model's weights of a checkpoint, with its config and provenance.
+    """Writes the model's weights of a checkpoint, averaged ones first, with their provenance.
 
     A finetuning checkpoint gives the whole segmenter, a pretraining one the student's encoder
     under the names that finetuning reads.
@@ -46,12 +46,17 @@ def consolidate(path: Path, out: Path) -> None:
     """
     checkpoint = read_checkpoint(path)
     header = checkpoint[FORMAT]
-    state = part(checkpoint["state_dict"], "model.")
+    whole = checkpoint["state_dict"]
+    averaged = part(whole, "average.")
+    state = averaged or part(whole, "model.")
     if header["stage"] == "pretrain":
         state = {f"image_encoder.trunk.{k}": v for k, v in part(state, "encoder.").items()}
     provenance = {
         "stage": header["stage"],
         "steps": int(checkpoint["global_step"]),
+        "weights": "averaged" if averaged else "last",
+        "losses": header["losses"],
+        "data": header["data"],
         "config": header["config"],
         "versions": header["versions"],
     }

@@ -1,18 +1,71 @@
 """SAMI's loss: how far the predicted features are from the teacher's (paper, 3.2 Eq. 1).
 
-Axes: b photos, n tokens, c channels.
+Axes: b photos, n tokens, m masked tokens, c channels.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.losses.config import FeatureLossConfig
 
-TokenLoss = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class FeatureLosses:
+    """Means over the valid photos: the loss that is learned from, and what tells about it."""
+
+    total: Float[Tensor, ""]
+    all: Float[Tensor, ""]
+    masked: Float[Tensor, ""]
+    visible: Float[Tensor, ""]
+    cosine: Float[Tensor, ""]  # similarity of all tokens, 1 is best
+
+    def named(self, prefix: str) -> dict[str, Tensor]:
+        """For the log."""
+        names = {
+            "loss": self.total,
+            "loss_all": self.all,
+            "loss_masked": self.masked,
+            "loss_visible": self.visible,
+            "cosine": self.cosine,
+        }
+        return {f"{prefix}{name}": value.detach() for name, value in names.items()}
+
+
+def feature_losses(
+    predicted: Float[Tensor, "b n c"],
+    target: Float[Tensor, "b n c"],
+    masked: Int64[Tensor, "b m"],
+    valid: Bool[Tensor, "b"],
+    config: FeatureLossConfig,
+) -> FeatureLosses:
+    """The loss over all tokens (paper, Eq. 1) or the masked ones (MAE), and its parts.
+
+    Args:
+        predicted: Of every token.
+        target: Stored or computed in any precision; the loss is float32.
+        masked: The tokens that the student did not see.
+        valid: Which photos are real.
+        config: Which loss, over which tokens.
+    """
+    predicted, target = predicted.float(), target.float()
+    cosine = F.cosine_similarity(predicted, target, dim=-1)
+    per_token = mse_per_token(predicted, target) if config.kind == "mse" else 1 - cosine
+    tokens, hidden = per_token.shape[1], masked.shape[1]
+    whole = per_token.sum(-1)
+    unseen = per_token.gather(1, masked).sum(-1)
+    every = mean_over_valid(whole / tokens, valid)
+    over_masked = mean_over_valid(unseen / hidden, valid)
+    return FeatureLosses(
+        total=every if config.tokens == "all" else over_masked,
+        all=every,
+        masked=over_masked,
+        visible=mean_over_valid((whole - unseen) / (tokens - hidden), valid),
+        cosine=mean_over_valid(cosine.mean(-1), valid),
+    )
 
 
 def mse_per_token(
@@ -22,19 +75,6 @@ def mse_per_token(
     return (predicted.float() - target.float()).square().mean(-1)
 
 
-def cosine_per_token(
-    predicted: Float[Tensor, "*b n c"], target: Float[Tensor, "*b n c"]
-) -> Float[Tensor, "*b n"]:
-    """One minus the cosine of each token (ablation, paper 4.4)."""
-    return 1 - F.cosine_similarity(predicted.float(), target.float(), dim=-1)
-
-
-def token_loss(config: FeatureLossConfig) -> TokenLoss:
-    """The loss of that name."""
-    return {"mse": mse_per_token, "cosine": cosine_per_token}[config.kind]
-
-
-def mean_over_valid(per_token: Float[Tensor, "b n"], valid: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
-    """Mean over all tokens of the valid photos; 0, with a gradient of 0, where none is valid."""
-    per_photo = per_token.mean(-1)
+def mean_over_valid(per_photo: Float[Tensor, "b"], valid: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
+    """Mean over the valid photos; 0, with a gradient of 0, where none is valid."""
     return torch.where(valid, per_photo, 0.0).sum() / valid.sum().clamp(min=1)

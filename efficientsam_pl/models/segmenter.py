@@ -3,6 +3,8 @@
 Axes: b images, q prompts an image, c channels, g tokens a side, s pixels a side.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
@@ -57,6 +59,10 @@ class Segmenter(nn.Module):
     ) -> Prediction:
         """All mask tokens' answers, token 0 first; see `encode` and `decode`."""
         return self.decode(self.encode(image, content_hw), prompts)
+
+    def blocks(self) -> list[nn.Module]:
+        """The image encoder's blocks, which are computed, compiled and sharded one by one."""
+        return list(cast(nn.ModuleList, self.image_encoder.trunk.blocks))
 
     def encode(
         self, image: Num[Tensor, "b 3 s s"], content_hw: Int64[Tensor, "b 2"] | None = None

@@ -21,7 +21,7 @@ from efficientsam_pl.errors import UserError
 
 FORMAT = "efficientsam_pl"
 FORMAT_VERSION = "1"  # of our safetensors files
-CHECKPOINT_VERSION = 1  # of what a checkpoint tells about itself, under the key FORMAT
+CHECKPOINT_VERSION = 2  # of what a checkpoint tells about itself, under the key FORMAT
 
 _DECODER_COMMON = (
     (r"^image_encoder\.(patch_embed|pos_embed|blocks)", r"image_encoder.trunk.\1"),

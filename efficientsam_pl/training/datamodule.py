@@ -1,6 +1,6 @@
 """Streams for a Trainer. The position in the data is that of the last optimizer step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -40,7 +40,7 @@ class StreamDataModule(L.LightningDataModule):
         super().__init__()
         self._streams, self._data, self._config = streams, data, config
         self._resumed_at = (Position(), 0)  # and the optimizer's step when this process began
-        samples = streams.sets.samples()
+        samples = self.samples()
         if data.last_batch == "drop" and samples < config.global_batch:
             raise UserError(
                 f"data.last_batch=drop leaves nothing of {samples} samples at "
@@ -61,6 +61,20 @@ class StreamDataModule(L.LightningDataModule):
         """This rank's micro-batches from the position on, without an end."""
         batches = EndlessBatches(self._streams.course, self._share(), self._resumed_at[0])
         return training_loader(self._streams.train, batches, self._data, self._pinned())
+
+    def first_batches(self) -> DataLoader[Any]:
+        """This rank's micro-batches from the first epoch's beginning, read in this process."""
+        batches = EndlessBatches(self._streams.course, self._share())
+        here = replace(self._data, workers=0)
+        return training_loader(self._streams.train, batches, here, self._pinned())
+
+    def samples(self) -> int:
+        """Of all training sets together."""
+        return self._streams.sets.samples()
+
+    def micro_batches_together(self) -> int:
+        """Samples of one micro-batch of each rank."""
+        return self._config.micro_batch * self._config.world_size()
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The held-out set, each sample once over all ranks; empty where there is none."""

@@ -6,10 +6,13 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 
 from efficientsam_pl.data.sets import TrainingSets
+from efficientsam_pl.training.callbacks.averaging import AveragedWeights
 from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints, newest_checkpoint
 from efficientsam_pl.training.callbacks.damage import DataReport
+from efficientsam_pl.training.callbacks.divergence import DivergenceStop
 from efficientsam_pl.training.callbacks.progress import StageProgress
 from efficientsam_pl.training.callbacks.records import ConsumedTrace, LossHistory
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
@@ -33,22 +36,28 @@ def standard_callbacks(
     header: dict[str, Any],
     data: tuple[TrainingSets, float],
 ) -> list[L.Callback]:
-    """What every run has: progress, checkpoints, the report on its data, and a trace if asked.
+    """What every run has: what it shows, what it keeps, and what stops it.
 
     Args:
         stage: Shown beside the progress bar.
         run: The folder they write to.
         config: When checkpoints are due.
-        header: What a checkpoint tells about itself.
+        header: What a checkpoint tells about itself; of which data is added here.
         data: The training sets, and the share of damaged samples that stops the run.
     """
     folder = Path(run.dir)
     callbacks: list[L.Callback] = [
         StageProgress(stage, config.global_batch),
+        LearningRateMonitor(logging_interval="step"),
         DataReport(folder, *data),
-        RunCheckpoints(run, config, header),
+        DivergenceStop(folder),
     ]
-    return [*callbacks, ConsumedTrace(folder)] if run.trace else callbacks
+    if config.ema_decay is not None:
+        callbacks.append(AveragedWeights(config.ema_decay))
+    if run.trace:
+        callbacks.append(ConsumedTrace(folder))
+    header = header | {"data": _told(data[0])}
+    return [*callbacks, RunCheckpoints(run, config, header)]  # last: it saves what the others do
 
 
 def fit(
@@ -57,11 +66,23 @@ def fit(
     run: RunConfig,
     config: TrainerConfig,
     callbacks: Sequence[L.Callback],
-    clip_norm: float | None,
 ) -> tuple[L.Trainer, LossHistory]:
     """Trains to the last step, from the run's newest checkpoint if there is one."""
     history = LossHistory()
-    trainer = build_trainer(run, config, [*callbacks, history], data.validates(), clip_norm)
+    trainer = build_trainer(run, config, [*callbacks, history], data.validates())
     checkpoint = newest_checkpoint(run)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
     return trainer, history
+
+
+def _told(sets: TrainingSets) -> list[dict[str, Any]]:
+    """The training sets as provenance: from these counts and names anyone can tell them again."""
+    return [
+        {
+            "shards": len(one.shards),
+            "samples": len(one),
+            "first": Path(one.shards[0].path).name,
+            "fingerprint": one.fingerprint(),
+        }
+        for one in sets.train
+    ]

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
+from efficientsam_pl.training.parallel import build_strategy
 
 _KNOWN_NOISE = (
     ".*module.s. in eval mode at the start of training.*",  # the frozen teacher
@@ -20,6 +21,7 @@ _KNOWN_NOISE = (
     ".*val_dataloader.*but have no.*",
     ".*You're resuming from a checkpoint that ended before the epoch.*",  # ours is a position
     ".*is deprecated, please use `weights_only`.*",
+    ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is changed in place
 )
 
 
@@ -41,7 +43,6 @@ def build_trainer(
     config: TrainerConfig,
     callbacks: Sequence[L.Callback],
     validate: bool,
-    clip_norm: float | None,
 ) -> L.Trainer:
     """A Trainer whose one epoch is the whole run: data has no end, steps do.
 
@@ -50,7 +51,6 @@ def build_trainer(
         config: Length, batch and hardware.
         callbacks: All of them; none is added here.
         validate: Whether there is a held-out set.
-        clip_norm: Largest norm of the whole gradient; None: not clipped.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _KNOWN_NOISE:
@@ -62,10 +62,11 @@ def build_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy="ddp" if config.world_size() > 1 else "auto",
+        strategy=build_strategy(config),
         precision=precision,
+        # FSDP2 cannot use in training what was gathered in inference mode
+        inference_mode=config.strategy != "fsdp",
         max_steps=config.max_steps,
-        gradient_clip_val=clip_norm,
         accumulate_grad_batches=config.accumulate(),
         # counted in micro-batches, since the run is one epoch
         val_check_interval=config.validate_every_steps * config.accumulate(),

@@ -30,7 +30,7 @@ def teacher_encoder(weights: str) -> EncoderConfig:
 @torch.inference_mode()
 def announce_cost(config: PretrainConfig, photos: int) -> None:
     """Times one photo through the teacher and says what the whole stage will take."""
-    teacher = FrozenTeacher(config.teacher, config.sami.target, config.sami.student.grid())
+    teacher = FrozenTeacher(config.teacher, config.sami.student.grid())
     side = config.sami.student.image_size
     photo = torch.zeros(1, 3, side, side)
     teacher(photo)

@@ -30,12 +30,32 @@ class RunCheckpoints(L.Callback):
     ) -> None:
         """Adds what a command needs to rebuild the model: the run's config, as plain values."""
         versions = {name: version(name) for name in _REPORTED}
-        checkpoint[FORMAT] = {"version": CHECKPOINT_VERSION, "versions": versions, **self._header}
+        losses = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.endswith("/loss")
+        }
+        checkpoint[FORMAT] = {
+            "version": CHECKPOINT_VERSION,
+            "versions": versions,
+            "losses": losses,
+            **self._header,
+        }
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Counts micro-batches as this run cuts them; Lightning would go on amid a step."""
+        """Counts micro-batches as this run cuts them; Lightning would go on amid a step.
+
+        Raises:
+            UserError: A checkpoint of another version.
+        """
+        version_there = checkpoint[FORMAT]["version"]
+        if version_there != CHECKPOINT_VERSION:
+            raise UserError(
+                f"the checkpoint in {self._dir} is of version {version_there}, this program reads "
+                f"{CHECKPOINT_VERSION}; run.resume=none begins anew"
+            )
         batches = checkpoint["global_step"] * self._config.accumulate()
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counter in (progress["total"], progress["current"]):

@@ -48,7 +48,7 @@ class StageProgress(L.Callback):
             return  # reading a loss makes a GPU wait
         seconds = max(time.monotonic() - self._began, 1e-9)
         rate = (done - self._first) * self._photos_per_step / seconds
-        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        loss = float(outputs["mean"])
         self._bar.update(self._task, completed=done, rate=rate, loss=loss)
         every = max(1, trainer.max_steps // self._lines)
         if not self._console.is_terminal and done > self._told and done % every == 0:

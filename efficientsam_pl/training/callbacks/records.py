@@ -49,7 +49,7 @@ class ConsumedTrace(L.Callback):
             "step": self._step,
             "rank": trainer.global_rank,
             "keys": list(batch.key),
-            "loss": float(outputs["loss"]) * trainer.accumulate_grad_batches,
+            "loss": float(outputs["mean"]),
         }
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,0 +1,149 @@
+"""How a model lies on its devices: recomputed, compiled and sharded, block by block.
+
+What a model computes is in models/; nothing here changes a number of it. A block is a module that
+is called with tensors of one shape a run; models list theirs (`blocks()`).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from efficientsam_pl.training.config import TrainerConfig
+
+_TIMEOUT = timedelta(minutes=10)  # of a collective; torch's own is half an hour
+
+
+class Blocked(Protocol):
+    """A module that tells its repeated parts."""
+
+    def blocks(self) -> list[nn.Module]:
+        """Called one after the other, each through `__call__`."""
+
+
+class LaidOut(Protocol):
+    """What of a stage is laid out; Lightning has told it its ranks and devices."""
+
+    model: nn.Module
+    average: nn.Module | None
+    trainer: Any
+
+    @property
+    def device_mesh(self) -> DeviceMesh | None:
+        """Of all ranks under FSDP2."""
+
+
+class Arrangement:
+    """Lays out a stage's model, its averaged one and a frozen teacher before training begins."""
+
+    def __init__(
+        self, config: TrainerConfig, teacher: Blocked | None = None, shard_teacher: bool = False
+    ) -> None:
+        """An arrangement.
+
+        Args:
+            config: Strategy, precision, compilation, recomputation.
+            teacher: A network that is not trained, or None. It is moved to the device.
+            shard_teacher: Whether its weights are spread over the ranks instead of copied.
+        """
+        self._config, self._teacher, self._shard_teacher = config, teacher, shard_teacher
+
+    def __call__(self, stage: LaidOut) -> None:
+        """Lightning's `configure_model`: devices and ranks are known, nothing is wrapped yet."""
+        whole = stage.device_mesh
+        mesh = None if whole is None else whole["data_parallel"]
+        recomputed = self._config.activations == "recomputed"
+        for model in (stage.model, stage.average):
+            if model is not None:
+                blocks = cast(Blocked, model).blocks()
+                _layered(blocks, recomputed, self._config)
+                if mesh is not None:
+                    _sharded(model, blocks, mesh, self._policy())
+        if self._teacher is not None:
+            self._lay_out_teacher(stage.trainer.strategy.root_device, mesh)
+
+    def _lay_out_teacher(self, device: torch.device, mesh: DeviceMesh | None) -> None:
+        teacher, blocks = cast(nn.Module, self._teacher), cast(Blocked, self._teacher).blocks()
+        teacher.to(device)
+        _layered(blocks, False, self._config)
+        if self._shard_teacher:
+            assert mesh is not None, "the config refuses a sharded teacher without fsdp"
+            _sharded(teacher, blocks, mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
+
+    def _policy(self) -> MixedPrecisionPolicy:
+        """Blocks are gathered as they are computed in; gradients are summed in float32."""
+        if self._config.precision == "fp32":
+            return MixedPrecisionPolicy(cast_forward_inputs=False)
+        return MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
+def _layered(blocks: Sequence[Any], recomputed: bool, config: TrainerConfig) -> None:
+    """Wraps each block's forward, so that names of parameters and hooks stay as they are."""
+    for block in blocks:
+        if recomputed:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if config.compile == "blocks":  # alike blocks share their code
+            block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def _sharded(
+    model: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, policy: MixedPrecisionPolicy
+) -> None:
+    """FSDP2: each block is gathered when its turn comes, the rest, which is small, in float32."""
+    for block in blocks:
+        for module in block.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.forward = partial(_float_norm, module)  # type: ignore[method-assign]
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # by default a root stays gathered until a backward pass, which averaged weights never have
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def _float_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """As autocast norms on a GPU: in float32, whatever the weights were gathered in."""
+    return F.layer_norm(
+        x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+    )
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's FSDP2, over all ranks, that does not reduce gradients amid an accumulation."""
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keeps this micro-batch's gradients on the rank, whole, until the step's last one."""
+        self._reduce_gradients(False)
+        try:
+            yield
+        finally:
+            self._reduce_gradients(True)
+
+    def _reduce_gradients(self, now: bool) -> None:
+        for module in cast(nn.Module, self.model).modules():
+            if isinstance(module, FSDPModule):
+                module.set_requires_gradient_sync(now, recurse=False)
+
+
+def build_strategy(config: TrainerConfig) -> Strategy | str:
+    """What Lightning's Trainer takes."""
+    if config.strategy == "fsdp":
+        return ShardedStrategy(
+            data_parallel_size=config.world_size(),
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            timeout=_TIMEOUT,
+        )
+    if config.strategy == "ddp" or config.world_size() > 1:
+        return DDPStrategy(gradient_as_bucket_view=True, timeout=_TIMEOUT)
+    return "auto"

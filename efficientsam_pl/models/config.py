@@ -175,13 +175,12 @@ class SamiConfig:
     mask_ratio: float = 0.75  # 4.1
     positions: Literal["learned", "fixed"] = "learned"  # the released positions are a parameter
     encoder_norm: Literal["none", "layer_norm"] = "none"  # the released encoder ends without one
-    # cross_attention: the paper's (3.2). self_attention: MAE's own, all tokens through its blocks.
+    # cross_attention: the paper's (3.2), which updates the masked tokens alone. self_attention:
+    # MAE's own; all tokens through its blocks cost about 3 points (4.4)
     decoder: Literal["cross_attention", "self_attention"] = "cross_attention"
     decoder_depth: int = 8  # 4.1
     decoder_width: int = 512  # 4.1
     decoder_heads: int = 16  # MAE's
-    # cross_attention updates the masked tokens alone (3.2); all cost about 3 points (4.4)
-    decoder_tokens: Literal["masked", "all"] = "masked"
 
     def __post_init__(self) -> None:
         if self.student.kind != "vit":

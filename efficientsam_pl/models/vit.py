@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int64
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import Block
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from efficientsam_pl.models.config import EncoderConfig
 from efficientsam_pl.models.neck import neck
+from efficientsam_pl.models.pixels import cut
+from efficientsam_pl.models.positions import positions_at
 
 _NORM_EPS = 1e-6
 
@@ -58,13 +61,7 @@ class PlainViT(nn.Module):
             pixels: Normalised photo; both sides multiples of the patch size.
             visible: Which tokens the blocks see, as in MAE; row-major over the grid.
         """
-        patches = self.patch_embed(pixels)
-        grid = list(patches.shape[-2:])
-        # contiguous, or the residual keeps the patches' strides and every norm copies its input
-        patches = patches.flatten(2).transpose(1, 2).contiguous()
-        tokens: Tensor = patches + self.positions(grid)
-        if visible is not None:
-            tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.width))
+        tokens = self._embed_all(pixels) if visible is None else self._embed(pixels, visible)
         if self.cls_token is not None:
             first = self.cls_token + self.pos_embed[:, :1]
             tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
@@ -79,6 +76,25 @@ class PlainViT(nn.Module):
             self.pos_embed[:, 1:], grid, num_prefix_tokens=0, antialias=False
         )
         return resized
+
+    def _embed_all(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
+        patches = self.patch_embed(pixels)
+        grid = list(patches.shape[-2:])
+        # contiguous, or the residual keeps the patches' strides and every norm copies its input
+        tokens: Tensor = patches.flatten(2).transpose(1, 2).contiguous() + self.positions(grid)
+        return tokens
+
+    def _embed(
+        self, pixels: Float[Tensor, "b 3 h w"], visible: Int64[Tensor, "b v"]
+    ) -> Float[Tensor, "b v c"]:
+        """The visible tokens alone: a convolution of whole patches is a linear of each."""
+        projection = self.patch_embed.proj
+        grid = cut(pixels, projection.kernel_size[0])
+        rows, columns = grid.shape[1:3]
+        photo = torch.arange(len(visible), device=visible.device)[:, None]
+        patches = grid[photo, visible // columns, visible % columns].flatten(2)
+        embedded = F.linear(patches, projection.weight.flatten(1), projection.bias)
+        return embedded + positions_at(self.positions([rows, columns]), visible)
 
 
 class ImageEncoder(nn.Module):

@@ -128,6 +128,25 @@ def test_all_tokens_visible_in_any_order_is_the_whole_photo() -> None:
     torch.testing.assert_close(found, expected[:, order[0]], rtol=0, atol=1e-5)
 
 
+def test_visible_patches_and_their_gradients_are_those_of_the_convolution() -> None:
+    """Beside all patches embedded by the convolution, and the visible ones taken afterwards."""
+    torch.manual_seed(0)
+    vit = PlainViT(replace(SMALL, depth=0, image_size=96))
+    visible = torch.tensor([[30, 2, 17, 5], [0, 1, 2, 35]])
+    image, weight = pixels(96, count=2), torch.randn(2, 4, 48)
+    embedded = vit.patch_embed(image).flatten(2).transpose(1, 2) + vit.positions([6, 6])
+    expected = torch.stack([embedded[photo, visible[photo]] for photo in range(2)])
+    found = vit(image, visible)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    learned = [vit.patch_embed.proj.weight, vit.patch_embed.proj.bias, vit.pos_embed]
+    for ours, theirs in zip(
+        torch.autograd.grad((found * weight).sum(), learned),
+        torch.autograd.grad((expected * weight).sum(), learned),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_a_class_token_runs_along_and_is_not_handed_out() -> None:
     vit = PlainViT(replace(SMALL, class_token=True)).eval()
     with torch.inference_mode():

@@ -1,0 +1,132 @@
+"""The decoders that predict masked tokens while pretraining (paper, figure 3; MAE, section 3).
+
+Axes: b images, n tokens of the grid, v visible ones, m masked ones (v + m = n), c channels.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from efficientsam_pl.models.config import SamiConfig
+from efficientsam_pl.models.masking import TokenSplit
+from efficientsam_pl.models.positions import grid_positions, positions_at
+
+_norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class CrossAttentionBlock(nn.Module):
+    """Masked tokens look at the visible ones and at each other, then an MLP; norms before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = _norm(width), _norm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(
+        self, masked: Float[Tensor, "b m c"], visible: Float[Tensor, "b v c"]
+    ) -> Float[Tensor, "b m c"]:
+        """Updated masked tokens; the visible ones come normalised."""
+        queries = self.norm_attention(masked)
+        keys = torch.cat([visible, queries], dim=1)
+        k, v = map(self._heads, self.key_value(keys).chunk(2, dim=-1))
+        attended = F.scaled_dot_product_attention(self._heads(self.query(queries)), k, v)
+        masked = masked + self.out(attended.transpose(1, 2).flatten(-2))
+        updated: Tensor = masked + self.mlp(self.norm_mlp(masked))
+        return updated
+
+    def _heads(self, x: Float[Tensor, "b r c"]) -> Float[Tensor, "b heads r d"]:
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
+
+
+class CrossAttentionDecoder(nn.Module):
+    """Mask tokens gather from the encoder's output and from each other (paper, figure 3).
+
+    The embedded encoder output stays as it is: every block sees the same, so it is normalised
+    once, and the head reads it where nothing was masked.
+    """
+
+    def __init__(self, config: SamiConfig, target_width: int) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.embed = nn.Linear(config.student.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = grid_positions(config.positions, config.student.grid(), width)
+        self.norm_visible = _norm(width)
+        self.blocks = nn.ModuleList(
+            CrossAttentionBlock(width, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.norm_masked = _norm(width)
+        self.head = nn.Linear(width, target_width)
+        _initialise(self)
+
+    def forward(
+        self, encoded: Float[Tensor, "b v c"], split: TokenSplit
+    ) -> Float[Tensor, "b n target"]:
+        """Predicted features of every token in image order."""
+        embedded = self.embed(encoded) + positions_at(self.position, split.visible)
+        visible = self.norm_visible(embedded)
+        masked = self.mask_token + positions_at(self.position, split.masked)
+        for block in self.blocks:
+            masked = block(masked, visible)
+        return split.restore(self.head(visible), self.head(self.norm_masked(masked)))
+
+
+class SelfAttentionDecoder(nn.Module):
+    """MAE's own: mask tokens fill the gaps, and all tokens go through blocks as the encoder's.
+
+    As SAMI's decoder it is the paper's ablation of 4.4 (all tokens updated).
+    """
+
+    def __init__(self, config: SamiConfig, target_width: int) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.embed = nn.Linear(config.student.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = grid_positions(config.positions, config.student.grid(), width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.decoder_heads, qkv_bias=True, norm_layer=_norm)
+            for _ in range(config.decoder_depth)
+        )
+        self.norm = _norm(width)
+        self.head = nn.Linear(width, target_width)
+        _initialise(self)
+
+    def forward(
+        self, encoded: Float[Tensor, "b v c"], split: TokenSplit
+    ) -> Float[Tensor, "b n target"]:
+        """Predicted features of every token in image order."""
+        gaps = self.mask_token.expand(*split.masked.shape, -1)
+        tokens = split.restore(self.embed(encoded), gaps) + self.position
+        for block in self.blocks:
+            tokens = block(tokens)
+        predicted: Tensor = self.head(self.norm(tokens))
+        return predicted
+
+
+FeatureDecoder = CrossAttentionDecoder | SelfAttentionDecoder
+
+
+def build_decoder(config: SamiConfig, target_width: int) -> FeatureDecoder:
+    """The decoder that a config names, freshly initialised."""
+    if config.decoder == "self_attention":
+        return SelfAttentionDecoder(config, target_width)
+    return CrossAttentionDecoder(config, target_width)
+
+
+def _initialise(decoder: FeatureDecoder) -> None:
+    """MAE, appendix A.1: xavier for linears."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(decoder.mask_token, std=0.02)

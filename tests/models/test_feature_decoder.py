@@ -1,0 +1,127 @@
+"""The decoders, beside plain loops over tokens and heads."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from efficientsam_pl.draws import draw_key
+from efficientsam_pl.models.config import EncoderConfig, SamiConfig
+from efficientsam_pl.models.feature_decoder import (
+    CrossAttentionBlock,
+    CrossAttentionDecoder,
+    SelfAttentionDecoder,
+    build_decoder,
+)
+from efficientsam_pl.models.masking import TokenSplit, random_split
+
+CROSS = SamiConfig(
+    student=EncoderConfig(width=24, depth=2, heads=2, image_size=64, position_grid=4),
+    decoder_depth=2,
+    decoder_width=32,
+    decoder_heads=4,
+)
+SELF = replace(CROSS, decoder="self_attention")
+both = pytest.mark.parametrize("config", [CROSS, SELF], ids=["cross", "self"])
+
+
+def split_of(*samples: str) -> TokenSplit:
+    return random_split(torch.tensor([draw_key(0, 0, sample) for sample in samples]), 16, 4)
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(2)
+    for parameter in module.parameters():  # zeros and ones would hide what is left out
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return module.eval()
+
+
+def plain_norm(token: Tensor, norm: nn.LayerNorm) -> Tensor:
+    centred = token - token.mean()
+    scaled = centred / (centred.square().mean() + 1e-6).sqrt()
+    return scaled * norm.weight + norm.bias
+
+
+@torch.inference_mode()
+def test_block_is_a_plain_loop_over_tokens_and_heads() -> None:
+    block = CrossAttentionBlock(8, 2)
+    randomised(block)
+    masked, visible = torch.randn(3, 8), torch.randn(2, 8)
+    queries = [plain_norm(token, block.norm_attention) for token in masked]
+    sources = [block.key_value(token) for token in [*visible, *queries]]
+    expected = []
+    for token, normed in zip(masked, queries, strict=True):
+        query, heads = block.query(normed), []
+        for part in (slice(0, 4), slice(4, 8)):
+            scores = [float(query[part] @ kv[:8][part]) / math.sqrt(4) for kv in sources]
+            weights = torch.tensor(scores).softmax(0)
+            heads.append(
+                sum(w * kv[8:][part] for w, kv in zip(weights, sources, strict=True))  # type: ignore[misc]
+            )
+        attended = token + block.out(torch.cat(heads))  # type: ignore[arg-type]
+        expected.append(attended + block.mlp(plain_norm(attended, block.norm_mlp)))
+    found = block(masked[None], visible[None])[0]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_cross_attention_merges_both_kinds_of_tokens_in_image_order() -> None:
+    """Without blocks each token's prediction is the head of its own normalised embedding."""
+    decoder = CrossAttentionDecoder(replace(CROSS, decoder_depth=0), 5)
+    randomised(decoder)
+    encoded, split = torch.randn(1, 4, 24), split_of("a")
+    found = decoder(encoded, split)[0]
+    for row, place in enumerate(split.visible[0].tolist()):
+        token = decoder.embed(encoded[0, row]) + decoder.position[0, place]
+        expected = decoder.head(plain_norm(token, decoder.norm_visible))
+        torch.testing.assert_close(found[place], expected, rtol=0, atol=1e-5)
+    for place in split.masked[0].tolist():
+        token = decoder.mask_token[0, 0] + decoder.position[0, place]
+        expected = decoder.head(plain_norm(token, decoder.norm_masked))
+        torch.testing.assert_close(found[place], expected, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_self_attention_is_maes_sequence_filled_place_by_place() -> None:
+    decoder = SelfAttentionDecoder(SELF, 5)
+    randomised(decoder)
+    encoded, split = torch.randn(1, 4, 24), split_of("a")
+    tokens = decoder.mask_token[0].repeat(16, 1)
+    for row, place in enumerate(split.visible[0].tolist()):
+        tokens[place] = decoder.embed(encoded[0, row])
+    sequence = (tokens + decoder.position[0])[None]
+    for block in decoder.blocks:
+        sequence = block(sequence)
+    expected = torch.stack([decoder.head(plain_norm(token, decoder.norm)) for token in sequence[0]])
+    torch.testing.assert_close(decoder(encoded, split)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@both
+@torch.inference_mode()
+def test_a_visible_tokens_prediction_depends_on_other_tokens_only_if_updated(
+    config: SamiConfig,
+) -> None:
+    decoder = build_decoder(config, 8).eval()
+    encoded, split = torch.randn(1, 4, 24), split_of("a")
+    changed = encoded.clone()
+    changed[0, 1] += torch.randn(24)
+    moved = (decoder(changed, split) - decoder(encoded, split)).abs().amax(2)[0]
+    visible = split.visible[0]
+    assert moved[visible[1]] > 1e-4
+    assert (moved[split.masked[0]] > 1e-5).all()
+    assert bool((moved[visible[0]] > 1e-5).item()) == (config.decoder == "self_attention")
+
+
+@both
+@torch.inference_mode()
+def test_the_order_in_which_tokens_are_given_does_not_matter(config: SamiConfig) -> None:
+    decoder = build_decoder(config, 8)
+    randomised(decoder)
+    encoded, split = torch.randn(1, 4, 24), split_of("a")
+    seen, hidden = torch.tensor([2, 0, 3, 1]), torch.arange(11, -1, -1)
+    shuffled = TokenSplit(split.visible[:, seen], split.masked[:, hidden])
+    torch.testing.assert_close(
+        decoder(encoded[:, seen], shuffled), decoder(encoded, split), rtol=1e-4, atol=1e-4
+    )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from efficientsam_pl import config as configs
-from efficientsam_pl.arguments import predict, quickstart, shards, stages
+from efficientsam_pl.arguments import embed_teacher, predict, quickstart, shards, stages
 from efficientsam_pl.errors import UserError, one_line
 
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130
@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart.add(commands)
     shards.add_pack(commands)
     shards.add_check(commands)
+    embed_teacher.add(commands)
     stages.add(commands, "pretrain", configs.PretrainConfig, "SAMI on shards of photos")
     stages.add(commands, "finetune", configs.FinetuneConfig, "prompts to masks on shards")
     stages.add(

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from efficientsam_pl.errors import UserError
+
 
 def command(
     commands: Any, name: str, help_text: str, epilog: str | None = None
@@ -31,6 +33,28 @@ def config_options(parser: argparse.ArgumentParser) -> None:
         "--print-config", action="store_true", help="print the whole config and stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the files")
+
+
+def array_options(parser: argparse.ArgumentParser) -> None:
+    """`--array-index` and `--array-count`."""
+    parser.add_argument(
+        "--array-index",
+        type=natural,
+        metavar="I",
+        help="this job of an array (SLURM's by default)",
+    )
+    parser.add_argument("--array-count", type=positive, metavar="N", help="jobs of the array")
+
+
+def array_share(arguments: argparse.Namespace) -> Any:
+    """The share of the work that they name, SLURM's without them."""
+    from efficientsam_pl.commands.pack import slurm_share
+    from efficientsam_pl.data.packing.job import ArrayShare
+
+    index, count = arguments.array_index, arguments.array_count
+    if (index is None) != (count is None):
+        raise UserError("--array-index and --array-count go together")
+    return slurm_share() if index is None else ArrayShare(index, count)
 
 
 def cores() -> int:

@@ -5,8 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.arguments.forms import command, cores, natural, positive
-from efficientsam_pl.errors import UserError
+from efficientsam_pl.arguments.forms import (
+    array_options,
+    array_share,
+    command,
+    cores,
+    natural,
+    positive,
+)
 
 _BAD = 1  # exit code
 
@@ -68,13 +74,7 @@ def _pack_options(parser: argparse.ArgumentParser, run: Callable[..., None]) -> 
     parser.add_argument(
         "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
     )
-    parser.add_argument(
-        "--array-index",
-        type=natural,
-        metavar="I",
-        help="this job of an array (SLURM's by default)",
-    )
-    parser.add_argument("--array-count", type=positive, metavar="N", help="jobs of the array")
+    array_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -98,16 +98,12 @@ def _pack_coco(arguments: argparse.Namespace) -> None:
 
 def _told_of_pack(arguments: argparse.Namespace) -> Any:
     from efficientsam_pl.commands import pack
-    from efficientsam_pl.data.packing.job import ArrayShare
 
-    index, count = arguments.array_index, arguments.array_count
-    if (index is None) != (count is None):
-        raise UserError("--array-index and --array-count go together")
     return pack.PackOptions(
         out=arguments.out.rstrip("/"),
         long_side=arguments.long_side,
         samples_per_shard=arguments.samples_per_shard,
-        share=pack.slurm_share() if index is None else ArrayShare(index, count),
+        share=array_share(arguments),
         workers=arguments.workers,
     )
 

@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -11,7 +13,7 @@ from efficientsam_pl.data.packing.coco import Coco
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.job import ArrayShare, Source, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
-from efficientsam_pl.data.packing.writer import PackSummary
+from efficientsam_pl.data.packing.writer import PackSummary, Skipped
 from efficientsam_pl.data.storage.files import written_whole
 from efficientsam_pl.errors import UserError
 
@@ -78,11 +80,7 @@ def _run(source: Source, options: PackOptions) -> PackSummary:
             options.workers,
             lambda weight: progress.advance(task, weight),
         )
-    _write_summary(summary, options)
-    for skipped in summary.skipped[:_TOLD]:
-        print(f"skipped {skipped.what}: {skipped.why}")
-    if len(summary.skipped) > _TOLD:
-        print(f"... and {len(summary.skipped) - _TOLD} more, see {_summary_path(options)}")
+    tell_skipped(summary.skipped, write_summary(summary, options.out, options.share))
     if not summary.samples and summary.skipped:
         first = summary.skipped[0]
         raise UserError(f"nothing could be packed ({first.what}: {first.why})")
@@ -94,20 +92,30 @@ def _run(source: Source, options: PackOptions) -> PackSummary:
     return summary
 
 
-def _write_summary(summary: PackSummary, options: PackOptions) -> None:
+def write_summary(
+    summary: PackSummary, out: str, share: ArrayShare, more: Mapping[str, Any] | None = None
+) -> str:
+    """Writes what a share of the work has given, with what else there is to tell; where it lies."""
     whole = {
-        "array": {"index": options.share.index, "count": options.share.count},
+        "array": {"index": share.index, "count": share.count},
         "samples": summary.samples,
         "masks": summary.masks,
         "bytes": summary.bytes,
         "shards": len(summary.shards),
         "done_before": summary.done_before,
+        **(more or {}),
         "skipped": [vars(skipped) for skipped in summary.skipped],
     }
-    with written_whole(_summary_path(options)) as target:
+    of = "" if share.count == 1 else f"-{share.index}-of-{share.count}"
+    place = f"{out}/pack-summary{of}.json"
+    with written_whole(place) as target:
         target.write(json.dumps(whole, indent=1).encode() + b"\n")
+    return place
 
 
-def _summary_path(options: PackOptions) -> str:
-    of = "" if options.share.count == 1 else f"-{options.share.index}-of-{options.share.count}"
-    return f"{options.out}/pack-summary{of}.json"
+def tell_skipped(skipped: Sequence[Skipped], report: str) -> None:
+    """Prints the first of what was skipped, and where all of it is listed."""
+    for one in skipped[:_TOLD]:
+        print(f"skipped {one.what}: {one.why}")
+    if len(skipped) > _TOLD:
+        print(f"... and {len(skipped) - _TOLD} more, see {report}")

@@ -1,10 +1,11 @@
-"""Whether shards are what they should be: tar, index, checksum, photos, records and masks."""
+"""Whether shards are what they should be: tar, index, checksum, photos, masks, stored features."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.features.coding import read_map
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
 from efficientsam_pl.data.processes import worker_pool
 from efficientsam_pl.data.schema import (
@@ -12,6 +13,7 @@ from efficientsam_pl.data.schema import (
     PHOTO_ENDINGS,
     RECORD_ENDING,
     DamagedSampleError,
+    holds_features,
 )
 from efficientsam_pl.data.shards import Shard, ShardSet
 from efficientsam_pl.data.storage.files import from_beginning, read_file
@@ -119,18 +121,28 @@ def _damaged_samples(
 
 def _check_files(files: dict[str, memoryview], needed: set[str]) -> None:
     """Raises DamagedSampleError for what a stream could not use either, and for lost files."""
-    if not {*PHOTO_ENDINGS, RECORD_ENDING, CLASS_ENDING} & files.keys():
+    features = {ending: data for ending, data in files.items() if holds_features(ending)}
+    of_photo = {*PHOTO_ENDINGS, RECORD_ENDING, CLASS_ENDING} & files.keys()
+    if not of_photo and not features:
         raise DamagedSampleError("unknown files", ", ".join(sorted(files)))
-    image = decode_photo(photo_of(files))
-    if RECORD_ENDING in needed:
-        record = record_of(files)
-        check_size(record, (image.shape[0], image.shape[1]))
-        try:
-            run_lengths([annotation.rle for annotation in record.annotations])
-        except ValueError as error:
-            raise DamagedSampleError("bad mask", str(error)) from error
+    if of_photo:
+        _check_photo(files, RECORD_ENDING in needed)
+    for ending, data in sorted(features.items()):
+        read_map(data, ending)
     lost = needed - files.keys()
     if lost:
         raise DamagedSampleError(f"missing {min(lost)}", f"only {', '.join(sorted(files))}")
     if CLASS_ENDING in files and not bytes(files[CLASS_ENDING]).strip().isdigit():
         raise DamagedSampleError("bad class", repr(bytes(files[CLASS_ENDING])[:20]))
+
+
+def _check_photo(files: dict[str, memoryview], with_record: bool) -> None:
+    image = decode_photo(photo_of(files))
+    if not with_record:
+        return
+    record = record_of(files)
+    check_size(record, (image.shape[0], image.shape[1]))
+    try:
+        run_lengths([annotation.rle for annotation in record.annotations])
+    except ValueError as error:
+        raise DamagedSampleError("bad mask", str(error)) from error

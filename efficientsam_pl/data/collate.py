@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float16, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -14,12 +14,13 @@ from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One cropped photo; `image` None where there is none."""
+    """One cropped photo, and its stored features where they are read; None where there is none."""
 
     key: str
     draw_key: int
     image: UInt8[Tensor, "3 s s"] | None
     damage: Damage | None = None
+    features: Float16[Tensor, "n c"] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,16 @@ class PreparedMaskedImage:
     damage: Damage | None = None
 
 
-def collate_images(samples: Sequence[PreparedImage], side: int) -> ImageBatch:
-    """Photos of `side` pixels; a missing one is black and not valid."""
+def collate_images(
+    samples: Sequence[PreparedImage], side: int, features: tuple[int, int] | None = None
+) -> ImageBatch:
+    """Photos of `side` pixels; a missing one is black, its features zeros, and not valid.
+
+    Args:
+        samples: One a slot.
+        side: Of the squares.
+        features: Tokens and channels; None: the batch has no features.
+    """
     black = torch.zeros(3, side, side, dtype=torch.uint8)
     return ImageBatch(
         image=_stacked([black if s.image is None else s.image for s in samples]),
@@ -52,6 +61,7 @@ def collate_images(samples: Sequence[PreparedImage], side: int) -> ImageBatch:
         valid=torch.tensor([s.image is not None for s in samples]),
         key=tuple(s.key for s in samples),
         damage=tuple(s.damage for s in samples if s.damage is not None),
+        features=None if features is None else _features(samples, features),
     )
 
 
@@ -81,6 +91,14 @@ def _stacked(images: Sequence[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w
     for place, image in zip(batch, images, strict=True):
         place.copy_(image.permute(1, 2, 0))
     return batch.permute(0, 3, 1, 2)
+
+
+def _features(samples: Sequence[PreparedImage], shape: tuple[int, int]) -> Float16[Tensor, "b n c"]:
+    batch = _zeros((len(samples), *shape), torch.float16)
+    for place, sample in zip(batch, samples, strict=True):
+        if sample.features is not None:
+            place.copy_(sample.features)
+    return batch
 
 
 def _filled(tensors: Sequence[Tensor], rows: int) -> Tensor:

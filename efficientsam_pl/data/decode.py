@@ -63,13 +63,18 @@ def decode_smaller(data: Data, largest_scale: float) -> Photo:
         pixels = _by_pillow(data, _rgb)
         return Photo(pixels, (pixels.shape[0], pixels.shape[1]))
     height, width = image_hw
-    scale = next((s for s in _SCALES if s <= largest_scale), 1)
+    scale = jpeg_scale(largest_scale)
     least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
     try:  # Pillow would make grey of what is broken, without a word
         pixels = simplejpeg.decode_jpeg(data, "RGB", **least, min_factor=scale)
     except ValueError as error:
         raise DamagedSampleError("bad photo", str(error)) from error
     return Photo(pixels, image_hw, scale)
+
+
+def jpeg_scale(largest_scale: float) -> int:
+    """By how much smaller a JPEG is decoded that may be so many times smaller."""
+    return next((s for s in _SCALES if s <= largest_scale), 1)
 
 
 def _jpeg_size(data: Data) -> tuple[int, int] | None:

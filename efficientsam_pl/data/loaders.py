@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,11 +15,11 @@ from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.schema import DamagedSampleError
 from efficientsam_pl.data.select import scorable
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.data.streams import MASKED_ENDINGS, CroppedImages, MaskedImages, annotated
+from efficientsam_pl.data.streams import MASKED_ENDINGS, SampleStream, annotated
 from efficientsam_pl.rle import Rle, run_lengths
 from efficientsam_pl.structures import Damage
 
-Stream = CroppedImages | MaskedImages
+Stream: TypeAlias = SampleStream[Any]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes: of one piece, and of all that is free
 

@@ -1,7 +1,8 @@
 """Samples' bytes for slots: one coalesced read a micro-batch. What cannot be read is told."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.order import Slot
@@ -21,6 +22,10 @@ class ReadSample:
     damage: Damage | None = None
 
 
+# Files that belong to a sample and lie in another shard; None: there are none. Sent to workers.
+Companion: TypeAlias = Callable[[Slot, Sample], Sample | None]
+
+
 class SampleReader:
     """Reads samples of one or several sets.
 
@@ -28,12 +33,18 @@ class SampleReader:
         sets: As a slot numbers them.
         endings: The files to read; others stay where they are.
         cache: Where remote shards are kept; None: ranges of them are read remotely.
+        companion: Names files to read with a sample's own; their endings are others.
     """
 
     def __init__(
-        self, sets: Sequence[ShardSet], endings: Sequence[str], cache: ShardCache | None = None
+        self,
+        sets: Sequence[ShardSet],
+        endings: Sequence[str],
+        cache: ShardCache | None = None,
+        companion: Companion | None = None,
     ) -> None:
         self._sets, self._endings, self._cache = tuple(sets), frozenset(endings), cache
+        self._companion = companion
         self._reader = RangeReader()
 
     def read(self, slots: Sequence[Slot]) -> list[ReadSample | None]:
@@ -43,33 +54,39 @@ class SampleReader:
             SourceLostError: A remote store does not answer.
         """
         samples = [None if s.sample is None else self._sets[s.set].sample(s.sample) for s in slots]
-        wanted: list[tuple[int, str]] = []
+        wanted: list[_Wanted] = []
         ranges: list[Range] = []
-        sources: list[Range] = []
         damage: dict[int, Damage] = {}
-        for place, sample in enumerate(samples):
-            if sample is None:
-                continue
-            try:
-                where = self._cached(sample)
-            except OSError as error:
-                damage[place] = _unreadable(sample, error)
-                continue
-            for ending, range_ in sample.files.items():
-                if ending in self._endings:
-                    wanted.append((place, ending))
+        for place, (slot, sample) in enumerate(zip(slots, samples, strict=True)):
+            for part in self._parts(slot, sample):
+                try:
+                    where = self._cached(part)
+                except OSError as error:
+                    damage.setdefault(place, _unreadable(part, error))
+                    continue
+                for ending, range_ in part.files.items():
+                    wanted.append(_Wanted(place, ending, part))
                     ranges.append(Range(where, range_.offset, range_.size))
-                    sources.append(range_)
         files: list[dict[str, memoryview]] = [{} for _ in slots]
-        for (place, ending), data in zip(wanted, self._answers(ranges, sources), strict=True):
+        sources = [one.part.files[one.ending] for one in wanted]
+        for one, data in zip(wanted, self._answers(ranges, sources), strict=True):
             if isinstance(data, OSError):
-                damage[place] = _unreadable(samples[place], data)
+                damage.setdefault(one.place, _unreadable(one.part, data))
             else:
-                files[place][ending] = data
+                files[one.place][one.ending] = data
         return [
             None if sample is None else ReadSample(sample, files[place], damage.get(place))
             for place, sample in enumerate(samples)
         ]
+
+    def _parts(self, slot: Slot, sample: Sample | None) -> list[Sample]:
+        """What to read of a sample, by the shard it lies in."""
+        if sample is None:
+            return []
+        files = {e: range_ for e, range_ in sample.files.items() if e in self._endings}
+        own = replace(sample, files=files)
+        beside = None if self._companion is None else self._companion(slot, sample)
+        return [own] if beside is None else [own, beside]
 
     def _cached(self, sample: Sample) -> str:
         cache = self._cache
@@ -90,8 +107,13 @@ class SampleReader:
         return answers
 
 
-def _unreadable(sample: Sample | None, error: OSError) -> Damage:
-    assert sample is not None, "padding has no files"
+class _Wanted(NamedTuple):
+    place: int  # of the slot
+    ending: str
+    part: Sample
+
+
+def _unreadable(sample: Sample, error: OSError) -> Damage:
     if isinstance(error, FileNotFoundError):
         return Damage(sample.shard, sample.key, "missing shard", "the file is not there")
     kind = "truncated shard" if isinstance(error, ShortReadError) else "cannot be read"

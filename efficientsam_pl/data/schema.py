@@ -14,8 +14,13 @@ A box is XYWH with w = xmax - xmin, as in SA-1B. Masked images written here add 
 "efficientsam_pl": {"version": 1}, where the photo was shrunk with its "original_width" and
 "original_height", and "iscrowd" to an annotation that COCO calls a crowd.
 
-A photo may also be a `.jpeg` or `.png`. Files of further kinds (stored teacher features, say) get
-an ending of their own beside these; a reader takes the endings it knows and leaves the others.
+A photo may also be a `.jpeg` or `.png`. A reader takes the endings it knows and leaves the others,
+so files of further kinds get an ending of their own. Those of a teacher's features (their form:
+data/features/coding.py) lie in shards of their own, one for each shard of photos:
+
+`KEY.view0.safetensors`, `KEY.view1...`   of random crops, by number
+`KEY.centre.safetensors`                  of the centre crop, of held-out photos
+`KEY.photo.safetensors`                   of the whole photo
 """
 
 import json
@@ -28,6 +33,8 @@ from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco, run_lengths
 VERSION = 1
 PHOTO_ENDINGS = ("jpg", "jpeg", "png")
 RECORD_ENDING, CLASS_ENDING = "json", "cls"
+CENTRE_ENDING, WHOLE_ENDING = "centre.safetensors", "photo.safetensors"
+_VIEW_ENDING = re.compile(r"view\d+\.safetensors")
 _OWN_KEY = "efficientsam_pl"
 # WebDataset's rule: the first dot after the folders; what has none is no part of a sample
 _KEY_AND_ENDING = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
@@ -68,6 +75,17 @@ def key_and_ending(name: str) -> tuple[str, str] | None:
     """A file's sample and its ending in lower case; None for what belongs to no sample."""
     named = _KEY_AND_ENDING.fullmatch(name.removeprefix("./"))
     return (named[1], named[2].lower()) if named else None
+
+
+def view_ending(view: int) -> str:
+    """Of the features of a crop by number."""
+    return f"view{view}.safetensors"
+
+
+def holds_features(ending: str) -> bool:
+    """Whether files of this ending hold a teacher's features."""
+    known = ending in (CENTRE_ENDING, WHOLE_ENDING)
+    return known or _VIEW_ENDING.fullmatch(ending) is not None
 
 
 def to_json(file_name: str, record: Record) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.order import Course, MixedCourse, SetCourse
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.reading import Companion, SampleReader
 from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
 from efficientsam_pl.data.storage.cache import ShardCache
 from efficientsam_pl.structures import Damage
@@ -71,11 +71,21 @@ def course_of(sets: TrainingSets, config: DataConfig, seed: int) -> Course:
 
 
 def reader_of(
-    sets: tuple[ShardSet, ...], endings: tuple[str, ...], config: DataConfig
+    sets: tuple[ShardSet, ...],
+    endings: tuple[str, ...],
+    config: DataConfig,
+    companion: Companion | None = None,
 ) -> SampleReader:
-    """Reads samples of these sets, through the config's cache if it names one."""
+    """Reads samples of these sets, through the config's cache if it names one.
+
+    Args:
+        sets: As a slot numbers them.
+        endings: The files to read.
+        config: Names the cache.
+        companion: Files in other shards to read with them; see SampleReader.
+    """
     if config.cache_dir is None:
-        return SampleReader(sets, endings)
+        return SampleReader(sets, endings, companion=companion)
     limit = int(config.cache_gib * 2**30)
     open_at_once = sum(
         heapq.nlargest(config.block_shards, (s.bytes for one in sets for s in one.shards))
@@ -89,4 +99,4 @@ def reader_of(
             open_at_once / 2**30,
         )
     cache = ShardCache(Path(config.cache_dir), limit)
-    return SampleReader(sets, endings, cache)
+    return SampleReader(sets, endings, cache, companion)

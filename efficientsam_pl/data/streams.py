@@ -4,9 +4,9 @@ A sample that cannot be used keeps its slot: what is wrong with it is counted, n
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,14 @@ from efficientsam_pl.data.collate import (
     collate_masked,
 )
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.decode import Data, decode_photo, decode_smaller, photo_size
+from efficientsam_pl.data.decode import (
+    Data,
+    Photo,
+    decode_photo,
+    decode_smaller,
+    jpeg_scale,
+    photo_size,
+)
 from efficientsam_pl.data.order import Slot
 from efficientsam_pl.data.reading import ReadSample, SampleReader
 from efficientsam_pl.data.schema import (
@@ -35,6 +42,7 @@ from efficientsam_pl.data.schema import (
 )
 from efficientsam_pl.data.select import random_clicks, select_masks, tight_boxes
 from efficientsam_pl.data.transforms import (
+    Crop,
     centre_crop,
     crop_scale,
     cut,
@@ -49,7 +57,7 @@ from efficientsam_pl.rle import Rle, run_lengths
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 
 T = TypeVar("T")
-Prepared = TypeVar("Prepared", PreparedImage, PreparedMaskedImage)
+Prepared = TypeVar("Prepared")
 LOSS_FACTOR = 4  # the mask decoder's logits are a quarter of the model's side
 MASKED_ENDINGS = (*PHOTO_ENDINGS, RECORD_ENDING)
 
@@ -101,7 +109,29 @@ def annotated(files: dict[str, memoryview]) -> tuple[UInt8[np.ndarray, "h w 3"],
     return image, record
 
 
-class _Stream(Dataset[Prepared], ABC, Generic[Prepared]):
+def squares(
+    data: Data, crops: Sequence[Crop], side: int, exact: bool
+) -> Iterator[UInt8[Tensor, "3 s s"]]:
+    """Crops of one photo resized to squares of `side` pixels, decoded once for each scale.
+
+    Args:
+        data: The photo.
+        crops: In its pixels.
+        side: Of the squares.
+        exact: A JPEG is decoded at full size; if not, smaller where a crop needs no more.
+
+    Raises:
+        DamagedSampleError: The photo cannot be decoded.
+    """
+    photos: dict[int, Photo] = {}
+    for crop in crops:
+        scale = jpeg_scale(1.0 if exact else crop_scale(crop, side))
+        if scale not in photos:
+            photos[scale] = decode_smaller(data, float(scale))
+        yield cut(photos[scale], crop, side)
+
+
+class SampleStream(Dataset[Prepared], ABC, Generic[Prepared]):
     """What the stages share: a micro-batch is read at once, then prepared one by one."""
 
     def __init__(self, reader: SampleReader, seed: int) -> None:
@@ -115,13 +145,17 @@ class _Stream(Dataset[Prepared], ABC, Generic[Prepared]):
         return [self._prepared(slot, one) for slot, one in zip(slots, read, strict=True)]
 
     @abstractmethod
+    def collate(self, samples: Sequence[Prepared]) -> Any:
+        """A batch of what `__getitems__` gives."""
+
+    @abstractmethod
     def _prepared(self, slot: Slot, read: ReadSample | None) -> Prepared: ...
 
     def _key(self, slot: Slot, read: ReadSample) -> int:
         return draw_key(self._seed, slot.epoch, read.sample.key)
 
 
-class CroppedImages(_Stream[PreparedImage]):
+class CroppedImages(SampleStream[PreparedImage]):
     """Pretraining: one random crop of a photo (crop None: the centre, for held-out photos)."""
 
     def __init__(
@@ -144,7 +178,7 @@ class CroppedImages(_Stream[PreparedImage]):
         if read is None:
             return PreparedImage("", 0, None)
         key = self._key(slot, read)
-        image, damage = _guarded(read, lambda: self._view(photo_of(read.files), key))
+        image, damage = guarded(read, lambda: self._view(photo_of(read.files), key))
         return PreparedImage(read.sample.key, key, image, damage)
 
     def _view(self, data: Data, key: int) -> UInt8[Tensor, "3 s s"]:
@@ -152,8 +186,7 @@ class CroppedImages(_Stream[PreparedImage]):
         crop = (
             centre_crop(image_hw) if self._crop is None else random_crop(image_hw, self._crop, key)
         )
-        scale = 1.0 if self._exact else crop_scale(crop, self._side)
-        return cut(decode_smaller(data, scale), crop, self._side)
+        return next(squares(data, [crop], self._side, self._exact))
 
 
 @dataclass(frozen=True)
@@ -165,7 +198,7 @@ class Frame:
     exact: bool = False
 
 
-class MaskedImages(_Stream[PreparedMaskedImage]):
+class MaskedImages(SampleStream[PreparedMaskedImage]):
     """Finetuning: a photo in the model's frame with some of its masks and points inside them."""
 
     def __init__(
@@ -190,7 +223,7 @@ class MaskedImages(_Stream[PreparedMaskedImage]):
         if read is None:
             return PreparedMaskedImage("", 0, None)
         key = self._key(slot, read)
-        content, damage = _guarded(read, lambda: self._content(read, key))
+        content, damage = guarded(read, lambda: self._content(read, key))
         return PreparedMaskedImage(read.sample.key, key, content, damage)
 
     def _content(self, read: ReadSample, key: int) -> PreparedMasks:
@@ -229,7 +262,12 @@ def _foreground(rles: Sequence[Rle]) -> tuple[list[Rle], list[Int[np.ndarray, "_
     return [rles[i] for i in real], [runs[i] for i in real]
 
 
-def _guarded(read: ReadSample, prepare: Callable[[], T]) -> tuple[T | None, Damage | None]:
+def guarded(read: ReadSample, prepare: Callable[[], T]) -> tuple[T | None, Damage | None]:
+    """What `prepare` makes of a sample, or what is wrong with the sample.
+
+    Raises:
+        SampleFaultError: Anything but damage.
+    """
     shard, key = read.sample.shard, read.sample.key
     if read.damage is not None:
         return None, read.damage

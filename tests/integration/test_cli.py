@@ -30,6 +30,7 @@ COMMANDS = {
     "quickstart",
     "pack",
     "check-shards",
+    "embed-teacher",
     "pretrain",
     "finetune",
     "evaluate",

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from efficientsam_pl.data.index import IndexFormatError, checked_format, from_bytes
-from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
+from efficientsam_pl.data.packing.writer import (
+    Noted,
+    PackedSample,
+    PackSummary,
+    Skipped,
+    write_shard,
+)
 from efficientsam_pl.data.processes import worker_pool
 from efficientsam_pl.data.shards import Shard, beside, entry_of, write_manifest
 from efficientsam_pl.data.storage.files import (
@@ -70,7 +76,7 @@ class Unit(Protocol):
     def weight(self) -> int:
         """What it adds to the progress, in the source's unit."""
 
-    def samples(self) -> Iterator[PackedSample | Skipped]:
+    def samples(self) -> Iterator[PackedSample | Skipped | Noted]:
         """The samples in their order."""
 
 
@@ -176,8 +182,13 @@ def _claim(source: Source, out: str) -> None:
     """Notes in the folder what is packed into it, or checks that it is the same."""
     place, described = f"{out}/{NOTE}", source.described()
     tars = list_files(f"{out}/*.tar")  # before the note, which another job of the array may write
-    if exists(place):
-        _check_same(_noted(place), described, out)
+    before = noted(out)
+    if before is not None:
+        differs = difference(before, described)
+        if differs:
+            raise UserError(
+                f"{out} holds shards of another packing: {differs}; name another folder"
+            )
         return
     if tars:
         raise UserError(f"{out} holds shards that no packing has noted; name another folder")
@@ -186,7 +197,15 @@ def _claim(source: Source, out: str) -> None:
         target.write(json.dumps(note, indent=1).encode() + b"\n")
 
 
-def _noted(place: str) -> dict[str, Any]:
+def noted(folder: str) -> dict[str, Any] | None:
+    """What a folder's note says of the source packed into it; None where there is no note.
+
+    Raises:
+        UserError: A damaged note, or one of another version.
+    """
+    place = f"{folder}/{NOTE}"
+    if not exists(place):
+        return None
     try:
         loaded = json.loads(read_file(place))
         checked_format(loaded, place, _FORMAT, _VERSION)
@@ -197,11 +216,9 @@ def _noted(place: str) -> dict[str, Any]:
         raise UserError(f"{place} is damaged; delete it or name another folder") from error
 
 
-def _check_same(noted: dict[str, Any], described: dict[str, Any], out: str) -> None:
-    for key in [*described, *noted]:
-        before, now = noted.get(key), described.get(key)
-        if before != now:
-            raise UserError(
-                f"{out} holds shards of another packing: {key} was {before!r}, now {now!r}; "
-                "name another folder"
-            )
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first of a source's values that differs, with both; "" where none does."""
+    for key in [*now, *before]:
+        if before.get(key) != now.get(key):
+            return f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+    return ""

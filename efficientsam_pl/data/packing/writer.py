@@ -32,9 +32,19 @@ class Skipped:
     why: str
 
 
+@dataclass(frozen=True)
+class Noted:
+    """What a shard's index is to say besides, as plain values."""
+
+    facts: Mapping[str, Any]
+
+
 @dataclass
 class PackSummary:
-    """What was written and what was left out; `done_before` shards were there already."""
+    """What was written and what was left out; `done_before` shards were there already.
+
+    `noted` is what the shards' indexes say besides, one entry for each that says something.
+    """
 
     samples: int = 0
     masks: int = 0
@@ -42,6 +52,7 @@ class PackSummary:
     shards: list[Shard] = field(default_factory=list)
     done_before: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    noted: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, shard: Shard, packed: Mapping[str, Any], done_before: bool) -> None:
         """Counts a shard by what its index says of its packing."""
@@ -51,28 +62,28 @@ class PackSummary:
         self.shards.append(shard)
         self.done_before += done_before
         self.skipped += [Skipped(*pair) for pair in packed["skipped"]]
+        if "noted" in packed:
+            self.noted.append(packed["noted"])
 
 
 def write_shard(
-    path: str, samples: Iterable[PackedSample | Skipped]
+    path: str, samples: Iterable[PackedSample | Skipped | Noted]
 ) -> tuple[Shard | None, dict[str, Any]]:
     """Writes `path` and then its index; a shard without an index is not finished.
 
     Returns:
         The shard, None where every sample was skipped, and what its index says of the packing.
     """
-    skipped: list[list[str]] = []
-    masks = 0
-    real = _real(samples, skipped)
+    packed: dict[str, Any] = {"masks": 0, "skipped": []}
+    real = _real(samples, packed)
     first = next(real, None)
     if first is None:
-        return None, {"masks": 0, "skipped": skipped}
+        return None, packed
     with written_whole(path) as file, closing(_Tar(file)) as tar:
         for sample in chain([first], real):
             tar.add(sample)
-            masks += sample.masks
+            packed["masks"] += sample.masks
         scan = tar.finish()
-    packed = {"masks": masks, "skipped": skipped}
     index = index_of(scan, packed)
     with written_whole(beside(path)) as target:
         target.write(to_bytes(index))
@@ -80,11 +91,13 @@ def write_shard(
 
 
 def _real(
-    samples: Iterable[PackedSample | Skipped], skipped: list[list[str]]
+    samples: Iterable[PackedSample | Skipped | Noted], packed: dict[str, Any]
 ) -> Iterator[PackedSample]:
     for sample in samples:
         if isinstance(sample, Skipped):
-            skipped.append([sample.what, sample.why])
+            packed["skipped"].append([sample.what, sample.why])
+        elif isinstance(sample, Noted):
+            packed["noted"] = packed.get("noted", {}) | dict(sample.facts)
         else:
             yield sample
 

@@ -1,0 +1,129 @@
+"""`efficientsam embed-teacher`: the teacher's features, once and for all, as shards."""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from efficientsam_pl.commands.features import (
+    StorePart,
+    describe,
+    maps_of,
+    named,
+    store_parts,
+    views_of,
+)
+from efficientsam_pl.commands.pack import tell_skipped, write_summary
+from efficientsam_pl.config import PretrainConfig
+from efficientsam_pl.data.features.coding import Rounding
+from efficientsam_pl.data.features.store import ROUNDING, is_claimed, written_features
+from efficientsam_pl.data.features.writing import Embed, Embedding, FeatureSource
+from efficientsam_pl.data.packing.job import ArrayShare, run_packing
+from efficientsam_pl.data.packing.writer import PackSummary
+from efficientsam_pl.data.sets import open_sets
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.models.teacher import FrozenTeacher
+
+
+def run(config: PretrainConfig, share: ArrayShare) -> None:
+    """Writes a share of the features of every set that the config names."""
+    device = _device(config)
+    parts = store_parts(config, open_sets(config.data))
+    for part in parts:
+        with named(config, part):  # before the teacher is built
+            is_claimed(part.folder, describe(config, part.heldout))
+            written_features(part.folder, part.photos)
+    teacher = FrozenTeacher(config.teacher, config.sami.student.grid()).to(device)
+    for part in parts:
+        source = FeatureSource(
+            part.photos,
+            _embedding(config, part.heldout, teacher),
+            describe(config, part.heldout),
+            config.data,
+        )
+        columns = (TextColumn(f"Embedding {part.key}"), BarColumn(), TaskProgressColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), transient=True, disable=not sys.stdout.isatty()
+        ) as progress:
+            task = progress.add_task("", total=source.weight(share))
+            summary = run_packing(
+                source,
+                part.folder,
+                share,
+                workers=0,  # processes that write: the teacher is in this one
+                advance=lambda squares: progress.advance(task, squares),  # noqa: B023
+            )
+        _tell(config, part, share, summary)
+
+
+def _embedding(config: PretrainConfig, heldout: bool, teacher: FrozenTeacher) -> Embedding:
+    numbers, batch = config.features.numbers, config.trainer.micro_batch
+    if config.features.kind == "views":
+        views = views_of(config, heldout)
+        return Embedding(views.shown, _of_squares(teacher), views.count, batch, numbers)
+    maps = maps_of(config, heldout)
+    device = next(teacher.parameters()).device
+
+    def embed(
+        squares: UInt8[Tensor, "m 3 s s"], content_hw: Int64[Tensor, "m 2"]
+    ) -> Iterator[Float[Tensor, "1 rows cols c"]]:
+        features = teacher.map_of(squares.to(device), content_hw.to(device)).float()
+        for one, (height, width) in zip(features, content_hw.tolist(), strict=True):
+            yield maps.kept(one, (height, width))[None]
+
+    return Embedding(maps.shown, embed, 1, batch, numbers)
+
+
+def _of_squares(teacher: FrozenTeacher) -> Embed:
+    device = next(teacher.parameters()).device
+
+    def embed(
+        squares: UInt8[Tensor, "m 3 s s"], content_hw: Int64[Tensor, "m 2"]
+    ) -> Iterator[Float[Tensor, "m n c"]]:
+        yield teacher(squares.to(device)).float()
+
+    return embed
+
+
+def _device(config: PretrainConfig) -> torch.device:
+    """Where the teacher computes.
+
+    Raises:
+        UserError: A GPU was asked for and there is none.
+    """
+    asked = config.trainer.accelerator
+    if asked == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu, but no GPU can be seen from here")
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _tell(config: PretrainConfig, part: StorePart, share: ArrayShare, summary: PackSummary) -> None:
+    rounding = Rounding()
+    for facts in summary.noted:
+        rounding.add(facts[ROUNDING])
+    numbers = {
+        "numbers": config.features.numbers,
+        "relative_error": rounding.relative(),
+        "largest_error": rounding.largest_error,
+    }
+    report = write_summary(summary, part.folder, share, numbers)
+    tell_skipped(summary.skipped, report)
+    if not summary.samples and summary.skipped:
+        first = summary.skipped[0]
+        raise UserError(f"{part.key}: nothing could be embedded ({first.what}: {first.why})")
+    before = f" ({summary.done_before} of them there before)" if summary.done_before else ""
+    print(
+        f"{part.key}: {_counted(config, part, summary.samples)}, {len(summary.skipped)} skipped -> "
+        f"{len(summary.shards)} shards{before} of {summary.bytes / 2**20:.1f} MiB in "
+        f"{part.folder}; {config.features.numbers}: relative error {rounding.relative():.1e}, "
+        f"largest {rounding.largest_error:.1e}"
+    )
+
+
+def _counted(config: PretrainConfig, part: StorePart, photos: int) -> str:
+    if config.features.kind == "photos":
+        return f"{photos} photos"
+    return f"{photos * views_of(config, part.heldout).count} views of {photos} photos"

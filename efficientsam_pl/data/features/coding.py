@@ -1,0 +1,148 @@
+"""Features as they are stored: float16, or int8 with a scale a channel, in safetensors' format.
+
+A file holds one map: `features` [*place, c], for int8 also `scale` [c] float32 (a channel's
+largest magnitude / 127), and its version in the header. Axes: b maps at once, c channels.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from jaxtyping import Bool, Float, Float16, Float32, Shaped
+from safetensors import SafetensorError
+from torch import Tensor
+
+from efficientsam_pl.data.schema import DamagedSampleError
+
+Numbers = Literal["float16", "int8"]
+VERSION = 1
+# the header's only entry of ours: safetensors writes several in no fixed order
+_VERSION_KEY = "efficientsam_pl features"
+_LARGEST = torch.finfo(torch.float16).max
+_STEPS = 127  # of int8 on either side of zero
+_FORMS = ({"features": torch.float16}, {"features": torch.int8, "scale": torch.float32})
+_KIND = "bad features"
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Maps in the numbers that are stored; `scale` is None for float16."""
+
+    values: Shaped[Tensor, "b *place c"]
+    scale: Float32[Tensor, "b c"] | None
+
+    def cpu(self) -> "Coded":
+        """The same in the processor's memory."""
+        return Coded(self.values.cpu(), None if self.scale is None else self.scale.cpu())
+
+    def file(self, number: int) -> bytes:
+        """One of the maps as a file."""
+        tensors = {"features": self.values[number].contiguous()}
+        if self.scale is not None:
+            tensors["scale"] = self.scale[number].contiguous()
+        data: bytes = safetensors.torch.save(tensors, {_VERSION_KEY: str(VERSION)})
+        return data
+
+
+def coded(features: Float[Tensor, "b *place c"], numbers: Numbers) -> Coded:
+    """Maps rounded to the numbers that are stored; what `storable` denies becomes inf or nan."""
+    exact = features.float()
+    if numbers == "float16":
+        return Coded(exact.half(), None)
+    places = exact.flatten(1, -2)
+    scale = places.abs().amax(1) / _STEPS
+    step = scale.reshape(len(exact), *[1] * (exact.ndim - 2), -1)
+    # a channel of nothing but zeros has no step
+    values = torch.where(step > 0, exact / step, 0).round().clamp(-_STEPS, _STEPS)
+    return Coded(values.to(torch.int8), scale)
+
+
+def decoded(stored: Coded) -> Float16[Tensor, "b *place c"]:
+    """What training reads."""
+    if stored.scale is None:
+        return stored.values
+    scale = stored.scale.reshape(len(stored.scale), *[1] * (stored.values.ndim - 2), -1)
+    return (stored.values.float() * scale).half()
+
+
+def storable(features: Float[Tensor, "b *place c"]) -> Bool[Tensor, "b"]:
+    """Whether float16 can hold all of a map's numbers: none is nan or beyond 65504."""
+    return (features.float().abs().flatten(1) <= _LARGEST).all(1)
+
+
+def read_map(
+    data: bytes | memoryview, name: str, shape: tuple[int, ...] | None = None
+) -> Float16[Tensor, "*place c"]:
+    """The map in a file.
+
+    Args:
+        data: The file.
+        name: Tells which one it is.
+        shape: That the map must have; None: any.
+
+    Raises:
+        DamagedSampleError: It is no map, of another version or shape, or holds an inf or nan.
+    """
+    try:
+        features = decoded(_read(bytes(data)))[0]
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedSampleError(_KIND, f"{name}: {error!r}") from error
+    if shape is not None and features.shape != shape:
+        was = list(features.shape)
+        raise DamagedSampleError(_KIND, f"{name}: a map of {was} where {list(shape)} is needed")
+    if not bool(features.isfinite().all()):
+        raise DamagedSampleError(_KIND, f"{name}: a number is inf or nan")
+    return features
+
+
+@dataclass
+class Rounding:
+    """What rounding to the stored numbers has done to features, summed over maps."""
+
+    squared_error: float = 0.0
+    squared_features: float = 0.0
+    largest_error: float = 0.0
+
+    def measure(self, features: Float[Tensor, "b *place c"], stored: Coded) -> None:
+        """Adds the difference between features and what training will read of them."""
+        exact = features.double()
+        error = decoded(stored).double() - exact
+        self.squared_error += float(error.square().sum())
+        self.squared_features += float(exact.square().sum())
+        self.largest_error = max(self.largest_error, float(error.abs().max()))
+
+    def add(self, told: dict[str, Any]) -> None:
+        """Adds another's fields."""
+        self.squared_error += told["squared_error"]
+        self.squared_features += told["squared_features"]
+        self.largest_error = max(self.largest_error, told["largest_error"])
+
+    def relative(self) -> float:
+        """Root of the mean squared error over that of the features; 0 where all are zero."""
+        if self.squared_features == 0:
+            return 0.0
+        return math.sqrt(self.squared_error / self.squared_features)
+
+
+def _read(data: bytes) -> Coded:
+    """Raises ValueError and others for what is no map of this version."""
+    size = int.from_bytes(data[:8], "little")
+    version = json.loads(data[8 : 8 + size])["__metadata__"][_VERSION_KEY]
+    if version != str(VERSION):
+        raise ValueError(f"features of version {version}, this program reads {VERSION}")
+    tensors = safetensors.torch.load(data)
+    numbers = {name: tensor.dtype for name, tensor in tensors.items()}
+    scale = tensors.get("scale")
+    if numbers not in _FORMS or (scale is not None and scale.ndim != 1):
+        raise ValueError(f"unknown numbers: {numbers}")
+    values = tensors["features"]
+    if values.ndim < 2 or not values.numel():
+        raise ValueError(f"features of {list(values.shape)}")
+    if scale is None:
+        return Coded(values[None], None)
+    if scale.shape != values.shape[-1:]:
+        raise ValueError(f"scales of {list(scale.shape)} for features of {list(values.shape)}")
+    return Coded(values[None], scale[None])

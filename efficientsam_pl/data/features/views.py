@@ -1,0 +1,58 @@
+"""Stored views: a few crops of each photo, and which of them an epoch uses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from efficientsam_pl.data.config import CropConfig
+from efficientsam_pl.data.decode import Data, photo_size
+from efficientsam_pl.data.features.shown import Shown
+from efficientsam_pl.data.schema import CENTRE_ENDING, view_ending
+from efficientsam_pl.data.streams import squares
+from efficientsam_pl.data.transforms import Crop, centre_crop, random_crop
+from efficientsam_pl.draws import draw_key, uniform_of
+
+
+@dataclass(frozen=True)
+class Views:
+    """The crops of a photo whose features are stored, as functions of (seed, view, sample).
+
+    With `crop` None it is the centre alone, for held-out photos. `exact`: JPEGs are decoded at
+    full size.
+    """
+
+    crop: CropConfig | None
+    count: int
+    seed: int
+    side: int
+    exact: bool
+
+    def crop_of(self, view: int, sample: str, image_hw: tuple[int, int]) -> Crop:
+        """A view's rectangle of a photo of this size."""
+        if self.crop is None:
+            return centre_crop(image_hw)
+        return random_crop(image_hw, self.crop, draw_key(self.seed, view, sample))
+
+    def ending(self, view: int) -> str:
+        """Of the file with a view's features."""
+        return CENTRE_ENDING if self.crop is None else view_ending(view)
+
+    def of_epoch(self, seed: int, epoch: int, sample: str) -> int:
+        """The view that an epoch of a run with this seed uses.
+
+        In every `count` epochs each is used once, in an order drawn anew for each sample.
+        """
+        cycle, turn = divmod(epoch, self.count)
+        drawn = uniform_of(draw_key(seed, cycle, sample), self.count, "view order")
+        return int(np.argsort(drawn, kind="stable")[turn])
+
+    def shown(self, data: Data, sample: str) -> Shown:
+        """All views of a photo.
+
+        Raises:
+            DamagedSampleError: It cannot be decoded.
+        """
+        image_hw = photo_size(data)
+        crops = [self.crop_of(view, sample, image_hw) for view in range(self.count)]
+        cut = squares(data, crops, self.side, self.exact)
+        return Shown({self.ending(v): one for v, one in enumerate(cut)}, (self.side, self.side))

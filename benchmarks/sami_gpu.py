@@ -1,0 +1,137 @@
+"""SAMI's steps on a GPU: bf16, compiled blocks, the largest batch that fits."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from benchmarks.harness import Row
+from benchmarks.sami_flop import step_flop, teacher_flop
+from benchmarks.sami_steps import CHANNELS, STUDENTS, StudentStep
+from efficientsam_pl.models.config import SamiConfig, TeacherConfig
+from efficientsam_pl.models.teacher import FrozenTeacher
+
+_MATMUL_SIDE = 8192
+_FIRST_BATCH = 64
+_ROUNDS, _CALLS = 5, 10  # the median round counts; a round is so many calls in a row
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The largest batch that fits, as it runs."""
+
+    batch: int
+    seconds: float  # a step
+    memory: int  # bytes, at the peak
+
+
+def measure() -> list[Row]:
+    """Both students with stored features, and S with the teacher running in the step."""
+    matmul, teacher = matmul_rate(), TeacherConfig()
+    rows = []
+    for name, goal in (("S", 0.40), ("B", 0.50)):
+        config = STUDENTS[name]
+        found = largest_that_fits(partial(_stored, config))
+        work = f"ViT-{name} with stored features"
+        flop = step_flop(config, CHANNELS)
+        rows += _rows(f"sami.gpu_{name.lower()}", work, found, flop, matmul, goal)
+    flop = step_flop(STUDENTS["S"], CHANNELS) + teacher_flop(teacher.encoder, teacher.image_size)
+    found = largest_that_fits(partial(_online, STUDENTS["S"], teacher))
+    work = f"ViT-S with ViT-H online at {teacher.image_size}"
+    return rows + _rows("sami.gpu_online_224", work, found, flop, matmul, 0.55)
+
+
+def matmul_rate() -> float:
+    """Operations a second of a large bf16 product."""
+    a, b = (torch.randn(_MATMUL_SIDE, _MATMUL_SIDE, device="cuda").bfloat16() for _ in "ab")
+    return 2 * _MATMUL_SIDE**3 / _seconds_a_call(lambda: a @ b)
+
+
+def largest_that_fits(build: Callable[[int], Step]) -> Fitted:
+    """Doubles the batch until memory runs out.
+
+    Args:
+        build: The step of so many photos; what it holds is freed when it is dropped.
+
+    Raises:
+        torch.OutOfMemoryError: The smallest batch does not fit.
+    """
+    found, batch = None, _FIRST_BATCH
+    while True:
+        try:
+            found = _fitted(build, batch)
+        except torch.OutOfMemoryError:
+            if found is None:
+                raise
+            return found
+        batch *= 2
+
+
+def _fitted(build: Callable[[int], Step], batch: int) -> Fitted:
+    gc.collect()  # the last batch's step, or what its failure left
+    torch.cuda.empty_cache()
+    torch.compiler.reset()  # a block is compiled for a few shapes only, then no longer
+    torch.cuda.reset_peak_memory_stats()
+    seconds = _seconds_a_call(build(batch))
+    return Fitted(batch, seconds, torch.cuda.max_memory_allocated())
+
+
+def _seconds_a_call(call: Callable[[], object]) -> float:
+    for _ in range(3):  # compiles, and sets up the optimizer
+        call()
+    rounds = []
+    for _ in range(_ROUNDS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(_CALLS):
+            call()
+        torch.cuda.synchronize()
+        rounds.append((time.perf_counter() - start) / _CALLS)
+    return statistics.median(rounds)
+
+
+def _stored(config: SamiConfig, batch: int) -> Step:
+    return StudentStep(config, batch, "cuda").with_stored
+
+
+def _online(config: SamiConfig, teacher_config: TeacherConfig, batch: int) -> Step:
+    teacher = FrozenTeacher(teacher_config, config.student.grid()).cuda()
+    for block in teacher.blocks():
+        block.compile(dynamic=False)
+    return partial(StudentStep(config, batch, "cuda").with_online, teacher)
+
+
+def _rows(
+    row_id: str, work: str, found: Fitted, flop: int, matmul: float, goal: float
+) -> list[Row]:
+    here = f"{work}, bf16, compiled, batch {found.batch}, {torch.cuda.get_device_name()}"
+    return [
+        Row(
+            id=row_id,
+            work=f"{here}; reference: a bf16 product of {_MATMUL_SIDE}^3",
+            value=found.batch * flop / found.seconds / 1e12,
+            unit="TFLOP/s",
+            reference=matmul / 1e12,
+            goal=goal,
+            better="higher",
+        ),
+        Row(
+            id=f"{row_id}_images",
+            work=here,
+            value=found.batch / found.seconds,
+            unit="images/s",
+            better="higher",
+        ),
+        Row(
+            id=f"{row_id}_memory",
+            work=f"{here}; allocated at the peak",
+            value=found.memory / 2**30,
+            unit="GiB",
+        ),
+    ]

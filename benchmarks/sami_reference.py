@@ -1,0 +1,82 @@
+"""MAE's own model, from a checkout that stands elsewhere, as it runs beside ours.
+
+It is not part of this project (its licence is not ours): MAE_REPO names the folder.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from efficientsam_pl.models.config import SamiConfig
+
+HOW_TO_GET_IT = (
+    "sami.student_step needs MAE's code: git clone https://github.com/facebookresearch/mae, "
+    "then MAE_REPO=that folder"
+)
+
+
+def mae_folder() -> Path | None:
+    """Where MAE_REPO says that MAE's code lies; None where it says nothing.
+
+    Raises:
+        FileNotFoundError: The folder does not hold it.
+    """
+    named = os.environ.get("MAE_REPO")
+    if not named:
+        return None
+    folder = Path(named)
+    if not (folder / "models_mae.py").is_file():
+        raise FileNotFoundError(f"MAE_REPO={folder} holds no models_mae.py. {HOW_TO_GET_IT}")
+    return folder
+
+
+def mae_model(folder: Path, config: SamiConfig) -> nn.Module:
+    """MAE's model with an encoder of the student's size and its own decoder, fresh.
+
+    Args:
+        folder: Holds models_mae.py and util/.
+        config: Of the student; MAE's decoder has its depth, width and heads too.
+    """
+    student = config.student
+    model: nn.Module = _models_mae(folder).MaskedAutoencoderViT(
+        img_size=student.image_size,
+        patch_size=student.patch_size,
+        embed_dim=student.width,
+        depth=student.depth,
+        num_heads=student.heads,
+        decoder_embed_dim=config.decoder_width,
+        decoder_depth=config.decoder_depth,
+        decoder_num_heads=config.decoder_heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_pix_loss=True,
+    )
+    return model
+
+
+def _models_mae(folder: Path) -> ModuleType:
+    """The module, with what has gone from timm and numpy since 2021 taken out of its text."""
+    positions = _module("util.pos_embed", folder / "util/pos_embed.py", ("np.float)", "float)"))
+    package: Any = ModuleType("util")
+    package.pos_embed = positions
+    borrowed = {"util": package, "util.pos_embed": positions}
+    before = {name: sys.modules.get(name) for name in borrowed}
+    sys.modules.update(borrowed)
+    try:
+        return _module("models_mae", folder / "models_mae.py", (" qk_scale=None,", ""))
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name)
+            if module is not None:
+                sys.modules[name] = module
+
+
+def _module(name: str, path: Path, gone: tuple[str, str]) -> ModuleType:
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    exec(compile(path.read_text().replace(*gone), str(path), "exec"), module.__dict__)
+    return module

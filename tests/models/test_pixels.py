@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.models.pixels import cut, patch_targets
+from efficientsam_pl.models.pixels import cut, painted, patch_targets
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of 0..255
 
@@ -67,3 +67,26 @@ def test_brightness_and_contrast_of_a_patch_do_not_matter() -> None:
     torch.testing.assert_close(
         patch_targets(squeezed, 8), patch_targets(image, 8), rtol=1e-3, atol=1e-4
     )
+
+
+def test_targets_painted_are_the_photo_again() -> None:
+    image = photos(2, 12)
+    assert torch.equal(painted(patch_targets(image, 4), image, 4), image)
+
+
+def test_patch_painted_one_lighter_by_its_own_spread() -> None:
+    """A flat red channel beside flat others: half a standard deviation of all three, added."""
+    image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    image[:, 0] = 100
+    r, g, b = ((v - mean) / std for v, mean, std in zip((100, 0, 0), MEAN, STD, strict=True))
+    mean = (r + g + b) / 3
+    spread = (4 * ((r - mean) ** 2 + (g - mean) ** 2 + (b - mean) ** 2) / 11) ** 0.5
+    found = painted(patch_targets(image, 2) + 0.5, image, 2)
+    expected = [round(v + 0.5 * spread * std) for v, std in zip((100, 0, 0), STD, strict=True)]
+    assert found[0, :, 0, 0].tolist() == expected
+
+
+def test_what_is_painted_stays_within_bytes() -> None:
+    image = photos(1, 8)
+    assert (painted(torch.full((1, 4, 48), 99.0), image, 4) == 255).all()
+    assert (painted(torch.full((1, 4, 48), -99.0), image, 4) == 0).all()

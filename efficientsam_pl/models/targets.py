@@ -4,7 +4,7 @@ A task calls its target and does not know which it is.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from efficientsam_pl.models.teacher import FrozenTeacher, feature_width
 from efficientsam_pl.structures import ImageBatch
 
 
+@runtime_checkable
 class Target(Protocol):
     """Maps a batch to one vector a token of the student's grid, row-major; without a gradient."""
 

@@ -57,8 +57,12 @@ class TimmPatches(nn.Module):
 def _created(name: str, **options: Any) -> Any:
     try:
         model = timm.create_model(name, pretrained=False, **options)
+        if hasattr(model, "num_prefix_tokens"):
+            return model
     except Exception as error:  # an unknown name, or an option that the model does not take
-        raise WeightsError(f"teacher.timm_name={name} is no ViT that timm can build") from error
-    if not hasattr(model, "num_prefix_tokens"):
-        raise WeightsError(f"teacher.timm_name={name} is no plain ViT")
-    return model
+        raise WeightsError(_no_vit(name)) from error
+    raise WeightsError(_no_vit(name))
+
+
+def _no_vit(name: str) -> str:
+    return f"teacher.timm_name={name} is no plain ViT that timm can build"

@@ -23,17 +23,28 @@ _NO_DECAY = (
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
     """AdamW over the parameters that learn; no decay on norms, biases, positions and tokens."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    decayed, kept = _grouped(module)
+    groups = [
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": list(kept.values()), "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
+
+
+def parameter_names(module: nn.Module) -> list[str]:
+    """Of the parameters of `build_optimizer`, in the order in which torch numbers them."""
+    return [name for group in _grouped(module) for name in group]
+
+
+def _grouped(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Parameters that decay and parameters that do not."""
+    decayed: dict[str, nn.Parameter] = {}
+    kept: dict[str, nn.Parameter] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
-            (kept if plain else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
+            (kept if plain else decayed)[name] = parameter
+    return decayed, kept
 
 
 def build_schedule(optimizer: AdamW, config: OptimConfig, total_steps: int) -> LambdaLR:

@@ -40,7 +40,10 @@ def sami_optim() -> OptimConfig:
     return OptimConfig(
         peak_lr=2.4e-3,
         peak_lr_batch=4096,
-        betas=(0.9, 0.95), weight_decay=0.05, decay="cosine", warmup_steps=12_500
+        betas=(0.9, 0.95),
+        weight_decay=0.05,
+        decay="cosine",
+        warmup_steps=12_500,
     )
 
 

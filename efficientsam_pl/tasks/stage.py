@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from efficientsam_pl.optim.adamw import lightning_form
+from efficientsam_pl.optim.adamw import lightning_form, parameter_names
 from efficientsam_pl.optim.config import OptimConfig
+from efficientsam_pl.optim.states import by_name, by_number
 
 
 class Stage(L.LightningModule):
@@ -57,6 +58,22 @@ class Stage(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule of what learns."""
         return lightning_form(self.model, self.optim, self.steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Optimizer states go by name, as sharded ones do already (and only rank 0 has those)."""
+        checkpoint["optimizer_states"] = [
+            by_name(state, self._names()) if 0 in state.get("state", {}) else state
+            for state in checkpoint["optimizer_states"]
+        ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Back to the optimizer's numbers; a sharded one has taken its part by name."""
+        checkpoint["optimizer_states"] = [
+            by_number(state, self._names()) for state in checkpoint["optimizer_states"]
+        ]
+
+    def _names(self) -> list[str]:
+        return [f"model.{name}" for name in parameter_names(self.model)]
 
     def validated(self) -> nn.Module:
         """The model that is validated and taken home."""

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +25,7 @@ from efficientsam_pl.training.config import TrainerConfig
 _TIMEOUT = timedelta(minutes=10)  # of a collective; torch's own is half an hour
 
 
+@runtime_checkable
 class Blocked(Protocol):
     """A module that tells its repeated parts."""
 
@@ -30,6 +33,7 @@ class Blocked(Protocol):
         """Called one after the other, each through `__call__`."""
 
 
+@runtime_checkable
 class LaidOut(Protocol):
     """What of a stage is laid out; Lightning has told it its ranks and devices."""
 
@@ -120,6 +124,13 @@ def _float_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's FSDP2, over all ranks, that does not reduce gradients amid an accumulation."""
 
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The whole state by parameters' names, on rank 0 (see `optim.states`)."""
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_optimizer_state_dict(self.model, plain, options=options)
+        return state
+
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Keeps this micro-batch's gradients on the rank, whole, until the step's last one."""
@@ -145,5 +156,9 @@ def build_strategy(config: TrainerConfig) -> Strategy | str:
             timeout=_TIMEOUT,
         )
     if config.strategy == "ddp" or config.world_size() > 1:
-        return DDPStrategy(gradient_as_bucket_view=True, timeout=_TIMEOUT)
+        return DDPStrategy(
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # none changes
+            timeout=_TIMEOUT,
+        )
     return "auto"

@@ -1,21 +1,23 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from efficientsam_pl.models.config import NAMED, EncoderConfig, SamiConfig, TeacherConfig
+from efficientsam_pl.models.config import NAMED, EncoderConfig, TeacherConfig
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.models.teacher import FrozenTeacher, teacher_width
+from efficientsam_pl.models.teacher import FrozenTeacher, feature_width
 from efficientsam_pl.models.weights import WeightsError
 
 ENCODER = EncoderConfig(
     kind="sam_vit", width=32, depth=2, heads=2, position_grid=64, global_blocks=(1,)
 )
-AT_224 = TeacherConfig(encoder=ENCODER)
-AT_1024 = TeacherConfig(encoder=ENCODER, image_size=1024)
+AT_224 = TeacherConfig(encoder=ENCODER, precision="fp32")
+AT_1024 = replace(AT_224, image_size=1024)
 
 
 def photos(count: int = 1, side: int = 224) -> torch.Tensor:
@@ -24,19 +26,20 @@ def photos(count: int = 1, side: int = 224) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("config", [AT_224, AT_1024], ids=["224", "1024"])
-@pytest.mark.parametrize(("target", "channels"), [("neck", 256), ("trunk", 32)])
+@pytest.mark.parametrize(("output", "channels"), [("neck", 256), ("trunk", 32)])
 def test_features_lie_on_the_students_grid(
-    config: TeacherConfig, target: str, channels: int
+    config: TeacherConfig, output: Literal["neck", "trunk"], channels: int
 ) -> None:
-    features = FrozenTeacher(config, target, grid=14)(photos())
+    config = replace(config, output=output)
+    features = FrozenTeacher(config, grid=14)(photos())
     assert features.shape == (1, 14 * 14, channels)
     assert features.isfinite().all()
     assert features.std(dim=1).mean() > 1e-3  # places differ
-    assert teacher_width(config, SamiConfig(target=target)) == channels
+    assert feature_width(config) == channels
 
 
 def test_features_at_1024_are_averaged_down_in_image_order() -> None:
-    teacher = FrozenTeacher(AT_1024, "neck", grid=16)
+    teacher = FrozenTeacher(AT_1024, grid=16)
     teacher.encoder = nn.AvgPool2d(16)  # "features" that can be followed
     ramp = torch.arange(1024.0) / 4
     image = torch.stack([ramp.expand(1024, 1024), ramp[:, None].expand(1024, 1024)])
@@ -48,14 +51,14 @@ def test_features_at_1024_are_averaged_down_in_image_order() -> None:
 
 
 def test_nothing_of_the_teacher_learns() -> None:
-    teacher = FrozenTeacher(AT_224, "neck", grid=14)
+    teacher = FrozenTeacher(AT_224, grid=14)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     image = photos().float().requires_grad_()
     assert not teacher(image).requires_grad
 
 
 def test_the_teacher_stays_in_evaluation_mode() -> None:
-    teacher = FrozenTeacher(AT_224, "neck", grid=14)
+    teacher = FrozenTeacher(AT_224, grid=14)
     both = nn.ModuleList([teacher, nn.Dropout()]).train()
     assert both[1].training
     assert not any(module.training for module in teacher.modules())
@@ -63,10 +66,10 @@ def test_the_teacher_stays_in_evaluation_mode() -> None:
 
 def test_random_weights_are_a_function_of_the_seed() -> None:
     torch.manual_seed(1)
-    first = FrozenTeacher(AT_224, "neck", grid=14).state_dict()
+    first = FrozenTeacher(AT_224, grid=14).state_dict()
     torch.manual_seed(2)
-    second = FrozenTeacher(AT_224, "neck", grid=14).state_dict()
-    other = FrozenTeacher(replace(AT_224, seed=1), "neck", grid=14).state_dict()
+    second = FrozenTeacher(AT_224, grid=14).state_dict()
+    other = FrozenTeacher(replace(AT_224, seed=1), grid=14).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(
         first["encoder.trunk.patch_embed.proj.weight"],
@@ -78,12 +81,12 @@ def test_building_a_teacher_draws_no_global_random_number() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    FrozenTeacher(AT_224, "neck", grid=14)
+    FrozenTeacher(AT_224, grid=14)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_a_random_teacher_looks_at_positions() -> None:
-    teacher = FrozenTeacher(AT_224, "neck", grid=14)
+    teacher = FrozenTeacher(AT_224, grid=14)
     for name, parameter in teacher.encoder.named_parameters():
         if name.endswith(("pos_embed", "rel_pos_h", "rel_pos_w")):
             assert parameter.std() > 0.01, name
@@ -92,13 +95,13 @@ def test_a_random_teacher_looks_at_positions() -> None:
 @pytest.fixture(scope="module")
 def sam_small_teacher(released_sam_small: Path) -> TeacherConfig:
     encoder = replace(NAMED["sam_vit_h"].encoder, width=96, depth=4, heads=3, global_blocks=(1, 3))
-    return TeacherConfig(encoder=encoder, weights=str(released_sam_small))
+    return TeacherConfig(encoder=encoder, weights=str(released_sam_small), precision="fp32")
 
 
 def test_a_released_file_fills_the_teacher(
     sam_small_teacher: TeacherConfig, sam_small: Segmenter
 ) -> None:
-    teacher = FrozenTeacher(sam_small_teacher, "neck", grid=14)
+    teacher = FrozenTeacher(sam_small_teacher, grid=14)
     image = photos()
     with torch.inference_mode():
         expected = sam_small.encode(image).flatten(2).transpose(1, 2)
@@ -108,7 +111,8 @@ def test_a_released_file_fills_the_teacher(
 def test_the_neck_turns_the_trunks_features_into_the_others(
     sam_small_teacher: TeacherConfig,
 ) -> None:
-    neck, trunk = (FrozenTeacher(sam_small_teacher, t, grid=14) for t in ("neck", "trunk"))
+    neck = FrozenTeacher(sam_small_teacher, grid=14)
+    trunk = FrozenTeacher(replace(sam_small_teacher, output="trunk"), grid=14)
     image = photos()
     before = trunk(image).transpose(1, 2).unflatten(2, (14, 14))
     with torch.no_grad():
@@ -119,4 +123,67 @@ def test_the_neck_turns_the_trunks_features_into_the_others(
 def test_a_file_of_another_encoder_is_an_error(sam_small_teacher: TeacherConfig) -> None:
     config = replace(sam_small_teacher, encoder=ENCODER)
     with pytest.raises(WeightsError, match=r"holds weights of another model; .*blocks\.2"):
-        FrozenTeacher(config, "neck", grid=14)
+        FrozenTeacher(config, grid=14)
+
+
+def test_half_precision_is_near_single(sam_small_teacher: TeacherConfig) -> None:
+    half = FrozenTeacher(replace(sam_small_teacher, precision="bf16"), grid=14)
+    image = photos()
+    single = FrozenTeacher(sam_small_teacher, grid=14)(image)
+    with torch.autocast("cpu"):  # of the student; the teacher's precision is its own
+        features = half(image)
+        assert torch.equal(FrozenTeacher(sam_small_teacher, grid=14)(image), single)
+    assert features.dtype == torch.bfloat16
+    error = (features.float() - single).square().mean() / single.square().mean()
+    assert 1e-6 < float(error) < 1e-3  # bfloat16 keeps 8 bits
+
+
+def test_map_of_a_padded_photo_is_sams_own(
+    sam_small_teacher: TeacherConfig, sam_small: Segmenter
+) -> None:
+    teacher = FrozenTeacher(replace(sam_small_teacher, image_size=1024), grid=14)
+    image, content = photos(side=1024), torch.tensor([[1024, 700]])
+    with torch.inference_mode():
+        expected = sam_small.encode(image, content)
+    torch.testing.assert_close(teacher.map_of(image, content), expected, rtol=0, atol=1e-5)
+
+
+CLIP = TeacherConfig(kind="timm", timm_name="vit_tiny_patch16_224", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def timm_tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False).eval()
+    path = tmp_path_factory.mktemp("timm") / "tiny.pth"
+    torch.save(model.state_dict(), path)
+    return model, path
+
+
+def test_timm_teacher_gives_the_patches_of_timms_own(timm_tiny: tuple[nn.Module, Path]) -> None:
+    model, path = timm_tiny
+    image = photos()
+    with torch.inference_mode():
+        pixels = (image.float() / 255 - 0.5) / 0.5  # its mean and standard deviation
+        expected = model.forward_features(pixels)[:, 1:]
+    teacher = FrozenTeacher(replace(CLIP, weights=str(path)), grid=14)
+    torch.testing.assert_close(teacher(image), expected, rtol=0, atol=1e-5)
+    assert teacher.width == feature_width(CLIP) == 192
+    assert len(teacher.blocks()) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timm_name": "vit_nothing_patch16"}, "timm_name=vit_nothing_patch16 is no plain ViT"),
+        ({"timm_name": "convmixer_768_32_patch7"}, "is no plain ViT"),
+        ({"weights": "sam"}, "holds no weights of timm's vit_tiny_patch16_224"),
+    ],
+)
+def test_wrong_timm_teacher_is_an_error(
+    change: dict[str, str], message: str, released_sam_small: Path
+) -> None:
+    if change.get("weights"):
+        change = {"weights": str(released_sam_small)}
+    with pytest.raises(WeightsError, match=message):
+        FrozenTeacher(replace(CLIP, **change), grid=14)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_
 decoder: {mlp_width: 32, iou_head_width: 32}
 """
 COMMON = {
-    "optim": {"warmup_steps": 1},
+    "optim": {"warmup_steps": 1, "peak_lr_batch": None},
     "data": {"workers": 0, "block_shards": 2},
     "trainer": {
         "accelerator": "cpu",
@@ -53,6 +53,7 @@ PRETRAIN = {
     "teacher": {
         "encoder": {"width": 24, "depth": 1, "heads": 3, "global_blocks": [0], "neck_channels": 16},
         "image_size": 64,
+        "precision": "fp32",
     },
 }
 FINETUNE = {
@@ -92,6 +93,16 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def stage_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny configs, a YAML file a stage."""
+    folder = tmp_path_factory.mktemp("configs")
+    files = {"pretrain": COMMON | PRETRAIN, "finetune": COMMON | FINETUNE}
+    for name, config in files.items():
+        (folder / f"{name}.yaml").write_text(json.dumps(config))
+    return {name: folder / f"{name}.yaml" for name in files}
+
+
 @pytest.fixture(params=["pretrain", "finetune"])
 def stage(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -118,7 +129,12 @@ class StopAfter(L.Callback):
 
 
 @pytest.fixture
-def run(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(
+    shards: Path,
+    model_file: Path,
+    stage_files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
     """Runs a stage through its command: run(stage, folder, "key=value", ..., stop_after=3)."""
 
     def start(stage: str, folder: Path, *overrides: str, stop_after: int | None = None) -> Any:
@@ -128,7 +144,7 @@ def run(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             paths.append(f"model.name={model_file}")
         config = configs.load(
             PretrainConfig if stage == "pretrain" else FinetuneConfig,
-            [str(_file(folder, stage))],
+            [str(stage_files[stage])],
             [*paths, *overrides],
         )
         with monkeypatch.context() as patch:
@@ -140,11 +156,5 @@ def run(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                     lambda *given: [*standard(*given), StopAfter(stop_after)],
                 )
             return command.run(config)
-
-    def _file(folder: Path, stage: str) -> Path:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.parent / f"{stage}.yaml"
-        file.write_text(json.dumps(COMMON | (PRETRAIN if stage == "pretrain" else FINETUNE)))
-        return file
 
     return start

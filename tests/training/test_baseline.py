@@ -1,26 +1,25 @@
 """What SAMI's loss is measured against, by numbers worked out by hand."""
 
-import itertools
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
-from efficientsam_pl.losses.features import mse_per_token
 from efficientsam_pl.structures import ImageBatch
-from efficientsam_pl.training.baseline import constant_loss, mean_features
+from efficientsam_pl.training.callbacks.baseline import mean_features
 
 
-class FirstPixel(nn.Module):
-    """A teacher of one token and one channel: the first value of the photo, doubled."""
+class FirstPixel:
+    """A target of one token and one channel: the first value of the photo, doubled."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(2.0))
+    width, teacher = 1, None
 
-    def forward(self, image: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 1 1"]:
-        return self.factor * image[:, 0, :1, :1].float()
+    def __call__(self, batch: ImageBatch) -> Float[Tensor, "b 1 1"]:
+        return 2 * batch.image[:, 0, :1, :1].float()
 
 
 def batch_of(values: list[int], valid: list[bool]) -> ImageBatch:
@@ -29,19 +28,36 @@ def batch_of(values: list[int], valid: list[bool]) -> ImageBatch:
     return ImageBatch(image, torch.zeros(len(values)).long(), torch.tensor(valid), ("",) * 2)
 
 
-def endless() -> Iterator[ImageBatch]:
-    yield batch_of([1, 3], [True, True])
-    yield batch_of([99, 98], [False, False])
-    yield batch_of([5, 97], [True, True])
-    yield from itertools.repeat(batch_of([96, 96], [True, True]))
-
-
-def test_mean_feature_is_of_the_first_valid_crops_alone() -> None:
-    mean = mean_features(FirstPixel(), endless(), crops=5)
+def test_mean_feature_is_of_the_valid_crops_of_all_ranks() -> None:
+    batches = [batch_of([1, 3], [True, True]), batch_of([99, 5], [False, True])]
+    # a second rank has seen as much again
+    mean = mean_features(FirstPixel(), batches, lambda value: 2 * value)
     torch.testing.assert_close(mean, torch.full((1, 1, 1), 2 * (1 + 3 + 5) / 3))
 
 
-def test_constant_is_scored_on_valid_photos_alone() -> None:
-    batches = [batch_of([1, 3], [True, True]), batch_of([5, 99], [True, False])]
-    loss = constant_loss(FirstPixel(), torch.full((1, 1, 1), 4.0), batches, mse_per_token)
-    assert loss == ((2 - 4) ** 2 + (6 - 4) ** 2 + (10 - 4) ** 2) / 3
+def test_no_valid_crop_gives_no_number_out_of_nothing() -> None:
+    mean = mean_features(FirstPixel(), [batch_of([9, 9], [False, False])], lambda value: value)
+    assert float(mean) == 0
+
+
+def test_baseline_is_logged_once_and_kept_by_a_resumed_run(
+    run: Any, shards: Path, tmp_path: Path
+) -> None:
+    folder, heldout = tmp_path / "run", f"data.heldout={shards}/heldout-*.tar"
+    run("pretrain", folder, heldout, stop_after=3)
+    left = run("pretrain", folder, heldout)
+    logged = EventAccumulator(str(folder / "log"))
+    logged.Reload()
+    [event] = logged.Scalars("heldout/mean_feature_loss")
+    assert event.value == pytest.approx(left.mean_feature_loss)
+
+
+def test_baseline_is_the_heldout_loss_of_the_best_constant(
+    run: Any, shards: Path, tmp_path: Path
+) -> None:
+    """Trained on nothing, a student of ours starts well above it; a constant target is met."""
+    heldout = f"data.heldout={shards}/heldout-*.tar"
+    left = run("pretrain", tmp_path / "run", heldout, "trainer.max_steps=2")
+    again = run("pretrain", tmp_path / "two", heldout, "trainer.max_steps=2", "run.seed=0")
+    assert left.mean_feature_loss == again.mean_feature_loss
+    assert 0 < left.mean_feature_loss < left.heldout_loss

@@ -1,0 +1,53 @@
+"""A run of a stage in a process of its own, with the collectives of each micro-batch counted.
+
+python one_run.py STAGE CONFIG.yaml COUNTS.json key=value ...
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from torch.distributed.tensor.debug import CommDebugMode
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.commands import finetune, pretrain
+from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+
+
+class CountedCollectives(L.Callback):
+    """Writes how often each collective is called between a micro-batch's start and its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._counts = path, []  # type: ignore[var-annotated]
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._mode = CommDebugMode()
+        self._mode.__enter__()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._mode.__exit__(None, None, None)
+        counts = {str(name): count for name, count in self._mode.get_comm_counts().items()}
+        self._counts.append(counts)
+        if trainer.is_global_zero:
+            self._path.write_text(json.dumps(self._counts))
+
+
+def main(stage: str, file: str, counts: str, *overrides: str) -> None:
+    torch.set_num_threads(1)
+    command, root = {
+        "pretrain": (pretrain, PretrainConfig),
+        "finetune": (finetune, FinetuneConfig),
+    }[stage]
+    standard = command.standard_callbacks
+    command.standard_callbacks = lambda *given: [  # type: ignore[attr-defined]
+        CountedCollectives(Path(counts)),
+        *standard(*given),
+    ]
+    command.run(configs.load(root, [file], overrides))  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,154 @@
+"""Real processes over gloo: DDP, FSDP2 and accumulation take the step that one process takes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from efficientsam_pl.export.consolidate import consolidate
+from efficientsam_pl.models.weights import read_weights
+
+Start = Callable[..., Path]
+WAYS = {
+    "accumulated": ["trainer.micro_batch=2"],
+    "ddp": ["trainer.strategy=ddp", "trainer.devices=2", "trainer.micro_batch=2"],
+    "fsdp": [
+        "trainer.strategy=fsdp",
+        "trainer.devices=2",
+        "trainer.micro_batch=2",
+        "teacher.sharding=sharded",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def start(
+    tmp_path_factory: pytest.TempPathFactory, shards: Path, model_file: Path, stage_files: Any
+) -> Start:
+    """Runs a stage once in processes of its own, on photos of which three in ten are broken."""
+    home = tmp_path_factory.mktemp("engine")
+    damaged = home / "shards"
+    damaged.mkdir()
+    for path in shards.glob("train-*.tar"):
+        data = bytearray(path.read_bytes())
+        if path.name == "train-000000.tar":
+            starts = [i for i in range(0, len(data), 512) if data[i : i + 3] == b"\xff\xd8\xff"]
+            for begin in starts[:3]:
+                data[begin : begin + 2] = b"\x00\x00"
+        (damaged / path.name).write_bytes(bytes(data))
+
+    def run(stage: str, name: str, *overrides: str) -> Path:
+        folder = home / f"{stage}-{name}"
+        own = [f"model.name={model_file}"] if stage == "finetune" else []
+        given = [o for o in overrides if stage == "pretrain" or not o.startswith("teacher.")]
+        command = [sys.executable, str(Path(__file__).with_name("one_run.py")), stage]
+        command += [str(stage_files[stage]), f"{folder}.counts.json", f"run.dir={folder}"]
+        command += [f"data.train={damaged}/train-*.tar", f"data.heldout={shards}/heldout-*.tar"]
+        command += ["data.max_bad_fraction=1", "trainer.global_batch=8", "trainer.micro_batch=8"]
+        command += ["optim.peak_lr=1e-3", "trainer.max_steps=2", *own, *given]
+        command += ["trainer.checkpoint_every_steps=1"]
+        done = subprocess.run(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(start: Start) -> dict[str, Path]:
+    return {stage: start(stage, "alone") for stage in ("pretrain", "finetune")}
+
+
+def checkpoint(folder: Path, step: int) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(
+        folder / f"checkpoints/step-{step:08d}.ckpt", weights_only=True
+    )
+    return loaded
+
+
+def gradients(folder: Path, beta: float) -> dict[str, Tensor]:
+    """The first step's by parameter, out of Adam's first moments."""
+    state = checkpoint(folder, 1)["optimizer_states"][0]["state"]
+    return {name: state[name]["exp_avg"] / (1 - beta) for name in state}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("way", WAYS)
+def test_step_is_that_of_one_process(
+    stage: str, way: str, start: Start, alone: dict[str, Path]
+) -> None:
+    """With broken photos, so that ranks and micro-batches have unequally many to average over."""
+    folder = start(stage, way, *WAYS[way])
+    beta = {"pretrain": 0.95, "finetune": 0.9}[stage]
+    expected = gradients(alone[stage], beta)
+    assert any(gradient.any() for gradient in expected.values())
+    found = gradients(folder, beta)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_gradients_travel_once_a_step(way: str, start: Start) -> None:
+    """Four micro-batches a step: the first three stay on their rank."""
+    folder = start("pretrain", f"{way}-four", *WAYS[way], "trainer.micro_batch=1")
+    counts = json.loads(Path(f"{folder}.counts.json").read_text())
+    assert len(counts) == 8
+    reductions = [sum(n for name, n in one.items() if "reduce" in name) for one in counts]
+    assert reductions[:3] == reductions[4:7] == [0, 0, 0]
+    assert reductions[3] > 0
+    assert reductions[7] > 0
+
+
+@pytest.mark.slow
+def test_sharded_run_goes_on_in_one_process_and_back(start: Start, alone: dict[str, Path]) -> None:
+    legs = [(WAYS["fsdp"], 2), (["trainer.micro_batch=4"], 4), (WAYS["fsdp"], 6)]
+    for way, steps in legs:
+        folder = start("pretrain", "elastic", *way, f"trainer.max_steps={steps}")
+        start("pretrain", "straight", f"trainer.max_steps={steps}")
+    ours, theirs = (
+        torch.cat([t.flatten() for t in checkpoint(at, 6)["state_dict"].values()])
+        for at in (folder, folder.with_name("pretrain-straight"))
+    )
+    start_of_both = checkpoint(alone["pretrain"], 1)["state_dict"].values()
+    moved = (theirs - torch.cat([t.flatten() for t in start_of_both])).norm()
+    # where a gradient is nothing but rounding, Adam's steps are as large as elsewhere
+    assert float((ours - theirs).norm()) < 0.05 * float(moved)
+
+
+@pytest.mark.slow
+def test_half_precision_computes_alike_whole_and_sharded(start: Start) -> None:
+    """Gathered in bfloat16 or cast to it by autocast: the same numbers are multiplied."""
+    half = ("trainer.precision=bf16", "trainer.ema_decay=0.9", "trainer.activations=recomputed")
+    whole = start("pretrain", "half", *half)
+    sharded = start("pretrain", "half-sharded", *WAYS["fsdp"], *half)
+    single = gradients(whole, 0.95)
+    found = gradients(sharded, 0.95)
+    for name, gradient in single.items():
+        error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert float(error) < 0.02, name  # bfloat16 keeps 8 bits
+    one, other = (checkpoint(at, 2)["state_dict"] for at in (whole, sharded))
+    assert one.keys() == other.keys()
+    assert all(tensor.dtype == torch.float32 for tensor in other.values())
+    out = sharded / "again.safetensors"
+    consolidate(sharded / "checkpoints/step-00000002.ckpt", out)
+    state = read_weights(str(out)).state
+    for name, tensor in state.items():
+        average = name.replace("image_encoder.trunk.", "average.encoder.")
+        assert torch.equal(tensor, other[average])

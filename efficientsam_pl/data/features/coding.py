@@ -93,7 +93,8 @@ def read_map(
     if shape is not None and features.shape != shape:
         was = list(features.shape)
         raise DamagedSampleError(_KIND, f"{name}: a map of {was} where {list(shape)} is needed")
-    if not bool(features.isfinite().all()):
+    # quicker than isfinite, and as sure: finite halves cannot add up to more than a float32 holds
+    if not math.isfinite(float(features.sum(dtype=torch.float32))):
         raise DamagedSampleError(_KIND, f"{name}: a number is inf or nan")
     return features
 

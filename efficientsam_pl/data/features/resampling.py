@@ -42,10 +42,19 @@ def cell_means(
         grid: Cells a side.
     """
     left, top, right, bottom = box
-    down = cell_weights(top, bottom, grid, features.shape[0])
-    across = cell_weights(left, right, grid, features.shape[1])
-    rows = torch.einsum("yr,rkc->ykc", down.float(), features.float())
-    return torch.einsum("xk,ykc->yxc", across.float(), rows)
+    down, rows = _weighing(cell_weights(top, bottom, grid, features.shape[0]))
+    across, cols = _weighing(cell_weights(left, right, grid, features.shape[1]))
+    near = torch.einsum("yr,rkc->ykc", down, features[rows, cols].float())
+    return torch.einsum("xk,ykc->yxc", across, near)
+
+
+def _weighing(
+    weights: Float64[Tensor, "cells size"],
+) -> tuple[Float32[Tensor, "cells near"], slice]:
+    """The weights of those values that have any, and which values they are."""
+    used = weights.any(0).nonzero()[:, 0]
+    near = slice(int(used[0]), int(used[-1]) + 1)
+    return weights[:, near].float(), near
 
 
 def _hat_integral(t: Float64[Tensor, "*any"]) -> Float64[Tensor, "*any"]:

@@ -1,24 +1,35 @@
 """`efficientsam pretrain`: SAMI on shards of photos."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import torch
+
+from efficientsam_pl.commands.features import describe, stored_streams
 from efficientsam_pl.config import PretrainConfig, as_dict, dump
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
 from efficientsam_pl.data.sets import TrainingSets, course_of, open_sets, reader_of
 from efficientsam_pl.data.streams import CroppedImages
 from efficientsam_pl.export.consolidate import consolidate
+from efficientsam_pl.models.pixels import painted
 from efficientsam_pl.models.sami import Sami
-from efficientsam_pl.models.targets import build_target
+from efficientsam_pl.models.targets import Target, build_target
+from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.tasks.sami import SamiPretraining
 from efficientsam_pl.training.callbacks.baseline import MeanFeatureBaseline
 from efficientsam_pl.training.callbacks.checkpoints import newest_checkpoint
+from efficientsam_pl.training.callbacks.feature_pictures import FeaturePictures
 from efficientsam_pl.training.callbacks.records import LossHistory
+from efficientsam_pl.training.callbacks.throughput import Throughput
 from efficientsam_pl.training.config import RunConfig
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallel import Arrangement
 from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
 from efficientsam_pl.training.trainer import check_hardware
+
+_PICTURED = 4  # photos
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,13 @@ def run(config: PretrainConfig) -> Pretrained:
         "stage": "pretrain",
         "config": as_dict(config),
         "model": as_dict(config.sami.student),
+        "features": describe(config) if config.features.dir is not None else None,
     }
+    throughput = _throughput(config, target)
     callbacks = [
         baseline,
+        throughput,
+        _pictures(config, data, throughput),
         *standard_callbacks(
             "SAMI pretraining",
             config.run,
@@ -83,8 +98,6 @@ def _streams(config: PretrainConfig, sets: TrainingSets) -> Streams:
     """Crops of photos, with the stored teacher's features where there are any."""
     course = course_of(sets, config.data, config.run.seed)
     if config.features.dir is not None:
-        from efficientsam_pl.commands.features import stored_streams
-
         train, heldout = stored_streams(config, sets)
         return Streams(train=train, course=course, sets=sets, heldout=heldout)
     side, seed = config.sami.student.image_size, config.run.seed
@@ -103,6 +116,36 @@ def _streams(config: PretrainConfig, sets: TrainingSets) -> Streams:
         )
         if sets.heldout
         else None,
+    )
+
+
+def _throughput(config: PretrainConfig, target: Target) -> Throughput:
+    """Counts a student and, where it runs while training, a teacher, both without weights."""
+    teacher = replace(config.teacher, weights=None)
+
+    def photo_flops() -> int:
+        return step_flops(
+            lambda: Sami(config.sami, target.width),
+            None
+            if target.teacher is None
+            else lambda: FrozenTeacher(teacher, config.sami.student.grid()),
+            config.sami.student.image_size,
+        )
+
+    precision = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+    return Throughput(config.trainer.global_batch, photo_flops, precision)
+
+
+def _pictures(
+    config: PretrainConfig, data: StreamDataModule, throughput: Throughput
+) -> FeaturePictures:
+    patch = config.sami.student.patch_size
+    return FeaturePictures(
+        Path(config.run.dir),
+        config.trainer.picture_every_steps,
+        lambda: data.first_photos(_PICTURED),
+        partial(painted, patch_size=patch) if config.teacher.kind == "pixels" else None,
+        throughput.aside,
     )
 
 

@@ -51,7 +51,8 @@ class TimmPatches(nn.Module):
         """Normalised photos to one feature a patch."""
         tokens: Tensor = self.trunk.forward_features(pixels)[:, self.trunk.num_prefix_tokens :]
         rows, columns = self.trunk.patch_embed.dynamic_feat_size(pixels.shape[-2:])
-        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        features: Tensor = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        return features
 
 
 def _created(name: str, **options: Any) -> Any:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.loaders import Stream, once_loader, training_loader
-from efficientsam_pl.data.order import Course, EndlessBatches, Position, Share
+from efficientsam_pl.data.order import Course, EndlessBatches, Position, Share, Slot
 from efficientsam_pl.data.sets import TrainingSets
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import ImageBatch, MaskBatch
@@ -67,6 +67,15 @@ class StreamDataModule(L.LightningDataModule):
         batches = EndlessBatches(self._streams.course, self._share())
         here = replace(self._data, workers=0)
         return training_loader(self._streams.train, batches, here, self._pinned())
+
+    def first_photos(self, count: int) -> ImageBatch:
+        """The first held-out photos, or training photos where none is held out; on every rank."""
+        heldout, shards = self._streams.heldout, self._streams.sets.heldout
+        if heldout is None or shards is None:
+            heldout, shards = self._streams.train, self._streams.sets.train[0]
+        slots = [Slot(0, number) for number in range(min(count, len(shards)))]
+        batch: ImageBatch = heldout.collate(heldout.__getitems__(slots))
+        return batch
 
     def samples(self) -> int:
         """Of all training sets together."""

@@ -128,7 +128,9 @@ class ShardedStrategy(ModelParallelStrategy):
         """The whole state by parameters' names, on rank 0 (see `optim.states`)."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_optimizer_state_dict(self.model, plain, options=options)
+        state: dict[str, Any] = get_optimizer_state_dict(
+            cast(nn.Module, self.model), plain, options=options
+        )
         return state
 
     @contextmanager

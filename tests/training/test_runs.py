@@ -163,7 +163,7 @@ def test_schedule_follows_the_steps_not_the_micro_batches(
 
 def test_folder_of_a_run_holds_what_is_promised(straight: Path, stage: str) -> None:
     names = {path.name for path in straight.iterdir()}
-    encoder = {"encoder.safetensors"} if stage == "pretrain" else set()
+    encoder = {"encoder.safetensors", "pictures"} if stage == "pretrain" else set()
     assert names == encoder | {
         "config.yaml",
         "checkpoints",

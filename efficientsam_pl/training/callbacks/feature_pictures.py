@@ -78,7 +78,7 @@ class FeaturePictures(L.Callback):
             target = pl_module.target(batch)
             predicted, split = model(batch.image, batch.draw_key)
         model.train(training)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and batch.valid.any():
             sheet = self._sheet(batch, target.float(), predicted.float(), split.masked)
             self._show(trainer, sheet, step)
 

@@ -211,6 +211,13 @@ def test_ranks_share_the_photos_and_the_first_one_tells(clock: Clock) -> None:
     assert speeds["speed/data_wait"] == 0
 
 
+def test_run_too_short_to_be_logged_measures_nothing(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(throughput, "matmul_rate")
+    assert run(clock, tmp_path, 1, ORDERS["last"]) == []
+
+
 def test_memory_is_that_of_the_process() -> None:
     held = torch.ones(2**26)  # 256 MiB
     assert 2**28 <= peak_memory(torch.device("cpu")) < 2**38

@@ -32,8 +32,8 @@ class Throughput(L.Callback):
 
     `images_per_second` is of all ranks together. `mfu` is FLOPs of the photos over those that
     all ranks could have done in this time at the rate of a large matrix product in the run's
-    precision, which is measured once before the first step. `data_wait` is the share of time
-    between the end of a batch and the start of the next. `memory_gib` is the peak: what torch has
+    precision, which is measured once, between two steps. `data_wait` is the share of time between
+    the end of a batch and the start of the next. `memory_gib` is the peak: what torch has
     allocated on a GPU, else what is resident of the process.
 
     A GPU is waited for once every n steps. Validation, checkpoints and whatever runs inside
@@ -52,7 +52,7 @@ class Throughput(L.Callback):
         """
         self._global_batch, self._count, self._precision = global_batch, photo_flops, precision
         self._clock = WorkClock()
-        self._flops, self._rate = 0, 1.0
+        self._ideal_seconds: float | None = None
         self._first_step = 0
         self._opened: tuple[int, float] | None = None  # step and moment that this span began with
         self._ended = 0.0  # when the last batch did
@@ -69,11 +69,8 @@ class Throughput(L.Callback):
             self._clock.go_on_from(since)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Counts FLOPs and measures the device's rate."""
+        """Notes where the run goes on from."""
         self._first_step, self._opened = trainer.global_step, None
-        if trainer.is_global_zero:
-            self._flops = self._count()
-            self._rate = matmul_rate(trainer.strategy.root_device, self._precision)
         self._ended = self._clock.now()
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
@@ -116,14 +113,20 @@ class Throughput(L.Callback):
 
     def _speeds(self, trainer: L.Trainer, step: int, moment: float) -> dict[str, float]:
         seconds = self._clock.now() - moment
-        images = (trainer.global_step - step) * self._global_batch
-        possible = seconds * trainer.world_size * self._rate
+        rate = (trainer.global_step - step) * self._global_batch / seconds
+        device = trainer.strategy.root_device
         return {
-            "speed/images_per_second": images / seconds,
-            "speed/mfu": images * self._flops / possible,
+            "speed/images_per_second": rate,
+            "speed/mfu": rate / trainer.world_size * self._photo_seconds(device),
             "speed/data_wait": self._waited / seconds,
-            "speed/memory_gib": peak_memory(trainer.strategy.root_device) / 2**30,
+            "speed/memory_gib": peak_memory(device) / 2**30,
         }
+
+    def _photo_seconds(self, device: torch.device) -> float:
+        """Seconds that a rank would need for a photo at the rate of the matrix product."""
+        if self._ideal_seconds is None:
+            self._ideal_seconds = self._count() / matmul_rate(device, self._precision)
+        return self._ideal_seconds
 
 
 def peak_memory(device: torch.device) -> int:

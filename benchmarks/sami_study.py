@@ -67,7 +67,7 @@ def study_config(
         seed: Of weights, order, crops and masks.
         changes: Part of the config -> key -> value, over what stands here.
     """
-    every = max(1, setting.steps // setting.measured)
+    every, pictured = -(-setting.steps // setting.measured), -(-setting.steps // 4)
     values: dict[str, dict[str, Any]] = {
         "run": {"dir": str(folder), "seed": seed, "resume": "none"},
         "data": {"train": packed.train, "heldout": packed.heldout, "workers": 0},
@@ -106,7 +106,7 @@ def study_config(
             "micro_batch": setting.batch,
             "validate_every_steps": every,
             "checkpoint_every_steps": setting.steps,
-            "picture_every_steps": max(1, setting.steps // 4),
+            "picture_every_steps": pictured,
         },
     }
     for key, own in (changes or {}).items():

@@ -26,6 +26,7 @@ from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.sets import open_sets
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.teacher import FrozenTeacher
+from efficientsam_pl.training.parallel import wrap_blocks
 
 
 def run(config: PretrainConfig, share: ArrayShare) -> None:
@@ -37,6 +38,7 @@ def run(config: PretrainConfig, share: ArrayShare) -> None:
             is_claimed(part.folder, describe(config, part.heldout))
             written_features(part.folder, part.photos)
     teacher = FrozenTeacher(config.teacher, config.sami.student.grid()).to(device)
+    wrap_blocks(teacher.blocks(), recomputed=False, compiled=config.trainer.compile == "blocks")
     for part in parts:
         source = FeatureSource(
             part.photos,

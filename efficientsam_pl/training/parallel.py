@@ -66,10 +66,11 @@ class Arrangement:
         whole = stage.device_mesh
         mesh = None if whole is None else whole["data_parallel"]
         recomputed = self._config.activations == "recomputed"
+        compiled = self._config.compile == "blocks"
         for model in (stage.model, stage.average):
             if model is not None:
                 blocks = cast(Blocked, model).blocks()
-                _layered(blocks, recomputed, self._config)
+                wrap_blocks(blocks, recomputed=recomputed, compiled=compiled)
                 if mesh is not None:
                     _sharded(model, blocks, mesh, self._policy())
         if self._teacher is not None:
@@ -78,7 +79,7 @@ class Arrangement:
     def _lay_out_teacher(self, device: torch.device, mesh: DeviceMesh | None) -> None:
         teacher, blocks = cast(nn.Module, self._teacher), cast(Blocked, self._teacher).blocks()
         teacher.to(device)
-        _layered(blocks, False, self._config)
+        wrap_blocks(blocks, recomputed=False, compiled=self._config.compile == "blocks")
         if self._shard_teacher:
             assert mesh is not None, "the config refuses a sharded teacher without fsdp"
             _sharded(teacher, blocks, mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
@@ -92,12 +93,18 @@ class Arrangement:
         )
 
 
-def _layered(blocks: Sequence[Any], recomputed: bool, config: TrainerConfig) -> None:
-    """Wraps each block's forward, so that names of parameters and hooks stay as they are."""
+def wrap_blocks(blocks: Sequence[Any], *, recomputed: bool, compiled: bool) -> None:
+    """Wraps each block's forward, so that names of parameters and hooks stay as they are.
+
+    Args:
+        blocks: Called with tensors of few shapes.
+        recomputed: Whether the backward pass computes a block's activations again.
+        compiled: Whether torch.compile makes its code, which alike blocks share.
+    """
     for block in blocks:
         if recomputed:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if config.compile == "blocks":  # alike blocks share their code
+        if compiled:
             block.forward = torch.compile(block.forward, dynamic=False)
 
 
@@ -128,9 +135,8 @@ class ShardedStrategy(ModelParallelStrategy):
         """The whole state by parameters' names, on rank 0 (see `optim.states`)."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_optimizer_state_dict(
-            cast(nn.Module, self.model), plain, options=options
-        )
+        model = cast(nn.Module, self.model)
+        state: dict[str, Any] = get_optimizer_state_dict(model, plain, options=options)
         return state
 
     @contextmanager

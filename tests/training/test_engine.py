@@ -152,3 +152,28 @@ def test_half_precision_computes_alike_whole_and_sharded(start: Start) -> None:
     for name, tensor in state.items():
         average = name.replace("image_encoder.trunk.", "average.encoder.")
         assert torch.equal(tensor, other[average])
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_what_the_others_do(start: Start, alone: dict[str, Path]) -> None:
+    compiled = gradients(start("pretrain", "compiled", "trainer.compile=blocks"), 0.95)
+    for name, gradient in gradients(alone["pretrain"], 0.95).items():
+        torch.testing.assert_close(compiled[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_gpu_computes_in_half_precision_what_a_processor_does(
+    strategy: str, start: Start, alone: dict[str, Path]
+) -> None:
+    folder = start(
+        "pretrain",
+        f"gpu-{strategy}",
+        *("trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.compile=blocks"),
+        f"trainer.strategy={strategy}",
+    )
+    found = gradients(folder, 0.95)
+    for name, gradient in gradients(alone["pretrain"], 0.95).items():
+        error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert float(error) < 0.05, name  # bfloat16 keeps 8 bits

@@ -68,6 +68,15 @@ def test_what_and_where_go_together_in_finetuning(stage: str, place: str) -> Non
     configs.load(FinetuneConfig, [stage, place], [])
 
 
+def test_learning_rate_is_scaled_with_the_batch() -> None:
+    """MAE's rule: 1.5e-4 for each 256 photos."""
+    optim = PretrainConfig().optim
+    assert optim.for_batch(4096).peak_lr == 2.4e-3
+    assert optim.for_batch(256).peak_lr == pytest.approx(1.5e-4)
+    assert optim.for_batch(256).for_batch(4096).peak_lr == pytest.approx(1.5e-4)  # once
+    assert FinetuneConfig().optim.for_batch(8).peak_lr == 4e-4
+
+
 def test_defaults_are_the_papers_recipe() -> None:
     pretrain, finetune = PretrainConfig(), FinetuneConfig()
     # 400 epochs of 1 281 167 photos at batch 4096 are 125 114 steps; 40 epochs warm up
@@ -218,6 +227,45 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
             "model.encoder=/b.pt",
         ),
         (FinetuneConfig, ["run.seed=-1"], "run.seed=-1 must lie in [0, 2**63)"),
+        (
+            PretrainConfig,
+            ["teacher.sharding=sharded"],
+            "teacher.sharding=sharded needs trainer.strategy=fsdp, which is auto",
+        ),
+        (
+            PretrainConfig,
+            ["teacher.kind=pixels", "features.dir=/f"],
+            "features.dir=/f has no meaning with teacher.kind=pixels: the photo is its own target",
+        ),
+        (
+            PretrainConfig,
+            ["teacher.kind=pixels", "teacher.weights=a.pth"],
+            "teacher.weights=a.pth has no meaning with teacher.kind=pixels",
+        ),
+        (
+            PretrainConfig,
+            "features.dir=/f features.kind=photos teacher.image_size=1024 features.grid=24".split(),
+            "features.grid=24 must divide the teacher's 64 tokens a side (teacher.image_size=1024)",
+        ),
+        (
+            PretrainConfig,
+            ["features.dir=/f", "features.kind=photos", "teacher.kind=timm"],
+            "features.kind=photos needs teacher.kind=sam, which is timm",
+        ),
+        (
+            PretrainConfig,
+            ["teacher.kind=timm", "teacher.timm_name=vit"],
+            "teacher.timm_name=vit must be a ViT whose name tells its patch",
+        ),
+        (
+            PretrainConfig,
+            ["teacher.kind=timm", "teacher.timm_name=vit_base_patch32_clip_224"],
+            "teacher.image_size=224 gives 7 tokens a side, fewer than the student's 14 "
+            "(sami.student.image_size=224)",
+        ),
+        (PretrainConfig, ["features.views=0"], "features.views=0 must be at least 1"),
+        (PretrainConfig, ["trainer.ema_decay=1"], "trainer.ema_decay=1.0 must lie in (0, 1)"),
+        (PretrainConfig, ["optim.peak_lr_batch=0"], "optim.peak_lr_batch=0 must be at least 1"),
     ],
 )
 def test_contradiction_names_both_full_keys_and_both_numbers(

@@ -1,4 +1,7 @@
-"""SAMI's steps on a GPU: bf16, compiled blocks, the largest batch that fits."""
+"""SAMI's steps on a GPU: bf16, compiled blocks, the largest batch that fits.
+
+Model, loss and optimizer alone: photos lie on the GPU already, and no trainer is around them.
+"""
 
 import gc
 import statistics
@@ -14,8 +17,9 @@ from benchmarks.sami_flop import step_flop, teacher_flop
 from benchmarks.sami_steps import CHANNELS, STUDENTS, StudentStep
 from efficientsam_pl.models.config import SamiConfig, TeacherConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
+from efficientsam_pl.training.flops import matmul_rate
+from efficientsam_pl.training.parallel import wrap_blocks
 
-_MATMUL_SIDE = 8192
 _FIRST_BATCH = 64
 _ROUNDS, _CALLS = 5, 10  # the median round counts; a round is so many calls in a row
 
@@ -33,7 +37,7 @@ class Fitted:
 
 def measure() -> list[Row]:
     """Both students with stored features, and S with the teacher running in the step."""
-    matmul, teacher = matmul_rate(), TeacherConfig()
+    matmul, teacher = matmul_rate(torch.device("cuda"), torch.bfloat16), TeacherConfig()
     rows = []
     for name, goal in (("S", 0.40), ("B", 0.50)):
         config = STUDENTS[name]
@@ -45,12 +49,6 @@ def measure() -> list[Row]:
     found = largest_that_fits(partial(_online, STUDENTS["S"], teacher))
     work = f"ViT-S with ViT-H online at {teacher.image_size}"
     return rows + _rows("sami.gpu_online_224", work, found, flop, matmul, 0.55)
-
-
-def matmul_rate() -> float:
-    """Operations a second of a large bf16 product."""
-    a, b = (torch.randn(_MATMUL_SIDE, _MATMUL_SIDE, device="cuda").bfloat16() for _ in "ab")
-    return 2 * _MATMUL_SIDE**3 / _seconds_a_call(lambda: a @ b)
 
 
 def largest_that_fits(build: Callable[[int], Step]) -> Fitted:
@@ -102,8 +100,7 @@ def _stored(config: SamiConfig, batch: int) -> Step:
 
 def _online(config: SamiConfig, teacher_config: TeacherConfig, batch: int) -> Step:
     teacher = FrozenTeacher(teacher_config, config.student.grid()).cuda()
-    for block in teacher.blocks():
-        block.compile(dynamic=False)
+    wrap_blocks(teacher.blocks(), recomputed=False, compiled=True)
     return partial(StudentStep(config, batch, "cuda").with_online, teacher)
 
 
@@ -114,7 +111,7 @@ def _rows(
     return [
         Row(
             id=row_id,
-            work=f"{here}; reference: a bf16 product of {_MATMUL_SIDE}^3",
+            work=f"{here}; reference: a bf16 product of 8192^3",
             value=found.batch * flop / found.seconds / 1e12,
             unit="TFLOP/s",
             reference=matmul / 1e12,

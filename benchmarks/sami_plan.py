@@ -160,8 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("# Plan of the full pretraining run\n")
     print(
         f"{run.epochs} epochs of {run.photos:,} photos are {run.samples() / 1e6:.1f} M samples. "
-        f"A matmul's rate is {options.teraflops:g} TFLOP/s, of which the teacher reaches "
-        f"{options.share_teacher:.0%}, student S {options.share_s:.0%}, B {options.share_b:.0%}."
+        f"Given, not measured here: a matmul's rate is {options.teraflops:g} TFLOP/s, of which the "
+        f"teacher reaches {options.share_teacher:.0%}, student S {options.share_s:.0%}, "
+        f"B {options.share_b:.0%}; a core decodes and crops {run.crops_a_core:,} photos a second."
     )
     for name, share in (("S", options.share_s), ("B", options.share_b)):
         flop = step_flop(STUDENTS[name], CHANNELS)
@@ -177,11 +178,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sami_plan")
     parser.description = (__doc__ or "").splitlines()[0]
-    rate = "measured on an H200: a large bf16 matmul's TFLOP/s"
+    rate = "TFLOP/s of a large bf16 matmul (%(default)s: an H200's)"
     parser.add_argument("--teraflops", type=float, default=790.0, help=rate)
-    parser.add_argument("--share-s", type=float, default=0.40, help="that ViT-S's steps reach")
-    parser.add_argument("--share-b", type=float, default=0.50, help="that ViT-B's steps reach")
-    parser.add_argument("--share-teacher", type=float, default=0.55, help="that ViT-H reaches")
+    parser.add_argument("--share-s", type=float, default=0.40, help="of it that ViT-S reaches")
+    parser.add_argument("--share-b", type=float, default=0.50, help="of it that ViT-B reaches")
+    parser.add_argument(
+        "--share-teacher", type=float, default=0.55, help="of it that ViT-H reaches"
+    )
     parser.add_argument("--photos", type=int, default=Run.photos)
     parser.add_argument("--epochs", type=int, default=Run.epochs)
     parser.add_argument("--jpeg-bytes", type=int, default=Run.jpeg_bytes, help="a packed photo")

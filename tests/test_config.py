@@ -244,7 +244,7 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
         ),
         (
             PretrainConfig,
-            "features.dir=/f features.kind=photos teacher.image_size=1024 features.grid=24".split(),
+            ["features={dir: /f, kind: photos, grid: 24}", "teacher.image_size=1024"],
             "features.grid=24 must divide the teacher's 64 tokens a side (teacher.image_size=1024)",
         ),
         (

@@ -65,29 +65,35 @@ def _embedding(config: PretrainConfig, heldout: bool, teacher: FrozenTeacher) ->
     numbers, batch = config.features.numbers, config.trainer.micro_batch
     if config.features.kind == "views":
         views = views_of(config, heldout)
-        return Embedding(views.shown, _of_squares(teacher), views.count, batch, numbers)
+        return Embedding(views.shown, _of_squares(teacher, batch), views.count, batch, numbers)
     maps = maps_of(config, heldout)
     device = next(teacher.parameters()).device
 
     def embed(
         squares: UInt8[Tensor, "m 3 s s"], content_hw: Int64[Tensor, "m 2"]
     ) -> Iterator[Float[Tensor, "1 rows cols c"]]:
-        features = teacher.map_of(squares.to(device), content_hw.to(device)).float()
+        whole, part = (_filled(of, batch).to(device) for of in (squares, content_hw))
+        features = teacher.map_of(whole, part)[: len(squares)].float()
         for one, (height, width) in zip(features, content_hw.tolist(), strict=True):
             yield maps.kept(one, (height, width))[None]
 
     return Embedding(maps.shown, embed, 1, batch, numbers)
 
 
-def _of_squares(teacher: FrozenTeacher) -> Embed:
+def _of_squares(teacher: FrozenTeacher, batch: int) -> Embed:
     device = next(teacher.parameters()).device
 
     def embed(
         squares: UInt8[Tensor, "m 3 s s"], content_hw: Int64[Tensor, "m 2"]
     ) -> Iterator[Float[Tensor, "m n c"]]:
-        yield teacher(squares.to(device)).float()
+        yield teacher(_filled(squares, batch).to(device))[: len(squares)].float()
 
     return embed
+
+
+def _filled(squares: Tensor, batch: int) -> Tensor:
+    """As many as a whole batch has: one shape to compile, and one result whatever is resumed."""
+    return torch.cat([squares, squares[-1:].expand(batch - len(squares), *squares.shape[1:])])
 
 
 def _device(config: PretrainConfig) -> torch.device:

@@ -30,12 +30,13 @@ from efficientsam_pl.data.sets import TrainingSets, reader_of
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.data.storage.files import full_path
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.models.config import TeacherConfig
 
 _MARKS = ",*?[{"  # which patterns of shards take for a mark
 # What does not change a feature, or belongs to teachers of another kind
 _UNUSED = {
-    "sam": ("kind", "sharding", "weights", "timm_name"),
-    "timm": ("kind", "sharding", "weights", "encoder", "output"),
+    "sam": ("kind", "sharding", "batch", "weights", "timm_name"),
+    "timm": ("kind", "sharding", "batch", "weights", "encoder", "output"),
 }
 
 
@@ -77,18 +78,13 @@ def store_parts(config: PretrainConfig, sets: TrainingSets) -> list[StorePart]:
 
 def describe(config: PretrainConfig, heldout: bool = False) -> dict[str, Any]:
     """All that decides stored features besides the photos, as plain values by the config's keys."""
-    features, teacher = config.features, config.teacher
+    features = config.features
     described: dict[str, Any] = {
         "version": VERSION,
         "features.kind": features.kind,
         "features.numbers": features.numbers,
-        "teacher.kind": teacher.kind,
+        **describe_teacher(config.teacher),
     }
-    told = {k: v for k, v in as_dict(teacher).items() if k not in _UNUSED[teacher.kind]}
-    if teacher.weights is not None:  # which leave nothing to the seed
-        described["teacher.weights (SHA-256)"] = _sha256(teacher.weights)
-        del told["seed"]
-    described |= dict(_flat("teacher", told))
     described["data.decoding"] = "exact" if _exact(config, heldout) else "scaled"
     if features.kind == "photos":
         return described | {"features.grid": features.grid}
@@ -99,6 +95,18 @@ def describe(config: PretrainConfig, heldout: bool = False) -> dict[str, Any]:
         return described | {"crop": "centre"}
     drawn = {"features.views": features.views, "features.seed": features.seed}
     return described | drawn | dict(_flat("crop", as_dict(config.crop)))
+
+
+def describe_teacher(teacher: TeacherConfig) -> dict[str, Any]:
+    """All that decides a teacher's features of given pixels, by the config's keys."""
+    described: dict[str, Any] = {"teacher.kind": teacher.kind}
+    if teacher.kind == "pixels":
+        return described
+    told = {k: v for k, v in as_dict(teacher).items() if k not in _UNUSED[teacher.kind]}
+    if teacher.weights is not None:  # which leave nothing to the seed
+        described["teacher.weights (SHA-256)"] = _sha256(teacher.weights)
+        del told["seed"]
+    return described | dict(_flat("teacher", told))
 
 
 def views_of(config: PretrainConfig, heldout: bool) -> Views:

@@ -73,7 +73,7 @@ def run(config: FinetuneConfig) -> Finetuned:
     callbacks = standard_callbacks(
         "Finetuning", config.run, config.trainer, header, (sets, config.data.max_bad_fraction)
     )
-    _, history = fit(task, data, config.run, config.trainer, callbacks)
+    _, history = fit(task, data, config.run, config.trainer, callbacks, header)
     checkpoint = newest_checkpoint(RunConfig(dir=config.run.dir))
     assert checkpoint is not None, "a finished run has saved its last step"
     return Finetuned(checkpoint, history)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from efficientsam_pl.commands.features import describe, stored_streams
+from efficientsam_pl.commands.features import describe, describe_teacher, stored_streams
 from efficientsam_pl.config import PretrainConfig, as_dict, dump
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
 from efficientsam_pl.data.sets import TrainingSets, course_of, open_sets, reader_of
@@ -68,12 +68,12 @@ def run(config: PretrainConfig) -> Pretrained:
         "stage": "pretrain",
         "config": as_dict(config),
         "model": as_dict(config.sami.student),
+        "teacher": describe_teacher(config.teacher),
         "features": describe(config) if config.features.dir is not None else None,
     }
     throughput = _throughput(config, target)
     callbacks = [
         baseline,
-        throughput,
         _pictures(config, data, throughput),
         *standard_callbacks(
             "SAMI pretraining",
@@ -82,15 +82,17 @@ def run(config: PretrainConfig) -> Pretrained:
             header,
             (sets, config.data.max_bad_fraction),
         ),
+        throughput,  # last: what the others wait for is no waiting for data
     ]
-    trainer, history = fit(task, data, config.run, config.trainer, callbacks)
+    trainer, history = fit(task, data, config.run, config.trainer, callbacks, header)
     heldout_loss = None
     if data.validates():
-        [measured] = trainer.validate(task, datamodule=data, verbose=False)
-        heldout_loss = measured["heldout/loss"]
+        [scores] = trainer.validate(task, datamodule=data, verbose=False)
+        heldout_loss = scores["heldout/loss"]
     encoder = folder / "encoder.safetensors"
     if trainer.is_global_zero:
-        _write_encoder(config.run, encoder)
+        measured = {"heldout/loss": heldout_loss, "heldout/mean_feature_loss": baseline.loss}
+        _write_encoder(config.run, encoder, measured)
     return Pretrained(encoder, history, heldout_loss, baseline.loss)
 
 
@@ -149,7 +151,7 @@ def _pictures(
     )
 
 
-def _write_encoder(run: RunConfig, encoder: Path) -> None:
+def _write_encoder(run: RunConfig, encoder: Path, measured: dict[str, float | None]) -> None:
     checkpoint = newest_checkpoint(RunConfig(dir=run.dir))
     assert checkpoint is not None, "a finished run has saved its last step"
-    consolidate(checkpoint, encoder)
+    consolidate(checkpoint, encoder, measured)

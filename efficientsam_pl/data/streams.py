@@ -43,13 +43,12 @@ from efficientsam_pl.data.schema import (
 from efficientsam_pl.data.select import random_clicks, select_masks, tight_boxes
 from efficientsam_pl.data.transforms import (
     Crop,
-    centre_crop,
+    crop_of,
     crop_scale,
     cut,
     frame,
     mirror_boxes,
     mirror_points,
-    random_crop,
 )
 from efficientsam_pl.draws import draw_key, uniform_of
 from efficientsam_pl.geometry import Resize, ResizeRule
@@ -182,10 +181,7 @@ class CroppedImages(SampleStream[PreparedImage]):
         return PreparedImage(read.sample.key, key, image, damage)
 
     def _view(self, data: Data, key: int) -> UInt8[Tensor, "3 s s"]:
-        image_hw = photo_size(data)
-        crop = (
-            centre_crop(image_hw) if self._crop is None else random_crop(image_hw, self._crop, key)
-        )
+        crop = crop_of(photo_size(data), self._crop, key)
         return next(squares(data, [crop], self._side, self._exact))
 
 

@@ -46,6 +46,11 @@ def random_crop(image_hw: tuple[int, int], config: CropConfig, key: int) -> Crop
     return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
 
 
+def crop_of(image_hw: tuple[int, int], config: CropConfig | None, key: int) -> Crop:
+    """A random crop of the key, or, without a config, the centre's."""
+    return centre_crop(image_hw) if config is None else random_crop(image_hw, config, key)
+
+
 def centre_crop(image_hw: tuple[int, int]) -> Crop:
     """The largest centred square, for held-out photos."""
     side = min(image_hw)

@@ -1,6 +1,7 @@
 """A training checkpoint to one safetensors file, without a GPU and without a process group."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def consolidate(path: Path, out: Path) -> None:
+def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | None = None) -> None:
     """Writes the model's weights of a checkpoint, averaged ones first, with their provenance.
 
     A finetuning checkpoint gives the whole segmenter, a pretraining one the student's encoder
     under the names that finetuning reads.
+
+    Args:
+        path: The checkpoint.
+        out: A safetensors file.
+        measured: Losses of these very weights, known only after they were saved.
 
     Raises:
         UserError: As `read_checkpoint`.
@@ -55,8 +61,10 @@ def consolidate(path: Path, out: Path) -> None:
         "stage": header["stage"],
         "steps": int(checkpoint["global_step"]),
         "weights": "averaged" if averaged else "last",
-        "losses": header["losses"],
+        "losses": header["losses"] | dict(measured or {}),
         "data": header["data"],
+        "teacher": header.get("teacher"),
+        "features": header.get("features"),
         "config": header["config"],
         "versions": header["versions"],
     }

@@ -23,10 +23,9 @@ class FeatureLosses:
     visible: Float[Tensor, ""]
     cosine: Float[Tensor, ""]  # similarity of all tokens, 1 is best
 
-    def named(self, prefix: str) -> dict[str, Tensor]:
-        """For the log."""
+    def parts(self, prefix: str) -> dict[str, Tensor]:
+        """For the log, besides the total."""
         names = {
-            "loss": self.total,
             "loss_all": self.all,
             "loss_masked": self.masked,
             "loss_visible": self.visible,
@@ -52,7 +51,8 @@ def feature_losses(
         config: Which loss, over which tokens.
     """
     predicted, target = predicted.float(), target.float()
-    cosine = F.cosine_similarity(predicted, target, dim=-1)
+    learned = predicted if config.kind == "cosine" else predicted.detach()
+    cosine = F.cosine_similarity(learned, target, dim=-1)
     per_token = mse_per_token(predicted, target) if config.kind == "mse" else 1 - cosine
     tokens, hidden = per_token.shape[1], masked.shape[1]
     whole = per_token.sum(-1)

@@ -142,6 +142,7 @@ class TeacherConfig:
     image_size: int = 224
     output: Literal["neck", "trunk"] = "neck"  # sam; 3.2: the encoder's output, 256 channels
     precision: Literal["bf16", "fp32"] = "bf16"  # of its weights and its computation
+    batch: int | None = None  # photos that it sees at once; None: 256 of 224 pixels, 12 of 1024
     sharding: Literal["replicated", "sharded"] = "replicated"  # sharded: with trainer.strategy=fsdp
 
     def __post_init__(self) -> None:
@@ -150,6 +151,8 @@ class TeacherConfig:
                 f"image_size={self.image_size} must be a multiple of the teacher's patches of "
                 f"{self.patch_size()} pixels"
             )
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch={self.batch} must be at least 1")
         if self.kind == "pixels" and self.weights is not None:
             raise ValueError(f"weights={self.weights} has no meaning with kind=pixels")
 
@@ -165,6 +168,10 @@ class TeacherConfig:
     def grid(self) -> int:
         """Tokens a side of what it sees."""
         return self.image_size // self.patch_size()
+
+    def at_once(self) -> int:
+        """Photos that it sees at once: as many pixels of them as 256 of 224 have, if not told."""
+        return self.batch or max(1, 256 * 224**2 // self.image_size**2)
 
 
 @dataclass(frozen=True, kw_only=True)

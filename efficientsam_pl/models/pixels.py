@@ -4,6 +4,8 @@ Axes: b photos, n patches of the grid (row-major), gh gw patches a side, p pixel
 c channels.
 """
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float, Num, UInt8
 from torch import Tensor
@@ -61,6 +63,7 @@ def _colours_of_patches(
     return patches.flatten(3).flatten(1, 2)
 
 
+@lru_cache(maxsize=8)  # a copy to a GPU would be waited for in each step
 def _colour_scale(
     device: torch.device,
 ) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:

@@ -45,6 +45,7 @@ class FrozenTeacher(nn.Module):
         )
         self.pixel_norm = PixelNorm(mean, std)
         self.image_size, self.output, self.grid = config.image_size, config.output, grid
+        self.at_once = config.at_once()
         self.dtype = _DTYPES[config.precision]
         self.encoder.to(self.dtype)
         self.requires_grad_(False)
@@ -63,8 +64,11 @@ class FrozenTeacher(nn.Module):
         """Features of photos (values 0..255), row-major over the student's grid.
 
         At `image_size` other than the photo's, the photo is resized first (bicubic) and the
-        features are averaged down to the grid.
+        features are averaged down to the grid. Memory is that of `at_once` photos.
         """
+        return torch.cat([self._of_some(some) for some in image.split(self.at_once)])
+
+    def _of_some(self, image: Num[Tensor, "b 3 s s"]) -> Float[Tensor, "b n c"]:
         pixels = self.pixel_norm(image)
         if pixels.shape[-1] != self.image_size:
             pixels = F.interpolate(pixels, (self.image_size,) * 2, mode="bicubic", antialias=True)
@@ -85,7 +89,8 @@ class FrozenTeacher(nn.Module):
             image: As laid out by `geometry.Resize` under SAM's rule, values 0..255.
             content_hw: The part of each frame that is photo.
         """
-        return self._encode(self.pixel_norm(image, content_hw))
+        parts = zip(image.split(self.at_once), content_hw.split(self.at_once), strict=True)
+        return torch.cat([self._encode(self.pixel_norm(some, part)) for some, part in parts])
 
     def _encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         with torch.autocast(pixels.device.type, enabled=False):  # its precision is its own

@@ -33,9 +33,9 @@ class SamiPretraining(Stage):
         self.target, self.loss = target, loss
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Logs the loss and its parts under `train/`."""
+        """Logs the parts of this micro-batch's loss under `train/`."""
         losses = self.losses(batch)
-        self.log_dict(losses.named("train/"), batch_size=len(batch))
+        self.log_dict(losses.parts("train/"), batch_size=len(batch))
         return self.learned_from(losses.total, batch.valid)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
@@ -44,8 +44,9 @@ class SamiPretraining(Stage):
         `heldout/photos` counts the photos it is over, all ranks together.
         """
         photos = int(batch.valid.sum())
-        losses = self.losses(batch).named("heldout/")
-        self.log_dict(losses, batch_size=photos, sync_dist=True)
+        losses = self.losses(batch)
+        named = {"heldout/loss": losses.total, **losses.parts("heldout/")}
+        self.log_dict(named, batch_size=photos, sync_dist=True)
         self.log("heldout/photos", float(photos), reduce_fx="sum", sync_dist=True)
 
     def losses(self, batch: ImageBatch) -> FeatureLosses:

@@ -31,10 +31,10 @@ class PromptedSegmentation(Stage):
         self.prompter, self.loss = prompter, loss
 
     def training_step(self, batch: MaskBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Logs every part of the loss under `train/` and returns their sum."""
+        """Logs every part of this micro-batch's loss under `train/`."""
         losses = self._step(batch)
         named = losses.named("train/")
-        self.log("train/loss", named.pop("train/total"), batch_size=len(batch))
+        del named["train/total"]
         self.log_dict(named, batch_size=len(batch))
         return self.learned_from(losses.total, batch.valid)
 

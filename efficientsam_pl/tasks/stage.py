@@ -46,7 +46,8 @@ class Stage(L.LightningModule):
         self.model, self.optim, self.steps, self._arrange = model, optim, steps, arrange
         self.average = deepcopy(model).requires_grad_(False) if averaged else None
         self.gradient_norm: Tensor | None = None  # of the last step, before it was clipped
-        self._valid_and_slots: Tensor | None = None  # of the step's micro-batches, on this rank
+        # Of the step's micro-batches on this rank: valid slots, slots, summed loss of the valid
+        self._sums: Tensor | None = None
         self._arranged = False
 
     def configure_model(self) -> None:
@@ -83,11 +84,10 @@ class Stage(L.LightningModule):
         self, mean: Float[Tensor, ""], valid: Bool[Tensor, "*slots"]
     ) -> dict[str, Tensor]:
         """What a training step returns: a micro-batch's mean, weighted by its valid slots."""
-        real = valid.sum()
-        counted = torch.stack([real, torch.full_like(real, valid.numel())])
-        before = self._valid_and_slots
-        self._valid_and_slots = counted if before is None else before + counted
-        return {"loss": mean * counted[0] / counted[1], "mean": mean.detach()}
+        real = valid.sum().float()
+        sums = torch.stack([real, torch.full_like(real, valid.numel()), mean.detach() * real])
+        self._sums = sums if self._sums is None else self._sums + sums
+        return {"loss": mean * real / valid.numel(), "mean": mean.detach()}
 
     def configure_gradient_clipping(
         self,
@@ -95,12 +95,18 @@ class Stage(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Divides by the valid slots instead of all slots, then clips by `optim.clip_norm`."""
-        assert self._valid_and_slots is not None, "a step follows a training step"
-        counted, self._valid_and_slots = self._valid_and_slots, None
+        """Divides by the valid slots instead of all slots, then clips by `optim.clip_norm`.
+
+        Logs `train/loss`, the mean over the valid slots of the global batch, and
+        `train/gradient_norm`, that of its gradient before it is clipped.
+        """
+        assert self._sums is not None, "a step follows a training step"
+        sums, self._sums = self._sums, None
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counted)
-        rescale = counted[1] / counted[0].clamp(min=1)
+            dist.all_reduce(sums)
+        valid, slots, loss = sums.unbind()
+        valid = valid.clamp(min=1)
+        rescale = slots / valid
         gradients = [
             p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
         ]
@@ -109,7 +115,7 @@ class Stage(L.LightningModule):
             rescale = rescale * (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1)
         torch._foreach_mul_([_here(gradient) for gradient in gradients], rescale)
         self.gradient_norm = norm
-        self.log("train/gradient_norm", norm)
+        self.log_dict({"train/loss": loss / valid, "train/gradient_norm": norm})
 
 
 def _whole(tensor: Tensor) -> Tensor:

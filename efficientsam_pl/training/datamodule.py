@@ -95,7 +95,7 @@ class StreamDataModule(L.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: ImageBatch | MaskBatch, device: torch.device, dataloader_idx: int
     ) -> ImageBatch | MaskBatch:
-        """Copies from pinned memory while the device still computes."""
+        """Asks for copies from pinned memory without waiting for them."""
         return batch.to(device, non_blocking=self._pinned())
 
     def state_dict(self) -> dict[str, Any]:

@@ -113,9 +113,9 @@ def _sharded(
 ) -> None:
     """FSDP2: each block is gathered when its turn comes, the rest, which is small, in float32."""
     for block in blocks:
-        for module in block.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.forward = partial(_float_norm, module)  # type: ignore[method-assign]
+        norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
+        for norm in norms if policy.param_dtype is not None else ():
+            norm.forward = partial(_float_norm, norm)  # type: ignore[method-assign]
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # by default a root stays gathered until a backward pass, which averaged weights never have
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

@@ -10,7 +10,11 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 
 from efficientsam_pl.data.sets import TrainingSets
 from efficientsam_pl.training.callbacks.averaging import AveragedWeights
-from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints, newest_checkpoint
+from efficientsam_pl.training.callbacks.checkpoints import (
+    RunCheckpoints,
+    check_resumable,
+    newest_checkpoint,
+)
 from efficientsam_pl.training.callbacks.damage import DataReport
 from efficientsam_pl.training.callbacks.divergence import DivergenceStop
 from efficientsam_pl.training.callbacks.progress import StageProgress
@@ -66,11 +70,18 @@ def fit(
     run: RunConfig,
     config: TrainerConfig,
     callbacks: Sequence[L.Callback],
+    header: dict[str, Any],
 ) -> tuple[L.Trainer, LossHistory]:
-    """Trains to the last step, from the run's newest checkpoint if there is one."""
+    """Trains to the last step, from the run's newest checkpoint if there is one.
+
+    Raises:
+        UserError: The checkpoint is of another version or model, or its place is in other data.
+    """
     history = LossHistory()
-    trainer = build_trainer(run, config, [*callbacks, history], data.validates())
+    trainer = build_trainer(run, config, [history, *callbacks], data.validates())
     checkpoint = newest_checkpoint(run)
+    if checkpoint is not None:
+        check_resumable(checkpoint, header)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
     return trainer, history
 

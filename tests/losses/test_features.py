@@ -40,9 +40,9 @@ def test_cosine_ignores_length_and_sees_direction() -> None:
 
 def test_names_in_the_log_carry_no_gradient() -> None:
     predicted = PREDICTED.clone().requires_grad_()
-    named = feature_losses(predicted, TARGET, MASKED, VALID, FeatureLossConfig()).named("train/")
+    named = feature_losses(predicted, TARGET, MASKED, VALID, FeatureLossConfig()).parts("train/")
     assert named.keys() == {
-        f"train/{name}" for name in ("loss", "loss_all", "loss_masked", "loss_visible", "cosine")
+        f"train/{name}" for name in ("loss_all", "loss_masked", "loss_visible", "cosine")
     }
     assert not any(value.requires_grad for value in named.values())
 

@@ -5,7 +5,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from efficientsam_pl.commands import consolidate
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.config import ConfigError, FinetuneConfig, PretrainConfig
 from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
-from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import CHECKPOINT_VERSION, FORMAT, read_weights
 
@@ -272,76 +270,6 @@ def test_consolidated_segmenter_is_the_trained_one_bit_for_bit(
     told = read_weights(str(out)).provenance
     assert told is not None
     assert (told["stage"], told["steps"], told["weights"]) == ("finetune", 6, "last")
-
-
-@pytest.mark.parametrize("stage", ["pretrain"])
-def test_encoder_tells_how_it_came_about(straight: Path, shards: Path) -> None:
-    told = read_weights(str(straight / "encoder.safetensors")).provenance
-    assert told is not None
-    assert (told["stage"], told["steps"], told["weights"]) == ("pretrain", 6, "last")
-    assert told["losses"]["train/loss"] == pytest.approx(losses(straight)[-1])
-    assert configs.from_dict(PretrainConfig, told["config"]).trainer.max_steps == 6
-    [data] = told["data"]
-    assert (data["shards"], data["samples"]) == (3, 10)
-    assert data["first"] == "train-000000.tar"
-    assert data["fingerprint"] == open_shards(f"{shards}/train-*.tar").fingerprint()
-
-
-def test_averaged_weights_are_a_plain_loop(stage: str, run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    every = ("trainer.checkpoint_every_steps=1", "trainer.checkpoints_kept=9")
-    run(stage, folder, *every, "trainer.ema_decay=0.75", "trainer.max_steps=4")
-    states = [
-        torch.load(path, weights_only=True)["state_dict"]
-        for path in sorted((folder / "checkpoints").iterdir())
-    ]
-    for name in (n for n in states[0] if n.startswith("model.")):
-        average = name.replace("model.", "average.", 1)
-        for before, after in pairwise(states):
-            expected = 0.75 * before[average] + 0.25 * after[name]
-            torch.testing.assert_close(after[average], expected, rtol=1e-5, atol=1e-7)
-    out = consolidate.run(folder, tmp_path / "out.safetensors")
-    file = read_weights(str(out))
-    assert file.provenance is not None
-    assert file.provenance["weights"] == "averaged"
-    last = states[-1]
-    prefix = "average.encoder." if stage == "pretrain" else "average."
-    ours = "image_encoder.trunk." if stage == "pretrain" else ""
-    for name, tensor in file.state.items():
-        assert torch.equal(tensor, last[prefix + name.removeprefix(ours)])
-
-
-def test_averages_follow_a_resumed_run(stage: str, run: Run, tmp_path: Path) -> None:
-    for folder, stop in ((tmp_path / "straight", None), (tmp_path / "stopped", 3)):
-        run(stage, folder, "trainer.ema_decay=0.5", stop_after=stop)
-    run(stage, tmp_path / "stopped", "trainer.ema_decay=0.5")
-    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
-
-
-def test_recomputed_activations_change_nothing(
-    stage: str, straight: Path, run: Run, tmp_path: Path
-) -> None:
-    run(stage, tmp_path / "run", "trainer.activations=recomputed")
-    assert same(weights(tmp_path / "run"), weights(straight))
-
-
-def test_learning_rate_follows_the_batch(run: Run, tmp_path: Path) -> None:
-    """1e-3 is meant for 8 photos; 4 of them take half of it (one warm-up step, then the peak)."""
-    scaled = ("optim.peak_lr=1e-3", "optim.peak_lr_batch=8", "trainer.max_steps=4")
-    run("pretrain", tmp_path / "scaled", *scaled)
-    run("pretrain", tmp_path / "plain", "optim.peak_lr=5e-4", "trainer.max_steps=4")
-    assert same(weights(tmp_path / "scaled"), weights(tmp_path / "plain"))
-
-
-def test_checkpoint_of_another_version_is_refused(stage: str, run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    run(stage, folder, stop_after=3)
-    [path] = (folder / "checkpoints").iterdir()
-    loaded = torch.load(path, weights_only=True)
-    loaded[FORMAT]["version"] = 1
-    torch.save(loaded, path)
-    with pytest.raises(UserError, match=r"is of version 1, this program reads \d+; run\.resume"):
-        run(stage, folder)
 
 
 def test_finetuning_starts_from_the_pretrained_encoder(

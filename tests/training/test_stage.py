@@ -1,7 +1,5 @@
 """A step's gradient is that of the mean over what is valid, by numbers worked out by hand."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,14 +19,20 @@ class Weight(nn.Module):
         return self.weight * x
 
 
-def stage(clip_norm: float | None = None) -> Stage:
-    made = Stage(Weight(), OptimConfig(clip_norm=clip_norm), 9, arrange=lambda _: None)
-    logged: dict[str, Any] = {}
-    made.log = logged.__setitem__  # type: ignore[assignment,method-assign]
+class LoggedStage(Stage):
+    """What it logs is at hand."""
+
+    logged: dict[str, Tensor]
+
+
+def stage(clip_norm: float | None = None) -> LoggedStage:
+    made = LoggedStage(Weight(), OptimConfig(clip_norm=clip_norm), 9, arrange=lambda _: None)
+    made.logged = {}
+    made.log_dict = made.logged.update  # type: ignore[assignment,method-assign]
     return made
 
 
-def step(made: Stage, micro_batches: list[tuple[list[float], list[bool]]]) -> Tensor:
+def step(made: LoggedStage, micro_batches: list[tuple[list[float], list[bool]]]) -> Tensor:
     """The gradient as the optimizer sees it, Lightning's division by the micro-batches included."""
     optimizer = torch.optim.SGD(made.model.parameters(), lr=1.0)
     optimizer.zero_grad()
@@ -55,7 +59,17 @@ def test_full_batch_is_its_plain_mean() -> None:
 
 
 def test_nothing_valid_is_no_gradient() -> None:
-    assert float(step(stage(), [([1, 2], [False, False])])) == 0
+    made = stage()
+    assert float(step(made, [([1, 2], [False, False])])) == 0
+    assert float(made.logged["train/loss"]) == 0
+
+
+def test_logged_loss_is_the_mean_over_all_that_is_valid() -> None:
+    made = stage()
+    with torch.no_grad():
+        made.model.weight.fill_(10.0)
+    step(made, [([1, 2, 99], [True, True, False]), ([6, 99, 99], [True, False, False])])
+    assert float(made.logged["train/loss"]) == pytest.approx(10 * (1 + 2 + 6) / 3)
 
 
 def test_the_next_step_counts_anew() -> None:

@@ -20,7 +20,7 @@ from efficientsam_pl.data.order import Slot
 from efficientsam_pl.data.reading import ReadSample, SampleReader
 from efficientsam_pl.data.schema import WHOLE_ENDING, DamagedSampleError
 from efficientsam_pl.data.streams import SampleStream, guarded, photo_of, squares
-from efficientsam_pl.data.transforms import centre_crop, random_crop
+from efficientsam_pl.data.transforms import crop_of
 from efficientsam_pl.structures import ImageBatch
 
 
@@ -126,9 +126,7 @@ class StoredMaps(_StoredFeatures):
     def _content(self, slot: Slot, read: ReadSample, key: int) -> _Content:
         maps, own, data = self._maps, self._student, photo_of(read.files)
         image_hw = photo_size(data)
-        crop = (
-            centre_crop(image_hw) if self._crop is None else random_crop(image_hw, self._crop, key)
-        )
+        crop = crop_of(image_hw, self._crop, key)
         image = next(squares(data, [crop], own.side, maps.exact))
         shape = (*maps.cells(maps.resize(image_hw).content_hw), own.channels)
         stored = read_map(_file(read, WHOLE_ENDING), WHOLE_ENDING, shape)

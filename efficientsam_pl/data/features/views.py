@@ -9,7 +9,7 @@ from efficientsam_pl.data.decode import Data, photo_size
 from efficientsam_pl.data.features.shown import Shown
 from efficientsam_pl.data.schema import CENTRE_ENDING, view_ending
 from efficientsam_pl.data.streams import squares
-from efficientsam_pl.data.transforms import Crop, centre_crop, random_crop
+from efficientsam_pl.data.transforms import Crop, crop_of
 from efficientsam_pl.draws import draw_key, uniform_of
 
 
@@ -29,9 +29,7 @@ class Views:
 
     def crop_of(self, view: int, sample: str, image_hw: tuple[int, int]) -> Crop:
         """A view's rectangle of a photo of this size."""
-        if self.crop is None:
-            return centre_crop(image_hw)
-        return random_crop(image_hw, self.crop, draw_key(self.seed, view, sample))
+        return crop_of(image_hw, self.crop, draw_key(self.seed, view, sample))
 
     def ending(self, view: int) -> str:
         """Of the file with a view's features."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
+import torch
 
+from efficientsam_pl.data.packing.job import difference
 from efficientsam_pl.data.storage.files import written_whole
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import CHECKPOINT_VERSION, FORMAT
@@ -30,11 +32,7 @@ class RunCheckpoints(L.Callback):
     ) -> None:
         """Adds what a command needs to rebuild the model: the run's config, as plain values."""
         versions = {name: version(name) for name in _REPORTED}
-        losses = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.endswith("/loss")
-        }
+        losses = {"train/loss": float(trainer.callback_metrics["train/loss"])}
         checkpoint[FORMAT] = {
             "version": CHECKPOINT_VERSION,
             "versions": versions,
@@ -45,17 +43,7 @@ class RunCheckpoints(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Counts micro-batches as this run cuts them; Lightning would go on amid a step.
-
-        Raises:
-            UserError: A checkpoint of another version.
-        """
-        version_there = checkpoint[FORMAT]["version"]
-        if version_there != CHECKPOINT_VERSION:
-            raise UserError(
-                f"the checkpoint in {self._dir} is of version {version_there}, this program reads "
-                f"{CHECKPOINT_VERSION}; run.resume=none begins anew"
-            )
+        """Counts micro-batches as this run cuts them; Lightning would go on amid a step."""
         batches = checkpoint["global_step"] * self._config.accumulate()
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counter in (progress["total"], progress["current"]):
@@ -91,6 +79,39 @@ class RunCheckpoints(L.Callback):
 
     def _path(self, step: int) -> Path:
         return self._dir / "checkpoints" / f"step-{step:08d}.ckpt"
+
+
+def check_resumable(path: Path, header: dict[str, Any]) -> None:
+    """Before anything of a checkpoint is loaded: whether this run can go on from it.
+
+    Args:
+        path: Of the checkpoint.
+        header: What this run's own checkpoints would tell.
+
+    Raises:
+        UserError: It is of another version, or of a model of another shape.
+    """
+    before = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[FORMAT]
+    if before["version"] != CHECKPOINT_VERSION:
+        raise UserError(
+            f"{path} has checkpoint version {before['version']}, this program reads version "
+            f"{CHECKPOINT_VERSION}; run.resume=none begins anew"
+        )
+    differs = difference(_shape(before), _shape(header))
+    if differs:
+        raise UserError(f"{path} is of another model: {differs}; run.resume=none begins anew")
+
+
+def _shape(header: dict[str, Any]) -> dict[str, Any]:
+    """What decides which weights there are, by the config's keys."""
+    config = header["config"]
+    averaged = config["trainer"]["ema_decay"] is not None
+    return {
+        "stage": header["stage"],
+        "model": header["model"],
+        "trainer.ema_decay": "given" if averaged else None,
+        **{f"sami.{key}": value for key, value in config.get("sami", {}).items()},
+    }
 
 
 def newest_checkpoint(run: RunConfig) -> Path | None:

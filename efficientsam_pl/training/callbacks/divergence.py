@@ -102,7 +102,7 @@ def _stop(step: _Step, folder: Path) -> None:
     which = (
         0 if any(bad for bad, _ in gathered) else 1
     )  # a finite loss may have an endless gradient
-    keys = [key for told in gathered for some in told[which] for key in some]
+    keys = [key for told in gathered for some in told[which] for key in some if key]
     more = f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else ""
     raise UserError(
         f"step {step.number + 1}: the {'gradient' if which else 'loss'} is no finite number, with "

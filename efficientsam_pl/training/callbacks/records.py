@@ -11,13 +11,20 @@ class LossHistory(L.Callback):
     """Keeps training losses (a thousand at most) and all held-out ones, for the curves."""
 
     def __init__(self) -> None:
+        self._step = 0
         self.train: list[tuple[int, float]] = []
         self.heldout: list[tuple[int, float]] = []
 
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Notes the step that the run goes on from."""
+        self._step = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Notes the step's loss."""
-        if trainer.global_step % max(1, trainer.max_steps // 1000):
+        """Notes the step's loss, once a step however many micro-batches it has."""
+        step, every = trainer.global_step, max(1, trainer.max_steps // 1000)
+        if step == self._step or step % every:
             return  # reading a loss makes a GPU wait
+        self._step = step
         self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
 
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:

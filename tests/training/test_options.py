@@ -1,0 +1,143 @@
+"""What a run takes home and what its keys change: weights, averages, learning rate, resumes."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.commands import consolidate
+from efficientsam_pl.config import PretrainConfig
+from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.models.weights import FORMAT, read_weights
+
+Run = Callable[..., Any]
+
+
+def traced(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "consumed.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / (folder / "latest").read_text().strip()
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_encoder_tells_how_it_came_about(run: Run, shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    left = run("pretrain", folder, f"data.heldout={shards}/heldout-*.tar")
+    told = read_weights(str(left.encoder)).provenance
+    assert told is not None
+    assert (told["stage"], told["steps"], told["weights"]) == ("pretrain", 6, "last")
+    assert told["losses"] == {
+        "train/loss": pytest.approx(traced(folder)[-1]["loss"]),
+        "heldout/loss": left.heldout_loss,
+        "heldout/mean_feature_loss": left.mean_feature_loss,
+    }
+    assert told["teacher"]["teacher.encoder.width"] == 24
+    assert told["teacher"]["teacher.seed"] == 0
+    assert told["features"] is None
+    assert configs.from_dict(PretrainConfig, told["config"]).trainer.max_steps == 6
+    [data] = told["data"]
+    assert (data["shards"], data["samples"]) == (3, 10)
+    assert data["first"] == "train-000000.tar"
+    assert data["fingerprint"] == open_shards(f"{shards}/train-*.tar").fingerprint()
+
+
+def test_averaged_weights_are_a_plain_loop(stage: str, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    every = ("trainer.checkpoint_every_steps=1", "trainer.checkpoints_kept=9")
+    run(stage, folder, *every, "trainer.ema_decay=0.75", "trainer.max_steps=4")
+    states = [
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in sorted((folder / "checkpoints").iterdir())
+    ]
+    for name in (n for n in states[0] if n.startswith("model.")):
+        average = name.replace("model.", "average.", 1)
+        for before, after in pairwise(states):
+            expected = 0.75 * before[average] + 0.25 * after[name]
+            torch.testing.assert_close(after[average], expected, rtol=1e-5, atol=1e-7)
+    out = consolidate.run(folder, tmp_path / "out.safetensors")
+    file = read_weights(str(out))
+    assert file.provenance is not None
+    assert file.provenance["weights"] == "averaged"
+    last = states[-1]
+    prefix = "average.encoder." if stage == "pretrain" else "average."
+    ours = "image_encoder.trunk." if stage == "pretrain" else ""
+    for name, tensor in file.state.items():
+        assert torch.equal(tensor, last[prefix + name.removeprefix(ours)])
+
+
+def test_averages_follow_a_resumed_run(stage: str, run: Run, tmp_path: Path) -> None:
+    for folder, stop in ((tmp_path / "straight", None), (tmp_path / "stopped", 3)):
+        run(stage, folder, "trainer.ema_decay=0.5", stop_after=stop)
+    run(stage, tmp_path / "stopped", "trainer.ema_decay=0.5")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+
+
+def test_recomputed_activations_change_nothing(stage: str, run: Run, tmp_path: Path) -> None:
+    for kind in ("kept", "recomputed"):
+        run(stage, tmp_path / kind, f"trainer.activations={kind}")
+    assert same(weights(tmp_path / "kept"), weights(tmp_path / "recomputed"))
+
+
+def test_learning_rate_follows_the_batch(run: Run, tmp_path: Path) -> None:
+    """1e-3 is meant for 8 photos; 4 of them take half of it (one warm-up step, then the peak)."""
+    scaled = ("optim.peak_lr=1e-3", "optim.peak_lr_batch=8", "trainer.max_steps=4")
+    run("pretrain", tmp_path / "scaled", *scaled)
+    run("pretrain", tmp_path / "plain", "optim.peak_lr=5e-4", "trainer.max_steps=4")
+    assert same(weights(tmp_path / "scaled"), weights(tmp_path / "plain"))
+
+
+def test_checkpoint_of_another_version_is_refused(stage: str, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(stage, folder, stop_after=3)
+    [path] = (folder / "checkpoints").iterdir()
+    loaded = torch.load(path, weights_only=True)
+    loaded[FORMAT]["version"] = 1
+    state = loaded["optimizer_states"][0]  # which went by numbers then
+    state["state"] = dict(enumerate(state["state"].values()))
+    torch.save(loaded, path)
+    with pytest.raises(UserError, match=r"has checkpoint version 1, this program .*run\.resume"):
+        run(stage, folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "told"),
+    [
+        ("pretrain", "trainer.ema_decay=0.9", "trainer.ema_decay was None, now 'given'"),
+        ("finetune", "trainer.ema_decay=0.9", "trainer.ema_decay was None, now 'given'"),
+        ("pretrain", "sami.decoder_depth=2", "sami.decoder_depth was 1, now 2"),
+        ("pretrain", "sami.positions=fixed", "sami.positions was 'learned', now 'fixed'"),
+        ("pretrain", "sami.student.depth=2", "model was"),
+    ],
+)
+def test_checkpoint_of_another_model_is_refused(
+    stage: str, change: str, told: str, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run(stage, folder, stop_after=3)
+    with pytest.raises(UserError, match=f"is of another model: {told}.*run.resume=none"):
+        run(stage, folder, change)
+
+
+def test_loss_of_a_step_is_the_mean_over_its_micro_batches(
+    stage: str, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run(stage, folder, "trainer.micro_batch=1", "trainer.max_steps=2")
+    logged = torch.load(folder / "checkpoints/step-00000002.ckpt", weights_only=True)
+    last = [line["loss"] for line in traced(folder) if line["step"] == 1]
+    assert len(last) == 4
+    assert logged[FORMAT]["losses"]["train/loss"] == pytest.approx(sum(last) / 4, rel=1e-6)

@@ -1,5 +1,6 @@
 """Counts against formulas worked out by hand."""
 
+import itertools
 from typing import Literal
 
 import pytest
@@ -9,6 +10,7 @@ from benchmarks.encoder_forward import forward_flop
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig, TeacherConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.teacher import FrozenTeacher
+from efficientsam_pl.training import flops
 from efficientsam_pl.training.flops import matmul_rate, step_flops
 
 SIDE, GRID, WIDTH = 96, 6, 64
@@ -93,6 +95,17 @@ def test_gradients_are_counted_where_the_caller_has_switched_them_off() -> None:
         assert step_flops(lambda: Sami(config, TARGET), None, SIDE) == counted
 
 
-def test_rate_is_flops_of_a_product_over_its_time() -> None:
-    # a machine of this century: between a hundred MFLOP/s and an EFLOP/s
-    assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32, seconds=0.01) < 1e18
+def test_rate_is_flops_of_a_product_over_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes a hundredth of a second on each time that it is looked at."""
+    looks = itertools.count()
+    monkeypatch.setattr(flops.time, "perf_counter", lambda: next(looks) / 100)
+    rate = matmul_rate(torch.device("cpu"), torch.float32, seconds=0.1)
+    assert rate == pytest.approx(2 * 1024**3 / 0.01)
+
+
+def test_measuring_the_rate_draws_none_of_the_runs_numbers() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    matmul_rate(torch.device("cpu"), torch.float32, seconds=0.01)
+    assert torch.equal(torch.rand(4), expected)

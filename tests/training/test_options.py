@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from efficientsam_pl import config as configs
@@ -130,6 +131,23 @@ def test_checkpoint_of_another_model_is_refused(
     run(stage, folder, stop_after=3)
     with pytest.raises(UserError, match=f"is of another model: {told}.*run.resume=none"):
         run(stage, folder, change)
+
+
+def test_log_holds_what_the_guide_names(run: Run, shards: Path, tmp_path: Path) -> None:
+    steps = ("trainer.max_steps=21", f"data.heldout={shards}/heldout-*.tar")
+    left = run("pretrain", tmp_path / "run", *steps)
+    logged = EventAccumulator(str(tmp_path / "run/log"))
+    logged.Reload()
+    losses = ("loss", "loss_all", "loss_masked", "loss_visible", "cosine")
+    assert set(logged.Tags()["scalars"]) == {
+        *(f"train/{name}" for name in (*losses, "gradient_norm")),
+        *(f"heldout/{name}" for name in (*losses, "photos", "mean_feature_loss")),
+        *("speed/images_per_second", "speed/mfu", "speed/data_wait", "speed/memory_gib"),
+        *("lr-AdamW/pg1", "lr-AdamW/pg2", "epoch"),
+    }
+    assert all(0 < waited.value < 1 for waited in logged.Scalars("speed/data_wait"))
+    losses_there = logged.Scalars("heldout/loss")
+    assert losses_there[-1].value == pytest.approx(left.history.heldout[-1][1])
 
 
 def test_loss_of_a_step_is_the_mean_over_its_micro_batches(

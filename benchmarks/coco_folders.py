@@ -97,13 +97,15 @@ def pack(photos: Sequence[Path], folder: Path, heldout_every: int, long_side: in
     """
     by_name = sorted(photos, key=lambda path: hashlib.sha256(path.name.encode()).digest())
     heldout = by_name[::heldout_every]
+    packed = {}
     sides = {"train": [path for path in by_name if path not in set(heldout)], "heldout": heldout}
     for name, own in sides.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         listed = folder / f"{name}.txt"
         listed.write_text("".join(f"{path}\n" for path in own))
         source = Imagenet(str(listed), long_side, samples_per_shard=100)
-        run_packing(source, str(folder / name), ArrayShare(), 0, lambda _: None)
+        summary = run_packing(source, str(folder / name), ArrayShare(), 0, lambda _: None)
+        packed[name] = summary.samples  # a photo that cannot be decoded is left out
     return PackedPhotos(
-        f"{folder}/train/*.tar", f"{folder}/heldout/*.tar", len(sides["train"]), len(heldout)
+        f"{folder}/train/*.tar", f"{folder}/heldout/*.tar", packed["train"], packed["heldout"]
     )

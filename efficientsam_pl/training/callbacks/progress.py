@@ -43,14 +43,14 @@ class StageProgress(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any
     ) -> None:
         """Moves the bar."""
-        done = trainer.global_step
-        if not trainer.is_global_zero or done % max(1, trainer.max_steps // 200):
+        done, every = trainer.global_step, max(1, trainer.max_steps // self._lines)
+        looked_at = done % max(1, trainer.max_steps // 200) == 0 or done % every == 0
+        if not (trainer.is_global_zero and looked_at):
             return  # reading a loss makes a GPU wait
         seconds = max(time.monotonic() - self._began, 1e-9)
         rate = (done - self._first) * self._photos_per_step / seconds
         loss = float(outputs["mean"])
         self._bar.update(self._task, completed=done, rate=rate, loss=loss)
-        every = max(1, trainer.max_steps // self._lines)
         if not self._console.is_terminal and done > self._told and done % every == 0:
             self._told = done  # a step may have several micro-batches
             left = (trainer.max_steps - done) * self._photos_per_step / rate

@@ -68,6 +68,7 @@ def study_config(
         changes: Part of the config -> key -> value, over what stands here.
     """
     every, pictured = -(-setting.steps // setting.measured), -(-setting.steps // 4)
+    warmup = max(1, setting.steps // 10)
     values: dict[str, dict[str, Any]] = {
         "run": {"dir": str(folder), "seed": seed, "resume": "none"},
         "data": {"train": packed.train, "heldout": packed.heldout, "workers": 0},
@@ -94,11 +95,7 @@ def study_config(
             "image_size": setting.side,
             "precision": "fp32",
         },
-        "optim": {
-            "peak_lr": 1e-3,
-            "peak_lr_batch": None,
-            "warmup_steps": max(1, setting.steps // 10),
-        },
+        "optim": {"peak_lr": 1e-3, "peak_lr_batch": None, "warmup_steps": warmup},
         "trainer": {
             "accelerator": setting.accelerator,
             "max_steps": setting.steps,

@@ -16,7 +16,7 @@ from efficientsam_pl.commands.features import (
     store_parts,
     views_of,
 )
-from efficientsam_pl.commands.pack import tell_skipped, write_summary
+from efficientsam_pl.commands.pack import account_for
 from efficientsam_pl.config import PretrainConfig
 from efficientsam_pl.data.features.coding import Rounding
 from efficientsam_pl.data.features.store import ROUNDING, is_claimed, written_features
@@ -62,7 +62,8 @@ def run(config: PretrainConfig, share: ArrayShare) -> None:
 
 
 def _embedding(config: PretrainConfig, heldout: bool, teacher: FrozenTeacher) -> Embedding:
-    numbers, batch = config.features.numbers, config.trainer.micro_batch
+    numbers = config.features.numbers
+    batch = min(config.trainer.micro_batch, teacher.at_once)  # a photo of 1024 pixels is large
     if config.features.kind == "views":
         views = views_of(config, heldout)
         return Embedding(views.shown, _of_squares(teacher, batch), views.count, batch, numbers)
@@ -117,16 +118,10 @@ def _tell(config: PretrainConfig, part: StorePart, share: ArrayShare, summary: P
         "relative_error": rounding.relative(),
         "largest_error": rounding.largest_error,
     }
-    report = write_summary(summary, part.folder, share, numbers)
-    tell_skipped(summary.skipped, report)
-    if not summary.samples and summary.skipped:
-        first = summary.skipped[0]
-        raise UserError(f"{part.key}: nothing could be embedded ({first.what}: {first.why})")
-    before = f" ({summary.done_before} of them there before)" if summary.done_before else ""
+    written = account_for(summary, part.folder, share, f"embedded of {part.key}", numbers)
     print(
-        f"{part.key}: {_counted(config, part, summary.samples)}, {len(summary.skipped)} skipped -> "
-        f"{len(summary.shards)} shards{before} of {summary.bytes / 2**20:.1f} MiB in "
-        f"{part.folder}; {config.features.numbers}: relative error {rounding.relative():.1e}, "
+        f"{part.key}: {_counted(config, part, summary.samples)}, {written}; "
+        f"{config.features.numbers}: relative error {rounding.relative():.1e}, "
         f"largest {rounding.largest_error:.1e}"
     )
 

@@ -80,22 +80,45 @@ def _run(source: Source, options: PackOptions) -> PackSummary:
             options.workers,
             lambda weight: progress.advance(task, weight),
         )
-    tell_skipped(summary.skipped, write_summary(summary, options.out, options.share))
-    if not summary.samples and summary.skipped:
-        first = summary.skipped[0]
-        raise UserError(f"nothing could be packed ({first.what}: {first.why})")
-    before = f" ({summary.done_before} of them there before)" if summary.done_before else ""
-    print(
-        f"{summary.samples} photos, {summary.masks} masks, {len(summary.skipped)} skipped -> "
-        f"{len(summary.shards)} shards{before} of {summary.bytes / 2**20:.1f} MiB in {options.out}"
-    )
+    written = account_for(summary, options.out, options.share, "packed")
+    print(f"{summary.samples} photos, {summary.masks} masks, {written}")
     return summary
 
 
-def write_summary(
-    summary: PackSummary, out: str, share: ArrayShare, more: Mapping[str, Any] | None = None
+def account_for(
+    summary: PackSummary,
+    out: str,
+    share: ArrayShare,
+    done: str,
+    more: Mapping[str, Any] | None = None,
 ) -> str:
-    """Writes what a share of the work has given, with what else there is to tell; where it lies."""
+    """Writes the summary of a share, prints what was skipped, and says what lies in `out` now.
+
+    Args:
+        summary: Of the share.
+        out: The folder.
+        share: Of the work.
+        done: What was done to photos, for the error.
+        more: What else the summary file tells.
+
+    Raises:
+        UserError: Every photo was skipped.
+    """
+    _tell_skipped(summary.skipped, _write_summary(summary, out, share, more or {}))
+    if not summary.samples and summary.skipped:
+        first = summary.skipped[0]
+        raise UserError(f"nothing could be {done} ({first.what}: {first.why})")
+    before = f" ({summary.done_before} of them there before)" if summary.done_before else ""
+    return (
+        f"{len(summary.skipped)} skipped -> {len(summary.shards)} shards{before} of "
+        f"{summary.bytes / 2**20:.1f} MiB in {out}"
+    )
+
+
+def _write_summary(
+    summary: PackSummary, out: str, share: ArrayShare, more: Mapping[str, Any]
+) -> str:
+    """Writes what a share of the work has given; where it lies."""
     whole = {
         "array": {"index": share.index, "count": share.count},
         "samples": summary.samples,
@@ -103,7 +126,7 @@ def write_summary(
         "bytes": summary.bytes,
         "shards": len(summary.shards),
         "done_before": summary.done_before,
-        **(more or {}),
+        **more,
         "skipped": [vars(skipped) for skipped in summary.skipped],
     }
     of = "" if share.count == 1 else f"-{share.index}-of-{share.count}"
@@ -113,7 +136,7 @@ def write_summary(
     return place
 
 
-def tell_skipped(skipped: Sequence[Skipped], report: str) -> None:
+def _tell_skipped(skipped: Sequence[Skipped], report: str) -> None:
     """Prints the first of what was skipped, and where all of it is listed."""
     for one in skipped[:_TOLD]:
         print(f"skipped {one.what}: {one.why}")

@@ -99,13 +99,12 @@ def _stop(step: _Step, folder: Path) -> None:
     if dist.is_available() and dist.is_initialized():
         gathered = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, (bad, step.keys))
-    which = (
-        0 if any(bad for bad, _ in gathered) else 1
-    )  # a finite loss may have an endless gradient
-    keys = [key for told in gathered for some in told[which] for key in some if key]
+    by_loss = any(of_rank for of_rank, _ in gathered)  # else a finite loss has an endless gradient
+    named = [of_rank if by_loss else every for of_rank, every in gathered]
+    keys = [key for micro_batches in named for some in micro_batches for key in some if key]
     more = f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else ""
     raise UserError(
-        f"step {step.number + 1}: the {'gradient' if which else 'loss'} is no finite number, with "
-        f"the photos {', '.join(keys[:_TOLD])}{more}; nothing was saved since, "
+        f"step {step.number + 1}: the {'loss' if by_loss else 'gradient'} is no finite number, "
+        f"with the photos {', '.join(keys[:_TOLD])}{more}; nothing was saved since, "
         f"{folder}/latest names the last good checkpoint, if there is one"
     )

@@ -22,6 +22,7 @@ from efficientsam_pl.data.config import (
     MaskSelectionConfig,
 )
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.evaluation.config import ValidationConfig
 from efficientsam_pl.losses.config import FeatureLossConfig, MaskLossConfig
 from efficientsam_pl.models.config import (
     NAMED,
@@ -31,10 +32,11 @@ from efficientsam_pl.models.config import (
     TeacherConfig,
 )
 from efficientsam_pl.optim.config import OptimConfig, finetune_optim, sami_optim
-from efficientsam_pl.prompts.config import PromptMixConfig
+from efficientsam_pl.prompts.config import PromptingConfig
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
 
 T = TypeVar("T")
+_WEIGHTS = ("weights", "encoder", "decoder")  # keys of ModelConfig
 
 
 class ConfigError(UserError):
@@ -61,6 +63,11 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _check_warmup(self.optim, self.trainer)
         _check_teacher(self)
+        if self.data.coco.annotations:
+            raise ValueError(
+                f"data.coco.annotations={self.data.coco.annotations} is for finetuning; pretraining "
+                "reads data.train="
+            )
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
@@ -79,29 +86,40 @@ class FinetuneConfig:
     data: DataConfig = field(default_factory=DataConfig)
     masks: MaskSelectionConfig = field(default_factory=MaskSelectionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    prompts: PromptMixConfig = field(default_factory=PromptMixConfig)
+    prompts: PromptingConfig = field(default_factory=PromptingConfig)
     loss: MaskLossConfig = field(default_factory=MaskLossConfig)
     optim: OptimConfig = field(default_factory=finetune_optim)
     trainer: TrainerConfig = field(
         # 5 epochs of SA-1B at batch 128 (paper, 4.1)
-        default_factory=lambda: TrainerConfig(max_steps=437_000, global_batch=128, micro_batch=2)
+        default_factory=lambda: TrainerConfig(
+            max_steps=437_000, global_batch=128, micro_batch=2, best_metric="heldout/box_miou"
+        )
     )
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         _check_warmup(self.optim, self.trainer)
-        if self.prompts.max_clicks > self.masks.clicks:
+        if self.prompts.clicks() > self.masks.clicks:
             raise ValueError(
                 f"prompts.max_clicks={self.prompts.max_clicks} must not exceed "
                 f"masks.clicks={self.masks.clicks}, the points drawn for each mask"
             )
+        data = self.data
+        if data.coco.annotations and (data.train or data.mixture or data.heldout):
+            raise ValueError(
+                f"data.coco.annotations={data.coco.annotations} stands instead of data.train=, "
+                "data.mixture= and data.heldout=, which must not be given"
+            )
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
-        return {"data.train": self.data.train or "".join(s.shards for s in self.data.mixture)}
+        named = self.data.train or "".join(s.shards for s in self.data.mixture)
+        return {"data.train": named or self.data.coco.annotations or ""}
 
     def files(self) -> dict[str, str | None]:
         """Files that are read, by key."""
-        return {"model.weights": self.model.weights, "model.encoder": self.model.encoder}
+        model = {f"model.{key}": getattr(self.model, key) for key in _WEIGHTS}
+        return model | {f"data.coco.{key}": file for key, file in self.data.coco.files().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +189,10 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
     for key, file in config.files().items():
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}: no such file: {file}")
-    if isinstance(config, PretrainConfig):
-        return
-    slots = segmenter_config(config.model.name).prompts.max_points
-    clicks = config.prompts.max_clicks if isinstance(config, FinetuneConfig) else 1
-    if slots is not None and clicks > slots:
-        raise ConfigError(
-            f"prompts.max_clicks={clicks} must not exceed the {slots} points that "
-            f"model.name={config.model.name} takes"
-        )
+    if isinstance(config, FinetuneConfig):
+        _check_prompts(config)
+    elif isinstance(config, EvaluateConfig):
+        segmenter_config(config.model.name)
 
 
 def dump(config: Any) -> str:
@@ -208,6 +221,33 @@ def segmenter_config(name: str) -> SegmenterConfig:
     if _find(name) is None:
         raise ConfigError(f"unknown model {name!r}: one of {', '.join(NAMED)}, or a config file")
     return load(SegmenterConfig, [name], [])
+
+
+def _check_prompts(config: FinetuneConfig) -> None:
+    """Raises ConfigError where the model does not know what it will be asked."""
+    name, knows = config.model.name, segmenter_config(config.model.name).prompts
+    prompts, validation = config.prompts, config.validation
+    interactive = prompts.rounds == "interactive"
+    asked = {
+        "prompts.corrections" if interactive else "prompts.max_clicks": prompts.points(),
+        "validation.clicks": max(validation.clicks),
+    }
+    for key, points in asked.items():
+        if knows.max_points is not None and points > knows.max_points:
+            raise ConfigError(
+                f"{key} makes prompts of {points} points (a box counts as two), more than the "
+                f"{knows.max_points} that model.name={name} takes"
+            )
+    corrects = {
+        "prompts.rounds=interactive": interactive,
+        "validation.later_clicks=corrections": validation.later_clicks == "corrections",
+    }
+    for key, needs in corrects.items():
+        if needs and not (knows.negative_clicks and knows.mask_prompts):
+            raise ConfigError(
+                f"{key} needs negative clicks and mask prompts, which model.name={name} does not "
+                "know; efficient_sam_ti_interactive does"
+            )
 
 
 def _check_warmup(optim: OptimConfig, trainer: TrainerConfig) -> None:

@@ -43,6 +43,12 @@ def uniform(
     return _shift_right(mixed, 40).float() / 2**24
 
 
+def apart(key: Int64[Tensor, "*batch"], count: int) -> Int64[Tensor, "*batch {count}"]:
+    """Keys of `count` things of each sample, such as its masks, that draw independently."""
+    number = torch.arange(1, count + 1, device=key.device)
+    return _mix(_mix(key ^ _salt("apart"))[..., None] + number * _GOLDEN)
+
+
 def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{count}"]:
     """What `uniform` draws for one key, without torch: for the data workers' many small draws."""
     counter = np.arange(1, count + 1, dtype=np.uint64)

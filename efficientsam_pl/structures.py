@@ -104,6 +104,29 @@ class MaskBatch(_OnDevice):
 
 
 @dataclass(frozen=True)
+class MaskTargets(_OnDevice):
+    """Masks to be found, and what is needed to point at them; as in MaskBatch.
+
+    `draw_key` is one key a mask, so that some of the masks draw what they draw among all.
+    """
+
+    masks: Bool[Tensor, "b q mh mw"]
+    boxes_xyxy_px: Float[Tensor, "b q 4"]
+    clicks_px: Float[Tensor, "b q p 2"]
+    valid: Bool[Tensor, "b q"]
+    draw_key: Int64[Tensor, "b q"]
+
+    def parts(self, at_once: int | None) -> list[Self]:
+        """The masks of every photo in parts of at most `at_once`; None: all in one."""
+        count = self.valid.shape[1]
+        step = at_once or max(count, 1)
+        return [
+            self._map("narrow", 1, first, min(step, count - first))
+            for first in range(0, count, step)
+        ]
+
+
+@dataclass(frozen=True)
 class Prompts(_OnDevice):
     """What the user points at, in model pixels; labels as in `Label`, corners included.
 
@@ -128,6 +151,17 @@ class Prompts(_OnDevice):
         """Positive clicks only."""
         labels = torch.full(points_px.shape[:3], Label.POSITIVE, device=points_px.device)
         return Prompts(points_px, labels)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked in a round and what was answered: the next round's prompts follow from it.
+
+    `answer` holds the logits of one mask a prompt, without a gradient.
+    """
+
+    prompts: Prompts
+    answer: Float[Tensor, "b q mh mw"]
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
         (
             FinetuneConfig,
             ["model.weights=/runs/lr=1/a.pt", "model.encoder=/b.pt"],
-            "model.weights=/runs/lr=1/a.pt holds an encoder already; drop it or "
+            "model.weights=/runs/lr=1/a.pt holds the encoder already; drop it or "
             "model.encoder=/b.pt",
         ),
         (FinetuneConfig, ["run.seed=-1"], "run.seed=-1 must lie in [0, 2**63)"),
@@ -309,7 +309,7 @@ def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
         (
             FinetuneConfig,
             ["data.train=a", "prompts.max_clicks=7", "masks.clicks=7"],
-            "prompts.max_clicks=7 must not exceed the 6 points that "
+            "prompts.max_clicks makes prompts of 7 points (a box counts as two), more than the 6 that "
             "model.name=efficient_sam_ti takes",
         ),
     ],

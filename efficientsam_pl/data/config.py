@@ -1,7 +1,7 @@
 """What is read and how it is chosen, without torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 LastBatch = Literal["carry", "drop", "pad"]
@@ -22,6 +22,30 @@ class SetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CocoConfig:
+    """A COCO-format set of one's own, packed into the run's folder before training."""
+
+    annotations: str | None = None  # COCO's JSON
+    images: str | None = None  # the folder that its file names are in
+    heldout_annotations: str | None = None  # another file for validation; None: a part is kept
+    heldout_images: str | None = None  # None: in `images`
+    heldout_fraction: float = 0.2  # of the photos, kept where there is no other file
+
+    def __post_init__(self) -> None:
+        if (self.annotations is None) != (self.images is None):
+            raise ValueError(f"annotations={self.annotations} and images={self.images} go together")
+        if not 0 < self.heldout_fraction < 1:
+            raise ValueError(f"heldout_fraction={self.heldout_fraction} must lie in (0, 1)")
+        for name in ("heldout_annotations", "heldout_images"):
+            if getattr(self, name) is not None and self.annotations is None:
+                raise ValueError(f"{name}={getattr(self, name)} needs annotations= too")
+
+    def files(self) -> dict[str, str | None]:
+        """Files that are read, by key."""
+        return {"annotations": self.annotations, "heldout_annotations": self.heldout_annotations}
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the shards are and how they are read.
 
@@ -31,6 +55,7 @@ class DataConfig:
 
     train: str = ""
     mixture: tuple[SetConfig, ...] = ()  # instead of train: several sets in fixed shares
+    coco: CocoConfig = field(default_factory=CocoConfig)  # instead of train; finetuning only
     heldout: str | None = None  # validated on while training; None: no validation
     index_dir: str | None = None  # of indexes; None: beside the shards, else the user's cache
     workers: int = 8  # processes a rank that decode; 0: in the training process
@@ -125,6 +150,9 @@ class MaskSelectionConfig:
     min_stability: float = 0.0  # SA-1B's stability_score; masks that state none pass
     min_predicted_iou: float = 0.0  # SA-1B's predicted_iou; masks that state none pass
     clicks: int = 6  # foreground points drawn a mask; the released model takes up to six
+    # Masks of a photo whose answers and gradients are computed together; the gradients are the
+    # same, memory is that of so many. None: all
+    decoded_at_once: int | None = None
     flip: float = 0.0  # probability; the paper finetunes without augmentation (4.1)
 
     def __post_init__(self) -> None:
@@ -139,3 +167,5 @@ class MaskSelectionConfig:
             raise ValueError(f"flip={self.flip} must lie in [0, 1]")
         if self.clicks < 1:
             raise ValueError(f"clicks={self.clicks} must be at least 1")
+        if self.decoded_at_once is not None and self.decoded_at_once < 1:
+            raise ValueError(f"decoded_at_once={self.decoded_at_once} must be at least 1")

@@ -23,3 +23,14 @@ class MaskLossConfig:
     focal_gamma: float = 2.0
     iou_candidates: Literal["best", "all"] = "all"  # whose predicted IoU is supervised
     single_mask: float = 1.0  # weight of token 0, which the released model left untrained
+    # Focal and dice from so many points of a mask, one in each cell of a square grid, the same
+    # for all its candidates; None: from every pixel
+    sampled_points: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampled_points is not None:
+            side = round(max(self.sampled_points, 0) ** 0.5)
+            if side < 1 or side**2 != self.sampled_points:
+                raise ValueError(
+                    f"sampled_points={self.sampled_points} must be a square such as {64**2}"
+                )

@@ -3,7 +3,8 @@
 Axes: b photos, q prompts a photo, k candidates a prompt, h w pixels of the loss resolution.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -73,51 +74,71 @@ def actual_iou(
 
 @dataclass(frozen=True)
 class MaskLosses:
-    """The parts of the loss, each a mean over the valid masks, and their weighted sum."""
+    """The parts of the loss and their weighted sum: of each mask, or summed over masks."""
 
-    total: Float[Tensor, ""]
-    focal: Float[Tensor, ""]
-    dice: Float[Tensor, ""]
-    iou: Float[Tensor, ""]
-    single: Float[Tensor, ""]
+    total: Float[Tensor, "*masks"]
+    focal: Float[Tensor, "*masks"]
+    dice: Float[Tensor, "*masks"]
+    iou: Float[Tensor, "*masks"]
+    single: Float[Tensor, "*masks"]  # of token 0, weighted as the total is
 
-    def named(self, prefix: str) -> dict[str, Tensor]:
-        """For the log."""
-        return {f"{prefix}{name}": value.detach() for name, value in vars(self).items()}
+    def stacked(self) -> Float[Tensor, "parts *masks"]:
+        """As one tensor, the total first; `MaskLosses(*tensor)` is the way back."""
+        return torch.stack([getattr(self, field.name) for field in fields(self)])
+
+    def summed(self, valid: Bool[Tensor, "b q"]) -> "MaskLosses":
+        """Over the valid masks; 0, with a gradient of 0, where none is valid."""
+        return MaskLosses(*torch.where(valid, self.stacked(), 0.0).flatten(1).sum(1))
+
+    def parts(self, prefix: str) -> dict[str, Tensor]:
+        """For the log, besides the total."""
+        return {f"{prefix}{n}": v.detach() for n, v in vars(self).items() if n != "total"}
 
 
 def segmentation_losses(
     prediction: Prediction,
     target: Bool[Tensor, "b q h w"],
-    valid: Bool[Tensor, "b q"],
     config: MaskLossConfig,
+    answer: Literal["candidates", "single"] = "candidates",
 ) -> MaskLosses:
-    """Only the best candidate of a prompt learns its mask (SAM, section 3 and appendix A).
+    """Of each mask: what is learned from an answer (SAM, section 3 and appendix A).
+
+    candidates: only the best of the candidates learns its mask, and token 0 learns it beside them
+    by `config.single_mask`. single: token 0 alone, as SAM does for prompts of several points.
 
     Args:
         prediction: All mask tokens, token 0 first.
         target: One mask a prompt, at the logits' resolution.
-        valid: Which prompts are real.
         config: Weights.
+        answer: Which tokens answer.
     """
     truth = target[:, :, None]
-    candidates, single = prediction.candidates(), prediction.single()
+    single = prediction.single()
+    focal, dice = _focal_and_dice(single, truth, config)
+    iou_error = _iou_error(single, truth)
+    parts = (focal[..., 0], dice[..., 0], iou_error[..., 0])
+    alone = _weighted(parts, config)
+    if answer == "single":
+        return MaskLosses(alone, *parts, alone)
+    candidates = prediction.candidates()
     focal, dice = _focal_and_dice(candidates, truth, config)
     best = (config.focal * focal + config.dice * dice).detach().argmin(-1, keepdim=True)
-    iou_error = (candidates.iou.float() - actual_iou(candidates.low_res_logits, truth)).square()
+    iou_error = _iou_error(candidates, truth)
     iou_error = iou_error.gather(-1, best) if config.iou_candidates == "best" else iou_error
-    single_focal, single_dice = _focal_and_dice(single, truth, config)
-    single_iou = (single.iou.float() - actual_iou(single.low_res_logits, truth)).square()
-    single_loss = config.focal * single_focal + config.dice * single_dice + config.iou * single_iou
+    parts = (focal.gather(-1, best)[..., 0], dice.gather(-1, best)[..., 0], iou_error.mean(-1))
+    return MaskLosses(_weighted(parts, config) + config.single_mask * alone, *parts, alone)
 
-    def mean(per_mask: Float[Tensor, "b q k"]) -> Float[Tensor, ""]:
-        return torch.where(valid, per_mask.mean(-1), 0.0).sum() / valid.sum().clamp(min=1)
 
-    parts = (mean(focal.gather(-1, best)), mean(dice.gather(-1, best)), mean(iou_error))
-    single_mean = mean(single_loss)
-    weights = (config.focal, config.dice, config.iou)
-    total = sum(w * p for w, p in zip(weights, parts, strict=True))
-    return MaskLosses(total + config.single_mask * single_mean, *parts, single_mean)
+def _weighted(
+    parts: tuple[Float[Tensor, "b q"], Float[Tensor, "b q"], Float[Tensor, "b q"]],
+    config: MaskLossConfig,
+) -> Float[Tensor, "b q"]:
+    focal, dice, iou = parts
+    return config.focal * focal + config.dice * dice + config.iou * iou
+
+
+def _iou_error(prediction: Prediction, truth: Bool[Tensor, "b q 1 h w"]) -> Float[Tensor, "b q k"]:
+    return (prediction.iou.float() - actual_iou(prediction.low_res_logits, truth)).square()
 
 
 def _focal_and_dice(

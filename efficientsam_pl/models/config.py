@@ -23,8 +23,11 @@ class EncoderConfig:
     class_token: bool = False  # whether a class token runs through the blocks
     neck_channels: int = 256
     attention: Literal["fused", "explicit"] = "fused"
-    window: int = 14  # tokens; sam_vit only
-    global_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks without windows; sam_vit only
+    # Of a vit: all blocks, as released, or those listed, the others in windows (EfficientTAM,
+    # which has 8 of 12 in windows). A sam_vit's are always listed.
+    global_attention: Literal["all", "listed"] = "all"
+    window: int = 14  # tokens a side
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks without windows
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -46,11 +49,24 @@ class PromptEncoderConfig:
     negative_clicks: bool = False  # the released EfficientSAM has no such vector
     mask_prompts: bool = False
     drawn_prompts: bool = False  # clicks and boxes also as maps; neither release does
-    max_points: int | None = 6  # slots filled up with padding; None: as many as given, as SAM
+    max_points: int | None = 6  # a box counts as two; None: as many as given, as SAM
+    # Slots that shorter prompts are filled up to with padding. None: max_points, as released. A
+    # model with min_points=6 and a higher max_points answers up to six points as the released one.
+    min_points: int | None = None
     padding_position: Literal["kept", "zeroed"] = "kept"  # SAM zeroes it before its vector
     # Standard deviation of the frequencies of a fresh model's positions; 1 is SAM's. Two points
     # further apart than about 0.08 / scale of the photo look unrelated before anything is learned.
     position_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.min_points is not None and not 0 < self.min_points <= (self.max_points or 0):
+            raise ValueError(
+                f"min_points={self.min_points} must lie in [1, max_points={self.max_points}]"
+            )
+
+    def filled_to(self) -> int:
+        """Slots of the shortest prompt; 0: as many as are given."""
+        return (self.max_points or 0) if self.min_points is None else self.min_points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +119,17 @@ _SAM = SegmenterConfig(
     resize="pad",
 )
 
+_SMALL = replace(_EFFICIENT_SAM, encoder=replace(_EFFICIENT_SAM.encoder, width=384, heads=6))
+# What the released layout lacks: negative clicks, mask prompts, and room for a box and ten clicks
+_INTERACTIVE = PromptEncoderConfig(
+    negative_clicks=True, mask_prompts=True, max_points=12, min_points=6
+)
+
 NAMED: dict[str, SegmenterConfig] = {
     "efficient_sam_ti": _EFFICIENT_SAM,
-    "efficient_sam_s": replace(
-        _EFFICIENT_SAM, encoder=replace(_EFFICIENT_SAM.encoder, width=384, heads=6)
-    ),
+    "efficient_sam_s": _SMALL,
+    "efficient_sam_ti_interactive": replace(_EFFICIENT_SAM, prompts=_INTERACTIVE),
+    "efficient_sam_s_interactive": replace(_SMALL, prompts=_INTERACTIVE),
     "sam_vit_b": _SAM,
     "sam_vit_l": replace(
         _SAM,
@@ -209,16 +231,36 @@ class SamiConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FreezeConfig:
+    """Which parts keep the weights that they start with."""
+
+    image_encoder: bool = False
+    prompt_encoder: bool = False
+    mask_decoder: bool = False
+
+    def __post_init__(self) -> None:
+        if all(vars(self).values()):
+            raise ValueError("mask_decoder=true beside the other two leaves nothing that learns")
+
+    def parts(self) -> tuple[str, ...]:
+        """Names of the segmenter's frozen modules."""
+        return tuple(name for name, frozen in vars(self).items() if frozen)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which segmenter, and where its weights start."""
+    """Which segmenter, where its weights start, and which of them learn."""
 
     name: str = "efficient_sam_ti"  # one of NAMED, or a YAML file in SegmenterConfig's form
     weights: str | None = None  # of the whole model: released, or our own
     encoder: str | None = None  # a pretrained encoder, from `efficientsam pretrain`
+    decoder: str | None = None  # a segmenter whose prompt encoder and mask decoder are taken
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
 
     def __post_init__(self) -> None:
-        if self.weights and self.encoder:
-            raise ValueError(
-                f"weights={self.weights} holds an encoder already; drop it or "
-                f"encoder={self.encoder}"
-            )
+        for name in ("encoder", "decoder"):
+            part = getattr(self, name)
+            if self.weights and part:
+                raise ValueError(
+                    f"weights={self.weights} holds the {name} already; drop it or {name}={part}"
+                )

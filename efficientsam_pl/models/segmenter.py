@@ -3,7 +3,8 @@
 Axes: b images, q prompts an image, c channels, g tokens a side, s pixels a side.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int64, Num
@@ -14,6 +15,8 @@ from efficientsam_pl.models.mask_decoder import MaskDecoder
 from efficientsam_pl.models.prompt_encoder import PromptEncoder
 from efficientsam_pl.models.vit import build_encoder
 from efficientsam_pl.structures import Prediction, Prompts
+
+T = TypeVar("T")
 
 
 class PixelNorm(nn.Module):
@@ -54,15 +57,22 @@ class Segmenter(nn.Module):
     def forward(
         self,
         image: Num[Tensor, "b 3 s s"],
-        prompts: Prompts,
+        use: Callable[[Float[Tensor, "b c g g"]], T],
         content_hw: Int64[Tensor, "b 2"] | None = None,
-    ) -> Prediction:
-        """All mask tokens' answers, token 0 first; see `encode` and `decode`."""
-        return self.decode(self.encode(image, content_hw), prompts)
+    ) -> T:
+        """What `use` makes of the photos' features: it may `decode` as often as it likes.
+
+        All of it is one call of the module, since FSDP2 gathers weights for a call.
+        """
+        return use(self.encode(image, content_hw))
 
     def blocks(self) -> list[nn.Module]:
         """The image encoder's blocks, which are computed, compiled and sharded one by one."""
         return list(cast(nn.ModuleList, self.image_encoder.trunk.blocks))
+
+    def decoding_parameters(self) -> list[nn.Parameter]:
+        """Of what comes after the features."""
+        return [*self.prompt_encoder.parameters(), *self.mask_decoder.parameters()]
 
     def encode(
         self, image: Num[Tensor, "b 3 s s"], content_hw: Int64[Tensor, "b 2"] | None = None

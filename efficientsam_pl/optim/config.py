@@ -17,12 +17,17 @@ class OptimConfig:
     decay: Literal["cosine", "linear"] = "linear"
     warmup_steps: int = 250
     clip_norm: float | None = None  # of the whole gradient; None: not clipped
+    # Factor from a block of the image encoder to the one before it (BEiT; EfficientTAM has 0.8);
+    # the neck and what comes after it learn at peak_lr. None: all do
+    layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         if self.peak_lr <= 0:
             raise ValueError(f"peak_lr={self.peak_lr} must be above 0")
         if self.peak_lr_batch is not None and self.peak_lr_batch < 1:
             raise ValueError(f"peak_lr_batch={self.peak_lr_batch} must be at least 1")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.draws import uniform
-from efficientsam_pl.prompts.config import PromptMixConfig
+from efficientsam_pl.prompts.config import PromptingConfig
 from efficientsam_pl.structures import Label, MaskBatch, Prompts
 
 
@@ -20,7 +20,7 @@ class MixedPrompter:
     A box is written as two labelled corners, so that both kinds fit one tensor.
     """
 
-    def __init__(self, config: PromptMixConfig) -> None:
+    def __init__(self, config: PromptingConfig) -> None:
         self.config = config
 
     def __call__(self, batch: MaskBatch) -> Prompts:

@@ -47,6 +47,10 @@ class TrainerConfig:
     # validates and saves about so many times an epoch, in whole steps, whatever the two above say
     subepochs: int | None = None
     checkpoints_kept: int = 3  # the newest ones
+    # The checkpoint with the best value of this logged metric is kept too and named in `best`:
+    # the lowest of a loss, the highest of anything else. None: none is
+    best_metric: str | None = None
+    logger: Literal["tensorboard", "wandb"] = "tensorboard"  # wandb: the extra of that name
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.draws import draw_key
-from efficientsam_pl.prompts.config import PromptMixConfig
+from efficientsam_pl.prompts.config import PromptingConfig
 from efficientsam_pl.prompts.from_masks import MixedPrompter, jitter_boxes
 from efficientsam_pl.structures import Label, MaskBatch
 
@@ -38,13 +38,13 @@ def positive(labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_share_of_boxes_is_the_configs(share: float) -> None:
-    prompts = MixedPrompter(PromptMixConfig(box_share=share))(batch_of(500))
+    prompts = MixedPrompter(PromptingConfig(box_share=share))(batch_of(500))
     found = float(is_box(prompts.labels).float().mean())
     assert found == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 2000))
 
 
 def test_numbers_of_clicks_are_uniform() -> None:
-    prompts = MixedPrompter(PromptMixConfig(box_share=0.0, max_clicks=3))(batch_of(500))
+    prompts = MixedPrompter(PromptingConfig(box_share=0.0, max_clicks=3))(batch_of(500))
     clicks = positive(prompts.labels)
     shares = [float((clicks == n).float().mean()) for n in range(5)]
     assert shares == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0], abs=4 * math.sqrt(2 / 9 / 2000))
@@ -52,7 +52,7 @@ def test_numbers_of_clicks_are_uniform() -> None:
 
 def test_a_prompt_is_a_box_or_leading_clicks_then_padding() -> None:
     batch = batch_of(50)
-    prompts = MixedPrompter(PromptMixConfig())(batch)
+    prompts = MixedPrompter(PromptingConfig())(batch)
     assert prompts.labels.shape == (50, 4, 6)
     for b in range(50):
         for q in range(4):
@@ -69,7 +69,7 @@ def test_a_prompt_is_a_box_or_leading_clicks_then_padding() -> None:
 
 
 def test_a_box_has_two_slots_even_where_one_click_is_the_most() -> None:
-    config = PromptMixConfig(max_clicks=1, box_jitter=0.0)
+    config = PromptingConfig(max_clicks=1, box_jitter=0.0)
     batch = batch_of(40, clicks=1)
     prompts = MixedPrompter(config)(batch)
     assert prompts.labels.shape == (40, 4, 2)
@@ -79,7 +79,7 @@ def test_a_box_has_two_slots_even_where_one_click_is_the_most() -> None:
 
 
 def test_prompts_are_the_same_in_another_batch() -> None:
-    prompter = MixedPrompter(PromptMixConfig())
+    prompter = MixedPrompter(PromptingConfig())
     together = prompter(batch_of(6))
     alone = [prompter(batch_of(1, first=i)) for i in range(6)]
     assert torch.equal(together.labels, torch.cat([p.labels for p in alone]))
@@ -87,14 +87,14 @@ def test_prompts_are_the_same_in_another_batch() -> None:
 
 
 def test_another_key_draws_other_prompts() -> None:
-    prompter = MixedPrompter(PromptMixConfig())
+    prompter = MixedPrompter(PromptingConfig())
     labels = prompter(batch_of(20)).labels
     assert len({tuple(row.flatten().tolist()) for row in labels}) > 15
 
 
 def test_jittered_sides_move_by_a_tenth_of_their_length() -> None:
     batch = batch_of(500)
-    config = PromptMixConfig(box_share=1.0, box_jitter=0.1, box_jitter_max_px=1000.0)
+    config = PromptingConfig(box_share=1.0, box_jitter=0.1, box_jitter_max_px=1000.0)
     moved = MixedPrompter(config)(batch).points_px[..., :2, :].flatten(-2) - batch.boxes_xyxy_px
     inside = (batch.boxes_xyxy_px > 20) & (batch.boxes_xyxy_px < 107)  # no clamp at the edge
     steps = moved[inside]
@@ -106,7 +106,7 @@ def test_jittered_sides_move_by_a_tenth_of_their_length() -> None:
 
 def test_no_side_moves_further_than_the_most() -> None:
     batch = batch_of(200)
-    config = PromptMixConfig(box_share=1.0, box_jitter=0.5, box_jitter_max_px=3.0)
+    config = PromptingConfig(box_share=1.0, box_jitter=0.5, box_jitter_max_px=3.0)
     moved = MixedPrompter(config)(batch).points_px[..., :2, :].flatten(-2) - batch.boxes_xyxy_px
     assert float(moved.abs().max()) == pytest.approx(3.0, abs=1e-4)
 

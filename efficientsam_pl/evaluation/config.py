@@ -1,0 +1,27 @@
+"""What is measured on held-out photos while training, without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Mask AP from boxes, and mIoU for a box and for clicks, at the photos' own size."""
+
+    photos: int | None = None  # the first so many of the held-out ones; None: all
+    clicks: tuple[int, ...] = (1, 3)  # mIoU after so many clicks (paper, table 3)
+    # The later clicks: uniform in the mask (EfficientSAM's protocol), or where the answer is wrong,
+    # with the answer fed back and token 0 answering (SAM's; needs negative clicks, mask prompts)
+    later_clicks: Literal["random", "corrections"] = "random"
+    prompts_at_once: int = 32  # of a photo; memory, not results
+    pictured: int = 4  # held-out photos that are drawn at every validation; 0: none
+
+    def __post_init__(self) -> None:
+        if not self.clicks or min(self.clicks) < 1:
+            raise ValueError(f"clicks={list(self.clicks)} must be numbers from 1 on")
+        if self.photos is not None and self.photos < 1:
+            raise ValueError(f"photos={self.photos} must be at least 1")
+        if self.prompts_at_once < 1:
+            raise ValueError(f"prompts_at_once={self.prompts_at_once} must be at least 1")
+        if self.pictured < 0:
+            raise ValueError(f"pictured={self.pictured} must not be negative")

@@ -1,0 +1,87 @@
+"""Rounds of asking for a batch's masks, answering, and learning from the answers.
+
+Axes: b photos, q masks a photo, c channels, g tokens a side.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from efficientsam_pl.losses.config import MaskLossConfig
+from efficientsam_pl.losses.masks import MaskLosses, segmentation_losses
+from efficientsam_pl.losses.piecewise import summed_pieces
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prediction, Prompts
+
+
+class Prompter(Protocol):
+    """Asks for masks, in as many rounds as it needs."""
+
+    @property
+    def rounds(self) -> int:
+        """How often each mask is asked for."""
+        ...
+
+    def targets(self, batch: MaskBatch) -> MaskTargets:
+        """The masks to ask for, each with its own key for what is drawn."""
+        ...
+
+    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+        """The prompts of round `number`; `earlier` is the round before, None in the first."""
+        ...
+
+    def answer(self, number: int) -> Literal["candidates", "single"]:
+        """Which tokens answer in round `number`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a segmenter is asked and what it learns from its answers.
+
+    `at_once`: masks of a photo whose answers lie in memory together; None: all.
+    """
+
+    prompter: Prompter
+    loss: MaskLossConfig
+    at_once: int | None = None
+
+    def give(
+        self, model: Segmenter, features: Float[Tensor, "b c g g"], batch: MaskBatch
+    ) -> Float[Tensor, "parts"]:
+        """`MaskLosses` of the batch, stacked: each mask's mean over the rounds, summed over masks.
+
+        The photos have been encoded once; what is learned from their masks is added up in the
+        features' gradient.
+        """
+        targets = self.prompter.targets(batch)
+
+        def pieces(shared: Tensor) -> Iterator[Tensor]:
+            for some in targets.parts(self.at_once):
+                for losses in self._rounds(model, shared, some):
+                    yield losses.summed(some.valid).stacked() / self.prompter.rounds
+
+        return summed_pieces(pieces, features, model.decoding_parameters())
+
+    def _rounds(
+        self, model: Segmenter, features: Float[Tensor, "b c g g"], targets: MaskTargets
+    ) -> Iterator[MaskLosses]:
+        earlier = None
+        for number in range(self.prompter.rounds):
+            with torch.no_grad():
+                prompts = self.prompter.ask(targets, number, earlier)
+            prediction = model.decode(features, prompts)
+            answer = self.prompter.answer(number)
+            if number + 1 < self.prompter.rounds:
+                earlier = Asked(prompts, _chosen(prediction, answer))
+            yield segmentation_losses(prediction, targets.masks, self.loss, answer)
+
+
+def _chosen(prediction: Prediction, answer: str) -> Float[Tensor, "b q mh mw"]:
+    """The mask that is shown to the prompter: SAM feeds back the one of the best predicted IoU."""
+    shown = prediction.single() if answer == "single" else prediction.candidates().best()
+    return shown.low_res_logits[:, :, 0].detach()

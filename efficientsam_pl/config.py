@@ -65,8 +65,13 @@ class PretrainConfig:
         _check_teacher(self)
         if self.data.coco.annotations:
             raise ValueError(
-                f"data.coco.annotations={self.data.coco.annotations} is for finetuning; pretraining "
-                "reads data.train="
+                f"data.coco.annotations={self.data.coco.annotations} is for finetuning; "
+                "pretraining reads data.train="
+            )
+        if self.optim.layer_decay is not None:
+            raise ValueError(
+                f"optim.layer_decay={self.optim.layer_decay} is for finetuning; a fresh encoder's "
+                "blocks all have as much to learn"
             )
 
     def needed(self) -> dict[str, str]:

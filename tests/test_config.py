@@ -309,8 +309,8 @@ def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
         (
             FinetuneConfig,
             ["data.train=a", "prompts.max_clicks=7", "masks.clicks=7"],
-            "prompts.max_clicks makes prompts of 7 points (a box counts as two), more than the 6 that "
-            "model.name=efficient_sam_ti takes",
+            "prompts.max_clicks makes prompts of 7 points (a box counts as two), more than the 6 "
+            "that model.name=efficient_sam_ti takes",
         ),
     ],
 )

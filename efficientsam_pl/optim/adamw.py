@@ -1,6 +1,8 @@
 """AdamW with its parameter groups, and the learning rate's course."""
 
 import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -21,30 +23,60 @@ _NO_DECAY = (
 )
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that learn alike."""
+
+    lr_share: float  # of the peak
+    decays: bool
+    named: tuple[tuple[str, nn.Parameter], ...]
+
+
 def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW over the parameters that learn; no decay on norms, biases, positions and tokens."""
-    decayed, kept = _grouped(module)
+    """AdamW over the parameters that learn; no decay on norms, biases, positions and tokens.
+
+    With `layer_decay` the image encoder's blocks learn the slower the nearer to the pixels they
+    are; the patch embedding and the positions are one layer below the first block.
+    """
     groups = [
-        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
-        {"params": list(kept.values()), "weight_decay": 0.0},
+        {
+            "params": [parameter for _, parameter in group.named],
+            "weight_decay": config.weight_decay if group.decays else 0.0,
+            "lr": config.peak_lr * group.lr_share,
+        }
+        for group in _grouped(module, config.layer_decay)
     ]
     return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
 
 
-def parameter_names(module: nn.Module) -> list[str]:
+def parameter_names(module: nn.Module, config: OptimConfig) -> list[str]:
     """Of the parameters of `build_optimizer`, in the order in which torch numbers them."""
-    return [name for group in _grouped(module) for name in group]
+    return [name for group in _grouped(module, config.layer_decay) for name, _ in group.named]
 
 
-def _grouped(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Parameters that decay and parameters that do not."""
-    decayed: dict[str, nn.Parameter] = {}
-    kept: dict[str, nn.Parameter] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
-            (kept if plain else decayed)[name] = parameter
-    return decayed, kept
+def _grouped(module: nn.Module, layer_decay: float | None) -> list[_Group]:
+    """What decays before what does not; of each the lowest layer first."""
+    learning = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    above = 1 + max((_layer(name) or 0 for name, _ in module.named_parameters()), default=0)
+    members: dict[tuple[bool, int], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in learning:
+        plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
+        layer = _layer(name)
+        depth = above if layer is None or layer_decay is None else layer
+        members.setdefault((plain, depth), []).append((name, parameter))
+    return [
+        _Group((layer_decay or 1.0) ** (above - depth), not plain, tuple(members[plain, depth]))
+        for plain, depth in sorted(members)
+    ]
+
+
+def _layer(name: str) -> int | None:
+    """0 for what comes before the image encoder's blocks, n + 1 for block n; None for the rest."""
+    inside = name.partition("image_encoder.trunk.")[2]
+    if not inside or inside.startswith("neck."):
+        return None
+    block = re.match(r"blocks\.(\d+)\.", inside)
+    return 0 if block is None else int(block[1]) + 1
 
 
 def build_schedule(optimizer: AdamW, config: OptimConfig, total_steps: int) -> LambdaLR:

@@ -74,7 +74,7 @@ class Stage(L.LightningModule):
         ]
 
     def _names(self) -> list[str]:
-        return [f"model.{name}" for name in parameter_names(self.model)]
+        return [f"model.{name}" for name in parameter_names(self.model, self.optim)]
 
     def validated(self) -> nn.Module:
         """The model that is validated and taken home."""

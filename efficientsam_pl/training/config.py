@@ -37,7 +37,7 @@ class TrainerConfig:
     # auto: ddp where there are several ranks. fsdp: FSDP2, parameters and optimizer in shards
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters stay float32
-    compile: Literal["none", "blocks"] = "none"  # torch.compile on every block, teacher's too
+    compile: Literal["none", "blocks"] = "none"  # every block, teacher's and mask decoder too
     # recomputed: in the backward pass, block by block, which spares their memory
     activations: Literal["kept", "recomputed"] = "kept"
     ema_decay: float | None = None  # a step; None: no averaged weights

@@ -34,6 +34,14 @@ class Blocked(Protocol):
 
 
 @runtime_checkable
+class Headed(Protocol):
+    """A model with parts that are called several times a step, with few shapes."""
+
+    def heads(self) -> list[nn.Module]:
+        """Called after the blocks."""
+
+
+@runtime_checkable
 class LaidOut(Protocol):
     """What of a stage is laid out; Lightning has told it its ranks and devices."""
 
@@ -71,6 +79,8 @@ class Arrangement:
             if model is not None:
                 blocks = cast(Blocked, model).blocks()
                 wrap_blocks(blocks, recomputed=recomputed, compiled=compiled)
+                if compiled and isinstance(model, Headed):
+                    _compile_heads(model.heads())
                 if mesh is not None:
                     _sharded(model, blocks, mesh, self._policy())
         if self._teacher is not None:
@@ -106,6 +116,12 @@ def wrap_blocks(blocks: Sequence[Any], *, recomputed: bool, compiled: bool) -> N
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if compiled:
             block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def _compile_heads(heads: Sequence[Any]) -> None:
+    """Code for the first shape, then for any: prompts of some rounds are longer than others."""
+    for head in heads:
+        head.forward = torch.compile(head.forward)
 
 
 def _sharded(

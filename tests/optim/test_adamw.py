@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.optim import AdamW
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig, SegmenterConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.optim.adamw import build_optimizer, build_schedule, lr_share
+from efficientsam_pl.optim.adamw import build_optimizer, build_schedule, lr_share, parameter_names
 from efficientsam_pl.optim.config import OptimConfig
 
 ENCODER = EncoderConfig(width=24, depth=1, image_size=64, position_grid=4, neck_channels=32)
@@ -116,3 +117,41 @@ def test_update_is_torchs_adamw() -> None:
             optimizer.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
     torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_layers_learn_the_slower_the_nearer_they_are_to_the_pixels() -> None:
+    """Two blocks and a factor of a half, by hand: patches 1/8, blocks 1/4 and 1/2, the rest 1."""
+    model = Segmenter(SegmenterConfig(encoder=replace(ENCODER, depth=2)))
+    optimizer = build_optimizer(model, OptimConfig(peak_lr=0.8, layer_decay=0.5))
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    trunk = "image_encoder.trunk."
+    assert found[f"{trunk}pos_embed"] == pytest.approx(0.1)
+    assert found[f"{trunk}patch_embed.proj.weight"] == pytest.approx(0.1)
+    assert found[f"{trunk}blocks.0.attn.qkv.weight"] == pytest.approx(0.2)
+    assert found[f"{trunk}blocks.0.norm1.bias"] == pytest.approx(0.2)
+    assert found[f"{trunk}blocks.1.mlp.fc2.weight"] == pytest.approx(0.4)
+    rest = {name for name in found if not name.startswith(trunk)}
+    assert {found[name] for name in rest} == {0.8}
+    assert any(name.startswith("image_encoder.neck") for name in rest)
+
+
+def test_schedule_keeps_the_layers_proportions() -> None:
+    model = Segmenter(SegmenterConfig(encoder=ENCODER))
+    config = OptimConfig(peak_lr=1.0, layer_decay=0.5, warmup_steps=0)
+    optimizer = build_optimizer(model, config)
+    schedule = build_schedule(optimizer, config, 4)
+    before = [group["lr"] for group in optimizer.param_groups]
+    optimizer.step()
+    schedule.step()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.75 * lr for lr in before])
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.8])
+def test_names_are_in_the_optimizers_order(module: nn.Module, layer_decay: float | None) -> None:
+    config = OptimConfig(layer_decay=layer_decay)
+    numbered = [p for g in build_optimizer(module, config).param_groups for p in g["params"]]
+    by_name = dict(module.named_parameters())
+    names = parameter_names(module, config)
+    assert [id(by_name[name]) for name in names] == [id(p) for p in numbered]
+    assert len(names) == len(set(names)) == len([p for p in numbered if p.requires_grad])

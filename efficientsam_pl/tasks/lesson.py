@@ -5,7 +5,7 @@ Axes: b photos, q masks a photo, c channels, g tokens a side.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prediction, Prompts
 
 
+@runtime_checkable
 class Prompter(Protocol):
     """Asks for masks, in as many rounds as it needs."""
 

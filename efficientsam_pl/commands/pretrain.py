@@ -128,10 +128,11 @@ def _throughput(config: PretrainConfig, target: Target) -> Throughput:
     def photo_flops() -> int:
         return step_flops(
             lambda: Sami(config.sami, target.width),
+            lambda student, image: student(image, torch.zeros(1, dtype=torch.int64))[0],
+            config.sami.student.image_size,
             None
             if target.teacher is None
             else lambda: FrozenTeacher(teacher, config.sami.student.grid()),
-            config.sami.student.image_size,
         )
 
     precision = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32

@@ -6,6 +6,7 @@ what is computed again in the backward pass to spare memory: work that no result
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+M = TypeVar("M", bound=nn.Module)
 _GPU_SIDE, _CPU_SIDE = 8192, 1024  # of the square matrices; large enough for the full rate
 
 
 def step_flops(
-    build_student: Callable[[], nn.Module],
-    build_teacher: Callable[[], nn.Module] | None,
+    build: Callable[[], M],
+    step: Callable[[M, Tensor], Tensor],
     image_size: int,
+    build_teacher: Callable[[], nn.Module] | None = None,
 ) -> int:
     """FLOPs of one photo in a training step: student forward and backward, teacher forward.
 
@@ -28,13 +31,13 @@ def step_flops(
     not sharded, and with all activations kept.
 
     Args:
-        build_student: Makes what maps photos [b, 3, s, s] of bytes and keys [b] to predicted
-            features and anything else.
-        build_teacher: Makes what maps the photos to target features; None: not run in a step.
+        build: Makes what learns.
+        step: From it and a photo [1, 3, s, s] of bytes to what has a gradient.
         image_size: Pixels a side of a photo.
+        build_teacher: Makes what maps the photo to target features; None: not run in a step.
     """
     with torch.device("meta"):
-        student = build_student()
+        student = build()
         teacher = None if build_teacher is None else build_teacher()
     hollow = FakeTensorMode(allow_non_fake_inputs=True)  # autocast knows the CPU, but no meta
     # the fused kernels' counts differ from device to device; the plain products are all counted
@@ -44,8 +47,7 @@ def step_flops(
             teacher.to_empty(device="cpu")
         image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
         with FlopCounterMode(display=False) as counter:
-            predicted, _ = student(image, torch.zeros(1, dtype=torch.int64))
-            predicted.sum().backward()
+            step(student, image).sum().backward()
             if teacher is not None:
                 teacher(image)
     return int(counter.get_total_flops())

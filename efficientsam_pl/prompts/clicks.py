@@ -1,0 +1,136 @@
+"""Clicks in masks, drawn or chosen on the device, a whole batch at once.
+
+Masks are grids of cells over the model's square, and a click is the centre of a cell in model
+pixels. Nothing waits for the device, and no mask is special: one without a cell gives a point too,
+which whoever asks leaves out.
+
+Axes: b photos, q masks a photo, h w cells.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from efficientsam_pl.draws import uniform
+from efficientsam_pl.structures import Label
+
+
+def uniform_click(
+    region: Bool[Tensor, "*mask h w"], share: Float[Tensor, "*mask"], side: int
+) -> Float[Tensor, "*mask 2"]:
+    """The cell that lies `share` of the way through the region's cells, in row-major order.
+
+    Args:
+        region: Where the click may fall.
+        share: In [0, 1); uniform numbers make uniform clicks.
+        side: The model's square in pixels.
+
+    Returns:
+        (x, y) in model pixels; the first cell's where the region is empty.
+    """
+    return _middle(_drawn_cell(region, share), region, side)
+
+
+def centre_click(masks: Bool[Tensor, "*mask h w"], side: int) -> Float[Tensor, "*mask 2"]:
+    """The mask's cell farthest from what is not mask; of several the first in row-major order.
+
+    Beyond the square's border nothing is mask.
+
+    Args:
+        masks: Grids of cells.
+        side: The model's square in pixels.
+
+    Returns:
+        (x, y) in model pixels; the first cell's where the mask is empty.
+
+    Source:
+        SAM's evaluation clicks the point farthest from the mask's edge.
+    """
+    away = squared_distance(masks).flatten(-2)
+    cells = away.shape[-1]
+    # argmax alone may take any of several on a GPU
+    ordered = away.long() * cells - torch.arange(cells, device=away.device)
+    return _middle(ordered.argmax(-1), masks, side)
+
+
+def squared_distance(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h w"]:
+    """Of each cell to the nearest one that is not mask, beyond the border included; in cells.
+
+    Exact: the nearest in every column, then the best of the columns (Felzenszwalb and Huttenlocher
+    2012: Distance transforms of sampled functions), which is one pass a column.
+    """
+    width = masks.shape[-1]
+    vertical = _to_nearest(masks).square()
+    column = torch.arange(width, device=masks.device)
+    to_border = torch.minimum(column + 1, width - column).float().square()
+    nearest = torch.minimum(vertical, to_border)
+    for x in range(width):
+        nearest = torch.minimum(nearest, vertical[..., x : x + 1] + (column - x).float().square())
+    return nearest
+
+
+def correction(
+    truth: Bool[Tensor, "b q h w"],
+    answer: Float[Tensor, "b q h w"],
+    draw_key: Int64[Tensor, "b q"],
+    number: int,
+    side: int,
+) -> tuple[Float[Tensor, "b q 2"], Int64[Tensor, "b q"]]:
+    """A click where the answer is wrong, uniform over the cells that are (SAM, appendix A).
+
+    Padding beside a photo is no mask: what the answer covers there is wrong too, and a negative
+    click may fall on it.
+
+    Args:
+        truth: The masks.
+        answer: Logits at the masks' resolution; above 0 is mask.
+        draw_key: One key a mask.
+        number: Of the round; each draws anew.
+        side: The model's square in pixels.
+
+    Returns:
+        (x, y) in model pixels and the label: POSITIVE where mask is missing, NEGATIVE where there
+        is too much; -1 and PADDING where nothing is wrong.
+    """
+    wrong = (answer > 0) ^ truth
+    cell = _drawn_cell(wrong, uniform(draw_key, 1, f"correction-{number}")[..., 0])
+    is_mask = truth.flatten(-2).gather(-1, cell[..., None])[..., 0]
+    labels = torch.where(is_mask, Label.POSITIVE, Label.NEGATIVE)
+    nothing = ~wrong.flatten(-2).any(-1)
+    points = _middle(cell, truth, side)
+    return (
+        torch.where(nothing[..., None], -1.0, points),
+        torch.where(nothing, Label.PADDING, labels),
+    )
+
+
+def _drawn_cell(
+    region: Bool[Tensor, "*mask h w"], share: Float[Tensor, "*mask"]
+) -> Int64[Tensor, "*mask"]:
+    so_far = region.flatten(-2).cumsum(-1, dtype=torch.int32)
+    count = so_far[..., -1:]
+    # float32 may round a share just below 1 up to the whole
+    rank = (share[..., None] * count).int().minimum(count - 1)
+    return torch.searchsorted(so_far, rank + 1)[..., 0]
+
+
+def _to_nearest(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h w"]:
+    """Of each cell to the nearest one of its column that is not mask, in cells."""
+    height = masks.shape[-2]
+    row = torch.arange(height, device=masks.device)[:, None]
+    above = torch.where(masks, -1, row).cummax(-2).values
+    below = torch.where(masks, height, row).flip(-2).cummin(-2).values.flip(-2)
+    return torch.minimum(row - above, below - row).float()
+
+
+def _middle(
+    cell: Int64[Tensor, "*mask"], masks: Bool[Tensor, "*mask h w"], side: int
+) -> Float[Tensor, "*mask 2"]:
+    """The centre of a cell, which is counted in row-major order, in model pixels."""
+    height, width = masks.shape[-2:]
+    x, y = cell % width, cell // width
+    return torch.stack([_model_px(x, width, side), _model_px(y, height, side)], dim=-1)
+
+
+def _model_px(cell: Int64[Tensor, "*mask"], cells: int, side: int) -> Float[Tensor, "*mask"]:
+    return (cell + 0.5) * (side / cells) - 0.5

@@ -1,5 +1,6 @@
 """Weights of the losses, without torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,11 +24,21 @@ class MaskLossConfig:
     focal_gamma: float = 2.0
     iou_candidates: Literal["best", "all"] = "all"  # whose predicted IoU is supervised
     single_mask: float = 1.0  # weight of token 0, which the released model left untrained
-    # Focal and dice from so many points of a mask, one in each cell of a square grid, the same
-    # for all its candidates; None: from every pixel
+    # Focal and dice from so many pixels of a mask, one in each cell of a square grid, the same for
+    # all its candidates; None: from all. What that errs: benchmarks/finetune_sampling.py
     sampled_points: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("focal", "dice", "iou", "single_mask"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.focal_alpha <= 1:
+            raise ValueError(f"focal_alpha={self.focal_alpha} must lie in [0, 1]")
+        if not (self.focal_gamma == 0 or 1 <= self.focal_gamma < math.inf):
+            raise ValueError(
+                f"focal_gamma={self.focal_gamma} must be 0 or at least 1; between them the "
+                "gradient of a pixel that is right has no bound"
+            )
         if self.sampled_points is not None:
             side = round(max(self.sampled_points, 0) ** 0.5)
             if side < 1 or side**2 != self.sampled_points:

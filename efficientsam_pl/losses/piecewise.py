@@ -41,20 +41,21 @@ class _Summed(torch.autograd.Function):
     def forward(ctx: Any, pieces: Pieces, features: Tensor, *parameters: Tensor) -> Tensor:
         shared = features.detach().requires_grad_(features.requires_grad)
         inputs = [shared, *parameters] if features.requires_grad else [*parameters]
-        gradients = [torch.zeros_like(tensor) for tensor in inputs]
+        gradients = [torch.zeros_like(tensor, dtype=_of_sums(tensor)) for tensor in inputs]
 
         def learned() -> Iterator[Tensor]:
             for values in pieces(shared):
                 own = torch.autograd.grad(values[0], inputs, allow_unused=True)
                 for gradient, more in zip(gradients, own, strict=True):
                     if more is not None:
-                        gradient += more
+                        gradient.add_(more)
                 yield values.detach()
 
         with torch.enable_grad():
             total = _total(learned())
         assert total is not None, "there is a piece"
-        ctx.save_for_backward(*gradients)
+        alike = zip(gradients, inputs, strict=True)
+        ctx.save_for_backward(*(gradient.to(tensor.dtype) for gradient, tensor in alike))
         ctx.of_features = features.requires_grad
         return total
 
@@ -62,6 +63,11 @@ class _Summed(torch.autograd.Function):
     def backward(ctx: Any, *outside: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [outside[0][0] * gradient for gradient in ctx.saved_tensors]
         return (None, *scaled) if ctx.of_features else (None, None, *scaled)
+
+
+def _of_sums(tensor: Tensor) -> torch.dtype:
+    """At least float32: many small gradients added up in bf16 would stop counting."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _total(values: Iterable[Tensor]) -> Tensor | None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam_pl.draws import draw_key, uniform, uniform_of
+from efficientsam_pl.draws import apart, draw_key, uniform, uniform_of
 
 WORD = (1 << 64) - 1
 
@@ -35,8 +35,8 @@ def test_draws_equal_unbounded_integers(key: int) -> None:
 def test_draws_do_not_depend_on_the_batch() -> None:
     keys = torch.tensor([draw_key(0, 0, f"sample {index}") for index in range(6)])
     together = uniform(keys, 5, "masks")
-    apart = torch.stack([uniform(key, 5, "masks") for key in keys])
-    assert torch.equal(together, apart)
+    alone = torch.stack([uniform(key, 5, "masks") for key in keys])
+    assert torch.equal(together, alone)
     assert torch.equal(uniform(keys.flip(0), 5, "masks"), together.flip(0))
     assert torch.equal(uniform(keys.view(2, 3), 5, "masks"), together.view(2, 3, 5))
 
@@ -86,3 +86,29 @@ def test_draws_without_torch_are_the_same() -> None:
 
 def test_names_that_are_no_utf8_have_keys_too() -> None:
     assert draw_key(0, 0, "photo\udcff") != draw_key(0, 0, "photo\udcfe")
+
+
+def test_keys_apart_are_the_generators_sequence() -> None:
+    for key in (0, 12345, (1 << 63) - 1):
+        state = splitmix64(key ^ draw_key(0, 0, "apart"))
+        expected = [splitmix64((state + step * 0x9E3779B97F4A7C15) & WORD) for step in range(1, 6)]
+        assert [k & WORD for k in apart(torch.tensor(key), 5).tolist()] == expected
+
+
+def test_keys_apart_do_not_depend_on_the_batch_nor_on_how_many_there_are() -> None:
+    keys = torch.tensor([draw_key(0, 0, str(i)) for i in range(6)])
+    together = apart(keys, 8)
+    assert torch.equal(apart(keys.flip(0), 8), together.flip(0))
+    assert torch.equal(apart(keys.view(2, 3), 3), together.view(2, 3, 8)[..., :3])
+    assert together.unique().numel() == 48
+
+
+def test_things_of_one_sample_draw_independently() -> None:
+    """Of each other, of the sample's own draws, and of what lies beside them."""
+    sample = torch.tensor([draw_key(0, 0, "photo")])
+    masks = uniform(apart(sample, 20), 4096, "clicks")[0]
+    own = uniform(sample, 4096, "clicks")
+    correlation = torch.corrcoef(torch.cat([own, masks]))
+    assert correlation.triu(1).abs().max() < 6 / 4096**0.5  # six standard errors, 210 pairs
+    first = uniform(apart(torch.arange(4096), 2), 1, "clicks")[..., 0].T
+    assert torch.corrcoef(first)[0, 1].abs() < 5 / 4096**0.5

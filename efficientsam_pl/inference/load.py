@@ -1,27 +1,114 @@
-"""A segmenter with its weights."""
+"""A segmenter with its weights: whole, or put together as finetuning begins with it."""
 
-from efficientsam_pl.models.config import SegmenterConfig
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from efficientsam_pl.models.config import NAMED, ModelConfig, SegmenterConfig
+from efficientsam_pl.models.growing import grown
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.models.weights import load_strictly, part, read_weights
+from efficientsam_pl.models.weights import (
+    WeightsError,
+    WeightsFile,
+    load_strictly,
+    part,
+    read_weights,
+)
+
+_RELEASED = {"EfficientSAM": "efficient_sam_ti", "SAM": "sam_vit_b"}
+# What decides how weights are used and cannot be told from their shapes
+_UNSEEN = (
+    "decoder.heads",
+    "decoder.activation",
+    "decoder.upscaling_norm",
+    "decoder.token_position",
+    "prompts.padding_position",
+)
 
 
-def load_segmenter(
-    config: SegmenterConfig, weights: str | None, encoder: str | None = None
-) -> Segmenter:
+def load_segmenter(config: SegmenterConfig, weights: str | None) -> Segmenter:
     """A segmenter, freshly initialised or with the weights of a file.
 
     Args:
         config: Its shape.
         weights: A file of the whole model, released or ours.
-        encoder: A pretrained encoder (`efficientsam pretrain` writes it), trunk only.
 
     Raises:
         WeightsError: A file that cannot be read or does not fit.
     """
     model = Segmenter(config)
     if weights is not None:
-        load_strictly(model, read_weights(weights).state, weights)
-    if encoder is not None:
-        state = part(read_weights(encoder).state, "image_encoder.trunk.")
-        load_strictly(model.image_encoder.trunk, state, encoder)
+        file = read_weights(weights)
+        _check_conventions(file, config, weights)
+        load_strictly(model, file.state, weights)
     return model
+
+
+def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter:
+    """The segmenter that finetuning begins with: a whole model, or parts, or fresh.
+
+    Prompts that the files' models do not know are added so that what they do know is answered as
+    by them. An encoder's file may hold its neck or end before it.
+
+    Args:
+        config: Its shape.
+        start: Which files its weights come from.
+
+    Raises:
+        WeightsError: A file that cannot be read or does not fit.
+    """
+    model = Segmenter(config)
+    if start.weights is not None:
+        state = _decoding_state(model, start.weights)
+        load_strictly(model, state, start.weights)
+    if start.decoder is not None:
+        state = _decoding_state(model, start.decoder)
+        for name in ("prompt_encoder", "mask_decoder"):
+            load_strictly(model.get_submodule(name), part(state, f"{name}."), start.decoder)
+    if start.encoder is not None:
+        _load_encoder(model, start.encoder)
+    return model
+
+
+def _decoding_state(model: Segmenter, path: str) -> dict[str, Tensor]:
+    """All of a file's tensors, and those that its prompt encoder lacks beside the model's."""
+    file = read_weights(path)
+    _check_conventions(file, model.config, path)
+    prompts = part(file.state, "prompt_encoder.")
+    if not prompts:
+        raise WeightsError(f"{path} holds no prompt encoder and mask decoder")
+    more = grown(model.prompt_encoder, prompts)
+    return file.state | {f"prompt_encoder.{name}": tensor for name, tensor in more.items()}
+
+
+def _load_encoder(model: Segmenter, path: str) -> None:
+    state = part(read_weights(path).state, "image_encoder.")
+    if not state:
+        raise WeightsError(f"{path} holds no image encoder")
+    if any(name.startswith("neck.") for name in state):
+        load_strictly(model.image_encoder, state, path)
+    else:
+        load_strictly(model.image_encoder.trunk, part(state, "trunk."), path)
+
+
+def _check_conventions(file: WeightsFile, config: SegmenterConfig, path: str) -> None:
+    told = file.config if file.layout is None else asdict(NAMED[_RELEASED[file.layout]])
+    if told is None:
+        return
+    wanted = asdict(config)
+    differing = [
+        f"{key}={_at(told, key)} for {_at(wanted, key)}"
+        for key in _UNSEEN
+        if _at(told, key) not in (None, _at(wanted, key))
+    ]
+    if differing:
+        raise WeightsError(f"{path} holds weights of another model; {', '.join(differing)}")
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    """None where a file of an earlier version, or of another model, does not tell."""
+    group, _, name = key.partition(".")
+    values = config.get(group)
+    return values.get(name) if isinstance(values, Mapping) else None

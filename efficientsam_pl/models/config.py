@@ -36,6 +36,10 @@ class EncoderConfig:
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}"
             )
+        if self.class_token and self.global_attention == "listed":
+            raise ValueError(
+                "class_token=true needs global_attention=all, not listed: it has no window"
+            )
 
     def grid(self) -> int:
         """Tokens a side at `image_size`."""
@@ -84,6 +88,10 @@ class MaskDecoderConfig:
     # values and residual included. queries_and_keys (SAM): only there, and the first block's
     # self-attention replaces the tokens instead of adding to them.
     token_position: Literal["summed", "queries_and_keys"] = "summed"
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth={self.depth} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +222,11 @@ class SamiConfig:
     def __post_init__(self) -> None:
         if self.student.kind != "vit":
             raise ValueError(f"student.kind={self.student.kind}: SAMI masks a plain vit only")
+        if self.student.global_attention != "all":
+            raise ValueError(
+                f"student.global_attention={self.student.global_attention} must be all: windows "
+                "have no meaning where most tokens are masked"
+            )
         if not 0 < self.visible_tokens() < self.student.grid() ** 2:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio} leaves {self.visible_tokens()} of "

@@ -1,9 +1,11 @@
 """SAM's mask decoder: candidate masks and the IoU expected of each, from features and prompts.
 
-Axes: b images, q prompts an image, t prompt tokens, c channels, g image tokens a side.
+Axes: b images, q prompts an image, t prompt tokens, c channels, g image tokens a side,
+m all images' prompts, k mask tokens, e channels of a kernel.
 """
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -46,23 +48,50 @@ class MaskDecoder(nn.Module):
     ) -> Prediction:
         """Logits [b, q, tokens, 4g, 4g] and IoU [b, q, tokens] of every mask token, 0 first."""
         b, q = prompt_tokens.shape[:2]
-        image = features[:, None]
-        image = image if dense is None else image + dense
-        image = image.expand(b, q, -1, -1, -1).flatten(0, 1)
+        image = features[:, None] if dense is None else features[:, None] + dense
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(b * q, -1, -1), prompt_tokens.flatten(0, 1)], dim=1)
+        tokens = torch.cat([own.expand(b, q, -1, -1), prompt_tokens], dim=2)
+        shares = q if image.shape[1] == 1 else 1  # prompts of an image; else each has its own
         tokens, attended = self.transformer(
-            tokens, image.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)
+            tokens.reshape(b * image.shape[1], shares, *tokens.shape[2:]),
+            image.flatten(0, 1).flatten(2).transpose(1, 2).contiguous(),
+            position.flatten(2).transpose(1, 2).contiguous(),
         )
-        upscaled = self.upscaling(attended.transpose(1, 2).unflatten(2, features.shape[-2:]))
+        tokens = tokens.flatten(0, 1)
         kernels = torch.stack(
             [head(tokens[:, 1 + i]) for i, head in enumerate(self.hypernetworks)], dim=1
         )
-        logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        logits = self._drawn(kernels, attended.unflatten(1, features.shape[-2:]))
         return Prediction(
             low_res_logits=logits.unflatten(0, (b, q)),
             iou=self.iou_head(tokens[:, 0]).unflatten(0, (b, q)),
         )
+
+    def _drawn(
+        self, kernels: Float[Tensor, "m k e"], attended: Float[Tensor, "m gh gw c"]
+    ) -> Float[Tensor, "m k 4*gh 4*gw"]:
+        """Image tokens upscaled twice, and each pixel's product with each mask token's kernel.
+
+        A convolution whose windows do not overlap is a linear of every token, so the pixels of a
+        token stay side by side until they are few numbers.
+        """
+        first, norm, activation, second, last = self.upscaling
+        quarters = _linear_of(first, attended.flatten(1, 2)).unflatten(-1, (4, -1))
+        quarters = norm(quarters.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        pixels = last(_linear_of(second, activation(quarters))).unflatten(-1, (4, -1))
+        logits = kernels @ pixels.flatten(1, 3).transpose(1, 2)
+        placed = logits.unflatten(2, (*attended.shape[1:3], 2, 2, 2, 2))
+        rows_then_columns = placed.permute(0, 1, 2, 4, 6, 3, 5, 7)
+        drawn: Tensor = rows_then_columns.flatten(5, 7).flatten(2, 4)
+        return drawn
+
+
+def _linear_of(convolution: nn.Module, x: Float[Tensor, "*x c"]) -> Float[Tensor, "*x outputs"]:
+    """A transposed convolution of kernel and stride 2: rows, columns, channels of what it makes."""
+    assert isinstance(convolution, nn.ConvTranspose2d)
+    assert convolution.bias is not None
+    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return F.linear(x, weight, convolution.bias.repeat(4))
 
 
 def _head(inside: int, hidden: int, outside: int, activation: type[nn.Module]) -> nn.Sequential:

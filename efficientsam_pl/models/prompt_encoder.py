@@ -4,6 +4,7 @@ Axes: b images, q prompts an image, p points a prompt, c channels, g tokens a si
 """
 
 import math
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -85,24 +86,38 @@ class PromptEncoder(nn.Module):
         return tokens, self._dense(prompts, self._drawn(points, labels))
 
     def slots(self, prompts: Prompts) -> tuple[Float[Tensor, "b q t 2"], Int64[Tensor, "b q t"]]:
-        """Points and box corners side by side, filled up with padding to the model's slots."""
+        """Points and box corners side by side, filled up with padding to the fewest slots.
+
+        Raises:
+            ValueError: More points than the model has slots.
+        """
         points, labels = prompts.points_px, prompts.labels
-        fill = 0
         if prompts.boxes_xyxy_px is not None:
             points = torch.cat([points, prompts.boxes_xyxy_px.unflatten(-1, (2, 2))], dim=2)
             corner = labels.new_tensor([Label.TOP_LEFT, Label.BOTTOM_RIGHT])
             labels = torch.cat([labels, corner.expand(*labels.shape[:2], 2)], dim=2)
-        elif self.config.max_points is None and labels.shape[-1] > 0:
+        given, most = labels.shape[-1], self.config.max_points
+        if most is not None and given > most:
+            raise ValueError(
+                f"{given} points in a prompt (a box counts as two), but this model takes at most "
+                f"{most}"
+            )
+        fill = max(self.config.filled_to() - given, 0)
+        if most is None and prompts.boxes_xyxy_px is None and given > 0:
             fill = 1  # SAM tells "points, no box" by one padding point; a mask alone has no token
-        if self.config.max_points is not None:
-            fill = self.config.max_points - labels.shape[-1]
-            if fill < 0:
-                raise ValueError(
-                    f"{labels.shape[-1]} points in a prompt (a box counts as two), but this model "
-                    f"takes at most {self.config.max_points}"
-                )
         points = F.pad(points, (0, 0, 0, fill), value=-1.0)
         return points, F.pad(labels, (0, fill), value=int(Label.PADDING))
+
+    def never_asked(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
+        """Modules that prompts of these labels, with or without masks, do not reach."""
+        used = {Label.PADDING, *labels}
+        vectors = [
+            f"label_vectors.{label.name.lower()}"
+            for label in Label
+            if label not in used and label.name.lower() in self.label_vectors
+        ]
+        idle_masks = self.mask_downscaling is not None and not mask_logits
+        return [*vectors, "mask_downscaling"] if idle_masks else vectors
 
     def dense_position(self) -> Float[Tensor, "1 c g g"]:
         """The position of every image token, in the same code as the points."""

@@ -3,7 +3,7 @@
 Axes: b images, q prompts an image, c channels, g tokens a side, s pixels a side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, cast
 
 import torch
@@ -14,9 +14,13 @@ from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.mask_decoder import MaskDecoder
 from efficientsam_pl.models.prompt_encoder import PromptEncoder
 from efficientsam_pl.models.vit import build_encoder
-from efficientsam_pl.structures import Prediction, Prompts
+from efficientsam_pl.structures import Label, Prediction, Prompts
 
 T = TypeVar("T")
+# Image tokens of the prompts that are answered together where no gradient is kept: those of four
+# prompts of 64 x 64 stay in a processor's cache, those of 64 fill a GPU
+_TOKENS_AT_ONCE = {"cpu": 4 * 64**2}
+_TOKENS_AT_ONCE_ELSEWHERE = 64 * 64**2
 
 
 class PixelNorm(nn.Module):
@@ -70,6 +74,27 @@ class Segmenter(nn.Module):
         """The image encoder's blocks, which are computed, compiled and sharded one by one."""
         return list(cast(nn.ModuleList, self.image_encoder.trunk.blocks))
 
+    def heads(self) -> list[nn.Module]:
+        """What comes after the blocks and may be compiled whole."""
+        return [self.mask_decoder]
+
+    def freeze(self, parts: Iterable[str]) -> None:
+        """Keeps the weights of these modules, named as in `get_submodule`, as they are.
+
+        What never learns must not be given to an optimizer either: its weight decay would go on.
+        """
+        for name in parts:
+            self.get_submodule(name).requires_grad_(False)
+
+    def never_asked(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
+        """Modules that prompts of these kinds do not reach, for `freeze`.
+
+        Args:
+            labels: Of all points and corners that will be given; padding need not be told.
+            mask_logits: Whether masks will be given.
+        """
+        return [f"prompt_encoder.{n}" for n in self.prompt_encoder.never_asked(labels, mask_logits)]
+
     def decoding_parameters(self) -> list[nn.Parameter]:
         """Of what comes after the features."""
         return [*self.prompt_encoder.parameters(), *self.mask_decoder.parameters()]
@@ -92,8 +117,34 @@ class Segmenter(nn.Module):
         Raises:
             ValueError: A prompt of a kind, or of a length, that this model does not know.
         """
+        if torch.is_grad_enabled():
+            return self._decode(features, prompts)
+        limit = _TOKENS_AT_ONCE.get(features.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
+        at_once = max(1, limit // features[:, 0].numel())
+        answers = [self._decode(features, some) for some in _parts(prompts, at_once)]
+        if len(answers) == 1:
+            return answers[0]
+        return Prediction(
+            torch.cat([answer.low_res_logits for answer in answers], dim=1),
+            torch.cat([answer.iou for answer in answers], dim=1),
+        )
+
+    def _decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
         tokens, dense = self.prompt_encoder(prompts)
         prediction: Prediction = self.mask_decoder(
             features, self.prompt_encoder.dense_position(), tokens, dense
         )
         return prediction
+
+
+def _parts(prompts: Prompts, at_once: int) -> Iterator[Prompts]:
+    """The prompts of every photo, at most so many together."""
+    boxes, masks = prompts.boxes_xyxy_px, prompts.mask_logits
+    for first in range(0, max(prompts.labels.shape[1], 1), at_once):
+        some = slice(first, first + at_once)
+        yield Prompts(
+            prompts.points_px[:, some],
+            prompts.labels[:, some],
+            None if boxes is None else boxes[:, some],
+            None if masks is None else masks[:, some],
+        )

@@ -23,8 +23,35 @@ from efficientsam_pl.models.positions import positions_at
 _NORM_EPS = 1e-6
 
 
+class WindowedBlock(Block):  # type: ignore[misc]  # timm tells no types
+    """A block whose tokens attend within square windows of the photo; weights as of any other.
+
+    Where the grid ends within a window, zeros fill it up behind the norm and take part, as in SAM
+    (ViTDet; EfficientTAM).
+    """
+
+    def __init__(self, *args: Any, window: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.window = window
+
+    def forward(self, tokens: Float[Tensor, "b gh gw c"]) -> Float[Tensor, "b gh gw c"]:
+        """Tokens in their places on the grid."""
+        rows, columns = tokens.shape[1:3]
+        normed = self.norm1(tokens)
+        padded = F.pad(normed, (0, 0, 0, -columns % self.window, 0, -rows % self.window))
+        windows = padded.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window))
+        windows = windows.transpose(2, 3)  # b, windows down, windows across, rows, columns, c
+        attended = self.attn(windows.flatten(0, 2).flatten(1, 2)).view_as(windows)
+        attended = attended.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        tokens = tokens + attended[:, :rows, :columns]
+        found: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return found
+
+
 class PlainViT(nn.Module):
-    """Patches, positions and blocks with global attention; no norm at the end, as released.
+    """Patches, positions and blocks; no norm at the end, as released.
+
+    All blocks attend globally, as released, or some in windows (`EncoderConfig`).
 
     `pos_embed` keeps the slot of the class token in front ([1, 1 + grid^2, c]) as the released
     file does, and is resized to the photo's grid (bicubic, align_corners=False).
@@ -39,15 +66,7 @@ class PlainViT(nn.Module):
         self.cls_token = (
             nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
         )
-        self.blocks = nn.ModuleList(
-            Block(
-                config.width,
-                config.heads,
-                qkv_bias=True,
-                norm_layer=partial(nn.LayerNorm, eps=_NORM_EPS),
-            )
-            for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(_block(config, number) for number in range(config.depth))
         _set_attention(self.blocks, config.attention)
         self.width = config.width
         _initialise_as_mae(self)
@@ -60,13 +79,24 @@ class PlainViT(nn.Module):
         Args:
             pixels: Normalised photo; both sides multiples of the patch size.
             visible: Which tokens the blocks see, as in MAE; row-major over the grid.
+
+        Raises:
+            ValueError: Some blocks have windows, which have no meaning for some of the tokens.
         """
+        grid = [side // self.patch_embed.proj.kernel_size[0] for side in pixels.shape[-2:]]
+        if visible is not None and any(isinstance(block, WindowedBlock) for block in self.blocks):
+            raise ValueError(
+                "visible tokens alone need global_attention=all, not blocks with windows"
+            )
         tokens = self._embed_all(pixels) if visible is None else self._embed(pixels, visible)
         if self.cls_token is not None:
             first = self.cls_token + self.pos_embed[:, :1]
             tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
         for block in self.blocks:
-            tokens = block(tokens)
+            if isinstance(block, WindowedBlock):
+                tokens = block(tokens.unflatten(1, grid)).flatten(1, 2)
+            else:
+                tokens = block(tokens)
         return tokens if self.cls_token is None else tokens[:, 1:]
 
     def positions(self, grid: list[int]) -> Float[Tensor, "1 n c"]:
@@ -150,6 +180,14 @@ class SamImageEncoder(nn.Module):
 def build_encoder(config: EncoderConfig) -> ImageEncoder | SamImageEncoder:
     """The encoder that a config describes, freshly initialised."""
     return ImageEncoder(config) if config.kind == "vit" else SamImageEncoder(config)
+
+
+def _block(config: EncoderConfig, number: int) -> Block:
+    kind = Block
+    if config.global_attention == "listed" and number not in config.global_blocks:
+        kind = partial(WindowedBlock, window=config.window)
+    norm = partial(nn.LayerNorm, eps=_NORM_EPS)
+    return kind(config.width, config.heads, qkv_bias=True, norm_layer=norm)
 
 
 def _set_attention(blocks: Iterable[Any], attention: str) -> None:

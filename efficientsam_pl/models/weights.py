@@ -8,10 +8,10 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -72,6 +72,7 @@ class WeightsFile:
     state: dict[str, Tensor]
     config: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
+    layout: Literal["EfficientSAM", "SAM"] | None = None  # a release's; None: ours
 
 
 def read_weights(path: str) -> WeightsFile:
@@ -84,17 +85,15 @@ def read_weights(path: str) -> WeightsFile:
         raise WeightsError(f"weights: no such file: {path}")
     if path.endswith(".safetensors"):
         return _read_safetensors(path)
-    return WeightsFile(rename_released(_read_pickle(path)))
+    return _of_release(_read_pickle(path))
 
 
 def rename_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A released EfficientSAM or SAM state dict in our names; our own passes unchanged."""
-    if "prompt_encoder.invalid_points.weight" in state:
-        rules: Iterable[tuple[str, str]] = _EFFICIENT_SAM
-    elif "prompt_encoder.not_a_point_embed.weight" in state:
-        rules = _SAM
-    else:
+    layout = _layout(state)
+    if layout is None:
         return dict(state)
+    rules = {"EfficientSAM": _EFFICIENT_SAM, "SAM": _SAM}[layout]
     compiled = [(re.compile(pattern), ours) for pattern, ours in rules]
     renamed = {}
     for name, tensor in state.items():
@@ -102,6 +101,16 @@ def rename_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = pattern.sub(ours, name)  # noqa: PLW2901
         renamed[name] = tensor
     return renamed
+
+
+def _layout(state: Mapping[str, Tensor]) -> Literal["EfficientSAM", "SAM"] | None:
+    if "prompt_encoder.invalid_points.weight" in state:
+        return "EfficientSAM"
+    return "SAM" if "prompt_encoder.not_a_point_embed.weight" in state else None
+
+
+def _of_release(state: Mapping[str, Tensor]) -> WeightsFile:
+    return WeightsFile(rename_released(state), layout=_layout(state))
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -155,7 +164,7 @@ def _read_safetensors(path: str) -> WeightsFile:
     except SafetensorError as error:
         raise WeightsError(f"weights: {path} is no safetensors file ({error})") from error
     if header.get("format") != FORMAT:
-        return WeightsFile(rename_released(state))
+        return _of_release(state)
     if header["format_version"] != FORMAT_VERSION:
         raise WeightsError(
             f"weights: {path} has format version {header['format_version']}, "

@@ -47,6 +47,35 @@ def test_a_box_takes_two_of_the_six_slots(tiny_efficient_sam: Segmenter) -> None
         decode(tiny_efficient_sam, features(), five)
 
 
+def with_more_slots(model: Segmenter) -> Segmenter:
+    """The same weights, with room for twelve points."""
+    prompts = replace(model.config.prompts, min_points=6, max_points=12)
+    other = Segmenter(replace(model.config, prompts=prompts)).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("points", [0, 1, 4, 6])
+def test_more_slots_answer_up_to_six_points_as_the_released(
+    tiny_efficient_sam: Segmenter, points: int
+) -> None:
+    prompts = clicks(2, 3, points)
+    longer = with_more_slots(tiny_efficient_sam)
+    assert_same(
+        decode(longer, features(2), prompts), decode(tiny_efficient_sam, features(2), prompts)
+    )
+
+
+def test_more_slots_take_a_box_and_ten_clicks_and_no_more(tiny_efficient_sam: Segmenter) -> None:
+    longer = with_more_slots(tiny_efficient_sam)
+    box_and_clicks = [replace(clicks(1, 3, n), boxes_xyxy_px=BOXES) for n in (5, 10, 11)]
+    for prompts, slots in zip(box_and_clicks, (7, 12), strict=False):
+        tokens, _ = longer.prompt_encoder(prompts)
+        assert tokens.shape == (1, 3, slots, 32)
+    with pytest.raises(ValueError, match=r"13 points .* at most 12"):
+        decode(longer, features(), box_and_clicks[2])
+
+
 def test_sam_takes_any_number_of_points(tiny_sam: Segmenter) -> None:
     assert decode(tiny_sam, features(), clicks(1, 1, 20)).iou.shape == (1, 1, 4)
 

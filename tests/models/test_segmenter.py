@@ -1,8 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
+from efficientsam_pl.models import segmenter
+from efficientsam_pl.models.config import FreezeConfig
 from efficientsam_pl.models.segmenter import PixelNorm, Segmenter
-from efficientsam_pl.structures import Prediction, Prompts
+from efficientsam_pl.structures import Label, Prediction, Prompts
 
 MEAN, STD = (10.0, 20.0, 30.0), (2.0, 4.0, 5.0)
 
@@ -44,7 +49,7 @@ def test_a_photo_embedded_once_answers_as_the_whole_model(tiny: Segmenter) -> No
     with torch.inference_mode():
         features = tiny.encode(image, content_hw)
         decoded = tiny.decode(features, prompts)
-        whole = tiny(image, prompts, content_hw)
+        whole = tiny(image, lambda features: tiny.decode(features, prompts), content_hw)
     assert features.shape == (2, 32, 4, 4)
     assert decoded.low_res_logits.shape == (2, 3, 4, 16, 16)  # four mask tokens
     torch.testing.assert_close(decoded.low_res_logits, whole.low_res_logits, rtol=0, atol=0)
@@ -53,12 +58,98 @@ def test_a_photo_embedded_once_answers_as_the_whole_model(tiny: Segmenter) -> No
 
 def test_every_parameter_but_the_unused_learns_from_a_mask(tiny: Segmenter) -> None:
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    answer = tiny(image, Prompts.of_boxes(torch.tensor([[[8.0, 8, 40, 50]]])))
+    box = Prompts.of_boxes(torch.tensor([[[8.0, 8, 40, 50]]]))
+    answer = tiny(image, lambda features: tiny.decode(features, box))
     (answer.low_res_logits.square().mean() + answer.iou.square().mean()).backward()
     idle = {n for n, p in tiny.named_parameters() if p.grad is None or not p.grad.any()}
     vectors = "prompt_encoder.label_vectors."
     not_asked = {f"{vectors}{label}.weight" for label in ("negative", "positive", "padding")}
     assert {n for n in idle - not_asked if ".mask_downscaling." not in n} == set()
+
+
+def some_prompts(model: Segmenter, count: int) -> Prompts:
+    """A click and a box each, and a mask for a model that takes one."""
+    generator = torch.Generator().manual_seed(5)
+    clicks = torch.rand(2, count, 1, 2, generator=generator) * 64
+    masks = torch.randn(2, count, 16, 16, generator=generator)
+    return replace(
+        Prompts.of_clicks(clicks),
+        boxes_xyxy_px=torch.tensor([8.0, 8, 40, 50]).expand(2, count, 4),
+        mask_logits=masks if model.config.prompts.mask_prompts else None,
+    )
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 2 * 2 * 16, 3 * 2 * 16, 1000])
+def test_parts_of_the_prompts_answer_as_all_together(
+    tiny: Segmenter, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven prompts of two photos of 16 tokens, in parts of one, two, three, and all."""
+    features = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(1))
+    prompts = some_prompts(tiny, 7)
+    expected = tiny.decode(features, prompts)  # with a gradient, so in one part
+    calls = []
+    tiny.mask_decoder.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(segmenter, "_TOKENS_AT_ONCE", {"cpu": tokens_at_once})
+    with torch.no_grad():
+        found = tiny.decode(features, prompts)
+    assert len(calls) == {1: 7, 64: 4, 96: 3, 1000: 1}[tokens_at_once]
+    torch.testing.assert_close(found.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.iou, expected.iou, rtol=1e-4, atol=1e-5)
+
+
+def test_no_prompts_have_no_answers(tiny: Segmenter) -> None:
+    features = torch.randn(1, 32, 4, 4)
+    with torch.no_grad():
+        assert tiny.decode(features, Prompts.of_boxes(torch.zeros(1, 0, 4))).iou.shape == (1, 0, 4)
+
+
+def loss_of(model: Segmenter, prompts: Prompts) -> Tensor:
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    answer = model(image, lambda features: model.decode(features, prompts))
+    return answer.low_res_logits.square().mean() + answer.iou.square().mean()
+
+
+def test_a_frozen_part_keeps_its_weights_and_the_others_learn(tiny: Segmenter) -> None:
+    tiny.freeze(FreezeConfig(prompt_encoder=True).parts())
+    loss_of(tiny, some_prompts(tiny, 2)).backward()
+    assert all(p.grad is None for p in tiny.prompt_encoder.parameters())
+    assert all(p.grad is not None for p in tiny.mask_decoder.parameters())
+    assert tiny.image_encoder.trunk.pos_embed.grad is not None
+
+
+def test_a_frozen_encoder_keeps_nothing_for_a_backward_pass(tiny: Segmenter) -> None:
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    assert tiny.encode(image).requires_grad
+    tiny.freeze(FreezeConfig(image_encoder=True).parts())
+    assert not tiny.encode(image).requires_grad
+    loss_of(tiny, some_prompts(tiny, 2)).backward()
+    assert all(p.grad is not None for p in tiny.mask_decoder.parameters())
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("with_negatives", [False, True])
+def test_what_is_never_asked_is_what_no_prompt_reaches(
+    tiny_sam: Segmenter, with_negatives: bool, with_masks: bool
+) -> None:
+    """Beside the gradients of prompts that have everything else."""
+    labels = [Label.PADDING, Label.POSITIVE, Label.TOP_LEFT, Label.BOTTOM_RIGHT]
+    labels += [Label.NEGATIVE] if with_negatives else []
+    points, kinds = torch.rand(2, 1, len(labels), 2) * 64, torch.tensor(labels).expand(2, 1, -1)
+    mask = torch.randn(2, 1, 16, 16)
+    rounds = [Prompts(points, kinds)]
+    rounds += [Prompts(points, kinds, mask_logits=mask)] if with_masks else []
+    sum(loss_of(tiny_sam, prompts) for prompts in rounds).backward()
+    names = {n for n, p in tiny_sam.named_parameters() if p.grad is None or not p.grad.any()}
+    idle = tiny_sam.never_asked(labels, with_masks)
+    assert names == {n for n, _ in tiny_sam.named_parameters() if n.startswith(tuple(idle))}
+    assert len(idle) == 2 - with_negatives - with_masks
+
+
+def test_what_a_model_lacks_is_no_idle_part_of_it(tiny_efficient_sam: Segmenter) -> None:
+    assert tiny_efficient_sam.never_asked([Label.POSITIVE], mask_logits=False) == [
+        "prompt_encoder.label_vectors.top_left",
+        "prompt_encoder.label_vectors.bottom_right",
+    ]
 
 
 @pytest.fixture

@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
-from efficientsam_pl.models.config import EncoderConfig
+from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.models.vit import ImageEncoder, PlainViT, SamImageEncoder, build_encoder
+from efficientsam_pl.models.vit import (
+    ImageEncoder,
+    PlainViT,
+    SamImageEncoder,
+    WindowedBlock,
+    build_encoder,
+)
 
 SMALL = EncoderConfig(
     width=48, depth=3, heads=3, image_size=96, position_grid=4, window=4, global_blocks=(1,)
@@ -53,7 +59,7 @@ def test_fused_attention_is_the_explicit_one(kind: str) -> None:
 
 COMPILED = """
 import torch
-from efficientsam_pl.models.config import EncoderConfig
+from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.vit import build_encoder
 
 torch.set_num_threads(2)
@@ -106,6 +112,74 @@ def test_positions_are_resized_as_released(grid: list[int]) -> None:
     torch.testing.assert_close(
         vit.positions(grid), expected.flatten(2).transpose(1, 2), rtol=0, atol=1e-6
     )
+
+
+WINDOWED = replace(SMALL, global_attention="listed")
+
+
+def slow_window_attention(attention: nn.Module, grid: Tensor, window: int) -> Tensor:
+    """[gh, gw, c] with each window cut out, filled up with zeros and attended by itself."""
+    found = torch.zeros_like(grid)
+    for top in range(0, grid.shape[0], window):
+        for left in range(0, grid.shape[1], window):
+            inside = grid[top : top + window, left : left + window]
+            filled = torch.zeros(window, window, grid.shape[2])
+            filled[: inside.shape[0], : inside.shape[1]] = inside
+            attended = attention(filled.flatten(0, 1)[None])[0].unflatten(0, (window, window))
+            found[top : top + window, left : left + window] = attended[
+                : inside.shape[0], : inside.shape[1]
+            ]
+    return found
+
+
+@pytest.mark.parametrize("attention", ["fused", "explicit"])
+@pytest.mark.parametrize("side_hw", [(96, 96), (64, 128), (48, 80)])
+def test_blocks_that_are_not_listed_attend_in_windows(
+    side_hw: tuple[int, int], attention: str
+) -> None:
+    """Grids of 6 x 6, 4 x 8 and 3 x 5 tokens in windows of 4; block 1 is global."""
+    torch.manual_seed(0)
+    vit = PlainViT(replace(WINDOWED, attention=attention)).eval()
+    photo = torch.randn(1, 3, *side_hw)
+    grid = [side // 16 for side in side_hw]
+    with torch.inference_mode():
+        tokens = vit.patch_embed(photo).flatten(2).transpose(1, 2) + vit.positions(grid)
+        for number, block in enumerate(vit.blocks):
+            normed = block.norm1(tokens)
+            if number == 1:
+                tokens = tokens + block.attn(normed)
+            else:
+                windowed = slow_window_attention(block.attn, normed[0].unflatten(0, grid), 4)
+                tokens = tokens + windowed.flatten(0, 1)
+            tokens = tokens + block.mlp(block.norm2(tokens))
+        torch.testing.assert_close(vit(photo), tokens, rtol=0, atol=1e-5)
+
+
+def test_windows_take_the_weights_of_global_attention_and_answer_otherwise() -> None:
+    torch.manual_seed(0)
+    everywhere = PlainViT(SMALL).eval()
+    windowed = PlainViT(WINDOWED).eval()
+    windowed.load_state_dict(everywhere.state_dict(), strict=True)
+    with torch.inference_mode():
+        photo, small = pixels(96), pixels(64)
+        assert (windowed(photo) - everywhere(photo)).abs().max() > 1e-4
+        # 4 x 4 tokens are one window: nothing is cut
+        torch.testing.assert_close(windowed(small), everywhere(small), rtol=0, atol=1e-5)
+
+
+def test_all_blocks_are_global_by_default_whatever_is_listed() -> None:
+    torch.manual_seed(0)
+    vit = PlainViT(replace(SMALL, global_blocks=()))
+    assert not any(isinstance(block, WindowedBlock) for block in vit.blocks)
+
+
+def test_visible_tokens_and_class_tokens_have_no_windows() -> None:
+    with pytest.raises(ValueError, match="need global_attention=all"):
+        PlainViT(WINDOWED)(pixels(96), torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match="class_token=true needs global_attention=all"):
+        replace(WINDOWED, class_token=True)
+    with pytest.raises(ValueError, match=r"student\.global_attention=listed must be all"):
+        SamiConfig(student=WINDOWED)
 
 
 def test_the_blocks_see_only_what_is_visible() -> None:

@@ -1,0 +1,153 @@
+"""The mask decoder against SAM's formulas written out for one prompt, one head at a time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from efficientsam_pl.models.config import NAMED, MaskDecoderConfig
+from efficientsam_pl.models.mask_decoder import MaskDecoder
+from efficientsam_pl.models.two_way import Attention, TwoWayBlock
+
+CHANNELS, GRID = 32, (3, 5)  # a photo that is not square would be drawn wrong by a slip of axes
+
+
+def attention(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[s, c], [r, c], [r, c] to [s, c]."""
+    q, k, v = module.q_proj(q), module.k_proj(k), module.v_proj(v)
+    heads = []
+    for one in range(module.heads):
+        width = q.shape[-1] // module.heads
+        some = slice(one * width, (one + 1) * width)
+        weights = (q[:, some] @ k[:, some].T / width**0.5).softmax(-1)
+        heads.append(weights @ v[:, some])
+    return module.out_proj(torch.cat(heads, -1))
+
+
+def two_way(
+    block: TwoWayBlock, tokens: Tensor, image: Tensor, own: Tensor, position: Tensor, sam: bool
+) -> tuple[Tensor, Tensor]:
+    """SAM, appendix A: [t, c] and [n, c]."""
+    placed = tokens if block.first else tokens + own
+    looked = attention(block.self_attn, placed, placed, tokens if sam else placed)
+    kept = 0 if block.first else tokens
+    tokens = block.norm1(looked + (kept if sam else placed))
+    looked = attention(block.cross_attn_token_to_image, tokens + own, image + position, image)
+    tokens = block.norm2(tokens + looked)
+    tokens = block.norm3(tokens + block.mlp(tokens))
+    answered = attention(block.cross_attn_image_to_token, image + position, tokens + own, tokens)
+    return tokens, block.norm4(image + answered)
+
+
+def one_prompt(
+    decoder: MaskDecoder, features: Tensor, position: Tensor, prompt: Tensor, sam: bool
+) -> tuple[Tensor, Tensor]:
+    """[c, gh, gw] and [t, c] to logits [k, 4 gh, 4 gw] and IoU [k]."""
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, prompt])
+    tokens, image, place = own, features.flatten(1).T, position.flatten(1).T
+    for block in decoder.transformer.layers:
+        tokens, image = two_way(block, tokens, image, own, place, sam)
+    last = decoder.transformer.final_attn_token_to_image
+    looked = attention(last, tokens + own, image + place, image)
+    tokens = decoder.transformer.norm_final_attn(tokens + looked)
+    pixels = decoder.upscaling(image.T.unflatten(1, features.shape[1:])[None])[0]
+    logits = [
+        (head(tokens[1 + i])[:, None, None] * pixels).sum(0)
+        for i, head in enumerate(decoder.hypernetworks)
+    ]
+    return torch.stack(logits), decoder.iou_head(tokens[0])
+
+
+def random_decoder(config: MaskDecoderConfig) -> MaskDecoder:
+    torch.manual_seed(0)
+    decoder = MaskDecoder(CHANNELS, replace(config, mlp_width=24, iou_head_width=16))
+    for parameter in decoder.parameters():  # zeros and ones would hide what is left out
+        nn.init.normal_(parameter, std=0.3)
+    return decoder
+
+
+def assert_learns_alike(decoder: MaskDecoder, found: list[Tensor], expected: list[Tensor]) -> None:
+    """Equal answers, and equal gradients of an arbitrary sum of them in every parameter."""
+    learned = list(decoder.parameters())
+    gradients = []
+    for answers in (found, expected):
+        loss = sum(
+            (answer * torch.cos(torch.arange(answer.numel()).view_as(answer))).sum()
+            for answer in answers
+        )
+        gradients.append(torch.autograd.grad(loss, learned))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dense", ["none", "one for all", "one a prompt"])
+@pytest.mark.parametrize("prompts", [1, 3])
+@pytest.mark.parametrize("name", ["efficient_sam_ti", "sam_vit_b"])
+def test_answers_and_gradients_are_those_of_each_prompt_by_the_formulas(
+    name: str, prompts: int, dense: str
+) -> None:
+    """Prompts that share an image are answered by other sums than those with one of their own."""
+    decoder = random_decoder(NAMED[name].decoder)
+    features, position = torch.randn(2, CHANNELS, *GRID), torch.randn(1, CHANNELS, *GRID)
+    tokens = torch.randn(2, prompts, 4, CHANNELS)
+    added = {
+        "none": None,
+        "one for all": torch.randn(1, 1, CHANNELS, 1, 1),
+        "one a prompt": torch.randn(2, prompts, CHANNELS, *GRID),
+    }[dense]
+    answer = decoder(features, position, tokens, added)
+    images = features[:, None] if added is None else features[:, None] + added
+    images = images.expand(2, prompts, -1, -1, -1)
+    one_by_one = [
+        one_prompt(decoder, images[b, q], position[0], tokens[b, q], name.startswith("sam"))
+        for b in range(2)
+        for q in range(prompts)
+    ]
+    logits, iou = (torch.stack(parts) for parts in zip(*one_by_one, strict=True))
+    assert_learns_alike(
+        decoder, [answer.low_res_logits.flatten(0, 1), answer.iou.flatten(0, 1)], [logits, iou]
+    )
+
+
+def test_the_images_gradient_is_summed_over_prompts_that_share_it() -> None:
+    decoder = random_decoder(MaskDecoderConfig())
+    features, position = torch.randn(1, CHANNELS, *GRID), torch.randn(1, CHANNELS, *GRID)
+    tokens = torch.randn(1, 3, 4, CHANNELS)
+
+    def gradient(some: slice) -> Tensor:
+        image = features.clone().requires_grad_()
+        decoder(image, position, tokens[:, some], None).low_res_logits.sum().backward()
+        assert image.grad is not None
+        return image.grad
+
+    apart = sum(gradient(slice(one, one + 1)) for one in range(3))
+    torch.testing.assert_close(gradient(slice(None)), apart, rtol=1e-3, atol=1e-3)
+
+
+def test_bf16_answers_nearly_as_float32() -> None:
+    """Measured on these weights: the error's norm is 0.005 of the logits'."""
+    decoder = random_decoder(MaskDecoderConfig())
+    features, position = torch.randn(1, CHANNELS, *GRID), torch.randn(1, CHANNELS, *GRID)
+    tokens = torch.randn(1, 3, 4, CHANNELS)
+    expected = decoder(features, position, tokens, None).low_res_logits
+    with torch.autocast("cpu", torch.bfloat16):
+        found = decoder(features, position, tokens, None).low_res_logits.float()
+    assert 0 < (found - expected).norm() / expected.norm() < 0.02
+
+
+def test_each_pixel_is_that_of_the_transposed_convolutions() -> None:
+    """Image tokens far apart in value: a pixel out of place would be far off."""
+    decoder = random_decoder(MaskDecoderConfig())
+    attended = 10 * torch.randn(1, *GRID, CHANNELS)
+    kernels = torch.randn(1, 4, CHANNELS // 8)
+    pixels = decoder.upscaling(attended.permute(0, 3, 1, 2))
+    expected = torch.einsum("mke,mehw->mkhw", kernels, pixels)
+    torch.testing.assert_close(decoder._drawn(kernels, attended), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_without_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="depth=0 must be at least 1"):
+        MaskDecoderConfig(depth=0)

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from efficientsam_pl.rle import Rle
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -96,6 +98,26 @@ class MaskBatch(_OnDevice):
     clicks_px: Float[Tensor, "b q p 2"]
     valid: Bool[Tensor, "b q"]
     draw_key: Int64[Tensor, "b"]
+    key: tuple[str, ...]
+    damage: tuple[Damage, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class ScoringBatch(_OnDevice):
+    """Photos in the model's frame, values 0..255, with every mask that is scored.
+
+    `content_hw` is the part of the frame that is photo; masks are run-lengths at the photo's own
+    size, which is `image_hw`.
+    """
+
+    image: Float[Tensor, "b 3 s s"]
+    content_hw: Int64[Tensor, "b 2"]
+    image_hw: tuple[tuple[int, int], ...]
+    truth: tuple[tuple[Rle, ...], ...]
+    valid: Bool[Tensor, "b"]
     key: tuple[str, ...]
     damage: tuple[Damage, ...] = ()
 

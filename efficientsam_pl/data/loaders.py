@@ -13,10 +13,10 @@ from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.order import EndlessBatches, OnceBatches, Share, Slot
 from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.schema import DamagedSampleError
-from efficientsam_pl.data.select import scorable
+from efficientsam_pl.data.scoring import photo_to_score
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.data.streams import MASKED_ENDINGS, SampleStream, annotated
-from efficientsam_pl.rle import Rle, run_lengths
+from efficientsam_pl.data.streams import MASKED_ENDINGS, SampleStream
+from efficientsam_pl.rle import Rle
 from efficientsam_pl.structures import Damage
 
 Stream: TypeAlias = SampleStream[Any]
@@ -91,12 +91,8 @@ def annotated_photos(shards: ShardSet) -> Iterator[AnnotatedPhoto | Damage]:
             yield read.damage
             continue
         try:
-            image, record = annotated(read.files)
-            truth = scorable(record.annotations)
-            run_lengths(truth)
-        except ValueError as error:
-            if not isinstance(error, DamagedSampleError):
-                error = DamagedSampleError("bad mask", str(error))
+            image, truth = photo_to_score(read.files)
+        except DamagedSampleError as error:
             yield Damage(read.sample.shard, read.sample.key, error.kind, error.detail)
             continue
-        yield AnnotatedPhoto(read.sample.key, image, tuple(truth))
+        yield AnnotatedPhoto(read.sample.key, image, truth)

@@ -226,7 +226,7 @@ class MaskedImages(SampleStream[PreparedMaskedImage]):
         data, record = photo_of(read.files), record_of(read.files)
         image_hw = photo_size(data)
         check_size(record, image_hw)
-        rles, runs = _foreground(select_masks(record, self._selection, key))
+        rles, runs = foreground(select_masks(record, self._selection, key))
         boxes = tight_boxes(rles)
         clicks = random_clicks(runs, record.height, self._selection.clicks, key)
         mirrored = bool(uniform_of(key, 1, "flip")[0] < self._selection.flip)
@@ -248,8 +248,12 @@ class MaskedImages(SampleStream[PreparedMaskedImage]):
         return 1.0 if self._to.exact or resize.rule == "squash" else 1 / max(resize.scale_xy())
 
 
-def _foreground(rles: Sequence[Rle]) -> tuple[list[Rle], list[Int[np.ndarray, "_"]]]:
-    """The masks that have a pixel, whatever area their file states, with their run lengths."""
+def foreground(rles: Sequence[Rle]) -> tuple[list[Rle], list[Int[np.ndarray, "_"]]]:
+    """The masks that have a pixel, whatever area their file states, with their run lengths.
+
+    Raises:
+        DamagedSampleError: Run-lengths that cannot be read.
+    """
     try:
         runs = run_lengths(rles)
     except ValueError as error:

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
-from typing import Any, Literal, NamedTuple
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from efficientsam_pl.rle import Rle, area
-
-
-class AveragePrecision(NamedTuple):
-    """COCO's twelve numbers in COCO's order; -1 where there is no ground truth to find.
-
-    `ap` is the mean over the IoU thresholds 0.50:0.05:0.95; `ar10` allows ten detections an
-    image; small, medium and large part at areas of 32^2 and 96^2 pixels.
-
-    A named tuple, because torchmetrics refuses to return frozen dataclasses.
-    """
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    ar1: float
-    ar10: float
-    ar100: float
-    ar_small: float
-    ar_medium: float
-    ar_large: float
-
-    @staticmethod
-    def from_stats(stats: Iterable[float]) -> AveragePrecision:
-        """The record of `COCOeval.stats`."""
-        return AveragePrecision(*map(float, stats))
+from efficientsam_pl.evaluation.matching import (
+    AveragePrecision,
+    Matches,
+    averages,
+    match,
+    ranked,
+)
+from efficientsam_pl.rle import Rle, areas, from_coco
 
 
 def coco_average_precision(
@@ -62,24 +40,23 @@ def coco_average_precision(
 
     Raises:
         ValueError: A result for an image that the ground truth does not have.
-
-    Source:
-        pycocotools' COCOeval, which is run as it is.
     """
-    unknown = {r["image_id"] for r in results} - {i["id"] for i in ground_truth["images"]}
+    sizes = {i["id"]: (i.get("height", 0), i.get("width", 0)) for i in ground_truth["images"]}
+    unknown = {r["image_id"] for r in results} - sizes.keys()
     if unknown:
         raise ValueError(f"results for images without ground truth: {sorted(unknown)[:5]}")
-    # Beside a mask, COCO would take the box's area for the mask's
-    surplus = {"bbox"} if iou_type == "segm" else set()
-    kept = [{k: v for k, v in result.items() if k not in surplus} for result in results]
-    with redirect_stdout(io.StringIO()):
-        truth = _indexed(ground_truth, ground_truth["annotations"])
-        found = truth.loadRes(kept) if kept else _indexed(ground_truth, [])
-        evaluation = COCOeval(truth, found, iou_type)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return AveragePrecision.from_stats(evaluation.stats)
+    objects, found = _by_place(ground_truth["annotations"]), _by_place(results)
+    categories = []
+    for category in sorted({one["id"] for one in ground_truth["categories"]}):
+        places = [(category, image) for image in sorted(sizes)]
+        categories.append(
+            [
+                _matched(objects[place], found[place], iou_type, sizes[place[1]])
+                for place in places
+                if place in objects or place in found
+            ]
+        )
+    return averages(categories)
 
 
 class MaskAp(Metric):
@@ -129,30 +106,54 @@ class MaskAp(Metric):
         text = b"".join(part.cpu().numpy().tobytes() for part in parts).decode()
         records = (json.loads(line) for line in text.splitlines())
         once = {image_id: record for image_id, *record in records}
-        images, annotations, results = [], [], []
         # Sorted, since COCO breaks ties between scores by the order of images
-        for number, (_, (truth, detections, scores)) in enumerate(sorted(once.items())):
-            images.append({"id": number, "height": 0, "width": 0})  # asked for, never used
-            annotations += [_object(number, rle) for rle in truth]
-            results += [
-                _object(number, r) | {"score": s} for r, s in zip(detections, scores, strict=True)
-            ]
-        for number, annotation in enumerate(annotations, start=1):  # id 0 would mean no match
-            annotation |= {"id": number, "area": area(annotation["segmentation"]), "iscrowd": 0}
-        ground_truth = {"images": images, "annotations": annotations, "categories": [{"id": 1}]}
-        return coco_average_precision(ground_truth, results, "segm")
+        return averages([[_mask_matches(*record) for _, record in sorted(once.items())]])
 
 
-def _object(image: int, rle: Rle) -> dict[str, Any]:
-    return {"image_id": image, "category_id": 1, "segmentation": rle}
+def _mask_matches(truth: list[Rle], detections: list[Rle], scores: list[float]) -> Matches:
+    known = np.array(scores, dtype=np.float64)
+    order = ranked(known)
+    best = [detections[place] for place in order]
+    crowd = np.zeros(len(truth), dtype=bool)
+    return match(_iou(best, truth, crowd), known[order], areas(best), areas(truth), crowd)
 
 
-def _indexed(dataset: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]]) -> COCO:
-    coco = COCO()
-    # Copies: COCOeval writes into the annotations
-    coco.dataset = {**dataset, "annotations": [dict(a) for a in annotations]}
-    coco.createIndex()
-    return coco
+def _matched(
+    objects: Sequence[Mapping[str, Any]],
+    results: Sequence[Mapping[str, Any]],
+    iou_type: Literal["segm", "bbox"],
+    image_hw: tuple[int, int],
+) -> Matches:
+    """The matches in one image and one category."""
+    scores = np.array([one["score"] for one in results], dtype=np.float64)
+    order = ranked(scores)
+    best = [results[place] for place in order]
+    crowd = np.array([bool(one.get("iscrowd", 0)) for one in objects], dtype=bool)
+    stated = np.array([one["area"] for one in objects], dtype=np.float64)
+    if iou_type == "segm":
+        truth = [from_coco(one["segmentation"], *image_hw) for one in objects]
+        masks = [from_coco(one["segmentation"], *image_hw) for one in best]
+        return match(_iou(masks, truth, crowd), scores[order], areas(masks), stated, crowd)
+    boxes, real = (
+        np.array([one["bbox"] for one in some]).reshape(-1, 4) for some in (best, objects)
+    )
+    return match(_iou(boxes, real, crowd), scores[order], boxes[:, 2] * boxes[:, 3], stated, crowd)
+
+
+def _by_place(records: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], list[Any]]:
+    """Records by category and image."""
+    places: dict[tuple[int, int], list[Any]] = defaultdict(list)
+    for one in records:
+        places[one["category_id"], one["image_id"]].append(one)
+    return places
+
+
+def _iou(detections: Any, objects: Any, crowd: Any) -> Float[np.ndarray, "d g"]:
+    """Of boxes [n, 4] (x, y, width, height), or of lists of run-lengths."""
+    if len(detections) == 0 or len(objects) == 0:
+        return np.zeros((len(detections), len(objects)))
+    iou: Float[np.ndarray, "d g"] = coco_mask.iou(detections, objects, crowd.astype(np.uint8))
+    return iou
 
 
 def _gather_bytes(data: Tensor, group: Any = None) -> list[Tensor]:

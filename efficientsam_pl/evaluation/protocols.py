@@ -1,153 +1,204 @@
 """How a segmenter is scored on photos with known masks, each protocol by name.
 
-`box`: the tight ground-truth box; `click1`: one uniform random foreground pixel, seeded for each
-mask so that ranks do not matter (EfficientSAM's own protocol). The candidate with the highest
-predicted IoU is scored at the photo's size. `filled_box` is the baseline of a box prompt.
+`box`: the tight ground-truth box. `click1`, `click3`, ...: so many clicks, the first of them one
+uniform random foreground pixel, seeded for each mask so that ranks do not matter. Later clicks are
+drawn likewise, and the candidate with the highest predicted IoU is scored (EfficientSAM's own
+protocol); or they are corrections where the answer is wrong, which is fed back as a mask prompt,
+and token 0 answers (SAM's, appendix A). `filled_box` is the baseline of a box prompt. All are
+scored at the photo's size.
+
+Axes: q masks of a photo, n clicks, h w pixels of the photo, mh mw of the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
+from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.draws import draw_key, uniform
-from efficientsam_pl.evaluation.average_precision import AveragePrecision, MaskAp
-from efficientsam_pl.evaluation.metrics import MeanIou, fill_boxes, mask_iou
+from efficientsam_pl.geometry import Resize
 from efficientsam_pl.rle import (
     Rle,
-    area,
-    box_xyxy,
-    decode,
+    areas,
+    boxes_xyxy,
     encode_many,
     foreground_points,
     foreground_runs,
+    pair_iou,
     run_lengths,
 )
+from efficientsam_pl.structures import Prediction, Prompts
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, UInt8
-    from torch import Tensor
+_FLOATS = 2**24  # of logits at the photo's size that lie in memory at once
 
-_PROMPTS_AT_ONCE = 32
-
-
-@runtime_checkable
-class Answer(Protocol):
-    """Masks and predicted IoU of q prompts."""
-
-    @property
-    def iou(self) -> Float[Tensor, "q k"]:
-        """Expected IoU of each candidate."""
-        ...
-
-    def best(self) -> Bool[Tensor, "q h w"]:
-        """Each prompt's chosen mask at the photo's size."""
-        ...
+# Answers of all mask tokens about one photo (b is 1)
+Decode: TypeAlias = Callable[[Prompts], Prediction]
 
 
 @runtime_checkable
-class Embedded(Protocol):
-    """A photo that can be asked."""
+class Correct(Protocol):
+    """Clicks where answers are wrong."""
 
-    def predict(self, *, points: Any = None, boxes: Any = None) -> Answer:
-        """Answers to [q, 1, 2] points or [q, 4] boxes in image pixels."""
-        ...
-
-
-@runtime_checkable
-class Embeds(Protocol):
-    """Anything that can be scored."""
-
-    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> Embedded:
-        """A photo made ready for prompts."""
-        ...
-
-
-@runtime_checkable
-class Photo(Protocol):
-    """A photo with the masks to score."""
-
-    @property
-    def key(self) -> str:
-        """Its name, unique in the set."""
-        ...
-
-    @property
-    def image(self) -> UInt8[np.ndarray, "h w 3"]:
-        """RGB at its own size."""
-        ...
-
-    @property
-    def truth(self) -> tuple[Rle, ...]:
-        """Masks at the photo's size."""
+    def __call__(
+        self,
+        truth: Bool[Tensor, "b q mh mw"],
+        answer: Float[Tensor, "b q mh mw"],
+        draw_key: Int64[Tensor, "b q"],
+        number: int,
+    ) -> tuple[Float[Tensor, "b q 2"], Int64[Tensor, "b q"]]:
+        """A click a mask in model pixels and its label; `number` clicks have been made."""
         ...
 
 
 @dataclass(frozen=True)
-class Scores:
-    """mIoU by protocol, mask AP from box prompts (class-agnostic), and what was counted."""
+class Questions:
+    """What is asked about every mask; `correct` None: later clicks are random."""
 
-    box: float
-    click1: float
-    filled_box: float
-    ap: AveragePrecision
-    photos: int
-    masks: int
+    clicks: tuple[int, ...] = (1, 3)
+    at_once: int = 32
+    seed: int = 0
+    correct: Correct | None = None
 
 
-def score_photos(segmenter: Embeds, photos: Iterable[Photo], seed: int) -> Scores:
-    """Scores every mask of every photo once.
+@dataclass(frozen=True)
+class AskedPhoto:
+    """A photo whose features wait for prompts, and the masks to find in it, none empty."""
 
-    Args:
-        segmenter: What is scored.
-        photos: Photos with masks that are neither crowds nor empty.
-        seed: Of the clicks.
-    """
-    box, click, filled, ap = MeanIou(), MeanIou(), MeanIou(), MaskAp()
-    seen = masks = 0
-    for photo in photos:
-        seen += 1
-        masks += len(photo.truth)
-        if not photo.truth:
-            continue
-        embedded = segmenter.embed(photo.image)
-        detections: list[Rle] = []
-        scores = []
-        for first in range(0, len(photo.truth), _PROMPTS_AT_ONCE):
-            some = photo.truth[first : first + _PROMPTS_AT_ONCE]
-            truth = torch.from_numpy(np.stack([decode(rle) for rle in some]))
-            boxes = torch.tensor([box_xyxy(rle) for rle in some])
-            by_box = embedded.predict(boxes=boxes.numpy())
-            by_click = embedded.predict(points=random_clicks(photo.key, some, first, seed))
-            chosen = by_box.best().cpu()
-            box.update(mask_iou(chosen, truth))
-            click.update(mask_iou(by_click.best().cpu(), truth))
-            filled.update(mask_iou(fill_boxes(boxes, *truth.shape[-2:]), truth))
-            detections.extend(encode_many(chosen.numpy()))
-            scores.append(by_box.iou.amax(dim=1).cpu())
-        ap.update(photo.key, photo.truth, detections, torch.cat(scores))
-    return Scores(
-        box=float(box.compute()),
-        click1=float(click.compute()),
-        filled_box=float(filled.compute()),
-        ap=ap.compute(),
-        photos=seen,
-        masks=masks,
-    )
+    key: str
+    truth: tuple[Rle, ...]
+    resize: Resize
+    decode: Decode
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How some masks of a photo were found: IoU by protocol, and the answers to boxes."""
+
+    box: Float[Tensor, "q"]
+    clicks: dict[int, Float[Tensor, "q"]]
+    filled_box: Float[Tensor, "q"]
+    detections: list[Rle]
+    scores: Float[Tensor, "q"]
+
+
+def examine(photo: AskedPhoto, questions: Questions) -> Iterator[Marks]:
+    """Asks for every mask of a photo by every protocol, some masks at once."""
+    for first in range(0, len(photo.truth), questions.at_once):
+        some = photo.truth[first : first + questions.at_once]
+        yield _marks(_Part(photo, some, first, questions))
 
 
 def random_clicks(
-    photo: str, rles: Sequence[Rle], first: int, seed: int
-) -> Float[np.ndarray, "q 1 2"]:
-    """One uniform foreground pixel of each mask, (x, y), drawn from seed, photo and place."""
-    points = []
-    for index, rle in enumerate(rles, start=first):
-        key = torch.tensor(draw_key(seed, 0, f"{photo}/{index}"))
-        rank = int(uniform(key, 1, "click1").double() * area(rle))
-        runs = foreground_runs(run_lengths([rle]))
-        points.append(foreground_points(runs, rle["size"][0], np.array([[rank]]))[0])
-    return np.stack(points).astype(np.float32)
+    photo: str, rles: Sequence[Rle], first: int, seed: int, count: int = 1
+) -> Float[np.ndarray, "q n 2"]:
+    """Uniform foreground pixels of each mask, (x, y), drawn from seed, photo and place."""
+    keys = mask_keys(photo, len(rles), first, seed)
+    shares = uniform(keys, count, "click1").double().numpy()
+    runs = foreground_runs(run_lengths(rles))
+    areas = np.bincount(runs.mask, runs.end - runs.begin)
+    ranks = (shares * areas[:, None]).astype(np.int64)
+    return foreground_points(runs, rles[0]["size"][0], ranks).astype(np.float32)
+
+
+def mask_keys(photo: str, count: int, first: int, seed: int) -> Int64[Tensor, "q"]:
+    """A key for what is drawn about each mask, of seed, photo and place."""
+    return torch.tensor([draw_key(seed, 0, f"{photo}/{first + i}") for i in range(count)])
+
+
+class _Part:
+    """Masks of a photo that are asked for together.
+
+    Their number is filled up to a power of two with copies of the last one, so that compiled
+    decoders see few shapes.
+    """
+
+    def __init__(
+        self, photo: AskedPhoto, truth: Sequence[Rle], first: int, questions: Questions
+    ) -> None:
+        self.photo, self.truth, self.first, self.questions = photo, truth, first, questions
+        slots = min(questions.at_once, 1 << (len(truth) - 1).bit_length())
+        self._filled = torch.arange(slots).clamp(max=len(truth) - 1)
+
+    def filled(self, values: Tensor) -> Tensor:
+        """One row a slot of one row a mask, as a batch of one photo on its device."""
+        return values[self._filled].to(self.photo.device)[None]
+
+    def boxes(self) -> Float[Tensor, "q 4"]:
+        """Tight boxes in image pixels."""
+        return torch.from_numpy(boxes_xyxy(self.truth)).float()
+
+    def clicks(self, count: int) -> Float[Tensor, "1 slots n 2"]:
+        """Random clicks in model pixels."""
+        photo, seed = self.photo, self.questions.seed
+        points = random_clicks(photo.key, self.truth, self.first, seed, count)
+        return self.filled(photo.resize.points_forward(torch.from_numpy(points)))
+
+    def found(self, chosen: Prediction) -> list[Rle]:
+        """Of an answer with one mask a slot: each mask at the photo's size."""
+        logits = chosen.low_res_logits[0, : len(self.truth)].float()
+        height, width = self.photo.resize.image_hw
+        step = max(1, _FLOATS // (height * width))
+        found: list[Rle] = []
+        for some in logits.split(step):
+            masks = self.photo.resize.masks_back(some)[:, 0] > 0
+            found += encode_many(masks.cpu().numpy())
+        return found
+
+    def answers(self) -> Iterator[tuple[int, Prediction]]:
+        """The answer to each number of clicks that is scored."""
+        counts = self.questions.clicks
+        if self.questions.correct is not None:
+            yield from self._corrected(self.questions.correct)
+            return
+        points = self.clicks(max(counts))
+        for count in counts:
+            prompts = Prompts.of_clicks(points[:, :, :count])
+            yield count, self.photo.decode(prompts).candidates().best()
+
+    def _corrected(self, correct: Correct) -> Iterator[tuple[int, Prediction]]:
+        counts, photo = self.questions.clicks, self.photo
+        seed, runs = self.questions.seed, run_lengths(self.truth)
+        keys = self.filled(mask_keys(photo.key, len(self.truth), self.first, seed))
+        prompts = Prompts.of_clicks(self.clicks(1))
+        truth: Tensor | None = None
+        for number in range(1, max(counts) + 1):
+            every = photo.decode(prompts)
+            chosen = every.candidates().best() if number == 1 else every.single()
+            if number in counts:
+                yield number, chosen
+            answer = chosen.low_res_logits[:, :, 0]
+            if truth is None:
+                grid = photo.resize.mask_grid(answer.shape[-1])
+                truth = self.filled(torch.from_numpy(half_covered(runs, grid)))
+            if number < max(counts):
+                point, label = correct(truth, answer, keys, number)
+                points = torch.cat([prompts.points_px, point[:, :, None]], dim=2)
+                labels = torch.cat([prompts.labels, label[:, :, None]], dim=2)
+                prompts = Prompts(points, labels, mask_logits=answer)
+
+
+def _marks(part: _Part) -> Marks:
+    boxes, truth = part.boxes(), part.truth
+    prompts = Prompts.of_boxes(part.filled(part.photo.resize.boxes_forward(boxes)))
+    by_box = part.photo.decode(prompts).candidates().best()
+    detections = part.found(by_box)
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    return Marks(
+        box=torch.from_numpy(pair_iou(detections, truth)),
+        clicks={
+            count: torch.from_numpy(pair_iou(part.found(one), truth))
+            for count, one in part.answers()
+        },
+        # every pixel of a mask lies in its box
+        filled_box=torch.from_numpy(areas(truth)) / sides.double().prod(dim=1),
+        detections=detections,
+        scores=by_box.iou[0, : len(truth), 0].float().cpu(),
+    )

@@ -21,12 +21,16 @@ _STATE_VERSION = 2
 
 @dataclass(frozen=True)
 class Streams:
-    """What is trained and validated on, and in which order."""
+    """What is trained and validated on, and in which order.
+
+    `scored`: the held-out photos as they are scored; None: they are not.
+    """
 
     train: Stream
     course: Course
     sets: TrainingSets
     heldout: Stream | None
+    scored: Stream | None = None
 
 
 class StreamDataModule(L.LightningDataModule):
@@ -68,13 +72,13 @@ class StreamDataModule(L.LightningDataModule):
         here = replace(self._data, workers=0)
         return training_loader(self._streams.train, batches, here, self._pinned())
 
-    def first_photos(self, count: int) -> ImageBatch:
+    def first_photos(self, count: int) -> Any:
         """The first held-out photos, or training photos where none is held out; on every rank."""
         heldout, shards = self._streams.heldout, self._streams.sets.heldout
         if heldout is None or shards is None:
             heldout, shards = self._streams.train, self._streams.sets.train[0]
         slots = [Slot(0, number) for number in range(min(count, len(shards)))]
-        batch: ImageBatch = heldout.collate(heldout.__getitems__(slots))
+        batch: ImageBatch | MaskBatch = heldout.collate(heldout.__getitems__(slots))
         return batch
 
     def samples(self) -> int:
@@ -91,6 +95,14 @@ class StreamDataModule(L.LightningDataModule):
         if heldout is None or shards is None:
             return []
         return once_loader(heldout, len(shards), self._share(), self._data.workers, self._pinned())
+
+    def scoring_batches(self, photos: int | None) -> DataLoader[Any] | list[Any]:
+        """The first so many held-out photos (None: all), each once over all ranks, to be scored."""
+        scored, shards = self._streams.scored, self._streams.sets.heldout
+        if scored is None or shards is None:
+            return []
+        count = len(shards) if photos is None else min(photos, len(shards))
+        return once_loader(scored, count, self._share(), self._data.workers, self._pinned())
 
     def transfer_batch_to_device(
         self, batch: ImageBatch | MaskBatch, device: torch.device, dataloader_idx: int

@@ -1,0 +1,202 @@
+"""What the held-out photos score as training goes on, beside the start and the filled box."""
+
+import logging
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
+from efficientsam_pl.evaluation.scores import PhotoScores, Scores
+from efficientsam_pl.geometry import Resize
+from efficientsam_pl.models.config import PromptEncoderConfig
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.prompts.clicks import correction
+from efficientsam_pl.structures import Damage, ScoringBatch
+from efficientsam_pl.training.datamodule import StreamDataModule
+
+_TOLD = 20  # damaged photos that a rank names in the log
+_AP = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+_FILLED = "heldout/filled_box_miou"
+
+_log = logging.getLogger(__name__)
+
+
+class HeldoutScores(L.Callback):
+    """Scores the held-out photos before the first step and at every validation.
+
+    Logs `heldout/ap` and its kin, `heldout/box_miou`, `heldout/click1_miou` and so on; what there
+    is nothing of is nan. Prints them beside those of the model that training began with, the
+    baseline of filled boxes and the best of all validations.
+
+    The task gives `validated()`, a segmenter, which every rank calls equally often, since under
+    FSDP2 a rank that does not would be waited for.
+    """
+
+    def __init__(self, config: ValidationConfig, seed: int) -> None:
+        """Scores of one run; `seed` is that of the clicks."""
+        self._config, self._seed, self._told = config, seed, 0
+        self.start: dict[str, float] | None = None
+        self.best: dict[str, float] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Makes sure that the model understands what it will be asked.
+
+        Raises:
+            UserError: It does not.
+        """
+        config, shape = self._config, pl_module.validated().config
+        check_understood(config, shape.prompts)
+        correct = None
+        if config.later_clicks == "corrections":
+            correct = partial(correction, side=shape.encoder.image_size)
+        self._scores = PhotoScores(
+            Questions(config.clicks, config.prompts_at_once, self._seed, correct)
+        )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Scores the model that training begins with, unless a checkpoint has told its scores."""
+        if self.start is not None or trainer.global_step > 0:
+            return
+        scores = self._measured(trainer, pl_module)
+        if scores is None:
+            return
+        self.start = named(scores)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(self.start, step=0)
+        self._show(trainer, self.start)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Scores and logs."""
+        scores = self._measured(trainer, pl_module)
+        if scores is None:
+            return
+        now = named(scores)
+        for name, value in now.items():
+            known = self.best.get(name, math.nan)
+            self.best[name] = value if math.isnan(known) else max(known, value)
+        pl_module.log_dict(now, sync_dist=True)  # the same on all ranks already
+        self._show(trainer, now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The start's scores and the best ones, for the checkpoint."""
+        return {"start": self.start, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on comparing with a checkpoint's scores."""
+        self.start, self.best = state_dict["start"], state_dict["best"]
+
+    @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
+    def _measured(self, trainer: L.Trainer, pl_module: Any) -> Scores | None:
+        """Scores of all ranks; None where no photos are held out."""
+        data: StreamDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        batches = data.scoring_batches(self._config.photos)
+        if not len(batches):
+            return None
+        device = trainer.strategy.root_device
+        model: Segmenter = pl_module.validated()
+        training = model.training
+        model.eval()
+        self._scores.to(device).reset()
+        for batch in batches:
+            with trainer.precision_plugin.forward_context():
+                self._ask(model, batch.to(device, non_blocking=True))
+            self._scores.add_damaged(len(batch.damage))
+            self._tell(batch.damage)
+        model.train(training)
+        return self._scores.compute()
+
+    def _ask(self, model: Segmenter, batch: ScoringBatch) -> None:
+        side, rule = batch.image.shape[-1], model.config.resize
+
+        def use(features: Tensor) -> None:
+            for number, key in enumerate(batch.key):
+                if batch.valid[number]:
+                    photo = AskedPhoto(
+                        key,
+                        batch.truth[number],
+                        Resize.fit(batch.image_hw[number], side, rule),
+                        partial(model.decode, features[number : number + 1]),
+                        features.device,
+                    )
+                    self._scores.add(photo)
+
+        model(batch.image, use, batch.content_hw)
+
+    def _tell(self, damage: Iterable[Damage]) -> None:
+        for one in damage:
+            self._told += 1
+            if self._told <= _TOLD:
+                _log.warning("%s %s: %s (%s)", one.shard, one.key, one.kind, one.detail)
+
+    def _show(self, trainer: L.Trainer, now: dict[str, float]) -> None:
+        if trainer.is_global_zero:
+            table = _table(trainer.global_step, self._config.clicks, self.start, now, self.best)
+            Console().print(table)
+
+
+def check_understood(config: ValidationConfig, prompts: PromptEncoderConfig) -> None:
+    """Whether a model understands the prompts of a validation.
+
+    Raises:
+        UserError: It takes fewer points, no negative clicks or no mask prompts.
+    """
+    most = max(config.clicks)
+    if prompts.max_points is not None and most > prompts.max_points:
+        raise UserError(
+            f"validation.clicks={list(config.clicks)}, but the model takes at most "
+            f"{prompts.max_points} points"
+        )
+    knows = prompts.negative_clicks and prompts.mask_prompts
+    if config.later_clicks == "corrections" and most > 1 and not knows:
+        raise UserError(
+            "validation.later_clicks=corrections, but the model knows no negative clicks or no "
+            "mask prompts; validation.later_clicks=random asks for neither"
+        )
+
+
+def named(scores: Scores) -> dict[str, float]:
+    """Scores by the names they are logged under."""
+    found = {f"heldout/{name}": getattr(scores.ap, name) for name in _AP}
+    found = {name: math.nan if value < 0 else value for name, value in found.items()}
+    found |= {"heldout/box_miou": scores.box, _FILLED: scores.filled_box}
+    found |= {f"heldout/click{count}_miou": value for count, value in scores.clicks.items()}
+    counts = (scores.photos, scores.masks, scores.damaged)
+    told = ("scored_photos", "scored_masks", "damaged_photos")
+    return found | {f"heldout/{name}": float(n) for name, n in zip(told, counts, strict=True)}
+
+
+def _table(
+    step: int,
+    clicks: tuple[int, ...],
+    start: dict[str, float] | None,
+    now: dict[str, float],
+    best: dict[str, float],
+) -> Table:
+    table = Table(
+        title=f"Step {step}: {now['heldout/scored_photos']:.0f} held-out photos, "
+        f"{now['heldout/scored_masks']:.0f} masks, {now['heldout/damaged_photos']:.0f} damaged"
+    )
+    for column in ("", "filled box", "start", "now", "best"):
+        table.add_column(column, justify="right" if column else "left")
+    rows = {"box mIoU": "box_miou"}
+    rows |= {f"{n} click{'s' if n > 1 else ''} mIoU": f"click{n}_miou" for n in clicks}
+    rows |= {"AP": "ap", "AP50": "ap50"}
+    for title, key in rows.items():
+        name = f"heldout/{key}"
+        filled = _shown(now.get(_FILLED)) if key == "box_miou" else ""
+        values = [(start or {}).get(name), now[name], best.get(name)]
+        table.add_row(title, filled, *map(_shown, values))
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,303 @@
+"""Held-out scores of a tiny segmenter while a real Trainer trains it, alone and on two ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.commands.evaluate import score
+from efficientsam_pl.config import FinetuneConfig, segmenter_config
+from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.order import Slot
+from efficientsam_pl.data.scoring import ScoredPhotos
+from efficientsam_pl.data.sets import course_of, open_sets, reader_of
+from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.data.streams import MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.models.config import PromptEncoderConfig
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.structures import MaskBatch, Prompts
+from efficientsam_pl.tasks.stage import Stage
+from efficientsam_pl.training.callbacks.scores import HeldoutScores, check_understood, named
+from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.parallel import Arrangement
+from efficientsam_pl.training.trainer import build_trainer
+
+
+class Boxes(Stage):
+    """Learns something of box prompts: what the callback needs of the real stage."""
+
+    def training_step(self, batch: MaskBatch, batch_idx: int) -> dict[str, Tensor]:
+        def use(features: Tensor) -> Tensor:
+            every = self.model.decode(features, Prompts.of_boxes(batch.boxes_xyxy_px))
+            return every.low_res_logits.square().mean() + every.iou.square().mean()
+
+        return self.learned_from(self.model(batch.image, use, batch.content_hw), batch.valid)
+
+    def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
+        self.log("heldout/photos", float(len(batch)), reduce_fx="sum", sync_dist=True)
+
+
+def fit(config: FinetuneConfig, *callbacks: L.Callback, resume: Path | None = None) -> Boxes:
+    """Trains with a scored held-out set, as the command does."""
+    torch.manual_seed(config.run.seed)
+    shape = segmenter_config(config.model.name)
+    model = Segmenter(shape)
+    sets = open_sets(config.data)
+    assert sets.heldout is not None
+    frame = Frame(shape.encoder.image_size, shape.resize, exact=True)
+    trained = MaskedImages(
+        reader_of(sets.train, MASKED_ENDINGS, config.data), config.masks, frame, 0
+    )
+    heldout = reader_of((sets.heldout,), MASKED_ENDINGS, config.data)
+    streams = Streams(
+        train=trained,
+        course=course_of(sets, config.data, 0),
+        sets=sets,
+        heldout=MaskedImages(heldout, config.masks, frame, 0),
+        scored=ScoredPhotos(heldout, frame),
+    )
+    data = StreamDataModule(streams, config.data, config.trainer)
+    task = Boxes(
+        model,
+        config.optim,
+        config.trainer.max_steps,
+        Arrangement(config.trainer),
+        averaged=config.trainer.ema_decay is not None,
+    )
+    trainer = build_trainer(config.run, config.trainer, callbacks, validate=True)
+    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    return task
+
+
+@pytest.fixture
+def config(
+    shards: Path, model_file: Path, stage_files: dict[str, Path], tmp_path: Path
+) -> FinetuneConfig:
+    return configs.load(
+        FinetuneConfig, [str(stage_files["finetune"])], overrides(shards, model_file, tmp_path)
+    )
+
+
+def overrides(shards: Path, model_file: Path, folder: Path) -> list[str]:
+    return [
+        f"data.train={shards}/train-*.tar",
+        f"data.heldout={shards}/heldout-*.tar",
+        f"model.name={model_file}",
+        f"run.dir={folder / 'run'}",
+        "trainer.best_metric=null",
+    ]
+
+
+def logged(folder: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder / "run/log"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+class Kept(L.Callback):
+    """Keeps the model's weights at each validation."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        state = pl_module.validated().state_dict()
+        self.weights.append({name: tensor.clone() for name, tensor in state.items()})
+
+
+def test_callback_logs_what_evaluate_scores(
+    config: FinetuneConfig, shards: Path, tmp_path: Path
+) -> None:
+    """Photo by photo and prompt by prompt alike, so that no sum is taken in another order."""
+    config = replace(config, trainer=replace(config.trainer, micro_batch=1, max_steps=3))
+    kept = Kept()
+    fit(config, kept, HeldoutScores(ValidationConfig(), seed=5))
+    model = Segmenter(segmenter_config(config.model.name))
+    model.load_state_dict(kept.weights[0])
+    heldout = open_shards(f"{shards}/heldout-*.tar")
+    scores, damage = score(model, heldout, 5, (1, 3))
+    assert not damage
+    assert scores.photos == 4
+    for name, value in named(scores).items():
+        *_, (step, last) = logged(tmp_path, name)
+        assert step in (2, 3)  # Lightning counts from 0
+        assert last == pytest.approx(value, abs=1e-6, nan_ok=True), name
+
+
+def test_start_is_scored_before_the_first_step_and_once(
+    config: FinetuneConfig, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(config.run.seed)
+    start = Segmenter(segmenter_config(config.model.name))
+    callback = HeldoutScores(ValidationConfig(), seed=0)
+    fit(config, callback)
+    scores, _ = score(start, open_shards(f"{shards}/heldout-*.tar"), 0, (1, 3))
+    assert callback.start == pytest.approx(named(scores), abs=1e-6, nan_ok=True)
+    steps = [step for step, _ in logged(tmp_path, "heldout/box_miou")]
+    assert steps[0] == 0
+    assert len(steps) == 3
+    printed = capsys.readouterr().out
+    assert printed.count("AP50") == 3
+    assert f"Step 0: 4 held-out photos, {scores.masks} masks, 0 damaged" in printed
+    assert f"{scores.filled_box:.3f}" in printed
+
+
+def test_best_of_the_validations_is_shown_after_a_resume(
+    config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Saved(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    first = HeldoutScores(ValidationConfig(), seed=0)
+    fit(replace(config, trainer=replace(config.trainer, max_steps=3)), Saved(), first)
+    state = torch.load(tmp_path / "saved.ckpt", weights_only=True)["callbacks"]["HeldoutScores"]
+    for part in ("start", "best"):
+        assert state[part] == pytest.approx(first.state_dict()[part], nan_ok=True)
+    state = {"start": {"heldout/box_miou": 0.123}, "best": {"heldout/box_miou": 0.987}}
+    again = HeldoutScores(ValidationConfig(), seed=0)
+    again.load_state_dict(state)
+    capsys.readouterr()
+    fit(replace(config, trainer=replace(config.trainer, max_steps=3)), again)
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "box mIoU" in line]
+    assert "0.123" in row
+    assert row.rstrip(" │").endswith("0.987")
+
+
+def test_training_goes_on_as_if_nothing_had_been_scored(config: FinetuneConfig) -> None:
+    one = fit(config, HeldoutScores(ValidationConfig(), seed=0))
+    other = fit(config)
+    assert one.model.training
+    for name, value in other.state_dict().items():
+        assert torch.equal(one.state_dict()[name], value), name
+
+
+def test_no_more_photos_than_asked_for_are_scored(config: FinetuneConfig, tmp_path: Path) -> None:
+    fit(config, HeldoutScores(ValidationConfig(photos=3), seed=0))
+    assert {value for _, value in logged(tmp_path, "heldout/scored_photos")} == {3.0}
+
+
+def test_corrections_are_scored(config: FinetuneConfig, model_file: Path, tmp_path: Path) -> None:
+    interactive = tmp_path / "interactive.yaml"
+    parts = "prompts: {negative_clicks: true, mask_prompts: true, max_points: 6}\n"
+    interactive.write_text(model_file.read_text() + parts)
+    config = replace(config, model=replace(config.model, name=str(interactive)))
+    fit(config, HeldoutScores(ValidationConfig(later_clicks="corrections"), seed=0))
+    first, third = (dict(logged(tmp_path, f"heldout/click{n}_miou")) for n in (1, 3))
+    assert first.keys() == third.keys()
+    assert first != third
+
+
+@pytest.mark.parametrize("rule", ["squash", "pad"])
+def test_photos_are_laid_as_the_predictor_lays_them(
+    rule: Any, config: FinetuneConfig, shards: Path
+) -> None:
+    shape = replace(segmenter_config(config.model.name), resize=rule)
+    heldout = open_shards(f"{shards}/heldout-*.tar")
+    stream = ScoredPhotos(reader_of((heldout,), MASKED_ENDINGS, config.data), Frame(64, rule))
+    batch = stream.collate(stream.__getitems__([Slot(0, 2), Slot(0, None)]))
+    assert batch.valid.tolist() == [True, False]
+    seen: list[Tensor] = []
+    model = Segmenter(shape)
+    model.encode = lambda image, content_hw: seen.append(image) or torch.zeros(1, 32, 4, 4)  # type: ignore
+    photo = list(annotated_photos(heldout))[2]
+    assert isinstance(photo, AnnotatedPhoto)
+    Predictor(model).embed(photo.image)
+    assert torch.equal(batch.image[:1], seen[0])
+    assert batch.truth == (photo.truth, ())
+    assert batch.image_hw[0] == photo.image.shape[:2]
+
+
+def test_model_that_does_not_understand_is_refused_before_it_trains() -> None:
+    released = PromptEncoderConfig(max_points=6, negative_clicks=False, mask_prompts=False)
+    check_understood(ValidationConfig(clicks=(1, 6)), released)
+    with pytest.raises(UserError, match=r"validation.clicks=\[1, 7\].*at most 6"):
+        check_understood(ValidationConfig(clicks=(1, 7)), released)
+    with pytest.raises(UserError, match=r"validation.later_clicks=corrections.*no negative clicks"):
+        check_understood(ValidationConfig(later_clicks="corrections"), released)
+    check_understood(ValidationConfig(clicks=(1,), later_clicks="corrections"), released)
+
+
+@pytest.fixture
+def uneven(tmp_path: Path, shards: Path) -> Path:
+    """The shards, with one of the four held-out photos broken."""
+    folder = tmp_path / "uneven"
+    folder.mkdir()
+    for path in shards.glob("*.tar"):
+        data = bytearray(path.read_bytes())
+        if path.name.startswith("heldout"):
+            begin = [i for i in range(0, len(data), 512) if data[i : i + 3] == b"\xff\xd8\xff"][1]
+            data[begin : begin + 2] = b"\x00\x00"
+        (folder / path.name).write_bytes(bytes(data))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_score_what_one_does(
+    strategy: str, uneven: Path, model_file: Path, stage_files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of three photos one rank has two; the other's only one cannot be read."""
+    found = {}
+    for name, own in {
+        "one": ["trainer.micro_batch=4"],
+        "two": ["trainer.micro_batch=1", "trainer.devices=2", f"trainer.strategy={strategy}"],
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        given = [*overrides(uneven, model_file, folder), "trainer.max_steps=2", *own]
+        given += ["trainer.validate_every_steps=1", "trainer.ema_decay=0.5"]
+        done = subprocess.run(
+            [sys.executable, __file__, str(stage_files["finetune"]), str(folder / "out"), *given],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[name] = json.loads((folder / "out").read_text())
+    for part in ("start", "now"):
+        assert found["two"][part] == pytest.approx(found["one"][part], abs=1e-5, nan_ok=True)
+    start = found["one"]["start"]
+    assert start["heldout/damaged_photos"] == 1
+    assert start["heldout/scored_photos"] == 2
+    first_three = list(annotated_photos(open_shards(f"{uneven}/heldout-*.tar")))[:3]
+    whole = [photo for photo in first_three if isinstance(photo, AnnotatedPhoto)]
+    assert start["heldout/scored_masks"] == sum(len(photo.truth) for photo in whole)
+
+
+class Written(L.Callback):
+    """Writes what was scored."""
+
+    def __init__(self, path: Path, scores: HeldoutScores) -> None:
+        self._path, self._scores = path, scores
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+        now = {k: float(v) for k, v in trainer.callback_metrics.items() if k in self._scores.best}
+        if trainer.is_global_zero:
+            self._path.write_text(json.dumps({"start": self._scores.start, "now": now}))
+
+
+def main(file: str, out: str, *given: str) -> None:
+    """One rank of `test_two_processes_score_what_one_does`; Lightning starts the others."""
+    torch.set_num_threads(1)
+    scores = HeldoutScores(ValidationConfig(photos=3, prompts_at_once=2), seed=0)
+    fit(configs.load(FinetuneConfig, [file], given), scores, Written(Path(out), scores))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -4,18 +4,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from efficientsam_pl.config import FinetuneConfig, as_dict, dump, segmenter_config
-from efficientsam_pl.data.sets import course_of, open_sets, reader_of
-from efficientsam_pl.data.streams import MASKED_ENDINGS, Frame, MaskedImages
-from efficientsam_pl.inference.load import load_segmenter
+from efficientsam_pl.data.scoring import ScoredPhotos
+from efficientsam_pl.data.sets import TrainingSets, course_of, open_sets, reader_of
+from efficientsam_pl.data.streams import LOSS_FACTOR, MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.inference.load import starting_segmenter
+from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.prompts.from_masks import MixedPrompter
+from efficientsam_pl.prompts.prompters import build_prompter
+from efficientsam_pl.structures import Label, MaskBatch
+from efficientsam_pl.tasks.lesson import Lesson
 from efficientsam_pl.tasks.segmentation import PromptedSegmentation
+from efficientsam_pl.training.callbacks.asked_photos import pictured_kinds
 from efficientsam_pl.training.callbacks.checkpoints import newest_checkpoint
+from efficientsam_pl.training.callbacks.mask_pictures import MaskPictures
 from efficientsam_pl.training.callbacks.records import LossHistory
+from efficientsam_pl.training.callbacks.scores import HeldoutScores
+from efficientsam_pl.training.callbacks.throughput import Throughput
 from efficientsam_pl.training.config import RunConfig
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallel import Arrangement
 from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
 from efficientsam_pl.training.trainer import check_hardware
@@ -30,7 +40,7 @@ class Finetuned:
 
 
 def run(config: FinetuneConfig) -> Finetuned:
-    """Trains the whole model; the last checkpoint is named in `RUN/latest`."""
+    """Trains what is not frozen; the last checkpoint is named in `RUN/latest`."""
     check_hardware(config.trainer)
     open_run(config.run, dump(config))
     model = starting_model(config)
@@ -41,9 +51,53 @@ def run(config: FinetuneConfig) -> Finetuned:
         trainer=config.trainer.paced(sets.samples()),
         optim=config.optim.for_batch(config.trainer.global_batch),
     )
-    side, seed = shape.encoder.image_size, config.run.seed
-    frame = Frame(side, shape.resize, exact=config.data.decoding == "exact")
-    streams = Streams(
+    data = StreamDataModule(_streams(config, sets, shape), config.data, config.trainer)
+    lesson = Lesson(
+        build_prompter(config.prompts, shape.encoder.image_size),
+        config.loss,
+        config.masks.decoded_at_once,
+    )
+    task = PromptedSegmentation(
+        model,
+        lesson,
+        config.optim,
+        config.trainer.max_steps,
+        Arrangement(config.trainer),
+        averaged=config.trainer.ema_decay is not None,
+    )
+    header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
+    throughput = _throughput(config, lesson, shape)
+    callbacks = [
+        *_watching(config, data, shape, throughput),
+        *standard_callbacks(
+            "Finetuning", config.run, config.trainer, header, (sets, config.data.max_bad_fraction)
+        ),
+        throughput,  # last: what the others wait for is no waiting for data
+    ]
+    _, history = fit(task, data, config.run, config.trainer, callbacks, header)
+    checkpoint = newest_checkpoint(RunConfig(dir=config.run.dir))
+    assert checkpoint is not None, "a finished run has saved its last step"
+    return Finetuned(checkpoint, history)
+
+
+def starting_model(config: FinetuneConfig) -> Segmenter:
+    """The model as the run begins with it; what no file gives is drawn from the run's seed."""
+    torch.manual_seed(config.run.seed)
+    model = starting_segmenter(segmenter_config(config.model.name), config.model)
+    prompts = config.prompts
+    corrects = prompts.rounds == "interactive"
+    asked = {Label.POSITIVE, *([Label.NEGATIVE] if corrects else [])}
+    if prompts.box_share > 0:
+        asked |= {Label.TOP_LEFT, Label.BOTTOM_RIGHT}
+    model.freeze([*config.model.freeze.parts(), *model.never_asked(asked, mask_logits=corrects)])
+    return model
+
+
+def _streams(config: FinetuneConfig, sets: TrainingSets, shape: SegmenterConfig) -> Streams:
+    """Photos in the model's frame with some of their masks."""
+    seed = config.run.seed
+    frame = Frame(shape.encoder.image_size, shape.resize, exact=config.data.decoding == "exact")
+    return Streams(
         train=MaskedImages(
             reader_of(sets.train, MASKED_ENDINGS, config.data), config.masks, frame, seed
         ),
@@ -57,30 +111,63 @@ def run(config: FinetuneConfig) -> Finetuned:
         )
         if sets.heldout
         else None,
+        scored=ScoredPhotos(reader_of((sets.heldout,), MASKED_ENDINGS, config.data), frame)
+        if sets.heldout
+        else None,
     )
-    data = StreamDataModule(streams, config.data, config.trainer)
-    prompter = MixedPrompter(config.prompts)
-    task = PromptedSegmentation(
-        model,
-        prompter,
-        config.loss,
-        config.optim,
-        config.trainer.max_steps,
-        Arrangement(config.trainer),
-        averaged=config.trainer.ema_decay is not None,
-    )
-    header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
-    callbacks = standard_callbacks(
-        "Finetuning", config.run, config.trainer, header, (sets, config.data.max_bad_fraction)
-    )
-    _, history = fit(task, data, config.run, config.trainer, callbacks, header)
-    checkpoint = newest_checkpoint(RunConfig(dir=config.run.dir))
-    assert checkpoint is not None, "a finished run has saved its last step"
-    return Finetuned(checkpoint, history)
 
 
-def starting_model(config: FinetuneConfig) -> Segmenter:
-    """The model as the run begins with it; what no file gives is drawn from the run's seed."""
-    torch.manual_seed(config.run.seed)
-    shape = segmenter_config(config.model.name)
-    return load_segmenter(shape, config.model.weights, config.model.encoder)
+def _watching(
+    config: FinetuneConfig, data: StreamDataModule, shape: SegmenterConfig, throughput: Throughput
+) -> list[HeldoutScores | MaskPictures]:
+    """What scores and draws the held-out photos; nothing where none are held out."""
+    if not data.validates():
+        return []
+    side, told = shape.encoder.image_size, config.validation
+    scores = HeldoutScores(told, config.run.seed)
+    if told.pictured == 0:
+        return [scores]
+    pictures = MaskPictures(
+        Path(config.run.dir),
+        lambda: data.first_photos(told.pictured),
+        pictured_kinds(told, side, config.masks.clicks),
+        throughput.aside,
+    )
+    return [scores, pictures]
+
+
+def _throughput(config: FinetuneConfig, lesson: Lesson, shape: SegmenterConfig) -> Throughput:
+    """Counts a photo with as many masks as a batch has room for."""
+
+    def built() -> Segmenter:
+        model = Segmenter(shape)
+        model.freeze(config.model.freeze.parts())
+        return model
+
+    def loss(model: Segmenter, image: Tensor) -> Tensor:
+        batch = _blank(image, config.masks.masks_per_image, config.masks.clicks)
+        pieces = lesson.pieces(model, batch, model.encode(image))
+        return torch.stack([values[0] for values in pieces]).sum()
+
+    precision = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+
+    return Throughput(
+        config.trainer.global_batch,
+        lambda: step_flops(built, loss, shape.encoder.image_size),
+        precision,
+    )
+
+
+def _blank(image: Tensor, masks: int, clicks: int) -> MaskBatch:
+    """A photo's batch without content."""
+    low = image.shape[-1] // LOSS_FACTOR
+    return MaskBatch(
+        image=image,
+        content_hw=torch.full((1, 2), image.shape[-1]),
+        masks=torch.zeros(1, masks, low, low, dtype=torch.bool),
+        boxes_xyxy_px=torch.zeros(1, masks, 4),
+        clicks_px=torch.zeros(1, masks, clicks, 2),
+        valid=torch.ones(1, masks, dtype=torch.bool),
+        draw_key=torch.zeros(1, dtype=torch.int64),
+        key=("",),
+    )

@@ -5,6 +5,7 @@ Axes: b photos, q masks a photo, c channels, g tokens a side.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -59,14 +60,16 @@ class Lesson:
         The photos have been encoded once; what is learned from their masks is added up in the
         features' gradient.
         """
-        targets = self.prompter.targets(batch)
-
-        def pieces(shared: Tensor) -> Iterator[Tensor]:
-            for some in targets.parts(self.at_once):
-                for losses in self._rounds(model, shared, some):
-                    yield losses.summed(some.valid).stacked() / self.prompter.rounds
-
+        pieces = partial(self.pieces, model, batch)
         return summed_pieces(pieces, features, model.decoding_parameters())
+
+    def pieces(
+        self, model: Segmenter, batch: MaskBatch, features: Float[Tensor, "b c g g"]
+    ) -> Iterator[Float[Tensor, "parts"]]:
+        """What `give` adds up: some masks in one round after the other."""
+        for some in self.prompter.targets(batch).parts(self.at_once):
+            for losses in self._rounds(model, features, some):
+                yield losses.summed(some.valid).stacked() / self.prompter.rounds
 
     def _rounds(
         self, model: Segmenter, features: Float[Tensor, "b c g g"], targets: MaskTargets

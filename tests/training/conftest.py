@@ -61,18 +61,25 @@ FINETUNE = {
     "prompts": {"max_clicks": 2},
 }
 
+# SAM's loop, short, on a model that knows what it asks; two masks of a photo at a time
+INTERACTIVE = {
+    "masks": {"masks_per_image": MASKS, "clicks": 1, "max_area": 1.0, "decoded_at_once": 2},
+    "prompts": {"rounds": "interactive", "corrections": 2, "repeats": 1},
+}
+PROMPTS = "prompts: {negative_clicks: true, mask_prompts: true, min_points: 6, max_points: 12}\n"
+
 Run = Callable[..., Any]
 
 
 def masked_photo(number: int) -> MaskedPhoto:
-    """Coloured noise with three discs."""
+    """Coloured noise with one to three discs."""
     draw = np.random.default_rng(number)
     small = Image.fromarray(draw.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     image = np.array(small.resize((60, 48), Image.Resampling.BILINEAR))
     y, x = np.mgrid[:48, :60]
     masks = [
         np.hypot(y - draw.integers(8, 40), x - draw.integers(8, 52)) < draw.integers(4, 12)
-        for _ in range(MASKS)
+        for _ in range(1 + number % MASKS)
     ]
     return MaskedPhoto(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))
 
@@ -97,7 +104,13 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny configs, a YAML file a stage."""
     folder = tmp_path_factory.mktemp("configs")
-    files = {"pretrain": COMMON | PRETRAIN, "finetune": COMMON | FINETUNE}
+    (folder / "model.yaml").write_text(MODEL + PROMPTS)
+    own_model = {"model": {"name": str(folder / "model.yaml")}}
+    files = {
+        "pretrain": COMMON | PRETRAIN,
+        "finetune": COMMON | FINETUNE,
+        "interactive": COMMON | INTERACTIVE | own_model,
+    }
     for name, config in files.items():
         (folder / f"{name}.yaml").write_text(json.dumps(config))
     return {name: folder / f"{name}.yaml" for name in files}

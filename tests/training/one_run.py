@@ -1,6 +1,9 @@
 """A run of a stage in a process of its own, with the collectives of each micro-batch counted.
 
 python one_run.py STAGE CONFIG.yaml COUNTS.json key=value ...
+
+COUNTS may be `-`: torch's counter watches modules by hooks that a gradient taken amid a forward
+pass, as finetuning's are, does not allow.
 """
 
 import json
@@ -42,8 +45,9 @@ def main(stage: str, file: str, counts: str, *overrides: str) -> None:
         "finetune": (finetune, FinetuneConfig),
     }[stage]
     standard = command.standard_callbacks
+    counter = [] if counts == "-" else [CountedCollectives(Path(counts))]
     command.standard_callbacks = lambda *given: [  # type: ignore[attr-defined]
-        CountedCollectives(Path(counts)),
+        *counter,
         *standard(*given),
     ]
     command.run(configs.load(root, [file], overrides))  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.models.weights import read_weights
 
 Start = Callable[..., Path]
+STAGES = ("pretrain", "finetune", "interactive")
 WAYS = {
     "accumulated": ["trainer.micro_batch=2"],
     "ddp": ["trainer.strategy=ddp", "trainer.devices=2", "trainer.micro_batch=2"],
@@ -47,9 +48,11 @@ def start(
     def run(stage: str, name: str, *overrides: str) -> Path:
         folder = home / f"{stage}-{name}"
         own = [f"model.name={model_file}"] if stage == "finetune" else []
+        command_name = "pretrain" if stage == "pretrain" else "finetune"
         given = [o for o in overrides if stage == "pretrain" or not o.startswith("teacher.")]
-        command = [sys.executable, str(Path(__file__).with_name("one_run.py")), stage]
-        command += [str(stage_files[stage]), f"{folder}.counts.json", f"run.dir={folder}"]
+        command = [sys.executable, str(Path(__file__).with_name("one_run.py")), command_name]
+        counts = f"{folder}.counts.json" if stage == "pretrain" else "-"
+        command += [str(stage_files[stage]), counts, f"run.dir={folder}"]
         command += [f"data.train={damaged}/train-*.tar", f"data.heldout={shards}/heldout-*.tar"]
         command += ["data.max_bad_fraction=1", "trainer.global_batch=8", "trainer.micro_batch=8"]
         command += ["optim.peak_lr=1e-3", "trainer.max_steps=2", *own, *given]
@@ -70,7 +73,7 @@ def start(
 
 @pytest.fixture(scope="module")
 def alone(start: Start) -> dict[str, Path]:
-    return {stage: start(stage, "alone") for stage in ("pretrain", "finetune")}
+    return {stage: start(stage, "alone") for stage in STAGES}
 
 
 def checkpoint(folder: Path, step: int) -> dict[str, Any]:
@@ -96,14 +99,14 @@ def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("way", WAYS)
 def test_step_is_that_of_one_process(
     stage: str, way: str, start: Start, alone: dict[str, Path]
 ) -> None:
-    """With broken photos, so that ranks and micro-batches have unequally many to average over."""
+    """Photos are broken and have one to three masks: unequally many to average over."""
     folder = start(stage, way, *WAYS[way])
-    beta = {"pretrain": 0.95, "finetune": 0.9}[stage]
+    beta = 0.95 if stage == "pretrain" else 0.9
     expected = gradients(alone[stage], beta)
     assert any(gradient.any() for gradient in expected.values())
     found = gradients(folder, beta)

@@ -11,12 +11,13 @@ from PIL import Image, ImageDraw
 
 from efficientsam_pl.pictures.palette import INK, MUTED, Rgb, fitted, font
 
-ERROR_LEGEND = "green: hit, red: too much, blue: missed"
+# Far apart in lightness too, for eyes that see no colour; neither belongs to the first masks
+ERROR_LEGEND: tuple[tuple[str, Rgb], ...] = (
+    ("missed", (250, 224, 40)),
+    ("too much", (112, 60, 220)),
+)
 
 _PAPER: Rgb = (250, 250, 248)
-_HIT: Rgb = (46, 196, 120)
-_TOO_MUCH: Rgb = (236, 64, 52)
-_MISSED: Rgb = (56, 126, 255)
 
 
 @dataclass(frozen=True)
@@ -77,21 +78,59 @@ def contact_sheet(
     return sheet
 
 
+def draw_legend(
+    sheet: Image.Image,
+    title: str,
+    entries: Sequence[tuple[str, Rgb]],
+    place: tuple[int, int],
+    layout: SheetLayout,
+) -> None:
+    """Writes a title and, behind it, each entry's name after a square of its colour.
+
+    Args:
+        sheet: What is drawn on.
+        title: In the ink of column titles.
+        entries: Name and colour of each.
+        place: Left and top of a line as high as a title.
+        layout: Sizes of the sheet.
+    """
+    (left, top), text = place, layout.text
+    draw, letters = ImageDraw.Draw(sheet), font(text)
+    middle = top + layout.title_height // 2
+    draw.text((left, middle), title, fill=INK, font=letters, anchor="lm")
+    x = left + round(letters.getlength(title)) + text
+    for name, colour in entries:
+        half = round(0.4 * text)
+        square = (x, middle - half, x + 2 * half, middle + half)
+        draw.rectangle(square, fill=colour, outline=MUTED)
+        x += 2 * half + text // 3
+        draw.text((x, middle), name, fill=MUTED, font=letters, anchor="lm")
+        x += round(letters.getlength(name)) + round(0.8 * text)
+
+
 def error_map(
     image: UInt8[np.ndarray, "h w 3"],
-    predicted: Bool[np.ndarray, "h w"],
-    truth: Bool[np.ndarray, "h w"],
+    predicted: Bool[np.ndarray, "q h w"],
+    truth: Bool[np.ndarray, "q h w"],
 ) -> Image.Image:
-    """The photo in dim grey; hits tinted green, surplus red, missed pixels blue."""
-    grey = Image.fromarray(image).convert("L").point([round(0.55 * v) for v in range(256)])
-    canvas = grey.convert("RGB")
-    for region, colour in (
-        (predicted & truth, _HIT),
-        (predicted & ~truth, _TOO_MUCH),
-        (truth & ~predicted, _MISSED),
-    ):
-        canvas.paste(colour, (0, 0), Image.fromarray(region * np.uint8(160)))
+    """Where each mask differs from its truth, in the colours of `ERROR_LEGEND`.
+
+    The photo is in grey: what is right of all masks as light as it is, what belongs to none
+    dimmed. A pixel that one mask misses and another has too much is shown as missed.
+    """
+    grey = Image.fromarray(image).convert("L")
+    canvas = grey.point([round(0.45 * v) for v in range(256)]).convert("RGB")
+    missed = (truth & ~predicted).any(0)
+    too_much = (predicted & ~truth).any(0) & ~missed
+    right = (predicted & truth).any(0) & ~missed & ~too_much
+    canvas.paste(grey.convert("RGB"), (0, 0), _stencil(right, 255))
+    for region, (_, colour) in zip((missed, too_much), ERROR_LEGEND, strict=True):
+        canvas.paste(colour, (0, 0), _stencil(region, 215))
     return canvas
+
+
+def _stencil(region: Bool[np.ndarray, "h w"], alpha: int) -> Image.Image:
+    return Image.fromarray(region * np.uint8(alpha))
 
 
 def _check_counts(row_lengths: list[int], columns: int, row_titles: int) -> None:

@@ -3,15 +3,14 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import lightning as L  # noqa: N812
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
+from efficientsam_pl.training.loggers import build_logger
 from efficientsam_pl.training.parallel import build_strategy
 
 _KNOWN_NOISE = (
@@ -47,7 +46,7 @@ def build_trainer(
     """A Trainer whose one epoch is the whole run: data has no end, steps do.
 
     Args:
-        run: Folder (TensorBoard's files go to `log/`).
+        run: Folder (the logger's files go to `log/`).
         config: Length, batch and hardware.
         callbacks: All of them; none is added here.
         validate: Whether there is a held-out set.
@@ -74,7 +73,7 @@ def build_trainer(
         limit_val_batches=None if validate else 0,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
-        logger=TensorBoardLogger(Path(run.dir), name="log", version=""),
+        logger=build_logger(run, config),
         log_every_n_steps=10,
         enable_checkpointing=False,
         enable_progress_bar=False,

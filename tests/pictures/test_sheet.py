@@ -2,8 +2,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from efficientsam_pl.pictures.masks import CELL_PX
 from efficientsam_pl.pictures.palette import fitted, font
-from efficientsam_pl.pictures.sheet import SheetLayout, contact_sheet, error_map
+from efficientsam_pl.pictures.sheet import (
+    ERROR_LEGEND,
+    SheetLayout,
+    contact_sheet,
+    draw_legend,
+    error_map,
+)
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -78,12 +85,57 @@ def test_sheet_without_rows_is_its_titles() -> None:
     assert contact_sheet([], ["a"], cell_px=150).size == (166, 32)
 
 
-def test_error_map_shows_hits_green_surplus_red_and_missed_blue() -> None:
-    predicted = np.array([[True, True, False, False]])
-    truth = np.array([[True, False, True, False]])
+def test_error_map_shows_missed_and_surplus_pixels_by_hand() -> None:
+    predicted = np.array([[[True, True, False, False]]])
+    truth = np.array([[[True, False, True, False]]])
     photo = np.full((1, 4, 3), 200, np.uint8)
-    hit, surplus, missed, rest = np.array(error_map(photo, predicted, truth))[0].astype(int)
-    assert hit.argmax() == 1
-    assert surplus.argmax() == 0
-    assert missed.argmax() == 2
-    np.testing.assert_array_equal(rest, [110, 110, 110])  # 0.55 of the photo
+    hit, surplus, missed, rest = np.array(error_map(photo, predicted, truth))[0]
+    np.testing.assert_array_equal(hit, [200, 200, 200])  # as light as the photo
+    np.testing.assert_array_equal(rest, [90, 90, 90])  # 0.45 of it
+    # 215 of 255 parts of the colour over the photo's grey, which is dimmed where nothing was hit
+    for pixel, (_, colour) in ((missed, ERROR_LEGEND[0]), (surplus, ERROR_LEGEND[1])):
+        expected = (215 * np.array(colour) + 40 * 90) / 255
+        np.testing.assert_allclose(pixel, expected, atol=1)
+
+
+def test_error_map_of_two_masks_counts_each_against_its_own_truth() -> None:
+    """They are exchanged: whatever is painted, no pixel is right."""
+    truth = np.array([[[True, False, False]], [[False, True, False]]])
+    photo = np.full((1, 3, 3), 200, np.uint8)
+    exchanged = np.array(error_map(photo, truth[::-1], truth))[0]
+    alone = np.array(error_map(photo, truth[:1] & False, truth[:1]))[0]
+    np.testing.assert_array_equal(exchanged[0], exchanged[1])
+    np.testing.assert_array_equal(exchanged[0], alone[0])  # missed goes before too much
+
+
+def test_errors_differ_in_lightness_so_that_no_colour_need_be_seen() -> None:
+    lighter, darker = (relative_luminance(colour) for _, colour in ERROR_LEGEND)
+    assert (lighter + 0.05) / (darker + 0.05) > 3  # WCAG 2.2, 1.4.11, for graphical objects
+
+
+def relative_luminance(colour: tuple[int, int, int]) -> float:
+    """WCAG's, of sRGB."""
+    share = np.array(colour) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_legend_has_a_square_of_each_colour_and_stays_on_its_line() -> None:
+    layout = SheetLayout.for_cell(150)  # letters of 12 pixels, lines of 24
+    blank = plain(300, 60, (255, 255, 255))
+    drawn = blank.copy()
+    draw_legend(drawn, "error:", (("one", GREEN), ("two", BLUE)), (20, 10), layout)
+    rows, columns = np.nonzero((np.array(drawn) != np.array(blank)).any(-1))
+    assert (rows.min() >= 10, rows.max() < 34, columns.min() >= 20) == (True, True, True)
+    for colour in (GREEN, BLUE):
+        found = (np.array(drawn) == colour).all(-1)
+        assert found.sum() == 9 * 9  # 2 * round(0.4 * 12) + 1 pixels a side, less the rim
+
+
+def test_legend_of_the_errors_fits_into_its_column() -> None:
+    layout = SheetLayout.for_cell(CELL_PX)
+    blank = plain(2 * CELL_PX, 60, (255, 255, 255))
+    drawn = blank.copy()
+    draw_legend(drawn, "error:", ERROR_LEGEND, (0, 10), layout)
+    _, columns = np.nonzero((np.array(drawn) != np.array(blank)).any(-1))
+    assert columns.max() < CELL_PX

@@ -1,6 +1,5 @@
 """Pictures of what a student predicts of a few photos, as training goes on."""
 
-import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,20 +10,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int64, UInt8
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from efficientsam_pl.pictures.atomic import write_bytes
 from efficientsam_pl.pictures.features import feature_sheet, reconstruction_sheet
 from efficientsam_pl.structures import ImageBatch
+from efficientsam_pl.training.callbacks.showing import publish
 
 # Predicted patches as pixels: Float[b n c] and the photos they are of -> UInt8[b 3 s s]
 Paint = Callable[[Tensor, Tensor], Tensor]
 
 
 class FeaturePictures(L.Callback):
-    """Writes `pictures/step-N.png` every n steps and at the end, and to TensorBoard.
+    """Writes `pictures/step-N.png` every n steps and at the end, and to the run's logger.
 
     The task gives `validated()`, which maps photos and keys to predicted features and a split of
     the tokens, and `target`, which maps a batch to the teacher's. Every rank calls both with the
@@ -80,7 +78,7 @@ class FeaturePictures(L.Callback):
         model.train(training)
         if trainer.is_global_zero and batch.valid.any():
             sheet = self._sheet(batch, target.float(), predicted.float(), split.masked)
-            self._show(trainer, sheet, step)
+            publish(trainer, self._folder, "pictures/features", sheet, step)
 
     def _sheet(
         self,
@@ -104,15 +102,6 @@ class FeaturePictures(L.Callback):
             return reconstruction_sheet(photos, hidden.numpy()[real], painted, titles)
         theirs, ours = (features.cpu().numpy()[real] for features in (target, predicted))
         return feature_sheet(photos, hidden.numpy()[real], theirs, ours, titles)
-
-    def _show(self, trainer: L.Trainer, sheet: Image.Image, step: int) -> None:
-        content = io.BytesIO()
-        sheet.save(content, format="png")
-        write_bytes(self._folder / f"step-{step:08d}.png", content.getvalue())
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_image(
-                "pictures/features", np.array(sheet), step, dataformats="HWC"
-            )
 
 
 def _channels_last(image: UInt8[Tensor, "b 3 s s"]) -> UInt8[np.ndarray, "b s s 3"]:

@@ -1,0 +1,58 @@
+"""Runs of two steps in one process, logged to W&B: python one_wandb_run.py FOLDER RESUME..."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from efficientsam_pl.training.callbacks.showing import publish
+from efficientsam_pl.training.config import RunConfig, TrainerConfig
+from efficientsam_pl.training.trainer import build_trainer
+
+
+class Counting(L.LightningModule):
+    """Its loss is the number of the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("train/loss", float(batch_idx))
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+class OnePicture(L.Callback):
+    """At the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        picture = Image.new("RGB", (30, 20), (255, 0, 0))
+        publish(trainer, self._folder, "pictures/masks", picture, trainer.global_step)
+
+
+def main(folder: str, *resumes: Any) -> None:
+    warnings.filterwarnings("ignore")
+    config = TrainerConfig(max_steps=2, accelerator="cpu", logger="wandb")
+    for resume in resumes:
+        run = RunConfig(dir=folder, resume=resume)
+        callbacks = [LearningRateMonitor("step"), OnePicture(Path(folder) / "pictures")]
+        trainer = build_trainer(run, config, callbacks, validate=False)
+        trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
+        trainer.fit(Counting(), DataLoader(torch.zeros(2, 1), batch_size=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -10,7 +10,7 @@ import torch
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
-from efficientsam_pl.training.loggers import build_logger
+from efficientsam_pl.training.loggers import build_logger, check_logger
 from efficientsam_pl.training.parallel import build_strategy
 
 _KNOWN_NOISE = (
@@ -28,8 +28,9 @@ def check_hardware(config: TrainerConfig) -> None:
     """Stops before anything large is built.
 
     Raises:
-        UserError: More GPUs asked for than there are.
+        UserError: More GPUs asked for than there are, or a logger that is not installed.
     """
+    check_logger(config)
     if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
         raise UserError(
             f"trainer.accelerator=gpu and trainer.devices={config.devices}, but "

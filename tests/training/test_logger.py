@@ -17,7 +17,8 @@ from PIL import Image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.training import loggers
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
-from efficientsam_pl.training.loggers import build_logger, check_logger
+from efficientsam_pl.training.loggers import build_logger
+from efficientsam_pl.training.trainer import check_hardware
 
 ONE_WANDB_RUN = Path(__file__).with_name("one_wandb_run.py")
 
@@ -37,13 +38,13 @@ def test_missing_wandb_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError) as error:
-        check_logger(TrainerConfig(logger="wandb"))
+        check_hardware(TrainerConfig(logger="wandb"))
     assert str(error.value) == (
         "trainer.logger=wandb needs another package: pip install 'efficientsam_pl[wandb]'"
     )
     with pytest.raises(UserError, match="needs another package"):
         build_logger(RunConfig(dir=str(tmp_path / "run")), TrainerConfig(logger="wandb"))
-    check_logger(TrainerConfig())
+    check_hardware(TrainerConfig())
 
 
 def chunks(content: bytes) -> Iterator[bytes]:

@@ -28,6 +28,9 @@ def add(commands: Any, name: str, root: type[Any], help_text: str) -> None:
 def add_consolidate(commands: Any) -> None:
     """Adds `consolidate`."""
     parser = command(commands, "consolidate", "a checkpoint, or a run's newest, to one file")
+    parser.add_argument(
+        "--best", action="store_true", help="of a run: by trainer.best_metric, not the newest"
+    )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
     parser.set_defaults(run=_consolidate)
@@ -36,4 +39,4 @@ def add_consolidate(commands: Any) -> None:
 def _consolidate(arguments: argparse.Namespace) -> None:
     from efficientsam_pl.commands import consolidate
 
-    consolidate.run(arguments.checkpoint, arguments.out)
+    consolidate.run(arguments.checkpoint, arguments.out, arguments.best)

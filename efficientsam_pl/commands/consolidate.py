@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.consolidate import consolidate
 
 
-def run(checkpoint: Path, out: Path) -> Path:
-    """Writes the weights; a run's folder stands for its newest checkpoint."""
-    latest = checkpoint / "latest"
-    if latest.is_file():
-        checkpoint = checkpoint / latest.read_text().strip()
+def run(checkpoint: Path, out: Path, best: bool = False) -> Path:
+    """Writes the weights; a run's folder stands for its newest checkpoint, or for its best.
+
+    Raises:
+        UserError: The best is asked for of what is no run with one.
+    """
+    name = checkpoint / ("best" if best else "latest")
+    if best and not name.is_file():
+        raise UserError(f"--best: there is no {name}, which names a run's best checkpoint")
+    if name.is_file():
+        checkpoint = checkpoint / name.read_text().strip()
     consolidate(checkpoint, out)
     print(f"{checkpoint} -> {out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return out

@@ -1,12 +1,15 @@
-"""Checkpoints of a run: whole or not there, the newest one named in `latest`."""
+"""Checkpoints of a run: whole or not there, the newest named in `latest`, the best in `best`."""
 
+import math
 import os
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from efficientsam_pl.data.packing.job import difference
 from efficientsam_pl.data.storage.files import written_whole
@@ -20,19 +23,23 @@ _REPORTED = ("torch", "lightning", "efficientsam_pl")
 class RunCheckpoints(L.Callback):
     """Saves every n steps and at the end to `checkpoints/step-N.ckpt`, keeps the newest few.
 
-    A checkpoint is written aside, synced and renamed before `latest` names it.
+    A checkpoint is written aside, synced and renamed before `latest` names it. One that is followed
+    by a validation is written again after it, so that it knows what was measured. The one with the
+    best value of a metric is kept as `checkpoints/best-step-N.ckpt` until there is a better one.
     """
 
     def __init__(self, run: RunConfig, config: TrainerConfig, header: dict[str, Any]) -> None:
         self._dir, self._config, self._header = Path(run.dir), config, header
         self._saved_step = 0
+        self._best: float | None = None
+        self._measured: dict[str, float] = {}  # by the validation of this very step
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds what a command needs to rebuild the model: the run's config, as plain values."""
         versions = {name: version(name) for name in _REPORTED}
-        losses = {"train/loss": float(trainer.callback_metrics["train/loss"])}
+        losses = {"train/loss": float(trainer.callback_metrics["train/loss"])} | self._measured
         checkpoint[FORMAT] = {
             "version": CHECKPOINT_VERSION,
             "versions": versions,
@@ -60,15 +67,56 @@ class RunCheckpoints(L.Callback):
         if due and step != self._saved_step:
             self._save(trainer, step)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves what this step has been told, and keeps it apart where it is the best so far.
+
+        Raises:
+            UserError: No metric of the name that decides is logged.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        step = trainer.global_step
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._measured = {
+            name: value
+            for name, value in values.items()
+            if name.startswith("heldout/") and not math.isnan(value)
+        }
+        best = self._is_best(trainer)
+        if step == self._saved_step:
+            self._save(trainer, step)
+        if best:
+            self._keep_best(trainer, step)
+        self._measured = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, and of which metric."""
+        return {"best_metric": self._config.best_metric, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on comparing, where the same metric decides."""
+        if state_dict["best_metric"] == self._config.best_metric:
+            self._best = state_dict["best"]
+
+    def _is_best(self, trainer: L.Trainer) -> bool:
+        """Whether this validation's value is better than all before; notes it."""
+        name = self._config.best_metric
+        if name is None:
+            return False
+        if name not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(f"trainer.best_metric={name} is not logged; there are {logged}")
+        value = float(trainer.strategy.broadcast(float(trainer.callback_metrics[name])))
+        if math.isnan(value) or (self._best is not None and not _better(name, value, self._best)):
+            return False
+        self._best = value
+        return True
+
     def _save(self, trainer: L.Trainer, step: int) -> None:
         self._saved_step = step
         final = self._path(step)
-        partial = final.with_suffix(".part")
-        trainer.save_checkpoint(partial)  # collective: every rank calls it
+        self._write(trainer, final)
         if trainer.is_global_zero:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(final)
             with written_whole(str(self._dir / "latest")) as file:
                 file.write(f"checkpoints/{final.name}\n".encode())
             # by age, not by step: a run begun anew in its folder meets later steps of the old one
@@ -77,8 +125,48 @@ class RunCheckpoints(L.Callback):
                 old.unlink()
         trainer.strategy.barrier("checkpoint saved")
 
+    def _keep_best(self, trainer: L.Trainer, step: int) -> None:
+        """Under its own name: the step's checkpoint, where there is one, or one for the purpose."""
+        saved = self._path(step)
+        final = saved.with_name(f"best-{saved.name}")
+        if step != self._saved_step:
+            self._write(trainer, final)
+        elif trainer.is_global_zero:
+            partial = final.with_suffix(".part")
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(saved, partial)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(saved, partial)
+                _sync(partial)
+            partial.replace(final)
+        if trainer.is_global_zero:
+            with written_whole(str(self._dir / "best")) as file:
+                file.write(f"checkpoints/{final.name}\n".encode())
+            for old in final.parent.glob("best-step-*.ckpt"):
+                if old != final:
+                    old.unlink()
+        trainer.strategy.barrier("best checkpoint kept")
+
+    def _write(self, trainer: L.Trainer, final: Path) -> None:
+        """A checkpoint that is whole or not there."""
+        partial = final.with_suffix(".part")
+        trainer.save_checkpoint(partial)  # collective: every rank calls it
+        if trainer.is_global_zero:
+            _sync(partial)
+            partial.replace(final)
+
     def _path(self, step: int) -> Path:
         return self._dir / "checkpoints" / f"step-{step:08d}.ckpt"
+
+
+def _better(name: str, value: float, other: float) -> bool:
+    return value < other if "loss" in name else value > other
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def check_resumable(path: Path, header: dict[str, Any]) -> None:

@@ -94,8 +94,9 @@ class Throughput(L.Callback):
         self._ended = self._clock.now()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes out what has passed since the last batch."""
+        """Takes out what has passed since the last batch, checkpoints among it."""
         self._clock.go_on_from(self._ended)
+        self._saving = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
         """Takes out what passes until the next hook of this callback."""

@@ -56,31 +56,38 @@ def slurm_share() -> ArrayShare:
 def run_coco(annotations: str, images: str, options: PackOptions) -> PackSummary:
     """Packs a COCO-format set."""
     source = Coco(annotations, images, options.long_side, options.samples_per_shard)
-    return _run(source, options)
+    return pack_source(source, options.out, options.share, options.workers)
 
 
 def run_sa1b(pattern: str, options: PackOptions) -> PackSummary:
     """Packs Meta's tars again."""
-    return _run(Sa1b(pattern, options.long_side, options.samples_per_shard), options)
+    source = Sa1b(pattern, options.long_side, options.samples_per_shard)
+    return pack_source(source, options.out, options.share, options.workers)
 
 
 def run_imagenet(source: str, options: PackOptions) -> PackSummary:
     """Packs plain photos."""
-    return _run(Imagenet(source, options.long_side, options.samples_per_shard), options)
+    photos = Imagenet(source, options.long_side, options.samples_per_shard)
+    return pack_source(photos, options.out, options.share, options.workers)
 
 
-def _run(source: Source, options: PackOptions) -> PackSummary:
+def pack_source(source: Source, out: str, share: ArrayShare, workers: int) -> PackSummary:
+    """Writes a share of a source's shards into the folder `out`, shows how far it is, and accounts.
+
+    Raises:
+        UserError: Nothing could be packed, or the folder holds something else.
+    """
     columns = (TextColumn("Packing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
-        task = progress.add_task("", total=source.weight(options.share))
+        task = progress.add_task("", total=source.weight(share))
         summary = run_packing(
             source,
-            options.out,
-            options.share,
-            options.workers,
+            out,
+            share,
+            workers,
             lambda weight: progress.advance(task, weight),
         )
-    written = account_for(summary, options.out, options.share, "packed")
+    written = account_for(summary, out, share, "packed")
     print(f"{summary.samples} photos, {summary.masks} masks, {written}")
     return summary
 

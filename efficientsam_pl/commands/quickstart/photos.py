@@ -11,9 +11,9 @@ from jaxtyping import Bool, UInt8
 from efficientsam_pl.config import QuickstartConfig
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.packing.coco import coco_photos, read_coco
+from efficientsam_pl.data.packing.parting import parted
 from efficientsam_pl.data.packing.photos import MaskedPhoto, limit_side
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
-from efficientsam_pl.draws import draw_key
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import encode
 
@@ -130,9 +130,7 @@ def _split(
 ) -> tuple[list[MaskedPhoto], list[MaskedPhoto]]:
     if len(photos) < 2:
         raise UserError(f"{source}: {len(photos)} photos with masks, at least two are needed")
-    ranked = sorted(photos, key=lambda photo: draw_key(0, 0, photo.key))
-    heldout = min(len(photos) - 1, max(1, round(fraction * len(photos))))
-    return ranked[heldout:], ranked[:heldout]
+    return parted([photo.key for photo in photos], photos, fraction)
 
 
 def _regions_told() -> str:

@@ -40,20 +40,29 @@ def read_coco(annotations: str, images: str) -> list[CocoEntry]:
     Raises:
         CocoError: A missing file or folder, or a file without COCO's keys.
     """
-    return _entries(_content(annotations, images), annotations, images)[0]
+    return entries_of(annotation_file(annotations, images), annotations, images)[0]
 
 
-def _content(annotations: str, images: str) -> bytes:
+def annotation_file(annotations: str, images: str) -> bytes:
+    """The bytes of a set's annotation file.
+
+    Raises:
+        CocoError: A missing file or folder.
+    """
     for path in (annotations, images):
         if not exists(path):
             raise CocoError(f"no such file or folder: {path}")
     return read_file(annotations)
 
 
-def _entries(
+def entries_of(
     content: bytes, annotations: str, images: str
 ) -> tuple[list[CocoEntry], list[Skipped]]:
-    """The photos, and the annotations of photos that the file does not list."""
+    """The photos, and the annotations of photos that the file does not list.
+
+    Raises:
+        CocoError: The content lacks COCO's keys.
+    """
     try:
         loaded = json.loads(content)
         by_image = defaultdict(list)
@@ -159,8 +168,8 @@ class Coco:
     def __init__(
         self, annotations: str, images: str, long_side: int | None, samples_per_shard: int
     ) -> None:
-        content = _content(annotations, images)
-        self._entries, orphans = _entries(content, annotations, images)
+        content = annotation_file(annotations, images)
+        self._entries, orphans = entries_of(content, annotations, images)
         self._orphans = tuple(sorted(orphans, key=lambda skipped: skipped.what))
         self._digest = hashlib.sha256(content).hexdigest()[:16]
         self._long_side, self._limit = long_side, samples_per_shard

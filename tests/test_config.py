@@ -15,7 +15,7 @@ from efficientsam_pl.config import (
     PretrainConfig,
     QuickstartConfig,
 )
-from efficientsam_pl.models.config import NAMED
+from efficientsam_pl.models.config import NAMED, SegmenterConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BOTH_STAGES = (PretrainConfig, FinetuneConfig)
@@ -26,6 +26,7 @@ ROOTS_OF = {
     "debug": BOTH_STAGES,
     "cluster": BOTH_STAGES,
     "data": BOTH_STAGES,
+    "models": (SegmenterConfig,),
 }
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 

@@ -1,0 +1,146 @@
+"""Finetuning's recipes say what the papers say, and differ from each other only where they mean to.
+
+The numbers are those of EfficientSAM, section 4.1, and of SAM, appendix A.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.config import FinetuneConfig
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.models.config import FreezeConfig
+from efficientsam_pl.prompts.prompters import build_prompter
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs/finetune"
+PAPER = ("ti", "s", "ti_interactive", "s_interactive")
+SA1B_PHOTOS = 1000 * 11_185  # tars times photos a tar
+
+
+def load(name: str, *more: str) -> FinetuneConfig:
+    return configs.load(FinetuneConfig, [f"finetune/{name}"], list(more))
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        found |= {f"{prefix}{key}": value} if inner is None else inner
+    return found
+
+
+def changed(name: str, base: str) -> dict[str, Any]:
+    """What one recipe says otherwise than another."""
+    own, of_base = (flat(configs.as_dict(load(one))) for one in (name, base))
+    assert own.keys() == of_base.keys()
+    return {key: value for key, value in own.items() if value != of_base[key]}
+
+
+def test_every_file_is_tested_here() -> None:
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*PAPER, "custom_coco"}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_length_batch_and_optimizer_are_the_papers(name: str) -> None:
+    config = load(name)
+    trainer, optim = config.trainer, config.optim
+    assert trainer.global_batch == 128
+    assert trainer.max_steps * 128 / SA1B_PHOTOS == pytest.approx(5, rel=1e-3)
+    assert (optim.peak_lr, optim.peak_lr_batch, optim.decay) == (4e-4, None, "linear")
+    assert (optim.betas, optim.weight_decay) == ((0.9, 0.999), 0.1)
+    assert config.masks.flip == 0
+    assert config.model.freeze == FreezeConfig()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_losses_are_sams(name: str) -> None:
+    loss, masks = load(name).loss, load(name).masks
+    assert (loss.focal, loss.dice, loss.iou) == (20, 1, 1)
+    assert (loss.focal_alpha, loss.focal_gamma) == (0.25, 2)
+    assert loss.sampled_points is None
+    assert loss.single_mask > 0, "token 0 learns in both recipes"
+    assert masks.max_area == 0.9
+    assert masks.masks_per_image * load(name).trainer.micro_batch <= 64  # of a GPU
+
+
+@pytest.mark.parametrize(("name", "width"), [("ti", 192), ("s", 384)])
+def test_the_papers_recipe_has_the_released_layout(name: str, width: int) -> None:
+    model = configs.segmenter_config(load(name).model.name)
+    assert (model.encoder.width, model.encoder.image_size, model.resize) == (width, 1024, "squash")
+    assert (model.encoder.depth, model.encoder.patch_size) == (12, 16)
+    assert model.encoder.global_attention == "all"
+    prompts = model.prompts
+    assert [prompts.negative_clicks, prompts.mask_prompts, prompts.drawn_prompts] == 3 * [False]
+    assert prompts.max_points == 6
+
+
+@pytest.mark.parametrize("name", ["ti", "s"])
+def test_an_answer_follows_each_of_the_first_six_points(name: str) -> None:
+    prompter = build_prompter(load(name).prompts, 1024)
+    assert prompter.rounds == 6
+    assert {prompter.answer(number) for number in range(6)} == {"candidates"}
+    assert load(name).prompts.box_share == 0.5
+
+
+@pytest.mark.parametrize("name", ["ti_interactive", "s_interactive"])
+def test_sams_loop_has_eleven_steps(name: str) -> None:
+    config = load(name)
+    prompts = config.prompts
+    assert build_prompter(prompts, 1024).rounds == 11
+    assert (prompts.corrections, prompts.repeats) == (8, 2)
+    assert (prompts.box_jitter, prompts.box_jitter_max_px) == (0.1, 20)
+    model = configs.segmenter_config(config.model.name).prompts
+    assert model.negative_clicks
+    assert model.mask_prompts
+
+
+@pytest.mark.parametrize("size", ["ti", "s"])
+def test_the_interactive_recipe_differs_in_prompts_alone(size: str) -> None:
+    assert changed(f"{size}_interactive", size) == {
+        "run.dir": f"runs/finetune_{size}_interactive",
+        "model.name": f"efficient_sam_{size}_interactive",
+        "masks.clicks": 1,
+        "prompts.rounds": "interactive",
+        "validation.clicks": (1, 3, 5),
+        "validation.later_clicks": "corrections",
+    }
+
+
+def test_the_small_model_is_trained_as_the_tiny_one() -> None:
+    assert changed("s", "ti") == {"run.dir": "runs/finetune_s", "model.name": "efficient_sam_s"}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_needs_no_more_than_photos(name: str) -> None:
+    configs.require(load(name, "data.train=a-*.tar"))
+    with pytest.raises(UserError, match=r"data\.train= must be given"):
+        configs.require(load(name))
+
+
+def test_a_set_of_ones_own_needs_its_files(tmp_path: Path) -> None:
+    for name in ("set.json", "weights.pt"):
+        (tmp_path / name).touch()
+    config = load(
+        "custom_coco",
+        f"data.coco.annotations={tmp_path}/set.json",
+        f"data.coco.images={tmp_path}",
+        f"model.weights={tmp_path}/weights.pt",
+    )
+    configs.require(config)
+    assert config.model.freeze == FreezeConfig(image_encoder=True)
+    assert (config.trainer.devices, config.trainer.nodes) == (1, 1)
+    assert config.trainer.accelerator == "auto"
+    lost = replace(config, model=replace(config.model, weights=f"{tmp_path}/gone.pt"))
+    with pytest.raises(UserError, match=r"model\.weights: no such file"):
+        configs.require(lost)
+
+
+@pytest.mark.parametrize("name", [*PAPER, "custom_coco"])
+def test_a_few_steps_of_it_fit_on_a_cpu(name: str) -> None:
+    files = [f"finetune/{name}", "debug/cpu"]
+    config = configs.load(FinetuneConfig, files, ["masks.masks_per_image=4"])
+    assert config.trainer.max_steps == 4
+    assert config.prompts == load(name).prompts

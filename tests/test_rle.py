@@ -227,3 +227,36 @@ def test_polygon_that_reaches_beyond_the_photo_is_cut_at_its_edge() -> None:
 def test_run_lengths_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[13, 17\].*\[17, 13\]"):
         rle.from_coco(rle.encode(blank()), WIDTH, HEIGHT)
+
+
+def test_dense_masks_of_any_size_are_encoded_as_pycocotools_does() -> None:
+    """Widths that fill no whole byte, single rows and columns, and masks that touch each other."""
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        count, height, width = draw.integers(1, (4, 40, 40))
+        masks = draw.random((count, height, width)) < draw.choice([0, 0.02, 0.5, 0.98, 1])
+        columns = np.asfortranarray(masks.transpose(1, 2, 0).view(np.uint8))
+        expected = [one["counts"].decode() for one in coco_mask.encode(columns)]
+        assert [one["counts"] for one in rle.encode_many(masks)] == expected
+
+
+def test_masks_that_lie_otherwise_in_memory_are_encoded_alike() -> None:
+    masks = np.stack(list(MASKS.values()))
+    turned = np.ascontiguousarray(masks.transpose(0, 2, 1)).transpose(0, 2, 1)
+    assert rle.encode_many(turned) == rle.encode_many(masks)
+
+
+def test_flips_are_where_a_pixel_differs_from_the_one_before() -> None:
+    masks = np.stack([with_pixels((0, 0), (1, 0)), with_pixels((HEIGHT - 1, 2), (0, 3))])
+    second = HEIGHT * WIDTH
+    expected = [0, 2, second + 3 * HEIGHT - 1, second + 3 * HEIGHT + 1]
+    assert rle.flips(masks).tolist() == expected
+
+
+def test_iou_of_pairs_equals_a_count_of_pixels() -> None:
+    masks = [mask for mask in MASKS.values() if mask.any()]
+    others = masks[1:] + masks[:1]
+    found = rle.pair_iou([rle.encode(m) for m in masks], [rle.encode(m) for m in others])
+    expected = [(m & o).sum() / (m | o).sum() for m, o in zip(masks, others, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert rle.areas([rle.encode(m) for m in masks]).tolist() == [m.sum() for m in masks]

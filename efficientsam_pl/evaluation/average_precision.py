@@ -135,7 +135,8 @@ def _matched(
         masks = [from_coco(one["segmentation"], *image_hw) for one in best]
         return match(_iou(masks, truth, crowd), scores[order], areas(masks), stated, crowd)
     boxes, real = (
-        np.array([one["bbox"] for one in some]).reshape(-1, 4) for some in (best, objects)
+        np.array([one["bbox"] for one in some], dtype=np.float64).reshape(-1, 4)
+        for some in (best, objects)
     )
     return match(_iou(boxes, real, crowd), scores[order], boxes[:, 2] * boxes[:, 3], stated, crowd)
 

@@ -1,4 +1,4 @@
-"""Intersection over union: of masks, of the filled-box baseline, and its mean over a run."""
+"""Intersection over union: of masks, and its mean over a run."""
 
 from __future__ import annotations
 
@@ -22,25 +22,6 @@ def mask_iou(masks: Bool[Tensor, "*n h w"], target: Bool[Tensor, "*#n h w"]) -> 
     shared = (masks & target).flatten(-2).sum(-1)
     either = (masks | target).flatten(-2).sum(-1)
     return torch.where(either == 0, 1.0, shared / either.clamp(min=1))
-
-
-def fill_boxes(
-    boxes_xyxy_px: Float[Tensor, "*n 4"], height: int, width: int
-) -> Bool[Tensor, "*n {height} {width}"]:
-    """Masks that fill their boxes: the baseline that a box prompt gives away for nothing.
-
-    Args:
-        boxes_xyxy_px: Corners through the outermost pixel centres, as `rle.box_xyxy` gives them;
-            every pixel whose centre lies in the box or on its edge is filled.
-        height: Height of the masks.
-        width: Width of the masks.
-    """
-    x0, y0, x1, y1 = boxes_xyxy_px[..., None].unbind(-2)
-    x = torch.arange(width, device=boxes_xyxy_px.device)
-    y = torch.arange(height, device=boxes_xyxy_px.device)
-    in_row = (y0 <= y) & (y <= y1)
-    in_column = (x0 <= x) & (x <= x1)
-    return in_row[..., :, None] & in_column[..., None, :]
 
 
 class MeanIou(Metric):

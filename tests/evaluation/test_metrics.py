@@ -1,12 +1,10 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from efficientsam_pl import rle
-from efficientsam_pl.evaluation.metrics import MeanIou, fill_boxes, mask_iou
+from efficientsam_pl.evaluation.metrics import MeanIou, mask_iou
 
 
 def test_iou_equals_a_slow_loop() -> None:
@@ -41,20 +39,6 @@ def test_iou_of_empty_masks() -> None:
 def test_shapes_are_checked_in_tests() -> None:
     with pytest.raises(TypeCheckError):
         mask_iou(torch.zeros(3, 4, dtype=torch.bool), torch.zeros(4, 3, dtype=torch.bool))
-
-
-def test_filled_box_covers_pixel_centres_on_its_edge() -> None:
-    filled = fill_boxes(torch.tensor([1.0, 0.5, 3.0, 2.0]), height=4, width=5)
-    expected = [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
-    assert filled.int().tolist() == expected
-
-
-def test_filled_box_of_a_rectangle_is_the_rectangle() -> None:
-    masks = np.zeros((3, 6, 9), dtype=bool)
-    masks[0, 2:5, 1:8] = True
-    masks[1, 5, 8] = True  # and the third is empty
-    boxes = torch.tensor([rle.box_xyxy(r) for r in rle.encode_many(masks)])
-    assert fill_boxes(boxes, 6, 9).numpy().tolist() == masks.tolist()
 
 
 def test_mean_iou_counts_every_mask_once() -> None:

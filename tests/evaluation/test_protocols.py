@@ -12,7 +12,7 @@ from torch import Tensor
 from efficientsam_pl import rle
 from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.draws import draw_key
-from efficientsam_pl.evaluation.metrics import fill_boxes, mask_iou
+from efficientsam_pl.evaluation.metrics import mask_iou
 from efficientsam_pl.evaluation.protocols import (
     AskedPhoto,
     Marks,
@@ -62,6 +62,14 @@ def embedded(request: pytest.FixtureRequest) -> EmbeddedImage:
     return EmbeddedImage(model, torch.randn(1, 32, 4, 4), resize)
 
 
+def filled(mask: rle.Rle) -> Tensor:
+    """Its box, filled."""
+    rows, columns = np.nonzero(rle.decode(mask))
+    box = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    box[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    return box
+
+
 def photo_of(embedded: EmbeddedImage, truth: list[rle.Rle]) -> AskedPhoto:
     decode = partial(embedded.model.decode, embedded.features)
     return AskedPhoto("photo", tuple(truth), embedded.resize, decode, torch.device("cpu"))
@@ -99,7 +107,7 @@ def test_marks_are_those_of_masks_asked_for_one_by_one(
             "scores": by_box.iou.amax(1),
             "click1": mask_iou(embedded.predict(points=points[:, :1]).best(), dense),
             "click3": mask_iou(embedded.predict(points=points).best(), dense),
-            "filled_box": mask_iou(fill_boxes(box, HEIGHT, WIDTH), dense),
+            "filled_box": mask_iou(filled(mask), dense),
         }
         for name, value in expected.items():
             torch.testing.assert_close(

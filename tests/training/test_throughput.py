@@ -172,10 +172,8 @@ def test_place_among_the_callbacks_does_not_matter_to_checkpoints_and_pictures(
 ) -> None:
     lines = run(clock, tmp_path, 8, ORDERS["first"])
     assert [step for step, _ in lines] == [2, 4, 6, 8]
-    # a span with a checkpoint may lose the second in which the next batch came
-    assert all(
-        speeds["speed/images_per_second"] == pytest.approx(1, rel=0.07) for _, speeds in lines
-    )
+    # after each of a span's two checkpoints the second in which the next batch came may be lost
+    assert all(1 <= round(speeds["speed/images_per_second"], 6) <= 16 / 14 for _, speeds in lines)
 
 
 def test_resumed_run_counts_its_own_steps_alone(clock: Clock, tmp_path: Path) -> None:

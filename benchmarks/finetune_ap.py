@@ -1,0 +1,236 @@
+"""Mask AP of dense masks, beside torchmetrics and pycocotools: a part of benchmarks.finetune.
+
+faster-coco-eval has a row where it is installed.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+
+from benchmarks.harness import Row, alternate, peak_memory_rise
+from efficientsam_pl.evaluation.average_precision import MaskAp
+from efficientsam_pl.evaluation.matching import RECALLS, THRESHOLDS
+from efficientsam_pl.rle import Rle, area, encode_many
+
+_HEIGHT, _WIDTH = 480, 640
+_DRAWN = 10  # photos; the others repeat their masks with other scores
+
+
+@dataclass(frozen=True)
+class MaskedPhoto:
+    """Objects, and what was found of each."""
+
+    truth: Bool[Tensor, "q h w"]
+    found: Bool[Tensor, "q h w"]
+    scores: Float[Tensor, "q"]
+
+
+@dataclass(frozen=True)
+class EncodedPhoto:
+    """The same as run-lengths."""
+
+    truth: list[Rle]
+    found: list[Rle]
+    scores: Float[Tensor, "q"]
+
+
+def rows(quick: bool) -> list[Row]:
+    """Time from masks to AP, the share of the backend, equality, and COCO val's memory."""
+    count, rounds = (60, 3) if quick else (1000, 1)
+    photos = masked_photos(count, masks=30)
+    taken = alternate(
+        {"ours": partial(ours, photos), "torchmetrics": partial(by_torchmetrics, photos)}, rounds
+    )
+    work = f"{count} photos of {_WIDTH}x{_HEIGHT}, 30 masks each and 30 found"
+    measured = [
+        Row(
+            id="finetune.mask_ap",
+            work=f"{work}: bool tensors to COCO's twelve numbers; reference: torchmetrics' "
+            "MeanAveragePrecision with pycocotools",
+            value=taken["ours"].wall,
+            unit="s",
+            reference=taken["torchmetrics"].wall,
+            goal=0.25,
+        ),
+        *backend_rows(encoded(photos), work),
+    ]
+    if not quick:
+        measured.append(memory_row())
+    return measured
+
+
+def backend_rows(photos: Sequence[EncodedPhoto], work: str) -> list[Row]:
+    """Run-lengths to the twelve numbers by each program, and how far ours are from COCO's."""
+    metric = filled(photos)
+    backends: dict[str, Callable[[], object]] = {"ours": metric.compute}
+    backends["pycocotools"] = partial(by_coco, photos, COCO, COCOeval)
+    if importlib.util.find_spec("faster_coco_eval"):
+        module: Any = importlib.import_module("faster_coco_eval")
+        backends["faster_coco_eval"] = partial(by_coco, photos, module.COCO, module.COCOeval_faster)
+    seconds, numbers = {}, {}
+    for name, backend in backends.items():
+        start = time.perf_counter()
+        numbers[name] = np.array(backend(), dtype=np.float64)[:12]
+        seconds[name] = time.perf_counter() - start
+    measured = [
+        Row(
+            id=f"finetune.mask_ap_backend.{name}",
+            work=f"{work}: run-lengths to the twelve numbers by {name}; reference: pycocotools",
+            value=seconds[name],
+            unit="s",
+            reference=seconds["pycocotools"],
+        )
+        for name in backends
+        if name != "pycocotools"
+    ]
+    difference = Row(
+        id="finetune.mask_ap_difference",
+        work="the largest difference of ours to pycocotools' twelve numbers",
+        value=float(np.abs(numbers["ours"] - numbers["pycocotools"]).max()),
+        unit="AP",
+        goal=1e-9,
+    )
+    return [*measured, difference]
+
+
+def memory_row() -> Row:
+    """All of COCO val on one rank, as after the ranks have exchanged their photos."""
+    return Row(
+        id="finetune.mask_ap_memory",
+        work="resident memory at its peak above the start: the metric's state of 5000 photos with "
+        "36,000 masks and as many found, and COCO's twelve numbers of them",
+        value=peak_memory_rise(partial(prepare_coco_val, 5000, 36_000)) / 2**30,
+        unit="GiB",
+        goal=2.0,
+    )
+
+
+def masked_photos(count: int, masks: int) -> list[MaskedPhoto]:
+    """Photos of wavy discs, each found a little beside its place."""
+    draw = np.random.default_rng(0)
+    drawn = [_discs(draw, masks) for _ in range(min(count, _DRAWN))]
+    return [
+        MaskedPhoto(*drawn[number % len(drawn)], torch.from_numpy(draw.random(masks)))
+        for number in range(count)
+    ]
+
+
+def ours(photos: Sequence[MaskedPhoto]) -> object:
+    """Dense masks to AP by this package."""
+    return filled(encoded(photos)).compute()
+
+
+def by_torchmetrics(photos: Sequence[MaskedPhoto]) -> object:
+    """Dense masks to AP by torchmetrics, over pycocotools."""
+    metric = MeanAveragePrecision(
+        iou_type="segm",
+        backend="pycocotools",
+        # COCO's; its own are float32, and a recall of exactly 0.25 falls short of them
+        iou_thresholds=THRESHOLDS.tolist(),
+        rec_thresholds=RECALLS.tolist(),
+    )
+    for photo in photos:
+        labels = torch.zeros(len(photo.truth), dtype=torch.int64)
+        found = {"masks": photo.found, "scores": photo.scores.float(), "labels": labels}
+        metric.update([found], [{"masks": photo.truth, "labels": labels}])
+    return metric.compute()
+
+
+def encoded(photos: Sequence[MaskedPhoto]) -> list[EncodedPhoto]:
+    """Photos with their masks as run-lengths."""
+    return [
+        EncodedPhoto(
+            encode_many(photo.truth.cpu().numpy()),
+            encode_many(photo.found.cpu().numpy()),
+            photo.scores,
+        )
+        for photo in photos
+    ]
+
+
+def filled(photos: Sequence[EncodedPhoto]) -> MaskAp:
+    """The metric with these photos counted in."""
+    metric = MaskAp()
+    for number, photo in enumerate(photos):
+        metric.update(f"{number:06}", photo.truth, photo.found, photo.scores)
+    return metric
+
+
+def by_coco(photos: Sequence[EncodedPhoto], dataset: Any, evaluation: Any) -> object:
+    """COCO's own evaluation, or one with its interface."""
+    annotations: list[dict[str, Any]] = []
+    results = []
+    for number, photo in enumerate(photos):
+        own = {"image_id": number, "category_id": 1}
+        for mask in photo.truth:
+            sizes = {"area": area(mask), "bbox": coco_mask.toBbox(mask).tolist()}
+            entry = {"id": len(annotations) + 1, "iscrowd": 0, "segmentation": mask}
+            annotations.append(own | entry | sizes)
+        results += [
+            own | {"segmentation": mask, "score": score}
+            for mask, score in zip(photo.found, photo.scores.tolist(), strict=True)
+        ]
+    images = [{"id": n, "height": _HEIGHT, "width": _WIDTH} for n in range(len(photos))]
+    categories = [{"id": 1, "name": "object"}]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = dataset()
+        truth.dataset = {"images": images, "annotations": annotations, "categories": categories}
+        truth.createIndex()
+        found = truth.loadRes(results)
+        run = evaluation(truth, found, "segm")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run.stats
+
+
+def prepare_coco_val(photos: int, masks: int) -> Callable[[], object]:
+    """Fills a metric with as many photos and masks, and computes."""
+    drawn = encoded(masked_photos(_DRAWN, masks=30))
+    draw = np.random.default_rng(0)
+    counts = np.bincount(draw.integers(0, photos, masks), minlength=photos)
+
+    def work() -> object:
+        metric = MaskAp()
+        for number, count in enumerate(counts):
+            photo, some = drawn[number % len(drawn)], slice(0, int(count))
+            metric.update(f"{number:012}", photo.truth[some], photo.found[some], photo.scores[some])
+        return metric.compute()
+
+    return work
+
+
+def _discs(
+    draw: np.random.Generator, count: int
+) -> tuple[Bool[Tensor, "q h w"], Bool[Tensor, "q h w"]]:
+    centres = draw.uniform((0, 0), (_WIDTH, _HEIGHT), (count, 2))
+    radii, phases = draw.uniform(5, 120, (count, 2)), draw.uniform(0, 6, count)
+    moved = centres + draw.normal(0, 0.15, (count, 2)) * radii
+    stretched = radii * draw.uniform(0.8, 1.2, (count, 2))
+    return _wavy(centres, radii, phases), _wavy(moved, stretched, phases + 0.3)
+
+
+def _wavy(
+    centres: Float[np.ndarray, "q 2"], radii: Float[np.ndarray, "q 2"], phases: Any
+) -> Bool[Tensor, "q h w"]:
+    y, x = np.mgrid[:_HEIGHT, :_WIDTH].astype(np.float32)
+    masks = []
+    for (cx, cy), (rx, ry), phase in zip(centres, radii, phases, strict=True):
+        edge = 1 + 0.15 * np.sin(5 * np.arctan2(y - cy, x - cx) + phase)
+        masks.append(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < edge**2)
+    return torch.from_numpy(np.stack(masks))

@@ -24,6 +24,8 @@ from efficientsam_pl.evaluation.matching import (
 )
 from efficientsam_pl.rle import Rle, areas, from_coco
 
+_ID = json.JSONDecoder()  # of the first entry of a line
+
 
 def coco_average_precision(
     ground_truth: Mapping[str, Any],
@@ -104,13 +106,15 @@ class MaskAp(Metric):
         """The twelve numbers so far, the same on every rank."""
         parts = self.lines if isinstance(self.lines, list) else [self.lines]
         text = b"".join(part.cpu().numpy().tobytes() for part in parts).decode()
-        records = (json.loads(line) for line in text.splitlines())
-        once = {image_id: record for image_id, *record in records}
+        # parsed one by one: collecting garbage among all masks' records would take the most time
+        once = {_ID.raw_decode(line, 1)[0]: line for line in text.splitlines()}
         # Sorted, since COCO breaks ties between scores by the order of images
-        return averages([[_mask_matches(*record) for _, record in sorted(once.items())]])
+        return averages([[_mask_matches(once[image_id]) for image_id in sorted(once)]])
 
 
-def _mask_matches(truth: list[Rle], detections: list[Rle], scores: list[float]) -> Matches:
+def _mask_matches(line: str) -> Matches:
+    """The matches of an image, from its line of the state."""
+    _, truth, detections, scores = json.loads(line)
     known = np.array(scores, dtype=np.float64)
     order = ranked(known)
     best = [detections[place] for place in order]

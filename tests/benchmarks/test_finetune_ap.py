@@ -16,7 +16,7 @@ def test_all_ways_give_the_same_numbers() -> None:
     found = finetune_ap.ours(photos)
     assert isinstance(found, AveragePrecision)
     theirs: Any = finetune_ap.by_torchmetrics(photos)
-    coco: Any = finetune_ap.by_coco(finetune_ap.encoded(photos), COCO, COCOeval)
+    coco: Any = finetune_ap.by_coco([finetune_ap.encoded(p) for p in photos], COCO, COCOeval)
     assert 0 < found.ap < 1
     np.testing.assert_allclose(found, coco[:12], rtol=0, atol=1e-9)
     names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from efficientsam_pl.commands.own_coco import packed_coco
 from efficientsam_pl.config import FinetuneConfig, as_dict, dump, segmenter_config
 from efficientsam_pl.data.scoring import ScoredPhotos
 from efficientsam_pl.data.sets import TrainingSets, course_of, open_sets, reader_of
@@ -42,7 +43,8 @@ class Finetuned:
 def run(config: FinetuneConfig) -> Finetuned:
     """Trains what is not frozen; the last checkpoint is named in `RUN/latest`."""
     check_hardware(config.trainer)
-    open_run(config.run, dump(config))
+    folder = open_run(config.run, dump(config))
+    config = replace(config, data=packed_coco(config.data, folder))
     model = starting_model(config)
     shape = model.config
     sets = open_sets(config.data)

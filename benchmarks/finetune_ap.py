@@ -67,6 +67,13 @@ def rows(quick: bool) -> list[Row]:
             reference=taken["torchmetrics"].wall,
             goal=0.25,
         ),
+        Row(
+            id="finetune.mask_ap_processor_time",
+            work="the same, seconds of all threads together",
+            value=taken["ours"].processor,
+            unit="s",
+            reference=taken["torchmetrics"].processor,
+        ),
         *backend_rows([encoded(photo) for photo in photos], work),
     ]
     if not quick:

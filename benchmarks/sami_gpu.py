@@ -51,16 +51,17 @@ def measure() -> list[Row]:
     return rows + _rows("sami.gpu_online_224", work, found, flop, matmul, 0.55)
 
 
-def largest_that_fits(build: Callable[[int], Step]) -> Fitted:
+def largest_that_fits(build: Callable[[int], Step], first: int = _FIRST_BATCH) -> Fitted:
     """Doubles the batch until memory runs out.
 
     Args:
         build: The step of so many photos; what it holds is freed when it is dropped.
+        first: The smallest batch, which must fit.
 
     Raises:
         torch.OutOfMemoryError: The smallest batch does not fit.
     """
-    found, batch = None, _FIRST_BATCH
+    found, batch = None, first
     while True:
         try:
             found = _fitted(build, batch)

@@ -1,6 +1,9 @@
 """The mask decoder against SAM's formulas written out for one prompt, one head at a time."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,6 +149,36 @@ def test_each_pixel_is_that_of_the_transposed_convolutions() -> None:
     pixels = decoder.upscaling(attended.permute(0, 3, 1, 2))
     expected = torch.einsum("mke,mehw->mkhw", kernels, pixels)
     torch.testing.assert_close(decoder._drawn(kernels, attended), expected, rtol=1e-4, atol=1e-4)
+
+
+COMPILED = """
+import torch
+from torch._dynamo.testing import CompileCounter
+from efficientsam_pl.models.config import MaskDecoderConfig
+from efficientsam_pl.models.mask_decoder import MaskDecoder
+
+counter = CompileCounter()
+decoder = MaskDecoder(32, MaskDecoderConfig(mlp_width=32))
+call = torch.compile(decoder.forward, backend=counter, fullgraph=True)
+position = torch.randn(1, 32, 4, 4)
+for slots in range(6, 13):  # SAM's loop: the first prompt without a mask, then one click more
+    features = torch.randn(2, 32, 4, 4, requires_grad=True)
+    dense = torch.randn(1, 1, 32, 1, 1) if slots == 6 else torch.randn(2, 8, 32, 4, 4)
+    call(features, position, torch.randn(2, 8, slots, 32), dense).iou.sum().backward()
+assert counter.frame_count <= 3, counter.frame_count
+"""
+
+
+def test_prompts_of_many_lengths_are_few_graphs_without_a_break() -> None:
+    """In a program of its own: the tests' shape checks cannot be traced, and no user has them."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_decoder_without_blocks_is_refused() -> None:

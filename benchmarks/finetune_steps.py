@@ -1,0 +1,89 @@
+"""A step of finetuning to be timed: fresh weights, one photo with masks that stay the same."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from efficientsam_pl.losses.config import MaskLossConfig
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.optim.adamw import build_optimizer
+from efficientsam_pl.optim.config import finetune_optim
+from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prompts
+from efficientsam_pl.tasks.lesson import Lesson
+from efficientsam_pl.training.parallel import wrap_blocks
+
+
+@dataclass(frozen=True)
+class BoxPrompter:
+    """Asks once for each mask, by its box."""
+
+    rounds: int = 1
+
+    def targets(self, batch: MaskBatch) -> MaskTargets:
+        """All masks; nothing is drawn."""
+        keys = batch.draw_key[:, None].expand(batch.valid.shape)
+        return MaskTargets(batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, keys)
+
+    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+        """The boxes as they are."""
+        return Prompts.of_boxes(targets.boxes_xyxy_px)
+
+    def answer(self, number: int) -> Literal["candidates", "single"]:
+        """A box may mean several things."""
+        return "candidates"
+
+
+LESSON = Lesson(BoxPrompter(), MaskLossConfig())
+
+
+class PromptedStep:
+    """Forward, loss, backward and AdamW's step on a batch of boxes."""
+
+    def __init__(
+        self, model: Segmenter, batch: int, masks: int, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> None:
+        """A step in float32 on the CPU, in bf16 with compiled blocks and heads on a GPU."""
+        self.model = model.to(device).train()
+        self._batch = boxes_batch(model.config.encoder.image_size, batch, masks).to(device)
+        self._optimizer = build_optimizer(self.model, finetune_optim())
+        self._precision: AbstractContextManager[object] = nullcontext()
+        if device == "cuda":
+            self._precision = torch.autocast("cuda", torch.bfloat16)
+            wrap_blocks(self.model.blocks(), recomputed=False, compiled=True)
+            wrap_blocks(self.model.heads(), recomputed=False, compiled=True)
+
+    def __call__(self) -> None:
+        """One step."""
+        use = partial(LESSON.give, self.model, batch=self._batch)
+        with self._precision:
+            sums: Tensor = self.model(self._batch.image, use, self._batch.content_hw)
+        (sums[0] / self._batch.valid.sum()).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def boxes_batch(side: int, batch: int, masks: int) -> MaskBatch:
+    """Seeded photos whose masks fill their boxes, at a quarter of the photo's size."""
+    draw = torch.Generator().manual_seed(0)
+    low = side // 4
+    corners = torch.randint(0, low // 2, (batch, masks, 2), generator=draw)
+    sides = torch.randint(low // 8, low // 2, (batch, masks, 2), generator=draw)
+    boxes = torch.cat([corners, corners + sides], dim=-1)
+    cell = torch.arange(low)
+    across, down = (
+        (cell >= boxes[..., axis, None]) & (cell < boxes[..., axis + 2, None]) for axis in (0, 1)
+    )
+    return MaskBatch(
+        image=torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=draw),
+        content_hw=torch.full((batch, 2), side),
+        masks=down[..., :, None] & across[..., None, :],
+        boxes_xyxy_px=4.0 * boxes,
+        clicks_px=torch.zeros(batch, masks, 0, 2),
+        valid=torch.ones(batch, masks, dtype=torch.bool),
+        draw_key=torch.arange(batch),
+        key=tuple(str(number) for number in range(batch)),
+    )

@@ -82,7 +82,9 @@ class Lesson:
             answer = self.prompter.answer(number)
             if number + 1 < self.prompter.rounds:
                 earlier = Asked(prompts, _chosen(prediction, answer))
-            yield segmentation_losses(prediction, targets.masks, self.loss, answer)
+            yield segmentation_losses(
+                prediction, targets.masks, self.loss, answer, targets.draw_key
+            )
 
 
 def _chosen(prediction: Prediction, answer: str) -> Float[Tensor, "b q mh mw"]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from efficientsam_pl import cli
 from efficientsam_pl.commands.own_coco import packed_coco
 from efficientsam_pl.data.config import CocoConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
@@ -394,3 +395,55 @@ def test_mini_coco_is_packed_whole(tmp_path: Path, shared: Path) -> None:
     names = {i["id"]: Path(i["file_name"]).stem for i in content["images"]}
     assert truth == {names[p]: sum(a["image_id"] == p for a in real) for p in photos}
     assert len(open_shards(packed.heldout)) == round(0.2 * len(photos))
+
+
+MODEL = """
+encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}
+prompts: {negative_clicks: true, mask_prompts: true, max_points: 8, min_points: 6}
+decoder: {mlp_width: 32, iou_head_width: 32}
+"""
+ROUNDS = {
+    "drawn": [],
+    "each": ["prompts.max_clicks=3"],
+    "interactive": ["prompts.corrections=2", "prompts.first_click=centre"],
+}
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
+@pytest.mark.parametrize("max_area", [1.0, 0.001], ids=["masks", "no mask fits"])
+def test_a_run_on_it_ends_well(
+    tmp_path: Path, rounds: str, max_area: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps from scratch, also where no batch has a mask to learn from."""
+    coco = filled(tmp_path / "set").config().coco
+    (tmp_path / "model.yaml").write_text(MODEL)
+    code = cli.main(
+        [
+            *("finetune", "-c", "finetune/custom_coco", "-c", "debug/cpu"),
+            *(f"run.dir={tmp_path}/run", f"model.name={tmp_path}/model.yaml"),
+            *(f"data.coco.annotations={coco.annotations}", f"data.coco.images={coco.images}"),
+            *("trainer.max_steps=2", "trainer.validate_every_steps=2", "validation.pictured=1"),
+            *("masks.masks_per_image=3", "masks.decoded_at_once=2", f"masks.max_area={max_area}"),
+            *(f"prompts.rounds={rounds}", "loss.sampled_points=64", *ROUNDS[rounds]),
+        ]
+    )
+    assert code == 0, capfd.readouterr().err
+    consumed = [
+        json.loads(line) for line in (tmp_path / "run/consumed.jsonl").read_text().splitlines()
+    ]
+    losses = [line["loss"] for line in consumed]
+    assert len(losses) == 2
+    assert all((loss == 0) if max_area < 1 else (0 < loss < 50) for loss in losses)
+
+
+def test_a_run_without_such_files_ends_with_a_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    coco = filled(tmp_path / "set").config().coco
+    options = [f"run.dir={tmp_path}/run", f"data.coco.annotations={coco.annotations}"]
+    for images, told in ((tmp_path / "none", "no such file or folder"), (None, "go together")):
+        given = [] if images is None else [f"data.coco.images={images}"]
+        assert cli.main(["finetune", "-c", "finetune/custom_coco", *options, *given]) == 2
+        said = capfd.readouterr().err
+        assert told in said
+        assert len(said.splitlines()) == 1

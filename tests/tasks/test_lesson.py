@@ -168,3 +168,16 @@ def test_a_frozen_encoder_has_no_gradient_and_the_decoder_learns_the_same(
     assert frozen.keys() == {n for n in whole if not n.startswith("image_encoder")}
     for name, gradient in frozen.items():
         torch.testing.assert_close(gradient, whole[name])
+
+
+def test_sampled_points_are_the_same_in_parts_of_the_masks(model: Segmenter) -> None:
+    batch, config = batch_of(), MaskLossConfig(sampled_points=16)
+    with torch.no_grad():
+        features = model.encode(batch.image)
+        whole, parts = (
+            Lesson(ThreeRounds(), config, at_once).give(model, features, batch)
+            for at_once in (None, 2)
+        )
+        full = Lesson(ThreeRounds(), MaskLossConfig()).give(model, features, batch)
+    torch.testing.assert_close(parts, whole)
+    assert not torch.allclose(whole, full, rtol=1e-3)

@@ -409,8 +409,9 @@ ROUNDS = {
 }
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
-@pytest.mark.parametrize("max_area", [1.0, 0.001], ids=["masks", "no mask fits"])
+@pytest.mark.parametrize(
+    ("rounds", "max_area"), [*((rounds, 1.0) for rounds in ROUNDS), ("interactive", 0.001)]
+)
 def test_a_run_on_it_ends_well(
     tmp_path: Path, rounds: str, max_area: float, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -46,7 +47,7 @@ class PromptedSegmentation(Stage):
 
     def _mean(self, batch: MaskBatch) -> MaskLosses:
         """Over the batch's valid masks."""
-        model = self.model if self.training else self.validated()
+        model = cast(Segmenter, self.model if self.training else self.validated())
         sums: Float[Tensor, "parts"] = model(
             batch.image, partial(self.lesson.give, model, batch=batch), batch.content_hw
         )

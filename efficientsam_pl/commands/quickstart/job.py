@@ -22,7 +22,7 @@ from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.packing.photos import pack_photos
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.protocols import Scores
+from efficientsam_pl.evaluation.scores import Scores
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import box_xyxy
 

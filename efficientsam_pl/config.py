@@ -233,16 +233,6 @@ def _check_prompts(config: FinetuneConfig) -> None:
     name, knows = config.model.name, segmenter_config(config.model.name).prompts
     prompts, validation = config.prompts, config.validation
     interactive = prompts.rounds == "interactive"
-    asked = {
-        "prompts.corrections" if interactive else "prompts.max_clicks": prompts.points(),
-        "validation.clicks": max(validation.clicks),
-    }
-    for key, points in asked.items():
-        if knows.max_points is not None and points > knows.max_points:
-            raise ConfigError(
-                f"{key} makes prompts of {points} points (a box counts as two), more than the "
-                f"{knows.max_points} that model.name={name} takes"
-            )
     corrects = {
         "prompts.rounds=interactive": interactive,
         "validation.later_clicks=corrections": validation.later_clicks == "corrections",
@@ -252,6 +242,16 @@ def _check_prompts(config: FinetuneConfig) -> None:
             raise ConfigError(
                 f"{key} needs negative clicks and mask prompts, which model.name={name} does not "
                 "know; efficient_sam_ti_interactive does"
+            )
+    asked = {
+        "prompts.corrections" if interactive else "prompts.max_clicks": prompts.points(),
+        "validation.clicks": max(validation.clicks),
+    }
+    for key, points in asked.items():
+        if knows.max_points is not None and points > knows.max_points:
+            raise ConfigError(
+                f"{key} makes prompts of {points} points (a box counts as two), more than the "
+                f"{knows.max_points} that model.name={name} takes"
             )
 
 

@@ -26,10 +26,11 @@ class Shrunk:
 
 
 @torch.inference_mode()
-def negative_click(model: Segmenter, pattern: str) -> Shrunk:
+def negative_click(model: Segmenter, pattern: str) -> Shrunk | None:
     """Every mask whose answer to its tight box has a cell too much, clicked there at random.
 
-    The box stays, the answer is fed back, token 0 answers, as in SAM's loop.
+    The box stays, the answer is fed back, token 0 answers, as in SAM's loop. None where no answer
+    has too much.
     """
     before, after, obeyed = [], [], []
     side = model.config.encoder.image_size
@@ -61,6 +62,8 @@ def negative_click(model: Segmenter, pattern: str) -> Shrunk:
             before.append(int((own > 0).sum()))
             after.append(int(again.sum()))
             obeyed.append(not bool(again[row, column]))
+    if not before:
+        return None
     return Shrunk(len(before), _mean(before), _mean(after), _mean(obeyed))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coco_folders import data_folder
-from benchmarks.finetune_study import MINI, Setting, scored, taken_home, untrained
+from benchmarks.finetune_study import LOSS, MINI, Setting, scored, taken_home, untrained
 from benchmarks.harness import Options, Row, common_parser, report
 from benchmarks.sami_study import Spread, write_markdown
 from efficientsam_pl.commands import finetune
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--side", type=int, default=384, help="of the model's square, pixels")
     given = parser.parse_args(argv)
-    setting = Setting(given.steps, given.side, masks=16, batch=4, peak_lr=1e-3)
+    setting = Setting(given.steps, given.side)
     if given.quick:
         setting = Setting(min(given.steps, 8), 128, width=64, depth=2, masks=4)
     rows = study(setting, 1 if given.quick else given.seeds, given.out)
@@ -68,6 +68,8 @@ def config_of(
         "model.name": model,
         "model.freeze.image_encoder": "false",
         "masks.masks_per_image": setting.masks,
+        "prompts.box_share": 0.75,
+        "loss.dice": LOSS["dice"],
         "optim.peak_lr": setting.peak_lr,
         "trainer.max_steps": setting.steps,
         "trainer.micro_batch": setting.batch,

@@ -109,6 +109,7 @@ class FinetuneConfig:
                 f"prompts.max_clicks={self.prompts.max_clicks} must not exceed "
                 f"masks.clicks={self.masks.clicks}, the points drawn for each mask"
             )
+        _check_best(self.trainer, self.validation.metrics())
         data = self.data
         if data.coco.annotations and (data.train or data.mixture or data.heldout):
             raise ValueError(
@@ -123,8 +124,7 @@ class FinetuneConfig:
 
     def files(self) -> dict[str, str | None]:
         """Files that are read, by key."""
-        model = {f"model.{key}": getattr(self.model, key) for key in _WEIGHTS}
-        return model | {f"data.coco.{key}": file for key, file in self.data.coco.files().items()}
+        return {f"model.{key}": getattr(self.model, key) for key in _WEIGHTS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +196,9 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
             raise ConfigError(f"{key}: no such file: {file}")
     if isinstance(config, FinetuneConfig):
         _check_prompts(config)
+        for key, path in config.data.coco.paths().items():
+            if path is not None and "://" not in path and not Path(path).exists():
+                raise ConfigError(f"data.coco.{key}: no such file or folder: {path}")
     elif isinstance(config, EvaluateConfig):
         segmenter_config(config.model.name)
 
@@ -253,6 +256,15 @@ def _check_prompts(config: FinetuneConfig) -> None:
                 f"{key} makes prompts of {points} points (a box counts as two), more than the "
                 f"{knows.max_points} that model.name={name} takes"
             )
+
+
+def _check_best(trainer: TrainerConfig, scores: Sequence[str]) -> None:
+    """Raises ValueError where nothing of that name will be logged at a validation."""
+    known = ("heldout/loss", "train/loss", *scores)
+    if trainer.best_metric is not None and trainer.best_metric not in known:
+        raise ValueError(
+            f"trainer.best_metric={trainer.best_metric} is not logged; there are {', '.join(known)}"
+        )
 
 
 def _check_warmup(optim: OptimConfig, trainer: TrainerConfig) -> None:
@@ -333,6 +345,8 @@ def _merge(config: Any, over: Any, source: str) -> Any:
     except OmegaConfBaseException as error:
         key = error.full_key or ", ".join(_keys(over))
         reason = str(error.msg or error).splitlines()[0]
+        if "$VALUE" in reason:  # OmegaConf's own template, not filled in within a list
+            reason = f"{OmegaConf.select(over, key)} has entries of a wrong type"
         if "not in" in reason and key not in _keys(config):
             near = difflib.get_close_matches(key, list(_keys(config)), n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -210,3 +210,25 @@ class Prediction(_OnDevice):
         chosen = self.iou.argmax(dim=2, keepdim=True)
         where = chosen[..., None, None].expand(-1, -1, -1, *self.low_res_logits.shape[-2:])
         return Prediction(self.low_res_logits.gather(2, where), self.iou.gather(2, chosen))
+
+
+@runtime_checkable
+class Prompter(Protocol):
+    """Asks for masks, in as many rounds as it needs."""
+
+    @property
+    def rounds(self) -> int:
+        """How often each mask is asked for."""
+        ...
+
+    def targets(self, batch: MaskBatch) -> MaskTargets:
+        """The masks to ask for, each with its own key for what is drawn."""
+        ...
+
+    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+        """The prompts of round `number`; `earlier` is the round before, None in the first."""
+        ...
+
+    def answer(self, number: int) -> Literal["candidates", "single"]:
+        """Which tokens answer in round `number`."""
+        ...

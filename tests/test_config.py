@@ -229,6 +229,37 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
         ),
         (FinetuneConfig, ["run.seed=-1"], "run.seed=-1 must lie in [0, 2**63)"),
         (
+            FinetuneConfig,
+            ["trainer.best_metric=heldout/click5_miou"],
+            "trainer.best_metric=heldout/click5_miou is not logged; there are heldout/loss, "
+            "train/loss, heldout/ap, heldout/ap50, heldout/ap75, heldout/ap_small, "
+            "heldout/ap_medium, heldout/ap_large, heldout/ar100, heldout/box_miou, "
+            "heldout/filled_box_miou, heldout/click1_miou, heldout/click3_miou, "
+            "heldout/scored_photos, heldout/scored_masks, heldout/damaged_photos",
+        ),
+        (
+            PretrainConfig,
+            ["optim.layer_decay=0.8"],
+            "optim.layer_decay=0.8 is for finetuning; a fresh encoder's blocks all have as much "
+            "to learn",
+        ),
+        (
+            PretrainConfig,
+            ["data.coco.annotations=a.json", "data.coco.images=b"],
+            "data.coco.annotations=a.json is for finetuning; pretraining reads data.train=",
+        ),
+        (
+            FinetuneConfig,
+            ["data.train=a", "data.coco.annotations=a.json", "data.coco.images=b"],
+            "data.coco.annotations=a.json stands instead of data.train=, data.mixture= and "
+            "data.heldout=, which must not be given",
+        ),
+        (
+            FinetuneConfig,
+            ["prompts.box_jitter_max_px=-5"],
+            "prompts.box_jitter_max_px=-5.0 must be at least 0",
+        ),
+        (
             PretrainConfig,
             ["teacher.sharding=sharded"],
             "teacher.sharding=sharded needs trainer.strategy=fsdp, which is auto",

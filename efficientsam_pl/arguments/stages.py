@@ -32,7 +32,7 @@ def add_consolidate(commands: Any) -> None:
         "--best", action="store_true", help="of a run: by trainer.best_metric, not the newest"
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("out", type=Path, metavar="OUT.safetensors")
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors|OUT.pt")
     parser.set_defaults(run=_consolidate)
 
 

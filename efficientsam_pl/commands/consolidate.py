@@ -1,4 +1,4 @@
-"""`efficientsam consolidate`: a checkpoint to one safetensors file."""
+"""`efficientsam consolidate`: a checkpoint to one file."""
 
 from pathlib import Path
 

@@ -67,7 +67,12 @@ def run(config: FinetuneConfig) -> Finetuned:
         Arrangement(config.trainer),
         averaged=config.trainer.ema_decay is not None,
     )
-    header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
+    header = {
+        "stage": "finetune",
+        "config": as_dict(config),
+        "model": as_dict(shape),
+        "frozen": sorted(_untaught(config, model)),
+    }
     throughput = _throughput(config, lesson, shape)
     callbacks = [
         *_watching(config, data, shape, throughput),
@@ -86,13 +91,25 @@ def starting_model(config: FinetuneConfig) -> Segmenter:
     """The model as the run begins with it; what no file gives is drawn from the run's seed."""
     torch.manual_seed(config.run.seed)
     model = starting_segmenter(segmenter_config(config.model.name), config.model)
-    prompts = config.prompts
-    corrects = prompts.rounds == "interactive"
+    model.freeze(_untaught(config, model))
+    return model
+
+
+def _untaught(config: FinetuneConfig, model: Segmenter) -> list[str]:
+    """Modules that are to stay as they are, or that nothing of this recipe would teach."""
+    prompts, loss = config.prompts, config.loss
+    corrects = prompts.rounds == "interactive" and prompts.corrections + prompts.repeats > 0
     asked = {Label.POSITIVE, *([Label.NEGATIVE] if corrects else [])}
     if prompts.box_share > 0:
         asked |= {Label.TOP_LEFT, Label.BOTTOM_RIGHT}
-    model.freeze([*config.model.freeze.parts(), *model.never_asked(asked, mask_logits=corrects)])
-    return model
+    unweighted = ["mask_decoder.iou_head"] if loss.iou == 0 else []
+    if loss.single_mask == 0 and not corrects:
+        unweighted.append("mask_decoder.hypernetworks.0")
+    return [
+        *config.model.freeze.parts(),
+        *model.never_asked(asked, mask_logits=corrects),
+        *unweighted,
+    ]
 
 
 def _streams(config: FinetuneConfig, sets: TrainingSets, shape: SegmenterConfig) -> Streams:
@@ -143,7 +160,7 @@ def _throughput(config: FinetuneConfig, lesson: Lesson, shape: SegmenterConfig) 
 
     def built() -> Segmenter:
         model = Segmenter(shape)
-        model.freeze(config.model.freeze.parts())
+        model.freeze(_untaught(config, model))
         return model
 
     def loss(model: Segmenter, image: Tensor) -> Tensor:

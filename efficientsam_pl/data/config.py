@@ -40,9 +40,10 @@ class CocoConfig:
             if getattr(self, name) is not None and self.annotations is None:
                 raise ValueError(f"{name}={getattr(self, name)} needs annotations= too")
 
-    def files(self) -> dict[str, str | None]:
-        """Files that are read, by key."""
-        return {"annotations": self.annotations, "heldout_annotations": self.heldout_annotations}
+    def paths(self) -> dict[str, str | None]:
+        """What is read, by key; local or in a store."""
+        names = ("annotations", "images", "heldout_annotations", "heldout_images")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

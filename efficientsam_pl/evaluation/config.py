@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+# Of COCO's twelve numbers those that are logged
+AP_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
@@ -15,6 +18,12 @@ class ValidationConfig:
     later_clicks: Literal["random", "corrections"] = "random"
     prompts_at_once: int = 32  # of a photo; memory, not results
     pictured: int = 4  # held-out photos that are drawn at every validation; 0: none
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names under which the scores are logged."""
+        counted = ("scored_photos", "scored_masks", "damaged_photos")
+        mious = ("box", "filled_box", *(f"click{count}" for count in self.clicks))
+        return tuple(f"heldout/{n}" for n in (*AP_NAMES, *(f"{m}_miou" for m in mious), *counted))
 
     def __post_init__(self) -> None:
         if not self.clicks or min(self.clicks) < 1:

@@ -1,7 +1,8 @@
-"""A training checkpoint to one safetensors file, without a GPU and without a process group."""
+"""A training checkpoint to one file, without a GPU and without a process group."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.models.weights import CHECKPOINT_VERSION, FORMAT, part, safetensors_header
+from efficientsam_pl.models.config import SegmenterConfig
+from efficientsam_pl.models.weights import (
+    CHECKPOINT_VERSION,
+    FORMAT,
+    part,
+    released_names,
+    safetensors_header,
+)
+
+# What another width or depth of the released layout may differ in, and a fresh model's draw
+_SIZES = ("candidates", "depth", "mlp_width", "iou_head_width", "position_scale")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -39,22 +50,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | None = None) -> None:
     """Writes the model's weights of a checkpoint, averaged ones first, with their provenance.
 
+    A name that ends in .pt gets a finetuned model of the released layout under the released names
+    (without provenance), for programs that read EfficientSAM's own files.
+
     A finetuning checkpoint gives the whole segmenter, a pretraining one the student's encoder
     under the names that finetuning reads.
 
     Args:
         path: The checkpoint.
-        out: A safetensors file.
+        out: A safetensors file, or a .pt file in the released form.
         measured: Losses of these very weights, known only after they were saved.
 
     Raises:
-        UserError: As `read_checkpoint`.
+        UserError: As `read_checkpoint`, or a .pt file is asked for of another layout.
     """
     checkpoint = read_checkpoint(path)
     header = checkpoint[FORMAT]
     whole = checkpoint["state_dict"]
     averaged = part(whole, "average.")
     state = averaged or part(whole, "model.")
+    if out.suffix == ".pt":
+        _check_released_layout(header)
+        _written_aside(out, lambda path: torch.save({"model": released_names(state)}, path))
+        return
     if header["stage"] == "pretrain":
         state = {f"image_encoder.trunk.{k}": v for k, v in part(state, "encoder.").items()}
     provenance = {
@@ -75,10 +93,35 @@ def write_safetensors(
     out: Path, state: dict[str, Tensor], model: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
     """One file of ours, written aside, synced and renamed."""
+    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    header = safetensors_header(model, provenance)
+    _written_aside(out, lambda path: save_file(contiguous, path, header))
+
+
+def _check_released_layout(header: Mapping[str, Any]) -> None:
+    if header["stage"] != "finetune":
+        raise UserError("a .pt file is for a finetuned model; an encoder goes to .safetensors")
+    released, model = asdict(SegmenterConfig()), header["model"]
+    differing = [
+        f"{part}.{key}={value}"
+        for part in ("prompts", "decoder")
+        for key, value in model[part].items()
+        if key not in _SIZES and value != released[part][key]
+    ]
+    if model["encoder"].get("global_attention", "all") != "all":
+        differing.append("encoder.global_attention=listed")
+    if differing:
+        raise UserError(
+            "a .pt file is for the released layout, which this model has not "
+            f"({', '.join(differing)}); name a .safetensors file"
+        )
+
+
+def _written_aside(out: Path, write: Callable[[Path], None]) -> None:
+    """Written under another name, synced and renamed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".part")
-    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(contiguous, partial, safetensors_header(model, provenance))
+    write(partial)
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(out)

@@ -1,6 +1,6 @@
 """A segmenter with its weights: whole, or put together as finetuning begins with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,14 +18,17 @@ from efficientsam_pl.models.weights import (
 )
 
 _RELEASED = {"EfficientSAM": "efficient_sam_ti", "SAM": "sam_vit_b"}
-# What decides how weights are used and cannot be told from their shapes
-_UNSEEN = (
+# What decides how weights are used and cannot be told from their shapes: of what comes after the
+# features, of the encoder's blocks, and where they attend
+_DECODING = (
     "decoder.heads",
     "decoder.activation",
     "decoder.upscaling_norm",
     "decoder.token_position",
     "prompts.padding_position",
 )
+_ENCODING = ("resize", "encoder.heads", "encoder.global_attention")
+_WINDOWS = ("encoder.window", "encoder.global_blocks")
 
 
 def load_segmenter(config: SegmenterConfig, weights: str | None) -> Segmenter:
@@ -41,7 +44,9 @@ def load_segmenter(config: SegmenterConfig, weights: str | None) -> Segmenter:
     model = Segmenter(config)
     if weights is not None:
         file = read_weights(weights)
-        _check_conventions(file, config, weights)
+        windows = config.encoder.kind == "sam_vit" or config.encoder.global_attention == "listed"
+        own = (*_ENCODING, *(_WINDOWS if windows else ())) if file.layout is None else ()
+        _check_conventions(file, config, weights, (*_DECODING, *own))
         load_strictly(model, file.state, weights)
     return model
 
@@ -62,6 +67,7 @@ def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter
     model = Segmenter(config)
     if start.weights is not None:
         state = _decoding_state(model, start.weights)
+        _check_heads(read_weights(start.weights), config, start.weights)
         load_strictly(model, state, start.weights)
     if start.decoder is not None:
         state = _decoding_state(model, start.decoder)
@@ -75,7 +81,7 @@ def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter
 def _decoding_state(model: Segmenter, path: str) -> dict[str, Tensor]:
     """All of a file's tensors, and those that its prompt encoder lacks beside the model's."""
     file = read_weights(path)
-    _check_conventions(file, model.config, path)
+    _check_conventions(file, model.config, path, _DECODING)
     prompts = part(file.state, "prompt_encoder.")
     if not prompts:
         raise WeightsError(f"{path} holds no prompt encoder and mask decoder")
@@ -84,23 +90,38 @@ def _decoding_state(model: Segmenter, path: str) -> dict[str, Tensor]:
 
 
 def _load_encoder(model: Segmenter, path: str) -> None:
-    state = part(read_weights(path).state, "image_encoder.")
+    file = read_weights(path)
+    state = part(file.state, "image_encoder.")
     if not state:
         raise WeightsError(f"{path} holds no image encoder")
+    _check_heads(file, model.config, path)
     if any(name.startswith("neck.") for name in state):
         load_strictly(model.image_encoder, state, path)
     else:
         load_strictly(model.image_encoder.trunk, part(state, "trunk."), path)
 
 
-def _check_conventions(file: WeightsFile, config: SegmenterConfig, path: str) -> None:
+def _check_heads(file: WeightsFile, config: SegmenterConfig, path: str) -> None:
+    """The encoder's, which no shape tells; where its blocks attend may change from here on."""
+    told = file.config or {}
+    heads = told.get("heads", _at(told, "encoder.heads"))  # an encoder's own file, or a whole one
+    if file.layout is None and heads not in (None, config.encoder.heads):
+        raise WeightsError(
+            f"{path} holds weights of another model; encoder.heads={heads} for "
+            f"{config.encoder.heads}"
+        )
+
+
+def _check_conventions(
+    file: WeightsFile, config: SegmenterConfig, path: str, keys: Sequence[str]
+) -> None:
     told = file.config if file.layout is None else asdict(NAMED[_RELEASED[file.layout]])
     if told is None:
         return
     wanted = asdict(config)
     differing = [
         f"{key}={_at(told, key)} for {_at(wanted, key)}"
-        for key in _UNSEEN
+        for key in keys
         if _at(told, key) not in (None, _at(wanted, key))
     ]
     if differing:
@@ -109,6 +130,7 @@ def _check_conventions(file: WeightsFile, config: SegmenterConfig, path: str) ->
 
 def _at(config: Mapping[str, Any], key: str) -> Any:
     """None where a file of an earlier version, or of another model, does not tell."""
-    group, _, name = key.partition(".")
-    values = config.get(group)
-    return values.get(name) if isinstance(values, Mapping) else None
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return list(value) if isinstance(value, tuple) else value  # as JSON gives them back

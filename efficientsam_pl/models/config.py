@@ -36,6 +36,13 @@ class EncoderConfig:
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}"
             )
+        if self.window < 1:
+            raise ValueError(f"window={self.window} must be at least 1")
+        beyond = [block for block in self.global_blocks if not 0 <= block < self.depth]
+        if self.global_attention == "listed" and beyond:
+            raise ValueError(
+                f"global_blocks={list(self.global_blocks)} must be below depth={self.depth}"
+            )
         if self.class_token and self.global_attention == "listed":
             raise ValueError(
                 "class_token=true needs global_attention=all, not listed: it has no window"

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,23 @@ _SAM = (
     (r"(hypernetworks\.\d+|iou_head)\.layers\.2\.", r"\1.4."),
 )
 
+# Back from ours to the released EfficientSAM's
+_TO_EFFICIENT_SAM = (
+    (r"^image_encoder\.trunk\.", "image_encoder."),
+    (r"label_vectors\.padding\.", "invalid_points."),
+    (r"label_vectors\.positive\.", "point_embeddings."),
+    (r"label_vectors\.(top_left|bottom_right)\.", r"bbox_\1_embeddings."),
+    (r"\.upscaling\.3\.", ".final_output_upscaling_layers.1.0."),
+    (r"\.upscaling\.", ".final_output_upscaling_layers.0."),
+    (r"\.mlp\.fc2\.", ".mlp.fc."),
+    (r"(transformer\.layers\.\d+\.mlp)\.fc1\.", r"\1.layers.0.0."),
+    (r"(hypernetworks\.\d+|iou_head)\.0\.", r"\1.layers.0.0."),
+    (r"(hypernetworks\.\d+|iou_head)\.2\.", r"\1.layers.1.0."),
+    (r"(hypernetworks\.\d+|iou_head)\.4\.", r"\1.fc."),
+    (r"\.hypernetworks\.", ".output_hypernetworks_mlps."),
+    (r"\.iou_head\.", ".iou_prediction_head."),
+)
+
 
 class WeightsError(UserError):
     """A weights file that cannot be read or does not fit the model; one line for the user."""
@@ -94,11 +111,26 @@ def rename_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if layout is None:
         return dict(state)
     rules = {"EfficientSAM": _EFFICIENT_SAM, "SAM": _SAM}[layout]
-    compiled = [(re.compile(pattern), ours) for pattern, ours in rules]
+    return _renamed(state, rules)
+
+
+def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A segmenter of the released EfficientSAM's layout in the names of its released file.
+
+    The encoder's blocks have the released names but for their MLPs' last layer, which is `fc2` in
+    both.
+    """
+    encoder = {k: v for k, v in state.items() if k.startswith("image_encoder.")}
+    rest = {k: v for k, v in state.items() if k not in encoder}
+    return _renamed(encoder, _TO_EFFICIENT_SAM[:1]) | _renamed(rest, _TO_EFFICIENT_SAM)
+
+
+def _renamed(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    compiled = [(re.compile(pattern), new) for pattern, new in rules]
     renamed = {}
     for name, tensor in state.items():
-        for pattern, ours in compiled:
-            name = pattern.sub(ours, name)  # noqa: PLW2901
+        for pattern, new in compiled:
+            name = pattern.sub(new, name)  # noqa: PLW2901
         renamed[name] = tensor
     return renamed
 

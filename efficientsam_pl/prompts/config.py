@@ -28,7 +28,8 @@ class PromptingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.box_share <= 1:
             raise ValueError(f"box_share={self.box_share} must lie in [0, 1]")
-        for name, least in (("max_clicks", 1), ("corrections", 0), ("repeats", 0)):
+        least_of = {"max_clicks": 1, "corrections": 0, "repeats": 0}
+        for name, least in (least_of | {"box_jitter": 0, "box_jitter_max_px": 0}).items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 

@@ -6,7 +6,6 @@ Axes: b photos, q masks a photo, c channels, g tokens a side.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,29 +15,7 @@ from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.losses.masks import MaskLosses, segmentation_losses
 from efficientsam_pl.losses.piecewise import summed_pieces
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prediction, Prompts
-
-
-@runtime_checkable
-class Prompter(Protocol):
-    """Asks for masks, in as many rounds as it needs."""
-
-    @property
-    def rounds(self) -> int:
-        """How often each mask is asked for."""
-        ...
-
-    def targets(self, batch: MaskBatch) -> MaskTargets:
-        """The masks to ask for, each with its own key for what is drawn."""
-        ...
-
-    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
-        """The prompts of round `number`; `earlier` is the round before, None in the first."""
-        ...
-
-    def answer(self, number: int) -> Literal["candidates", "single"]:
-        """Which tokens answer in round `number`."""
-        ...
+from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prediction, Prompter
 
 
 @dataclass(frozen=True)

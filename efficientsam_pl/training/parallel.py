@@ -4,7 +4,7 @@ What a model computes is in models/; nothing here changes a number of it. A bloc
 is called with tensors of one shape a run; models list theirs (`blocks()`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -119,9 +119,19 @@ def wrap_blocks(blocks: Sequence[Any], *, recomputed: bool, compiled: bool) -> N
 
 
 def _compile_heads(heads: Sequence[Any]) -> None:
-    """Code for the first shape, then for any: prompts of some rounds are longer than others."""
+    """Code for the first shape, then for any: prompts of some rounds are longer than others.
+
+    Only what is learned from is compiled. Scoring asks about photos of any number of masks, with
+    and without earlier answers: torch gives up a function that it has compiled for eight cases.
+    """
     for head in heads:
-        head.forward = torch.compile(head.forward)
+        head.forward = partial(_compiled_while_learning, torch.compile(head.forward), head.forward)
+
+
+def _compiled_while_learning(
+    compiled: Callable[..., Any], plain: Callable[..., Any], *inputs: Any
+) -> Any:
+    return compiled(*inputs) if torch.is_grad_enabled() else plain(*inputs)
 
 
 def _sharded(

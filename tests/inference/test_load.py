@@ -240,3 +240,37 @@ def test_a_file_without_an_encoder_is_refused(shared: Path, tmp_path: Path) -> N
     torch.save(sam_decoder_by_its_own_names(shared), path)
     start = ModelConfig(encoder=path)
     refused(lambda: starting_segmenter(small("efficient_sam_ti"), start), path, "no image encoder")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"heads": 4}, "encoder.heads=2 for 4"),
+        ({"global_attention": "listed", "global_blocks": (1,)}, "encoder.global_attention=all"),
+    ],
+)
+def test_what_no_shape_tells_is_compared(
+    tmp_path: Path, change: dict[str, object], told: str
+) -> None:
+    config = small("efficient_sam_ti")
+    path = saved(random_model(config), tmp_path / "model.safetensors")
+    other = replace(config, encoder=replace(config.encoder, **change))
+    with pytest.raises(WeightsError, match=told):
+        load_segmenter(other, path)
+    with pytest.raises(WeightsError, match="resize=squash for pad"):
+        load_segmenter(replace(config, resize="pad"), path)
+
+
+def test_other_windows_are_refused_and_may_be_begun_with(tmp_path: Path) -> None:
+    windowed = replace(ENCODER, global_attention="listed", global_blocks=(1,), window=2)
+    config = small("efficient_sam_ti", windowed)
+    path = saved(random_model(config), tmp_path / "model.safetensors")
+    load_segmenter(config, path)
+    wider = replace(config, encoder=replace(windowed, window=3))
+    with pytest.raises(WeightsError, match=r"encoder\.window=2 for 3"):
+        load_segmenter(wider, path)
+    starting_segmenter(wider, ModelConfig(weights=path))
+    heads = replace(config, encoder=replace(windowed, heads=4))
+    for start in (ModelConfig(weights=path), ModelConfig(encoder=path)):
+        with pytest.raises(WeightsError, match=r"encoder\.heads=2 for 4"):
+            starting_segmenter(heads, start)

@@ -1,4 +1,5 @@
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from efficientsam_pl.models.weights import (
     load_strictly,
     part,
     read_weights,
+    released_names,
+    rename_released,
     safetensors_header,
 )
 
@@ -183,3 +186,13 @@ def test_a_model_survives_our_file(tmp_path: Path, tiny: Segmenter) -> None:
 def test_a_part_is_what_lies_below_its_prefix() -> None:
     state = {"image_encoder.neck.0.weight": torch.ones(1), "mask_decoder.bias": torch.zeros(1)}
     assert list(part(state, "image_encoder.")) == ["neck.0.weight"]
+
+
+@pytest.mark.parametrize("name", ["efficient_sam_ti", "efficient_sam_s"])
+def test_released_names_come_back(
+    name: str, released_shapes: Callable[[str], dict[str, list[int]]]
+) -> None:
+    released = {key: torch.empty(0) for key in released_shapes(name)}
+    ours = rename_released(released)
+    assert ours.keys() != released.keys()
+    assert released_names(ours).keys() == released.keys()

@@ -41,11 +41,12 @@ def test_encoder_tells_how_it_came_about(run: Run, shards: Path, tmp_path: Path)
     told = read_weights(str(left.encoder)).provenance
     assert told is not None
     assert (told["stage"], told["steps"], told["weights"]) == ("pretrain", 6, "last")
-    assert told["losses"] == {
+    losses = {
         "train/loss": pytest.approx(traced(folder)[-1]["loss"]),
         "heldout/loss": left.heldout_loss,
         "heldout/mean_feature_loss": left.mean_feature_loss,
     }
+    assert {name: told["losses"][name] for name in losses} == losses
     assert told["teacher"]["teacher.encoder.width"] == 24
     assert told["teacher"]["teacher.seed"] == 0
     assert told["features"] is None
@@ -121,7 +122,10 @@ def test_checkpoint_of_another_version_is_refused(stage: str, run: Run, tmp_path
         ("finetune", "trainer.ema_decay=0.9", "trainer.ema_decay was None, now 'given'"),
         ("pretrain", "sami.decoder_depth=2", "sami.decoder_depth was 1, now 2"),
         ("pretrain", "sami.positions=fixed", "sami.positions was 'learned', now 'fixed'"),
-        ("pretrain", "sami.student.depth=2", "model was"),
+        ("pretrain", "sami.student.depth=2", "model.depth was 1, now 2"),
+        ("finetune", "optim.layer_decay=0.8", "optim.layer_decay was None, now 'given'"),
+        ("finetune", "model.freeze.image_encoder=true", "what is frozen was .*'image_encoder'"),
+        ("finetune", "prompts.box_share=0", "what is frozen was .*top_left"),
     ],
 )
 def test_checkpoint_of_another_model_is_refused(
@@ -131,6 +135,42 @@ def test_checkpoint_of_another_model_is_refused(
     run(stage, folder, stop_after=3)
     with pytest.raises(UserError, match=f"is of another model: {told}.*run.resume=none"):
         run(stage, folder, change)
+
+
+def test_what_a_loss_of_weight_zero_would_teach_stays_as_it_is(run: Run, tmp_path: Path) -> None:
+    """AdamW would decay it away otherwise."""
+    unweighted = ("loss.single_mask=0", "loss.iou=0", "optim.peak_lr=0.1", "run.seed=3")
+    run("finetune", tmp_path / "long", *unweighted)
+    run("finetune", tmp_path / "short", *unweighted, "trainer.max_steps=2")
+    long, short = weights(tmp_path / "long"), weights(tmp_path / "short")
+    untaught = [n for n in long if "iou_head" in n or "hypernetworks.0." in n]
+    assert untaught
+    assert all(torch.equal(long[name], short[name]) for name in untaught)
+    assert not same(long, short)
+
+
+def test_a_finetuned_model_takes_the_released_form(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run("finetune", folder)
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pt"
+    for out in (ours, theirs):
+        consolidate.run(folder, out)
+    written = torch.load(theirs, weights_only=True)["model"]
+    assert "prompt_encoder.bbox_top_left_embeddings.weight" in written
+    assert "mask_decoder.output_hypernetworks_mlps.0.layers.1.0.weight" in written
+    assert same(read_weights(str(theirs)).state, read_weights(str(ours)).state)
+
+
+def test_another_layout_has_no_released_form(
+    run: Run, stage_files: dict[str, Path], tmp_path: Path
+) -> None:
+    run("pretrain", tmp_path / "run")
+    with pytest.raises(UserError, match=r"a \.pt file is for a finetuned model"):
+        consolidate.run(tmp_path / "run", tmp_path / "encoder.pt")
+    known = stage_files["interactive"].with_name("model.yaml")
+    run("finetune", tmp_path / "more", f"model.name={known}")
+    with pytest.raises(UserError, match=r"prompts.negative_clicks=True.*\.safetensors"):
+        consolidate.run(tmp_path / "more", tmp_path / "model.pt")
 
 
 def test_log_holds_what_the_guide_names(run: Run, shards: Path, tmp_path: Path) -> None:
@@ -150,12 +190,17 @@ def test_log_holds_what_the_guide_names(run: Run, shards: Path, tmp_path: Path) 
     assert losses_there[-1].value == pytest.approx(left.history.heldout[-1][1])
 
 
-def test_loss_of_a_step_is_the_mean_over_its_micro_batches(
+def test_loss_of_a_step_is_the_mean_over_all_its_micro_batches_hold(
     stage: str, run: Run, tmp_path: Path
 ) -> None:
+    """Photos, or masks, of which photo n has 1 + n % 3."""
     folder = tmp_path / "run"
     run(stage, folder, "trainer.micro_batch=1", "trainer.max_steps=2")
     logged = torch.load(folder / "checkpoints/step-00000002.ckpt", weights_only=True)
-    last = [line["loss"] for line in traced(folder) if line["step"] == 1]
+    last = [line for line in traced(folder) if line["step"] == 1]
     assert len(last) == 4
-    assert logged[FORMAT]["losses"]["train/loss"] == pytest.approx(sum(last) / 4, rel=1e-6)
+    photos = [int(line["keys"][0].removeprefix("photo")) for line in last]
+    held = [1 + photo % 3 if stage == "finetune" else 1 for photo in photos]
+    summed = sum(line["loss"] * count for line, count in zip(last, held, strict=True))
+    loss = logged[FORMAT]["losses"]["train/loss"]
+    assert loss == pytest.approx(summed / sum(held), rel=1e-6)

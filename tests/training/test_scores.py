@@ -145,6 +145,7 @@ def test_start_is_scored_before_the_first_step_and_once(
     callback = HeldoutScores(ValidationConfig(), seed=0)
     fit(config, callback)
     scores, _ = score(start, open_shards(f"{shards}/heldout-*.tar"), 0, (1, 3))
+    assert named(scores).keys() == set(ValidationConfig().metrics())
     assert callback.start == pytest.approx(named(scores), abs=1e-6, nan_ok=True)
     steps = [step for step, _ in logged(tmp_path, "heldout/box_miou")]
     assert steps[0] == 0

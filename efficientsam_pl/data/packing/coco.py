@@ -17,7 +17,7 @@ from efficientsam_pl.data.storage.files import exists, read_file
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco, run_lengths
 
-_JPEG = b"\xff\xd8"
+JPEG_START = b"\xff\xd8"
 
 
 class CocoError(UserError):
@@ -158,7 +158,7 @@ class CocoUnit:
                 continue
             yield from skipped
             small = photo if self.long_side is None else limit_side(photo, self.long_side)
-            kept = small is photo and data.startswith(_JPEG)
+            kept = small is photo and data.startswith(JPEG_START)
             yield sample_of(small, data if kept else None)
 
 

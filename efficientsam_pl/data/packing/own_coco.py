@@ -8,6 +8,7 @@ from typing import Any
 
 from efficientsam_pl.data.config import CocoConfig
 from efficientsam_pl.data.packing.coco import (
+    JPEG_START,
     CocoEntry,
     CocoError,
     annotation_file,
@@ -22,7 +23,6 @@ from efficientsam_pl.data.schema import DamagedSampleError
 from efficientsam_pl.data.storage.files import exists, full_path, is_local, read_file, same_file
 
 TRAIN, HELDOUT = "train", "heldout"
-_JPEG = b"\xff\xd8"
 _SAMPLES_PER_SHARD = 200  # few, so that a set of some hundred photos is packed by all workers
 
 
@@ -58,7 +58,7 @@ class MaskedUnit:
                 continue
             yield from skipped
             if any(not a.crowd and a.area > 0 for a in photo.annotations):
-                yield sample_of(photo, data if data.startswith(_JPEG) else None)
+                yield sample_of(photo, data if data.startswith(JPEG_START) else None)
             else:
                 yield Skipped(entry.path, "none of its annotations is a mask that can be used")
 

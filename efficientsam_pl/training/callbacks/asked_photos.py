@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,35 +17,13 @@ from efficientsam_pl.pictures.masks import CELL_PX, Answers
 from efficientsam_pl.pictures.overlay import DrawnPrompt
 from efficientsam_pl.prompts.config import PromptingConfig
 from efficientsam_pl.prompts.prompters import build_prompter
-from efficientsam_pl.structures import Asked, Label, MaskBatch, MaskTargets, Prediction, Prompts
+from efficientsam_pl.structures import Asked, Label, MaskBatch, Prediction, Prompter, Prompts
 
 MASKS = 3  # drawn of a photo
 _SHARED = 0.1  # of a drawn mask may lie in larger ones
 
 
-@runtime_checkable
-class Asks(Protocol):
-    """A prompter: see `tasks.lesson`. What it asks last is drawn, with the answer."""
-
-    @property
-    def rounds(self) -> int:
-        """How often each mask is asked for."""
-        ...
-
-    def targets(self, batch: MaskBatch) -> MaskTargets:
-        """The masks to ask for."""
-        ...
-
-    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
-        """The prompts of round `number`."""
-        ...
-
-    def answer(self, number: int) -> Literal["candidates", "single"]:
-        """Which tokens answer in round `number`."""
-        ...
-
-
-def pictured_kinds(config: ValidationConfig, side: int, clicks: int) -> dict[str, Asks]:
+def pictured_kinds(config: ValidationConfig, side: int, clicks: int) -> dict[str, Prompter]:
     """A tight box, and each number of clicks that is measured, by what stands in the title.
 
     Args:
@@ -55,7 +32,7 @@ def pictured_kinds(config: ValidationConfig, side: int, clicks: int) -> dict[str
         clicks: Points that are drawn in each mask; more of them cannot be shown.
     """
     box = PromptingConfig(box_share=1.0, box_jitter=0.0, max_clicks=1)
-    kinds: dict[str, Asks] = {"box": build_prompter(box, side)}
+    kinds: dict[str, Prompter] = {"box": build_prompter(box, side)}
     corrected = config.later_clicks == "corrections"
     for count in config.clicks:
         asked = PromptingConfig(
@@ -114,7 +91,7 @@ def one_by_one(batch: MaskBatch) -> Iterator[MaskBatch]:
 
 def ask_all(
     model: Segmenter,
-    kinds: Mapping[str, Asks],
+    kinds: Mapping[str, Prompter],
     photo: MaskBatch,
     features: Float[Tensor, "1 c g g"],
 ) -> dict[str, LastRound]:
@@ -123,7 +100,7 @@ def ask_all(
 
 
 def _last_round(
-    model: Segmenter, asks: Asks, photo: MaskBatch, features: Float[Tensor, "1 c g g"]
+    model: Segmenter, asks: Prompter, photo: MaskBatch, features: Float[Tensor, "1 c g g"]
 ) -> LastRound:
     targets = asks.targets(photo)
     earlier: Asked | None = None

@@ -57,8 +57,11 @@ class RunCheckpoints(L.Callback):
             counter.update(dict.fromkeys(counter, batches))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes the step of the checkpoint that the run goes on from."""
+        """Notes the step that the run goes on from; a run begun anew has no best yet."""
         self._saved_step = trainer.global_step
+        if trainer.is_global_zero and trainer.global_step == 0:
+            for old in (self._dir / "best", *(self._dir / "checkpoints").glob("best-step-*.ckpt")):
+                old.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Saves at the steps that are due, once a step however many micro-batches it has."""
@@ -177,7 +180,7 @@ def check_resumable(path: Path, header: dict[str, Any]) -> None:
         header: What this run's own checkpoints would tell.
 
     Raises:
-        UserError: It is of another version, or of a model of another shape.
+        UserError: It is of another version, or of a model of another shape or other frozen parts.
     """
     before = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[FORMAT]
     if before["version"] != CHECKPOINT_VERSION:
@@ -191,15 +194,28 @@ def check_resumable(path: Path, header: dict[str, Any]) -> None:
 
 
 def _shape(header: dict[str, Any]) -> dict[str, Any]:
-    """What decides which weights there are, by the config's keys."""
+    """What decides which weights there are and which of them learn, by the config's keys."""
     config = header["config"]
-    averaged = config["trainer"]["ema_decay"] is not None
+    given = {
+        "trainer.ema_decay": config["trainer"]["ema_decay"],
+        "optim.layer_decay": config["optim"].get("layer_decay"),
+    }
     return {
         "stage": header["stage"],
-        "model": header["model"],
-        "trainer.ema_decay": "given" if averaged else None,
-        **{f"sami.{key}": value for key, value in config.get("sami", {}).items()},
+        "what is frozen": header.get("frozen"),
+        **{key: None if value is None else "given" for key, value in given.items()},
+        **_flat(header["model"], "model."),
+        **_flat(config.get("sami", {}), "sami."),
     }
+
+
+def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested dicts as one, so that a difference is told by its key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        flat |= inner or {f"{prefix}{key}": value}
+    return flat
 
 
 def newest_checkpoint(run: RunConfig) -> Path | None:

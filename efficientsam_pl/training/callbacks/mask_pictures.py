@@ -11,8 +11,8 @@ import torch
 
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.pictures.masks import mask_sheet
-from efficientsam_pl.structures import MaskBatch
-from efficientsam_pl.training.callbacks.asked_photos import Asks, ask_all, drawable, one_by_one
+from efficientsam_pl.structures import MaskBatch, Prompter
+from efficientsam_pl.training.callbacks.asked_photos import ask_all, drawable, one_by_one
 from efficientsam_pl.training.callbacks.showing import publish
 
 
@@ -31,7 +31,7 @@ class MaskPictures(L.Callback):
         self,
         folder: Path,
         photos: Callable[[], MaskBatch],
-        kinds: Mapping[str, Asks],
+        kinds: Mapping[str, Prompter],
         aside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Pictures of one run.

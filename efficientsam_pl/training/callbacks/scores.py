@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.config import AP_NAMES, ValidationConfig
 from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
 from efficientsam_pl.evaluation.scores import PhotoScores, Scores
 from efficientsam_pl.geometry import Resize
@@ -24,7 +24,6 @@ from efficientsam_pl.structures import Damage, ScoringBatch
 from efficientsam_pl.training.datamodule import StreamDataModule
 
 _TOLD = 20  # damaged photos that a rank names in the log
-_AP = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 _FILLED = "heldout/filled_box_miou"
 
 _log = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ def check_understood(config: ValidationConfig, prompts: PromptEncoderConfig) -> 
 
 def named(scores: Scores) -> dict[str, float]:
     """Scores by the names they are logged under."""
-    found = {f"heldout/{name}": getattr(scores.ap, name) for name in _AP}
+    found = {f"heldout/{name}": getattr(scores.ap, name) for name in AP_NAMES}
     found = {name: math.nan if value < 0 else value for name, value in found.items()}
     found |= {"heldout/box_miou": scores.box, _FILLED: scores.filled_box}
     found |= {f"heldout/click{count}_miou": value for count, value in scores.clicks.items()}

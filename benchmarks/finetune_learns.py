@@ -187,7 +187,7 @@ def _row(name: str, work: str, scores: Scores, prompt: str) -> Row:
 _QUESTIONS: dict[str, tuple[Callable[[Setting, Path, int], list[Row]], Setting]] = {
     "overfit": (overfit, Setting(steps=2800, side=512, candidates=1, peak_lr=4e-3)),
     "interactive": (interactive, Setting(steps=700)),
-    "start": (start, Setting(steps=450)),
+    "start": (start, Setting(steps=300)),
 }
 
 

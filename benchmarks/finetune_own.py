@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains each seed, scores, prints, and leaves runs and a Markdown file in a folder."""
     parser = common_parser(NAME, (__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("finetune_own_out"), help="a folder")
-    parser.add_argument("--steps", type=int, default=1200, help="of each run")
+    parser.add_argument("--steps", type=int, default=1000, help="of each run")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--side", type=int, default=384, help="of the model's square, pixels")
+    parser.add_argument("--side", type=int, default=512, help="of the model's square, pixels")
     given = parser.parse_args(argv)
-    setting = Setting(given.steps, given.side)
+    setting = Setting(given.steps, given.side, candidates=1)
     if given.quick:
         setting = Setting(min(given.steps, 8), 128, width=64, depth=2, masks=4)
     rows = study(setting, 1 if given.quick else given.seeds, given.out)
@@ -68,7 +68,8 @@ def config_of(
         "model.name": model,
         "model.freeze.image_encoder": "false",
         "masks.masks_per_image": setting.masks,
-        "prompts.box_share": 0.75,
+        "prompts.box_share": 0.8,
+        "prompts.box_jitter": 0.0,  # the boxes that are scored are tight
         "loss.dice": LOSS["dice"],
         "optim.peak_lr": setting.peak_lr,
         "trainer.max_steps": setting.steps,

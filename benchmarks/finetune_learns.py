@@ -32,13 +32,14 @@ from efficientsam_pl.evaluation.scores import Scores
 NAME = "finetune_learns"
 _BOXES = {"prompts": {"box_share": 1.0, "box_jitter": 0.0, "max_clicks": 1}}
 _STARTS = ("scratch", "mae", "sami")
+_FEW = 8  # photos
 _LONG_SIDE = 640  # of the packed photos: as they are
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, scores, prints, and leaves runs, pictures and a Markdown file a question."""
     parser = common_parser(NAME, (__doc__ or "").splitlines()[0])
-    parser.add_argument("question", choices=tuple(_QUESTIONS), help="which of the three")
+    parser.add_argument("question", choices=tuple(_QUESTIONS), help="which one")
     parser.add_argument("--out", type=Path, default=Path("finetune_learns_out"), help="a folder")
     parser.add_argument("--steps", type=int, help="of each run; another number than the question's")
     parser.add_argument("--seeds", type=int, default=3, help="of the question start")
@@ -58,7 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overfit(setting: Setting, out: Path, seeds: int) -> list[Row]:
     """One run on boxes alone, scored on what it has seen and on what it has not."""
-    sides = packed_mini(out / "photos", _LONG_SIDE)
+    return _by_heart(setting, out, None)
+
+
+def overfit_few(setting: Setting, out: Path, seeds: int) -> list[Row]:
+    """The same on a few photos, which minutes suffice to learn by heart."""
+    return _by_heart(setting, out, _FEW)
+
+
+def _by_heart(setting: Setting, out: Path, photos: int | None) -> list[Row]:
+    sides = packed_mini(out / "photos", _LONG_SIDE, photos)
     changes: dict[str, Any] = {**_BOXES, "loss": {"single_mask": 0.25}}
     model = finetuned(setting, sides, out / "run", 0, changes).model
     seen, heldout = scored(model, sides.train), scored(model, sides.heldout)
@@ -186,6 +196,7 @@ def _row(name: str, work: str, scores: Scores, prompt: str) -> Row:
 
 _QUESTIONS: dict[str, tuple[Callable[[Setting, Path, int], list[Row]], Setting]] = {
     "overfit": (overfit, Setting(steps=2800, side=512, candidates=1, peak_lr=4e-3)),
+    "overfit_few": (overfit_few, Setting(steps=900, side=512, candidates=1, peak_lr=4e-3)),
     "interactive": (interactive, Setting(steps=700)),
     "start": (start, Setting(steps=300)),
 }

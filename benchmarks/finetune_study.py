@@ -98,14 +98,18 @@ class Trained:
     model: Segmenter
 
 
-def packed_mini(folder: Path, long_side: int) -> Sides:
-    """COCO-MINI's photos, four fifths to learn from and one held out, by name."""
+def packed_mini(folder: Path, long_side: int, photos_learned: int | None = None) -> Sides:
+    """COCO-MINI's photos, four fifths to learn from and one held out, by name.
+
+    `photos_learned`: so many of the four fifths; None: all.
+    """
     annotations, images = (str(data_folder() / part) for part in MINI)
     photos = list(coco_photos(read_coco(annotations, images), []))
     masked = [photo for photo in photos if any(not a.crowd for a in photo.annotations)]
     sides: dict[str, Sequence[MaskedPhoto]] = dict(
         zip(("train", "heldout"), parted([p.key for p in masked], masked, 0.2), strict=True)
     )
+    sides["train"] = sides["train"][:photos_learned]
     for name, own in sides.items():
         pack_photos([limit_side(photo, long_side) for photo in own], folder, name)
     return Sides(f"{folder}/train-*.tar", f"{folder}/heldout-*.tar")

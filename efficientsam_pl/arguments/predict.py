@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="efficient_sam_ti, efficient_sam_s, sam_vit_b, sam_vit_l, sam_vit_h or a config "
+        help="efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_b, sam_vit_l, sam_vit_h or a config "
         "file; may be left out for files of `efficientsam consolidate`",
     )
     parser.add_argument("--image", type=Path, required=True, metavar="FILE")

@@ -16,8 +16,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_b, sam_vit_l, sam_vit_h or a config "
-        "file; may be left out for files of `efficientsam consolidate`",
+        help="efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h} or a "
+        "config file; may be left out for files of `efficientsam consolidate`",
     )
     parser.add_argument("--image", type=Path, required=True, metavar="FILE")
     parser.add_argument(

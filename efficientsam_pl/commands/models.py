@@ -11,7 +11,7 @@ def load_model(name: str | None = None, weights: str | None = None) -> Segmenter
     """A segmenter ready for `Predictor`.
 
     Args:
-        name: efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_b, sam_vit_l, sam_vit_h, or a config
+        name: efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h}, or a config
             file. None: what the weights file says about itself (files of `consolidate`).
         weights: An officially released file, or one of ours; None: fresh random weights.
 

@@ -196,7 +196,7 @@ def _row(name: str, work: str, scores: Scores, prompt: str) -> Row:
 
 _QUESTIONS: dict[str, tuple[Callable[[Setting, Path, int], list[Row]], Setting]] = {
     "overfit": (overfit, Setting(steps=2800, side=512, candidates=1, peak_lr=4e-3)),
-    "overfit_few": (overfit_few, Setting(steps=900, side=512, candidates=1, peak_lr=4e-3)),
+    "overfit_few": (overfit_few, Setting(steps=700, side=512, neck=128, candidates=1)),
     "interactive": (interactive, Setting(steps=700)),
     "start": (start, Setting(steps=300)),
 }

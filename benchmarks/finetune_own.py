@@ -22,6 +22,8 @@ from efficientsam_pl.evaluation.scores import Scores
 NAME = "finetune_own"
 _TINY = ("coco/tiny_coco/annotations/instances_train2017.json", "coco/tiny_coco/images/train2017")
 _PROMPTS = ("box", "click1")
+# Shares of a photo: all masks, and those of more than some 16 cells of a 512-pixel model's grid
+_SMALLEST = (0.0, 0.001)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,18 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def study(setting: Setting, seeds: int, out: Path) -> list[Row]:
-    """Held-out scores of every seed before and after."""
+    """Held-out scores of every seed before and after; runs that are finished are not run again."""
     annotations = joined(out / "instances.json")
     name = out / "model.yaml"
     name.write_text(dump(setting.model()))
-    before, after = [], []
-    for seed in range(seeds):
-        folder = out / f"seed-{seed}"
+    rows = []
+    folders = [out / f"seed-{seed}" for seed in range(seeds)]
+    for seed, folder in enumerate(folders):
         finetune.run(config_of(setting, annotations, name, folder, seed))
-        heldout = f"{folder}/shards/heldout-*.tar"
-        before.append(scored(untrained(setting, folder, seed), heldout))
-        after.append(scored(taken_home(folder), heldout))
-    return [row for prompt in _PROMPTS for row in _rows(prompt, before, after)]
+    for smallest in _SMALLEST:
+        before, after = [], []
+        for seed, folder in enumerate(folders):
+            heldout = f"{folder}/shards/heldout-*.tar"
+            start = untrained(setting, folder, seed)
+            before.append(scored(start, heldout, smallest=smallest))
+            after.append(scored(taken_home(folder), heldout, smallest=smallest))
+        for prompt in _PROMPTS:
+            rows += _rows(prompt, before, after, smallest)
+    return rows
 
 
 def config_of(
@@ -81,7 +89,6 @@ def config_of(
         "optim.warmup_steps": max(1, setting.steps // 20),
         "run.dir": folder,
         "run.seed": seed,
-        "run.resume": "none",
     }
     given = [f"{key}={value}" for key, value in overrides.items()]
     return load(FinetuneConfig, ["finetune/custom_coco"], given)
@@ -108,17 +115,21 @@ def joined(path: Path) -> Path:
     return path
 
 
-def _rows(prompt: str, before: Sequence[Scores], after: Sequence[Scores]) -> list[Row]:
+def _rows(
+    prompt: str, before: Sequence[Scores], after: Sequence[Scores], smallest: float
+) -> list[Row]:
     """After training, beside the start, and for boxes beside the filled box."""
     start, end = (
         Spread(tuple(getattr(scores, prompt) for scores in side)) for side in (before, after)
     )
     photos, masks, seeds = after[0].photos, after[0].masks, len(after)
+    name = f"{NAME}.{prompt}" + (f".from_{smallest:g}" if smallest else "")
     rows = [
         Row(
-            id=f"{NAME}.{prompt}.over_start",
-            work=f"{photos} held-out photos, {masks} masks, {seeds} seeds: {prompt} mIoU "
-            f"{end.text(3)}; reference: the start, {start.text(3)}",
+            id=f"{name}.over_start",
+            work=f"{photos} held-out photos, {masks} masks of at least {smallest:.1%} of their "
+            f"photo, {seeds} seeds: {prompt} mIoU {end.text(3)}; reference: the start, "
+            f"{start.text(3)}",
             value=end.mean(),
             unit="",
             reference=start.mean(),
@@ -130,7 +141,7 @@ def _rows(prompt: str, before: Sequence[Scores], after: Sequence[Scores]) -> lis
         filled = Spread(tuple(scores.filled_box for scores in after))
         rows.append(
             Row(
-                id=f"{NAME}.box.over_filled_box",
+                id=f"{name}.over_filled_box",
                 work=f"the same; less the filled box, seed by seed: {end.less(filled).text(3)}; "
                 "reference: the filled box",
                 value=end.mean(),

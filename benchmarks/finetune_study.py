@@ -28,7 +28,7 @@ from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.clicks import correction
-from efficientsam_pl.rle import decode, run_lengths
+from efficientsam_pl.rle import area, decode, run_lengths
 
 MINI = ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017")
 # Every object counts the same in a mean IoU, and most of COCO's are small: dice sees that, a mean
@@ -171,7 +171,11 @@ def untrained(setting: Setting, folder: Path, seed: int, interactive: bool = Fal
 
 @torch.inference_mode()
 def scored(
-    model: Segmenter, pattern: str, clicks: tuple[int, ...] = (1,), corrected: bool = False
+    model: Segmenter,
+    pattern: str,
+    clicks: tuple[int, ...] = (1,),
+    corrected: bool = False,
+    smallest: float = 0.0,
 ) -> Scores:
     """A model's scores on the photos of some shards.
 
@@ -180,6 +184,7 @@ def scored(
         pattern: Of the shards.
         clicks: After how many there is a score.
         corrected: Whether later clicks lie where the answer is wrong.
+        smallest: Masks of a smaller share of their photo are left out.
     """
     side = model.config.encoder.image_size
     correct = partial(correction, side=side) if corrected else None
@@ -187,7 +192,9 @@ def scored(
     for photo in photos_of(pattern):
         embedded = Predictor(model).embed(photo.image)
         answer = partial(model.decode, embedded.features)
-        asked = AskedPhoto(photo.key, photo.truth, embedded.resize, answer, torch.device("cpu"))
+        least = smallest * photo.image.shape[0] * photo.image.shape[1]
+        truth = tuple(rle for rle in photo.truth if area(rle) >= least)
+        asked = AskedPhoto(photo.key, truth, embedded.resize, answer, torch.device("cpu"))
         scores.add(asked)
     return scores.compute()
 

@@ -31,7 +31,8 @@ from efficientsam_pl.evaluation.scores import Scores
 
 NAME = "finetune_learns"
 _BOXES = {"prompts": {"box_share": 1.0, "box_jitter": 0.0, "max_clicks": 1}}
-_STARTS = ("scratch", "mae", "sami")
+_PRETRAINED = ("mae", "sami")
+_STARTS = ("scratch", *_PRETRAINED)
 _FEW = 8  # photos
 _LONG_SIDE = 640  # of the packed photos: as they are
 
@@ -142,20 +143,25 @@ def interactive(setting: Setting, out: Path, seeds: int) -> list[Row]:
 
 
 def start(setting: Setting, out: Path, seeds: int) -> list[Row]:
-    """The same run from three encoders: fresh, MAE's, SAMI's; the decoder is fresh in all."""
+    """The same run from three encoders: fresh, MAE's, SAMI's; the decoder is fresh in all.
+
+    Each way pretrains once; seeds are the finetuning's.
+    """
     sides = packed_mini(out / "photos", _LONG_SIDE)
     pretraining = Pretraining(steps=3 * setting.steps, width=setting.width, depth=setting.depth)
     photos = pack(photos_at_hand(), out / "pretraining", 5, pretraining.long_side)
+    encoders = {
+        name: pretrain.run(config_of(name, pretraining, photos, out / name, 0, None)).encoder
+        for name in _PRETRAINED
+    }
     found: dict[str, list[Scores]] = {name: [] for name in ("untrained", *_STARTS)}
     for seed in range(seeds):
         bare = untrained(setting, out / f"untrained-{seed}", seed)
         found["untrained"].append(scored(bare, sides.heldout))
         for name in _STARTS:
             changes: dict[str, Any] = {"masks": {"flip": 0.5}}
-            if name != "scratch":
-                folder = out / f"pretrain-{name}-{seed}"
-                config = config_of(name, pretraining, photos, folder, seed, None)
-                changes["model"] = {"encoder": str(pretrain.run(config).encoder)}
+            if name in encoders:
+                changes["model"] = {"encoder": str(encoders[name])}
             model = finetuned(setting, sides, out / f"{name}-{seed}", seed, changes).model
             found[name].append(scored(model, sides.heldout))
     return [row for name in found for row in _start_rows(name, found)]

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.harness import Row, Taken, alternate, parse_options, peak_memory_rise, report
+from benchmarks.harness import (
+    Row,
+    Taken,
+    alternate,
+    parse_options,
+    peak_memory_rise,
+    report,
+    timed_rows,
+)
 from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.vit import ImageEncoder, build_encoder
 
@@ -52,20 +60,12 @@ def measure(config: EncoderConfig, rounds: int, seconds: float) -> list[Row]:
         seconds - (time.perf_counter() - start),
     )
     return [
-        Row(
-            id="encoder_forward.time",
-            work=f"forward of the encoder, {side}; median of {taken['ours'].rounds} rounds",
-            value=taken["ours"].wall,
-            unit="s",
-            reference=taken["released"].wall,
+        *timed_rows(
+            ("encoder_forward.time", "encoder_forward.processor_time"),
+            f"forward of the encoder, {side}; median of {taken['ours'].rounds} rounds",
+            taken["ours"],
+            taken["released"],
             goal=0.50,
-        ),
-        Row(
-            id="encoder_forward.processor_time",
-            work="the same forwards, seconds of all threads together",
-            value=taken["ours"].processor,
-            unit="s",
-            reference=taken["released"].processor,
         ),
         Row(
             id="encoder_forward.peak_memory",

@@ -19,7 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import finetune_ap
 from benchmarks.finetune_reference import ReleasedSegmenter
 from benchmarks.finetune_steps import PromptedStep, boxes_batch
-from benchmarks.harness import Row, Taken, alternate, parse_options, peak_memory_rise, report
+from benchmarks.harness import (
+    Row,
+    Taken,
+    alternate,
+    parse_options,
+    peak_memory_rise,
+    report,
+    timed_rows,
+)
 from efficientsam_pl.models.config import NAMED, SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.structures import Prediction, Prompts
@@ -80,20 +88,12 @@ def decode_rows(config: SegmenterConfig, prompts: int, rounds: int, seconds: flo
     size = config.encoder.image_size
     here = f"{prompts} boxes of one photo of {size} pixels, float32"
     return [
-        Row(
-            id="finetune.decode64_time",
-            work=f"{here}; median of {taken['ours'].rounds} rounds",
-            value=taken["ours"].wall,
-            unit="s",
-            reference=taken["released"].wall,
+        *timed_rows(
+            ("finetune.decode64_time", "finetune.decode64_processor_time"),
+            f"{here}; median of {taken['ours'].rounds} rounds",
+            taken["ours"],
+            taken["released"],
             goal=0.55,
-        ),
-        Row(
-            id="finetune.decode64_processor_time",
-            work="the same, seconds of all threads together",
-            value=taken["ours"].processor,
-            unit="s",
-            reference=taken["released"].processor,
         ),
         Row(
             id="finetune.decode64_memory",
@@ -159,9 +159,7 @@ def decode_flop(config: SegmenterConfig, prompts: int, way: Way) -> int:
     with torch.device("meta"):
         model = build(config, way)
     grid, width = config.encoder.grid(), config.encoder.neck_channels
-    hollow = FakeTensorMode(
-        allow_non_fake_inputs=True
-    )  # autocast knows the CPU, but no meta device
+    hollow = FakeTensorMode(allow_non_fake_inputs=True)  # autocast knows the CPU, but no meta
     with hollow, torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.to_empty(device="cpu")
         boxes = Prompts.of_boxes(torch.zeros(1, prompts, 4))
@@ -191,23 +189,8 @@ def step_rows(config: SegmenterConfig, masks: int, rounds: int, seconds: float) 
         f"float32, batch 1; median of {taken['ours'].rounds} rounds; reference: explicit "
         "attention and the embedding tiled"
     )
-    return [
-        Row(
-            id="finetune.step_time",
-            work=work,
-            value=taken["ours"].wall,
-            unit="s",
-            reference=taken["released"].wall,
-            goal=0.65,
-        ),
-        Row(
-            id="finetune.step_processor_time",
-            work="the same steps, seconds of all threads together",
-            value=taken["ours"].processor,
-            unit="s",
-            reference=taken["released"].processor,
-        ),
-    ]
+    ids = ("finetune.step_time", "finetune.step_processor_time")
+    return timed_rows(ids, work, taken["ours"], taken["released"], goal=0.65)
 
 
 def build(config: SegmenterConfig, way: Way) -> Segmenter:

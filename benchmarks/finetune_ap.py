@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-from benchmarks.harness import Row, alternate, peak_memory_rise
+from benchmarks.harness import Row, alternate, peak_memory_rise, timed_rows
 from efficientsam_pl.evaluation.average_precision import MaskAp
 from efficientsam_pl.evaluation.matching import RECALLS, THRESHOLDS
 from efficientsam_pl.rle import Rle, area, encode_many
@@ -58,21 +58,13 @@ def rows(quick: bool) -> list[Row]:
     )
     work = f"{count} photos of {_WIDTH}x{_HEIGHT}, 30 masks each and 30 found"
     measured = [
-        Row(
-            id="finetune.mask_ap",
-            work=f"{work}: bool tensors to COCO's twelve numbers; reference: torchmetrics' "
+        *timed_rows(
+            ("finetune.mask_ap", "finetune.mask_ap_processor_time"),
+            f"{work}: bool tensors to COCO's twelve numbers; reference: torchmetrics' "
             "MeanAveragePrecision with pycocotools",
-            value=taken["ours"].wall,
-            unit="s",
-            reference=taken["torchmetrics"].wall,
+            taken["ours"],
+            taken["torchmetrics"],
             goal=0.25,
-        ),
-        Row(
-            id="finetune.mask_ap_processor_time",
-            work="the same, seconds of all threads together",
-            value=taken["ours"].processor,
-            unit="s",
-            reference=taken["torchmetrics"].processor,
         ),
         *backend_rows([encoded(photo) for photo in photos], work),
     ]

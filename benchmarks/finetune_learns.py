@@ -1,9 +1,10 @@
-"""Does finetuning learn? Three questions, on the real photos at hand, without released weights.
+"""Does finetuning learn? Asked on the real photos at hand, without released weights.
 
 overfit: can a 512-pixel config learn COCO-MINI's training part by heart, and what is left of it on
 held-out photos? interactive: does SAM's loop teach a model to gain from corrections, and to let go
 of what a negative click points at? start: what is a SAMI-pretrained encoder worth beside an
-MAE-pretrained and a fresh one? Every answer stands beside filling the box and the untrained model.
+MAE-pretrained and a fresh one? Every answer stands beside filling the box; what the untrained model
+scores, a run prints before its first step.
 """
 
 import sys
@@ -22,10 +23,10 @@ from benchmarks.finetune_study import (
     scored,
     untrained,
 )
-from benchmarks.harness import Options, Row, common_parser, report
+from benchmarks.harness import Options, Row, report
 from benchmarks.sami_learns import config_of
 from benchmarks.sami_study import Setting as Pretraining
-from benchmarks.sami_study import Spread, write_markdown
+from benchmarks.sami_study import Spread, study_parser, write_markdown
 from efficientsam_pl.commands import pretrain
 from efficientsam_pl.evaluation.scores import Scores
 
@@ -39,11 +40,8 @@ _LONG_SIDE = 640  # of the packed photos: as they are
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, scores, prints, and leaves runs, pictures and a Markdown file a question."""
-    parser = common_parser(NAME, (__doc__ or "").splitlines()[0])
+    parser = study_parser(NAME, (__doc__ or "").splitlines()[0], steps=None)
     parser.add_argument("question", choices=tuple(_QUESTIONS), help="which one")
-    parser.add_argument("--out", type=Path, default=Path("finetune_learns_out"), help="a folder")
-    parser.add_argument("--steps", type=int, help="of each run; another number than the question's")
-    parser.add_argument("--seeds", type=int, default=3, help="of the question start")
     given = parser.parse_args(argv)
     ask, setting = _QUESTIONS[given.question]
     if given.steps is not None:
@@ -60,15 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overfit(setting: Setting, out: Path, seeds: int) -> list[Row]:
     """One run on boxes alone, scored on what it has seen and on what it has not."""
-    return _by_heart(setting, out, None)
+    return _by_heart("overfit", setting, out, None)
 
 
 def overfit_few(setting: Setting, out: Path, seeds: int) -> list[Row]:
     """The same on a few photos, which minutes suffice to learn by heart."""
-    return _by_heart(setting, out, _FEW)
+    return _by_heart("overfit_few", setting, out, _FEW)
 
 
-def _by_heart(setting: Setting, out: Path, photos: int | None) -> list[Row]:
+def _by_heart(name: str, setting: Setting, out: Path, photos: int | None) -> list[Row]:
     sides = packed_mini(out / "photos", _LONG_SIDE, photos)
     changes: dict[str, Any] = {**_BOXES, "loss": {"single_mask": 0.25}}
     model = finetuned(setting, sides, out / "run", 0, changes).model
@@ -76,22 +74,22 @@ def _by_heart(setting: Setting, out: Path, photos: int | None) -> list[Row]:
     ceiling = grid_ceiling(sides.train, setting.side)
     way = (seen.box - seen.filled_box) / (ceiling - seen.filled_box)
     return [
-        _row("overfit.box", "training photos, box mIoU; reference: filled box", seen, "box"),
+        _row(f"{name}.box", "training photos, box mIoU; reference: filled box", seen, "box"),
         Row(
-            id=f"{NAME}.overfit.ceiling",
+            id=f"{NAME}.{name}.ceiling",
             work=f"training photos, true masks through a grid of {setting.side // 4} cells a side",
             value=ceiling,
             unit="",
         ),
         Row(
-            id=f"{NAME}.overfit.way",
+            id=f"{NAME}.{name}.way",
             work="share of the way from the filled box to that ceiling",
             value=way,
             unit="",
             goal=0.75,
             better="higher",
         ),
-        _row("overfit.heldout_box", "held-out photos; reference: filled box", heldout, "box"),
+        _row(f"{name}.heldout_box", "held-out photos; reference: filled box", heldout, "box"),
     ]
 
 

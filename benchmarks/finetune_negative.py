@@ -8,9 +8,9 @@ import torch
 from benchmarks.finetune_study import photos_of
 from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.draws import draw_key, uniform
-from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.prompts.clicks import uniform_click
 from efficientsam_pl.rle import boxes_xyxy, run_lengths
 from efficientsam_pl.structures import Label, Prompts
 
@@ -36,29 +36,27 @@ def negative_click(model: Segmenter, pattern: str) -> Shrunk | None:
     side = model.config.encoder.image_size
     for photo in photos_of(pattern):
         embedded = Predictor(model).embed(photo.image)
-        resize = Resize.fit(photo.image.shape[:2], side, model.config.resize)
-        boxes = resize.boxes_forward(torch.from_numpy(boxes_xyxy(photo.truth)).float())
-        first = model.decode(embedded.features, Prompts.of_boxes(boxes[None])).candidates().best()
+        boxes = torch.from_numpy(boxes_xyxy(photo.truth)).float()
+        corners = embedded.resize.boxes_forward(boxes)
+        prompts = Prompts.of_boxes(corners[None])
+        first = model.decode(embedded.features, prompts).candidates().best()
         logits = first.low_res_logits[0, :, 0]
         cells = logits.shape[-1]
-        grid = resize.mask_grid(cells)
+        grid = embedded.resize.mask_grid(cells)
         truth = torch.from_numpy(half_covered(run_lengths(photo.truth), grid))
         for number, (own, real) in enumerate(zip(logits, truth, strict=True)):
-            surplus = np.flatnonzero(((own > 0) & ~real).numpy())
-            if not len(surplus):
+            surplus = (own > 0) & ~real
+            if not surplus.any():
                 continue
             key = torch.tensor(draw_key(0, 0, f"{photo.key}/{number}"))
-            cell = int(surplus[int(uniform(key, 1, "negative") * len(surplus))])
-            row, column = divmod(cell, cells)
-            click = (torch.tensor([column, row]) + 0.5) * side / cells - 0.5
-            corners = boxes[number].view(2, 2)
-            labels = [Label.TOP_LEFT, Label.BOTTOM_RIGHT, Label.NEGATIVE]
+            click = uniform_click(surplus, uniform(key, 1, "negative")[0], side)
             asked = Prompts(
-                torch.cat([corners, click[None]])[None, None],
-                torch.tensor(labels)[None, None],
+                torch.cat([corners[number].view(2, 2), click[None]])[None, None],
+                torch.tensor([[[Label.TOP_LEFT, Label.BOTTOM_RIGHT, Label.NEGATIVE]]]),
                 mask_logits=own[None, None],
             )
             again = model.decode(embedded.features, asked).single().low_res_logits[0, 0, 0] > 0
+            column, row = ((click + 0.5) * cells / side).long().tolist()
             before.append(int((own > 0).sum()))
             after.append(int(again.sum()))
             obeyed.append(not bool(again[row, column]))

@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.coco_folders import data_folder
 from benchmarks.finetune_study import LOSS, MINI, Setting, scored, taken_home, untrained
-from benchmarks.harness import Options, Row, common_parser, report
-from benchmarks.sami_study import Spread, write_markdown
+from benchmarks.harness import Options, Row, report
+from benchmarks.sami_study import Spread, study_parser, write_markdown
 from efficientsam_pl.commands import finetune
 from efficientsam_pl.config import FinetuneConfig, dump, load
 from efficientsam_pl.evaluation.scores import Scores
@@ -28,10 +28,7 @@ _SMALLEST = (0.0, 0.001)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains each seed, scores, prints, and leaves runs and a Markdown file in a folder."""
-    parser = common_parser(NAME, (__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("finetune_own_out"), help="a folder")
-    parser.add_argument("--steps", type=int, default=1000, help="of each run")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_parser(NAME, (__doc__ or "").splitlines()[0], steps=1000)
     parser.add_argument("--side", type=int, default=512, help="of the model's square, pixels")
     given = parser.parse_args(argv)
     setting = Setting(given.steps, given.side, candidates=1)

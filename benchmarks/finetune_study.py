@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.coco_folders import data_folder
+from benchmarks.coco_folders import PackedPhotos, data_folder
 from efficientsam_pl.commands import consolidate, finetune
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.config import FinetuneConfig, dump, from_dict
@@ -83,14 +83,6 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Patterns of shards."""
-
-    train: str
-    heldout: str
-
-
-@dataclass(frozen=True)
 class Trained:
     """A finished run: where it lies, and its model."""
 
@@ -98,7 +90,7 @@ class Trained:
     model: Segmenter
 
 
-def packed_mini(folder: Path, long_side: int, photos_learned: int | None = None) -> Sides:
+def packed_mini(folder: Path, long_side: int, photos_learned: int | None = None) -> PackedPhotos:
     """COCO-MINI's photos, four fifths to learn from and one held out, by name.
 
     `photos_learned`: so many of the four fifths; None: all.
@@ -112,12 +104,13 @@ def packed_mini(folder: Path, long_side: int, photos_learned: int | None = None)
     sides["train"] = sides["train"][:photos_learned]
     for name, own in sides.items():
         pack_photos([limit_side(photo, long_side) for photo in own], folder, name)
-    return Sides(f"{folder}/train-*.tar", f"{folder}/heldout-*.tar")
+    patterns = (f"{folder}/train-*.tar", f"{folder}/heldout-*.tar")
+    return PackedPhotos(*patterns, len(sides["train"]), len(sides["heldout"]))
 
 
 def finetuned(
     setting: Setting,
-    sides: Sides,
+    sides: PackedPhotos,
     folder: Path,
     seed: int,
     changes: Mapping[str, Mapping[str, Any]],

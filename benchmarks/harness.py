@@ -117,6 +117,44 @@ def alternate(
     }
 
 
+def timed_rows(
+    ids: tuple[str, str],
+    work: str,
+    ours: Taken,
+    reference: Taken,
+    goal: float,
+    images: int | None = None,
+) -> list[Row]:
+    """Wall time, and the processor time of the same rounds, which neighbours disturb less.
+
+    Args:
+        ids: Of the two rows.
+        work: What was timed, and what the reference is.
+        ours: Medians.
+        reference: Medians of the same rounds.
+        goal: On the ratio of the wall times.
+        images: Of a round, where the rows tell the time of one.
+    """
+    unit, parts = ("s", 1) if images is None else ("s/image", images)
+    return [
+        Row(
+            id=ids[0],
+            work=work,
+            value=ours.wall / parts,
+            unit=unit,
+            reference=reference.wall / parts,
+            goal=goal,
+        ),
+        Row(
+            id=ids[1],
+            work="the same, seconds of all threads together",
+            value=ours.processor / parts,
+            unit=unit,
+            reference=reference.processor / parts,
+        ),
+    ]
+
+
 def peak_memory_rise(prepare: Callable[[], Callable[[], object]]) -> int:
     """Bytes by which resident memory rises, at its peak, while the prepared work runs once.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import sami_gpu
-from benchmarks.harness import Row, Taken, alternate, parse_options, report
+from benchmarks.harness import Row, Taken, alternate, parse_options, report, timed_rows
 from benchmarks.sami_flop import mae_flop, step_flop
 from benchmarks.sami_reference import HOW_TO_GET_IT, mae_folder, mae_model
 from benchmarks.sami_steps import CHANNELS, STUDENTS, MaeStep, StudentStep
@@ -99,23 +99,8 @@ def _mae_rows(config: SamiConfig, batch: int, taken: Mapping[str, Taken]) -> lis
         f"of {taken['ours'].rounds} rounds; reference: MAE's model of the same encoder and its own "
         f"decoder, {3 * mae_flop(config) / 1e9:.1f} GFLOP a photo"
     )
-    return [
-        Row(
-            id="sami.student_step",
-            work=work,
-            value=taken["ours"].wall / batch,
-            unit="s/image",
-            reference=taken["mae"].wall / batch,
-            goal=0.85,
-        ),
-        Row(
-            id="sami.student_step_processor_time",
-            work="the same steps, seconds of all threads together",
-            value=taken["ours"].processor / batch,
-            unit="s/image",
-            reference=taken["mae"].processor / batch,
-        ),
-    ]
+    ids = ("sami.student_step", "sami.student_step_processor_time")
+    return timed_rows(ids, work, taken["ours"], taken["mae"], goal=0.85, images=batch)
 
 
 def online_row(

@@ -37,18 +37,19 @@ class Fitted:
 
 def measure() -> list[Row]:
     """Both students with stored features, and S with the teacher running in the step."""
-    matmul, teacher = matmul_rate(torch.device("cuda"), torch.bfloat16), TeacherConfig()
+    rate = matmul_rate(torch.device("cuda"), torch.bfloat16)
+    peak, teacher = (rate, "a bf16 product of 8192^3"), TeacherConfig()
     rows = []
     for name, goal in (("S", 0.40), ("B", 0.50)):
         config = STUDENTS[name]
         found = largest_that_fits(partial(_stored, config))
         work = f"ViT-{name} with stored features"
         flop = step_flop(config, CHANNELS)
-        rows += _rows(f"sami.gpu_{name.lower()}", work, found, flop, matmul, goal)
+        rows += gpu_rows(f"sami.gpu_{name.lower()}", work, found, flop, peak, goal)
     flop = step_flop(STUDENTS["S"], CHANNELS) + teacher_flop(teacher.encoder, teacher.image_size)
     found = largest_that_fits(partial(_online, STUDENTS["S"], teacher))
     work = f"ViT-S with ViT-H online at {teacher.image_size}"
-    return rows + _rows("sami.gpu_online_224", work, found, flop, matmul, 0.55)
+    return rows + gpu_rows("sami.gpu_online_224", work, found, flop, peak, 0.55)
 
 
 def largest_that_fits(build: Callable[[int], Step], first: int = _FIRST_BATCH) -> Fitted:
@@ -105,17 +106,28 @@ def _online(config: SamiConfig, teacher_config: TeacherConfig, batch: int) -> St
     return partial(StudentStep(config, batch, "cuda").with_online, teacher)
 
 
-def _rows(
-    row_id: str, work: str, found: Fitted, flop: int, matmul: float, goal: float
+def gpu_rows(
+    row_id: str, work: str, found: Fitted, flop: int, peak: tuple[float, str], goal: float
 ) -> list[Row]:
+    """Share of a rate, photos a second and memory.
+
+    Args:
+        row_id: Of the first row, with which the others' begin.
+        work: What was run.
+        found: How it ran.
+        flop: Of one photo.
+        peak: The rate that is the reference, in FLOP/s, and what it is.
+        goal: On the share.
+    """
+    rate, told = peak
     here = f"{work}, bf16, compiled, batch {found.batch}, {torch.cuda.get_device_name()}"
     return [
         Row(
             id=row_id,
-            work=f"{here}; reference: a bf16 product of 8192^3",
+            work=f"{here}; reference: {told}",
             value=found.batch * flop / found.seconds / 1e12,
             unit="TFLOP/s",
-            reference=matmul / 1e12,
+            reference=rate / 1e12,
             goal=goal,
             better="higher",
         ),

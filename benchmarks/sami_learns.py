@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coco_folders import PackedPhotos, coco_photos_at_hand, pack, photos_at_hand
-from benchmarks.harness import Options, Row, common_parser, report
+from benchmarks.harness import Options, Row, report
 from benchmarks.probe import (
     Crops,
     encoder_features,
@@ -24,7 +24,7 @@ from benchmarks.probe import (
     raw_pixels,
     untrained,
 )
-from benchmarks.sami_study import Setting, Spread, study_config, write_markdown
+from benchmarks.sami_study import Setting, Spread, study_config, study_parser, write_markdown
 from efficientsam_pl.commands import pretrain
 from efficientsam_pl.commands.quickstart.teacher import teacher_encoder
 from efficientsam_pl.config import PretrainConfig, as_dict
@@ -41,10 +41,7 @@ _CONTROL: dict[str, dict[str, Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, probes, prints, and leaves runs, pictures and a Markdown file in a folder."""
-    parser = common_parser(NAME, (__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("sami_learns_out"), help="a folder")
-    parser.add_argument("--steps", type=int, default=2000, help="of each run")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_parser(NAME, (__doc__ or "").splitlines()[0], steps=2000)
     parser.add_argument("--side", type=int, default=112, help="pixels of a crop")
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--teacher", type=str, help="a released SAM checkpoint")

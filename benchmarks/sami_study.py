@@ -1,5 +1,6 @@
 """What the studies of SAMI pretraining share: a small student's configs, losses, tables."""
 
+import argparse
 import datetime
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.coco_folders import PackedPhotos
-from benchmarks.harness import Row, machine, versions
+from benchmarks.harness import Row, common_parser, machine, versions
 from efficientsam_pl.config import PretrainConfig, from_dict
 from efficientsam_pl.data.loaders import once_loader
 from efficientsam_pl.data.order import Share
@@ -170,6 +171,15 @@ class Spread:
     def text(self, digits: int = 4) -> str:
         """Mean and standard deviation."""
         return f"{self.mean():.{digits}f} ± {self.std():.{digits}f}"
+
+
+def study_parser(benchmark: str, description: str, steps: int | None) -> argparse.ArgumentParser:
+    """The command line that studies have in common; `steps` None: the study knows better."""
+    parser = common_parser(benchmark, description)
+    parser.add_argument("--out", type=Path, default=Path(f"{benchmark}_out"), help="a folder")
+    parser.add_argument("--steps", type=int, default=steps, help="of each run")
+    parser.add_argument("--seeds", type=int, default=3)
+    return parser
 
 
 def write_markdown(

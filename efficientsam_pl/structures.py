@@ -205,6 +205,10 @@ class Prediction(_OnDevice):
         """The mask of token 0 alone."""
         return Prediction(self.low_res_logits[:, :, :1], self.iou[:, :, :1])
 
+    def answer(self, tokens: Literal["candidates", "single"]) -> Prediction:
+        """One mask a prompt: the best of the candidates, or the single one."""
+        return self.single() if tokens == "single" else self.candidates().best()
+
     def best(self) -> Prediction:
         """Of the masks here, the one with the highest expected IoU; k becomes 1."""
         chosen = self.iou.argmax(dim=2, keepdim=True)

@@ -116,23 +116,20 @@ def _streams(config: FinetuneConfig, sets: TrainingSets, shape: SegmenterConfig)
     """Photos in the model's frame with some of their masks."""
     seed = config.run.seed
     frame = Frame(shape.encoder.image_size, shape.resize, exact=config.data.decoding == "exact")
+    heldout, scored = None, None
+    if sets.heldout:
+        reader = reader_of((sets.heldout,), MASKED_ENDINGS, config.data)
+        unflipped = replace(config.masks, flip=0.0)
+        heldout = MaskedImages(reader, unflipped, replace(frame, exact=True), seed)
+        scored = ScoredPhotos(reader, frame)
     return Streams(
         train=MaskedImages(
             reader_of(sets.train, MASKED_ENDINGS, config.data), config.masks, frame, seed
         ),
         course=course_of(sets, config.data, seed),
         sets=sets,
-        heldout=MaskedImages(
-            reader_of((sets.heldout,), MASKED_ENDINGS, config.data),
-            replace(config.masks, flip=0.0),
-            replace(frame, exact=True),
-            seed,
-        )
-        if sets.heldout
-        else None,
-        scored=ScoredPhotos(reader_of((sets.heldout,), MASKED_ENDINGS, config.data), frame)
-        if sets.heldout
-        else None,
+        heldout=heldout,
+        scored=scored,
     )
 
 
@@ -165,11 +162,9 @@ def _throughput(config: FinetuneConfig, lesson: Lesson, shape: SegmenterConfig) 
 
     def loss(model: Segmenter, image: Tensor) -> Tensor:
         batch = _blank(image, config.masks.masks_per_image, config.masks.clicks)
-        pieces = lesson.pieces(model, batch, model.encode(image))
-        return torch.stack([values[0] for values in pieces]).sum()
+        return lesson.in_one_graph(model, model.encode(image), batch)
 
     precision = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
-
     return Throughput(
         config.trainer.global_batch,
         lambda: step_flops(built, loss, shape.encoder.image_size),

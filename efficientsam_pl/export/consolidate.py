@@ -108,8 +108,14 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
         for key, value in model[part].items()
         if key not in _SIZES and value != released[part][key]
     ]
-    if model["encoder"].get("global_attention", "all") != "all":
-        differing.append("encoder.global_attention=listed")
+    encoder = model["encoder"]
+    told = {
+        "encoder.kind": encoder["kind"],
+        "encoder.global_attention": encoder.get("global_attention", "all"),
+        "resize": model["resize"],
+    }
+    wanted = {"encoder.kind": "vit", "encoder.global_attention": "all", "resize": "squash"}
+    differing += [f"{key}={value}" for key, value in told.items() if value != wanted[key]]
     if differing:
         raise UserError(
             "a .pt file is for the released layout, which this model has not "

@@ -66,11 +66,11 @@ def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter
     """
     model = Segmenter(config)
     if start.weights is not None:
-        state = _decoding_state(model, start.weights)
-        _check_heads(read_weights(start.weights), config, start.weights)
-        load_strictly(model, state, start.weights)
+        file = read_weights(start.weights)
+        _check_heads(file, config, start.weights)
+        load_strictly(model, _decoding_state(model, file, start.weights), start.weights)
     if start.decoder is not None:
-        state = _decoding_state(model, start.decoder)
+        state = _decoding_state(model, read_weights(start.decoder), start.decoder)
         for name in ("prompt_encoder", "mask_decoder"):
             load_strictly(model.get_submodule(name), part(state, f"{name}."), start.decoder)
     if start.encoder is not None:
@@ -78,9 +78,8 @@ def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter
     return model
 
 
-def _decoding_state(model: Segmenter, path: str) -> dict[str, Tensor]:
+def _decoding_state(model: Segmenter, file: WeightsFile, path: str) -> dict[str, Tensor]:
     """All of a file's tensors, and those that its prompt encoder lacks beside the model's."""
-    file = read_weights(path)
     _check_conventions(file, model.config, path, _DECODING)
     prompts = part(file.state, "prompt_encoder.")
     if not prompts:

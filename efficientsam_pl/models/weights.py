@@ -115,14 +115,11 @@ def rename_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A segmenter of the released EfficientSAM's layout in the names of its released file.
-
-    The encoder's blocks have the released names but for their MLPs' last layer, which is `fc2` in
-    both.
-    """
+    """A segmenter of the released EfficientSAM's layout in the names of its released file."""
     encoder = {k: v for k, v in state.items() if k.startswith("image_encoder.")}
     rest = {k: v for k, v in state.items() if k not in encoder}
-    return _renamed(encoder, _TO_EFFICIENT_SAM[:1]) | _renamed(rest, _TO_EFFICIENT_SAM)
+    # the encoder's MLPs keep their names: only the mask decoder's have others
+    return _renamed(encoder, _TO_EFFICIENT_SAM[:1]) | _renamed(rest, _TO_EFFICIENT_SAM[1:])
 
 
 def _renamed(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:

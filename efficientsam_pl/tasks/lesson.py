@@ -15,7 +15,7 @@ from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.losses.masks import MaskLosses, segmentation_losses
 from efficientsam_pl.losses.piecewise import summed_pieces
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prediction, Prompter
+from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prompter
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class Lesson:
         pieces = partial(self.pieces, model, batch)
         return summed_pieces(pieces, features, model.decoding_parameters())
 
+    def in_one_graph(
+        self, model: Segmenter, features: Float[Tensor, "b c g g"], batch: MaskBatch
+    ) -> Float[Tensor, ""]:
+        """The loss that `give` tells first, with all its graph: for counting what it computes."""
+        return torch.stack([values[0] for values in self.pieces(model, batch, features)]).sum()
+
     def pieces(
         self, model: Segmenter, batch: MaskBatch, features: Float[Tensor, "b c g g"]
     ) -> Iterator[Float[Tensor, "parts"]]:
@@ -58,13 +64,9 @@ class Lesson:
             prediction = model.decode(features, prompts)
             answer = self.prompter.answer(number)
             if number + 1 < self.prompter.rounds:
-                earlier = Asked(prompts, _chosen(prediction, answer))
+                # of the candidates SAM feeds back the one of the best predicted IoU
+                shown = prediction.answer(answer).low_res_logits[:, :, 0]
+                earlier = Asked(prompts, shown.detach())
             yield segmentation_losses(
                 prediction, targets.masks, self.loss, answer, targets.draw_key
             )
-
-
-def _chosen(prediction: Prediction, answer: str) -> Float[Tensor, "b q mh mw"]:
-    """The mask that is shown to the prompter: SAM feeds back the one of the best predicted IoU."""
-    shown = prediction.single() if answer == "single" else prediction.candidates().best()
-    return shown.low_res_logits[:, :, 0].detach()

@@ -146,7 +146,9 @@ def test_rows_of_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """4 photos of 10 TFLOP in 0.2 s are 200 TFLOP/s, 0.253 of 790."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     found = Fitted(batch=4, seconds=0.2, memory=3 * 2**30)
-    share, images, memory = finetune_gpu.gpu_rows("finetune.gpu_ti_32", "Ti", found, 10**13, 0.25)
+    share, images, memory = finetune_gpu.gpu_rows(
+        "finetune.gpu_ti_32", "Ti", found, 10**13, finetune_gpu.PEAK, 0.25
+    )
     assert share.ratio() == pytest.approx(0.2532, abs=1e-4)
     assert share.met()
     assert images.value == pytest.approx(20)

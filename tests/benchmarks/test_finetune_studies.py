@@ -12,6 +12,7 @@ from benchmarks.finetune_own import joined
 from benchmarks.finetune_study import Setting, grid_ceiling, packed_mini, photos_of, untrained
 from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
+from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.rle import encode
 
 SMALL = Setting(steps=1, side=64, width=32, depth=1, neck=32)
@@ -69,5 +70,9 @@ def test_only_what_an_answer_has_too_much_is_clicked(tmp_path: Path) -> None:
         torch.nn.init.normal_(parameter, std=0.3)  # an answer of about half of all cells
     found = negative_click(model, one_photo(tmp_path / "corner", corner))
     assert found is not None
-    assert found.asked == 1
-    assert 0 < found.before <= 16 * 16
+    answer = Predictor(model).embed(np.full((64, 64, 3), 90, dtype=np.uint8))
+    by_box = answer.predict(boxes=[[0, 0, 7, 7]])
+    cells = by_box.low_res_logits[0, int(by_box.iou[0].argmax())] > 0
+    assert int(cells[2:].sum() + cells[:2, 2:].sum()) > 0  # outside of the corner's four cells
+    assert (found.asked, found.before) == (1, int(cells.sum()))
+    assert found.obeyed in (0.0, 1.0)

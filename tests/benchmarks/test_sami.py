@@ -235,7 +235,9 @@ def test_rows_of_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """512 photos of 10 GFLOP in 50 ms are 102.4 TFLOP/s, 0.4096 of 250."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     found = sami_gpu.Fitted(batch=512, seconds=0.05, memory=3 * 2**30)
-    share, images, memory = sami_gpu._rows("sami.gpu_s", "S", found, 10**10, 250e12, 0.40)
+    share, images, memory = sami_gpu.gpu_rows(
+        "sami.gpu_s", "S", found, 10**10, (250e12, "a product"), 0.40
+    )
     assert share.ratio() == pytest.approx(0.4096)
     assert share.met()
     assert images.value == pytest.approx(10_240)

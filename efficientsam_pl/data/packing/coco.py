@@ -120,16 +120,28 @@ def masked_photo(entry: CocoEntry, data: bytes) -> tuple[MaskedPhoto, list[Skipp
     return MaskedPhoto(entry.key, image, tuple(masks)), skipped
 
 
-def coco_photos(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedPhoto]:
-    """The photos with their masks; what cannot be read is named in `skipped`."""
+def masked_photos(
+    entries: Iterable[CocoEntry],
+) -> Iterator[tuple[CocoEntry, MaskedPhoto, bytes] | Skipped]:
+    """The photos with their masks and as they are stored, and whatever cannot be used."""
     for entry in entries:
         try:
-            photo, left_out = masked_photo(entry, read_file(entry.path))
+            data = read_file(entry.path)
+            photo, skipped = masked_photo(entry, data)
         except (OSError, DamagedSampleError) as error:
-            skipped.append(f"{entry.path}: {error}")
+            yield Skipped(entry.path, str(error))
             continue
-        skipped += [f"{one.what}: {one.why}" for one in left_out]
-        yield photo
+        yield from skipped
+        yield entry, photo, data
+
+
+def coco_photos(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedPhoto]:
+    """The photos with their masks; what cannot be read is named in `skipped`."""
+    for found in masked_photos(entries):
+        if isinstance(found, Skipped):
+            skipped.append(f"{found.what}: {found.why}")
+        else:
+            yield found[1]
 
 
 @dataclass(frozen=True)
@@ -149,14 +161,11 @@ class CocoUnit:
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
         yield from self.orphans
-        for entry in self.entries:
-            try:
-                data = read_file(entry.path)
-                photo, skipped = masked_photo(entry, data)
-            except (OSError, DamagedSampleError) as error:
-                yield Skipped(entry.path, str(error))
+        for found in masked_photos(self.entries):
+            if isinstance(found, Skipped):
+                yield found
                 continue
-            yield from skipped
+            _, photo, data = found
             small = photo if self.long_side is None else limit_side(photo, self.long_side)
             kept = small is photo and data.startswith(JPEG_START)
             yield sample_of(small, data if kept else None)

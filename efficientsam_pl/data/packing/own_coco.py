@@ -13,14 +13,13 @@ from efficientsam_pl.data.packing.coco import (
     CocoError,
     annotation_file,
     entries_of,
-    masked_photo,
+    masked_photos,
 )
 from efficientsam_pl.data.packing.job import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.parting import parted
 from efficientsam_pl.data.packing.photos import sample_of
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
-from efficientsam_pl.data.schema import DamagedSampleError
-from efficientsam_pl.data.storage.files import exists, full_path, is_local, read_file, same_file
+from efficientsam_pl.data.storage.files import exists, full_path, is_local, same_file
 
 TRAIN, HELDOUT = "train", "heldout"
 _SAMPLES_PER_SHARD = 200  # few, so that a set of some hundred photos is packed by all workers
@@ -49,14 +48,11 @@ class MaskedUnit:
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
         yield from self.skipped
-        for entry in self.entries:
-            try:
-                data = read_file(entry.path)
-                photo, skipped = masked_photo(entry, data)
-            except (OSError, DamagedSampleError) as error:
-                yield Skipped(entry.path, str(error))
+        for found in masked_photos(self.entries):
+            if isinstance(found, Skipped):
+                yield found
                 continue
-            yield from skipped
+            entry, photo, data = found
             if any(not a.crowd and a.area > 0 for a in photo.annotations):
                 yield sample_of(photo, data if data.startswith(JPEG_START) else None)
             else:

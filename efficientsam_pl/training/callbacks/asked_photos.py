@@ -106,9 +106,7 @@ def _last_round(
     earlier: Asked | None = None
     for number in range(asks.rounds):
         prompts = asks.ask(targets, number, earlier)
-        answer = model.decode(features, prompts)
-        single = asks.answer(number) == "single"
-        answer = answer.single() if single else answer.candidates().best()
+        answer = model.decode(features, prompts).answer(asks.answer(number))
         earlier = Asked(prompts, answer.low_res_logits[:, :, 0])
     return LastRound(prompts, answer)
 

@@ -33,7 +33,7 @@ from efficientsam_pl.models.config import (
 )
 from efficientsam_pl.optim.config import OptimConfig, finetune_optim, sami_optim
 from efficientsam_pl.prompts.config import PromptingConfig
-from efficientsam_pl.training.config import RunConfig, TrainerConfig
+from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 
 T = TypeVar("T")
 _WEIGHTS = ("weights", "encoder", "decoder")  # keys of ModelConfig
@@ -59,6 +59,7 @@ class PretrainConfig:
         # 400 epochs of ImageNet-1K at batch 4096 (paper, 4.1)
         default_factory=lambda: TrainerConfig(max_steps=125_000, global_batch=4096, micro_batch=256)
     )
+    interruption: InterruptionConfig = field(default_factory=InterruptionConfig)
 
     def __post_init__(self) -> None:
         _check_warmup(self.optim, self.trainer)
@@ -100,6 +101,7 @@ class FinetuneConfig:
             max_steps=437_000, global_batch=128, micro_batch=2, best_metric="heldout/box_miou"
         )
     )
+    interruption: InterruptionConfig = field(default_factory=InterruptionConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:

@@ -3,19 +3,30 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.launch import Launch
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A run's folder and its seed."""
 
-    dir: str = "runs/unnamed"
+    dir: str = "runs/unnamed"  # also at s3:// and the like: see scratch
     seed: int = 0
-    resume: Literal["auto", "none"] = "auto"  # auto: from the folder's newest checkpoint, if any
+    # auto: from the folder's newest checkpoint, if any; none: anew; or the path of a run or of one
+    # of its checkpoints. A job that its scheduler has restarted goes on from its own newest
+    resume: str = "auto"
+    # whether a run goes on under a recipe that is not the one it began with
+    changed: Literal["refuse", "accept"] = "refuse"
+    # where a run whose dir is remote is kept before it is uploaded; None: the system's temp folder
+    scratch: str | None = None
     trace: bool = False  # writes consumed.jsonl: step, rank, sample keys, loss
 
     def __post_init__(self) -> None:
         if not self.dir:
             raise ValueError("dir= must name a folder")
+        if not self.resume:
+            raise ValueError("resume= must be auto, none or a path")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must lie in [0, 2**63)")
 
@@ -32,8 +43,8 @@ class TrainerConfig:
     global_batch: int = 8
     micro_batch: int = 8
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 1  # a node
-    nodes: int = 1
+    devices: int | None = None  # a node; None: as many as SLURM or torchrun started, else 1
+    nodes: int | None = None
     # auto: ddp where there are several ranks. fsdp: FSDP2, parameters and optimizer in shards
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters stay float32
@@ -47,6 +58,9 @@ class TrainerConfig:
     # validates and saves about so many times an epoch, in whole steps, whatever the two above say
     subepochs: int | None = None
     checkpoints_kept: int = 3  # the newest ones
+    checkpoint_forever_every_steps: int | None = None  # these stay; None: none does
+    # background: training goes on while a copy of the state is written
+    checkpoint_writing: Literal["blocking", "background"] = "blocking"
     # The checkpoint with the best value of this logged metric is kept too and named in `best`:
     # the lowest of a loss, the highest of anything else. None: none is
     best_metric: str | None = None
@@ -72,10 +86,54 @@ class TrainerConfig:
         steps = max(1, round(samples / (self.subepochs * self.global_batch)))
         return replace(self, validate_every_steps=steps, checkpoint_every_steps=steps)
 
+    def on(self, launch: Launch) -> "TrainerConfig":
+        """With the ranks that were started, and micro-batches that make the global batch of them.
+
+        Raises:
+            UserError: The config names other numbers, or the ranks cannot share the global batch.
+        """
+        if launch.kind == "person":
+            return replace(self, devices=self.devices or 1, nodes=self.nodes or 1)
+        for key, asked, there in (
+            ("nodes", self.nodes, launch.nodes),
+            ("devices", self.devices, launch.ranks_per_node),
+        ):
+            if asked not in (None, there):
+                what = "nodes" if key == "nodes" else "processes a node"
+                raise UserError(
+                    f"trainer.{key}={asked}, but {launch.kind} has started {there} {what}; leave "
+                    f"trainer.{key} out, or ask for {asked}"
+                )
+        world = launch.nodes * launch.ranks_per_node
+        if self.global_batch % world:
+            raise UserError(
+                f"trainer.global_batch={self.global_batch} cannot be shared by {world} ranks "
+                f"({launch.nodes} nodes of {launch.ranks_per_node})"
+            )
+        share = self.global_batch // world
+        micro_batch = next(n for n in range(min(self.micro_batch, share), 0, -1) if share % n == 0)
+        return replace(
+            self, nodes=launch.nodes, devices=launch.ranks_per_node, micro_batch=micro_batch
+        )
+
     def world_size(self) -> int:
         """Ranks in all."""
-        return self.devices * self.nodes
+        return (self.devices or 1) * (self.nodes or 1)
 
     def accumulate(self) -> int:
         """Micro-batches a rank adds up before a step."""
         return self.global_batch // (self.micro_batch * self.world_size())
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterruptionConfig:
+    """What ends a run early, and how soon it is noticed. Seconds."""
+
+    save_before_limit_s: int = 180  # a SLURM job this near to its time limit saves and is requeued
+    collective_timeout_s: int = 600  # a rank that waits for others longer fails
+    hang_s: int = 1800  # no step for so long: all stacks are written and the run fails
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")

@@ -1,0 +1,79 @@
+"""Who started this process: SLURM's srun, torchrun, or a person. Imports no torch.
+
+A batch script and the program inside it tell each other two things through files in the folder
+that `EFFICIENTSAM_JOB_STATE` names: `progress`, the newest step that is saved, and `exit`, how the
+program ended, since srun's own code is that of whichever rank was killed last.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+STOPPED = 75  # the exit code of a run that was stopped early on request, and has saved
+_STATE = "EFFICIENTSAM_JOB_STATE"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes there are, and which of them this is."""
+
+    kind: Literal["slurm", "torchrun", "person"] = "person"
+    rank: int = 0
+    local_rank: int = 0
+    nodes: int = 1
+    ranks_per_node: int = 1
+    node: int = 0
+    job: str | None = None  # SLURM's id, with the task's number where it is an array's
+    restarts: int = 0  # starts of this very job before this one
+
+
+def launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """This process's launch, by the variables that srun or torchrun has set."""
+    if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ:
+        array = environ.get("SLURM_ARRAY_JOB_ID")
+        job = f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else environ["SLURM_JOB_ID"]
+        nodes = int(environ["SLURM_NNODES"])
+        return Launch(
+            "slurm",
+            rank=int(environ["SLURM_PROCID"]),
+            local_rank=int(environ["SLURM_LOCALID"]),
+            nodes=nodes,
+            ranks_per_node=int(environ["SLURM_NTASKS"]) // nodes,
+            node=int(environ["SLURM_NODEID"]),
+            job=job,
+            restarts=int(environ.get("SLURM_RESTART_COUNT", "0")),
+        )
+    if "TORCHELASTIC_RUN_ID" in environ:
+        local = int(environ["LOCAL_WORLD_SIZE"])
+        return Launch(
+            "torchrun",
+            rank=int(environ["RANK"]),
+            local_rank=int(environ["LOCAL_RANK"]),
+            nodes=int(environ["WORLD_SIZE"]) // local,
+            ranks_per_node=local,
+            node=int(environ["GROUP_RANK"]),
+            restarts=int(environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        )
+    return Launch(rank=int(environ.get("LOCAL_RANK", "0")))  # Lightning's own child processes
+
+
+def note_progress(step: int) -> None:
+    """Tells the batch script, where there is one, that a step is saved."""
+    _note("progress", step)
+
+
+def note_exit(code: int) -> None:
+    """Tells the batch script, where there is one, how this program ends."""
+    _note("exit", code)
+
+
+def _note(name: str, number: int) -> None:
+    folder = os.environ.get(_STATE)
+    if not folder:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    aside = Path(folder) / f".{name}.{os.getpid()}"
+    aside.write_text(f"{number}\n")
+    aside.replace(Path(folder) / name)

@@ -41,7 +41,7 @@ up() {
             echo "CgroupPlugin=disabled" >"$dir/cgroup.conf"
         fi
         daemons
-        wait_until nodes_idle || fail "the nodes do not come up: see $dir/log"
+        within 60 nodes_idle || fail "the nodes do not come up: see $dir/log"
     fi
     echo "export SLURM_CONF=$SLURM_CONF"
 }
@@ -66,14 +66,14 @@ node() {
     alive "$dir/ctld.pid" || fail "no cluster in $dir"
     start_node "$1"
     # A node that was lost answers again by itself (ReturnToService), unless it was drained
-    wait_until node_up "$1" || fail "node $1 does not come back: see $dir/log/d-$1.log"
+    within 60 node_up "$1" || fail "node $1 does not come back: see $dir/log/d-$1.log"
 }
 
 down() {
     [ -e "$SLURM_CONF" ] || { rm -rf "$dir"; return; }
     if alive "$dir/ctld.pid"; then
         timeout 20 scancel --user="$(id -un)" --full 2>/dev/null || true
-        wait_until no_jobs || true
+        within 10 no_jobs || true
     fi
     local name pids=()
     for name in ctld d-n1 d-n2 munge; do
@@ -84,7 +84,7 @@ down() {
     mapfile -t -O "${#pids[@]}" pids < <(leftovers)
     if [ ${#pids[@]} -gt 0 ]; then
         kill -TERM "${pids[@]}" 2>/dev/null || true
-        wait_until gone "${pids[@]}" || kill -KILL "${pids[@]}" 2>/dev/null || true
+        within 10 gone "${pids[@]}" || kill -KILL "${pids[@]}" 2>/dev/null || true
     fi
     rm -rf "$dir"
 }
@@ -101,14 +101,18 @@ status() {
 leftovers() {
     local proc
     for proc in /proc/[0-9]*; do
-        if tr '\0' '\n' <"$proc/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"; then
-            if [[ $(readlink "$proc/exe") == */slurmstepd ]] ||
-                tr '\0' '\n' <"$proc/environ" 2>/dev/null | grep -q '^SLURM_JOB_ID='; then
+        if in_environment "$proc" -xF "SLURM_CONF=$SLURM_CONF"; then
+            if [[ $(readlink "$proc/exe") == */slurmstepd* ]] ||
+                in_environment "$proc" '^SLURM_JOB_ID='; then
                 echo "${proc#/proc/}"
             fi
         fi
     done
 }
+
+in_environment() {
+    tr '\0' '\n' 2>/dev/null <"$1/environ" | grep -q "${@:2}"
+} 2>/dev/null
 
 alive() {
     [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null
@@ -117,7 +121,7 @@ alive() {
 gone() {
     local pid
     for pid in "$@"; do
-        if kill -0 "$pid" 2>/dev/null; then return 1; fi
+        if [ -e "/proc/$pid/exe" ]; then return 1; fi  # one that waits to be reaped has none
     done
 }
 
@@ -133,14 +137,12 @@ no_jobs() {
     [ -z "$(squeue -h 2>/dev/null)" ]
 }
 
-wait_until() {
-    local tries
-    for tries in $(seq 60); do
-        if "$@"; then return 0; fi
-        sleep 0.5
+within() {
+    local until=$((SECONDS + $1))
+    while ! "${@:2}"; do
+        [ "$SECONDS" -lt "$until" ] || return 1
+        sleep 0.2
     done
-    echo "still waiting after $tries tries: $*" >&2
-    return 1
 }
 
 fail() {

@@ -75,17 +75,16 @@ down() {
         timeout 20 scancel --user="$(id -un)" --full 2>/dev/null || true
         within 10 no_jobs || true
     fi
-    local name pids=()
+    local name pids=() lost
     for name in ctld d-n1 d-n2 munge; do
         if alive "$dir/$name.pid"; then
             pids+=("$(cat "$dir/$name.pid")")
         fi
     done
-    mapfile -t -O "${#pids[@]}" pids < <(leftovers)
-    if [ ${#pids[@]} -gt 0 ]; then
-        kill -TERM "${pids[@]}" 2>/dev/null || true
-        within 10 gone "${pids[@]}" || kill -KILL "${pids[@]}" 2>/dev/null || true
-    fi
+    mapfile -t lost < <(leftovers)
+    kill -KILL "${lost[@]}" 2>/dev/null || true
+    kill -TERM "${pids[@]}" 2>/dev/null || true
+    within 10 gone "${pids[@]}" || kill -KILL "${pids[@]}" 2>/dev/null || true
     rm -rf "$dir"
 }
 

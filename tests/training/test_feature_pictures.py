@@ -11,7 +11,6 @@ import lightning as L  # noqa: N812
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.structures import ImageBatch
 from efficientsam_pl.training.callbacks.feature_pictures import FeaturePictures
+from efficientsam_pl.training.loggers import TensorBoardFiles
 
 SIDE, PATCH, CHANNELS = 64, 16, 12
 CONFIG = SamiConfig(
@@ -85,7 +85,7 @@ def train(folder: Path, *callbacks: L.Callback, steps: int = 5, accumulate: int 
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         log_every_n_steps=1,
-        logger=TensorBoardLogger(folder, name="log", version=""),
+        logger=TensorBoardFiles(folder, 0),
         callbacks=list(callbacks),
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -12,7 +12,6 @@ import lightning as L  # noqa: N812
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ from efficientsam_pl.training.callbacks.asked_photos import (
     pictured_kinds,
 )
 from efficientsam_pl.training.callbacks.mask_pictures import MaskPictures
+from efficientsam_pl.training.loggers import TensorBoardFiles
 
 SIDE, LOW, CLICKS = 64, 16, 3
 CONFIG = SegmenterConfig(
@@ -125,7 +125,7 @@ def train(folder: Path, *callbacks: L.Callback, steps: int = 4, accumulate: int 
         check_val_every_n_epoch=None,
         num_sanity_val_steps=1,
         log_every_n_steps=1,
-        logger=TensorBoardLogger(folder, name="log", version=""),
+        logger=TensorBoardFiles(folder, 0),
         callbacks=list(callbacks),
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -16,6 +16,7 @@ from efficientsam_pl.data.sets import TrainingSets
 from efficientsam_pl.data.storage.files import written_whole
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
+from efficientsam_pl.training.room import DiskRoom
 
 _LISTED = 10_000  # entries of the list at most; the counts are always complete
 _EVERY_STEPS = 10  # between two looks at all ranks' counts
@@ -91,6 +92,7 @@ class DataReport(L.Callback):
 
     def __init__(self, folder: Path, sets: TrainingSets, max_bad_fraction: float) -> None:
         self._path = folder / "data_report.json"
+        self._room = DiskRoom(str(self._path), "it is written again with the next checkpoint")
         self._most = max_bad_fraction
         self._known = sets.damage()
         self._known_heldout = list(sets.heldout.damage) if sets.heldout else []
@@ -190,6 +192,10 @@ class DataReport(L.Callback):
     def _write(self, trainer: L.Trainer, report: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
-        with written_whole(str(self._path)) as file:
-            file.write(json.dumps(report, indent=1).encode() + b"\n")
-        self._written = True
+        content = json.dumps(report, indent=1).encode() + b"\n"
+        self._written = self._room.attempt(lambda: _write_whole(self._path, content))
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    with written_whole(str(path)) as file:
+        file.write(content)

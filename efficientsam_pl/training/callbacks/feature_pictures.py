@@ -15,7 +15,7 @@ from torch import Tensor
 
 from efficientsam_pl.pictures.features import feature_sheet, reconstruction_sheet
 from efficientsam_pl.structures import ImageBatch
-from efficientsam_pl.training.callbacks.showing import publish
+from efficientsam_pl.training.callbacks.showing import Showcase
 
 # Predicted patches as pixels: Float[b n c] and the photos they are of -> UInt8[b 3 s s]
 Paint = Callable[[Tensor, Tensor], Tensor]
@@ -46,7 +46,8 @@ class FeaturePictures(L.Callback):
             paint: Makes pixels of a target that is pixels; None: features as colours.
             aside: What the work is done in, such as a clock that stands still.
         """
-        self._folder, self._every = folder / "pictures", every_steps
+        self._showcase = Showcase(folder / "pictures", "pictures/features")
+        self._every = every_steps
         self._read, self._paint, self._aside = photos, paint, aside
         self._photos: ImageBatch | None = None
         self._drawn_step = 0
@@ -78,7 +79,7 @@ class FeaturePictures(L.Callback):
         model.train(training)
         if trainer.is_global_zero and batch.valid.any():
             sheet = self._sheet(batch, target.float(), predicted.float(), split.masked)
-            publish(trainer, self._folder, "pictures/features", sheet, step)
+            self._showcase.show(trainer, sheet, step)
 
     def _sheet(
         self,

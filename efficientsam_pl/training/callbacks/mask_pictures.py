@@ -13,7 +13,7 @@ from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.pictures.masks import mask_sheet
 from efficientsam_pl.structures import MaskBatch, Prompter
 from efficientsam_pl.training.callbacks.asked_photos import ask_all, drawable, one_by_one
-from efficientsam_pl.training.callbacks.showing import publish
+from efficientsam_pl.training.callbacks.showing import Showcase
 
 
 class MaskPictures(L.Callback):
@@ -42,7 +42,8 @@ class MaskPictures(L.Callback):
             kinds: How each photo is asked, by what stands in the title.
             aside: What the work is done in, such as a clock that stands still.
         """
-        self._folder, self._read, self._kinds = folder / "pictures", photos, kinds
+        self._showcase = Showcase(folder / "pictures", "pictures/masks")
+        self._read, self._kinds = photos, kinds
         self._aside = aside
         self._photos: list[MaskBatch] | None = None
         self._drawn_step: int | None = None
@@ -79,5 +80,4 @@ class MaskPictures(L.Callback):
                 answers += [drawable(here, kind, one) for kind, one in asked.items()]
         model.train(training)
         if answers:
-            sheet = mask_sheet(answers)
-            publish(trainer, self._folder, "pictures/masks", sheet, trainer.global_step)
+            self._showcase.show(trainer, mask_sheet(answers), trainer.global_step)

@@ -8,8 +8,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.loaders import once_loader
@@ -17,7 +15,6 @@ from efficientsam_pl.data.order import Share, Slot
 from efficientsam_pl.data.reading import SampleReader
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.storage import files as storage
-from efficientsam_pl.data.storage import filesystems as stores
 from efficientsam_pl.data.storage.files import ShortReadError, SourceLostError, list_files
 from efficientsam_pl.data.storage.ranges import NEIGHBOURS_APART, Range, RangeReader
 from efficientsam_pl.data.storage.tar import scan_headers
@@ -33,27 +30,6 @@ STORES = ("http", "http without ranges", "s3", "memory")
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-
-
-def forget_stores() -> None:
-    s3fs.S3FileSystem.clear_instance_cache()
-    stores._store_of_process.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[None]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        forget_stores()
-        yield
-        server.stop()
-    forget_stores()
 
 
 Put = Callable[[Path], tuple[str, Callable[[], None]]]

@@ -21,7 +21,7 @@ from benchmarks.decoders import decoder_rows
 from benchmarks.harness import Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.decode import photo_size
-from efficientsam_pl.data.loaders import keep_memory, training_loader
+from efficientsam_pl.data.loaders import training_loader
 from efficientsam_pl.data.order import EndlessBatches, EpochOrder, Position, SetCourse, Share, Slot
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.job import ArrayShare, run_packing
@@ -31,6 +31,7 @@ from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.storage.ranges import Range, merged
 from efficientsam_pl.data.streams import MASKED_ENDINGS, CroppedImages, Frame, MaskedImages
 from efficientsam_pl.data.transforms import crop_scale, random_crop
+from efficientsam_pl.data.workers import keep_memory
 from efficientsam_pl.draws import draw_key
 
 NAME = "data"

@@ -1,6 +1,5 @@
 """Streams as DataLoaders, for training without an end and for one exact pass."""
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,12 +15,11 @@ from efficientsam_pl.data.schema import DamagedSampleError
 from efficientsam_pl.data.scoring import photo_to_score
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.data.streams import MASKED_ENDINGS, SampleStream
+from efficientsam_pl.data.workers import worker_begin
 from efficientsam_pl.rle import Rle
 from efficientsam_pl.structures import Damage
 
 Stream: TypeAlias = SampleStream[Any]
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-_LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes: of one piece, and of all that is free
 
 
 @dataclass(frozen=True)
@@ -31,24 +29,6 @@ class AnnotatedPhoto:
     key: str
     image: UInt8[np.ndarray, "h w 3"]
     truth: tuple[Rle, ...]
-
-
-def keep_memory() -> None:
-    """Lets this process use freed memory again instead of asking the system for new pages.
-
-    Every photo needs a few megabytes. glibc gives such pieces back when they are freed, and each
-    new page costs a fault: two of nine milliseconds a photo, measured. Nothing elsewhere.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
-        libc.mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
-    except (OSError, AttributeError):
-        return
-
-
-def _begin_worker(number: int) -> None:
-    keep_memory()
 
 
 def training_loader(
@@ -63,7 +43,7 @@ def training_loader(
         collate_fn=stream.collate,
         pin_memory=pin,
         persistent_workers=config.workers > 0,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=worker_begin(),
     )
 
 
@@ -77,7 +57,7 @@ def once_loader(
         num_workers=workers,
         collate_fn=stream.collate,
         pin_memory=pin,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=worker_begin(),
     )
 
 

@@ -3,13 +3,18 @@
 import argparse
 import errno
 import io
+import os
+import signal
+import socket
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.arguments import embed_teacher, predict, quickstart, shards, stages
-from efficientsam_pl.errors import UserError, one_line
+from efficientsam_pl.errors import SavedAndStopped, UserError, one_line
+from efficientsam_pl.launch import STOPPED, launch, note_exit
 
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130
 _MENDABLE = (  # what the user's disk or folder refuses
@@ -22,14 +27,15 @@ _MENDABLE = (  # what the user's disk or folder refuses
     errno.ENOSPC,
     errno.EDQUOT,
 )
+_PATIENCE_S = 10.0  # of a rank that has something to tell beside rank 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0 done, 2 a user's mistake, told in one line on stderr, 1 what a command found wrong. A
-        fault of ours is a traceback and exit code 1.
+        0 done, 2 a user's mistake, told in one line on stderr, 75 a run that has saved and stopped
+        on request, 1 what a command found wrong. A fault of ours is a traceback and exit code 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
@@ -37,19 +43,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(build_parser(), argv)
         code = arguments.run(arguments)
+    except SavedAndStopped as stopped:
+        return _stopped(str(stopped))
     except UserError as error:
-        print(f"efficientsam: {one_line(error)}", file=sys.stderr)  # noqa: T201
-        return MISTAKE
+        return _mistake(one_line(error))
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise
         where = f": {error.filename}" if error.filename else ""
-        print(f"efficientsam: {error.strerror}{where}", file=sys.stderr)  # noqa: T201
-        return MISTAKE
+        return _mistake(f"{error.strerror}{where}")
     except KeyboardInterrupt:
-        print("efficientsam: interrupted", file=sys.stderr)  # noqa: T201
+        _tell("efficientsam: interrupted")
         return INTERRUPTED
     return DONE if code is None else int(code)
+
+
+def _stopped(told: str) -> int:
+    note_exit(STOPPED)
+    started = launch()
+    if started.rank == 0:
+        _tell(f"efficientsam: {told}")
+    elif started.kind == "person":
+        return DONE  # Lightning kills the first process, whose code counts, if a child's is not 0
+    return STOPPED
+
+
+def _mistake(told: str) -> int:
+    """All ranks may have found the same, so rank 0 tells it and its end ends the others.
+
+    One that lives on has found what rank 0 has not, and tells it.
+    """
+    note_exit(MISTAKE)
+    rank, parent = launch().rank, os.getppid()
+    if rank != 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run may have caught it
+        time.sleep(_PATIENCE_S)
+        if os.getppid() != parent:
+            return MISTAKE  # Lightning's own child, left alone
+        told = f"rank {rank} on {socket.gethostname()}: {told}"
+    _tell(f"efficientsam: {told}")
+    return MISTAKE
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,6 +12,8 @@ import torch
 
 from benchmarks.coco_folders import PackedPhotos
 from benchmarks.harness import Row, common_parser, machine, versions
+from efficientsam_pl.checkpoints.choice import newest_checkpoint
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.config import PretrainConfig, from_dict
 from efficientsam_pl.data.loaders import once_loader
 from efficientsam_pl.data.order import Share
@@ -19,14 +21,11 @@ from efficientsam_pl.data.schema import PHOTO_ENDINGS
 from efficientsam_pl.data.sets import reader_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.streams import CroppedImages
-from efficientsam_pl.export.consolidate import read_checkpoint
 from efficientsam_pl.losses.features import feature_losses
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import build_target
 from efficientsam_pl.models.weights import load_strictly, part
 from efficientsam_pl.structures import ImageBatch
-from efficientsam_pl.training.callbacks.checkpoints import newest_checkpoint
-from efficientsam_pl.training.config import RunConfig
 
 _HEADS_OF = 32  # channels
 _BATCH = 32  # of the held-out photos
@@ -120,11 +119,11 @@ def online_loss(config: PretrainConfig, run: Path) -> float:
         config: The run's, without stored features: its teacher is the judge.
         run: The folder whose last checkpoint is measured.
     """
-    checkpoint = newest_checkpoint(RunConfig(dir=str(run)))
+    checkpoint = newest_checkpoint(run)
     assert checkpoint is not None, "a finished run has saved its last step"
     target = build_target(config.teacher, config.sami.student, stored=False)
     model = Sami(config.sami, target.width)
-    state = part(read_checkpoint(checkpoint)["state_dict"], "model.")
+    state = part(StoredCheckpoint(checkpoint).whole_state(), "model.")
     load_strictly(model, state, str(checkpoint))
     model.eval()
     total, photos = 0.0, 0

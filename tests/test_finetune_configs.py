@@ -131,7 +131,7 @@ def test_a_set_of_ones_own_needs_its_files(tmp_path: Path) -> None:
     )
     configs.require(config)
     assert config.model.freeze == FreezeConfig(image_encoder=True)
-    assert (config.trainer.devices, config.trainer.nodes) == (1, 1)
+    assert config.trainer.world_size() == 1
     assert config.trainer.accelerator == "auto"
     lost = replace(config, model=replace(config.model, weights=f"{tmp_path}/gone.pt"))
     with pytest.raises(UserError, match=r"model\.weights: no such file"):

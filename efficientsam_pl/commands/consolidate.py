@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from efficientsam_pl.checkpoints.choice import named_checkpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.consolidate import consolidate
 
@@ -12,11 +13,11 @@ def run(checkpoint: Path, out: Path, best: bool = False) -> Path:
     Raises:
         UserError: The best is asked for of what is no run with one.
     """
-    name = checkpoint / ("best" if best else "latest")
-    if best and not name.is_file():
-        raise UserError(f"--best: there is no {name}, which names a run's best checkpoint")
-    if name.is_file():
-        checkpoint = checkpoint / name.read_text().strip()
+    if best and not (checkpoint / "best").is_file():
+        raise UserError(
+            f"--best: there is no {checkpoint / 'best'}, which names a run's best checkpoint"
+        )
+    checkpoint = named_checkpoint(checkpoint, "best" if best else "latest")
     consolidate(checkpoint, out)
     print(f"{checkpoint} -> {out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return out

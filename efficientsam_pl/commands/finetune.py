@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from efficientsam_pl.checkpoints.choice import newest_checkpoint
 from efficientsam_pl.commands.own_coco import packed_coco
 from efficientsam_pl.config import FinetuneConfig, as_dict, dump, segmenter_config
 from efficientsam_pl.data.scoring import ScoredPhotos
 from efficientsam_pl.data.sets import TrainingSets, course_of, open_sets, reader_of
 from efficientsam_pl.data.streams import LOSS_FACTOR, MASKED_ENDINGS, Frame, MaskedImages
 from efficientsam_pl.inference.load import starting_segmenter
+from efficientsam_pl.launch import launch
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.prompters import build_prompter
@@ -19,16 +21,16 @@ from efficientsam_pl.structures import Label, MaskBatch
 from efficientsam_pl.tasks.lesson import Lesson
 from efficientsam_pl.tasks.segmentation import PromptedSegmentation
 from efficientsam_pl.training.callbacks.asked_photos import pictured_kinds
-from efficientsam_pl.training.callbacks.checkpoints import newest_checkpoint
 from efficientsam_pl.training.callbacks.mask_pictures import MaskPictures
 from efficientsam_pl.training.callbacks.records import LossHistory
 from efficientsam_pl.training.callbacks.scores import HeldoutScores
 from efficientsam_pl.training.callbacks.throughput import Throughput
-from efficientsam_pl.training.config import RunConfig
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallel import Arrangement
-from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
+from efficientsam_pl.training.run_folder import open_run
+from efficientsam_pl.training.runs import fit, run_setting, standard_callbacks
+from efficientsam_pl.training.signals import catch_signals
 from efficientsam_pl.training.trainer import check_hardware
 
 
@@ -42,9 +44,13 @@ class Finetuned:
 
 def run(config: FinetuneConfig) -> Finetuned:
     """Trains what is not frozen; the last checkpoint is named in `RUN/latest`."""
+    catch_signals()
+    asked = config.run
+    config = replace(config, trainer=config.trainer.on(launch()))
     check_hardware(config.trainer)
-    folder = open_run(config.run, dump(config))
-    config = replace(config, data=packed_coco(config.data, folder))
+    folder = open_run(asked, as_dict(config), dump(config), launch())
+    config = replace(config, run=replace(asked, dir=str(folder.local)))
+    config = replace(config, data=packed_coco(config.data, folder.local))
     model = starting_model(config)
     shape = model.config
     sets = open_sets(config.data)
@@ -69,20 +75,21 @@ def run(config: FinetuneConfig) -> Finetuned:
     )
     header = {
         "stage": "finetune",
-        "config": as_dict(config),
+        "config": as_dict(replace(config, run=asked)),
         "model": as_dict(shape),
         "frozen": sorted(_untaught(config, model)),
     }
+    setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
     throughput = _throughput(config, lesson, shape)
     callbacks = [
         *_watching(config, data, shape, throughput),
-        *standard_callbacks(
-            "Finetuning", config.run, config.trainer, header, (sets, config.data.max_bad_fraction)
-        ),
+        *standard_callbacks("Finetuning", setting, sets, config.data.max_bad_fraction),
         throughput,  # last: what the others wait for is no waiting for data
     ]
-    _, history = fit(task, data, config.run, config.trainer, callbacks, header)
-    checkpoint = newest_checkpoint(RunConfig(dir=config.run.dir))
+    trainer, history = fit(task, data, setting, callbacks)
+    if trainer.is_global_zero:
+        folder.send_records()
+    checkpoint = newest_checkpoint(folder.local)
     assert checkpoint is not None, "a finished run has saved its last step"
     return Finetuned(checkpoint, history)
 

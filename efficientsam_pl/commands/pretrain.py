@@ -6,27 +6,29 @@ from pathlib import Path
 
 import torch
 
+from efficientsam_pl.checkpoints.choice import newest_checkpoint
 from efficientsam_pl.commands.features import describe, describe_teacher, stored_streams
 from efficientsam_pl.config import PretrainConfig, as_dict, dump
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
 from efficientsam_pl.data.sets import TrainingSets, course_of, open_sets, reader_of
 from efficientsam_pl.data.streams import CroppedImages
 from efficientsam_pl.export.consolidate import consolidate
+from efficientsam_pl.launch import launch
 from efficientsam_pl.models.pixels import painted
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target, build_target
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.tasks.sami import SamiPretraining
 from efficientsam_pl.training.callbacks.baseline import MeanFeatureBaseline
-from efficientsam_pl.training.callbacks.checkpoints import newest_checkpoint
 from efficientsam_pl.training.callbacks.feature_pictures import FeaturePictures
 from efficientsam_pl.training.callbacks.records import LossHistory
 from efficientsam_pl.training.callbacks.throughput import Throughput
-from efficientsam_pl.training.config import RunConfig
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallel import Arrangement
-from efficientsam_pl.training.runs import fit, open_run, standard_callbacks
+from efficientsam_pl.training.run_folder import open_run
+from efficientsam_pl.training.runs import fit, run_setting, standard_callbacks
+from efficientsam_pl.training.signals import catch_signals
 from efficientsam_pl.training.trainer import check_hardware
 
 _PICTURED = 4  # photos
@@ -44,8 +46,12 @@ class Pretrained:
 
 def run(config: PretrainConfig) -> Pretrained:
     """Trains, then writes the student's encoder to `RUN/encoder.safetensors`."""
+    catch_signals()
+    asked = config.run
+    config = replace(config, trainer=config.trainer.on(launch()))
     check_hardware(config.trainer)
-    folder = open_run(config.run, dump(config))
+    folder = open_run(asked, as_dict(config), dump(config), launch())
+    config = replace(config, run=replace(asked, dir=str(folder.local)))
     sets = open_sets(config.data)
     config = replace(
         config,
@@ -66,33 +72,29 @@ def run(config: PretrainConfig) -> Pretrained:
     )
     header = {
         "stage": "pretrain",
-        "config": as_dict(config),
+        "config": as_dict(replace(config, run=asked)),
         "model": as_dict(config.sami.student),
         "teacher": describe_teacher(config.teacher),
         "features": describe(config) if config.features.dir is not None else None,
     }
+    setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
     throughput = _throughput(config, target)
     callbacks = [
         baseline,
         _pictures(config, data, throughput),
-        *standard_callbacks(
-            "SAMI pretraining",
-            config.run,
-            config.trainer,
-            header,
-            (sets, config.data.max_bad_fraction),
-        ),
+        *standard_callbacks("SAMI pretraining", setting, sets, config.data.max_bad_fraction),
         throughput,  # last: what the others wait for is no waiting for data
     ]
-    trainer, history = fit(task, data, config.run, config.trainer, callbacks, header)
+    trainer, history = fit(task, data, setting, callbacks)
     heldout_loss = None
     if data.validates():
         [scores] = trainer.validate(task, datamodule=data, verbose=False)
         heldout_loss = scores["heldout/loss"]
-    encoder = folder / "encoder.safetensors"
+    encoder = folder.local / "encoder.safetensors"
     if trainer.is_global_zero:
         measured = {"heldout/loss": heldout_loss, "heldout/mean_feature_loss": baseline.loss}
-        _write_encoder(config.run, encoder, measured)
+        _write_encoder(folder.local, encoder, measured)
+        folder.send_records()
     return Pretrained(encoder, history, heldout_loss, baseline.loss)
 
 
@@ -152,7 +154,7 @@ def _pictures(
     )
 
 
-def _write_encoder(run: RunConfig, encoder: Path, measured: dict[str, float | None]) -> None:
-    checkpoint = newest_checkpoint(RunConfig(dir=run.dir))
+def _write_encoder(run: Path, encoder: Path, measured: dict[str, float | None]) -> None:
+    checkpoint = newest_checkpoint(run)
     assert checkpoint is not None, "a finished run has saved its last step"
     consolidate(checkpoint, encoder, measured)

@@ -1,19 +1,19 @@
 """A training checkpoint to one file, without a GPU and without a process group."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.export.streamed import write_streamed
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.weights import (
-    CHECKPOINT_VERSION,
     FORMAT,
     part,
     released_names,
@@ -22,29 +22,6 @@ from efficientsam_pl.models.weights import (
 
 # What another width or depth of the released layout may differ in, and a fresh model's draw
 _SIZES = ("candidates", "depth", "mlp_width", "iou_head_width", "position_scale")
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A run's checkpoint as plain values and tensors.
-
-    Raises:
-        UserError: Not a checkpoint of this program, or of an unknown version.
-    """
-    if not path.is_file():
-        raise UserError(f"no such checkpoint: {path}")
-    try:
-        checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=True
-        )
-        header = checkpoint[FORMAT]
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
-        raise UserError(f"{path} is no checkpoint of this program") from error
-    if header["version"] != CHECKPOINT_VERSION:
-        raise UserError(
-            f"{path} has checkpoint version {header['version']}, "
-            f"this program reads version {CHECKPOINT_VERSION}"
-        )
-    return checkpoint
 
 
 def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | None = None) -> None:
@@ -57,27 +34,31 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
     under the names that finetuning reads.
 
     Args:
-        path: The checkpoint.
-        out: A safetensors file, or a .pt file in the released form.
+        path: The checkpoint's folder.
+        out: A safetensors file, which is written a tensor at a time, or a .pt file in the released
+            form.
         measured: Losses of these very weights, known only after they were saved.
 
     Raises:
-        UserError: As `read_checkpoint`, or a .pt file is asked for of another layout.
+        UserError: Not a whole checkpoint, or a .pt file is asked for of another layout.
     """
-    checkpoint = read_checkpoint(path)
-    header = checkpoint[FORMAT]
-    whole = checkpoint["state_dict"]
-    averaged = part(whole, "average.")
-    state = averaged or part(whole, "model.")
+    stored = StoredCheckpoint(path)
+    header = stored.values[FORMAT]
+    averaged = any(name.startswith("average.") for name in stored.names())
+    kept = "average." if averaged else "model."
     if out.suffix == ".pt":
         _check_released_layout(header)
+        state = part(dict(stored.tensors(lambda name: name.startswith(kept))), kept)
         _written_aside(out, lambda path: torch.save({"model": released_names(state)}, path))
         return
-    if header["stage"] == "pretrain":
-        state = {f"image_encoder.trunk.{k}": v for k, v in part(state, "encoder.").items()}
+    encoder_alone = header["stage"] == "pretrain"
+    theirs, ours = (f"{kept}encoder.", "image_encoder.trunk.") if encoder_alone else (kept, "")
+    names = {
+        ours + name.removeprefix(theirs): name for name in stored.names() if name.startswith(theirs)
+    }
     provenance = {
         "stage": header["stage"],
-        "steps": int(checkpoint["global_step"]),
+        "steps": stored.manifest.step,
         "weights": "averaged" if averaged else "last",
         "losses": header["losses"] | dict(measured or {}),
         "data": header["data"],
@@ -86,16 +67,29 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
         "config": header["config"],
         "versions": header["versions"],
     }
-    write_safetensors(out, state, header["model"], provenance)
+    shapes = {name: stored.shape(own) for name, own in names.items()}
+    tensors = (stored.tensor(own) for own in names.values())
+    write_safetensors(out, shapes, tensors, header["model"], provenance)
 
 
 def write_safetensors(
-    out: Path, state: dict[str, Tensor], model: dict[str, Any], provenance: dict[str, Any]
+    out: Path,
+    shapes: Mapping[str, Tensor],
+    tensors: Iterable[Tensor],
+    model: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> None:
-    """One file of ours, written aside, synced and renamed."""
-    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    """One file of ours, written aside a tensor at a time, synced and renamed.
+
+    Args:
+        out: The file.
+        shapes: Tensors by name, of which only shape and type are looked at.
+        tensors: Their numbers, in the same order.
+        model: The model's config.
+        provenance: How the weights came about.
+    """
     header = safetensors_header(model, provenance)
-    _written_aside(out, lambda path: save_file(contiguous, path, header))
+    _written_aside(out, lambda path: write_streamed(path, shapes, tensors, header))
 
 
 def _check_released_layout(header: Mapping[str, Any]) -> None:

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from efficientsam_pl.errors import UserError
 
-FORMAT = "efficientsam_pl"
+FORMAT = "efficientsam_pl"  # the key under which files tell about themselves
 FORMAT_VERSION = "1"  # of our safetensors files
-CHECKPOINT_VERSION = 2  # of what a checkpoint tells about itself, under the key FORMAT
 
 _DECODER_COMMON = (
     (r"^image_encoder\.(patch_embed|pos_embed|blocks)", r"image_encoder.trunk.\1"),

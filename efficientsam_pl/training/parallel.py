@@ -4,25 +4,18 @@ What a model computes is in models/; nothing here changes a number of it. A bloc
 is called with tensors of one shape a run; models list theirs (`blocks()`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from efficientsam_pl.training.config import TrainerConfig
-
-_TIMEOUT = timedelta(minutes=10)  # of a collective; torch's own is half an hour
 
 
 @runtime_checkable
@@ -152,47 +145,3 @@ def _float_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(
         x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
     )
-
-
-class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's FSDP2, over all ranks, that does not reduce gradients amid an accumulation."""
-
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The whole state by parameters' names, on rank 0 (see `optim.states`)."""
-        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        model = cast(nn.Module, self.model)
-        state: dict[str, Any] = get_optimizer_state_dict(model, plain, options=options)
-        return state
-
-    @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Keeps this micro-batch's gradients on the rank, whole, until the step's last one."""
-        self._reduce_gradients(False)
-        try:
-            yield
-        finally:
-            self._reduce_gradients(True)
-
-    def _reduce_gradients(self, now: bool) -> None:
-        for module in cast(nn.Module, self.model).modules():
-            if isinstance(module, FSDPModule):
-                module.set_requires_gradient_sync(now, recurse=False)
-
-
-def build_strategy(config: TrainerConfig) -> Strategy | str:
-    """What Lightning's Trainer takes."""
-    if config.strategy == "fsdp":
-        return ShardedStrategy(
-            data_parallel_size=config.world_size(),
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
-            timeout=_TIMEOUT,
-        )
-    if config.strategy == "ddp" or config.world_size() > 1:
-        return DDPStrategy(
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,  # none changes
-            timeout=_TIMEOUT,
-        )
-    return "auto"

@@ -1,89 +1,159 @@
-"""A run's folder, and a fit in it: what both stages share."""
+"""A fit in a run's folder: what both stages share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
-import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+from efficientsam_pl.checkpoints.choice import newest_checkpoint
+from efficientsam_pl.checkpoints.folder import CheckpointError, manifest_of
 from efficientsam_pl.data.sets import TrainingSets
+from efficientsam_pl.training.callbacks.agreement import SameEverywhere
 from efficientsam_pl.training.callbacks.averaging import AveragedWeights
-from efficientsam_pl.training.callbacks.checkpoints import (
-    RunCheckpoints,
-    check_resumable,
-    newest_checkpoint,
-)
+from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints
 from efficientsam_pl.training.callbacks.damage import DataReport
 from efficientsam_pl.training.callbacks.divergence import DivergenceStop
+from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.callbacks.progress import StageProgress
 from efficientsam_pl.training.callbacks.records import ConsumedTrace, LossHistory
-from efficientsam_pl.training.config import RunConfig, TrainerConfig
+from efficientsam_pl.training.callbacks.watchdog import Watchdog
+from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 from efficientsam_pl.training.datamodule import StreamDataModule
+from efficientsam_pl.training.restoring import check_resumable
+from efficientsam_pl.training.run_folder import RunFolder
+from efficientsam_pl.training.saving import CheckpointWriter
+from efficientsam_pl.training.shelf import Shelf
+from efficientsam_pl.training.strategies import CheckpointFiles
 from efficientsam_pl.training.trainer import build_trainer
 
 
-def open_run(run: RunConfig, config_yaml: str) -> Path:
-    """Makes the run's folder, writes its `config.yaml`, and seeds torch for what is drawn in it."""
-    folder = Path(run.dir)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_yaml)
-    torch.manual_seed(run.seed)
-    return folder
+@dataclass(frozen=True)
+class RunSetting:
+    """Where a run lives, on what it runs, and what its checkpoints tell about themselves."""
+
+    run: RunConfig
+    trainer: TrainerConfig
+    interruption: InterruptionConfig
+    folder: RunFolder
+    header: dict[str, Any]
+    shelf: Shelf
+    files: CheckpointFiles
+
+
+def run_setting(
+    run: RunConfig,
+    trainer: TrainerConfig,
+    interruption: InterruptionConfig,
+    folder: RunFolder,
+    header: dict[str, Any],
+    sets: TrainingSets,
+) -> RunSetting:
+    """What the parts of a fit share.
+
+    Args:
+        run: Its seed and what it writes about itself.
+        trainer: Its length and hardware.
+        interruption: What ends it early.
+        folder: That it lives in, on this machine.
+        header: What a command needs to rebuild the model; of which data is added here.
+        sets: The training sets.
+    """
+    header = header | {"data": _told(sets)}
+    shelf = Shelf(folder, trainer)
+    writer = CheckpointWriter(
+        trainer.checkpoint_writing, shelf.placed, shelf.written, own_disk=folder.apart
+    )
+    files = CheckpointFiles(writer, partial(check_resumable, header=header))
+    return RunSetting(run, trainer, interruption, folder, header, shelf, files)
 
 
 def standard_callbacks(
-    stage: str,
-    run: RunConfig,
-    config: TrainerConfig,
-    header: dict[str, Any],
-    data: tuple[TrainingSets, float],
+    stage: str, setting: RunSetting, sets: TrainingSets, max_bad_fraction: float
 ) -> list[L.Callback]:
     """What every run has: what it shows, what it keeps, and what stops it.
 
     Args:
         stage: Shown beside the progress bar.
-        run: The folder they write to.
-        config: When checkpoints are due.
-        header: What a checkpoint tells about itself; of which data is added here.
-        data: The training sets, and the share of damaged samples that stops the run.
+        setting: The run's.
+        sets: The training sets.
+        max_bad_fraction: The share of damaged samples that stops the run.
     """
-    folder = Path(run.dir)
+    config, folder = setting.trainer, setting.folder.local
     callbacks: list[L.Callback] = [
+        SameEverywhere(setting.header | {"resumed from": _newest(setting)}),
         StageProgress(stage, config.global_batch),
         LearningRateMonitor(logging_interval="step"),
-        DataReport(folder, *data),
+        DataReport(folder, sets, max_bad_fraction),
         DivergenceStop(folder),
     ]
     if config.ema_decay is not None:
         callbacks.append(AveragedWeights(config.ema_decay))
-    if run.trace:
+    if setting.run.trace:
         callbacks.append(ConsumedTrace(folder))
-    header = header | {"data": _told(data[0])}
-    return [*callbacks, RunCheckpoints(run, config, header)]  # last: it saves what the others do
+    # it saves what the others do, then the run may end
+    checkpoints = RunCheckpoints(config, setting.header, setting.shelf, setting.files.writer)
+    return [
+        *callbacks,
+        checkpoints,
+        Preemption(setting.interruption, checkpoints.save_now),
+        Watchdog(float(setting.interruption.hang_s)),
+    ]
 
 
 def fit(
     task: L.LightningModule,
     data: StreamDataModule,
-    run: RunConfig,
-    config: TrainerConfig,
+    setting: RunSetting,
     callbacks: Sequence[L.Callback],
-    header: dict[str, Any],
 ) -> tuple[L.Trainer, LossHistory]:
-    """Trains to the last step, from the run's newest checkpoint if there is one.
+    """Trains to the last step, from the checkpoint that the run's config names, if there is one.
 
     Raises:
         UserError: The checkpoint is of another version or model, or its place is in other data.
     """
     history = LossHistory()
-    trainer = build_trainer(run, config, [history, *callbacks], data.validates())
-    checkpoint = newest_checkpoint(run)
-    if checkpoint is not None:
-        check_resumable(checkpoint, header)
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+    trainer = build_trainer(
+        setting.run,
+        setting.trainer,
+        [history, *callbacks],
+        data.validates(),
+        setting.interruption,
+        setting.files,
+        _first_step(setting),
+    )
+    trainer.fit(task, datamodule=data, ckpt_path=_from(setting))
     return trainer, history
+
+
+def _from(setting: RunSetting) -> Path | None:
+    """A run's folder or a checkpoint to go on from; which one exactly, rank 0 finds out."""
+    resume = setting.folder.resume
+    if resume == "none":
+        return None
+    if resume != "auto":
+        return Path(resume)
+    return setting.folder.local if newest_checkpoint(setting.folder.local) is not None else None
+
+
+def _first_step(setting: RunSetting) -> int:
+    """The step that the run most likely goes on from: curves of later ones are drawn anew."""
+    where = _from(setting)
+    newest = None if where is None else newest_checkpoint(where) or where
+    try:
+        return 0 if newest is None else manifest_of(newest).step
+    except CheckpointError:  # it is told, or another is taken, when the run is loaded
+        return 0
+
+
+def _newest(setting: RunSetting) -> str | None:
+    """What this rank would go on from, by name: ranks on other machines must see the same."""
+    where = _from(setting)
+    newest = None if where is None else newest_checkpoint(where) or where
+    return None if newest is None else newest.name
 
 
 def _told(sets: TrainingSets) -> list[dict[str, Any]]:

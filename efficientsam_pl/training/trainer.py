@@ -3,15 +3,19 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L  # noqa: N812
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.training.config import RunConfig, TrainerConfig
+from efficientsam_pl.launch import launch
+from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 from efficientsam_pl.training.loggers import build_logger, check_logger
-from efficientsam_pl.training.parallel import build_strategy
+from efficientsam_pl.training.strategies import CheckpointFiles, PlainCheckpoints, build_strategy
 
 _KNOWN_NOISE = (
     ".*module.s. in eval mode at the start of training.*",  # the frozen teacher
@@ -20,6 +24,7 @@ _KNOWN_NOISE = (
     ".*val_dataloader.*but have no.*",
     ".*You're resuming from a checkpoint that ended before the epoch.*",  # ours is a position
     ".*is deprecated, please use `weights_only`.*",
+    ".*`srun` command is available.*",  # whoever starts us without it means to
     ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is changed in place
 )
 
@@ -31,10 +36,12 @@ def check_hardware(config: TrainerConfig) -> None:
         UserError: More GPUs asked for than there are, or a logger that is not installed.
     """
     check_logger(config)
-    if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
+    devices, seen = config.devices or 1, torch.cuda.device_count()
+    if config.accelerator == "gpu" and seen < devices:
+        where = "in this allocation" if launch().kind == "slurm" else "from here"
         raise UserError(
-            f"trainer.accelerator=gpu and trainer.devices={config.devices}, but "
-            f"{torch.cuda.device_count()} GPUs can be seen from here"
+            f"trainer.accelerator=gpu and trainer.devices={devices}, but {seen} GPUs can be seen "
+            f"{where}"
         )
 
 
@@ -43,6 +50,9 @@ def build_trainer(
     config: TrainerConfig,
     callbacks: Sequence[L.Callback],
     validate: bool,
+    interruption: InterruptionConfig,
+    files: CheckpointFiles,
+    step: int,
 ) -> L.Trainer:
     """A Trainer whose one epoch is the whole run: data has no end, steps do.
 
@@ -51,6 +61,9 @@ def build_trainer(
         config: Length, batch and hardware.
         callbacks: All of them; none is added here.
         validate: Whether there is a held-out set.
+        interruption: How long ranks wait for each other.
+        files: How checkpoints are written and read.
+        step: That the run goes on from; curves beyond it are drawn anew.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _KNOWN_NOISE:
@@ -60,9 +73,10 @@ def build_trainer(
     )
     return L.Trainer(
         accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.nodes,
-        strategy=build_strategy(config),
+        devices=config.devices or 1,
+        num_nodes=config.nodes or 1,
+        strategy=build_strategy(config, interruption, files),
+        plugins=_plugins(config, files),
         precision=precision,
         # FSDP2 cannot use in training what was gathered in inference mode
         inference_mode=config.strategy != "fsdp",
@@ -74,7 +88,7 @@ def build_trainer(
         limit_val_batches=None if validate else 0,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
-        logger=build_logger(run, config),
+        logger=build_logger(run, config, step),
         log_every_n_steps=10,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -83,3 +97,15 @@ def build_trainer(
         # on a GPU torch has no deterministic backward of a bicubic resize
         deterministic=config.accelerator == "cpu" or not torch.cuda.is_available(),
     )
+
+
+def _plugins(config: TrainerConfig, files: CheckpointFiles) -> list[Any]:
+    """How processes find each other, said outright: Lightning would guess, and requeue itself."""
+    environment = {
+        "slurm": lambda: SLURMEnvironment(auto_requeue=False),
+        "torchrun": TorchElasticEnvironment,
+        "person": LightningEnvironment,
+    }[launch().kind]()
+    if config.strategy == "fsdp":
+        return [environment]
+    return [environment, PlainCheckpoints(files)]

@@ -133,7 +133,7 @@ def test_raw_pixels_are_means_of_the_crops_squares() -> None:
 def test_encoder_is_read_back_from_its_file(tmp_path: Path) -> None:
     trunk = untrained(SHAPE, seed=3)
     state = {f"image_encoder.trunk.{k}": v for k, v in trunk.state_dict().items()}
-    write_safetensors(tmp_path / "encoder.safetensors", state, as_dict(SHAPE), {})
+    write_safetensors(tmp_path / "encoder.safetensors", state, state.values(), as_dict(SHAPE), {})
     images = torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8)
     read = encoder_features(load_encoder(tmp_path / "encoder.safetensors"), images)
     assert read.shape == (70, 24)

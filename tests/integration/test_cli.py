@@ -165,9 +165,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Set:
         config = configs.load(SegmenterConfig, [str(model)], [])
         torch.manual_seed(0)
         state = load_segmenter(config, None).state_dict()
-        write_safetensors(
-            model.with_suffix(".safetensors"), state, configs.as_dict(config), {"stage": "test"}
-        )
+        out, told = model.with_suffix(".safetensors"), configs.as_dict(config)
+        write_safetensors(out, state, state.values(), told, {"stage": "test"})
     (here.folder / "text.txt").write_text("no photo and no weights")
     (here.folder / "garbage.safetensors").write_bytes(b"\x07" * 500)
     (here.folder / "garbage.pt").write_bytes(b"\x07" * 500)

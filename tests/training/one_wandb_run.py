@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from efficientsam_pl.training.callbacks.showing import publish
+from efficientsam_pl.training.callbacks.showing import Showcase
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
 from efficientsam_pl.training.trainer import build_trainer
 
@@ -40,7 +40,7 @@ class OnePicture(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         picture = Image.new("RGB", (30, 20), (255, 0, 0))
-        publish(trainer, self._folder, "pictures/masks", picture, trainer.global_step)
+        Showcase(self._folder, "pictures/masks").show(trainer, picture, trainer.global_step)
 
 
 def main(folder: str, *resumes: Any) -> None:

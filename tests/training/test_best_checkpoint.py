@@ -7,6 +7,8 @@ import lightning as L  # noqa: N812
 import pytest
 import torch
 
+from efficientsam_pl.checkpoints.form import joined
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.commands import consolidate, pretrain
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT, read_weights
@@ -53,11 +55,9 @@ def scripted(run: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def best_of(folder: Path) -> tuple[int, dict[str, Any]]:
     """The step of the best checkpoint, and what it holds."""
-    path = folder / (folder / "best").read_text().strip()
-    [only] = folder.glob("checkpoints/best*")
-    assert only == path
-    loaded: dict[str, Any] = torch.load(path, weights_only=True)
-    assert path.name == f"best-step-{loaded['global_step']:08d}.ckpt"
+    stored = StoredCheckpoint(folder / (folder / "best").read_text().strip())
+    loaded = joined(stored.whole_state(), stored.values)
+    assert stored.folder.name == f"step-{loaded['global_step']:08d}"
     return loaded["global_step"], loaded
 
 
@@ -96,7 +96,7 @@ def test_best_value_survives_a_resume(scripted: Any, tmp_path: Path) -> None:
     assert best_of(tmp_path / "run")[0] == 3
     scripted("heldout/box_miou", [0, 0, 0, 0.8, 0.7, 0.6])
     assert best_of(tmp_path / "run")[0] == 3
-    state = torch.load(tmp_path / "run/checkpoints/step-00000006.ckpt", weights_only=True)
+    state = StoredCheckpoint(tmp_path / "run/checkpoints/step-00000006").values
     assert state["callbacks"]["RunCheckpoints"]["best"] == pytest.approx(0.9)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from efficientsam_pl.checkpoints.folder import replace_values
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage
 from efficientsam_pl.training.callbacks.damage import Tally
@@ -65,10 +67,11 @@ def test_position_in_other_shards_or_of_another_version_is_refused(
     run("pretrain", folder, "trainer.max_steps=3")
     with pytest.raises(UserError, match=r"in other shards .* run\.resume=none begins anew"):
         run("pretrain", folder, f"data.train={shards}/heldout-*.tar")
-    [checkpoint] = (folder / "checkpoints").glob("*.ckpt")
-    loaded = torch.load(checkpoint, weights_only=True)
-    loaded["StreamDataModule"]["version"] = 1
-    torch.save(loaded, checkpoint)
+    [checkpoint] = (folder / "checkpoints").glob("step-*")
+    values = StoredCheckpoint(checkpoint).values
+    values["StreamDataModule"]["version"] = 1
+    torch.save(values, checkpoint / "of_version_1.pt")
+    replace_values(checkpoint, "of_version_1.pt")
     with pytest.raises(UserError, match="of version 1, this program reads 2"):
         run("pretrain", folder)
 
@@ -92,7 +95,7 @@ def test_subepochs_validate_and_save_so_many_times_an_epoch(
     batch = ("trainer.global_batch=1", "trainer.micro_batch=1", "trainer.max_steps=20")
     done = run("pretrain", tmp_path / "run", *options, *batch, "trainer.checkpoints_kept=9")
     assert [step for step, _ in done.history.heldout][:4] == [5, 10, 15, 20]  # of ten photos
-    saved = sorted((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert [int(path.stem.split("-")[1]) for path in saved] == [5, 10, 15, 20]
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from efficientsam_pl.checkpoints.form import joined
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.models.weights import read_weights
 
@@ -77,10 +79,8 @@ def alone(start: Start) -> dict[str, Path]:
 
 
 def checkpoint(folder: Path, step: int) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(
-        folder / f"checkpoints/step-{step:08d}.ckpt", weights_only=True
-    )
-    return loaded
+    stored = StoredCheckpoint(folder / f"checkpoints/step-{step:08d}")
+    return joined(stored.whole_state(), stored.values)
 
 
 def gradients(folder: Path, beta: float) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ def test_half_precision_computes_alike_whole_and_sharded(start: Start) -> None:
     assert one.keys() == other.keys()
     assert all(tensor.dtype == torch.float32 for tensor in other.values())
     out = sharded / "again.safetensors"
-    consolidate(sharded / "checkpoints/step-00000002.ckpt", out)
+    consolidate(sharded / "checkpoints/step-00000002", out)
     state = read_weights(str(out)).state
     for name, tensor in state.items():
         average = name.replace("image_encoder.trunk.", "average.encoder.")

@@ -174,7 +174,7 @@ def written_whole(path: str) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         if local:
             aside.replace(plain)
-            _sync_folder(folder)
+            sync_folder(folder)
         else:
             persistently(lambda: fs.put_file(str(aside), plain), path)
     finally:
@@ -231,7 +231,8 @@ def _is_file(fs: Any, name: str, info: dict[str, Any]) -> bool:
     return info["type"] == "file" or (bool(info.get("islink")) and not fs.isdir(name))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Waits until a local folder's names are on its disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

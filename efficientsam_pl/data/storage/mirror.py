@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from efficientsam_pl.data.storage.files import (
     from_beginning,
@@ -122,8 +122,13 @@ class Mirror:
             "/".join(filter(None, (into, path.relative_to(base).as_posix()))): path
             for path in files
         }
+        changed = {name: path for name, path in named.items() if self._sent.get(name) != _as(path)}
+        if not changed:
+            return
+        fs, top = store(self.remote.path)  # here: each thread would open connections of its own
         with ThreadPoolExecutor(_AT_ONCE, "upload") as pool:
-            list(pool.map(self._put, named, named.values()))  # raises what one of them has raised
+            put = partial(self._put, fs, top)
+            list(pool.map(put, changed, changed.values()))  # raises what one of them has raised
 
     def put_last(self, path: Path) -> None:
         """Uploads the file that tells that those uploaded before are all there."""
@@ -139,15 +144,16 @@ class Mirror:
         self.remote.fetch(name, path)
         return path
 
-    def _put(self, name: str, path: Path) -> None:
-        told = path.stat()
-        state = (told.st_size, told.st_mtime_ns)
-        if self._sent.get(name) == state:
-            return
-        target = self.remote.at(name)
-        fs, plain = store(target)
-        persistently(lambda: fs.put_file(str(path), plain), target)
+    def _put(self, fs: Any, top: str, name: str, path: Path) -> None:
+        state = _as(path)
+        persistently(lambda: fs.put_file(str(path), f"{top}/{name}"), self.remote.path)
         self._sent[name] = state
+
+
+def _as(path: Path) -> tuple[int, int]:
+    """What changes when a file does: bytes, and nanoseconds of its last change."""
+    told = path.stat()
+    return told.st_size, told.st_mtime_ns
 
 
 def _listed(path: str) -> list[str]:

@@ -40,7 +40,7 @@ class Watchdog(L.Callback):
         """Begins to look."""
         self._cancel()
         self.beat()
-        self._set_timer(0)
+        self._set_timer(0.0)
         self._ended.clear()
         self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
         self._thread.start()

@@ -1,0 +1,152 @@
+"""How the ranks of a run work together, and how its checkpoints pass through Lightning."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import torch.distributed as dist
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.fsdp import FSDPModule
+
+from efficientsam_pl.checkpoints.folder import SHARDS
+from efficientsam_pl.checkpoints.form import joined, split
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
+from efficientsam_pl.training.config import InterruptionConfig, TrainerConfig
+from efficientsam_pl.training.restoring import agreed_checkpoint
+from efficientsam_pl.training.saving import CheckpointWriter
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """How a run's checkpoints are written, and which of them it can go on from."""
+
+    writer: CheckpointWriter
+    check: Callable[[StoredCheckpoint], None]
+
+
+class PlainCheckpoints(CheckpointIO):
+    """Checkpoints whose tensors lie in one file: of one process, or of ranks that are alike."""
+
+    def __init__(self, files: CheckpointFiles) -> None:
+        self._files = files
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Called on rank 0."""
+        self._files.writer.save_plain(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Called on every rank, with a run's folder or a checkpoint."""
+        stored = agreed_checkpoint(Path(path), self._files.check)
+        return joined(stored.whole_state(), stored.values)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Nothing: the run's shelf removes what it no longer keeps."""
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's FSDP2, over all ranks, that does not reduce gradients amid an accumulation.
+
+    Every rank writes and reads its own shards of a checkpoint.
+    """
+
+    def __init__(self, files: CheckpointFiles, world_size: int, timeout: timedelta) -> None:
+        super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, timeout=timeout)
+        self._files = files
+        self._bookkeeping: Any = None  # a group for checkpoints, which may be written on a thread
+
+    def setup_environment(self) -> None:
+        """Makes the group of all ranks that checkpoints agree through."""
+        super().setup_environment()
+        if self._bookkeeping is None:
+            self._bookkeeping = dist.new_group(backend="gloo")
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This rank's shards of all weights."""
+        return get_model_state_dict(cast(nn.Module, self.model))
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """This rank's shards of the state by parameters' names (see `optim.states`)."""
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        state: dict[str, Any] = get_optimizer_state_dict(cast(nn.Module, self.model), plain)
+        return state
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        """Called on every rank."""
+        self._files.writer.save_sharded(checkpoint, Path(filepath), self._bookkeeping)
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads this rank's part into the model and its optimizer; returns the plain values."""
+        stored = agreed_checkpoint(Path(checkpoint_path), self._files.check)
+        [optimizer] = self.optimizers
+        checkpoint = joined(self._read(stored, optimizer), stored.values)
+        whole = StateDictOptions(full_state_dict=stored.manifest.kind == "plain")
+        model = cast(nn.Module, self.model)
+        set_model_state_dict(model, checkpoint["state_dict"], options=whole)
+        set_optimizer_state_dict(model, optimizer, checkpoint["optimizer_states"][0], options=whole)
+        return joined({}, stored.values)
+
+    def _read(self, stored: StoredCheckpoint, optimizer: Any) -> Mapping[str, Tensor]:
+        """Whole tensors of a plain checkpoint, this rank's shards of a sharded one."""
+        if stored.manifest.kind == "plain":
+            return stored.whole_state()
+        own = {
+            "state_dict": self.lightning_module_state_dict(),
+            "optimizer_states": [self.optimizer_state(optimizer)],
+        }
+        state, _ = split(own)
+        reader = FileSystemReader(stored.folder / SHARDS)
+        load(state, storage_reader=reader, process_group=self._bookkeeping)
+        return state
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keeps this micro-batch's gradients on the rank, whole, until the step's last one."""
+        self._reduce_gradients(False)
+        try:
+            yield
+        finally:
+            self._reduce_gradients(True)
+
+    def _reduce_gradients(self, now: bool) -> None:
+        for module in cast(nn.Module, self.model).modules():
+            if isinstance(module, FSDPModule):
+                module.set_requires_gradient_sync(now, recurse=False)
+
+
+def build_strategy(
+    config: TrainerConfig, interruption: InterruptionConfig, files: CheckpointFiles
+) -> Strategy | str:
+    """What Lightning's Trainer takes."""
+    timeout = timedelta(seconds=interruption.collective_timeout_s)
+    if config.strategy == "fsdp":
+        return ShardedStrategy(files, config.world_size(), timeout)
+    if config.strategy == "ddp" or config.world_size() > 1:
+        return DDPStrategy(
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # none changes
+            timeout=timeout,
+        )
+    return "auto"

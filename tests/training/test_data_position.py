@@ -208,4 +208,4 @@ def test_position_in_another_order_is_refused(
 ) -> None:
     run("pretrain", tmp_path / "run", "trainer.max_steps=3")
     with pytest.raises(UserError, match=rf"{key} was \d+ when .* now it is {value}"):
-        run("pretrain", tmp_path / "run", f"{key}={value}")
+        run("pretrain", tmp_path / "run", f"{key}={value}", "run.changed=accept")

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from efficientsam_pl import config as configs
+from efficientsam_pl.checkpoints.form import is_weight
 from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.config import PretrainConfig
@@ -27,9 +28,8 @@ def traced(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / (folder / "latest").read_text().strip()
-    state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
-    return state
+    stored = StoredCheckpoint(folder / (folder / "latest").read_text().strip())
+    return dict(stored.tensors(is_weight))
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -63,7 +63,7 @@ def test_averaged_weights_are_a_plain_loop(stage: str, run: Run, tmp_path: Path)
     every = ("trainer.checkpoint_every_steps=1", "trainer.checkpoints_kept=9")
     run(stage, folder, *every, "trainer.ema_decay=0.75", "trainer.max_steps=4")
     states = [
-        torch.load(path, weights_only=True)["state_dict"]
+        dict(StoredCheckpoint(path).tensors(is_weight))
         for path in sorted((folder / "checkpoints").iterdir())
     ]
     for name in (n for n in states[0] if n.startswith("model.")):
@@ -107,12 +107,9 @@ def test_checkpoint_of_another_version_is_refused(stage: str, run: Run, tmp_path
     folder = tmp_path / "run"
     run(stage, folder, stop_after=3)
     [path] = (folder / "checkpoints").iterdir()
-    loaded = torch.load(path, weights_only=True)
-    loaded[FORMAT]["version"] = 1
-    state = loaded["optimizer_states"][0]  # which went by numbers then
-    state["state"] = dict(enumerate(state["state"].values()))
-    torch.save(loaded, path)
-    with pytest.raises(UserError, match=r"has checkpoint version 1, this program .*run\.resume"):
+    manifest = path / "complete.json"
+    manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 4'))
+    with pytest.raises(UserError, match=r"has checkpoint version 4, this program .*run\.resume"):
         run(stage, folder)
 
 
@@ -134,8 +131,10 @@ def test_checkpoint_of_another_model_is_refused(
 ) -> None:
     folder = tmp_path / "run"
     run(stage, folder, stop_after=3)
-    with pytest.raises(UserError, match=f"is of another model: {told}.*run.resume=none"):
+    with pytest.raises(UserError, match=r"holds a run of another config: .*run\.changed=accept"):
         run(stage, folder, change)
+    with pytest.raises(UserError, match=f"is of another model: {told}.*run.resume=none"):
+        run(stage, folder, change, "run.changed=accept")
 
 
 def test_what_a_loss_of_weight_zero_would_teach_stays_as_it_is(run: Run, tmp_path: Path) -> None:

@@ -50,4 +50,4 @@ def write_streamed(
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor, shape in zip(tensors, shapes.values(), strict=True):
             assert (tensor.shape, tensor.dtype) == (shape.shape, shape.dtype), "as announced"
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())

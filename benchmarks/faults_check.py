@@ -1,21 +1,20 @@
 """Whether a run that was disturbed did what its undisturbed reference did: a pure function.
 
 Three things are compared: which samples the optimizer has used and in which step, the loss of
-every step, and the weights at the end.
+every step, and the state at the end: weights, averages, and what the optimizer remembers.
 """
 
 import json
 import math
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
-from efficientsam_pl.commands import consolidate
+from efficientsam_pl.checkpoints.folder import pointed_to
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 
 _TOLD = 5  # of the keys or steps that are wrong, in a sentence
 
@@ -32,10 +31,10 @@ class Consumed:
 
 @dataclass(frozen=True)
 class Left:
-    """What a finished run leaves: what it has consumed, and its final weights by name."""
+    """What a finished run leaves: what it has consumed, and its last checkpoint's tensors."""
 
     consumed: tuple[Consumed, ...]
-    weights: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class Verdict:
     doubled: int
     moved: int
     loss_difference: float
-    weight_difference: float
+    state_difference: float
     bit_equal: bool
     tolerance: float | None
     told: tuple[str, ...]  # what is wrong, a sentence each; empty: nothing is
@@ -62,7 +61,7 @@ class Verdict:
 
     def worst(self) -> float:
         """The greater difference."""
-        return max(self.loss_difference, self.weight_difference)
+        return max(self.loss_difference, self.state_difference)
 
 
 def compare(run: Path, reference: Path, tolerance: float | None) -> Verdict:
@@ -71,22 +70,21 @@ def compare(run: Path, reference: Path, tolerance: float | None) -> Verdict:
     Args:
         run: Of a finished run, however often it was interrupted.
         reference: Of a run of the same recipe that was not.
-        tolerance: Greatest absolute difference of a step's loss and of a weight; None: the same
-            bits, as is to be where world size, strategy and float32 stay.
+        tolerance: Greatest absolute difference of a step's loss and of a number of the state;
+            None: the same bits, as is to be where world size, strategy and float32 stay.
 
     Raises:
-        ValueError: A folder without a trace, or with a line that is cut.
-        UserError: A folder without a checkpoint.
+        ValueError: A folder without a trace or a checkpoint, or a trace with a line that is cut.
     """
     return judge(left_by(run), left_by(reference), tolerance)
 
 
 def left_by(run: Path) -> Left:
     """What a run's folder holds. See `compare` for what is raised."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = consolidate.run(run, Path(folder) / "whole.safetensors")
-        weights = load_file(whole)
-    return Left(tuple(consumed_by(run)), weights)
+    checkpoint = pointed_to(run / "latest")
+    if checkpoint is None:
+        raise ValueError(f"{run} has no checkpoint")
+    return Left(tuple(consumed_by(run)), StoredCheckpoint(checkpoint).whole_state())
 
 
 def consumed_by(run: Path) -> list[Consumed]:
@@ -122,15 +120,15 @@ def judge(run: Left, reference: Left, tolerance: float | None) -> Verdict:
             *_told("too many: an epoch had twice", doubled),
         ]
     loss, step = _worst_loss(_losses(run.consumed), _losses(reference.consumed))
-    weight, name = _worst_weight(run.weights, reference.weights)
-    same = _losses(run.consumed) == _losses(reference.consumed) and weight == 0
+    number, name = _worst_tensor(run.state, reference.state)
+    same = _losses(run.consumed) == _losses(reference.consumed) and number == 0
     if sorted(ours) != sorted(theirs):
         told.append(f"steps {_span(ours)}, the reference's {_span(theirs)}")
     allowed = 0.0 if tolerance is None else tolerance
     if loss > allowed:
         told.append(f"the loss of step {step} differs by {loss:.3g}, allowed is {allowed:.3g}")
-    if weight > allowed:
-        told.append(f"{name} differs by {weight:.3g}, allowed is {allowed:.3g}")
+    if number > allowed:
+        told.append(f"{name} differs by {number:.3g}, allowed is {allowed:.3g}")
     if tolerance is None and not same and not told:
         told.append("the ranks' micro-batches are not the reference's")
     return Verdict(
@@ -139,7 +137,7 @@ def judge(run: Left, reference: Left, tolerance: float | None) -> Verdict:
         doubled=doubled.total(),
         moved=moved.total(),
         loss_difference=loss,
-        weight_difference=weight,
+        state_difference=number,
         bit_equal=same,
         tolerance=tolerance,
         told=tuple(told),
@@ -226,8 +224,8 @@ def _mean(batches: Sequence[tuple[tuple[str, ...], float]]) -> float:
     return sum(len(keys) * loss for keys, loss in batches) / sum(len(keys) for keys, _ in batches)
 
 
-def _worst_weight(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The greatest difference of a weight, and of which; another name or shape differs by inf."""
+def _worst_tensor(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The greatest difference of a number, and where; another name or shape differs by inf."""
     if odd := ours.keys() ^ theirs.keys():
         return math.inf, sorted(odd)[0]
     worst, where = 0.0, ""

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.faults_check import Consumed, Left, Verdict, consumed_by, judge
+from benchmarks.faults_check import Consumed, Left, Verdict, compare, consumed_by, judge
+from efficientsam_pl.checkpoints.folder import (
+    PLAIN,
+    VALUES,
+    measured,
+    point,
+    put_in_place,
+    seal,
+    step_folder,
+    unfinished,
+)
 
 SAMPLES = "abcde"
 Lines = list[Consumed]
@@ -120,7 +130,7 @@ def test_one_changed_weight_counts() -> None:
     w[2] += 2**-22
     changed = left(undisturbed(), w=w)
     strict = judge(changed, left(undisturbed()), None)
-    assert strict.weight_difference == 2**-22
+    assert strict.state_difference == 2**-22
     assert strict.told == ("w differs by 2.38e-07, allowed is 0",)
     assert judge(changed, left(undisturbed()), 1e-6).accepted()
 
@@ -138,7 +148,7 @@ def test_weights_of_another_kind_are_never_within_a_tolerance(
     weights: dict[str, torch.Tensor],
 ) -> None:
     verdict = judge(left(undisturbed(), **weights), left(undisturbed()), 1e9)
-    assert verdict.weight_difference == math.inf
+    assert verdict.state_difference == math.inf
     assert not verdict.accepted()
 
 
@@ -179,3 +189,35 @@ def test_a_cut_line_is_told_by_its_number(tmp_path: Path) -> None:
 def test_a_run_without_a_trace_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.trace=true"):
         consumed_by(tmp_path)
+
+
+def finished(run: Path, lines: Lines, state: dict[str, torch.Tensor]) -> Path:
+    """A run's folder with a trace and a whole checkpoint."""
+    folder = step_folder(run / "checkpoints", 10)
+    partial = unfinished(folder)
+    partial.mkdir(parents=True)
+    torch.save(state, partial / PLAIN)
+    torch.save({"global_step": 10}, partial / VALUES)
+    files = measured([partial / PLAIN, partial / VALUES], partial)
+    seal(partial, "plain", 10, VALUES, files)
+    put_in_place(partial, folder)
+    point(run / "latest", folder)
+    return written(run, lines)
+
+
+def test_two_folders_are_compared_from_their_files_alone(tmp_path: Path) -> None:
+    weight, moment = torch.randn(3, 2), torch.zeros(3, 2)
+    state = {"model.w": weight, "optimizer.model.w.exp_avg": moment}
+    reference = finished(tmp_path / "reference", undisturbed(), state)
+    same = finished(tmp_path / "same", undisturbed(), state)
+    assert compare(same, reference, None).accepted()
+    nudged = state | {"optimizer.model.w.exp_avg": moment + 0.25}
+    other = finished(tmp_path / "other", undisturbed(), nudged)
+    verdict = compare(other, reference, None)
+    assert verdict.told == ("optimizer.model.w.exp_avg differs by 0.25, allowed is 0",)
+
+
+def test_a_run_without_a_checkpoint_is_told(tmp_path: Path) -> None:
+    written(tmp_path, undisturbed())
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        compare(tmp_path, tmp_path, None)

@@ -115,7 +115,9 @@ def test_workers_of_a_killed_parent_end(method: str, asleep: bool, tmp_path: Pat
     script = tmp_path / "parent.py"
     folder = str(Path(__file__).parent)
     script.write_text(PARENT.format(folder=folder, asleep=True, method=method))
-    parent = subprocess.Popen([sys.executable, script, tmp_path / "pids"], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, script, tmp_path / "pids"], stderr=subprocess.DEVNULL
+    )
     while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
         time.sleep(0.05)
     time.sleep(3 if asleep else 0)  # asleep in a read, or still beginning

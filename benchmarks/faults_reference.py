@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.faults_site import ROOT, Pace, Site
+from benchmarks.faults_site import ROOT, Missed, Pace, Site
 from benchmarks.faults_toy import Setting, Toy
 
 _DEADLINE_S = 300.0
@@ -28,7 +28,7 @@ def reference_run(toy: Toy, setting: Setting, folder: Path) -> Reference:
     """The undisturbed run of a setting, made where `folder` has none of this code's.
 
     Raises:
-        Missed: Its job has failed.
+        Missed: Its job has failed, or was requeued.
         Hung: Or has not ended.
     """
     setting = setting.reference()
@@ -43,6 +43,8 @@ def reference_run(toy: Toy, setting: Setting, folder: Path) -> Reference:
     site.reach(job, 0)
     first = time.monotonic() - began
     site.finish(job)
+    if job.restarts():
+        raise Missed(f"job {job.id} is to be a reference, but was requeued")
     pace = Pace(round(first, 1), round(time.monotonic() - began, 1))
     told.write_text(json.dumps(asdict(pace)))
     return Reference(place / "run", pace)

@@ -25,7 +25,7 @@ class Node:
     reached: float = 0.8  # assumed: of both links' rates, by large collectives
     collective_s: float = 20e-6  # assumed: fixed time of a collective in a node
     hop_s: float = 10e-6  # assumed: more for each doubling of the nodes
-    loop_s: float = 10e-3  # of a micro-batch, on a CPU (scaling.loop): all that is not the model's
+    loop_s: float = 11e-3  # of a micro-batch, on a CPU (scaling.loop): all that is not the model's
     kernel_s: float = 5e-6  # assumed: to ask for a kernel
     operations_a_kernel: float = 3  # assumed: that torch.compile fuses
     decoding_cores: float = 12  # of a GPU: 112 cores a node (the same), two of 14 for the rest

@@ -21,6 +21,7 @@ from benchmarks.scaling_cluster import (
     step,
 )
 from benchmarks.scaling_recipes import finetuning, operations, pretraining, teaching
+from benchmarks.scaling_run import Record
 from benchmarks.scaling_traffic import Payload, Weights
 from efficientsam_pl.models.config import NAMED, SamiConfig, TeacherConfig
 from efficientsam_pl.models.sami import Sami
@@ -192,3 +193,17 @@ def test_checkpoints_are_written_and_read_on_one_rank(tmp_path: Path) -> None:
     tensors = 4 * len(list(Sami(config, 8).parameters()))  # and AdamW's moments and steps
     assert 12 * numbers < times.bytes < 12 * numbers + 2500 * tensors  # each with its own header
     assert min(times.saving, times.stall, times.loading) > 0
+
+
+def test_rows_of_a_gpu_by_hand() -> None:
+    """494.5 TFLOP in 2 s are a quarter of 989 TFLOP/s; assumed was a fifth."""
+    nothing = Payload({}, {})
+
+    def ran(seconds: float, gib: int) -> Record:
+        return Record([seconds] * 3, gib * 2**30, 0.0, nothing, WORK.weights)
+
+    flop = int(494.5e12)
+    step_row, memory, share = scaling_gpu.gpu_rows("s", ran(2.0, 3), ran(1.6, 4), flop, 0.2)
+    assert step_row.ratio() == pytest.approx(1.25)
+    assert (memory.value, memory.reference) == (3, 4)
+    assert (share.value, share.ratio()) == (pytest.approx(0.25), pytest.approx(1.25))

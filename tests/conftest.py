@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,25 @@ from jaxtyping import install_import_hook
 # Before anything imports the package: what is imported already is not checked
 install_import_hook("efficientsam_pl", "beartype.beartype")
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def left() -> Callable[[list[int], float], list[int]]:
+    """Which of some processes have not ended in time; one that nobody has waited for has."""
+
+    def runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    def found(pids: list[int], within_s: float) -> list[int]:
+        until = time.monotonic() + within_s
+        while (living := list(filter(runs, pids))) and time.monotonic() < until:
+            time.sleep(0.05)
+        return living
+
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,8 @@ def replace_values(folder: Path, name: str) -> None:
     new = replace(before, values=name, files=files | measured([folder / name], folder))
     with written_whole(str(folder / MANIFEST)) as file:
         file.write(json.dumps(asdict(new), indent=1).encode() + b"\n")
-    (folder / before.values).unlink(missing_ok=True)
+    if before.values != name:
+        (folder / before.values).unlink(missing_ok=True)
 
 
 def manifest_of(folder: Path) -> Manifest:

@@ -146,7 +146,7 @@ class CheckpointWriter:
             replace_values(folder, _LATER_VALUES)
             self._written(folder, [path])
             self._placed(folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, UserError) as error:
             _log.warning("%s is kept without what was measured at its step: %s", folder, error)
 
     def _write(self, work: _Work) -> bool:
@@ -166,16 +166,15 @@ class CheckpointWriter:
             dist.all_gather_object(gathered, (parts, trouble), group=work.group)
         troubles = [told for _, told in gathered if told is not None]
         if not troubles and work.rank == 0:
-            trouble = self._placed_whole(
-                work, {k: v for some, _ in gathered for k, v in some.items()}
-            )
+            every = {name: part for some, _ in gathered for name, part in some.items()}
+            trouble = self._placed_whole(work, every)
             troubles = [] if trouble is None else [trouble]
         if work.rank == 0 and troubles:
             free = shutil.disk_usage(partial_folder.parent).free / 2**20
             shutil.rmtree(partial_folder, ignore_errors=True)
             _log.error(
-                "THE CHECKPOINT %s COULD NOT BE WRITTEN (%s; %.0f MiB are free there); the run "
-                "goes on, and the newest checkpoint is still the one before",
+                "THE CHECKPOINT %s COULD NOT BE WRITTEN (%s; %.0f MiB are free there); the newest "
+                "checkpoint is still the one before",
                 work.folder,
                 troubles[0],
                 free,

@@ -70,14 +70,14 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(self, files: CheckpointFiles, world_size: int, timeout: timedelta) -> None:
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, timeout=timeout)
-        self._files = files
+        self._files, self._patience = files, timeout
         self._bookkeeping: Any = None  # a group for checkpoints, which may be written on a thread
 
     def setup_environment(self) -> None:
         """Makes the group of all ranks that checkpoints agree through."""
         super().setup_environment()
         if self._bookkeeping is None:
-            self._bookkeeping = dist.new_group(backend="gloo")
+            self._bookkeeping = dist.new_group(backend="gloo", timeout=self._patience)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """This rank's shards of all weights."""

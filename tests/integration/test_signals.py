@@ -1,5 +1,6 @@
 """Real ranks over gloo that are signalled, killed and stopped: all end soon, none is left."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ import pytest
 SCRIPT = Path(__file__).with_name("disturbed_run.py")
 MANY = 100_000  # steps, more than a test waits for
 START_S, END_S = 120, 10
+
+Left = Callable[[list[int], float], list[int]]
 
 
 @dataclass
@@ -55,24 +58,6 @@ class Ranks:
             process.wait(max(0.1, until - time.monotonic()))
         errors = [path.read_text() for path in sorted(self.folder.glob("stderr-*"))]
         return [process.returncode for process in self.processes], errors
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def left(pids: list[int], within_s: float = END_S) -> list[int]:
-    """Those that have not ended by then."""
-    until = time.monotonic() + within_s
-    while found := [pid for pid in pids if alive(pid)]:
-        if time.monotonic() > until:
-            return found
-        time.sleep(0.05)
-    return []
 
 
 def free_port() -> int:
@@ -139,7 +124,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
             process.kill()
             process.wait()
         for pid in pids:
-            if alive(pid):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -148,7 +133,11 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     [(signal.SIGUSR1, 1, False), (signal.SIGTERM, 2, True)],
 )
 def test_ranks_save_at_the_same_step_whoever_was_told(
-    started: Callable[..., Ranks], number: signal.Signals, accumulated: int, everywhere: bool
+    started: Callable[..., Ranks],
+    left: Left,
+    number: signal.Signals,
+    accumulated: int,
+    everywhere: bool,
 ) -> None:
     """As SLURM signals: every process of a step, data workers too, or as it misses some."""
     run = started("plain", accumulated=accumulated)
@@ -167,7 +156,7 @@ def test_ranks_save_at_the_same_step_whoever_was_told(
     assert errors[0].endswith(line)
     assert "efficientsam:" not in errors[1]
     assert (run.folder / "state/exit").read_text() == "75\n"
-    assert left(run.pids(0) + run.pids(1)) == []
+    assert left(run.pids(0) + run.pids(1), END_S) == []
 
 
 def test_lightning_installs_no_handler_and_what_was_asked_before_counts_at_the_first_step(
@@ -190,7 +179,7 @@ def test_run_whose_last_step_is_done_has_nothing_to_stop(started: Callable[..., 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_rank_ends_the_other_and_all_workers(
-    started: Callable[..., Ranks], victim: int
+    started: Callable[..., Ranks], left: Left, victim: int
 ) -> None:
     run = started("plain")
     run.wait_for_step(3)
@@ -200,11 +189,13 @@ def test_killed_rank_ends_the_other_and_all_workers(
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] not in (0, 2, 75)  # the batch script starts the job again
     assert not (run.folder / "state/exit").exists()
-    assert left(pids) == []
+    assert left(pids, END_S) == []
 
 
 @pytest.mark.slow
-def test_torchrun_ends_what_is_left_of_a_killed_rank(started: Callable[..., Ranks]) -> None:
+def test_torchrun_ends_what_is_left_of_a_killed_rank(
+    started: Callable[..., Ranks], left: Left
+) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     run = started("plain", command=torchrun)
     run.wait_for_step(3)
@@ -212,11 +203,12 @@ def test_torchrun_ends_what_is_left_of_a_killed_rank(started: Callable[..., Rank
     os.kill(run.pids(1)[0], signal.SIGKILL)
     codes, _ = run.ends(within_s=30)
     assert codes[0] != 0
-    assert left(pids) == []
+    assert left(pids, END_S) == []
 
 
 def test_first_process_of_lightnings_own_ranks_returns_what_happened(
     started: Callable[..., Ranks],
+    left: Left,
 ) -> None:
     run = started("plain", command=(sys.executable,))
     run.wait_for_step(3)
@@ -225,7 +217,7 @@ def test_first_process_of_lightnings_own_ranks_returns_what_happened(
     codes, errors = run.ends(within_s=30)
     assert codes == [75], errors
     assert run.told(0, "saved") == run.told(1, "saved")
-    assert left(pids) == []
+    assert left(pids, END_S) == []
 
 
 def test_unlike_ranks_do_not_train(started: Callable[..., Ranks]) -> None:

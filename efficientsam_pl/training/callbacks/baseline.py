@@ -16,6 +16,7 @@ from efficientsam_pl.models.config import SamiConfig
 from efficientsam_pl.models.masking import random_split
 from efficientsam_pl.models.targets import Target
 from efficientsam_pl.structures import ImageBatch
+from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import StreamDataModule
 
 # Random crops that the mean is taken over: so many a photo, and so many in all
@@ -44,8 +45,8 @@ class MeanFeatureBaseline(L.Callback):
 
         crops = min(_VIEWS * data.samples(), _CROPS)
         first = islice(data.first_batches(), math.ceil(crops / data.micro_batches_together()))
-        mean = mean_features(pl_module.target, _moved(first, device), total)
-        heldout = _moved(data.val_dataloader(), device)
+        mean = mean_features(pl_module.target, _moved(watched(first, trainer), device), total)
+        heldout = _moved(watched(data.val_dataloader(), trainer), device)
         self.loss = self._constant_loss(pl_module.target, mean, heldout, total)
         if trainer.logger is not None:
             trainer.logger.log_metrics({"heldout/mean_feature_loss": self.loss}, step=0)

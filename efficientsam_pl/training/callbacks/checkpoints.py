@@ -111,10 +111,16 @@ class RunCheckpoints(L.Callback):
             self._writer.close()
 
     def save_now(self, trainer: L.Trainer) -> None:
-        """The run ends here: saves this step, unless it is saved, and waits until it is on disk."""
-        if trainer.global_step != self._saved_step:
-            self._save(trainer, trainer.global_step)
-        self._writer.finish()
+        """The run ends here: saves this step, unless it is saved, and waits until it is on disk.
+
+        Raises:
+            RuntimeError: On all ranks, where it could not be written.
+        """
+        step = trainer.global_step
+        if step != self._saved_step:
+            self._save(trainer, step)
+        if not trainer.strategy.broadcast(self._writer.finish()):
+            raise RuntimeError(f"the run is to stop at step {step}, but cannot save it")
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, and of which metric."""

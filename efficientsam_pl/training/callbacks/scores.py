@@ -21,6 +21,7 @@ from efficientsam_pl.models.config import PromptEncoderConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.clicks import correction
 from efficientsam_pl.structures import Damage, ScoringBatch
+from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import StreamDataModule
 
 _TOLD = 20  # damaged photos that a rank names in the log
@@ -105,7 +106,7 @@ class HeldoutScores(L.Callback):
         training = model.training
         model.eval()
         self._scores.to(device).reset()
-        for batch in batches:
+        for batch in watched(batches, trainer):
             with trainer.precision_plugin.forward_context():
                 self._ask(model, batch.to(device, non_blocking=True))
             self._scores.add_damaged(len(batch.damage))

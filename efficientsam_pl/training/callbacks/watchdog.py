@@ -5,12 +5,14 @@ import os
 import socket
 import threading
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import lightning as L  # noqa: N812
 
 from efficientsam_pl.launch import launch
 
+T = TypeVar("T")
 _STDERR = 2  # the file itself: a thread that hangs may hold the lock of sys.stderr
 _LOOK_S = 10.0  # between two looks at most
 
@@ -110,3 +112,12 @@ class Watchdog(L.Callback):
         os.write(_STDERR, line.encode())
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         os._exit(1)
+
+
+def watched(batches: Iterable[T], trainer: Any) -> Iterator[T]:
+    """Batches that a callback goes through by itself: each tells the watchdog that it goes on."""
+    dogs = [callback for callback in trainer.callbacks if isinstance(callback, Watchdog)]
+    for batch in batches:
+        for dog in dogs:
+            dog.beat()
+        yield batch

@@ -1,0 +1,99 @@
+"""Who started a process, by the variables that real launchers set."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.launch import Launch, launch, note_exit, note_progress
+from efficientsam_pl.training.config import TrainerConfig
+
+# as `srun env` prints them on the second node of two, a task each
+SRUN = {
+    "SLURM_JOB_ID": "57",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_NODEID": "1",
+}
+ARRAY = {"SLURM_ARRAY_JOB_ID": "56", "SLURM_ARRAY_TASK_ID": "3"}
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none",
+    "RANK": "5",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "8",
+    "LOCAL_WORLD_SIZE": "4",
+    "GROUP_RANK": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, Launch()),
+        ({"LOCAL_RANK": "1"}, Launch(rank=1)),  # a process that Lightning has started
+        (SRUN, Launch("slurm", 1, 0, 2, 1, 1, "57")),
+        (SRUN | ARRAY, Launch("slurm", 1, 0, 2, 1, 1, "56_3")),
+        (SRUN | {"SLURM_RESTART_COUNT": "4"}, Launch("slurm", 1, 0, 2, 1, 1, "57", 4)),
+        (TORCHRUN, Launch("torchrun", 5, 1, 2, 4, 1)),
+        (
+            TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"},
+            Launch("torchrun", 5, 1, 2, 4, 1, None, 2),
+        ),
+    ],
+)
+def test_launch_is_told_by_the_environment(environ: dict[str, str], expected: Launch) -> None:
+    assert launch(environ) == expected
+
+
+def test_batch_script_itself_is_no_rank() -> None:
+    """sbatch sets some of srun's variables in the script's own shell."""
+    shell = {key: SRUN[key] for key in ("SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NODEID")}
+    assert launch(shell | {"SLURM_PROCID": "0"}).kind == "person"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "devices", "micro_batch"),
+    [
+        (1, 1, 32),
+        (2, 8, 8),  # 128 photos over 16 ranks
+        (3, 1, None),  # 128 is no multiple of 3
+        (1, 128, 1),
+        (4, 2, 16),
+    ],
+)
+def test_ranks_share_the_global_batch(nodes: int, devices: int, micro_batch: int | None) -> None:
+    config = TrainerConfig(global_batch=128, micro_batch=32)
+    started = Launch("slurm", nodes=nodes, ranks_per_node=devices)
+    if micro_batch is None:
+        with pytest.raises(UserError, match=r"global_batch=128 cannot be shared by 3 ranks"):
+            config.on(started)
+        return
+    found = config.on(started)
+    assert (found.nodes, found.devices, found.micro_batch) == (nodes, devices, micro_batch)
+    assert found.micro_batch * found.accumulate() * nodes * devices == 128
+
+
+def test_config_that_contradicts_the_launch_is_refused_with_both_numbers() -> None:
+    config = TrainerConfig(nodes=2, devices=4, micro_batch=1)
+    started = Launch("slurm", nodes=2, ranks_per_node=4)
+    assert config.on(started).world_size() == 8
+    with pytest.raises(UserError, match=r"trainer\.nodes=2, but slurm has started 3 nodes"):
+        config.on(replace(started, nodes=3))
+    with pytest.raises(UserError, match=r"trainer\.devices=4, but torchrun has started 1 proc"):
+        config.on(Launch("torchrun", nodes=2, ranks_per_node=1))
+
+
+def test_batch_script_is_told_how_far_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_progress(3)  # nobody wants to know
+    monkeypatch.setenv("EFFICIENTSAM_JOB_STATE", str(tmp_path / "state"))
+    note_progress(3)
+    note_progress(12)
+    note_exit(75)
+    told = {path.name: path.read_text() for path in (tmp_path / "state").iterdir()}
+    assert told == {"progress": "12\n", "exit": "75\n"}

@@ -25,6 +25,7 @@ _KNOWN_NOISE = (
     ".*You're resuming from a checkpoint that ended before the epoch.*",  # ours is a position
     ".*is deprecated, please use `weights_only`.*",
     ".*`srun` command is available.*",  # whoever starts us without it means to
+    ".*`broadcast_buffers` is deprecated.*",  # torch 2.11 knows no other name
     ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is changed in place
 )
 

@@ -3,6 +3,7 @@
 Model, loss and optimizer alone: photos lie on the GPU already, and no trainer is around them.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -20,17 +21,15 @@ _FIRST_BATCH = 1
 _GOALS = {"efficient_sam_ti": 0.25, "efficient_sam_s": 0.35}
 
 
-def measure() -> list[Row]:
+def measure() -> Iterator[Row]:
     """Both students with 32 and 64 boxes a photo."""
-    rows = []
     for name, goal in _GOALS.items():
         for masks in (32, 64):
             config = NAMED[name]
             found = largest_that_fits(partial(_step, config, masks), _FIRST_BATCH)
             row_id = f"finetune.gpu_{name.removeprefix('efficient_sam_')}_{masks}"
             work, flop = f"{name}, {masks} boxes a photo", photo_flop(config, masks)
-            rows += gpu_rows(row_id, work, found, flop, PEAK, goal)
-    return rows
+            yield from gpu_rows(row_id, work, found, flop, PEAK, goal)
 
 
 def photo_flop(config: SegmenterConfig, masks: int) -> int:

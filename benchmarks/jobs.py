@@ -158,6 +158,8 @@ def kill_node(name: str) -> None:
     for pid, environ in _processes():
         if environ.get("SLURMD_NODENAME") == name and environ.get("SLURM_CONF") == conf:
             _kill(pid)
+    while Path(f"/proc/{daemon}/exe").exists():  # it dies when it is next scheduled
+        time.sleep(_POLL_S / 10)
 
 
 def revive_node(name: str) -> None:

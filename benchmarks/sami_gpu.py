@@ -4,9 +4,10 @@ Model, loss and optimizer alone: photos lie on the GPU already, and no trainer i
 """
 
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +22,7 @@ from efficientsam_pl.training.flops import matmul_rate
 from efficientsam_pl.training.parallel import wrap_blocks
 
 _FIRST_BATCH = 64
-_ROUNDS, _CALLS = 5, 10  # the median round counts; a round is so many calls in a row
+_ROUNDS, _CALLS = 5, 4  # the median round counts; a round is so many calls in a row
 
 Step = Callable[[], None]
 
@@ -35,25 +36,24 @@ class Fitted:
     memory: int  # bytes, at the peak
 
 
-def measure() -> list[Row]:
+def measure() -> Iterator[Row]:
     """Both students with stored features, and S with the teacher running in the step."""
     rate = matmul_rate(torch.device("cuda"), torch.bfloat16)
     peak, teacher = (rate, "a bf16 product of 8192^3"), TeacherConfig()
-    rows = []
     for name, goal in (("S", 0.40), ("B", 0.50)):
         config = STUDENTS[name]
         found = largest_that_fits(partial(_stored, config))
         work = f"ViT-{name} with stored features"
         flop = step_flop(config, CHANNELS)
-        rows += gpu_rows(f"sami.gpu_{name.lower()}", work, found, flop, peak, goal)
+        yield from gpu_rows(f"sami.gpu_{name.lower()}", work, found, flop, peak, goal)
     flop = step_flop(STUDENTS["S"], CHANNELS) + teacher_flop(teacher.encoder, teacher.image_size)
     found = largest_that_fits(partial(_online, STUDENTS["S"], teacher))
     work = f"ViT-S with ViT-H online at {teacher.image_size}"
-    return rows + gpu_rows("sami.gpu_online_224", work, found, flop, peak, 0.55)
+    yield from gpu_rows("sami.gpu_online_224", work, found, flop, peak, 0.55)
 
 
 def largest_that_fits(build: Callable[[int], Step], first: int = _FIRST_BATCH) -> Fitted:
-    """Doubles the batch until memory runs out.
+    """Doubles the batch until memory runs out, after one leap to where it surely fits.
 
     Args:
         build: The step of so many photos; what it holds is freed when it is dropped.
@@ -62,15 +62,21 @@ def largest_that_fits(build: Callable[[int], Step], first: int = _FIRST_BATCH) -
     Raises:
         torch.OutOfMemoryError: The smallest batch does not fit.
     """
-    found, batch = None, first
-    while True:
+    found = _fitted(build, first)
+    # memory is at most proportional to the batch: a part of it does not grow
+    leap = max(2, 2 ** int(math.log2(_memory() / found.memory)))
+    batch = first * leap
+    while batch > found.batch:
         try:
             found = _fitted(build, batch)
+            batch *= 2
         except torch.OutOfMemoryError:
-            if found is None:
-                raise
-            return found
-        batch *= 2
+            batch //= 2
+    return found
+
+
+def _memory() -> int:
+    return torch.cuda.get_device_properties(0).total_memory
 
 
 def _fitted(build: Callable[[int], Step], batch: int) -> Fitted:

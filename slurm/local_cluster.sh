@@ -59,13 +59,19 @@ daemons() {
 }
 
 start_node() {
-    alive "$dir/d-$1.pid" || slurmd -N "$1" || fail "slurmd: see $dir/log/d-$1.log"
+    slurmd -N "$@" || fail "slurmd: see $dir/log/d-$1.log"
 }
 
+# As a machine that was switched on again (-b): SLURM gives up what ran on it, and an operator
+# has it used again.
 node() {
+    local now
     alive "$dir/ctld.pid" || fail "no cluster in $dir"
-    start_node "$1"
-    # A node that was lost answers again by itself (ReturnToService), unless it was drained
+    if ! alive "$dir/d-$1.pid"; then
+        now=$(date +%FT%T)
+        start_node "$1" -b
+        within 60 started "$1" "$now" || fail "node $1 does not answer: see $dir/log/d-$1.log"
+    fi
     within 60 node_up "$1" || fail "node $1 does not come back: see $dir/log/d-$1.log"
 }
 
@@ -113,14 +119,23 @@ in_environment() {
     tr '\0' '\n' 2>/dev/null <"$1/environ" | grep -q "${@:2}"
 } 2>/dev/null
 
+# alive PIDFILE: does this cluster's daemon run? Its file outlives it, its number may be another's
+# by now, and one that was killed keeps its number until it is reaped.
 alive() {
-    [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null
+    [ -s "$1" ] || return 1
+    local pid
+    pid=$(cat "$1")
+    running "$pid" && in_environment "/proc/$pid" -xF "SLURM_CONF=$SLURM_CONF"
+}
+
+running() {
+    [ -e "/proc/$1/exe" ]  # a process that waits to be reaped has none
 }
 
 gone() {
     local pid
     for pid in "$@"; do
-        if [ -e "/proc/$pid/exe" ]; then return 1; fi  # one that waits to be reaped has none
+        if running "$pid"; then return 1; fi
     done
 }
 
@@ -129,7 +144,16 @@ nodes_idle() {
 }
 
 node_up() {
-    sinfo -h -n "$1" -o %t 2>/dev/null | grep -qE '^(idle|mix|alloc|comp)$'
+    case $(sinfo -h -n "$1" -o %t 2>/dev/null) in
+        idle | mix | alloc | comp) ;;
+        down) scontrol update "nodename=$1" state=resume && false ;;
+        *) false ;;
+    esac
+}
+
+# Has SLURM heard of a daemon that began then or later?
+started() {
+    [[ ! $(scontrol show node "$1" | sed -n 's/.*SlurmdStartTime=//p') < $2 ]]
 }
 
 no_jobs() {
@@ -202,7 +226,7 @@ SwitchType=switch/none
 MpiDefault=none
 PropagateResourceLimits=NONE
 JobRequeue=1
-ReturnToService=2
+ReturnToService=1
 # A lost node is noticed soon, a task that does not end is killed soon
 SlurmdTimeout=20
 KillWait=5

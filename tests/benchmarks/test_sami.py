@@ -206,7 +206,17 @@ def test_a_folder_without_maes_code_is_refused(
         sami_reference.mae_folder()
 
 
-def test_the_batch_doubles_until_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("memory", "batches"),
+    [
+        (2**30, [64, 128, 256, 512]),
+        (5 * 2**30, [64, 256, 512]),  # room for five times the first: it leaps to four times
+        (9 * 2**30, [64, 512, 256, 512]),  # what does not fit after all is halved
+    ],
+)
+def test_the_batch_doubles_until_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, memory: int, batches: list[int]
+) -> None:
     tried = []
 
     def fitted(build: object, batch: int) -> sami_gpu.Fitted:
@@ -216,8 +226,9 @@ def test_the_batch_doubles_until_memory_runs_out(monkeypatch: pytest.MonkeyPatch
         return sami_gpu.Fitted(batch, seconds=0.5, memory=2**30)
 
     monkeypatch.setattr(sami_gpu, "_fitted", fitted)
+    monkeypatch.setattr(sami_gpu, "_memory", lambda: memory)
     assert sami_gpu.largest_that_fits(lambda batch: lambda: None).batch == 256
-    assert tried == [64, 128, 256, 512]
+    assert tried == batches
 
 
 def test_a_gpu_too_small_for_any_batch_is_no_endless_search(

@@ -12,8 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from efficientsam_pl.data.sets import TrainingSets
 from efficientsam_pl.training.callbacks.showing import Showcase
-from efficientsam_pl.training.config import RunConfig, TrainerConfig
+from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
+from efficientsam_pl.training.run_folder import RunFolder
+from efficientsam_pl.training.runs import run_setting
 from efficientsam_pl.training.trainer import build_trainer
 
 
@@ -46,10 +49,15 @@ class OnePicture(L.Callback):
 def main(folder: str, *resumes: Any) -> None:
     warnings.filterwarnings("ignore")
     config = TrainerConfig(max_steps=2, accelerator="cpu", logger="wandb")
+    no_sets = TrainingSets((), (), None)
     for resume in resumes:
         run = RunConfig(dir=folder, resume=resume)
         callbacks = [LearningRateMonitor("step"), OnePicture(Path(folder) / "pictures")]
-        trainer = build_trainer(run, config, callbacks, validate=False)
+        place = RunFolder(Path(folder), None, resume)
+        setting = run_setting(run, config, InterruptionConfig(), place, {}, no_sets)
+        trainer = build_trainer(
+            run, config, callbacks, False, setting.interruption, setting.files, 0
+        )
         trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
         trainer.fit(Counting(), DataLoader(torch.zeros(2, 1), batch_size=1))
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from efficientsam_pl.checkpoints.form import is_weight
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.targets import OnlineTarget
 from efficientsam_pl.structures import ImageBatch
@@ -43,10 +45,9 @@ def test_run_stops_with_the_photos_and_the_last_good_checkpoint(
     assert "photo7" in photos
     assert len(photos) == micro_batch  # those of the micro-batch alone
     assert f"{folder}/latest" in told
-    path = folder / (folder / "latest").read_text().strip()
-    saved = torch.load(path, weights_only=True)
-    assert saved["global_step"] == bad_step - 1
-    assert all(bool(tensor.isfinite().all()) for tensor in saved["state_dict"].values())
+    saved = StoredCheckpoint(folder / (folder / "latest").read_text().strip())
+    assert saved.manifest.step == saved.values["global_step"] == bad_step - 1
+    assert all(bool(tensor.isfinite().all()) for _, tensor in saved.tensors(is_weight))
 
 
 def test_a_gradient_without_end_stops_a_finetuning_run(run: Any, tmp_path: Path) -> None:

@@ -115,7 +115,6 @@ def raise_at(step: int, number: int) -> Callable[[int], None]:
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*srun. command is available.*"),
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*is deprecated.*"),
 ]
 

@@ -258,12 +258,14 @@ def test_runs_own_folder_as_the_path_is_auto(run: RunConfig) -> None:
     assert "before-1" not in StoredFolder(run.dir).names()
 
 
-def test_path_that_is_not_there_is_told_before_anything_is_moved(run: RunConfig) -> None:
+@pytest.mark.parametrize("path", ["{run}/checkpoints/step-00000004", "maybe"])
+def test_path_that_is_not_there_is_told_before_anything_is_moved(path: str, run: RunConfig) -> None:
     save(began(run), 3)
     before = everything(run.dir)
-    path = f"{run.dir}/checkpoints/step-00000004"
-    with pytest.raises(UserError, match="there is no such run or checkpoint"):
+    path = path.format(run=run.dir)
+    with pytest.raises(UserError, match="there is no such run or checkpoint") as raised:
         began(replace(run, resume=path))
+    assert str(raised.value).startswith(f"run.resume={path}: ")
     assert everything(run.dir) == before
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.commands.evaluate import score
-from efficientsam_pl.config import FinetuneConfig, segmenter_config
+from efficientsam_pl.config import FinetuneConfig, as_dict, segmenter_config
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.order import Slot
 from efficientsam_pl.data.scoring import ScoredPhotos
@@ -30,10 +30,13 @@ from efficientsam_pl.models.config import PromptEncoderConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.structures import MaskBatch, Prompts
 from efficientsam_pl.tasks.stage import Stage
+from efficientsam_pl.training import runs
+from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints
 from efficientsam_pl.training.callbacks.scores import HeldoutScores, check_understood, named
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.parallel import Arrangement
-from efficientsam_pl.training.trainer import build_trainer
+from efficientsam_pl.training.run_folder import RunFolder
+from efficientsam_pl.training.runs import run_setting
 
 
 class Boxes(Stage):
@@ -50,8 +53,9 @@ class Boxes(Stage):
         self.log("heldout/photos", float(len(batch)), reduce_fx="sum", sync_dist=True)
 
 
-def fit(config: FinetuneConfig, *callbacks: L.Callback, resume: Path | None = None) -> Boxes:
-    """Trains with a scored held-out set, as the command does."""
+def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
+    """Trains with a scored held-out set and saves, as the command does."""
+    folder = RunFolder(Path(config.run.dir), None, config.run.resume)
     torch.manual_seed(config.run.seed)
     shape = segmenter_config(config.model.name)
     model = Segmenter(shape)
@@ -77,8 +81,10 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback, resume: Path | None = No
         Arrangement(config.trainer),
         averaged=config.trainer.ema_decay is not None,
     )
-    trainer = build_trainer(config.run, config.trainer, callbacks, validate=True)
-    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
+    setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
+    saving = RunCheckpoints(config.trainer, setting.header, setting.shelf, setting.files.writer)
+    runs.fit(task, data, setting, [*callbacks, saving])
     return task
 
 
@@ -157,30 +163,24 @@ def test_start_is_scored_before_the_first_step_and_once(
 
 
 def test_best_of_the_validations_is_shown_after_a_resume(
-    config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: FinetuneConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Saved(L.Callback):
-        def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
-            trainer.save_checkpoint(tmp_path / "saved.ckpt")
-
-    first = HeldoutScores(ValidationConfig(), seed=0)
-    fit(replace(config, trainer=replace(config.trainer, max_steps=3)), Saved(), first)
-    state = torch.load(tmp_path / "saved.ckpt", weights_only=True)["callbacks"]["HeldoutScores"]
-    for part in ("start", "best"):
-        assert state[part] == pytest.approx(first.state_dict()[part], nan_ok=True)
-    state = {"start": {"heldout/box_miou": 0.123}, "best": {"heldout/box_miou": 0.987}}
-    again = HeldoutScores(ValidationConfig(), seed=0)
-    again.load_state_dict(state)
+    first, again = (HeldoutScores(ValidationConfig(), seed=0) for _ in range(2))
+    first.best = {"heldout/box_miou": 0.987}  # better than any that follows
+    fit(replace(config, trainer=replace(config.trainer, max_steps=3)), first)
     capsys.readouterr()
-    fit(replace(config, trainer=replace(config.trainer, max_steps=3)), again)
+    fit(config, again)
     [row] = [line for line in capsys.readouterr().out.splitlines() if "box mIoU" in line]
-    assert "0.123" in row
+    assert first.start is not None
+    assert again.start == pytest.approx(first.start, nan_ok=True)
+    assert again.best.keys() == first.best.keys()
+    assert f"{first.start['heldout/box_miou']:.3f}" in row
     assert row.rstrip(" │").endswith("0.987")
 
 
 def test_training_goes_on_as_if_nothing_had_been_scored(config: FinetuneConfig) -> None:
     one = fit(config, HeldoutScores(ValidationConfig(), seed=0))
-    other = fit(config)
+    other = fit(replace(config, run=replace(config.run, resume="none")))
     assert one.model.training
     for name, value in other.state_dict().items():
         assert torch.equal(one.state_dict()[name], value), name

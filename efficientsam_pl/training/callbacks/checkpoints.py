@@ -1,7 +1,7 @@
 """When a run is saved, and what its checkpoints tell about themselves."""
 
 import math
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -46,7 +46,7 @@ class RunCheckpoints(L.Callback):
         """Adds the header."""
         losses = {"train/loss": float(trainer.callback_metrics["train/loss"])} | self._measured
         checkpoint[FORMAT] = {
-            "versions": {name: version(name) for name in _REPORTED},
+            "versions": {name: _version(name) for name in _REPORTED},
             "losses": losses,
             **self._header,
         }
@@ -152,3 +152,10 @@ class RunCheckpoints(L.Callback):
 
 def _better(name: str, value: float, other: float) -> bool:
     return value < other if "loss" in name else value > other
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # ours, run from a checkout that is not installed
+        return "not installed"

@@ -1,4 +1,4 @@
-# make quickstart | test | check: each sets up what it needs, once.
+# make quickstart | test | test-slurm | check: each sets up what it needs, once.
 # VENV=PATH shares one virtual environment (about 6 GB) between several clones.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # The checkout that stands here is the one that runs, also when several share one environment.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: venv quickstart test check format clean
+.PHONY: venv quickstart test test-slurm check format clean
 
 venv: $(STAMP)
 
@@ -22,6 +22,13 @@ quickstart: venv
 
 test: venv
 	$(BIN)/python -m pytest $(ARGS)
+
+# Real jobs on a SLURM of two nodes on this machine: needs root on Debian or Ubuntu
+test-slurm: export EFFICIENTSAM_CLUSTER := $(shell mktemp -u /tmp/slurm-XXXXXX)
+test-slurm: venv
+	trap 'slurm/local_cluster.sh down' EXIT; trap 'exit 130' INT TERM; \
+	cluster=$$(slurm/local_cluster.sh up) && eval "$$cluster" && \
+	$(BIN)/python -m pytest -m slurm $(ARGS) tests/slurm
 
 check: venv
 	$(BIN)/ruff format --check .

@@ -51,15 +51,13 @@ def drawn(seed: int, number: int) -> tuple[str, Setting, random.Random]:
     return order[place], setting, draw
 
 
-def run_trial(toy: Toy, work: Path, seed: int, number: int, kinds: Sequence[str]) -> Trial | None:
-    """Runs a trial and judges it; None where its kind is not asked for.
+def run_trial(toy: Toy, work: Path, seed: int, number: int) -> Trial:
+    """Runs the trial of that number and judges it.
 
     Its folder stays where it has not passed: `WORK/trials/SEED-NUMBER` has the run and the jobs'
     output.
     """
     kind, setting, draw = drawn(seed, number)
-    if kind not in kinds:
-        return None
     reference = reference_run(toy, setting, work / "references")
     folder = work / "trials" / f"{seed}-{number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -131,14 +129,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     toy = build_toy(asked.work / "toy") if wanted else Toy(asked.work)
     number = max((trial.number + 1 for trial in trials if trial.seed == asked.seed), default=0)
     while wanted:
-        trial = run_trial(toy, asked.work, asked.seed, number, asked.kind or list(KINDS))
+        if drawn(asked.seed, number)[0] in (asked.kind or KINDS):
+            trial = run_trial(toy, asked.work, asked.seed, number)
+            wanted -= 1
+            trials.append(trial)
+            write_tally(asked.tally, trials)
+            print(_line(trial), file=sys.stderr, flush=True)
         number += 1
-        if trial is None:
-            continue
-        wanted -= 1
-        trials.append(trial)
-        write_tally(asked.tally, trials)
-        print(_line(trial), file=sys.stderr, flush=True)
     if not asked.json:
         Console(width=200).print(faults_tally.table(trials))
         print(faults_tally.markdown(trials))

@@ -3,6 +3,7 @@
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -179,9 +180,13 @@ def last_step(run: Path) -> int:
 
 
 def environment() -> Mapping[str, str]:
-    """Of a job: this checkout, its python, one thread a rank."""
-    path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
-    return {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": path}
+    """Of a job: this checkout, this python, one thread a rank."""
+    return {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "EFFICIENTSAM_PYTHON": sys.executable,
+        "PATH": os.environ["PATH"],
+    }
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Literal
 
 STOPPED = 75  # the exit code of a run that was stopped early on request, and has saved
 _STATE = "EFFICIENTSAM_JOB_STATE"
+# SLURM's own numbers of steps that no one has started: the shells of sbatch and salloc, say
+_RESERVED_STEPS = 0xFFFF_FFF0
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,13 @@ class Launch:
 
 
 def launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """This process's launch, by the variables that srun or torchrun has set."""
-    if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ:
+    """This process's launch, by the variables that srun or torchrun has set.
+
+    A shell of sbatch's or salloc's is no rank, however many tasks were asked for: what a person
+    types there without srun is one process.
+    """
+    step = int(environ.get("SLURM_STEP_ID", _RESERVED_STEPS))
+    if step < _RESERVED_STEPS and "SLURM_PROCID" in environ:
         array = environ.get("SLURM_ARRAY_JOB_ID")
         job = f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else environ["SLURM_JOB_ID"]
         nodes = int(environ["SLURM_NNODES"])

@@ -68,6 +68,7 @@ node() {
     local now
     alive "$dir/ctld.pid" || fail "no cluster in $dir"
     if ! alive "$dir/d-$1.pid"; then
+        sleep 1  # SLURM counts seconds: it must not have heard of this machine in the one it began
         now=$(date +%FT%T)
         start_node "$1" -b
         within 60 started "$1" "$now" || fail "node $1 does not answer: see $dir/log/d-$1.log"

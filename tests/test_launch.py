@@ -49,10 +49,12 @@ def test_launch_is_told_by_the_environment(environ: dict[str, str], expected: La
     assert launch(environ) == expected
 
 
-def test_batch_script_itself_is_no_rank() -> None:
-    """sbatch sets some of srun's variables in the script's own shell."""
-    shell = {key: SRUN[key] for key in ("SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NODEID")}
-    assert launch(shell | {"SLURM_PROCID": "0"}).kind == "person"
+def test_shell_of_an_allocation_is_no_rank() -> None:
+    """sbatch sets some of srun's variables in its script's shell; salloc's may be a step itself."""
+    batch = SRUN | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}
+    del batch["SLURM_STEP_ID"]
+    assert launch(batch) == Launch()
+    assert launch(batch | {"SLURM_STEP_ID": "4294967290"}) == Launch()
 
 
 @pytest.mark.parametrize(

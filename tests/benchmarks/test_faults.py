@@ -17,25 +17,6 @@ from efficientsam_pl import config as configs
 from efficientsam_pl.checkpoints.folder import CheckpointError, damage_of, measured, seal
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig
 
-TRIAL = Trial(
-    number=4,
-    seed=0,
-    kind="killed rank",
-    setting="pretrain ddp",
-    detail="rank 1 after step 7",
-    finished=True,
-    hung=False,
-    restarts=1,
-    lost=0,
-    doubled=0,
-    bit_equal=True,
-    tolerance=None,
-    worst=0.0,
-    seconds=50.0,
-    seconds_lost=20.0,
-    told=(),
-)
-
 
 def test_every_kind_comes_once_a_turn_and_a_seed_draws_the_same_again() -> None:
     turns = [[drawn(3, number)[0] for number in range(n, n + len(KINDS))] for n in (0, len(KINDS))]
@@ -54,10 +35,10 @@ def test_a_turn_has_both_stages_and_both_strategies() -> None:
 
 
 def test_without_trials_the_tally_alone_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    good: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tally = tmp_path / "tally.json"
-    write_tally(tally, [TRIAL, replace(TRIAL, number=5, hung=True)])
+    write_tally(tally, [good, replace(good, number=5, hung=True)])
     assert main(["--trials", "0", "--tally", str(tally), "--json"]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     values = {row["id"]: row["value"] for row in record["rows"]}

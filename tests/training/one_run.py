@@ -2,8 +2,7 @@
 
 python one_run.py STAGE CONFIG.yaml COUNTS.json key=value ...
 
-COUNTS may be `-`: torch's counter watches modules by hooks that a gradient taken amid a forward
-pass, as finetuning's are, does not allow.
+COUNTS may be `-`: what is compiled runs as it is where calls are watched.
 """
 
 import json
@@ -13,8 +12,8 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-from torch.distributed.tensor.debug import CommDebugMode
 
+from benchmarks.scaling_wire import Collectives
 from efficientsam_pl import config as configs
 from efficientsam_pl.commands import finetune, pretrain
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig
@@ -27,13 +26,12 @@ class CountedCollectives(L.Callback):
         self._path, self._counts = path, []  # type: ignore[var-annotated]
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self._mode = CommDebugMode()
-        self._mode.__enter__()
+        self._mode = Collectives()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._mode.__exit__(None, None, None)
-        counts = {str(name): count for name, count in self._mode.get_comm_counts().items()}
-        self._counts.append(counts)
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._counts.append(dict(self._mode.seen().calls))
         if trainer.is_global_zero:
             self._path.write_text(json.dumps(self._counts))
 

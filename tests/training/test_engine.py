@@ -47,21 +47,22 @@ def start(
                 data[begin : begin + 2] = b"\x00\x00"
         (damaged / path.name).write_bytes(bytes(data))
 
-    def run(stage: str, name: str, *overrides: str) -> Path:
+    def run(stage: str, name: str, *overrides: str, counted: bool = False) -> Path:
         folder = home / f"{stage}-{name}"
         own = [f"model.name={model_file}"] if stage == "finetune" else []
         command_name = "pretrain" if stage == "pretrain" else "finetune"
         given = [o for o in overrides if stage == "pretrain" or not o.startswith("teacher.")]
         command = [sys.executable, str(Path(__file__).with_name("one_run.py")), command_name]
-        counts = f"{folder}.counts.json" if stage == "pretrain" else "-"
+        counts = f"{folder}.counts.json" if counted else "-"
         command += [str(stage_files[stage]), counts, f"run.dir={folder}"]
         command += [f"data.train={damaged}/train-*.tar", f"data.heldout={shards}/heldout-*.tar"]
         command += ["data.max_bad_fraction=1", "trainer.global_batch=8", "trainer.micro_batch=8"]
         command += ["optim.peak_lr=1e-3", "trainer.max_steps=2", *own, *given]
         command += ["trainer.checkpoint_every_steps=1"]
+        places = [str(Path(__file__).parents[2]), *sys.path[1:]]
         done = subprocess.run(
             command,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)},
             capture_output=True,
             text=True,
             timeout=300,
@@ -116,9 +117,10 @@ def test_step_is_that_of_one_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_gradients_travel_once_a_step(way: str, start: Start) -> None:
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_gradients_travel_once_a_step(stage: str, way: str, start: Start) -> None:
     """Four micro-batches a step: the first three stay on their rank."""
-    folder = start("pretrain", f"{way}-four", *WAYS[way], "trainer.micro_batch=1")
+    folder = start(stage, f"{way}-four", *WAYS[way], "trainer.micro_batch=1", counted=True)
     counts = json.loads(Path(f"{folder}.counts.json").read_text())
     assert len(counts) == 8
     reductions = [sum(n for name, n in one.items() if "reduce" in name) for one in counts]

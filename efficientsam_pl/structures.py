@@ -63,6 +63,35 @@ class Damage:
 
 
 @dataclass(frozen=True)
+class Instance:
+    """One annotated object of a photo; `area` is the annotation file's own, in pixels."""
+
+    id: int
+    category_id: int
+    mask: Rle
+    area: float
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class InstancePhoto:
+    """A photo of an annotated set, which has not been read yet.
+
+    `exhaustive` False (LVIS): a detection of category c counts as wrong only where c is among
+    `absent`, the categories that are known not to be there, or has instances and is not among
+    `incomplete`, those of which not every object is annotated.
+    """
+
+    id: int
+    path: str
+    image_hw: tuple[int, int]
+    instances: tuple[Instance, ...]
+    exhaustive: bool = True
+    absent: frozenset[int] = frozenset()
+    incomplete: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class ImageBatch(_OnDevice):
     """Photos for pretraining, already cropped to the student's size.
 

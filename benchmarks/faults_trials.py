@@ -1,6 +1,8 @@
 """The kinds of faults: each starts a run as jobs, strikes, and sees the run to its end."""
 
+import math
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,14 +42,36 @@ def signalled(site: Site) -> str:
 
 
 def out_of_time(site: Site) -> str:
-    """A time limit of a minute that draws near amid the run."""
+    """A time limit of a minute, more where this machine is slow, that draws near amid the run.
+
+    When that is, is said before the start. Where this machine is slower by now than it was, a job
+    is refused that would stop at its first step, and where it is faster, a run ends undisturbed:
+    then it is tried again.
+    """
     pace = site.pace
-    left = 60 - round(pace.first_step_s + site.draw.uniform(0.2, 0.7) * pace.training_s())
-    left = min(max(left, 5), 55)
-    job = site.submit(None, f"interruption.save_before_limit_s={left}", minutes=1)
-    site.finish(job)
-    _restarted(job)
-    return f"{left} s before the limit"
+    minutes = math.ceil(pace.seconds / 45)
+    near_s = pace.first_step_s + site.draw.uniform(0.2, 0.7) * pace.training_s()
+    while True:
+        left = min(max(60 * minutes - round(near_s), 5), 60 * minutes - 5)
+        # the template's SIGUSR1, four minutes before the limit, would come at the start
+        given = f"interruption.save_before_limit_s={left}"
+        job = site.submit(None, given, minutes=minutes, signal="CONT@1")
+        refused = False
+        try:
+            site.finish(job)
+        except Missed:
+            refused = "before it has trained" in job.log()
+            if not refused:
+                raise
+        if job.restarts():
+            if refused:  # in a later start, which was slower than the first
+                site.finish(site.submit())
+            return f"{left} s before the limit"
+        if refused:
+            near_s *= 1.6
+        else:
+            shutil.rmtree(site.run)
+            near_s *= 0.7
 
 
 def requeued(site: Site) -> str:

@@ -1,7 +1,8 @@
 """One GPU under FSDP2 over NCCL, bf16 and compiled: steps of both stages, checkpoints' times.
 
-The steps run through the commands, as `benchmarks.scaling` does; what they reach is what
-`benchmarks.scaling_model` assumes.
+The steps run through the commands, as `benchmarks.scaling` does. `benchmarks.scaling_model` takes
+what model, loss and optimizer reach alone: what is missing of it here is the trainer's and the
+loader's, or that of a smaller batch and of more rounds.
 """
 
 import sys
@@ -46,6 +47,7 @@ NAME = "scaling_gpu"
 _ON_GPU = ("trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.compile=blocks")
 _BATCHES = {"pretrain": 256, "finetune": 8}  # photos of one micro-batch, which is the step
 _MASKS = 32  # a photo, as in the recipe
+_ALONE = "model, loss and optimizer alone"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def gpu_rows(row_id: str, sharded: Record, one: Record, flop: int, share: float)
         sharded: Under FSDP2 on a mesh of one GPU.
         one: Without a strategy.
         flop: Of a step.
-        share: Of the GPU's peak that the model of many nodes assumes.
+        share: Of the GPU's peak that the model of many nodes computes with.
     """
     here = "through the command, bf16, compiled blocks, one GPU"
     seconds = median_seconds([sharded])
@@ -124,7 +126,7 @@ def gpu_rows(row_id: str, sharded: Record, one: Record, flop: int, share: float)
         ),
         Row(
             id=f"{row_id}.mfu",
-            work=f"share of {Node().flops / 1e12:.0f} TFLOP/s, {here}; reference: as assumed",
+            work=f"share of {Node().flops / 1e12:.0f} TFLOP/s, {here}; reference: {_ALONE}",
             value=flop / seconds / Node().flops,
             unit="",
             reference=share,

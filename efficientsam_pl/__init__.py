@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from efficientsam_pl.commands.models import load_model
+    from efficientsam_pl.inference.everything.config import EverythingConfig
+    from efficientsam_pl.inference.everything.generator import generate_masks
     from efficientsam_pl.inference.predictor import Predictor, SamPredictor
 
-__all__ = ["Predictor", "SamPredictor", "load_model"]
+__all__ = ["EverythingConfig", "Predictor", "SamPredictor", "generate_masks", "load_model"]
 _HOMES = {
+    "EverythingConfig": "efficientsam_pl.inference.everything.config",
+    "generate_masks": "efficientsam_pl.inference.everything.generator",
     "load_model": "efficientsam_pl.commands.models",
     "Predictor": "efficientsam_pl.inference.predictor",
     "SamPredictor": "efficientsam_pl.inference.predictor",

@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from efficientsam_pl import config as configs
-from efficientsam_pl.arguments import embed_teacher, predict, quickstart, shards, stages
+from efficientsam_pl.arguments import (
+    compare,
+    embed_teacher,
+    figure,
+    predict,
+    quickstart,
+    salient,
+    shards,
+    stages,
+)
 from efficientsam_pl.errors import SavedAndStopped, UserError, one_line
 from efficientsam_pl.launch import STOPPED, launch, note_exit
 
@@ -120,8 +129,11 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add(commands, "pretrain", configs.PretrainConfig, "SAMI on shards of photos")
     stages.add(commands, "finetune", configs.FinetuneConfig, "prompts to masks on shards")
     stages.add(
-        commands, "evaluate", configs.EvaluateConfig, "box and click mIoU and mask AP on shards"
+        commands, "evaluate", configs.EvaluateConfig, "mIoU by named protocols and AP with boxes"
     )
+    compare.add(commands)
     stages.add_consolidate(commands)
     predict.add(commands)
+    salient.add(commands)
+    figure.add(commands)
     return parser

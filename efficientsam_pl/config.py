@@ -14,7 +14,12 @@ from efficientsam_pl.data.config import (
     FeatureStoreConfig,
     MaskSelectionConfig,
 )
-from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.config import (
+    DetectorConfig,
+    ValidationConfig,
+    check_protocols,
+    protocol_clicks,
+)
 from efficientsam_pl.loading import ConfigError, as_dict, dump, find_config, from_dict, load
 from efficientsam_pl.losses.config import FeatureLossConfig, MaskLossConfig
 from efficientsam_pl.models.config import (
@@ -132,21 +137,71 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """`efficientsam evaluate`: box and click mIoU and mask AP on shards."""
+    """`efficientsam evaluate`: mIoU by named protocols and AP with a detector's boxes."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    shards: str = ""  # pattern of the shards to score
+    kind: Literal["coco", "lvis", "shards"] = "shards"
+    annotations: str | None = None  # coco, lvis: the annotation file
+    images: str | None = None  # coco, lvis: the photos' folder; LVIS finds train2017 and val2017
+    shards: str = ""  # shards: pattern of the shards to score
+    protocols: tuple[str, ...] = ("box", "click_random_1", "click_random_3")  # paper, 4.3
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    # What is scored instead of a model: the prompt's box filled, or the annotations themselves
+    baseline: Literal["none", "filled_box", "ground_truth"] = "none"
+    prompts_at_once: int = 32  # of a photo; memory, not results
+    photos: int | None = None  # the first so many; None: all
     seed: int = 0  # of the clicks
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    out: str = "evaluation.json"
+    out: str = "evaluation.json"  # photos that are done lie in evaluation.parts/
+    fresh: bool = False  # throw away photos that are done
+    plots: bool = False  # histograms and curves as pictures beside `out`
+
+    def __post_init__(self) -> None:
+        check_protocols(self.protocols)
+        if not self.out.endswith(".json"):
+            raise ValueError(f"out={self.out} must end in .json")
+        for key in ("prompts_at_once", "photos"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value} must be at least 1")
+        self._check_set()
+        if self.baseline != "none" and self.model.weights:
+            raise ValueError(
+                f"baseline={self.baseline} stands instead of a model, not beside "
+                f"model.weights={self.model.weights}"
+            )
+        clicks = [name for name in self.protocols if name != "box"]
+        if self.baseline == "filled_box" and clicks:
+            raise ValueError(
+                f"baseline=filled_box fills boxes and knows no clicks; protocols={clicks[0]} must "
+                "not be asked of it"
+            )
+        if not self.protocols and not self.detector.results:
+            raise ValueError("protocols=[] and no detector.results= leave nothing to ask")
+
+    def _check_set(self) -> None:
+        """Raises ValueError where keys name two sets."""
+        if self.kind == "shards":
+            given = {"annotations": self.annotations, "images": self.images}
+            given["detector.results"] = self.detector.results
+            for key, value in given.items():
+                if value:
+                    raise ValueError(f"{key}={value} needs kind=coco or kind=lvis, not shards")
+        elif self.shards:
+            raise ValueError(f"shards={self.shards} needs kind=shards, not {self.kind}")
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
-        return {"shards": self.shards, "model.weights": self.model.weights or ""}
+        needed = {"shards": self.shards}
+        if self.kind != "shards":
+            needed = {"annotations": self.annotations or "", "images": self.images or ""}
+        if self.baseline == "none":
+            needed["model.weights"] = self.model.weights or ""
+        return needed
 
     def files(self) -> dict[str, str | None]:
         """Files that are read, by key."""
-        return {"model.weights": self.model.weights}
+        return {"model.weights": self.model.weights, "detector.results": self.detector.results}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +238,8 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
         for key, path in config.data.coco.paths().items():
             if path is not None and "://" not in path and not Path(path).exists():
                 raise ConfigError(f"data.coco.{key}: no such file or folder: {path}")
-    elif isinstance(config, EvaluateConfig):
-        segmenter_config(config.model.name)
+    elif isinstance(config, EvaluateConfig) and config.baseline == "none":
+        _check_questions(config)
 
 
 def segmenter_config(name: str) -> SegmenterConfig:
@@ -221,6 +276,26 @@ def _check_prompts(config: FinetuneConfig) -> None:
                 f"{key} makes prompts of {points} points (a box counts as two), more than the "
                 f"{knows.max_points} that model.name={name} takes"
             )
+
+
+def _check_questions(config: EvaluateConfig) -> None:
+    """Raises ConfigError where a protocol asks what the model does not know."""
+    name, knows = config.model.name, segmenter_config(config.model.name).prompts
+    for protocol in config.protocols:
+        points = protocol_clicks(protocol)
+        if "iterative" in protocol and points > 1 and not knows.negative_clicks:
+            raise ConfigError(
+                f"protocols={protocol} needs negative clicks, which model.name={name} does not know"
+            )
+        if knows.max_points is not None and points > knows.max_points:
+            raise ConfigError(
+                f"protocols={protocol} makes prompts of {points} points, more than the "
+                f"{knows.max_points} that model.name={name} takes"
+            )
+    if config.detector.second_pass and not knows.mask_prompts:
+        raise ConfigError(
+            f"detector.second_pass=true needs mask prompts, which model.name={name} does not know"
+        )
 
 
 def _check_best(trainer: TrainerConfig, scores: Sequence[str]) -> None:

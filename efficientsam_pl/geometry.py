@@ -104,3 +104,22 @@ class Resize:
         square = F.interpolate(low_res, (self.side,) * 2, mode="bilinear", align_corners=False)
         content = square[..., : self.content_hw[0], : self.content_hw[1]]
         return F.interpolate(content, self.image_hw, mode="bilinear", align_corners=False)
+
+    def mask_axes(self, cells: int) -> tuple[Float[Tensor, "h m"], Float[Tensor, "w m"]]:
+        """`masks_back` as a matrix along each axis, on the CPU.
+
+        Logits at image size are `down @ low_res @ across.T`, up to rounding.
+
+        Args:
+            cells: Of the model's frame, along a side of the logits.
+        """
+
+        def axis(content: int, photo: int) -> Float[Tensor, "p m"]:
+            weights = torch.eye(cells)[None, None]
+            if self.rule == "squash":
+                return F.interpolate(weights, (photo, cells), mode="bicubic")[0, 0]
+            square = F.interpolate(weights, (self.side, cells), mode="bilinear")
+            return F.interpolate(square[:, :, :content], (photo, cells), mode="bilinear")[0, 0]
+
+        down, across = map(axis, self.content_hw, self.image_hw)
+        return down, across

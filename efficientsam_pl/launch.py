@@ -1,7 +1,7 @@
 """Who started this process: SLURM's srun, torchrun, or a person. Imports no torch.
 
 A batch script and the program inside it tell each other two things through files in the folder
-that `EFFICIENTSAM_JOB_STATE` names: `progress`, the newest step that is saved, and `exit`, how the
+that `EFFICIENTSAM_JOB_STATE` names: `progress`, the newest step that is saved (or shard, or photo), and `exit`, how the
 program ended, since srun's own code is that of whichever rank was killed last.
 """
 
@@ -67,7 +67,7 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def note_progress(step: int) -> None:
-    """Tells the batch script, where there is one, that a step is saved."""
+    """Tells the batch script, where there is one, that a step (or shard, or photo) is saved."""
     _note("progress", step)
 
 

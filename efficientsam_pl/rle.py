@@ -6,6 +6,7 @@ the first one background.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pycocotools import mask as coco_mask
 
 _FARTHEST = 16  # a polygon's corners from the photo's, in sides of it
+_AREAS_AT_ONCE = 255  # pycocotools 2.0.11 under numpy 2 fails for more, having a byte for the count
 
 
 class Rle(TypedDict):
@@ -111,9 +113,7 @@ def from_coco(segmentation: Any, height: int, width: int) -> Rle:
         ValueError: Run-lengths whose size is not the photo's, or a polygon without three corners.
     """
     if isinstance(segmentation, list):
-        if not segmentation or min(map(len, segmentation)) < 6:
-            raise ValueError("a polygon of fewer than three corners")
-        _check_corners(segmentation, height, width)
+        check_polygons(segmentation, height, width)
         return _to_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"run-lengths of size {segmentation['size']}, photo {[height, width]}")
@@ -144,13 +144,21 @@ def boxes_xyxy(rles: Sequence[Rle]) -> Float[np.ndarray, "n 4"]:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1], axis=1)
 
 
-def _check_corners(polygons: list[Any], height: int, width: int) -> None:
-    """Raises ValueError for corners that pycocotools would not survive: it draws every edge."""
+def check_polygons(polygons: Sequence[Any], height: int, width: int) -> None:
+    """Refuses what `from_coco` cannot draw.
+
+    Raises:
+        ValueError: No polygon, one without three corners, or a corner so far away, or nowhere,
+            that pycocotools would not survive it: it draws every edge.
+    """
+    if not polygons or min(map(len, polygons)) < 6:
+        raise ValueError("a polygon of fewer than three corners")
     reach = _FARTHEST * max(height, width)
-    for polygon in polygons:
-        corners = np.asarray(polygon, dtype=np.float64)
-        if not (np.abs(corners) <= reach).all():  # NaN is not either
-            raise ValueError(f"a polygon with a corner more than {reach} pixels away, or nowhere")
+    corners = np.array(list(itertools.chain.from_iterable(polygons)), dtype=np.float64)
+    if corners.ndim != 1:
+        raise ValueError("a polygon that is no list of numbers")
+    if not (np.abs(corners) <= reach).all():  # NaN is not either
+        raise ValueError(f"a polygon with a corner more than {reach} pixels away, or nowhere")
 
 
 def area(rle: Rle) -> int:
@@ -160,7 +168,12 @@ def area(rle: Rle) -> int:
 
 def areas(rles: Sequence[Rle]) -> Float[np.ndarray, "n"]:
     """`area` of many masks at once."""
-    return np.array(coco_mask.area(list(rles)), dtype=np.float64).reshape(-1)
+    every = list(rles)
+    counted = np.zeros(len(every))
+    for first in range(0, len(every), _AREAS_AT_ONCE):
+        part = slice(first, first + _AREAS_AT_ONCE)
+        counted[part] = coco_mask.area(every[part])
+    return counted
 
 
 def pair_iou(masks: Sequence[Rle], others: Sequence[Rle]) -> Float[np.ndarray, "n"]:

@@ -21,12 +21,16 @@ if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
 fi
 mkdir -p "$EFFICIENTSAM_JOB_STATE"
 
-# How the ranks meet: the first node's address as SLURM has it, and a port that is this job's own.
+# How the ranks meet: the first node's address as SLURM has it, and a port that is this job's own;
+# this script runs on the first node, so it sees whether someone else listens there.
 meet() {
     local first
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     MASTER_ADDR=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
     MASTER_PORT=$((20000 + SLURM_JOB_ID % 40000))
+    while (: <"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do
+        MASTER_PORT=$((MASTER_PORT + 1))
+    done
     export MASTER_ADDR MASTER_PORT
 }
 

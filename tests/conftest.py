@@ -1,16 +1,30 @@
-"""What every test has: checked shapes, two threads, the shared photos, a store, a small disk."""
+"""What every test has: checked shapes, two threads, the shared photos, a store, a small disk.
 
+And the golden numbers, models filled by their weight rule, and models small enough to loop over.
+"""
+
+import json
+import math
 import os
 import shutil
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from efficientsam_pl.models.config import SegmenterConfig
+    from efficientsam_pl.models.segmenter import Segmenter
 
 # Before anything imports the package: what is imported already is not checked
 install_import_hook("efficientsam_pl", "beartype.beartype")
@@ -115,3 +129,170 @@ def mount_disk(tmp_path: Path) -> Iterator[MountDisk]:
     yield mount
     for path in mounted:
         subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+_AS_DRAWN = {
+    "iou_token",
+    "mask_tokens",
+    "invalid_points",
+    "point_embeddings",
+    "bbox_top_left_embeddings",
+    "bbox_bottom_right_embeddings",
+    "not_a_point_embed",
+    "no_mask_embed",
+    "pos_embed",
+    "positional_encoding_gaussian_matrix",
+}
+
+
+def weight_by_rule(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that golden/README.md gives a released name."""
+    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    parts = set(name.split("."))
+    if parts & _AS_DRAWN:
+        pass
+    elif parts & {"rel_pos_h", "rel_pos_w"}:
+        values = 0.1 * values
+    elif len(shape) >= 2:
+        values = values / math.sqrt(math.prod(shape[1:]))
+    elif name.endswith("weight"):
+        values = 1 + 0.1 * values
+    else:
+        values = 0.1 * values
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def sam_small_shapes(sam_vit_b: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Names and shapes of the small golden SAM: ViT-B's with another encoder."""
+    width, grid, head = 96, 64, 32
+    block = {
+        "norm1.weight": [width],
+        "norm1.bias": [width],
+        "attn.qkv.weight": [3 * width, width],
+        "attn.qkv.bias": [3 * width],
+        "attn.proj.weight": [width, width],
+        "attn.proj.bias": [width],
+        "norm2.weight": [width],
+        "norm2.bias": [width],
+        "mlp.lin1.weight": [4 * width, width],
+        "mlp.lin1.bias": [4 * width],
+        "mlp.lin2.weight": [width, 4 * width],
+        "mlp.lin2.bias": [width],
+    }
+    neck = {k: s for k, s in sam_vit_b.items() if k.startswith("image_encoder.neck.")}
+    shapes = {k: s for k, s in sam_vit_b.items() if not k.startswith("image_encoder.")}
+    shapes |= neck | {
+        "image_encoder.neck.0.weight": [256, width, 1, 1],
+        "image_encoder.pos_embed": [1, grid, grid, width],
+        "image_encoder.patch_embed.proj.weight": [width, 3, 16, 16],
+        "image_encoder.patch_embed.proj.bias": [width],
+    }
+    for i, window in enumerate((14, grid, 14, grid)):
+        shapes |= {f"image_encoder.blocks.{i}.{k}": s for k, s in block.items()}
+        for axis in "hw":
+            shapes[f"image_encoder.blocks.{i}.attn.rel_pos_{axis}"] = [2 * window - 1, head]
+    return shapes
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def dogs(shared: Path) -> np.ndarray:
+    return np.array(Image.open(shared / "photos" / "dogs.jpg").convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def released_shapes(golden: Path) -> Callable[[str], dict[str, list[int]]]:
+    """Names and shapes of a released checkpoint, by the model's name."""
+    return lambda name: json.loads((golden / f"{name}.keys.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def released_ti(
+    released_shapes: Callable[[str], dict[str, list[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """EfficientSAM-Ti as it is released, a file with the state under "model"."""
+    path = tmp_path_factory.mktemp("released") / "efficient_sam_vitt.pt"
+    shapes = released_shapes("efficient_sam_ti")
+    torch.save({"model": {k: weight_by_rule(k, tuple(s)) for k, s in shapes.items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def released_sam_small(
+    released_shapes: Callable[[str], dict[str, list[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The small golden SAM in the form of a released SAM file."""
+    path = tmp_path_factory.mktemp("released") / "sam_small.pth"
+    shapes = sam_small_shapes(released_shapes("sam_vit_b"))
+    torch.save({k: weight_by_rule(k, tuple(s)) for k, s in shapes.items()}, path)
+    return path
+
+
+def load_file(config: "SegmenterConfig", path: Path) -> "Segmenter":
+    """A segmenter with the weights of a file, as the program loads it."""
+    from efficientsam_pl.models.segmenter import Segmenter
+    from efficientsam_pl.models.weights import load_strictly, read_weights
+
+    model = Segmenter(config).eval()
+    load_strictly(model, read_weights(str(path)).state, str(path))
+    return model
+
+
+@pytest.fixture(scope="session")
+def ti(released_ti: Path) -> "Segmenter":
+    from efficientsam_pl.models.config import NAMED
+
+    return load_file(NAMED["efficient_sam_ti"], released_ti)
+
+
+@pytest.fixture(scope="session")
+def sam_small(released_sam_small: Path) -> "Segmenter":
+    from efficientsam_pl.models.config import NAMED
+
+    huge = NAMED["sam_vit_h"]
+    small = replace(huge.encoder, width=96, depth=4, heads=3, global_blocks=(1, 3))
+    return load_file(replace(huge, encoder=small), released_sam_small)
+
+
+def _tiny(name: str) -> "Segmenter":
+    """A released layout in small: 64 pixels a side, 32 channels; random, the same every time."""
+    from efficientsam_pl.models.config import NAMED, EncoderConfig
+    from efficientsam_pl.models.segmenter import Segmenter
+
+    named = NAMED[name]
+    encoder = EncoderConfig(
+        kind=named.encoder.kind,
+        width=32,
+        depth=2,
+        heads=2,
+        image_size=64,
+        position_grid=4,
+        neck_channels=32,
+        window=3,
+        global_blocks=(1,),
+    )
+    config = replace(named, encoder=encoder, decoder=replace(named.decoder, mlp_width=64))
+    torch.manual_seed(0)
+    model = Segmenter(config).eval()
+    for parameter in model.parameters():  # zeros and ones would hide what is left out
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(params=["efficient_sam_ti", "sam_vit_b"])
+def tiny(request: pytest.FixtureRequest) -> "Segmenter":
+    return _tiny(request.param)
+
+
+@pytest.fixture
+def tiny_efficient_sam() -> "Segmenter":
+    return _tiny("efficient_sam_ti")
+
+
+@pytest.fixture
+def tiny_sam() -> "Segmenter":
+    return _tiny("sam_vit_b")

@@ -297,6 +297,57 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
             "teacher.image_size=224 gives 7 tokens a side, fewer than the student's 14 "
             "(sami.student.image_size=224)",
         ),
+        (
+            EvaluateConfig,
+            ["kind=coco", "shards=a.tar"],
+            "shards=a.tar needs kind=shards, not coco",
+        ),
+        (
+            EvaluateConfig,
+            ["annotations=a.json"],
+            "annotations=a.json needs kind=coco or kind=lvis, not shards",
+        ),
+        (
+            EvaluateConfig,
+            ["detector.results=a.json"],
+            "detector.results=a.json needs kind=coco or kind=lvis, not shards",
+        ),
+        (
+            EvaluateConfig,
+            ["detector.second_pass=true"],
+            "detector.second_pass=True needs detector.results=FILE",
+        ),
+        (
+            EvaluateConfig,
+            ["protocols=[box,clicks]"],
+            "protocols=clicks is none of box, click_center, click_random_K, click_iterative_K",
+        ),
+        (
+            EvaluateConfig,
+            ["protocols=[click_random_0]"],
+            "protocols=click_random_0 is none of box, click_center, click_random_K, "
+            "click_iterative_K",
+        ),
+        (EvaluateConfig, ["protocols=[box,box]"], "protocols=box stands twice"),
+        (
+            EvaluateConfig,
+            ["protocols=[]"],
+            "protocols=[] and no detector.results= leave nothing to ask",
+        ),
+        (EvaluateConfig, ["photos=0"], "photos=0 must be at least 1"),
+        (EvaluateConfig, ["prompts_at_once=0"], "prompts_at_once=0 must be at least 1"),
+        (EvaluateConfig, ["out=scores.txt"], "out=scores.txt must end in .json"),
+        (
+            EvaluateConfig,
+            ["baseline=ground_truth", "model.weights=a.pt"],
+            "baseline=ground_truth stands instead of a model, not beside model.weights=a.pt",
+        ),
+        (
+            EvaluateConfig,
+            ["baseline=filled_box"],
+            "baseline=filled_box fills boxes and knows no clicks; protocols=click_random_1 must "
+            "not be asked of it",
+        ),
         (PretrainConfig, ["features.views=0"], "features.views=0 must be at least 1"),
         (PretrainConfig, ["trainer.ema_decay=1"], "trainer.ema_decay=1.0 must lie in (0, 1)"),
         (PretrainConfig, ["optim.peak_lr_batch=0"], "optim.peak_lr_batch=0 must be at least 1"),
@@ -329,7 +380,32 @@ def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
     [
         (PretrainConfig, [], "data.train= must be given"),
         (FinetuneConfig, [], "data.train= must be given"),
+        (EvaluateConfig, [], "shards= must be given"),
         (EvaluateConfig, ["shards=a"], "model.weights= must be given"),
+        (EvaluateConfig, ["kind=coco"], "annotations= must be given"),
+        (EvaluateConfig, ["kind=lvis", "annotations=a.json"], "images= must be given"),
+        (
+            EvaluateConfig,
+            [f"model.weights={__file__}", "shards=a", "protocols=[click_iterative_2]"],
+            "protocols=click_iterative_2 needs negative clicks, which "
+            "model.name=efficient_sam_ti does not know",
+        ),
+        (
+            EvaluateConfig,
+            [f"model.weights={__file__}", "shards=a", "protocols=[click_random_7]"],
+            "protocols=click_random_7 makes prompts of 7 points, more than the 6 that "
+            "model.name=efficient_sam_ti takes",
+        ),
+        (
+            EvaluateConfig,
+            [
+                f"model.weights={__file__}",
+                *("kind=coco", "annotations=a", "images=b"),
+                *(f"detector.results={__file__}", "detector.second_pass=true"),
+            ],
+            "detector.second_pass=true needs mask prompts, which model.name=efficient_sam_ti does "
+            "not know",
+        ),
         (
             PretrainConfig,
             ["data.train=a", "teacher.weights=gone.pth"],

@@ -260,3 +260,7 @@ def test_iou_of_pairs_equals_a_count_of_pixels() -> None:
     expected = [(m & o).sum() / (m | o).sum() for m, o in zip(masks, others, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert rle.areas([rle.encode(m) for m in masks]).tolist() == [m.sum() for m in masks]
+
+
+def test_areas_of_more_masks_than_a_byte_counts() -> None:
+    assert rle.areas([rle.encode(with_pixels((0, 0)))] * 300).tolist() == [1.0] * 300

@@ -7,6 +7,9 @@ from typing import Any
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.arguments.forms import command, config_options
+from efficientsam_pl.training.signals import catch_signals
+
+_TRAIN = (configs.PretrainConfig, configs.FinetuneConfig)
 
 
 def add(commands: Any, name: str, root: type[Any], help_text: str) -> None:
@@ -20,6 +23,8 @@ def add(commands: Any, name: str, root: type[Any], help_text: str) -> None:
             print(configs.dump(loaded), end="")
             return
         configs.require(loaded)
+        if isinstance(loaded, _TRAIN):
+            catch_signals()  # torch is imported next, which takes a while
         importlib.import_module(f"efficientsam_pl.commands.{name}").run(loaded)
 
     parser.set_defaults(run=run)

@@ -1,97 +1,236 @@
-"""`efficientsam evaluate`: box and click mIoU and mask AP on shards."""
+"""`efficientsam evaluate`: mIoU by named protocols and AP with a detector's boxes.
 
-import json
+Any number of ranks share the photos, each photo by its place alone, and meet in a folder of files;
+a killed evaluation goes on where it was. The rank that ends last writes the result.
+"""
+
+import hashlib
+import os
+import platform
 import sys
-from functools import partial
-from importlib.metadata import version
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
 
+from efficientsam_pl.commands.evaluated_plots import draw
+from efficientsam_pl.commands.evaluated_result import RunNotes, merged, settings_of, summary
+from efficientsam_pl.commands.evaluated_set import EvaluatedSet, open_set
 from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.config import EvaluateConfig
-from efficientsam_pl.data.loaders import annotated_photos
-from efficientsam_pl.data.shards import ShardSet, open_shards
-from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
-from efficientsam_pl.evaluation.scores import PhotoScores, Scores
-from efficientsam_pl.inference.predictor import Predictor
-from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.config import EvaluateConfig, as_dict
+from efficientsam_pl.data.annotated import ahead
+from efficientsam_pl.errors import SavedAndStopped, UserError
+from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
+from efficientsam_pl.evaluation.examination import Examination
+from efficientsam_pl.evaluation.parts import Finished, Parts
+from efficientsam_pl.evaluation.questions.detector import DetectorBoxes
+from efficientsam_pl.evaluation.questions.named import protocol
+from efficientsam_pl.evaluation.record import PhotoRecord
+from efficientsam_pl.evaluation.result import write_result
+from efficientsam_pl.evaluation.segmenting import PhotoSegmenter
+from efficientsam_pl.inference.evaluated import EvaluatedModel
+from efficientsam_pl.launch import Launch, launch, note_progress
+from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.structures import Damage
+from efficientsam_pl.training.scheduler import requeue
+from efficientsam_pl.training.signals import Request, StopRequests, catch_signals
 
-_CLICKS = (1, 3)  # paper, table 3
+_DECODERS, _AHEAD = 2, 6  # threads that decode photos, and photos that may wait
 
 
-def run(config: EvaluateConfig) -> Path:
-    """Scores a model and writes the numbers, with what made them, to `out`."""
-    shards = open_shards(config.shards)
-    device = _device(config.accelerator)
-    model = load_model(config.model.name, config.model.weights)
-    scores, damage = score(model.to(device), shards, config.seed, _CLICKS)
-    result = {
-        "box_miou": scores.box,
-        **{f"click{count}_miou": iou for count, iou in scores.clicks.items()},
-        "filled_box_miou": scores.filled_box,
-        "ap": scores.ap._asdict(),
-        "photos": scores.photos,
-        "masks": scores.masks,
-        "damaged": [vars(d) for d in damage],
-        "model": config.model.name,
-        "weights": config.model.weights,
-        "shards": config.shards,
-        "seed": config.seed,
-        "protocol": "box: tight box; clicks: uniform random foreground pixels; the candidate with "
-        "the highest predicted IoU is scored at the photo's size; AP is class-agnostic",
-        "versions": {name: version(name) for name in ("torch", "efficientsam_pl")},
+@dataclass(frozen=True)
+class _Work:
+    """What a rank does, and where."""
+
+    config: EvaluateConfig
+    photos: EvaluatedSet
+    examination: Examination
+    parts: Parts
+    rank: Launch
+    requests: StopRequests
+
+
+def run(config: EvaluateConfig) -> None:
+    """Evaluates what the config names: a model, or a baseline."""
+    device = _device(config.accelerator, launch().local_rank)
+    if config.baseline != "none":
+        baseline = FilledBox() if config.baseline == "filled_box" else GroundTruth()
+        about = {"name": config.baseline.replace("_", " "), "baseline": config.baseline}
+        evaluate(config, baseline, about)
+        return
+    model = load_model(config.model.name, config.model.weights).to(device)
+    name = config.model.name
+    assert config.model.weights is not None, "it is among the config's needs"
+    told = {
+        "name": name if name in NAMED else Path(name).stem,
+        "weights_sha256": _sha256(config.model.weights),
+        "resize": f"{model.config.resize} {model.config.encoder.image_size}",
+        "config": as_dict(model.config),
     }
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        f"{scores.photos} photos, {scores.masks} masks, {len(damage)} damaged: "
-        f"box mIoU {scores.box:.4f} (filling the box {scores.filled_box:.4f}), "
-        f"1-click mIoU {scores.click1:.4f}, 3-click mIoU {scores.clicks[3]:.4f}, "
-        f"AP {scores.ap.ap:.4f} -> {out}"
-    )
+    evaluate(config, EvaluatedModel(model), told)
+
+
+def evaluate(
+    config: EvaluateConfig, segmenter: PhotoSegmenter, about: Mapping[str, Any]
+) -> Path | None:
+    """Evaluates any segmenter.
+
+    Args:
+        config: What is asked, about which photos; its model and accelerator are not looked at.
+        segmenter: Who is asked.
+        about: What the result says of it: a `name`, and whatever tells it from others, such as
+            `weights_sha256` and `resize`.
+
+    Returns:
+        The result's file; None where other ranks still have photos to ask about.
+
+    Raises:
+        UserError: What is named cannot be used, or another evaluation's photos are in the way.
+        SavedAndStopped: It was asked to stop; the same again goes on.
+    """
+    requests, begun = catch_signals(), time.monotonic()
+    try:
+        photos = open_set(config)
+        examination = Examination(
+            segmenter=segmenter,
+            protocols=tuple(map(protocol, config.protocols)),
+            boxes=None
+            if photos.detections is None
+            else DetectorBoxes(
+                rule=config.detector.rule, passes=2 if config.detector.second_pass else 1
+            ),
+            keeps_boxed=config.kind == "shards" and "box" in config.protocols,
+            seed=config.seed,
+            prompts_at_once=config.prompts_at_once,
+        )
+        examination.check()
+        out = Path(config.out)
+        parts = Parts(out.with_suffix(".parts"))
+        parts.begin(settings_of(config, photos, examination, about), _start(), config.fresh)
+        work = _Work(config, photos, examination, parts, launch(), requests)
+        _examine(work)
+        return _merge(work, about, begun)
+    finally:
+        requests.put_back()
+
+
+def _examine(work: _Work) -> None:
+    """Asks about this rank's photos that nobody has asked about yet."""
+    finished, numbers = work.parts.finished(), work.photos.numbers
+    _tell_torn(work, finished)
+    done, world = finished.whole(), work.rank.nodes * work.rank.ranks_per_node
+    mine = [p for p in range(work.rank.rank, len(numbers), world) if numbers[p] not in done]
+    ready = ahead(work.photos.photos.read, mine, _DECODERS, _AHEAD)
+    bar = work.rank.rank == 0 and sys.stdout.isatty()
+    with work.parts.writer(work.rank.rank) as writer:
+        shown = track(mine, "Evaluating", len(mine), transient=True, disable=not bar)
+        for count, (place, read) in enumerate(zip(shown, ready, strict=True), 1):
+            number = numbers[place]
+            if isinstance(read, Damage):
+                detail = " ".join(read.detail.split())
+                record = PhotoRecord(number, damage=(read.kind, f"{read.key}: {detail}"))
+            else:
+                boxes = work.photos.boxes(number)
+                record = work.examination.record(number, read.image, read.about, boxes)
+            if writer.add(record) and work.rank.rank == 0:
+                note_progress(len(done) + count)
+            if work.requests.strongest is not Request.NONE and count < len(mine):
+                writer.sync()
+                _stop(work, len(done) + count)
+
+
+def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
+    """Writes the result, if all photos are there and no other rank of this start has."""
+    out, start = Path(work.config.out), _start()
+    with work.parts.merging():
+        finished = work.parts.finished()
+        left = len(set(work.photos.numbers) - finished.places.keys())
+        if left:
+            return None
+        mark = f"{start} {len(finished.whole())}"
+        if work.parts.mark() == mark and out.is_file():
+            return out
+        notes = RunNotes(
+            seconds=time.monotonic() - begun,
+            ranks=work.rank.nodes * work.rank.ranks_per_node,
+            host=platform.node(),
+            device=_device_name(work.config.accelerator),
+        )
+        whole = merged(work.config, work.photos, work.examination, finished, about, notes)
+        write_result(whole.result, out)
+        if work.config.plots:
+            draw(whole, out)
+        work.parts.set_mark(mark)
+    print(f"{summary(whole.result)} -> {out}", flush=True)
     return out
 
 
-@torch.inference_mode()
-def score(
-    model: Segmenter, shards: ShardSet, seed: int, clicks: tuple[int, ...] = (1,)
-) -> tuple[Scores, list[Damage]]:
-    """Scores every photo of a set; those that cannot be read are returned, not scored.
+def _stop(work: _Work, done: int) -> None:
+    """Ends a rank that was asked to, and has SLURM start the job again where it asked.
 
-    Args:
-        model: What is scored.
-        shards: Of masked photos.
-        seed: Of the clicks.
-        clicks: After how many there is a score.
+    Raises:
+        SavedAndStopped: The same command goes on.
+        RuntimeError: SLURM would not start the job again.
     """
-    damage: list[Damage] = list(shards.damage)
-    predictor = Predictor(model)
-    scores = PhotoScores(Questions(clicks, seed=seed))
-    for photo in track(
-        annotated_photos(shards),
-        "Scoring",
-        len(shards),
-        transient=True,
-        disable=not sys.stdout.isatty(),
-    ):
-        if isinstance(photo, Damage):
-            damage.append(photo)
-            scores.add_damaged(1)
-            continue
-        embedded = predictor.embed(photo.image)
-        features = embedded.features
-        decode = partial(model.decode, features)
-        scores.add(AskedPhoto(photo.key, photo.truth, embedded.resize, decode, features.device))
-    return scores.compute(), damage
+    asked, job = work.requests.strongest, work.rank.job
+    told = f"{done} of {len(work.photos.numbers)} photos are done; stopped, since {asked.told()}"
+    if job is None or not asked.requeues():
+        raise SavedAndStopped(told)
+    with work.parts.merging():  # one rank asks for all: the request ends this start of the job
+        mark = f"requeued {job} {work.rank.restarts}"
+        why_not = "" if work.parts.mark() == mark else requeue(job)
+        if why_not:
+            raise RuntimeError(f"{told}, but job {job} could not be requeued: {why_not}")
+        work.parts.set_mark(mark)
+    raise SavedAndStopped(f"{told}; job {job} is requeued")
 
 
-def _device(accelerator: str) -> torch.device:
+def _start() -> str:
+    """A name for this start of all ranks, the same on each of them."""
+    rank = launch()
+    if rank.kind == "slurm":
+        return f"slurm {rank.job}.{os.environ['SLURM_STEP_ID']}"
+    if rank.kind == "torchrun":
+        where = [os.environ.get(f"MASTER_{name}", "") for name in ("ADDR", "PORT")]
+        return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {':'.join(where)}"
+    return f"process {platform.node()} {os.getpid()}"
+
+
+def _tell_torn(work: _Work, finished: Finished) -> None:
+    for name, lines in finished.torn.items():
+        own = name == f"rank-{work.rank.rank}.jsonl"
+        if own or (work.rank.rank == 0 and not _written_now(name, work.rank)):
+            print(
+                f"{work.parts.folder / name}: {lines} lines that a kill has torn; their photos are "
+                "asked about again",
+                file=sys.stderr,
+            )
+
+
+def _written_now(name: str, rank: Launch) -> bool:
+    """Whether another rank of this start may be writing the file at this moment."""
+    return name in {f"rank-{other}.jsonl" for other in range(rank.nodes * rank.ranks_per_node)}
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _device(accelerator: str, local_rank: int) -> torch.device:
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu, but no GPU can be seen from here")
     gpu = torch.cuda.is_available() if accelerator == "auto" else accelerator == "gpu"
-    return torch.device("cuda" if gpu else "cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count()) if gpu else _CPU
+
+
+def _device_name(accelerator: str) -> str:
+    device = _device(accelerator, launch().local_rank)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+_CPU = torch.device("cpu")

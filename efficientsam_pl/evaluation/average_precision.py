@@ -10,20 +10,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from efficientsam_pl.evaluation.matching import (
-    AveragePrecision,
-    Matches,
-    averages,
-    match,
-    ranked,
+from efficientsam_pl.evaluation.matching import AveragePrecision, averages
+from efficientsam_pl.evaluation.overlaps import (
+    COCO_DETECTIONS,
+    Detected,
+    ImageOverlaps,
+    Objects,
+    compare_shapes,
+    overlaps_of,
 )
 from efficientsam_pl.rle import Rle, areas, from_coco
 
+_ANY = 1  # the one category of masks that have none
 _ID = json.JSONDecoder()  # of the first entry of a line
 
 
@@ -47,18 +49,14 @@ def coco_average_precision(
     unknown = {r["image_id"] for r in results} - sizes.keys()
     if unknown:
         raise ValueError(f"results for images without ground truth: {sorted(unknown)[:5]}")
-    objects, found = _by_place(ground_truth["annotations"]), _by_place(results)
-    categories = []
-    for category in sorted({one["id"] for one in ground_truth["categories"]}):
-        places = [(category, image) for image in sorted(sizes)]
-        categories.append(
-            [
-                _matched(objects[place], found[place], iou_type, sizes[place[1]])
-                for place in places
-                if place in objects or place in found
-            ]
-        )
-    return averages(categories)
+    objects, found = _by_image(ground_truth["annotations"]), _by_image(results)
+    return averages(
+        (
+            _overlaps(image_id, objects[image_id], found[image_id], iou_type, image_hw)
+            for image_id, image_hw in sizes.items()
+        ),
+        sorted({one["id"] for one in ground_truth["categories"]}),
+    )
 
 
 class MaskAp(Metric):
@@ -109,56 +107,70 @@ class MaskAp(Metric):
         # parsed one by one: collecting garbage among all masks' records would take the most time
         once = {_ID.raw_decode(line, 1)[0]: line for line in text.splitlines()}
         # Sorted, since COCO breaks ties between scores by the order of images
-        return averages([[_mask_matches(once[image_id]) for image_id in sorted(once)]])
+        return averages((_of_line(n, once[key]) for n, key in enumerate(sorted(once))), [_ANY])
 
 
-def _mask_matches(line: str) -> Matches:
-    """The matches of an image, from its line of the state."""
+def _of_line(number: int, line: str) -> ImageOverlaps:
+    """The overlaps in an image, from its line of the state."""
     _, truth, detections, scores = json.loads(line)
-    known = np.array(scores, dtype=np.float64)
-    order = ranked(known)
-    best = [detections[place] for place in order]
     crowd = np.zeros(len(truth), dtype=bool)
-    return match(_iou(best, truth, crowd), known[order], areas(best), areas(truth), crowd)
+    return overlaps_of(
+        number,
+        Detected(
+            np.full(len(scores), _ANY),
+            np.array(scores, dtype=np.float64),
+            areas(detections),
+            np.zeros(len(scores), dtype=bool),
+        ),
+        Objects(np.full(len(truth), _ANY), areas(truth), crowd),
+        compare_shapes(detections, truth, crowd),
+        COCO_DETECTIONS,
+    )
 
 
-def _matched(
+def _overlaps(
+    image_id: int,
     objects: Sequence[Mapping[str, Any]],
     results: Sequence[Mapping[str, Any]],
     iou_type: Literal["segm", "bbox"],
     image_hw: tuple[int, int],
-) -> Matches:
-    """The matches in one image and one category."""
-    scores = np.array([one["score"] for one in results], dtype=np.float64)
-    order = ranked(scores)
-    best = [results[place] for place in order]
+) -> ImageOverlaps:
+    """The overlaps in an image, from records as COCO's files have them."""
     crowd = np.array([bool(one.get("iscrowd", 0)) for one in objects], dtype=bool)
-    stated = np.array([one["area"] for one in objects], dtype=np.float64)
+    found: list[Any]
+    truth: list[Any]
     if iou_type == "segm":
-        truth = [from_coco(one["segmentation"], *image_hw) for one in objects]
-        masks = [from_coco(one["segmentation"], *image_hw) for one in best]
-        return match(_iou(masks, truth, crowd), scores[order], areas(masks), stated, crowd)
-    boxes, real = (
-        np.array([one["bbox"] for one in some], dtype=np.float64).reshape(-1, 4)
-        for some in (best, objects)
+        found, truth = (
+            [from_coco(one["segmentation"], *image_hw) for one in some]
+            for some in (results, objects)
+        )
+        found_areas = areas(found)
+    else:
+        found, truth = ([one["bbox"] for one in some] for some in (results, objects))
+        found_areas = np.array([box[2] * box[3] for box in found], dtype=np.float64)
+    return overlaps_of(
+        image_id,
+        Detected(
+            np.array([one["category_id"] for one in results], dtype=np.int64),
+            np.array([one["score"] for one in results], dtype=np.float64),
+            found_areas,
+            np.zeros(len(results), dtype=bool),
+        ),
+        Objects(
+            np.array([one["category_id"] for one in objects], dtype=np.int64),
+            np.array([one["area"] for one in objects], dtype=np.float64),
+            crowd,
+        ),
+        compare_shapes(found, truth, crowd),
+        COCO_DETECTIONS,
     )
-    return match(_iou(boxes, real, crowd), scores[order], boxes[:, 2] * boxes[:, 3], stated, crowd)
 
 
-def _by_place(records: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], list[Any]]:
-    """Records by category and image."""
-    places: dict[tuple[int, int], list[Any]] = defaultdict(list)
+def _by_image(records: Sequence[Mapping[str, Any]]) -> dict[int, list[Any]]:
+    images: dict[int, list[Any]] = defaultdict(list)
     for one in records:
-        places[one["category_id"], one["image_id"]].append(one)
-    return places
-
-
-def _iou(detections: Any, objects: Any, crowd: Any) -> Float[np.ndarray, "d g"]:
-    """Of boxes [n, 4] (x, y, width, height), or of lists of run-lengths."""
-    if len(detections) == 0 or len(objects) == 0:
-        return np.zeros((len(detections), len(objects)))
-    iou: Float[np.ndarray, "d g"] = coco_mask.iou(detections, objects, crowd.astype(np.uint8))
-    return iou
+        images[one["image_id"]].append(one)
+    return images
 
 
 def _gather_bytes(data: Tensor, group: Any = None) -> list[Tensor]:

@@ -1,28 +1,32 @@
-"""COCO's matching of detections to objects, and the averages over what was matched.
+"""COCO's and LVIS's matching of detections to objects, and precision over what was matched.
 
-Axes: d detections of an image, g objects in it, t IoU thresholds, a ranges of areas, r recalls.
-What COCOeval does object by object is done here for all thresholds and areas at once: a tenth of
-its time, the same numbers.
+Axes: d detections, g objects, p pairs of both, a ranges of areas, t IoU thresholds, r recalls,
+c categories. What COCOeval does object by object is done here for all images at once: first the
+best detection of every image and category takes its object, then all second ones, and so on.
 
 Source:
-    Lin et al. 2014 (Microsoft COCO), as pycocotools' COCOeval computes it.
+    Lin et al. 2014 (Microsoft COCO) as pycocotools' COCOeval computes it; Gupta et al. 2019
+    (LVIS), whose evaluation follows the same steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
+from efficientsam_pl.evaluation.overlaps import LEAST_IOU, ImageOverlaps
+
+THRESHOLDS = np.linspace(LEAST_IOU, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 # all, small, medium, large, in pixels; both ends belong to a range
-_LEAST = np.array([0, 0, 32**2, 96**2])[:, None]
-_MOST = np.array([1e10, 32**2, 96**2, 1e10])[:, None]
-_DETECTIONS = (1, 10, 100)  # of an image, the best first
+_LEAST = np.array([0, 0, 32**2, 96**2])
+_MOST = np.array([1e10, 32**2, 96**2, 1e10])
+AREAS = len(_LEAST)
 
 
 class AveragePrecision(NamedTuple):
@@ -50,116 +54,194 @@ class AveragePrecision(NamedTuple):
 
 @dataclass(frozen=True)
 class Matches:
-    """How an image's detections of one category fared, the best scored first, 100 at most.
+    """How all detections fared, image after image by rising id.
 
     `ignored` ones count neither for nor against: they hit a crowd or an object of another size,
-    or hit nothing and have another size themselves. `objects` are those to be found.
+    or hit nothing and are pardoned or of another size themselves. `wanted` objects are those to
+    be found.
     """
 
+    category_ids: Int[np.ndarray, "d"]
     scores: Float[np.ndarray, "d"]
-    hit: Bool[np.ndarray, "a t d"]
-    ignored: Bool[np.ndarray, "a t d"]
-    objects: Int[np.ndarray, "a"]
+    rank: Int[np.ndarray, "d"]  # in the image and category, from 0
+    hit: Bool[np.ndarray, "d a t"]
+    ignored: Bool[np.ndarray, "d a t"]
+    object_category_ids: Int[np.ndarray, "g"]
+    wanted: Bool[np.ndarray, "g a"]
 
 
-def ranked(scores: Float[np.ndarray, "n"]) -> Int[np.ndarray, "d"]:
-    """Places of the detections that COCO looks at, the highest score first."""
-    return np.argsort(-scores, kind="stable")[: _DETECTIONS[-1]]
+@dataclass(frozen=True)
+class Curves:
+    """Precision at each recall and the recall reached; -1 where there is nothing to find."""
+
+    precision: Float[np.ndarray, "c a t r"]
+    recall: Float[np.ndarray, "c a t"]
 
 
-def match(
-    iou: Float[np.ndarray, "d g"],
-    scores: Float[np.ndarray, "d"],
-    detected_areas: Float[np.ndarray, "d"],
-    areas: Float[np.ndarray, "g"],
-    crowd: Bool[np.ndarray, "g"],
-) -> Matches:
+def matched(images: Iterable[ImageOverlaps]) -> Matches:
     """Each detection takes the free object that it covers best.
 
     Args:
-        iou: Over a crowd, the share of the detection that lies in it.
-        scores: In falling order (see `ranked`).
-        detected_areas: Of the detections, pixels.
-        areas: Of the objects, pixels.
-        crowd: Objects that are many; they are never used up.
+        images: In any order; equal scores are ranked by image id.
+
+    Raises:
+        ValueError: An image that is there twice.
     """
-    # backwards, since of equally good objects COCO takes the last one
-    iou, areas, crowd = iou[:, ::-1], areas[::-1], crowd[::-1]
-    foreign = crowd | (areas < _LEAST) | (areas > _MOST)
-    shape = (len(_LEAST), len(THRESHOLDS), len(scores))
-    hit, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    free = np.ones((*shape[:2], len(areas)), dtype=bool)
-    for number, row in enumerate(iou):
-        near = np.flatnonzero(row >= THRESHOLDS[0])
-        if len(near) == 0:
-            continue
-        able = free[..., near] & (row[near] >= THRESHOLDS[:, None])
-        # objects that do not count come last, however well they are covered
-        rank = np.where(able, row[near] - 2 * foreign[:, None, near], -np.inf)
-        best = rank.argmax(-1)
-        hit[..., number] = able.any(-1)
-        area, threshold = np.nonzero(hit[..., number])
-        taken = near[best[area, threshold]]
-        ignored[area, threshold, number] = foreign[area, taken]
-        free[area, threshold, taken] = crowd[taken]
-    strange = (detected_areas < _LEAST) | (detected_areas > _MOST)
-    ignored |= ~hit & strange[:, None]
-    return Matches(scores, hit, ignored, (~foreign).sum(-1))
-
-
-def averages(categories: Sequence[Sequence[Matches]]) -> AveragePrecision:
-    """COCO's twelve numbers.
-
-    Args:
-        categories: The images' matches of each category, in the order of the images, which
-            decides between equal scores.
-    """
-    some = [images for images in categories if images]
-    if not some:
-        return AveragePrecision(*[-1.0] * 12)
-    every = [_precision_and_recall(images, _DETECTIONS[-1]) for images in some]
-    precision = np.stack([one for one, _ in every])  # [categories, a, t, r]
-    recall = np.stack([one for _, one in every])  # [categories, a, t]
-    fewer = [
-        np.stack([_precision_and_recall(images, most)[1][0] for images in some])
-        for most in _DETECTIONS[:-1]
-    ]
-    return AveragePrecision(
-        _mean(precision[:, 0]),
-        _mean(precision[:, 0, 0]),
-        _mean(precision[:, 0, 5]),
-        *[_mean(precision[:, area]) for area in (1, 2, 3)],
-        *[_mean(part) for part in (*fewer, recall[:, 0])],
-        *[_mean(recall[:, area]) for area in (1, 2, 3)],
+    every = sorted(images, key=lambda image: image.image_id)
+    for one, other in pairwise(every):
+        if one.image_id == other.image_id:
+            raise ValueError(f"image {one.image_id} is scored twice")
+    if not every:
+        return _no_matches()
+    crowd = np.concatenate([image.objects.crowd for image in every])
+    size = np.concatenate([image.objects.areas for image in every])[:, None]
+    foreign = crowd[:, None] | (size < _LEAST) | (size > _MOST)
+    rank = np.concatenate([image.rank for image in every])
+    hit, ignored = _taken(_pairs(every, rank), crowd, foreign, len(rank))
+    own = np.concatenate([image.detected.areas for image in every])[:, None]
+    pardoned = np.concatenate([image.detected.pardoned for image in every])[:, None]
+    strange = pardoned | (own < _LEAST) | (own > _MOST)
+    ignored |= ~hit & strange[:, :, None]
+    return Matches(
+        np.concatenate([image.detected.category_ids for image in every]),
+        np.concatenate([image.detected.scores for image in every]),
+        rank,
+        hit,
+        ignored,
+        np.concatenate([image.objects.category_ids for image in every]),
+        ~foreign,
     )
 
 
-def _precision_and_recall(
-    images: Sequence[Matches], most: int
-) -> tuple[Float[np.ndarray, "a t r"], Float[np.ndarray, "a t"]]:
-    """Precision at each recall, and the recall reached; -1 where there is nothing to be found."""
-    scores = np.concatenate([image.scores[:most] for image in images])
-    order = np.argsort(-scores, kind="stable")
-    hit = np.concatenate([image.hit[..., :most] for image in images], axis=-1)[..., order]
-    ignored = np.concatenate([image.ignored[..., :most] for image in images], axis=-1)[..., order]
-    right = np.cumsum(hit & ~ignored, axis=-1, dtype=np.float64)
-    wrong = np.cumsum(~hit & ~ignored, axis=-1, dtype=np.float64)
-    objects = np.sum([image.objects for image in images], axis=0)
-    precision = np.full((*hit.shape[:2], len(RECALLS)), -1.0)
-    recall = np.full(hit.shape[:2], -1.0)
-    for area, threshold in np.ndindex(*hit.shape[:2]):
-        if objects[area] == 0:
-            continue
-        reached = right[area, threshold] / objects[area]
-        found = right[area, threshold] + wrong[area, threshold]
-        # at any recall the best precision of this recall or a higher one, and 0 beyond the last
-        share = np.append(right[area, threshold] / (found + np.spacing(1)), 0.0)
-        envelope = np.maximum.accumulate(share[::-1])[::-1]
-        precision[area, threshold] = envelope[np.searchsorted(reached, RECALLS, side="left")]
-        recall[area, threshold] = reached[-1] if len(reached) else 0.0
-    return precision, recall
+def curves(matches: Matches, categories: Collection[int]) -> Curves:
+    """Precision and recall of each category, in the given order."""
+    precision = np.full((len(categories), AREAS, len(THRESHOLDS), len(RECALLS)), -1.0)
+    recall = np.full(precision.shape[:3], -1.0)
+    order = np.lexsort((-matches.scores, matches.category_ids))  # stable: by image where equal
+    borders = matches.category_ids[order]
+    for place, category in enumerate(categories):
+        begin, end = np.searchsorted(borders, [category, category + 1])
+        own = order[begin:end]
+        objects = matches.wanted[matches.object_category_ids == category].sum(0)
+        for area in np.flatnonzero(objects):
+            hit, ignored = matches.hit[own, area].T, matches.ignored[own, area].T
+            right = np.cumsum(hit & ~ignored, axis=-1, dtype=np.float64)
+            wrong = np.cumsum(~hit & ~ignored, axis=-1, dtype=np.float64)
+            precision[place, area] = _at_recalls(right, wrong, int(objects[area]))
+            recall[place, area] = right[:, -1] / objects[area] if len(own) else 0.0
+    return Curves(precision, recall)
 
 
-def _mean(values: Float[np.ndarray, "..."]) -> float:
+def averages(images: Iterable[ImageOverlaps], categories: Collection[int]) -> AveragePrecision:
+    """COCO's twelve numbers.
+
+    Args:
+        images: Of `coco_overlaps`, one an image, in any order.
+        categories: Ids of the categories to average over; others are left out.
+    """
+    matches = matched(images)
+    found = curves(matches, categories)
+    precision, recall = found.precision, found.recall
+    return AveragePrecision(
+        mean(precision[:, 0]),
+        mean(precision[:, 0, 0]),
+        mean(precision[:, 0, 5]),
+        *[mean(precision[:, area]) for area in (1, 2, 3)],
+        *[mean(_recall_of_first(matches, categories, most)) for most in (1, 10)],
+        *[mean(recall[:, area]) for area in range(4)],
+    )
+
+
+def mean(values: Float[np.ndarray, "..."]) -> float:
+    """Of the values where there was something to find; -1 if there was nothing at all."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Overlapping pairs of all images in the order in which detections choose.
+
+    `worth` orders pairs by their IoU, and of equal ones by the object: COCO takes the last.
+    """
+
+    detection: Int[np.ndarray, "p"]
+    object: Int[np.ndarray, "p"]
+    iou: Float[np.ndarray, "p"]
+    worth: Int[np.ndarray, "p"]
+    turns: Int[np.ndarray, "_"]  # where the pairs of each turn begin, and the end of the last
+
+
+def _pairs(images: Collection[ImageOverlaps], rank: Int[np.ndarray, "d"]) -> _Pairs:
+    numbers = np.array([[len(one.rank), len(one.objects.areas)] for one in images])
+    before = np.cumsum(numbers, axis=0) - numbers
+    each = [len(image.iou) for image in images]
+    detection = np.concatenate([one.detection for one in images]) + np.repeat(before[:, 0], each)
+    place = np.concatenate([one.object for one in images]) + np.repeat(before[:, 1], each)
+    iou = np.concatenate([one.iou for one in images])
+    order = np.lexsort((detection, rank[detection]))
+    detection, place, iou = detection[order], place[order], iou[order]
+    worth = np.empty(len(iou), dtype=np.int64)
+    worth[np.lexsort((place, iou))] = np.arange(len(iou))
+    turns = np.flatnonzero(np.diff(rank[detection], prepend=-1))
+    return _Pairs(detection, place, iou, worth, np.append(turns, len(iou)))
+
+
+def _taken(
+    pairs: _Pairs, crowd: Bool[np.ndarray, "g"], foreign: Bool[np.ndarray, "g a"], detections: int
+) -> tuple[Bool[np.ndarray, "d a t"], Bool[np.ndarray, "d a t"]]:
+    """Which detections hit an object, and which of these one that does not count."""
+    shape = (AREAS, len(THRESHOLDS))
+    hit, ignored = (np.zeros((detections, *shape), dtype=bool) for _ in range(2))
+    free = np.ones((len(crowd), *shape), dtype=bool)
+    count = len(pairs.iou)
+    of_worth = np.empty(count, dtype=np.int64)
+    of_worth[pairs.worth] = pairs.object
+    for begin, end in zip(pairs.turns[:-1], pairs.turns[1:], strict=True):
+        own, place = pairs.detection[begin:end], pairs.object[begin:end]
+        able = free[place] & (pairs.iou[begin:end, None, None] >= THRESHOLDS)
+        # objects that do not count come last, however well they are covered
+        value = pairs.worth[begin:end, None] + count * ~foreign[place]
+        first = np.flatnonzero(np.diff(own, prepend=-1))
+        best = np.maximum.reduceat(np.where(able, value[:, :, None], -1), first, axis=0)
+        chooser, area, threshold = np.nonzero(best >= 0)
+        taken = of_worth[best[chooser, area, threshold] % count]
+        hit[own[first][chooser], area, threshold] = True
+        ignored[own[first][chooser], area, threshold] = foreign[taken, area]
+        free[taken, area, threshold] = crowd[taken]
+    return hit, ignored
+
+
+def _at_recalls(
+    right: Float[np.ndarray, "t d"], wrong: Float[np.ndarray, "t d"], objects: int
+) -> Float[np.ndarray, "t r"]:
+    """At any recall the best precision of this recall or a higher one, 0 beyond the last."""
+    share = right / (right + wrong + np.spacing(1))
+    envelope = np.zeros((share.shape[0], share.shape[1] + 1))
+    envelope[:, :-1] = np.maximum.accumulate(share[:, ::-1], axis=-1)[:, ::-1]
+    reached = right / objects
+    return np.stack(
+        [
+            own[np.searchsorted(recalls, RECALLS, side="left")]
+            for own, recalls in zip(envelope, reached, strict=True)
+        ]
+    )
+
+
+def _recall_of_first(
+    matches: Matches, categories: Collection[int], most: int
+) -> Float[np.ndarray, "c t"]:
+    """The recall of the first few detections of each image, objects of any area."""
+    counted = (matches.hit & ~matches.ignored)[:, 0] & (matches.rank < most)[:, None]
+    recall = np.full((len(categories), len(THRESHOLDS)), -1.0)
+    for place, category in enumerate(categories):
+        objects = matches.wanted[matches.object_category_ids == category, 0].sum()
+        if objects:
+            recall[place] = counted[matches.category_ids == category].sum(0) / objects
+    return recall
+
+
+def _no_matches() -> Matches:
+    none, shape = np.zeros(0, dtype=np.int64), (0, AREAS, len(THRESHOLDS))
+    empty, nothing = np.zeros(shape, dtype=bool), np.zeros((0, AREAS), dtype=bool)
+    return Matches(none, np.zeros(0), none, empty, empty, none, nothing)

@@ -100,7 +100,13 @@ def random_clicks(
     photo: str, rles: Sequence[Rle], first: int, seed: int, count: int = 1
 ) -> Float[np.ndarray, "q n 2"]:
     """Uniform foreground pixels of each mask, (x, y), drawn from seed, photo and place."""
-    keys = mask_keys(photo, len(rles), first, seed)
+    return drawn_clicks(mask_keys(photo, len(rles), first, seed), rles, count)
+
+
+def drawn_clicks(
+    keys: Int64[Tensor, "q"], rles: Sequence[Rle], count: int
+) -> Float[np.ndarray, "q n 2"]:
+    """Uniform foreground pixels of each mask, (x, y), drawn from its key; no mask is empty."""
     shares = uniform(keys, count, "click1").double().numpy()
     runs = foreground_runs(run_lengths(rles))
     areas = np.bincount(runs.mask, runs.end - runs.begin)

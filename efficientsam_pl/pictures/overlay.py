@@ -56,6 +56,7 @@ def overlay(
     prompts: Sequence[DrawnPrompt] = (),
     iou: Sequence[float] = (),
     shown_px: int | None = None,
+    colours: Sequence[Rgb] | None = None,
 ) -> Image.Image:
     """The photo with each mask tinted and outlined in its own colour, and its prompt.
 
@@ -66,26 +67,32 @@ def overlay(
         iou: Predicted IoU of each mask, shown as a label near it; or nothing.
         shown_px: The longer side at which the picture will be looked at, for instance a cell of a
             contact sheet: lines and letters are drawn so as to be readable there.
+        colours: Of each mask and its prompt; None: `mask_colour` of its number.
 
     Raises:
-        ValueError: `iou` is neither empty nor one number per mask.
+        ValueError: `iou` is neither empty nor one number per mask, or a mask has no colour.
     """
     if len(iou) not in (0, len(masks)):
         raise ValueError(f"{len(iou)} IoU values for {len(masks)} masks")
+    inks = [mask_colour(i) for i in range(max(len(masks), len(prompts)))]
+    if colours is not None:
+        inks = list(colours)
+    if len(inks) < max(len(masks), len(prompts)):
+        raise ValueError(f"{len(inks)} colours for {len(masks)} masks and {len(prompts)} prompts")
     canvas = Image.fromarray(image)
     pen = Pen.for_photo(*canvas.size, shown_px)
-    drawn = [_cut_out(mask, mask_colour(i)) for i, mask in enumerate(masks)]
+    drawn = [_cut_out(mask, ink) for mask, ink in zip(masks, inks, strict=False)]
     large_first = sorted(filter(None, drawn), key=lambda m: -np.count_nonzero(m.inside))
     for mask in large_first:
         _tint(canvas, mask)
     for mask in large_first:
         _outline(canvas, mask, pen)
-    _draw_prompts(canvas, prompts, pen)
+    _draw_prompts(canvas, prompts, inks, pen)
     taken = [click_frame(point, pen) for prompt in prompts for point in prompt.points_xy]
     for i, value in enumerate(iou):
         prompted = prompts[i].frame() if i < len(prompts) else None
         anchor = _around(drawn[i], prompted, canvas.size)
-        taken.append(draw_chip(canvas, f"IoU {value:.2f}", anchor, mask_colour(i), pen, taken))
+        taken.append(draw_chip(canvas, f"IoU {value:.2f}", anchor, inks[i], pen, taken))
     return canvas
 
 
@@ -129,10 +136,12 @@ def _grow(region: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"
     return region
 
 
-def _draw_prompts(canvas: Image.Image, prompts: Sequence[DrawnPrompt], pen: Pen) -> None:
-    for i, prompt in enumerate(prompts):
+def _draw_prompts(
+    canvas: Image.Image, prompts: Sequence[DrawnPrompt], inks: Sequence[Rgb], pen: Pen
+) -> None:
+    for prompt, ink in zip(prompts, inks, strict=False):
         if prompt.box_xyxy is not None:
-            draw_box(canvas, prompt.box_xyxy, mask_colour(i), pen)
+            draw_box(canvas, prompt.box_xyxy, ink, pen)
     for prompt in prompts:
         for point, label in zip(prompt.points_xy, prompt.labels, strict=True):
             draw_click(canvas, point, label, pen)

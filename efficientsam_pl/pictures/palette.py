@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from functools import lru_cache
 
 from PIL import ImageFont
@@ -32,6 +33,19 @@ _SPELLED_OUT = str.maketrans(
 def mask_colour(index: int) -> Rgb:
     """The colour of the mask with this number; colours repeat after seven."""
     return MASK_COLOURS[index % len(MASK_COLOURS)]
+
+
+def object_colour(index: int) -> Rgb:
+    """The colour of one of very many masks: the seven, then hues that never repeat.
+
+    Golden-angle steps put each new hue into the widest gap; lightness and saturation alternate.
+    """
+    if index < len(MASK_COLOURS):
+        return MASK_COLOURS[index]
+    hue = (index * 0.618033988749895) % 1
+    light, full = ((1.0, 0.75), (0.78, 0.9), (0.95, 0.5))[index % 3]
+    red, green, blue = (round(255 * c) for c in colorsys.hsv_to_rgb(hue, full, light))
+    return red, green, blue
 
 
 def ink_on(background: Rgb) -> Rgb:

@@ -19,7 +19,10 @@ from efficientsam_pl.evaluation.average_precision import (
     MaskAp,
     coco_average_precision,
 )
+from efficientsam_pl.evaluation.matching import averages
 from efficientsam_pl.evaluation.metrics import MeanIou
+from efficientsam_pl.evaluation.overlaps import FoundMasks, coco_overlaps
+from efficientsam_pl.structures import Instance, InstancePhoto
 
 # pycocotools on shared/data/coco_val2014_100, from its README
 ORACLE = {
@@ -53,6 +56,35 @@ def test_coco_gives_the_oracles_twelve_numbers(
     assert found == pytest.approx(ORACLE[iou_type], abs=1e-9)
     assert json.dumps([truth, results]) == before
     assert capsys.readouterr().out == ""
+
+
+def test_records_of_photos_give_the_oracles_numbers(shared: Path) -> None:
+    truth = read(shared, "instances_val2014_100.json")
+    results = read(shared, "instances_val2014_fakesegm100_results.json")
+    images = []
+    for image in reversed(truth["images"]):
+        hw = (image["height"], image["width"])
+        instances = tuple(
+            Instance(
+                one["id"],
+                one["category_id"],
+                rle.from_coco(one["segmentation"], *hw),
+                float(one["area"]),
+                bool(one["iscrowd"]),
+            )
+            for one in truth["annotations"]
+            if one["image_id"] == image["id"]
+        )
+        own = [one for one in results if one["image_id"] == image["id"]]
+        found = FoundMasks(
+            [one["category_id"] for one in own],
+            [rle.from_coco(one["segmentation"], *hw) for one in own],
+            [one["score"] for one in own],
+        )
+        images.append(coco_overlaps(InstancePhoto(image["id"], "", hw, instances), found))
+    assert any(one.objects.crowd.any() for one in images)
+    ap = averages(images, [one["id"] for one in truth["categories"]])
+    assert ap == pytest.approx(ORACLE["segm"], abs=1e-9)
 
 
 def test_no_results_score_zero(shared: Path) -> None:

@@ -10,7 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from efficientsam_pl.evaluation.average_precision import coco_average_precision
-from efficientsam_pl.evaluation.matching import averages, match, ranked
+from efficientsam_pl.evaluation.matching import averages, matched
+from efficientsam_pl.evaluation.overlaps import Detected, ImageOverlaps, Objects, overlaps_of
 
 
 def drawn(seed: int, images: int = 6, categories: int = 3) -> tuple[dict[str, Any], list[Any]]:
@@ -70,21 +71,64 @@ def test_drawn_boxes_score_what_pycocotools_gives(seed: int) -> None:
     assert coco_average_precision(truth, results, "bbox") == pytest.approx(expected, abs=1e-12)
 
 
+def overlaps(
+    iou: np.ndarray, scores: list[float], crowd: list[bool], image_id: int = 1
+) -> ImageOverlaps:
+    """An image whose detections and objects are of one category and 5000 pixels each."""
+    detections, objects = iou.shape
+    return overlaps_of(
+        image_id,
+        Detected(
+            np.ones(detections, dtype=np.int64),
+            np.array(scores, dtype=np.float64),
+            np.full(detections, 5000.0),
+            np.zeros(detections, dtype=bool),
+        ),
+        Objects(np.ones(objects, dtype=np.int64), np.full(objects, 5000.0), np.array(crowd, bool)),
+        lambda some, own: iou[np.ix_(some, own)],
+        100,
+    )
+
+
 def test_each_object_is_found_once_and_a_crowd_often() -> None:
     iou = np.array([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.0, 0.6]])
-    areas, crowd = np.array([5000.0, 5000.0]), np.array([False, True])
-    scores = np.array([0.9, 0.8, 0.7, 0.6])
-    found = match(iou, scores, np.full(4, 5000.0), areas, crowd)
-    at_half = 0, 0  # all areas, IoU 0.5
+    found = matched([overlaps(iou, [0.9, 0.8, 0.7, 0.6], [False, True])])
+    at_half = np.s_[:, 0, 0]  # all areas, IoU 0.5
     assert found.hit[at_half].tolist() == [True, False, True, True]
     assert found.ignored[at_half].tolist() == [False, False, True, True]
-    assert found.objects.tolist() == [1, 0, 1, 0]
+    assert found.wanted.sum(0).tolist() == [1, 0, 1, 0]
+
+
+def test_a_detection_takes_what_a_better_one_has_left() -> None:
+    iou = np.array([[0.7, 0.9], [0.6, 0.8]])  # in the file's order; the second one is sure
+    found = matched([overlaps(iou, [0.1, 0.2], [False, False])])
+    hits = found.hit[:, 0].sum(1)  # thresholds 0.5, 0.55, ... at which they hit
+    assert found.scores.tolist() == [0.2, 0.1]
+    assert hits.tolist() == [7, 7]  # 0.8 of the second object; then 0.7 of the first, or from
+    # 0.85 on 0.9 of the second, which is free again: 0.5..0.7 are five, 0.85 and 0.9 two
 
 
 def test_hundred_detections_are_looked_at_the_first_of_equals_first() -> None:
-    scores = np.array([0.5] * 150 + [0.6])
-    assert ranked(scores).tolist() == [150, *range(99)]
+    image = overlaps(np.zeros((151, 0)), [0.5] * 150 + [0.6], [])
+    assert image.detected.scores.tolist() == [0.6] + [0.5] * 99
+    assert image.rank.tolist() == list(range(100))
+
+
+def test_shuffled_images_score_the_same() -> None:
+    draw = np.random.default_rng(3)
+    images = [
+        overlaps(draw.random((5, 4)), (draw.integers(0, 3, 5) / 3).tolist(), [False] * 4, number)
+        for number in range(20)
+    ]
+    shuffled = [images[place] for place in draw.permutation(20)]
+    assert averages(images, [1]) == averages(shuffled, [1])
+
+
+def test_an_image_counts_once() -> None:
+    image = overlaps(np.ones((1, 1)), [0.5], [False], image_id=7)
+    with pytest.raises(ValueError, match="image 7 is scored twice"):
+        averages([image, image], [1])
 
 
 def test_nothing_at_all_has_no_average() -> None:
-    assert averages([]) == averages([[]]) == (-1,) * 12
+    assert averages([], []) == averages([], [1]) == (-1,) * 12

@@ -34,6 +34,7 @@ COMMANDS = {
     "pretrain",
     "finetune",
     "evaluate",
+    "compare",
     "consolidate",
     "predict",
 }
@@ -542,16 +543,18 @@ def test_evaluation_counts_and_scores_every_mask(
         "accelerator=cpu",
     )
     scores = json.loads(out.read_text())
-    assert (scores["photos"], scores["masks"]) == (3, 6)
+    assert (scores["counts"]["photos"], scores["counts"]["instances"]) == (3, 6)
     [damage] = scores["damaged"]
-    assert damage["shard"].endswith("set-999999.tar")
-    assert "3 photos, 6 masks, 1 damaged" in told
-    for name in ("box_miou", "click1_miou", "filled_box_miou"):
-        assert 0 <= scores[name] <= 1
+    assert damage["photo"] == "set-999999.tar"
+    assert "3 photos, 6 instances" in told
+    assert "1 damaged" in told
+    for name in ("box", "click_random_1", "click_random_3"):
+        assert 0 <= scores["numbers"][name]["miou"]["all"] <= 1
     # the rectangles fill their boxes; what is left of the photo fills its box in part
     rest = [1 - (15 + i) * 32 / (HEIGHT * WIDTH) for i in range(3)]
-    assert scores["filled_box_miou"] == pytest.approx((3 + sum(rest)) / 6, abs=1e-6)
-    assert set(scores["versions"]) == {"torch", "efficientsam_pl"}
+    filled = scores["numbers"]["box"]["filled_box_miou"]["all"]
+    assert filled == pytest.approx((3 + sum(rest)) / 6, abs=1e-6)
+    assert {"torch", "efficientsam_pl"} <= set(scores["versions"])
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,11 @@ def test_job_evaluates_as_one_process_does(
     ]
     here("evaluate", *given, f"out={tmp_path}/one.json")
     given.append(f"out={tmp_path}/job.json")
-    job = submit("evaluate", given, folder=tmp_path, nodes=1, environment=environment())
+    job = submit("evaluate", given, folder=tmp_path, nodes=2, environment=environment())
     assert job.wait(TIME_S) == 0, job.log()
-    scores = json.loads((tmp_path / "job.json").read_text())
-    assert scores["photos"] > 0
-    assert scores == json.loads((tmp_path / "one.json").read_text())
+    by_job, by_one = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("job", "one")
+    )
+    assert (by_job.pop("run")["ranks"], by_one.pop("run")["ranks"]) == (2, 1)
+    assert by_job["counts"]["photos"] > 0
+    assert by_job == by_one

@@ -216,12 +216,13 @@ def test_run_begun_anew_in_its_folder_forgets_the_old_one(
     assert trace(folder) == trace(straight)
 
 
-def test_finished_run_that_is_started_again_does_nothing(
-    stage: str, straight: Path, run: Run, tmp_path: Path
+def test_finished_run_that_is_started_again_does_nothing_and_says_so(
+    stage: str, straight: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
     run(stage, folder)
+    assert "already: nothing to train" in capsys.readouterr().out
     assert trace(folder) == trace(straight)
     assert same(weights(folder), weights(straight))
     assert (folder / "data_report.json").read_text() == (straight / "data_report.json").read_text()

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from efficientsam_pl import config as configs
-from efficientsam_pl.commands.evaluate import score
+from efficientsam_pl.commands.shard_scores import score
 from efficientsam_pl.config import FinetuneConfig, as_dict, segmenter_config
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.order import Slot

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.commands import consolidate, evaluate, finetune, predict, pretrain
+from efficientsam_pl.commands import consolidate, finetune, predict, pretrain
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.commands.quickstart.photos import (
     PhotoSet,
@@ -17,6 +17,7 @@ from efficientsam_pl.commands.quickstart.photos import (
 )
 from efficientsam_pl.commands.quickstart.report import Findings, write_page, write_pictures
 from efficientsam_pl.commands.quickstart.teacher import announce_cost, teacher_encoder
+from efficientsam_pl.commands.shard_scores import score
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartConfig, dump
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.packing.photos import pack_photos
@@ -168,7 +169,7 @@ def _data_config(data: Any, options: QuickstartOptions) -> Any:
 
 def _score(model: Segmenter, out: Path, seed: int) -> dict[str, Scores]:
     return {
-        side: evaluate.score(model, open_shards(str(out / "shards" / f"{side}-*.tar")), seed)[0]
+        side: score(model, open_shards(str(out / "shards" / f"{side}-*.tar")), seed)[0]
         for side in _SIDES
     }
 

@@ -32,6 +32,7 @@ from efficientsam_pl.data.storage.files import (
     written_whole,
 )
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.launch import note_progress
 
 T = TypeVar("T")
 NOTE = "pack.json"
@@ -119,11 +120,13 @@ def run_packing(
     _claim(source, out)
     summary = PackSummary()
     units = _rid_of_leftovers(source.units(share), out)
-    for unit, (shard, packed, before) in _done(units, out, workers):
+    for number, (unit, (shard, packed, before)) in enumerate(_done(units, out, workers), 1):
         if shard is None:
             summary.skipped += [Skipped(*pair) for pair in packed["skipped"]]
         else:
             summary.add(shard, packed, before)
+        if not before:
+            note_progress(number)  # a job that fails after it is not one that does nothing
         advance(unit.weight)
     write_manifest(out, summary.shards)
     return summary

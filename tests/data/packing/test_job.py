@@ -113,6 +113,22 @@ def test_resumed_packing_writes_what_is_missing_and_tells_the_same(
         assert getattr(again, told) == getattr(first, told)
 
 
+def test_batch_script_is_told_of_shards_that_are_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of those that an earlier start has made: a job that makes none gets nowhere."""
+    state = tmp_path / "state"
+    monkeypatch.setenv("EFFICIENTSAM_JOB_STATE", str(state))
+    packed(tmp_path / "out")
+    assert (state / "progress").read_text() == "7\n"
+    (state / "progress").unlink()
+    packed(tmp_path / "out")
+    assert not (state / "progress").exists()
+    (tmp_path / "out/numbers-004.tar").unlink()
+    packed(tmp_path / "out")
+    assert (state / "progress").read_text() == "5\n"
+
+
 def test_tar_whose_index_was_not_written_yet_is_written_again(tmp_path: Path) -> None:
     packed(tmp_path)
     whole = tars(tmp_path)

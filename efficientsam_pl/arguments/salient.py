@@ -1,0 +1,85 @@
+"""`efficientsam salient`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from efficientsam_pl import config as configs
+from efficientsam_pl.arguments.forms import command, natural, positive
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.inference.salient_config import SalientConfig
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = command(
+        commands,
+        "salient",
+        "masks of the salient objects of photos, from saliency maps",
+        "A folder of maps, or of ground truth, holds a file of each photo's stem: photos/boat.jpg, "
+        "maps/boat.png. docs/salient.md tells how to get maps.",
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="released or our own")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="as for predict; may be left out for files of `efficientsam consolidate`",
+    )
+    parser.add_argument("--image", type=Path, required=True, metavar="FILE|DIR")
+    parser.add_argument(
+        "--saliency",
+        type=Path,
+        required=True,
+        metavar="FILE|DIR",
+        help="grey pictures of 8 or 16 bits, or .npy of uint8 or of floats in [0, 1]",
+    )
+    parser.add_argument(
+        "--truth", type=Path, metavar="FILE|DIR", help="pictures, foreground above 128"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--points", type=positive, default=3, metavar="N", help="clicks a region (default 3)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, metavar="T", help="of the map, (0, 1] (default 0.5)"
+    )
+    parser.add_argument(
+        "--min-region-area",
+        type=positive,
+        default=100,
+        metavar="PIXELS",
+        help="smaller regions are counted and left out (default 100)",
+    )
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the clicks")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="masks as run-lengths, scores, counts"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if not Path(arguments.weights).is_file():
+        raise UserError(f"--weights: no such file: {arguments.weights}")
+    if not 0 < arguments.threshold <= 1:
+        raise UserError(f"--threshold {arguments.threshold:g} must lie in (0, 1]")
+    if arguments.model is not None:
+        configs.segmenter_config(arguments.model)
+    from efficientsam_pl.commands import salient
+
+    salient.run(
+        salient.SalientOptions(
+            weights=arguments.weights,
+            model=arguments.model,
+            image=arguments.image,
+            saliency=arguments.saliency,
+            truth=arguments.truth,
+            out=arguments.out,
+            json=arguments.json,
+            config=SalientConfig(
+                points=arguments.points,
+                threshold=arguments.threshold,
+                min_region_area=arguments.min_region_area,
+                seed=arguments.seed,
+            ),
+        )
+    )

@@ -1,0 +1,48 @@
+"""Scores of a segmenter on shards in one process, as training logs them of held-out photos."""
+
+import sys
+from functools import partial
+
+import torch
+from rich.progress import track
+
+from efficientsam_pl.data.loaders import annotated_photos
+from efficientsam_pl.data.shards import ShardSet
+from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
+from efficientsam_pl.evaluation.scores import PhotoScores, Scores
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.structures import Damage
+
+
+@torch.inference_mode()
+def score(
+    model: Segmenter, shards: ShardSet, seed: int, clicks: tuple[int, ...] = (1,)
+) -> tuple[Scores, list[Damage]]:
+    """Scores every photo of a set; those that cannot be read are returned, not scored.
+
+    Args:
+        model: What is scored.
+        shards: Of masked photos.
+        seed: Of the clicks.
+        clicks: After how many there is a score.
+    """
+    damage: list[Damage] = list(shards.damage)
+    predictor = Predictor(model)
+    scores = PhotoScores(Questions(clicks, seed=seed))
+    for photo in track(
+        annotated_photos(shards),
+        "Scoring",
+        len(shards),
+        transient=True,
+        disable=not sys.stdout.isatty(),
+    ):
+        if isinstance(photo, Damage):
+            damage.append(photo)
+            scores.add_damaged(1)
+            continue
+        embedded = predictor.embed(photo.image)
+        features = embedded.features
+        decode = partial(model.decode, features)
+        scores.add(AskedPhoto(photo.key, photo.truth, embedded.resize, decode, features.device))
+    return scores.compute(), damage

@@ -1,0 +1,155 @@
+"""Clicks that depend on the masks alone: the centre of a mask, and of what an answer got wrong.
+
+A mask's centre is its pixel farthest from everything that is not mask, beyond the photo's border
+included; of equals the first in row-major order. It is exact: the argmax of OpenCV's
+`distanceTransform(mask, DIST_L2, DIST_MASK_PRECISE)` of the mask with a border of background. No
+whole transform is computed: the distance changes by at most one a pixel, so the distance at a
+block's middle tells how deep the block can be, and few blocks need a closer look.
+
+Axes: q masks, h w pixels; a b pixels of a mask's box with a border of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from efficientsam_pl.rle import Rle, decode
+
+_BLOCKS = 256  # about so many are looked at first
+_READS = 2**20  # of distances at once
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A mask's pixel farthest from its edge, and its squared distance to what is not mask.
+
+    Without a pixel in the mask all are 0.
+    """
+
+    x: int
+    y: int
+    squared: int
+
+
+@dataclass(frozen=True)
+class ErrorClicks:
+    """Where answers are wrong: a click each; (0, 0) where nothing is `wrong`.
+
+    `missing`: the click lies where mask is missing (positive), else where there is too much.
+    """
+
+    points_xy: Int[np.ndarray, "q 2"]
+    missing: Bool[np.ndarray, "q"]
+    wrong: Bool[np.ndarray, "q"]
+
+
+def centre_clicks(masks: Sequence[Rle]) -> Int[np.ndarray, "q 2"]:
+    """The centre of each mask as (x, y).
+
+    Raises:
+        ValueError: A mask without a pixel.
+    """
+    depths = [deepest(decode(mask)) for mask in masks]
+    if not all(one.squared for one in depths):
+        raise ValueError("a mask without a pixel has no centre")
+    return np.array([(one.x, one.y) for one in depths], dtype=np.int64).reshape(-1, 2)
+
+
+def error_clicks(truth: Sequence[Rle], found: Sequence[Rle]) -> ErrorClicks:
+    """The centre of what is missing or of what is too much, whichever lies deeper.
+
+    Of equals it is what is too much, as in SAM 2's code.
+    """
+    points, missing, wrong = [], [], []
+    for true_rle, found_rle in zip(truth, found, strict=True):
+        true_mask, found_mask = decode(true_rle), decode(found_rle)
+        less, more = deepest(true_mask > found_mask), deepest(found_mask > true_mask)
+        missing.append(less.squared > more.squared)
+        chosen = less if missing[-1] else more
+        points.append((chosen.x, chosen.y))
+        wrong.append(chosen.squared > 0)
+    return ErrorClicks(
+        points_xy=np.array(points, dtype=np.int64).reshape(-1, 2),
+        missing=np.array(missing, dtype=bool),
+        wrong=np.array(wrong, dtype=bool),
+    )
+
+
+def deepest(mask: Bool[np.ndarray, "h w"]) -> Depth:
+    """The mask's centre."""
+    columns = np.flatnonzero(mask.any(axis=0))
+    if len(columns) == 0:
+        return Depth(0, 0, 0)
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    rows = np.flatnonzero(mask[:, left:right].any(axis=1))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    # decoded masks lie column by column: so every step along memory is one along y
+    box = np.zeros((right - left + 2, bottom - top + 2), dtype=bool)
+    box[1:-1, 1:-1] = mask[top:bottom, left:right].T
+    x, y, squared = _searched(_squared_along_x(box))
+    return Depth(left + x - 1, top + y - 1, squared)
+
+
+def _squared_along_x(box: Bool[np.ndarray, "a b"]) -> Int[np.ndarray, "a b"]:
+    """Squared distance of each pixel to the nearest one along the first axis that is not mask."""
+    place = np.arange(len(box), dtype=np.int32)[:, None]
+    before = np.maximum.accumulate(np.where(box, 0, place), axis=0)
+    after = np.minimum.accumulate(np.where(box, len(box), place)[::-1], axis=0)[::-1]
+    nearest = np.minimum(place - before, after - place)
+    squared: Int[np.ndarray, "a b"] = nearest * nearest
+    return squared
+
+
+def _searched(along: Int[np.ndarray, "a b"]) -> tuple[int, int, int]:
+    """Place and squared distance of the deepest pixel, of equals the one with least y, then x."""
+    a, b = along.shape
+    side = 1 << max(0, int(np.log2(np.sqrt(a * b / _BLOCKS) + 1e-9)))
+    x, y = (grid.reshape(-1) for grid in np.mgrid[0:a:side, 0:b:side])
+    while True:
+        middle_x, middle_y = np.minimum(x + side // 2, a - 1), np.minimum(y + side // 2, b - 1)
+        squared = _squared_at(along, middle_x, middle_y)
+        if side == 1:
+            break
+        depth = np.sqrt(squared)
+        # a pixel of the block lies at most so far from its middle; roundings are smaller
+        reach = np.sqrt(2) * (side // 2) + 1e-6
+        kept = np.flatnonzero(depth + reach >= depth.max())
+        step = max(side // 4, 1)
+        inner = np.arange(0, side, step)
+        x, y = (
+            grid.reshape(-1)
+            for grid in np.broadcast_arrays(
+                x[kept, None, None] + inner[:, None], y[kept, None, None] + inner
+            )
+        )
+        inside = (x < a) & (y < b)
+        x, y, side = x[inside], y[inside], step
+    best = np.flatnonzero(squared == squared.max())
+    first = best[np.lexsort((x[best], y[best]))[0]]
+    return int(x[first]), int(y[first]), int(squared[first])
+
+
+def _squared_at(
+    along: Int[np.ndarray, "a b"], x: Int[np.ndarray, "n"], y: Int[np.ndarray, "n"]
+) -> Int[np.ndarray, "n"]:
+    """Squared distance of some pixels to the nearest one that is not mask.
+
+    The nearest of column y + d is the nearest along x there; a column farther away than the
+    nearest so far cannot have a nearer one.
+    """
+    nearest = along[x, y].astype(np.int64)
+    begin, count = 1, 4
+    while len(active := np.flatnonzero(nearest > begin * begin)):
+        offsets = np.arange(begin, begin + count)
+        offsets = np.concatenate([-offsets, offsets])
+        for some in np.array_split(active, -(-len(active) * len(offsets) // _READS)):
+            own = y[some, None]
+            column = np.clip(own + offsets, 0, along.shape[1] - 1)  # the border is no mask
+            there = along[x[some, None], column] + (column - own) ** 2
+            nearest[some] = np.minimum(nearest[some], there.min(axis=1))
+        begin, count = begin + count, 4 * count
+    return np.asarray(nearest)

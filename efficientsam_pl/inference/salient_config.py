@@ -1,0 +1,21 @@
+"""Settings of salient instances; imports no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SalientConfig:
+    """Which regions of a map are instances, and how the model is asked for them."""
+
+    points: int = 3  # EfficientSAM, 4.3
+    threshold: float = 0.5  # of the map in [0, 1]; the paper does not tell its own
+    min_region_area: int = 100  # pixels; smaller regions are counted and left out
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise ValueError(f"points={self.points} must be at least 1")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must lie in (0, 1]")
+        if self.min_region_area < 1:
+            raise ValueError(f"min_region_area={self.min_region_area} must be at least 1")

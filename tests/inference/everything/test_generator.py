@@ -1,0 +1,135 @@
+"""SAM's records: the golden ones, and those of a plain reference for any settings."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import efficientsam_pl
+from efficientsam_pl.inference.everything.config import NOTEBOOK, EverythingConfig
+from efficientsam_pl.inference.everything.generator import generate_masks
+from efficientsam_pl.inference.predictor import PromptError
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.rle import decode
+
+Records = list[dict[str, Any]]
+Reference = Callable[[Segmenter, np.ndarray, EverythingConfig], Records]
+EXACTLY = ("bbox", "crop_box")
+NEARLY = ("area", "predicted_iou", "stability_score")
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def assert_same_records(found: Records, expected: Records) -> None:
+    assert len(found) == len(expected)
+    for name in EXACTLY:
+        assert [one[name] for one in found] == [one[name] for one in expected]
+    points = [[one["point_coords"] for one in some] for some in (found, expected)]
+    np.testing.assert_allclose(*points, rtol=1e-12)
+    for name in NEARLY:
+        values, wanted = ([one[name] for one in some] for some in (found, expected))
+        np.testing.assert_allclose(values, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_records_are_sams(sam_small: Segmenter, dogs: np.ndarray, golden: Path) -> None:
+    told = json.loads((golden / "everything_sam_small.json").read_text())
+    found = generate_masks(sam_small, dogs, EverythingConfig(**told["settings"]))
+    assert [-one["predicted_iou"] for one in found] == sorted(-r["predicted_iou"] for r in found)
+    found.sort(key=lambda one: (-one["predicted_iou"], one["area"]))
+    assert_same_records(found, told["records"])
+    assert [one["area"] for one in found] == [int(decode(r["segmentation"]).sum()) for r in found]
+
+
+OPEN = EverythingConfig(
+    points_per_side=6,
+    points_per_batch=7,
+    pred_iou_thresh=-1.0,
+    stability_score_thresh=0.0,
+    stability_score_offset=0.1,
+    box_nms_thresh=1.01,
+    crop_nms_thresh=1.01,
+)
+SETTINGS = {
+    "nothing left out": OPEN,
+    "by predicted IoU": replace(OPEN, pred_iou_thresh=0.3),
+    "by stability": replace(OPEN, stability_score_thresh=0.5, points_per_batch=1000),
+    "duplicates": replace(OPEN, box_nms_thresh=0.6),
+    "small regions": replace(OPEN, min_mask_region_area=60, box_nms_thresh=0.99),
+    "every region small": replace(OPEN, min_mask_region_area=10**6),
+    "crops": replace(OPEN, crop_n_layers=1, crop_nms_thresh=0.8),
+    "crops of two layers, fewer points": replace(
+        OPEN, crop_n_layers=2, crop_n_points_downscale_factor=2, crop_overlap_ratio=0.25
+    ),
+    "all at once": replace(
+        OPEN,
+        pred_iou_thresh=0.05,
+        stability_score_thresh=0.2,
+        box_nms_thresh=0.9,
+        crop_n_layers=1,
+        crop_nms_thresh=0.95,
+        min_mask_region_area=25,
+    ),
+    "the best of each click": replace(OPEN, candidates="best"),
+    "as the notebook": replace(
+        NOTEBOOK, points_per_side=6, pred_iou_thresh=0.05, stability_score_thresh=0.2
+    ),
+    "nothing passes": replace(OPEN, stability_score_thresh=1.0, stability_score_offset=1e6),
+}
+
+
+@pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
+def test_records_are_the_slow_references(
+    config: EverythingConfig, tiny: Segmenter, slow_everything: Reference
+) -> None:
+    image = noise(150, 210)
+    expected = slow_everything(tiny, image, config)
+    found = generate_masks(tiny, image, config)
+    assert_same_records(found, expected)
+    for one, wanted in zip(found, expected, strict=True):
+        differs = decode(one["segmentation"]) != decode(wanted["segmentation"])
+        assert differs.sum() <= 1e-4 * differs.size  # logits that float32 rounds to either side
+
+
+def test_the_references_settings_leave_some_and_drop_some(
+    tiny_sam: Segmenter, slow_everything: Reference
+) -> None:
+    counts = {k: len(slow_everything(tiny_sam, noise(150, 210), c)) for k, c in SETTINGS.items()}
+    assert counts["nothing left out"] == 6 * 6 * 3
+    assert counts["nothing passes"] == 0
+    assert counts["the best of each click"] == 6 * 6
+    for name in ("by predicted IoU", "by stability", "duplicates", "small regions", "all at once"):
+        assert 0 < counts[name] < 6 * 6 * 3 * 5, counts
+    assert counts["crops"] > 0
+
+
+def test_batches_change_nothing(tiny_sam: Segmenter) -> None:
+    image = noise(70, 90)
+    one, many = (
+        generate_masks(tiny_sam, image, replace(OPEN, points_per_batch=n)) for n in (1, 36)
+    )
+    assert_same_records(one, many)
+
+
+def test_progress_adds_up_to_one(tiny_sam: Segmenter) -> None:
+    told: list[float] = []
+    generate_masks(tiny_sam, noise(70, 90), replace(OPEN, crop_n_layers=1), told.append)
+    assert len(told) == 5 * 6  # crops, batches of seven of 36 clicks
+    assert sum(told) == pytest.approx(1)
+
+
+def test_records_can_be_written_as_json(tiny_sam: Segmenter) -> None:
+    found = efficientsam_pl.generate_masks(tiny_sam, noise(40, 50), OPEN)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_photo_of_floats_is_refused(tiny_sam: Segmenter) -> None:
+    with pytest.raises((PromptError, TypeError), match=r"uint8|image"):
+        generate_masks(tiny_sam, torch.zeros(3, 4, 4), OPEN)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """Who started this process: SLURM's srun, torchrun, or a person. Imports no torch.
 
 A batch script and the program inside it tell each other two things through files in the folder
-that `EFFICIENTSAM_JOB_STATE` names: `progress`, the newest step that is saved (or shard, or photo), and `exit`, how the
-program ended, since srun's own code is that of whichever rank was killed last.
+that `EFFICIENTSAM_JOB_STATE` names: `progress`, the newest step (or shard, or photo) that is saved,
+and `exit`, how the program ended, since srun's own code is that of whichever rank was killed last.
 """
 
 import os

@@ -14,7 +14,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-
 _QUIET_S = 900  # a log says at least so often how far the run is
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.faults_toy import STEPS, Setting, Toy
-from benchmarks.jobs import ENDED, Job, submit
+from benchmarks.jobs import ENDED, Job, kill, submit
 
 ROOT = Path(__file__).resolve().parents[1]
 _POLL_S, _STATE_POLL_S = 0.02, 2.0
@@ -146,8 +146,8 @@ class Site:
         """
         how = self.draw.choice(["cancelled", "killed"])
         if how == "killed":
-            for rank in job.rank_pids():
-                job.kill_rank(rank)
+            for pid in job.rank_pids().values():
+                kill(pid)
         job.cancel()
         job.wait_for(ENDED, max(1.0, self.until - time.monotonic()))
         time.sleep(1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.faults_site import Hung, Missed, Site, small_disk
 from benchmarks.faults_toy import EVERY, STEPS
-from benchmarks.jobs import Job, kill_node, revive_node
+from benchmarks.jobs import Job, kill, kill_node, revive_node
 from efficientsam_pl.checkpoints.folder import MANIFEST, pointed_to
 
 Fault = Callable[[Site], str]  # what came when
@@ -98,8 +98,9 @@ def killed_while_saving(site: Site) -> str:
     """The same while a checkpoint is being written."""
     job = site.submit()
     step, rank = site.strike(job, latest=STEPS - 12), site.draw.randrange(2)
+    victim = job.rank_pids()[rank]  # now, as looking for it takes longer than a save
     met = site.saving(job)
-    job.kill_rank(rank)
+    kill(victim)
     site.finish(job)
     _restarted(job)
     return f"rank {rank} after step {step}, {'amid' if met else 'between'} checkpoints"

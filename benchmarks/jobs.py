@@ -148,16 +148,22 @@ def submit(  # noqa: PLR0913
     return Job(done.stdout.strip())
 
 
+def kill(pid: int) -> None:
+    """Ends a process by kill -9, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def kill_node(name: str) -> None:
     """Ends a node's daemon and everything that it runs, as a power cut does."""
     daemon = int(Path(_setting("SlurmdPidFile", name)).read_text())
-    _kill(daemon)  # first, or it would tell of the others' end
+    kill(daemon)  # first, or it would tell of the others' end
     for pid in _step_daemons(name):
-        _kill(pid)
+        kill(pid)
     conf = os.environ["SLURM_CONF"]
     for pid, environ in _processes():
         if environ.get("SLURMD_NODENAME") == name and environ.get("SLURM_CONF") == conf:
-            _kill(pid)
+            kill(pid)
     while Path(f"/proc/{daemon}/exe").exists():  # it dies when it is next scheduled
         time.sleep(_POLL_S / 10)
 
@@ -217,8 +223,3 @@ def _processes() -> Iterator[tuple[int, dict[str, str]]]:
 
 def _pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -4,11 +4,9 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -45,12 +43,16 @@ def rows(quick: bool) -> list[Row]:
 def compared(photos: Sequence[Evaluated], categories: int, name: str) -> list[Row]:
     """Our seconds beside pycocotools', and how far the numbers are apart."""
     evaluation = prepared_coco(photos, categories)
-    taken = alternate(
-        {"ours": partial(by_us, photos, categories), "coco": partial(by_coco, evaluation)},
-        _ROUNDS,
-        _SECONDS,
-    )
-    difference = np.array(by_us(photos, categories)) - by_coco(evaluation)
+    numbers: dict[str, Sequence[float]] = {}
+
+    def ours() -> None:
+        numbers["ours"] = by_us(photos, categories)
+
+    def coco() -> None:
+        numbers["coco"] = by_coco(evaluation)
+
+    taken = alternate({"ours": ours, "coco": coco}, _ROUNDS, _SECONDS)
+    difference = np.subtract(numbers["ours"], numbers["coco"])
     work = (
         f"{len(photos)} photos of 640x480, {_MASKS} masks each and {_MASKS} found, categories: "
         f"{categories}"
@@ -99,13 +101,14 @@ def by_us(photos: Sequence[Evaluated], categories: int) -> tuple[float, ...]:
     return averages(overlaps, range(1, categories + 1))
 
 
-def by_coco(evaluation: Any) -> Float[np.ndarray, "twelve"]:
+def by_coco(evaluation: Any) -> list[float]:
     """The same by pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return np.array(evaluation.stats)
+    stats: list[float] = evaluation.stats.tolist()
+    return stats
 
 
 def prepared_coco(photos: Sequence[Evaluated], categories: int) -> Any:

@@ -3,7 +3,7 @@
 A part of benchmarks.evaluate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -134,7 +134,7 @@ def one_by_one(embedded: EmbeddedImage, boxes: list[DetectedBox], rule: MaskRule
 
 
 def _kept(
-    ways: dict[str, Callable[[], list[Rle]]], rounds: int
+    ways: Mapping[str, Callable[[], list[Rle]]], rounds: int
 ) -> tuple[dict[str, Taken], dict[str, list[Rle]]]:
     """Medians, and the masks of the last round."""
     kept: dict[str, list[Rle]] = {}

@@ -1,6 +1,7 @@
 """Segment everything beside one forward over all clicks: a part of benchmarks.evaluate.
 
-The reference does what EfficientSAM's notebook does: all clicks of a grid in one decoder call,
+The reference does what EfficientSAM's notebook does: all clicks of a grid in one decoder call
+(the released decoder, as in benchmarks.finetune),
 every candidate's logits at the photo's size, and then the filters. That does not fit into memory
 at 32 x 32 (25 GB of logits), so both are run at 8 x 8 and told a prompt; the encoder's share of a
 prompt is that of 32 x 32.
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torchvision.ops import nms
 
+from benchmarks.finetune_reference import released_decode
 from benchmarks.harness import Row, alternate, peak_memory_rise
 from efficientsam_pl.inference.everything.config import NOTEBOOK, EverythingConfig
 from efficientsam_pl.inference.everything.crops import clicks, crops
@@ -118,14 +120,11 @@ def at_once(embedded: EmbeddedImage, config: EverythingConfig) -> Sequence[Rle]:
 
 
 def _forward(embedded: EmbeddedImage, config: EverythingConfig) -> Prediction:
-    """All clicks in one call; `Segmenter.decode` would part them to suit the processor's cache."""
-    model = embedded.model
+    """All clicks in one call of the released decoder."""
     crop = crops(embedded.resize.image_hw, 0, 0.0)[0]
     points = embedded.resize.points_forward(torch.from_numpy(clicks(crop, config))).float()
-    tokens, dense = model.prompt_encoder(Prompts.of_clicks(points[None, :, None]))
-    position = model.prompt_encoder.dense_position()
-    answer: Prediction = model.mask_decoder(embedded.features, position, tokens, dense)
-    return answer.candidates()
+    prompts = Prompts.of_clicks(points[None, :, None])
+    return released_decode(embedded.model, embedded.features, prompts).candidates()
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from efficientsam_pl import config as configs
 from efficientsam_pl.arguments import (
     compare,
     embed_teacher,
+    everything,
     figure,
     predict,
     quickstart,
@@ -134,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add(commands)
     stages.add_consolidate(commands)
     predict.add(commands)
+    everything.add(commands)
     salient.add(commands)
     figure.add(commands)
     return parser

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from efficientsam_pl.commands.evaluated_plots import draw
 from efficientsam_pl.commands.evaluated_result import RunNotes, merged, settings_of, summary
-from efficientsam_pl.commands.evaluated_set import EvaluatedSet, open_set
+from efficientsam_pl.commands.evaluated_set import EvaluatedSet, name_of, open_set
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.config import EvaluateConfig, as_dict
 from efficientsam_pl.data.annotated import ahead
@@ -131,8 +131,7 @@ def _examine(work: _Work) -> None:
         for count, (place, read) in enumerate(zip(shown, ready, strict=True), 1):
             number = numbers[place]
             if isinstance(read, Damage):
-                detail = " ".join(read.detail.split())
-                record = PhotoRecord(number, damage=(read.kind, f"{read.key}: {detail}"))
+                record = PhotoRecord(number, damage=(read.kind, name_of(read), read.detail))
             else:
                 boxes = work.photos.boxes(number)
                 record = work.examination.record(number, read.image, read.about, boxes)
@@ -150,6 +149,7 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
         finished = work.parts.finished()
         left = len(set(work.photos.numbers) - finished.places.keys())
         if left:
+            print(f"rank {work.rank.rank} is done; {left} photos of others are left", flush=True)
             return None
         mark = f"{start} {len(finished.whole())}"
         if work.parts.mark() == mark and out.is_file():
@@ -194,9 +194,11 @@ def _start() -> str:
     rank = launch()
     if rank.kind == "slurm":
         return f"slurm {rank.job}.{os.environ['SLURM_STEP_ID']}"
-    if rank.kind == "torchrun":
+    if rank.kind == "torchrun" and rank.nodes > 1:
         where = [os.environ.get(f"MASTER_{name}", "") for name in ("ADDR", "PORT")]
         return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {':'.join(where)}"
+    if rank.kind == "torchrun":  # which has started all of them; its port may be any other's too
+        return f"torchrun {platform.node()} {os.getppid()}"
     return f"process {platform.node()} {os.getpid()}"
 
 
@@ -225,12 +227,11 @@ def _device(accelerator: str, local_rank: int) -> torch.device:
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu, but no GPU can be seen from here")
     gpu = torch.cuda.is_available() if accelerator == "auto" else accelerator == "gpu"
-    return torch.device("cuda", local_rank % torch.cuda.device_count()) if gpu else _CPU
+    if not gpu:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def _device_name(accelerator: str) -> str:
     device = _device(accelerator, launch().local_rank)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
-_CPU = torch.device("cpu")

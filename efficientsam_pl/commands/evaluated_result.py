@@ -74,13 +74,13 @@ def merged(
     """The result of photos that are all done, in the order of their numbers."""
     tally = Tally(one.name for one in examination.protocols)
     wanted, overlaps = frozenset(photos.numbers), []
-    damaged = [{"photo": f"{d.shard} {d.key}".strip(), "kind": d.kind} for d in photos.damage()]
+    damage = photos.damage()
     for record in finished.records():
         if record.photo not in wanted:
             continue
         tally.add(record)
         if record.damage is not None:
-            damaged.append({"photo": record.damage[1], "kind": record.damage[0]})
+            damage.append(record.damage)
         elif photos.detections is not None or examination.keeps_boxed:
             overlaps.append(_overlaps(photos, record))
     categories = [one.id for one in photos.categories] or [ANY]
@@ -96,9 +96,9 @@ def merged(
         protocols=_protocols(photos, examination),
         numbers=numbers,
         counts=tally.counts(),
-        damaged=sorted(damaged, key=lambda one: (one["photo"], one["kind"])),
+        damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(damage)],
         versions=_versions(),
-        run=_run(config, photos, notes),
+        run=_run(config, photos, notes) | {"damage": sorted(damage)},
     )
     return Merged(result, tally.ious(), overlaps, categories)
 

@@ -56,12 +56,9 @@ class EvaluatedSet:
         """What the detector found in a photo."""
         return () if self.detections is None else self.detections.get(number, ())
 
-    def damage(self) -> list[Damage]:
-        """What of the set cannot be used, the photos aside that are found to be damaged later."""
-        return [
-            Damage(Path(one.shard).name, one.key, one.kind, one.detail)
-            for one in self.photos.damage
-        ]
+    def damage(self) -> list[tuple[str, str, str]]:
+        """What of the set cannot be used, by kind, name and detail; later finds aside."""
+        return [(one.kind, name_of(one), one.detail) for one in self.photos.damage]
 
     def identity(self) -> dict[str, Any]:
         """Files as they lie here, by their hashes: an evaluation may go on with no others."""
@@ -81,6 +78,11 @@ class EvaluatedSet:
         return content_of_photos(map(self.about, self.numbers))
 
 
+def name_of(damage: Damage) -> str:
+    """What is damaged, without the folder in which it lies."""
+    return f"{Path(damage.shard).name} {damage.key}".strip()
+
+
 def open_set(config: EvaluateConfig) -> EvaluatedSet:
     """The set that a config names.
 
@@ -92,7 +94,8 @@ def open_set(config: EvaluateConfig) -> EvaluatedSet:
         packed = PackedPhotos(shards)
         numbers = tuple(packed.numbers[: config.photos])
         return EvaluatedSet("shards", packed, numbers, shards=shards)
-    assert config.annotations is not None and config.images is not None, "they are needed"
+    assert config.annotations is not None, "it is among the config's needs"
+    assert config.images is not None, "it is among the config's needs"
     annotated = read_instances(config.annotations, config.images, config.kind)
     ids = annotated.photos.ids
     found = None

@@ -1,8 +1,8 @@
 """`efficientsam figure`: photos, asked in several ways, and the answers of models side by side."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from efficientsam_pl.pictures.overlay import DrawnPrompt
 from efficientsam_pl.pictures.vector import need_matplotlib
 from efficientsam_pl.rle import Rle, encode_many
 from efficientsam_pl.structures import Label
-
 
 _ON = int(Label.POSITIVE)
 
@@ -113,7 +112,7 @@ def _questions(about: FigurePhoto, spec: FigureSpec) -> list[_Question]:
     return found
 
 
-def _box(corners: Sequence[float]) -> tuple[float, float, float, float]:
+def _box(corners: list[Any]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = map(float, corners)
     return x0, y0, x1, y1
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 from PIL import Image
 
 from efficientsam_pl.errors import UserError
@@ -117,15 +117,11 @@ def read_truth(path: Path, image_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]
         raise UserError(
             f"--truth: {path} is {_size(stored.shape)}, its photo {_size(image_hw)} pixels"
         )
-    return stored if stored.dtype == bool else truth_mask(_bytes(stored, path))
-
-
-def _bytes(stored: Shaped[np.ndarray, "h w"], path: Path) -> Float[np.ndarray, "h w"]:
-    if stored.dtype == np.uint16:
-        return stored / 257
-    if stored.dtype == np.uint8:
-        return stored.astype(np.float64)
-    raise UserError(f"--truth: {path} holds {stored.dtype}; give 8 or 16 bits, or bool")
+    if stored.dtype == bool:
+        return stored
+    if stored.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"--truth: {path} holds {stored.dtype}; give 8 or 16 bits, or bool")
+    return truth_mask((stored if stored.dtype == np.uint8 else stored >> 8).astype(np.uint8))
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,6 +1,7 @@
 """COCO's and LVIS's annotation files, read and checked; no mask is drawn yet.
 
-Drawing all polygons of LVIS takes most of a minute, checking them a second or two.
+Drawing COCO's polygons takes three times as long as checking them (measured), and whoever shares
+the photos with others draws only those of its own.
 """
 
 from __future__ import annotations

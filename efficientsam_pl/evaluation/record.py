@@ -50,7 +50,7 @@ class PhotoRecord:
         detections: What was found in a detector's boxes.
         crowds: Annotations of many objects, which are not asked about.
         empty: Annotations without a pixel, which are not asked about.
-        damage: What is wrong with the photo, (kind, detail); then it has no results.
+        damage: What is wrong with the photo, (kind, its name, detail); then it has no results.
     """
 
     photo: int
@@ -61,7 +61,7 @@ class PhotoRecord:
     detections: tuple[FoundObject, ...] = ()
     crowds: int = 0
     empty: int = 0
-    damage: tuple[str, str] | None = None
+    damage: tuple[str, str, str] | None = None
 
     def __post_init__(self) -> None:
         counts = {len(self.areas), len(self.filled_box)}
@@ -117,7 +117,14 @@ def from_line(line: str) -> PhotoRecord:
             ),
             crowds=int(told["crowds"]),
             empty=int(told["empty"]),
-            damage=None if told["damage"] is None else (told["damage"][0], told["damage"][1]),
+            damage=_damage(told["damage"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RecordError(f"no record of a photo ({error!r})") from error
+
+
+def _damage(told: list[str] | None) -> tuple[str, str, str] | None:
+    if told is None:
+        return None
+    kind, name, detail = told
+    return kind, name, detail

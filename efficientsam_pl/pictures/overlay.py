@@ -14,6 +14,7 @@ from PIL import Image
 
 from efficientsam_pl.pictures.marks import Box, Pen, click_frame, draw_box, draw_chip, draw_click
 from efficientsam_pl.pictures.palette import WHITE, Rgb, mask_colour
+from efficientsam_pl.rle import Rle, area, decode
 
 TINT_ALPHA = 0.45
 
@@ -93,6 +94,22 @@ def overlay(
         prompted = prompts[i].frame() if i < len(prompts) else None
         anchor = _around(drawn[i], prompted, canvas.size)
         taken.append(draw_chip(canvas, f"IoU {value:.2f}", anchor, inks[i], pen, taken))
+    return canvas
+
+
+def overlay_runs(
+    image: UInt8[np.ndarray, "h w 3"], masks: Sequence[Rle], colours: Sequence[Rgb]
+) -> Image.Image:
+    """As `overlay`, of very many masks: one after the other is decoded."""
+    canvas = Image.fromarray(image)
+    pen = Pen.for_photo(*canvas.size)
+    large_first = sorted(zip(masks, colours, strict=True), key=lambda pair: -area(pair[0]))
+    for mask, ink in large_first:
+        if (drawn := _cut_out(decode(mask), ink)) is not None:
+            _tint(canvas, drawn)
+    for mask, ink in large_first:
+        if (drawn := _cut_out(decode(mask), ink)) is not None:
+            _outline(canvas, drawn, pen)
     return canvas
 
 

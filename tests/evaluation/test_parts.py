@@ -23,7 +23,7 @@ def begun(folder: Path, started: str = "one", fresh: bool = False) -> Parts:
     return parts
 
 
-def add(parts: Parts, rank: int, *photos: int, damage: tuple[str, str] | None = None) -> None:
+def add(parts: Parts, rank: int, *photos: int, damage: tuple[str, str, str] | None = None) -> None:
     with parts.writer(rank) as writer:
         for photo in photos:
             writer.add(PhotoRecord(photo, damage=damage))
@@ -62,12 +62,12 @@ def test_file_of_a_torn_line_alone_is_emptied(tmp_path: Path) -> None:
 
 def test_damaged_photo_is_tried_again_and_its_result_counts(tmp_path: Path) -> None:
     parts = begun(tmp_path)
-    add(parts, 0, 1, 2, damage=("missing photo", "a.jpg"))
+    add(parts, 0, 1, 2, damage=("missing photo", "a.jpg", ""))
     assert parts.finished().whole() == set()
     add(parts, 1, 1)
-    add(parts, 2, 1, damage=("missing photo", "a.jpg"))
+    add(parts, 2, 1, damage=("missing photo", "a.jpg", ""))
     found = {one.photo: one.damage for one in parts.finished().records()}
-    assert found == {1: None, 2: ("missing photo", "a.jpg")}
+    assert found == {1: None, 2: ("missing photo", "a.jpg", "")}
 
 
 def test_another_evaluation_is_refused_with_what_differs(tmp_path: Path) -> None:

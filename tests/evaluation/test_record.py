@@ -44,8 +44,8 @@ def test_line_is_plain_json_with_the_photo_first() -> None:
 
 
 def test_damaged_photo_tells_what_is_wrong() -> None:
-    record = PhotoRecord(7, damage=("bad photo", "it breaks off"))
-    assert from_line(record.line()).damage == ("bad photo", "it breaks off")
+    record = PhotoRecord(7, damage=("bad photo", "a.jpg", "it breaks off"))
+    assert from_line(record.line()).damage == ("bad photo", "a.jpg", "it breaks off")
 
 
 def test_every_torn_line_is_known_as_such() -> None:

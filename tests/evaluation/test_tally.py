@@ -71,7 +71,7 @@ def test_order_of_photos_changes_no_digit() -> None:
 
 
 def test_skipped_and_damaged_are_counted_and_not_scored() -> None:
-    damaged = PhotoRecord(99, damage=("bad photo", ""))
+    damaged = PhotoRecord(99, damage=("bad photo", "a.jpg", ""))
     counts = tally([*RECORDS, damaged]).counts()
     assert counts["photos"] == 40
     assert counts["damaged_photos"] == 1

@@ -37,6 +37,9 @@ COMMANDS = {
     "compare",
     "consolidate",
     "predict",
+    "everything",
+    "salient",
+    "figure",
 }
 SCRIPT = Path(sys.executable).with_name("efficientsam")
 COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "efficientsam_pl"]

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from efficientsam_pl import cli
 from efficientsam_pl import config as configs
@@ -218,6 +219,25 @@ def test_everything_is_counted_and_told(discs: Set, reference: Path) -> None:
     assert re.fullmatch("[0-9a-f]{64}", told["model"]["weights_sha256"])
     assert told["run"]["files"]["annotations_sha256"]
     assert asked(reference.with_suffix(".parts")) == list(range(40, 40 + PHOTOS))
+
+
+def test_detector_boxes_score_what_pycocotools_counts(
+    discs: Set, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (reference.with_suffix(".parts") / "rank-0.jsonl").read_text().splitlines()
+    found = [
+        {"image_id": record["photo"], "category_id": category, "score": score,
+         "segmentation": {"size": size, "counts": counts}}
+        for record in map(json.loads, lines)
+        for category, score, size, counts in record["detections"]
+    ]  # fmt: skip
+    set_ = COCO(str(discs.folder / "set.json"))
+    evaluation = COCOeval(set_, set_.loadRes(found), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    ours = numbers(reference)["numbers"]["detector_boxes"]["ap"]
+    assert list(ours.values()) == pytest.approx(evaluation.stats.tolist(), abs=1e-9)
 
 
 def test_batch_size_changes_no_digit(

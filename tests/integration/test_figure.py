@@ -124,7 +124,7 @@ def test_rows_hold_what_the_predictor_answers(folder: Folder) -> None:
             out=(folder.root / "f.png",),
         )
     )
-    photo = np.asarray(Image.open(folder.root / "photo.png"))
+    photo = np.array(Image.open(folder.root / "photo.png"))
     embedded = Predictor(load_model(None, weights)).embed(photo)
     points, box, saliency = content.rows
     wanted = embedded.predict(points=np.array([[[20, 20]], [[50, 30]]])).best().numpy()

@@ -110,7 +110,8 @@ def test_folder_is_segmented_scored_and_counted(
     truth = np.asarray(Image.open(folders.root / "truth/boat.png")) > 128
     assert boat["scores"]["masks"]["mae"] == pytest.approx((union != truth).mean())
     assert not np.asarray(Image.open(folders.root / "out/masks/empty.png")).any()
-    assert Image.open(folders.root / "out/overlays/boat.png").size == (WIDTH, HEIGHT)
+    with Image.open(folders.root / "out/overlays/boat.png") as drawn:
+        assert drawn.size == (WIDTH, HEIGHT)
 
 
 def test_same_seed_gives_the_same_files_and_another_one_other_clicks(folders: Folders) -> None:

@@ -19,6 +19,9 @@ from jaxtyping import Bool, Float
 from efficientsam_pl.geometry import Resize
 
 _ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 32, 128  # of the photo
+# A product of fewer multiplications stays in the thread that asks for it (OpenBLAS: up to 2**18);
+# threads of its own would wait for each other longer than they compute
+_MULTIPLICATIONS = 2**18
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class _Band:
     pixels: slice
     logits: slice
     weights: Float[np.ndarray, "p l"]
+
+    def parts(self, length: int) -> list[slice]:
+        """The other axis, of this length, cut so that no product is too large for one thread."""
+        at_once = max(1, _MULTIPLICATIONS // self.weights.size)
+        return [slice(first, first + at_once) for first in range(0, length, at_once)]
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,13 @@ class Upscaling:
         """Logits of some rows of the photo after the other; each array holds until the next."""
         wide = np.empty((len(low_res), self.image_hw[1]), np.float32)
         for band in self._across:
-            wide[:, band.pixels] = low_res[:, band.logits] @ band.weights.T
+            for rows in band.parts(len(low_res)):
+                np.matmul(low_res[rows, band.logits], band.weights.T, out=wide[rows, band.pixels])
         scratch = np.empty((_ROWS_AT_ONCE, self.image_hw[1]), np.float32)
         for band in self._down:
             some = scratch[: len(band.weights)]
-            np.matmul(band.weights, wide[band.logits], out=some)
+            for columns in band.parts(self.image_hw[1]):
+                np.matmul(band.weights, wide[band.logits, columns], out=some[:, columns])
             yield band.pixels, some
 
     def cut(self, low_res: Float[np.ndarray, "mh mw"], offset: float) -> Cut:

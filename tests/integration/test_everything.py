@@ -1,0 +1,211 @@
+"""`efficientsam everything` as a user meets it: pictures, records, shards, and what goes wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from efficientsam_pl import cli, load_model
+from efficientsam_pl import config as configs
+from efficientsam_pl.config import SegmenterConfig
+from efficientsam_pl.data.schema import from_json
+from efficientsam_pl.data.storage.tar import scan_tar
+from efficientsam_pl.export.consolidate import write_safetensors
+from efficientsam_pl.inference.everything.config import EverythingConfig
+from efficientsam_pl.inference.everything.generator import generate_masks
+from efficientsam_pl.inference.load import load_segmenter
+from efficientsam_pl.rle import area, decode
+
+HEIGHT, WIDTH = 72, 96
+MODEL = """\
+encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}
+decoder: {mlp_width: 32, iou_head_width: 32}
+"""
+LOOSE = (
+    *("--points-per-side", 4, "--pred-iou-thresh", 0, "--stability-score-thresh", 0.1),
+    *("--stability-score-offset", 0.01, "--box-nms-thresh", 0.95, "--points-per-batch", 5),
+)
+
+
+@dataclass(frozen=True)
+class Set:
+    """A photo, a model that was never trained, and a folder with a file that is no photo."""
+
+    folder: Path
+
+    @property
+    def photo(self) -> Path:
+        return self.folder / "photos" / "a.jpg"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "tiny.safetensors"
+
+    def everything(self, image: Path, out: Path, *extra: object) -> list[str]:
+        named = ["everything", "--weights", self.weights, "--image", image, "--out", out]
+        return list(map(str, [*named, "--accelerator", "cpu", *extra]))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Set:
+    folder = tmp_path_factory.mktemp("set")
+    here = Set(folder)
+    (folder / "tiny.yaml").write_text(MODEL)
+    config = configs.load(SegmenterConfig, [str(folder / "tiny.yaml")], [])
+    torch.manual_seed(0)
+    model = load_segmenter(config, None)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    state = model.state_dict()
+    write_safetensors(
+        here.weights, state, state.values(), configs.as_dict(config), {"stage": "test"}
+    )
+    (folder / "photos").mkdir()
+    draw = np.random.default_rng(0)
+    for name in ("a.jpg", "b.c.png", "b_c.jpg"):
+        pixels = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / name)
+    (folder / "photos" / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    (folder / "photos" / "notes.txt").write_text("no photo")
+    (folder / "empty").mkdir()
+    return here
+
+
+def run(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    said = capfd.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_photos_masks_are_written(
+    tiny: Set, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, records = tmp_path / "out", tmp_path / "deep" / "a.json"
+    code, told, wrong = run(tiny.everything(tiny.photo, out, *LOOSE, "--json", records), capfd)
+    assert (code, wrong) == (0, "")
+    found = json.loads(records.read_text())
+    expected = generate_masks(
+        load_model(None, str(tiny.weights)),
+        np.array(Image.open(tiny.photo)),
+        EverythingConfig(
+            points_per_side=4,
+            pred_iou_thresh=0.0,
+            stability_score_thresh=0.1,
+            stability_score_offset=0.01,
+            box_nms_thresh=0.95,
+            points_per_batch=5,
+        ),
+    )
+    assert found == expected
+    assert len(found) > 3
+    assert f"1 photos, {len(found)} masks" in told
+    assert sorted(path.name for path in out.iterdir()) == ["a_masks.png", "a_overlay.png"]
+    with Image.open(out / "a_overlay.png") as overlay:
+        assert overlay.size == (WIDTH, HEIGHT)
+        assert (np.array(overlay) != np.array(Image.open(tiny.photo))).any()
+
+
+def test_a_folders_photos_become_shards_that_train(
+    tiny: Set, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, shards, records = (tmp_path / name for name in ("out", "shards", "json"))
+    asked = (*LOOSE, "--shards", shards, "--json", records)
+    code, told, _ = run(tiny.everything(tiny.photo.parent, out, *asked), capfd)
+    assert code == 0
+    assert "3 photos, 1 skipped" in told
+    assert "skipped" in told
+    assert "broken.jpg" in told
+    keys = ["a", "b_c", "b_c_jpg"]
+    assert sorted(path.stem for path in records.iterdir()) == keys
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{key}_{kind}.png" for key in keys for kind in ("masks", "overlay")
+    )
+
+    [shard] = shards.glob("*.tar")
+    data = shard.read_bytes()
+    with shard.open("rb") as file:
+        members = {m.name: data[m.offset : m.offset + m.size] for m in scan_tar(file).members}
+    assert sorted(members) == sorted(f"{key}.{end}" for key in keys for end in ("jpg", "json"))
+    assert members["a.jpg"] == tiny.photo.read_bytes()  # not encoded again
+    for key in keys:
+        written, expected = (
+            json.loads(members[f"{key}.json"]),
+            json.loads((records / f"{key}.json").read_text()),
+        )
+        assert from_json(members[f"{key}.json"]).height == HEIGHT
+        expected = [one for one in expected if one["area"]]
+        assert written["image"]["file_name"] == f"{key}.jpg"
+        for entry, record in zip(written["annotations"], expected, strict=True):
+            assert {name: entry[name] for name in record} == record
+
+    code, told, _ = run(["check-shards", f"{shards}/*.tar"], capfd)
+    assert code == 0, told
+    train = subprocess.run(
+        [
+            *(sys.executable, "-m", "efficientsam_pl", "finetune", "-c", "debug/cpu"),
+            f"model.name={tiny.folder / 'tiny.yaml'}",
+            f"data.train={shards}/*.tar",
+            f"run.dir={tmp_path / 'run'}",
+            "trainer.max_steps=2",
+            "optim.warmup_steps=1",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert train.returncode == 0, train.stderr[-2000:]
+    code, _, wrong = run(tiny.everything(tiny.photo, out, *LOOSE, "--shards", shards), capfd)
+    assert code == 2
+    assert "--shards" in wrong
+    assert "holds shards already" in wrong
+
+
+def test_small_regions_are_gone(
+    tiny: Set, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "a.json"
+    asked = ("--preset", "notebook", *LOOSE, "--min-mask-region-area", 30, "--json", records)
+    assert run(tiny.everything(tiny.photo, tmp_path / "out", *asked), capfd)[0] == 0
+    found = json.loads(records.read_text())
+    assert found
+    for one in found:
+        assert one["area"] == area(one["segmentation"]) == decode(one["segmentation"]).sum()
+
+
+@pytest.mark.parametrize(
+    ("image", "extra", "named"),
+    [
+        ("photos/a.jpg", ["--pred-iou-thresh", "88"], ["--pred-iou-thresh=88", "[-1, 1]"]),
+        ("photos/a.jpg", ["--points-per-side", "0"], ["--points-per-side", "'0'"]),
+        ("photos/a.jpg", ["--preset", "sam2"], ["--preset", "notebook"]),
+        ("photos/a.jpg", ["--json", "empty"], ["--json", "empty", "folder"]),
+        ("photos/gone.jpg", [], ["--image", "gone.jpg"]),
+        ("photos/broken.jpg", [], ["--image", "broken.jpg"]),
+        ("empty", [], ["--image", "empty", "no photo"]),
+        ("photos", ["--json", "tiny.yaml"], ["--json", "tiny.yaml", "folder"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    image: str,
+    extra: list[str],
+    named: list[str],
+    tiny: Set,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tiny.folder)
+    code, _, wrong = run(tiny.everything(Path(image), tmp_path / "out", *extra), capfd)
+    assert code == 2
+    [line] = wrong.splitlines()
+    assert line.startswith("efficientsam: ")
+    assert all(part in line for part in named), line
+    assert not (tmp_path / "out").exists()

@@ -1,10 +1,9 @@
 """Segment everything beside one forward over all clicks: a part of benchmarks.evaluate.
 
-The reference does what EfficientSAM's notebook does: all clicks of a grid in one decoder call
-(the released decoder, as in benchmarks.finetune),
-every candidate's logits at the photo's size, and then the filters. That does not fit into memory
-at 32 x 32 (25 GB of logits), so both are run at 8 x 8 and told a prompt; the encoder's share of a
-prompt is that of 32 x 32.
+The reference does what EfficientSAM's notebook does: all clicks of a grid in one call of the
+released decoder (as in benchmarks.finetune), every candidate's logits at the photo's size, and
+then the filters. That does not fit into memory at 32 x 32 (25 GB of logits), so both are run at
+8 x 8 and told a prompt; the encoder's share of a prompt is that of 32 x 32.
 """
 
 from collections.abc import Callable, Sequence
@@ -155,12 +154,23 @@ def _whole_photo(offset: float) -> Callable[[], object]:
 
 
 def _model() -> Segmenter:
+    """Random, but for what makes logits noisy, so that masks have outlines as objects have."""
     torch.manual_seed(0)
-    return Segmenter(NAMED["efficient_sam_ti"]).eval()
+    model = Segmenter(NAMED["efficient_sam_ti"]).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("pos_embed"):
+                parameter.zero_()
+        for layer in model.mask_decoder.upscaling:
+            if isinstance(layer, torch.nn.ConvTranspose2d):
+                layer.weight.copy_(
+                    layer.weight.mean((2, 3), keepdim=True).expand(layer.weight.shape)
+                )
+    return model
 
 
 def _photo() -> UInt8[np.ndarray, "h w 3"]:
-    """Smooth shapes, so that a random model's masks have outlines and not only noise."""
+    """Smooth shapes."""
     coarse = np.random.default_rng(0).integers(0, 256, (1, 3, 9, 16)).astype(np.float32)
     smooth = torch.nn.functional.interpolate(
         torch.from_numpy(coarse), (_HEIGHT, _WIDTH), mode="bicubic"

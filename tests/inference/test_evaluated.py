@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl import rle
-from efficientsam_pl.evaluation.questions.asking import Asking
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.evaluation.questions.asking import Asking, Found
 from efficientsam_pl.evaluation.questions.detector import fitting
 from efficientsam_pl.evaluation.questions.named import protocol
 from efficientsam_pl.evaluation.segmenting import (
@@ -117,24 +118,27 @@ def instances(count: int) -> list[Instance]:
     ]
 
 
-@pytest.mark.parametrize("name", ["box", "click_random_3", "click_center", "click_iterative_4"])
+@pytest.mark.parametrize("name", ["box", "click_random_3", "click_center", "click_iterative_3"])
 def test_answers_are_the_same_to_the_last_bit(
     name: str, model: Segmenter, image: np.ndarray
 ) -> None:
     """However many are asked together, in whatever order."""
-    segmenter, asked = EvaluatedModel(model), instances(21)
+    segmenter, asked = EvaluatedModel(model), instances(11)
     photo = segmenter.embed(image)
-    order = np.random.default_rng(1).permutation(21)
-    found = []
-    for at_once in (1, 7, 64):
+    order = np.random.default_rng(1).permutation(11)
+
+    def found(at_once: int, some: list[Instance]) -> list[Found]:
         asking = Asking(segmenter=segmenter, photo=photo, key="1", at_once=at_once)
-        found.append(protocol(name).ask(asking, asked))
-        mixed = protocol(name).ask(asking, [asked[i] for i in order])
-        assert [mixed[place] for place in np.argsort(order)] == found[-1]
-    assert found[0] == found[1] == found[2]
-    assert len({one.score for one in found[0]}) == 21
+        return protocol(name).ask(asking, some)
+
+    expected = found(64, asked)
+    assert found(1, asked) == expected
+    mixed = found(7, [asked[i] for i in order])
+    assert [mixed[place] for place in np.argsort(order)] == expected
+    assert len({one.score for one in expected}) == 11
 
 
+@pytest.mark.parametrize("model", ["squash"], indirect=True)
 def test_the_decoder_sees_one_shape(
     model: Segmenter, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +178,7 @@ def test_prompts_that_the_model_does_not_know_are_refused(image: np.ndarray) -> 
         photo.ask(many)
     with pytest.raises(PromptError, match="no prompt"):
         photo.ask(ImagePrompts(torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.long)))
-    with pytest.raises(PromptError, match="at_once=0"):
+    with pytest.raises(UserError, match="at_once=0"):
         EvaluatedModel(photo.embedded.model, at_once=0)
 
 
@@ -205,9 +209,9 @@ def test_the_box_is_fitted_as_among_all_masks_at_full_size(
     image_hw: tuple[int, int], rule: str
 ) -> None:
     resize = Resize.fit(image_hw, 128, rule)
-    pixels = random_pixels(40, image_hw)
+    pixels = random_pixels(20, image_hw)
     for roughness in (2, 8):
-        answers = smooth_answers(40, resize, roughness)
+        answers = smooth_answers(20, resize, roughness)
         found = answers.fitting(pixels)
         assert torch.equal(found, fitting(answers, pixels, image_hw))
         assert len(set(found.tolist())) == 3

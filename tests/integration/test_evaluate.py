@@ -33,7 +33,7 @@ from efficientsam_pl.inference.predictor import SamPredictor
 from efficientsam_pl.rle import encode
 
 ROOT = Path(__file__).resolve().parents[2]
-PHOTOS, HEIGHT, WIDTH = 9, 48, 60
+PHOTOS, HEIGHT, WIDTH = 7, 48, 60
 MODEL = """\
 encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}
 decoder: {mlp_width: 32, iou_head_width: 32}
@@ -106,7 +106,7 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Set:
         listed["images"].append(
             {"id": image, "file_name": f"{image}.jpg", "height": HEIGHT, "width": WIDTH}
         )
-        for _ in range(1 + image % 5):
+        for _ in range(1 + image % 3):
             centre, radius = draw.integers(8, 40, 2), draw.integers(3, 12)
             mask = np.hypot(y - centre[0], x - centre[1]) < radius
             number = 100 + len(listed["annotations"])
@@ -204,7 +204,7 @@ def reference(discs: Set, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_counted_and_told(discs: Set, reference: Path) -> None:
     told = json.loads(reference.read_text())
-    instances = sum(1 + image % 5 for image in range(40, 40 + PHOTOS))
+    instances = sum(1 + image % 3 for image in range(40, 40 + PHOTOS))
     counts = told["counts"]
     assert (counts["photos"], counts["instances"]) == (PHOTOS, instances)
     assert (counts["skipped_crowds"], counts["skipped_empty"]) == (1, 1)
@@ -243,7 +243,7 @@ def test_detector_boxes_score_what_pycocotools_counts(
 def test_batch_size_changes_no_digit(
     discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str]
 ) -> None:
-    for at_once in (1, 3, 64):
+    for at_once in (3, 64):
         out = tmp_path / f"{at_once}.json"
         here(discs.arguments(f"out={out}", f"prompts_at_once={at_once}"))
         assert numbers(out) == numbers(reference)
@@ -268,14 +268,16 @@ def test_two_ranks_write_what_one_writes(discs: Set, reference: Path, tmp_path: 
     assert asked(tmp_path / "a.parts") == list(range(40, 40 + PHOTOS))
     for rank in range(2):
         lines = (tmp_path / f"a.parts/rank-{rank}.jsonl").read_text().splitlines()
-        assert [json.loads(line)["photo"] for line in lines] == list(range(40 + rank, 49, 2))
+        assert [json.loads(line)["photo"] for line in lines] == list(
+            range(40 + rank, 40 + PHOTOS, 2)
+        )
 
 
 def killed_amid(arguments: list[str], folder: Path, by: signal.Signals, code: int) -> str:
     """Starts the command, ends it after a few photos, and gives what it said."""
     process = started(arguments, slow=True)
     file, until = folder / "rank-0.jsonl", time.monotonic() + 120
-    while not file.exists() or file.read_bytes().count(b"\n") < 3:
+    while not file.exists() or file.read_bytes().count(b"\n") < 2:
         assert time.monotonic() < until
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -290,9 +292,9 @@ def test_killed_evaluation_goes_on_with_two_ranks_and_scores_nothing_twice(
     arguments, parts = discs.arguments(f"out={tmp_path}/a.json"), tmp_path / "a.parts"
     killed_amid(arguments, parts, signal.SIGKILL, -signal.SIGKILL)
     before = asked(parts)
-    assert 3 <= len(before) < PHOTOS
+    assert 2 <= len(before) < PHOTOS
     with (parts / "rank-0.jsonl").open("a") as file:
-        file.write('{"photo":48,"instan')  # what a crash of the machine leaves
+        file.write('{"photo":46,"instan')  # what a crash of the machine leaves
     told = ended(*(started(arguments, rank, 2) for rank in range(2)))
     assert "rank-0.jsonl: 1 lines that a kill has torn" in told[0]
     assert numbers(tmp_path / "a.json") == numbers(reference)
@@ -304,7 +306,7 @@ def test_evaluation_that_is_asked_to_stop_finishes_its_photo(
 ) -> None:
     arguments, parts = discs.arguments(f"out={tmp_path}/a.json"), tmp_path / "a.parts"
     told = killed_amid(arguments, parts, signal.SIGTERM, 75)
-    assert re.search(r"efficientsam: \d of 9 photos are done; stopped, since it got SIGTERM", told)
+    assert re.search(r"efficientsam: \d of 7 photos are done; stopped, since it got SIGTERM", told)
     assert not (tmp_path / "a.json").exists()
     here(arguments)
     assert numbers(tmp_path / "a.json") == numbers(reference)
@@ -332,7 +334,7 @@ def test_photos_of_another_model_are_not_mixed_in(
         ("seed=1", "seed=0 for 1"),
         ("protocols=[box]", "protocols.click_center"),
         ("detector.rule=token_0", 'mask_rule="box_iou" for "token_0"'),
-        ("photos=3", "data.photos=9 for 3"),
+        ("photos=3", "data.photos=7 for 3"),
     ],
 )
 def test_what_differs_from_the_photos_at_hand_is_named(
@@ -348,7 +350,7 @@ def test_done_evaluation_is_not_done_again(
     reference.unlink()
     parts = reference.with_suffix(".parts")
     lines = (parts / "rank-0.jsonl").read_bytes()
-    assert "9 photos" in here(discs.arguments(f"out={reference}"))
+    assert "7 photos" in here(discs.arguments(f"out={reference}"))
     assert numbers(reference) == before
     assert (parts / "rank-0.jsonl").read_bytes() == lines
 
@@ -363,7 +365,7 @@ def test_damaged_photo_is_counted_and_scored_once_it_is_whole(
     whole = (photos / "44.jpg").read_bytes()
     (photos / "44.jpg").write_bytes(whole[: len(whole) // 2])
     arguments = discs.arguments(f"out={tmp_path}/a.json", f"images={photos}")
-    assert "8 photos" in here(arguments)
+    assert "6 photos" in here(arguments)
     told = numbers(tmp_path / "a.json")
     assert told["counts"]["damaged_photos"] == 1
     [damage] = told["damaged"]
@@ -553,7 +555,7 @@ def test_compare_prints_one_table_and_refuses_what_differs(
     assert "EfficientSAM" not in here(["compare", str(reference), "--no-paper"])
     here(discs.arguments(f"out={tmp_path}/c.json", "photos=4"))
     line = here(["compare", str(reference), f"{tmp_path}/c.json"], code=2)
-    assert "one.json has data 9 photos" in line
+    assert "one.json has data 7 photos" in line
     assert "c.json has 4 photos" in line
 
 

@@ -32,7 +32,10 @@ from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import encode
 from efficientsam_pl.structures import Prompts
 
-_BATCHES_WAITING = 2  # whose masks are made while the next is decoded
+# Batches whose masks are made while the next is decoded; a CPU's cores do one after the other,
+# since a decoder's threads that wait for each other wait longer beside other work
+_OVERLAPPING = {"cpu": 0}
+_OVERLAPPING_ELSEWHERE = 1
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def _in_crop(
 
     points = clicks(crop, config)
     waiting: deque[tuple[list[Future[Found | None]], int]] = deque()
+    overlapping = _OVERLAPPING.get(embedded.features.device.type, _OVERLAPPING_ELSEWHERE)
 
     def oldest() -> tuple[Found, int]:
         futures, asked = waiting.popleft()
@@ -123,7 +127,7 @@ def _in_crop(
         some = points[first : first + config.points_per_batch]
         answers = _candidates(embedded, some, config)
         waiting.append(([pool.submit(serialised, one) for one in answers], len(some)))
-        if len(waiting) == _BATCHES_WAITING:
+        if len(waiting) > overlapping:
             yield oldest()
     while waiting:
         yield oldest()

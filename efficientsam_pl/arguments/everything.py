@@ -5,8 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl import config as configs
-from efficientsam_pl.arguments.forms import command, natural, positive
+from efficientsam_pl.arguments.forms import check_model, command, natural, positive
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.everything.config import PRESETS, EverythingConfig
 
@@ -104,12 +103,9 @@ def _config(arguments: argparse.Namespace) -> EverythingConfig:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    if not Path(arguments.weights).is_file():
-        raise UserError(f"--weights: no such file: {arguments.weights}")
+    check_model(arguments)
     if not arguments.image.exists():
         raise UserError(f"--image: no such file or folder: {arguments.image}")
-    if arguments.model is not None:
-        configs.segmenter_config(arguments.model)
     from efficientsam_pl.commands import everything
 
     everything.run(

@@ -3,8 +3,10 @@
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from efficientsam_pl import config as configs
 from efficientsam_pl.errors import UserError
 
 
@@ -33,6 +35,14 @@ def config_options(parser: argparse.ArgumentParser) -> None:
         "--print-config", action="store_true", help="print the whole config and stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the files")
+
+
+def check_model(arguments: argparse.Namespace) -> None:
+    """Refuses `--weights` that are not there and a `--model` that no one knows, before torch."""
+    if not Path(arguments.weights).is_file():
+        raise UserError(f"--weights: no such file: {arguments.weights}")
+    if arguments.model is not None:
+        configs.segmenter_config(arguments.model)
 
 
 def array_options(parser: argparse.ArgumentParser) -> None:

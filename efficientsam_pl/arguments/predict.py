@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl import config as configs
-from efficientsam_pl.arguments.forms import command, numbers, point
+from efficientsam_pl.arguments.forms import check_model, command, numbers, point
 from efficientsam_pl.errors import UserError
 
 
@@ -46,12 +45,9 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     if not arguments.point and not arguments.box and arguments.mask_input is None:
         raise UserError("predict: no prompt; give --point X,Y or --box X0,Y0,X1,Y1")
-    for name in ("weights", "image"):
-        path = Path(getattr(arguments, name))
-        if not path.is_file():
-            raise UserError(f"--{name}: no such file: {path}")
-    if arguments.model is not None:
-        configs.segmenter_config(arguments.model)
+    check_model(arguments)
+    if not arguments.image.is_file():
+        raise UserError(f"--image: no such file: {arguments.image}")
     from efficientsam_pl.commands import predict
 
     predict.run(

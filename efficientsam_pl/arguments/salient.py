@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl import config as configs
-from efficientsam_pl.arguments.forms import command, natural, positive
+from efficientsam_pl.arguments.forms import check_model, command, natural, positive
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.salient_config import SalientConfig
 
@@ -58,12 +57,9 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if not Path(arguments.weights).is_file():
-        raise UserError(f"--weights: no such file: {arguments.weights}")
+    check_model(arguments)
     if not 0 < arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold:g} must lie in (0, 1]")
-    if arguments.model is not None:
-        configs.segmenter_config(arguments.model)
     from efficientsam_pl.commands import salient
 
     salient.run(

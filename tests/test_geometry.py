@@ -123,3 +123,14 @@ def test_a_rectangle_drawn_in_the_model_comes_back_where_its_box_does(
     found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     # A mask pixel is at most 4 photo pixels wide, half of that may be rounded away
     assert (torch.stack(found) - box[0]).abs().max() <= 2
+
+
+@both_rules
+@pytest.mark.parametrize("image_hw", [(60, 90), (33, 7), (200, 150)])
+def test_masks_back_is_a_matrix_along_each_axis(
+    image_hw: tuple[int, int], rule: ResizeRule
+) -> None:
+    resize = Resize.fit(image_hw, 64, rule)
+    low_res = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    down, across = resize.mask_axes(16)
+    torch.testing.assert_close(down @ low_res @ across.T, resize.masks_back(low_res))

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from efficientsam_pl.pictures.overlay import mask_image, overlay_runs
 from efficientsam_pl.pictures.palette import INK, MASK_COLOURS, Rgb, fitted, font, object_colour
-from efficientsam_pl.pictures.sheet import SheetLayout, contact_sheet, draw_legend
+from efficientsam_pl.pictures.sheet import PAPER, SheetLayout, contact_sheet, draw_legend
 from efficientsam_pl.rle import Rle, area, box_xyxy, decode
 
 _COLUMNS, _MOST_CELLS = 8, 64
@@ -52,12 +52,14 @@ def everything_sheet(
     if not cells:
         cells = [Image.fromarray(image)]
     columns = min(_COLUMNS, len(cells))
-    blank = Image.new("RGB", (_CELL_PX, 1), (250, 250, 248))
+    blank = Image.new("RGB", (_CELL_PX, 1), PAPER)
     cells += [blank] * (-len(cells) % columns)
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     sheet = contact_sheet(rows, [""] * columns, cell_px=_CELL_PX)
     layout = SheetLayout.for_cell(_CELL_PX)
-    counted = f"{len(masks)} masks" if len(masks) <= len(shown) else f"{len(shown)} of {len(masks)}"
+    counted = (
+        f"{len(masks)} masks" if len(masks) <= len(shown) else f"{len(shown)} of {len(masks)} masks"
+    )
     told = f"{title}: {counted}; below each its predicted IoU, stability and area"
     heading = fitted(told, layout.text, sheet.width - 2 * layout.gap)
     draw_legend(sheet, heading, (), (layout.gap, layout.gap), layout)
@@ -79,10 +81,10 @@ def _cell(image: UInt8[np.ndarray, "h w 3"], mask: ListedMask) -> Image.Image:
     room = _CELL_PX - _TEXT_PX - 6
     scale = min(_CELL_PX / picture.width, room / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    cell = Image.new("RGB", (_CELL_PX, _CELL_PX), (250, 250, 248))
-    place = ((_CELL_PX - size[0]) // 2, (room - size[1]) // 2)
+    cell = Image.new("RGB", (_CELL_PX, size[1] + _CELL_PX - room), PAPER)
+    place = ((_CELL_PX - size[0]) // 2, 0)
     cell.paste(picture.resize(size, Image.Resampling.LANCZOS), place)
     told = f"{mask.iou:.2f}  {mask.stability:.2f}  {area(mask.rle):,} px"
-    at = (_CELL_PX // 2, _CELL_PX - 2)
+    at = (_CELL_PX // 2, cell.height - 2)
     ImageDraw.Draw(cell).text(at, told, fill=INK, font=font(_TEXT_PX), anchor="ms")
     return cell

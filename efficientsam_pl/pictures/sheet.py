@@ -17,7 +17,7 @@ ERROR_LEGEND: tuple[tuple[str, Rgb], ...] = (
     ("too much", (112, 60, 220)),
 )
 
-_PAPER: Rgb = (250, 250, 248)
+PAPER: Rgb = (250, 250, 248)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def contact_sheet(
     above = layout.title_height if row_titles else 0
     top = layout.gap + layout.title_height
     width = layout.left(max(1, len(column_titles)))
-    sheet = Image.new("RGB", (width, top + sum(above + h + layout.gap for h in heights)), _PAPER)
+    sheet = Image.new("RGB", (width, top + sum(above + h + layout.gap for h in heights)), PAPER)
     for column, title in enumerate(column_titles):
         _write(sheet, title, (layout.left(column), layout.gap, cell_px), INK, layout)
     for i, (row, height) in enumerate(zip(cells, heights, strict=True)):

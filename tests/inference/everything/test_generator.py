@@ -53,7 +53,7 @@ OPEN = EverythingConfig(
     points_per_batch=5,
     pred_iou_thresh=-1.0,
     stability_score_thresh=0.0,
-    stability_score_offset=0.1,
+    stability_score_offset=0.02,
     box_nms_thresh=1.01,
     crop_nms_thresh=1.01,
 )

@@ -44,7 +44,7 @@ def rows(quick: bool) -> list[Row]:
     found += _prompt_rows(
         "evaluate.everything_notebook", "best of 3", model, image, notebook, rounds
     )
-    risen = peak_memory_rise(partial(_whole_photo, every.stability_score_offset))
+    risen = peak_memory_rise(partial(_whole_photo, replace(every, points_per_side=_SIDE)))
     found.append(
         Row(
             id="evaluate.everything_peak_rise",
@@ -143,12 +143,8 @@ def _passing_half(embedded: EmbeddedImage, config: EverythingConfig) -> Everythi
     )
 
 
-def _whole_photo(offset: float) -> Callable[[], object]:
+def _whole_photo(config: EverythingConfig) -> Callable[[], object]:
     model, image = _model(), _photo()
-    config = EverythingConfig(
-        points_per_side=_SIDE, pred_iou_thresh=0.0, stability_score_offset=offset
-    )
-    config = _passing_half(Predictor(model).embed(image), config)
     generate_masks(model, image, replace(config, points_per_side=2))
     return partial(generate_masks, model, image, config)
 

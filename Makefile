@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml
 quickstart: venv
 	$(BIN)/python -m efficientsam_pl quickstart $(ARGS)
 
+# Two at a time, a file's tests in one process, each with one thread: 24 GB and two cores suffice
 test: venv
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Real jobs on a SLURM of two nodes on this machine: needs root on Debian or Ubuntu
 test-slurm: export EFFICIENTSAM_CLUSTER := $(shell mktemp -u /tmp/slurm-XXXXXX)

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.arguments.forms import check_model, command, natural, positive
+from efficientsam_pl.arguments.forms import check_model, command, model_options, natural, positive
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.everything.config import PRESETS, EverythingConfig
 
@@ -32,12 +32,7 @@ def add(commands: Any) -> None:
         "masks of everything in a photo, or in each photo of a folder",
         "Writes OUT/NAME_overlay.png and OUT/NAME_masks.png of each photo.",
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="released or our own")
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="as for predict; may be left out for files of `efficientsam consolidate`",
-    )
+    model_options(parser)
     parser.add_argument("--image", type=Path, required=True, metavar="FILE|DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
@@ -69,7 +64,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--accelerator",
-        choices=("auto", "cpu", "cuda"),
+        choices=("auto", "cpu", "gpu"),
         default="auto",
         help="where the model runs; auto: a GPU where there is one (default)",
     )

@@ -37,6 +37,17 @@ def config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the files")
 
 
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """`--weights` and `--model`, which `check_model` looks at."""
+    parser.add_argument("--weights", required=True, metavar="FILE", help="released or our own")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h} or a "
+        "config file; may be left out for files of `efficientsam consolidate`",
+    )
+
+
 def check_model(arguments: argparse.Namespace) -> None:
     """Refuses `--weights` that are not there and a `--model` that no one knows, before torch."""
     if not Path(arguments.weights).is_file():

@@ -4,20 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.arguments.forms import check_model, command, numbers, point
+from efficientsam_pl.arguments.forms import check_model, command, model_options, numbers, point
 from efficientsam_pl.errors import UserError
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
     parser = command(commands, "predict", "masks of one photo from points and boxes")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="released or our own")
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h} or a "
-        "config file; may be left out for files of `efficientsam consolidate`",
-    )
+    model_options(parser)
     parser.add_argument("--image", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--point",

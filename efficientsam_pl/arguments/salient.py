@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.arguments.forms import check_model, command, natural, positive
+from efficientsam_pl.arguments.forms import check_model, command, model_options, natural, positive
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.salient_config import SalientConfig
 
@@ -18,12 +18,7 @@ def add(commands: Any) -> None:
         "A folder of maps, or of ground truth, holds a file of each photo's stem: photos/boat.jpg, "
         "maps/boat.png. docs/salient.md tells how to get maps.",
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="released or our own")
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="as for predict; may be left out for files of `efficientsam consolidate`",
-    )
+    model_options(parser)
     parser.add_argument("--image", type=Path, required=True, metavar="FILE|DIR")
     parser.add_argument(
         "--saliency",

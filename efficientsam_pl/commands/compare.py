@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from efficientsam_pl.atomic import write_bytes
 from efficientsam_pl.evaluation.comparison import Comparison, cells, compare, markdown
 from efficientsam_pl.evaluation.result import read_result
-from efficientsam_pl.pictures.atomic import write_bytes
 
 
 def run(files: Sequence[Path], markdown_file: Path | None, paper: bool) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64, UInt8
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from efficientsam_pl.commands.devices import chosen_device
 from efficientsam_pl.commands.features import (
     StorePart,
     describe,
@@ -24,14 +25,13 @@ from efficientsam_pl.data.features.writing import Embed, Embedding, FeatureSourc
 from efficientsam_pl.data.packing.job import ArrayShare, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.sets import open_sets
-from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.training.parallel import wrap_blocks
 
 
 def run(config: PretrainConfig, share: ArrayShare) -> None:
     """Writes a share of the features of every set that the config names."""
-    device = _device(config)
+    device = chosen_device(config.trainer.accelerator, "trainer.accelerator")
     parts = store_parts(config, open_sets(config.data))
     for part in parts:
         with named(config, part):  # before the teacher is built
@@ -95,18 +95,6 @@ def _of_squares(teacher: FrozenTeacher, batch: int) -> Embed:
 def _filled(squares: Tensor, batch: int) -> Tensor:
     """As many as a whole batch has: one shape to compile, and one result whatever is resumed."""
     return torch.cat([squares, squares[-1:].expand(batch - len(squares), *squares.shape[1:])])
-
-
-def _device(config: PretrainConfig) -> torch.device:
-    """Where the teacher computes.
-
-    Raises:
-        UserError: A GPU was asked for and there is none.
-    """
-    asked = config.trainer.accelerator
-    if asked == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu, but no GPU can be seen from here")
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _tell(config: PretrainConfig, part: StorePart, share: ArrayShare, summary: PackSummary) -> None:

@@ -4,7 +4,6 @@ Any number of ranks share the photos, each photo by its place alone, and meet in
 a killed evaluation goes on where it was. The rank that ends last writes the result.
 """
 
-import hashlib
 import os
 import platform
 import sys
@@ -17,13 +16,14 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from efficientsam_pl.commands.devices import chosen_device
 from efficientsam_pl.commands.evaluated_plots import draw
 from efficientsam_pl.commands.evaluated_result import RunNotes, merged, settings_of, summary
 from efficientsam_pl.commands.evaluated_set import EvaluatedSet, name_of, open_set
-from efficientsam_pl.commands.models import load_model
+from efficientsam_pl.commands.models import load_model, weights_sha256
 from efficientsam_pl.config import EvaluateConfig, as_dict
 from efficientsam_pl.data.annotated import ahead
-from efficientsam_pl.errors import SavedAndStopped, UserError
+from efficientsam_pl.errors import SavedAndStopped
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
 from efficientsam_pl.evaluation.examination import Examination
 from efficientsam_pl.evaluation.parts import Finished, Parts
@@ -56,7 +56,7 @@ class _Work:
 
 def run(config: EvaluateConfig) -> None:
     """Evaluates what the config names: a model, or a baseline."""
-    device = _device(config.accelerator, launch().local_rank)
+    device = _device(config)
     if config.baseline != "none":
         baseline = FilledBox() if config.baseline == "filled_box" else GroundTruth()
         about = {"name": config.baseline.replace("_", " "), "baseline": config.baseline}
@@ -67,7 +67,7 @@ def run(config: EvaluateConfig) -> None:
     assert config.model.weights is not None, "it is among the config's needs"
     told = {
         "name": name if name in NAMED else Path(name).stem,
-        "weights_sha256": _sha256(config.model.weights),
+        "weights_sha256": weights_sha256(config.model.weights),
         "resize": f"{model.config.resize} {model.config.encoder.image_size}",
         "config": as_dict(model.config),
     }
@@ -158,7 +158,7 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
             seconds=time.monotonic() - begun,
             ranks=work.rank.nodes * work.rank.ranks_per_node,
             host=platform.node(),
-            device=_device_name(work.config.accelerator),
+            device=_device_name(work.config),
         )
         whole = merged(work.config, work.photos, work.examination, finished, about, notes)
         write_result(whole.result, out)
@@ -218,20 +218,10 @@ def _written_now(name: str, rank: Launch) -> bool:
     return name in {f"rank-{other}.jsonl" for other in range(rank.nodes * rank.ranks_per_node)}
 
 
-def _sha256(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _device(config: EvaluateConfig) -> torch.device:
+    return chosen_device(config.accelerator, "accelerator", launch().local_rank)
 
 
-def _device(accelerator: str, local_rank: int) -> torch.device:
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("accelerator=gpu, but no GPU can be seen from here")
-    gpu = torch.cuda.is_available() if accelerator == "auto" else accelerator == "gpu"
-    if not gpu:
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
-
-
-def _device_name(accelerator: str) -> str:
-    device = _device(accelerator, launch().local_rank)
+def _device_name(config: EvaluateConfig) -> str:
+    device = _device(config)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -1,9 +1,9 @@
 """An evaluation's photos as one result: numbers, counts, and all that they depend on."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 from efficientsam_pl.commands.evaluated_set import EvaluatedSet
@@ -23,6 +23,7 @@ from efficientsam_pl.evaluation.questions.asking import askable
 from efficientsam_pl.evaluation.record import PhotoRecord
 from efficientsam_pl.evaluation.result import Result
 from efficientsam_pl.evaluation.tally import Tally
+from efficientsam_pl.versions import versions
 
 _PROGRAMS = ("efficientsam_pl", "torch", "numpy", "pycocotools")
 
@@ -49,7 +50,7 @@ def settings_of(
         "data": photos.identity(),
         "protocols": _protocols(photos, examination),
         "seed": config.seed,
-        "versions": _versions(),
+        "versions": versions(*_PROGRAMS),
     }
 
 
@@ -97,7 +98,7 @@ def merged(
         numbers=numbers,
         counts=tally.counts(),
         damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(damage)],
-        versions=_versions(),
+        versions=versions(*_PROGRAMS),
         run=_run(config, photos, notes) | {"damage": sorted(damage)},
     )
     return Merged(result, tally.ious(), overlaps, categories)
@@ -109,9 +110,14 @@ def summary(result: Result) -> str:
     told = (
         f"{counts['photos']} photos, {counts['instances']} instances "
         f"({counts['skipped_crowds']} crowds and {counts['skipped_empty']} empty ones skipped), "
-        f"{len(result.damaged)} damaged: "
+        f"{len(result.damaged)} damaged{_kinds(result)}: "
     )
     return told + ", ".join(_told(name, numbers) for name, numbers in result.numbers.items())
+
+
+def _kinds(result: Result) -> str:
+    kinds = Counter(one["kind"] for one in result.damaged)
+    return f" ({', '.join(f'{kind}: {count}' for kind, count in kinds.items())})" if kinds else ""
 
 
 def _told(name: str, numbers: Mapping[str, Any]) -> str:
@@ -186,10 +192,6 @@ def _protocols(photos: EvaluatedSet, examination: Examination) -> dict[str, dict
             "detector_sha256": photos.detections.sha256,
         }
     return told
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in _PROGRAMS}
 
 
 def _paths(config: EvaluateConfig) -> dict[str, str]:

@@ -7,25 +7,22 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from efficientsam_pl import atomic
+from efficientsam_pl.commands.devices import Accelerator, chosen_device
 from efficientsam_pl.commands.labelled_shards import LabelledPhoto, write_labelled
 from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.commands.predict import read_image
+from efficientsam_pl.commands.photo_files import photos_in, read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.everything.config import EverythingConfig
 from efficientsam_pl.inference.everything.generator import generate_masks
 from efficientsam_pl.inference.everything.records import MaskRecord
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.pictures import atomic
 from efficientsam_pl.pictures.everything import ListedMask, everything_overlay, everything_sheet
-
-_PHOTOS = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class EverythingOptions:
     out: Path
     json: Path | None
     shards: str | None
-    accelerator: Literal["auto", "cpu", "cuda"]
+    accelerator: Accelerator
     config: EverythingConfig
 
 
@@ -60,7 +57,9 @@ def run(options: EverythingOptions) -> Done:
     """
     photos = _photos(options.image)
     _check_outputs(options)
-    model = load_model(options.model, options.weights).to(_device(options.accelerator))
+    model = load_model(options.model, options.weights).to(
+        chosen_device(options.accelerator, "--accelerator")
+    )
     done, began = Done(), time.perf_counter()
     columns = (TextColumn("Segmenting"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
@@ -146,9 +145,7 @@ def _photos(image: Path) -> dict[str, Path]:
     """Photos by the name of what is written about them: stems, made unique, without dots."""
     if image.is_file():
         return {_key(image.stem): image}
-    paths = sorted(p for p in image.iterdir() if p.suffix.lower() in _PHOTOS and p.is_file())
-    if not paths:
-        raise UserError(f"--image: no photo in {image} ({', '.join(_PHOTOS)})")
+    paths = photos_in(image)
     found: dict[str, Path] = {}
     for path in paths:
         names = (path.stem, path.name, *(f"{path.name}_{i}" for i in range(2, len(paths) + 2)))
@@ -173,10 +170,3 @@ def _check_outputs(options: EverythingOptions) -> None:
         raise UserError(
             f"--json: {options.json} is a folder, but --image is one photo: give a file"
         )
-
-
-def _device(accelerator: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    there = torch.cuda.is_available()
-    if accelerator == "cuda" and not there:
-        raise UserError("--accelerator=cuda: there is no GPU that torch can use")
-    return torch.device("cuda" if there and accelerator != "cpu" else "cpu")

@@ -4,14 +4,12 @@
 `DIR/heldout` those of data.heldout.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from efficientsam_pl.commands.models import weights_sha256
 from efficientsam_pl.config import ConfigError, PretrainConfig, as_dict
 from efficientsam_pl.data.features.coding import VERSION
 from efficientsam_pl.data.features.maps import PhotoMaps
@@ -104,7 +102,7 @@ def describe_teacher(teacher: TeacherConfig) -> dict[str, Any]:
         return described
     told = {k: v for k, v in as_dict(teacher).items() if k not in _UNUSED[teacher.kind]}
     if teacher.weights is not None:  # which leave nothing to the seed
-        described["teacher.weights (SHA-256)"] = _sha256(teacher.weights)
+        described["teacher.weights (SHA-256)"] = weights_sha256(teacher.weights)
         del told["seed"]
     return described | dict(_flat("teacher", told))
 
@@ -187,9 +185,3 @@ def _flat(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         else:
             # a store's note is JSON, which knows no tuples
             yield f"{prefix}.{name}", list(value) if isinstance(value, tuple) else value
-
-
-@lru_cache(maxsize=1)  # of two gigabytes, asked for by every part
-def _sha256(file: str) -> str:
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
+from efficientsam_pl.commands.devices import chosen_device
 from efficientsam_pl.commands.figure_spec import FigurePhoto, FigureSpec
 from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.commands.predict import read_image
+from efficientsam_pl.commands.photo_files import read_image
 from efficientsam_pl.commands.saliency_files import read_map
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.everything.generator import generate_masks
@@ -72,8 +72,7 @@ def run(options: FigureOptions) -> FigureContent:
     asked = [_questions(photo, options.spec) for photo in options.spec.photos]
     answers: list[list[tuple[Rle, ...]]] = []  # of each model the rows'
     for column in options.columns:
-        model = load_model(column.model, column.weights)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(column.model, column.weights).to(chosen_device("auto"))
         own: list[tuple[Rle, ...]] = []
         for questions in asked:
             try:

@@ -1,5 +1,9 @@
 """Models by name, as users load them."""
 
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
 from efficientsam_pl.config import ConfigError, from_dict, segmenter_config
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.models.config import SegmenterConfig
@@ -21,6 +25,13 @@ def load_model(name: str | None = None, weights: str | None = None) -> Segmenter
     """
     config = _config_in(weights) if name is None else segmenter_config(name)
     return load_segmenter(config, weights).eval()
+
+
+@lru_cache(maxsize=1)  # of two gigabytes, asked for by every part of a feature store
+def weights_sha256(path: str) -> str:
+    """What tells a file of weights from all others."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _config_in(weights: str | None) -> SegmenterConfig:

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
 from efficientsam_pl.commands.models import load_model
+from efficientsam_pl.commands.photo_files import read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.predictor import ImagePrediction, Predictor
 from efficientsam_pl.pictures.overlay import DrawnPrompt, mask_image, overlay
@@ -55,26 +54,6 @@ def run(options: PredictOptions) -> ImagePrediction:
         print(f"mask {index}: predicted IoU {value:.3f}, {int(best[index].sum())} pixels")
     print(f"-> {options.out / 'overlay.png'}")
     return prediction
-
-
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """A photo as RGB.
-
-    Raises:
-        UserError: No such file, or not a photo.
-    """
-    if not path.is_file():
-        raise UserError(f"--image: no such file: {path}")
-    try:
-        with Image.open(path) as photo:
-            return np.array(photo.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"--image: {path} is no photo that can be read") from error
-
-
-def save_image(image: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
-    """A photo as a file."""
-    Image.fromarray(image).save(path)
 
 
 def _arguments(options: PredictOptions) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """Photos with the files that belong to them: saliency maps and ground truth of the same stem."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image
 
+from efficientsam_pl.commands.photo_files import photos_in
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.saliency import truth_mask
 
-_PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MAPS = (".png", ".npy", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # the first that is there
 
 
@@ -67,9 +66,7 @@ def mapped_photos(
             raise UserError(f"{option}: no such file or folder: {path}")
         if path is not None and path.is_file() and image.is_dir():
             raise UserError(f"{option}: {path} is one file, but --image is a folder: give a folder")
-    photos = [image] if image.is_file() else _of_endings(image.iterdir(), _PHOTOS)
-    if not photos:
-        raise UserError(f"--image: no photo in {image}")
+    photos = [image] if image.is_file() else photos_in(image)
     _check_stems(photos)
     found = []
     for photo in photos:
@@ -126,10 +123,6 @@ def read_truth(path: Path, image_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape[::-1]))
-
-
-def _of_endings(paths: Iterable[Path], endings: tuple[str, ...]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in endings and path.is_file())
 
 
 def _belonging(photo: Path, there: Path) -> Path | None:

@@ -1,20 +1,19 @@
 """`efficientsam salient`: the salient objects of photos as masks, scored where truth is known."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.commands.predict import read_image
+from efficientsam_pl import atomic
+from efficientsam_pl.commands.devices import chosen_device
+from efficientsam_pl.commands.models import load_model, weights_sha256
+from efficientsam_pl.commands.photo_files import read_image
 from efficientsam_pl.commands.saliency_files import (
     MappedPhoto,
     Skipped,
@@ -27,10 +26,10 @@ from efficientsam_pl.evaluation.saliency import SaliencyScores, SaliencyTally, s
 from efficientsam_pl.inference.predictor import Predictor, PromptError
 from efficientsam_pl.inference.salient import SalientInstance, SalientPhoto, segment_salient
 from efficientsam_pl.inference.salient_config import SalientConfig
-from efficientsam_pl.pictures import atomic
 from efficientsam_pl.pictures.overlay import DrawnPrompt, mask_image, overlay
 from efficientsam_pl.rle import area, box_xyxy, decode
 from efficientsam_pl.structures import Label
+from efficientsam_pl.versions import versions
 
 FORMAT, VERSION = "efficientsam salient", 1
 _MASKS, _MAPS = "masks", "saliency maps"  # what is scored
@@ -76,7 +75,7 @@ def run(options: SalientOptions) -> dict[str, Any]:
     found = _Findings()
     photos = mapped_photos(options.image, options.saliency, options.truth, found.skipped)
     model = load_model(options.model, options.weights)
-    predictor = Predictor(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+    predictor = Predictor(model.to(chosen_device("auto")))
     for photo in photos:
         try:
             _segment(photo, predictor, options, found)
@@ -202,19 +201,17 @@ def _tell(found: _Findings) -> None:
 
 
 def _result(options: SalientOptions, found: _Findings, resize: str) -> dict[str, Any]:
-    with Path(options.weights).open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     means = {what: tally.mean() for what, tally in found.tallies.items()}
     return {
         "format": FORMAT,
         "version": VERSION,
         "model": options.model,
-        "weights": {"file": options.weights, "sha256": sha256},
+        "weights": {"file": options.weights, "sha256": weights_sha256(options.weights)},
         "protocol": "connected regions of a saliency map at or above a threshold; uniform random "
         "points of each prompt the model; the candidate with the highest predicted IoU",
         "settings": asdict(options.config),
         "resize": resize,
-        "versions": {name: version(name) for name in ("torch", "efficientsam_pl")},
+        "versions": versions("torch", "efficientsam_pl"),
         "counts": {
             "photos": len(found.photos),
             "scored": found.tallies[_MASKS].photos,

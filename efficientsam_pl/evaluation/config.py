@@ -37,8 +37,8 @@ class ValidationConfig:
             raise ValueError(f"pictured={self.pictured} must not be negative")
 
 
-_PROTOCOL = re.compile(r"box|click_center|click_(?:random|iterative)_[1-9]\d{0,2}")
-_PROTOCOLS = "box, click_center, click_random_K, click_iterative_K"
+PROTOCOL_NAME = re.compile(r"box|click_center|click_(?:random|iterative)_[1-9]\d{0,2}")
+PROTOCOL_NAMES = "box, click_center, click_random_K, click_iterative_K"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ def protocol_clicks(name: str) -> int:
     Raises:
         ValueError: No protocol's name.
     """
-    if not _PROTOCOL.fullmatch(name):
-        raise ValueError(f"protocols={name} is none of {_PROTOCOLS}")
+    if not PROTOCOL_NAME.fullmatch(name):
+        raise ValueError(f"protocols={name} is none of {PROTOCOL_NAMES}")
     if name == "box":
         return 2
     count = name.rpartition("_")[2]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
+from efficientsam_pl.evaluation.metrics import filled_box_iou
 from efficientsam_pl.evaluation.questions.asking import Asking, Found, InstanceProtocol, askable
 from efficientsam_pl.evaluation.questions.detector import BoxDetection, DetectorBoxes
 from efficientsam_pl.evaluation.record import FoundObject, Marks, PhotoRecord
 from efficientsam_pl.evaluation.segmenting import PhotoSegmenter
-from efficientsam_pl.rle import areas, boxes_xyxy
-from efficientsam_pl.structures import Instance, InstancePhoto
+from efficientsam_pl.structures import InstancePhoto
 
 ANY = 1  # the one category where there are none
 
@@ -82,20 +82,12 @@ class Examination:
             photo=number,
             instances=tuple(one.id for one in instances),
             areas=tuple(float(one.area) for one in instances),
-            filled_box=filled_box_ious(instances),
+            filled_box=tuple(filled_box_iou([one.mask for one in instances]).tolist()),
             marks=marks,
             detections=tuple(found),
             crowds=skipped["crowd"],
             empty=skipped["zero_area"],
         )
-
-
-def filled_box_ious(instances: Sequence[Instance]) -> tuple[float, ...]:
-    """IoU of each instance with its tight box: its pixels all lie in it."""
-    masks = [one.mask for one in instances]
-    boxes = boxes_xyxy(masks)
-    sides = boxes[:, 2:] - boxes[:, :2] + 1
-    return tuple((areas(masks) / sides.prod(axis=1)).tolist())
 
 
 def _marks(found: Sequence[Found]) -> Marks:

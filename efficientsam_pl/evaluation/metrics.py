@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
+
+from efficientsam_pl.rle import Rle, areas, boxes_xyxy
 
 
 def mask_iou(masks: Bool[Tensor, "*n h w"], target: Bool[Tensor, "*#n h w"]) -> Float[Tensor, "*n"]:
@@ -22,6 +27,14 @@ def mask_iou(masks: Bool[Tensor, "*n h w"], target: Bool[Tensor, "*#n h w"]) -> 
     shared = (masks & target).flatten(-2).sum(-1)
     either = (masks | target).flatten(-2).sum(-1)
     return torch.where(either == 0, 1.0, shared / either.clamp(min=1))
+
+
+def filled_box_iou(masks: Sequence[Rle]) -> Float[np.ndarray, "n"]:
+    """IoU of each mask with its tight box, in which all its pixels lie; no mask is empty."""
+    boxes = boxes_xyxy(masks)
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    share: Float[np.ndarray, "n"] = areas(masks) / sides.prod(axis=1)
+    return share
 
 
 class MeanIou(Metric):

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from efficientsam_pl.atomic import write_bytes
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.record import PhotoRecord, RecordError, from_line
 
@@ -92,7 +93,7 @@ class Parts:
                 if self._lines():
                     self._clear()  # without settings they are no one's
                 told = {"settings": plain, "cleared_by": started if fresh else None}
-                _write_whole(self._settings, json.dumps(told, indent=1) + "\n")
+                write_bytes(self._settings, (json.dumps(told, indent=1) + "\n").encode())
             elif known["settings"] != plain:
                 raise UserError(
                     f"{self.folder} holds another evaluation's photos: "
@@ -152,7 +153,7 @@ class Parts:
 
     def set_mark(self, text: str) -> None:
         """Tells the ranks something, to be called while `merging`."""
-        _write_whole(self._mark, text)
+        write_bytes(self._mark, text.encode())
 
     @property
     def _mark(self) -> Path:
@@ -226,15 +227,6 @@ def _cut_torn_line(file: Path) -> None:
             found, begin = -1, 0
         if begin + found + 1 < whole:
             lines.truncate(begin + found + 1)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _difference(before: Any, now: Any, key: str = "") -> str:

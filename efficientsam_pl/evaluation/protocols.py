@@ -23,10 +23,10 @@ from torch import Tensor
 
 from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.draws import draw_key, uniform
+from efficientsam_pl.evaluation.metrics import filled_box_iou
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.rle import (
     Rle,
-    areas,
     boxes_xyxy,
     encode_many,
     foreground_points,
@@ -195,15 +195,13 @@ def _marks(part: _Part) -> Marks:
     prompts = Prompts.of_boxes(part.filled(part.photo.resize.boxes_forward(boxes)))
     by_box = part.photo.decode(prompts).candidates().best()
     detections = part.found(by_box)
-    sides = boxes[:, 2:] - boxes[:, :2] + 1
     return Marks(
         box=torch.from_numpy(pair_iou(detections, truth)),
         clicks={
             count: torch.from_numpy(pair_iou(part.found(one), truth))
             for count, one in part.answers()
         },
-        # every pixel of a mask lies in its box
-        filled_box=torch.from_numpy(areas(truth)) / sides.double().prod(dim=1),
+        filled_box=torch.from_numpy(filled_box_iou(truth)),
         detections=detections,
         scores=by_box.iou[0, : len(truth), 0].float().cpu(),
     )

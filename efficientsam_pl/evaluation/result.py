@@ -20,11 +20,11 @@ run                 when, where, how
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from efficientsam_pl.atomic import write_bytes
 from efficientsam_pl.errors import UserError
 
 FORMAT, VERSION = "efficientsam_pl evaluation", 1
@@ -56,16 +56,7 @@ class Result:
 
 def write_result(result: Result, path: Path) -> None:
     """Writes the file whole, under its name once the disk has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w") as file:
-            file.write(result.text())
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_bytes(path, result.text().encode())
 
 
 def read_result(path: Path) -> Result:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from efficientsam_pl.pictures import atomic
+from efficientsam_pl import atomic
 from efficientsam_pl.pictures.palette import INK, MASK_COLOURS, MUTED, Rgb, mask_colour
 
 if TYPE_CHECKING:

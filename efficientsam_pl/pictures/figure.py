@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from efficientsam_pl.pictures import atomic
+from efficientsam_pl import atomic
 from efficientsam_pl.pictures.overlay import DrawnPrompt, overlay
 from efficientsam_pl.pictures.palette import INK, MUTED, object_colour
 from efficientsam_pl.pictures.vector import DPI, KINDS, Kind, hexed, new_figure, rendered

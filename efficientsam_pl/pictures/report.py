@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from efficientsam_pl.pictures import atomic
+from efficientsam_pl import atomic
 
 _DASHES = "-\N{EN DASH}\N{MINUS SIGN}"
 _SIGN = rf"[{_DASHES}+±<>≤≥~≈]?\s?"

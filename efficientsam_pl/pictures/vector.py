@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from efficientsam_pl import atomic
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.pictures import atomic
 from efficientsam_pl.pictures.palette import MASK_COLOURS, Rgb
 
 if TYPE_CHECKING:

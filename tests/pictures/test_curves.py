@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl.pictures import atomic
+from efficientsam_pl import atomic
 from efficientsam_pl.pictures.curves import loss_curve, running_median, spread
 from efficientsam_pl.pictures.palette import MASK_COLOURS, MUTED
 

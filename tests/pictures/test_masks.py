@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efficientsam_pl.pictures import atomic
+from efficientsam_pl import atomic
 from efficientsam_pl.pictures.masks import CELL_PX, Answers, mask_sheet
 from efficientsam_pl.pictures.overlay import DrawnPrompt
 from efficientsam_pl.pictures.sheet import SheetLayout

@@ -9,6 +9,7 @@ from typing import Any
 
 from efficientsam_pl.commands import consolidate, finetune, predict, pretrain
 from efficientsam_pl.commands.models import load_model
+from efficientsam_pl.commands.photo_files import save_image
 from efficientsam_pl.commands.quickstart.photos import (
     PhotoSet,
     coco_set,
@@ -180,7 +181,7 @@ def _predict_one(out: Path, weights: Path) -> None:
     photo = next(p for p in photos if isinstance(p, AnnotatedPhoto) and p.truth)
     image = out / "predict" / f"{photo.key}.png"
     image.parent.mkdir(parents=True, exist_ok=True)
-    predict.save_image(photo.image, image)
+    save_image(photo.image, image)
     predict.run(
         predict.PredictOptions(
             weights=str(weights),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.evaluation.config import PROTOCOL_NAME, PROTOCOL_NAMES
 from efficientsam_pl.evaluation.questions.asking import InstanceProtocol
 from efficientsam_pl.evaluation.questions.boxes import TightBox
 from efficientsam_pl.evaluation.questions.clicks import (
@@ -13,7 +12,6 @@ from efficientsam_pl.evaluation.questions.clicks import (
     RandomClicks,
 )
 
-NAMES = ("box", "click_center", "click_random_K", "click_iterative_K")
 _COUNTED: dict[str, type[RandomClicks] | type[IterativeClicks]] = {
     "random": RandomClicks,
     "iterative": IterativeClicks,
@@ -26,12 +24,13 @@ def protocol(name: str) -> InstanceProtocol:
     Raises:
         UserError: No protocol has this name.
     """
+    if not PROTOCOL_NAME.fullmatch(name):
+        raise UserError(
+            f"unknown protocol {name!r}; known are {PROTOCOL_NAMES} (K clicks, from 1 on)"
+        )
     if name == "box":
         return TightBox()
     if name == "click_center":
         return CentreClick()
-    told = re.fullmatch(r"click_(random|iterative)_([1-9]\d{0,2})", name)
-    if told is None:
-        known = ", ".join(NAMES)
-        raise UserError(f"unknown protocol {name!r}; known are {known} (K clicks, from 1 on)")
-    return _COUNTED[told[1]](int(told[2]))
+    _, kind, count = name.split("_")
+    return _COUNTED[kind](int(count))

@@ -5,7 +5,6 @@ import json
 import platform
 import socket
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.changes import flat
+from efficientsam_pl.versions import versions
 
 _PACKAGE = Path(__file__).parents[2]
 _TOLD = 4  # differences
@@ -45,7 +45,7 @@ class SameEverywhere(L.Callback):
 
 def facts_here() -> Facts:
     """The program that this rank runs: its files and what it imports."""
-    packages = {name: version(name) for name in ("torch", "lightning", "numpy")}
+    packages = versions("torch", "lightning", "numpy")
     code = code_fingerprint(_PACKAGE)
     return {"code of efficientsam_pl": code, "python": platform.python_version(), **packages}
 

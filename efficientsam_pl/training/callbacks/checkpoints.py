@@ -1,7 +1,6 @@
 """When a run is saved, and what its checkpoints tell about themselves."""
 
 import math
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -12,6 +11,7 @@ from efficientsam_pl.models.weights import FORMAT
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.saving import CheckpointWriter
 from efficientsam_pl.training.shelf import Shelf
+from efficientsam_pl.versions import versions
 
 _REPORTED = ("torch", "lightning", "efficientsam_pl")
 
@@ -46,7 +46,7 @@ class RunCheckpoints(L.Callback):
         """Adds the header."""
         losses = {"train/loss": float(trainer.callback_metrics["train/loss"])} | self._measured
         checkpoint[FORMAT] = {
-            "versions": {name: _version(name) for name in _REPORTED},
+            "versions": versions(*_REPORTED),
             "losses": losses,
             **self._header,
         }
@@ -152,10 +152,3 @@ class RunCheckpoints(L.Callback):
 
 def _better(name: str, value: float, other: float) -> bool:
     return value < other if "loss" in name else value > other
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # ours, run from a checkout that is not installed
-        return "not installed"

@@ -7,7 +7,7 @@ import lightning as L  # noqa: N812
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from efficientsam_pl.pictures.atomic import write_bytes
+from efficientsam_pl.atomic import write_bytes
 from efficientsam_pl.training.loggers import TensorBoardFiles
 from efficientsam_pl.training.room import DiskRoom
 

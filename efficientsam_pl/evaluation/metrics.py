@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
+from efficientsam_pl.evaluation.sizes import SIZES
 from efficientsam_pl.rle import Rle, areas, boxes_xyxy
 
 
@@ -37,8 +40,15 @@ def filled_box_iou(masks: Sequence[Rle]) -> Float[np.ndarray, "n"]:
     return share
 
 
-class MeanIou(Metric):
-    """Mean of IoUs over every mask seen on every rank; nan, not 0, where none was seen."""
+class Mean(NamedTuple):
+    """A mean and how many values it is of."""
+
+    value: float
+    count: int
+
+
+class MeanIouBySize(Metric):
+    """Means of IoUs over every mask seen on every rank, over all and by size (COCO's borders)."""
 
     full_state_update = False
     higher_is_better = True
@@ -48,14 +58,20 @@ class MeanIou(Metric):
     def __init__(self) -> None:
         super().__init__()
         # float32 loses masks after some ten million
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(len(SIZES), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(len(SIZES), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, iou: Float[Tensor, "n"]) -> None:
-        """Count these masks in."""
-        self.total = self.total + iou.double().sum()
-        self.count = self.count + len(iou)
+    def update(self, iou: Float[Tensor, "n"], size: Int64[Tensor, "n"]) -> None:
+        """Counts these masks in; `size` is the place of each one's size in `SIZES`."""
+        self.total = self.total.index_add(0, size, iou.double())
+        self.count = self.count + size.bincount(minlength=len(SIZES))
 
-    def compute(self) -> Float[Tensor, ""]:
-        """The mean so far, over all ranks."""
-        return self.total / self.count
+    def compute(self) -> dict[str, Mean]:
+        """ "all" and each of `SIZES`; nan, not 0, where there is no mask."""
+        total, count = self.total.tolist(), self.count.tolist()
+        by_size = {
+            name: Mean(t / n if n else math.nan, n)
+            for name, t, n in zip(SIZES, total, count, strict=True)
+        }
+        every = sum(count)
+        return {"all": Mean(sum(total) / every if every else math.nan, every), **by_size}

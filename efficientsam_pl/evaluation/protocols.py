@@ -5,7 +5,8 @@ uniform random foreground pixel, seeded for each mask so that ranks do not matte
 drawn likewise, and the candidate with the highest predicted IoU is scored (EfficientSAM's own
 protocol); or they are corrections where the answer is wrong, which is fed back as a mask prompt,
 and token 0 answers (SAM's, appendix A). `filled_box` is the baseline of a box prompt. All are
-scored at the photo's size.
+scored at the photo's size. `reachable` and `filled_box_grid` are what the model's mask grid allows
+(`evaluation.reachable`).
 
 Axes: q masks of a photo, n clicks, h w pixels of the photo, mh mw of the answer.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.draws import draw_key, uniform
 from efficientsam_pl.evaluation.metrics import filled_box_iou
+from efficientsam_pl.evaluation.reachable import GridIous, grid_ious
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.rle import (
     Rle,
@@ -40,6 +42,8 @@ _FLOATS = 2**24  # of logits at the photo's size that lie in memory at once
 
 # Answers of all mask tokens about one photo (b is 1)
 Decode: TypeAlias = Callable[[Prompts], Prediction]
+# `grid_ious`, or what has its values already
+GridValues: TypeAlias = Callable[[Sequence[Rle], Resize, int], GridIous]
 
 
 @runtime_checkable
@@ -85,15 +89,19 @@ class Marks:
     box: Float[Tensor, "q"]
     clicks: dict[int, Float[Tensor, "q"]]
     filled_box: Float[Tensor, "q"]
+    filled_box_grid: Float[Tensor, "q"]
+    reachable: Float[Tensor, "q"]
     detections: list[Rle]
     scores: Float[Tensor, "q"]
 
 
-def examine(photo: AskedPhoto, questions: Questions) -> Iterator[Marks]:
+def examine(
+    photo: AskedPhoto, questions: Questions, grid_values: GridValues = grid_ious
+) -> Iterator[Marks]:
     """Asks for every mask of a photo by every protocol, some masks at once."""
     for first in range(0, len(photo.truth), questions.at_once):
         some = photo.truth[first : first + questions.at_once]
-        yield _marks(_Part(photo, some, first, questions))
+        yield _marks(_Part(photo, some, first, questions), grid_values)
 
 
 def random_clicks(
@@ -190,11 +198,12 @@ class _Part:
                 prompts = Prompts(points, labels, mask_logits=answer)
 
 
-def _marks(part: _Part) -> Marks:
+def _marks(part: _Part, grid_values: GridValues) -> Marks:
     boxes, truth = part.boxes(), part.truth
     prompts = Prompts.of_boxes(part.filled(part.photo.resize.boxes_forward(boxes)))
     by_box = part.photo.decode(prompts).candidates().best()
     detections = part.found(by_box)
+    grid = grid_values(truth, part.photo.resize, by_box.low_res_logits.shape[-1])
     return Marks(
         box=torch.from_numpy(pair_iou(detections, truth)),
         clicks={
@@ -202,6 +211,8 @@ def _marks(part: _Part) -> Marks:
             for count, one in part.answers()
         },
         filled_box=torch.from_numpy(filled_box_iou(truth)),
+        filled_box_grid=torch.from_numpy(grid.filled_box),
+        reachable=torch.from_numpy(grid.reachable),
         detections=detections,
         scores=by_box.iou[0, : len(truth), 0].float().cpu(),
     )

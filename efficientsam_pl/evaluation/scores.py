@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -13,18 +13,43 @@ from torchmetrics import Metric
 
 from efficientsam_pl.evaluation.average_precision import MaskAp
 from efficientsam_pl.evaluation.matching import AveragePrecision
-from efficientsam_pl.evaluation.metrics import MeanIou
-from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions, examine
-from efficientsam_pl.rle import Rle
+from efficientsam_pl.evaluation.metrics import Mean, MeanIouBySize
+from efficientsam_pl.evaluation.protocols import AskedPhoto, Marks, Questions, examine
+from efficientsam_pl.evaluation.reachable import GridIouCache
+from efficientsam_pl.evaluation.sizes import SIZES, size_of
+from efficientsam_pl.rle import Rle, areas
+
+_BESIDE_CLICKS = ("box", "filled_box", "filled_box_grid", "reachable")
+_PLACES = {name: place for place, name in enumerate(SIZES)}
 
 
 @dataclass(frozen=True)
-class Scores:
-    """mIoU by protocol, mask AP from box prompts (class-agnostic), and what was counted."""
+class SizeScores:
+    """mIoU by protocol over masks of one size, and their number; nan where there is none."""
 
     box: float
     clicks: dict[int, float]
     filled_box: float
+    filled_box_grid: float
+    reachable: float
+    masks: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """mIoU by protocol, mask AP from box prompts (class-agnostic), and what was counted.
+
+    `filled_box` needs no model; `filled_box_grid` and `reachable` are what the model's mask grid
+    makes of the filled box and of the true masks (`evaluation.reachable`). `by_size` has "small",
+    "medium" and "large", by the mask's pixels in the image as it is scored.
+    """
+
+    box: float
+    clicks: dict[int, float]
+    filled_box: float
+    filled_box_grid: float
+    reachable: float
+    by_size: dict[str, SizeScores]
     ap: AveragePrecision
     photos: int
     masks: int
@@ -64,24 +89,31 @@ class Counted(Metric):
 
 
 class PhotoScores(nn.Module):
-    """Asks about photos and keeps what is needed to score them: masks as run-lengths."""
+    """Asks about photos and keeps what is needed to score them: masks as run-lengths.
+
+    What the mask grid makes of the truth is computed at a photo's first scoring and kept, also
+    through `reset`: it depends on no weights, and a mask takes 16 bytes.
+    """
 
     def __init__(self, questions: Questions) -> None:
         super().__init__()
         self.questions = questions
-        self.box, self.filled_box, self.ap = MeanIou(), MeanIou(), MaskAp()
-        self.clicks = nn.ModuleDict({str(count): MeanIou() for count in questions.clicks})
-        self.counted = Counted()
+        self.means = nn.ModuleDict({name: MeanIouBySize() for name in self._names()})
+        self.ap, self.counted = MaskAp(), Counted()
+        self._grid_values = GridIouCache()
 
     def add(self, photo: AskedPhoto) -> None:
         """Asks about every mask of a photo and counts the answers in."""
         detections: list[Rle] = []
         scores: list[Tensor] = []
-        for marks in examine(photo, self.questions):
-            means = {self.box: marks.box, self.filled_box: marks.filled_box}
-            means |= {self._clicks(count): iou for count, iou in marks.clicks.items()}
-            for metric, iou in means.items():
-                metric.update(iou.to(metric.device))
+        sizes = [_PLACES[size_of(area)] for area in areas(photo.truth).tolist()]
+        begin = 0
+        for marks in examine(photo, self.questions, self._grid_values):
+            size = torch.tensor(sizes[begin : begin + len(marks.box)])
+            begin += len(marks.box)
+            for name, iou in _named(marks).items():
+                mean = self._mean(name)
+                mean.update(iou.to(mean.device), size.to(mean.device))
             detections += marks.detections
             scores.append(marks.scores)
         if scores:
@@ -103,20 +135,41 @@ class PhotoScores(nn.Module):
             # a rank may have no photo at all
             warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*")
             counts = self.counted.compute()
+            means = {name: self._mean(name).compute() for name in self._names()}
+            sized = {size: self._sized(means, size) for size in ("all", *SIZES)}
+            every = sized.pop("all")
             return Scores(
-                box=float(self.box.compute()),
-                clicks={
-                    count: float(self._clicks(count).compute()) for count in self.questions.clicks
-                },
-                filled_box=float(self.filled_box.compute()),
+                box=every.box,
+                clicks=every.clicks,
+                filled_box=every.filled_box,
+                filled_box_grid=every.filled_box_grid,
+                reachable=every.reachable,
+                by_size=sized,
                 ap=self.ap.compute(),
                 photos=counts.photos,
                 masks=counts.masks,
                 damaged=counts.damaged,
             )
 
+    def _names(self) -> Sequence[str]:
+        return (*_BESIDE_CLICKS, *(_click(count) for count in self.questions.clicks))
+
+    def _sized(self, means: Mapping[str, Mapping[str, Mean]], size: str) -> SizeScores:
+        clicks = {count: means[_click(count)][size].value for count in self.questions.clicks}
+        rest = {name: means[name][size].value for name in _BESIDE_CLICKS}
+        return SizeScores(clicks=clicks, masks=means["box"][size].count, **rest)
+
     def _metrics(self) -> Sequence[Metric]:
         return [module for module in self.modules() if isinstance(module, Metric)]
 
-    def _clicks(self, count: int) -> MeanIou:
-        return cast(MeanIou, self.clicks[str(count)])
+    def _mean(self, name: str) -> MeanIouBySize:
+        return cast(MeanIouBySize, self.means[name])
+
+
+def _named(marks: Marks) -> dict[str, Tensor]:
+    clicks = {_click(count): iou for count, iou in marks.clicks.items()}
+    return clicks | {name: getattr(marks, name) for name in _BESIDE_CLICKS}
+
+
+def _click(count: int) -> str:
+    return f"click{count}"

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efficientsam_pl.evaluation.record import PhotoRecord
-
-# COCO's borders, in pixels of the annotation's area; an area on a border is of the larger kind
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
+from efficientsam_pl.evaluation.sizes import SIZES, size_of
 
 
 @dataclass
@@ -105,8 +103,3 @@ class Tally:
             if name == "box":
                 found[name]["filled_box_miou"] = self._filled.means()
         return found
-
-
-def size_of(area: float) -> str:
-    """Whether an object is small, medium or large, by its area in pixels."""
-    return next(name for name, (least, most) in SIZES.items() if least <= area < most)

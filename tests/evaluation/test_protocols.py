@@ -21,6 +21,7 @@ from efficientsam_pl.evaluation.protocols import (
     mask_keys,
     random_clicks,
 )
+from efficientsam_pl.evaluation.reachable import grid_ious
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.predictor import EmbeddedImage
 from efficientsam_pl.models.config import (
@@ -85,6 +86,8 @@ def examined(photo: AskedPhoto, questions: Questions) -> dict[str, Tensor]:
 
     found = {"box": joined(lambda part: part.box), "scores": joined(lambda part: part.scores)}
     found["filled_box"] = joined(lambda part: part.filled_box)
+    found["filled_box_grid"] = joined(lambda part: part.filled_box_grid)
+    found["reachable"] = joined(lambda part: part.reachable)
     for count in questions.clicks:
         found[f"click{count}"] = joined(lambda part, count=count: part.clicks[count])
     return found
@@ -101,6 +104,7 @@ def test_marks_are_those_of_masks_asked_for_one_by_one(
         dense = torch.from_numpy(rle.decode(mask))[None]
         points = random_clicks("photo", [mask], number, 7, 3)
         box = torch.tensor([rle.box_xyxy(mask)])
+        grid = grid_ious([mask], embedded.resize, SIDE // 4)
         by_box = embedded.predict(boxes=box)
         expected = {
             "box": mask_iou(by_box.best(), dense),
@@ -108,6 +112,8 @@ def test_marks_are_those_of_masks_asked_for_one_by_one(
             "click1": mask_iou(embedded.predict(points=points[:, :1]).best(), dense),
             "click3": mask_iou(embedded.predict(points=points).best(), dense),
             "filled_box": mask_iou(filled(mask), dense),
+            "filled_box_grid": torch.from_numpy(grid.filled_box),
+            "reachable": torch.from_numpy(grid.reachable),
         }
         for name, value in expected.items():
             torch.testing.assert_close(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from efficientsam_pl.evaluation.record import Marks, PhotoRecord
-from efficientsam_pl.evaluation.tally import Tally, size_of
+from efficientsam_pl.evaluation.sizes import size_of
+from efficientsam_pl.evaluation.tally import Tally
 
 
 def record(photo: int, count: int) -> PhotoRecord:

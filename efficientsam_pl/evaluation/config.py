@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from efficientsam_pl.evaluation.sizes import SIZES
+
 # Of COCO's twelve numbers those that are logged
 AP_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 
@@ -23,8 +25,11 @@ class ValidationConfig:
     def metrics(self) -> tuple[str, ...]:
         """Names under which the scores are logged."""
         counted = ("scored_photos", "scored_masks", "damaged_photos")
-        mious = ("box", "filled_box", *(f"click{count}" for count in self.clicks))
-        return tuple(f"heldout/{n}" for n in (*AP_NAMES, *(f"{m}_miou" for m in mious), *counted))
+        bounds = ("filled_box", "filled_box_grid", "reachable")
+        mious = ("box", *bounds, *(f"click{count}" for count in self.clicks))
+        sized = (f"box_miou_{size}" for size in SIZES)
+        names = (*AP_NAMES, *(f"{m}_miou" for m in mious), *sized, *counted)
+        return tuple(f"heldout/{name}" for name in names)
 
     def __post_init__(self) -> None:
         if not self.clicks or min(self.clicks) < 1:

@@ -41,10 +41,10 @@ def filled_box_iou(masks: Sequence[Rle]) -> Float[np.ndarray, "n"]:
 
 
 class Mean(NamedTuple):
-    """A mean and how many values it is of."""
+    """A mean and how many masks it is over."""
 
     value: float
-    count: int
+    masks: int
 
 
 class MeanIouBySize(Metric):

@@ -62,8 +62,8 @@ def grid_ious(truth: Sequence[Rle], resize: Resize, cells: int) -> GridIous:
         for place, coverage_of_mask in enumerate(grid.coverage(chunk)):
             mask, edges = decode(chunk[place]), corners[place]
             drawings = grid.enlarged(boxes[place], edges)
-            box = max(drawings, key=lambda one, edges=edges: _box_iou(one, edges))
-            boxed[first + place] = _iou(box, mask)
+            best = int(np.argmax([_box_iou(drawing, edges) for drawing in drawings]))
+            boxed[first + place] = _iou(drawings[best], mask)
             drawings = grid.enlarged(coverage_of_mask, edges)
             values = (_iou(drawing, mask) for drawing in drawings)
             reachable[first + place] = max(boxed[first + place], *values)

@@ -157,7 +157,7 @@ class PhotoScores(nn.Module):
     def _sized(self, means: Mapping[str, Mapping[str, Mean]], size: str) -> SizeScores:
         clicks = {count: means[_click(count)][size].value for count in self.questions.clicks}
         rest = {name: means[name][size].value for name in _BESIDE_CLICKS}
-        return SizeScores(clicks=clicks, masks=means["box"][size].count, **rest)
+        return SizeScores(clicks=clicks, masks=means["box"][size].masks, **rest)
 
     def _metrics(self) -> Sequence[Metric]:
         return [module for module in self.modules() if isinstance(module, Metric)]

@@ -51,7 +51,7 @@ def test_mean_iou_counts_every_mask_once() -> None:
     assert found["small"] == (0.5, 2)
     assert found["large"] == (0.5, 2)
     assert math.isnan(found["medium"].value)
-    assert found["medium"].count == 0
+    assert found["medium"].masks == 0
 
 
 def test_mean_iou_keeps_small_addends() -> None:

@@ -1,6 +1,7 @@
 """Held-out scores of a tiny segmenter while a real Trainer trains it, alone and on two ranks."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import lightning as L  # noqa: N812
 import pytest
 import torch
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -25,6 +27,8 @@ from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.streams import MASKED_ENDINGS, Frame, MaskedImages
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.matching import AveragePrecision
+from efficientsam_pl.evaluation.scores import Scores, SizeScores
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.config import PromptEncoderConfig
 from efficientsam_pl.models.segmenter import Segmenter
@@ -32,7 +36,7 @@ from efficientsam_pl.structures import MaskBatch, Prompts
 from efficientsam_pl.tasks.stage import Stage
 from efficientsam_pl.training import runs
 from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints
-from efficientsam_pl.training.callbacks.scores import HeldoutScores, check_understood, named
+from efficientsam_pl.training.callbacks.scores import HeldoutScores, _table, check_understood, named
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.parallel import Arrangement
 from efficientsam_pl.training.run_folder import RunFolder
@@ -159,7 +163,46 @@ def test_start_is_scored_before_the_first_step_and_once(
     printed = capsys.readouterr().out
     assert printed.count("AP50") == 3
     assert f"Step 0: 4 held-out photos, {scores.masks} masks, 0 damaged" in printed
-    assert f"{scores.filled_box:.3f}" in printed
+    [row, *_] = [line for line in printed.splitlines() if "box mIoU" in line]
+    bounds = (scores.filled_box, scores.filled_box_grid, scores.reachable)
+    assert [f"{value:.3f}" for value in bounds] == row.split()[4:-1:2][:3]
+
+
+def test_table_is_readable_at_80_columns_and_has_rows_by_size(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = SizeScores(0.5, {1: 0.3, 10: 0.4}, 0.6, 0.55, 0.9, 1_234_567)
+    none = SizeScores(*(math.nan, {1: math.nan, 10: math.nan}), *(math.nan,) * 3, 0)
+    ap = AveragePrecision(*(0.1,) * 12)
+    by_size = {"small": none, "medium": own, "large": own}
+    scores = Scores(0.7, {1: 0.3, 10: 0.4}, 0.6, 0.55, 0.9, by_size, ap, 1000, 2_469_134, 3)
+    old = {"heldout/box_miou": 0.25}  # of a run begun before there were sizes
+    Console(width=80).print(_table(1000, scores, [old, named(scores), {}]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    cells = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in lines
+        if line.startswith("│")
+    }
+    assert cells["box mIoU"] == ["0.600", "0.550", "0.900", "0.250", "0.700", ""]
+    assert cells["10 clicks mIoU"] == ["", "", "0.900", "", "0.400", ""]
+    assert cells["box, medium (1234567)"] == ["0.600", "0.550", "0.900", "", "0.500", ""]
+    assert cells["box, small (0)"] == [""] * 6
+
+
+def test_a_run_begun_without_the_newer_scores_goes_on(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = {"heldout/box_miou": 0.25, "heldout/filled_box_miou": 0.5}
+    first, again = (HeldoutScores(ValidationConfig(), seed=0) for _ in range(2))
+    monkeypatch.setattr(first, "state_dict", lambda: {"start": older, "best": dict(older)})
+    fit(replace(config, trainer=replace(config.trainer, max_steps=3)), first)
+    fit(config, again)
+    assert again.start == older
+    assert again.best["heldout/reachable_miou"] > 0
+    assert "heldout/box_miou_small" in again.best
 
 
 def test_best_of_the_validations_is_shown_after_a_resume(

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,6 @@ from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import StreamDataModule
 
 _TOLD = 20  # damaged photos that a rank names in the log
-_FILLED = "heldout/filled_box_miou"
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +33,8 @@ class HeldoutScores(L.Callback):
     """Scores the held-out photos before the first step and at every validation.
 
     Logs `heldout/ap` and its kin, `heldout/box_miou`, `heldout/click1_miou` and so on; what there
-    is nothing of is nan. Prints them beside those of the model that training began with, the
-    baseline of filled boxes and the best of all validations.
+    is nothing of is nan. Prints them beside those of the model that training began with and the
+    best of all validations, filled boxes, and what the model's mask grid allows.
 
     The task gives `validated()`, a segmenter, which every rank calls equally often, since under
     FSDP2 a rank that does not would be waited for.
@@ -72,7 +71,7 @@ class HeldoutScores(L.Callback):
         self.start = named(scores)
         if trainer.logger is not None:
             trainer.logger.log_metrics(self.start, step=0)
-        self._show(trainer, self.start)
+        self._show(trainer, scores, self.start)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Scores and logs."""
@@ -84,7 +83,7 @@ class HeldoutScores(L.Callback):
             known = self.best.get(name, math.nan)
             self.best[name] = value if math.isnan(known) else max(known, value)
         pl_module.log_dict(now, sync_dist=True)  # the same on all ranks already
-        self._show(trainer, now)
+        self._show(trainer, scores, now)
 
     def state_dict(self) -> dict[str, Any]:
         """The start's scores and the best ones, for the checkpoint."""
@@ -137,10 +136,9 @@ class HeldoutScores(L.Callback):
             if self._told <= _TOLD:
                 _log.warning("%s %s: %s (%s)", one.shard, one.key, one.kind, one.detail)
 
-    def _show(self, trainer: L.Trainer, now: dict[str, float]) -> None:
+    def _show(self, trainer: L.Trainer, scores: Scores, now: dict[str, float]) -> None:
         if trainer.is_global_zero:
-            table = _table(trainer.global_step, self._config.clicks, self.start, now, self.best)
-            Console().print(table)
+            Console().print(_table(trainer.global_step, scores, [self.start or {}, now, self.best]))
 
 
 def check_understood(config: ValidationConfig, prompts: PromptEncoderConfig) -> None:
@@ -167,34 +165,47 @@ def named(scores: Scores) -> dict[str, float]:
     """Scores by the names they are logged under."""
     found = {f"heldout/{name}": getattr(scores.ap, name) for name in AP_NAMES}
     found = {name: math.nan if value < 0 else value for name, value in found.items()}
-    found |= {"heldout/box_miou": scores.box, _FILLED: scores.filled_box}
+    for name in ("box", "filled_box", "filled_box_grid", "reachable"):
+        found[f"heldout/{name}_miou"] = getattr(scores, name)
     found |= {f"heldout/click{count}_miou": value for count, value in scores.clicks.items()}
+    found |= {f"heldout/box_miou_{size}": own.box for size, own in scores.by_size.items()}
     counts = (scores.photos, scores.masks, scores.damaged)
     told = ("scored_photos", "scored_masks", "damaged_photos")
     return found | {f"heldout/{name}": float(n) for name, n in zip(told, counts, strict=True)}
 
 
-def _table(
-    step: int,
-    clicks: tuple[int, ...],
-    start: dict[str, float] | None,
-    now: dict[str, float],
-    best: dict[str, float],
-) -> Table:
+def _table(step: int, scores: Scores, times: Sequence[Mapping[str, float]]) -> Table:
+    """Scores of now beside what they are measured by, 80 columns wide at most.
+
+    Args:
+        step: Of the training.
+        scores: Of now.
+        times: Logged scores of the start, of now and the best so far; a run that was begun by an
+            older program lacks some.
+    """
     table = Table(
-        title=f"Step {step}: {now['heldout/scored_photos']:.0f} held-out photos, "
-        f"{now['heldout/scored_masks']:.0f} masks, {now['heldout/damaged_photos']:.0f} damaged"
+        title=f"Step {step}: {scores.photos} held-out photos, {scores.masks} masks, "
+        f"{scores.damaged} damaged",
+        caption="Reachable: the true masks, drawn into the model's mask grid and enlarged. "
+        "Small, medium, large: below 32², below 96² pixels, larger.",
     )
-    for column in ("", "filled box", "start", "now", "best"):
+    for column in ("", "filled\nbox", "box via\ngrid", "reach-\nable", "start", "now", "best"):
         table.add_column(column, justify="right" if column else "left")
-    rows = {"box mIoU": "box_miou"}
-    rows |= {f"{n} click{'s' if n > 1 else ''} mIoU": f"click{n}_miou" for n in clicks}
-    rows |= {"AP": "ap", "AP50": "ap50"}
-    for title, key in rows.items():
-        name = f"heldout/{key}"
-        filled = _shown(now.get(_FILLED)) if key == "box_miou" else ""
-        values = [(start or {}).get(name), now[name], best.get(name)]
-        table.add_row(title, filled, *map(_shown, values))
+
+    def row(title: str, name: str, *bounds: float | None) -> None:
+        own = (one.get(f"heldout/{name}") for one in times)
+        table.add_row(title, *map(_shown, (*bounds, *own)))
+
+    row("box mIoU", "box_miou", scores.filled_box, scores.filled_box_grid, scores.reachable)
+    for n in scores.clicks:
+        title = f"{n} click{'s' if n > 1 else ''} mIoU"
+        row(title, f"click{n}_miou", None, None, scores.reachable)
+    row("AP", "ap", None, None, None)
+    row("AP50", "ap50", None, None, None)
+    table.add_section()
+    for size, own in scores.by_size.items():
+        title = f"box, {size} ({own.masks})"
+        row(title, f"box_miou_{size}", own.filled_box, own.filled_box_grid, own.reachable)
     return table
 
 

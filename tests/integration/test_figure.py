@@ -153,10 +153,10 @@ def test_the_guides_spec_is_one(tmp_path: Path) -> None:
     (tmp_path / "figure.yaml").write_text(text)
     spec = read_spec(tmp_path / "figure.yaml")
     assert isinstance(spec, FigureSpec)
-    dogs, street = spec.photos
-    assert dogs.image == str(tmp_path / "dogs.jpg")
-    assert len(dogs.points) == 2
-    assert street.everything
+    coffee, chelsea = spec.photos
+    assert coffee.image == str(tmp_path / "coffee.png")
+    assert len(coffee.points) == 2
+    assert chelsea.everything
     assert spec.everything.candidates == "best"  # the notebook's, where nothing else is said
 
 

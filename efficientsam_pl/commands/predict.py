@@ -38,7 +38,7 @@ def run(options: PredictOptions) -> ImagePrediction:
     prediction = embedded.predict(**arguments, single_mask=options.single_mask)
     best, iou = prediction.best().numpy(), prediction.iou.amax(dim=1).tolist()
     options.out.mkdir(parents=True, exist_ok=True)
-    overlay(image, best, drawn, iou).save(options.out / "overlay.png")
+    overlay(image, best, drawn, iou, iou_name="predicted IoU").save(options.out / "overlay.png")
     for index, mask in enumerate(best):
         mask_image(mask).save(options.out / f"mask_{index}.png")
     if options.npz is not None:

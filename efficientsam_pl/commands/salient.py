@@ -137,7 +137,9 @@ def _draw(
     for folder in ("overlays", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     iou = [one.iou for one in shown]
-    overlay(image, masks, prompts, iou).save(out / "overlays" / f"{name}.png")
+    overlay(image, masks, prompts, iou, iou_name="predicted IoU").save(
+        out / "overlays" / f"{name}.png"
+    )
     mask_image(union).save(out / "masks" / f"{name}.png")
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from itertools import islice
 
 import torch
 from rich.progress import track
@@ -17,7 +18,11 @@ from efficientsam_pl.structures import Damage
 
 @torch.inference_mode()
 def score(
-    model: Segmenter, shards: ShardSet, seed: int, clicks: tuple[int, ...] = (1,)
+    model: Segmenter,
+    shards: ShardSet,
+    seed: int,
+    clicks: tuple[int, ...] = (1,),
+    images: int | None = None,
 ) -> tuple[Scores, list[Damage]]:
     """Scores every photo of a set; those that cannot be read are returned, not scored.
 
@@ -26,14 +31,15 @@ def score(
         shards: Of masked photos.
         seed: Of the clicks.
         clicks: After how many there is a score.
+        images: The first so many are scored; None: all.
     """
     damage: list[Damage] = list(shards.damage)
     predictor = Predictor(model)
     scores = PhotoScores(Questions(clicks, seed=seed))
     for photo in track(
-        annotated_photos(shards),
+        islice(annotated_photos(shards), images),
         "Scoring",
-        len(shards),
+        len(shards) if images is None else min(images, len(shards)),
         transient=True,
         disable=not sys.stdout.isatty(),
     ):

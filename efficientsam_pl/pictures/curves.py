@@ -29,6 +29,7 @@ def loss_curve(
     steps: Sequence[int],
     losses: Mapping[str, Sequence[float]],
     baselines: Mapping[str, float],
+    validated: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> None:
     """Draws each loss faintly, its running median on top, baselines dashed; named at the right.
 
@@ -38,6 +39,7 @@ def loss_curve(
         steps: Common to all losses, rising.
         losses: Name -> one value for each step; values that are not finite leave a gap.
         baselines: Name -> value to compare with.
+        validated: Name -> (step, value) of what is measured at a few steps; a marker at each.
 
     Raises:
         ValueError: A loss has another number of values than there are steps.
@@ -56,6 +58,12 @@ def loss_curve(
     for i, (name, values) in enumerate(losses.items()):
         smooth = _draw_loss(axes, steps, values, mask_colour(i))
         labels += [(name, float(value), mask_colour(i)) for value in smooth[-1:]]
+    for i, (name, points) in enumerate((validated or {}).items(), len(losses)):
+        finite = [(step, value) for step, value in points if math.isfinite(value)]
+        if finite:
+            colour, places = mask_colour(i), list(zip(*finite, strict=True))
+            axes.plot(*places, "o-", color=_hex(colour), linewidth=2, markersize=5, clip_on=False)
+            labels.append((name, float(finite[-1][1]), colour))
     for name, value in baselines.items():
         axes.axhline(value, color=_hex(MUTED), linewidth=1.2, dashes=(5, 3))
         labels.append((name, value, MUTED))

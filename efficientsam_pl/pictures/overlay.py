@@ -58,6 +58,7 @@ def overlay(
     iou: Sequence[float] = (),
     shown_px: int | None = None,
     colours: Sequence[Rgb] | None = None,
+    iou_name: str = "IoU",
 ) -> Image.Image:
     """The photo with each mask tinted and outlined in its own colour, and its prompt.
 
@@ -65,10 +66,11 @@ def overlay(
         image: The photo, RGB.
         masks: May overlap or be empty; smaller ones are drawn over larger ones.
         prompts: The i-th has the colour of the i-th mask; their numbers need not agree.
-        iou: Predicted IoU of each mask, shown as a label near it; or nothing.
+        iou: A number for each mask, shown as a label near it; or nothing.
         shown_px: The longer side at which the picture will be looked at, for instance a cell of a
             contact sheet: lines and letters are drawn so as to be readable there.
         colours: Of each mask and its prompt; None: `mask_colour` of its number.
+        iou_name: What the number is: the IoU with the truth, or what the model predicts of it.
 
     Raises:
         ValueError: `iou` is neither empty nor one number per mask, or a mask has no colour.
@@ -93,7 +95,7 @@ def overlay(
     for i, value in enumerate(iou):
         prompted = prompts[i].frame() if i < len(prompts) else None
         anchor = _around(drawn[i], prompted, canvas.size)
-        taken.append(draw_chip(canvas, f"IoU {value:.2f}", anchor, inks[i], pen, taken))
+        taken.append(draw_chip(canvas, f"{iou_name} {value:.2f}", anchor, inks[i], pen, taken))
     return canvas
 
 

@@ -53,6 +53,7 @@ class Picture:
 
     png: Path
     caption: str
+    narrow: Path | None = None  # shown instead on a telephone
 
     def data_uri(self) -> str:
         """The file's bytes as an address.
@@ -60,30 +61,49 @@ class Picture:
         Raises:
             ValueError: It is no PNG.
         """
-        content = self.png.read_bytes()
-        if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise ValueError(f"{self.png} is not a PNG")
-        return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+        return _data_uri(self.png)
+
+    def narrow_uri(self) -> str | None:
+        """The same of the file for narrow screens, where there is one."""
+        return None if self.narrow is None else _data_uri(self.narrow)
+
+
+def _data_uri(png: Path) -> str:
+    content = png.read_bytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError(f"{png} is not a PNG")
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line to paste into a shell, and what it does."""
+
+    caption: str
+    line: str
 
 
 @dataclass(frozen=True)
 class Section:
-    """Text first, then tables, then pictures. An empty line in a text starts a paragraph."""
+    """Text, tables, pictures, commands. An empty line in a text starts a paragraph."""
 
     title: str
     text: str
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    commands: tuple[Command, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """A page: what came out, what to mind about it, and the parts in their order."""
+    """A page: the result with a picture and a table, notes on it, and the parts in order."""
 
     title: str
     summary: str
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
+    hero: Picture | None = None  # on the first screen
+    tables: tuple[Table, ...] = ()  # beside it
 
 
 def write_report(path: Path, report: Report) -> None:

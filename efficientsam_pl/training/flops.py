@@ -6,6 +6,7 @@ what is computed again in the backward pass to spare memory: work that no result
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 M = TypeVar("M", bound=nn.Module)
+_COMPUTED_WORK = 2 * 10**6 * 224**2  # weights times pixels; a fraction of a second on one core
 _GPU_SIDE, _CPU_SIDE = 8192, 1024  # of the square matrices; large enough for the full rate
 
 
@@ -26,9 +28,10 @@ def step_flops(
 ) -> int:
     """FLOPs of one photo in a training step: student forward and backward, teacher forward.
 
-    Nothing is computed or held in memory: both are built anew of tensors that have a shape and
-    no content. So the builders must read no file, and should give plain modules: not compiled,
-    not sharded, and with all activations kept.
+    Both are built anew, so the builders must read no file, and should give plain modules: not
+    compiled, not sharded, and with all activations kept. Nothing is computed or held in memory
+    where that would take long: tensors then have a shape and no content. A small model's step is
+    computed, which is quicker than tracing tensors without content.
 
     Args:
         build: Makes what learns.
@@ -39,18 +42,25 @@ def step_flops(
     with torch.device("meta"):
         student = build()
         teacher = None if build_teacher is None else build_teacher()
-    hollow = FakeTensorMode(allow_non_fake_inputs=True)  # autocast knows the CPU, but no meta
+    modules = [module for module in (student, teacher) if module is not None]
+    weights = sum(parameter.numel() for module in modules for parameter in module.parameters())
     # the fused kernels' counts differ from device to device; the plain products are all counted
-    with hollow, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        student.to_empty(device="cpu")
-        if teacher is not None:
-            teacher.to_empty(device="cpu")
+    with _content(weights * image_size**2), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        for module in modules:
+            module.to_empty(device="cpu")
         image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
         with FlopCounterMode(display=False) as counter:
             step(student, image).sum().backward()
             if teacher is not None:
                 teacher(image)
     return int(counter.get_total_flops())
+
+
+def _content(work: int) -> AbstractContextManager[object]:
+    """Tensors with content for little work, else none; `work` is weights times pixels."""
+    if work < _COMPUTED_WORK:
+        return nullcontext()
+    return FakeTensorMode(allow_non_fake_inputs=True)  # autocast knows the CPU, but no meta
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:

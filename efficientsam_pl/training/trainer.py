@@ -69,6 +69,9 @@ def build_trainer(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _KNOWN_NOISE:
         warnings.filterwarnings("ignore", message)
+    # deterministic algorithms are wanted, but not that every new tensor is filled with NaN first:
+    # a search for uninitialised memory, and a tenth of a small model's step on a CPU
+    torch.utils.deterministic.fill_uninitialized_memory = False
     precision: Literal["32-true", "bf16-mixed"] = (
         "32-true" if config.precision == "fp32" else "bf16-mixed"
     )

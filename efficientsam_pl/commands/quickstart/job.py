@@ -1,35 +1,38 @@
 """`efficientsam quickstart`: the whole job once, small, through the code of every stage."""
 
 import json
-import shutil
+import sys
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from rich.progress import track
 
 from efficientsam_pl.commands import consolidate, finetune, predict, pretrain
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.commands.photo_files import save_image
-from efficientsam_pl.commands.quickstart.photos import (
-    PhotoSet,
+from efficientsam_pl.commands.quickstart.report import Results, write_report_page
+from efficientsam_pl.commands.quickstart.scoring import Split, score_split, split_metrics
+from efficientsam_pl.commands.quickstart.sources import (
+    Source,
     coco_set,
     folder_photos,
-    shipped_photos,
+    generated_world,
 )
-from efficientsam_pl.commands.quickstart.report import Findings, write_page, write_pictures
+from efficientsam_pl.commands.quickstart.state import QuickstartState, begin
 from efficientsam_pl.commands.quickstart.teacher import announce_cost, teacher_encoder
-from efficientsam_pl.commands.shard_scores import score
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartConfig, dump
+from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartConfig, as_dict, dump
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
-from efficientsam_pl.data.packing.photos import pack_photos
+from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.scores import Scores
-from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.rle import box_xyxy
+from efficientsam_pl.rle import area, box_xyxy
+from efficientsam_pl.versions import versions
 
-_SIDES = ("train", "heldout")
-_MARKER = ".quickstart"  # in folders whose content a quickstart may replace
+_STAGES = ("packing", "SAMI pretraining", "finetuning", "scoring", "report")
+_DRAWN_MASKS = 4  # of the image that `predict` is shown on
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,16 @@ class QuickstartOptions:
 
 
 @dataclass
-class Clock:
+class Stopwatch:
     """Seconds of each stage."""
 
     laps: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+
+    def begin(self, stage: str) -> None:
+        """Announces a stage."""
+        place = _STAGES.index(stage) + 1
+        print(f"[{place}/{len(_STAGES)}] {stage}", flush=True)
 
     def lap(self, stage: str) -> None:
         """Ends a stage."""
@@ -56,77 +64,113 @@ class Clock:
 
 
 def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
-    """Packs, pretrains, finetunes, scores, consolidates, predicts and reports into `out`."""
-    clock, out = Clock(), options.out
-    _clear(out)
-    photos = _pack(options, config)
-    clock.lap("pack")
+    """Packs, pretrains, finetunes, scores, consolidates, predicts and reports into `out`.
+
+    One thread computes, whatever the machine has: a model this small gains nothing from more, and
+    the order of its sums, and so every number, is the same everywhere that torch is.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    torch.set_num_threads(1)
+    watch, out = Stopwatch(), options.out
+    state = begin(out, _identity(options, config))
+    watch.begin("packing")
+    state = _pack(options, config, state)
+    watch.lap("packing")
+    watch.begin("SAMI pretraining")
     pretraining = _pretrain_config(options, config)
     if options.teacher is not None:
-        announce_cost(pretraining, len(photos.train))
+        announce_cost(pretraining, len(open_shards(_pattern(out, "train"))))
     pretrained = pretrain.run(pretraining)
-    clock.lap("SAMI pretraining")
+    watch.lap("SAMI pretraining")
+    watch.begin("finetuning")
     finetuning = _finetune_config(options, config, pretrained.encoder)
     start = finetune.starting_model(finetuning).eval()
-    untrained = _score(start, out, options.seed)
-    clock.lap("scoring the untrained model")
     finetuned = finetune.run(finetuning)
-    clock.lap("finetuning")
     weights = consolidate.run(out / "finetune", out / "model.safetensors")
+    watch.lap("finetuning")
+    watch.begin("scoring")
     model = load_model(weights=str(weights))
-    trained = _score(model, out, options.seed)
-    clock.lap("scoring the trained model")
-    _predict_one(out, weights)
-    metrics = _metrics(pretrained, untrained, trained)
+    splits = {
+        name: score_split((start, model), _pattern(out, name), options.seed, most)
+        for name, most in _scored(state, config).items()
+    }
+    watch.lap("scoring")
+    watch.begin("report")
+    metrics = _metrics(pretrained, splits)
     _write_json(out / "metrics.json", metrics)
-    findings = Findings(
-        photos=photos,
+    _predict_one(out, weights)
+    assert state.packed is not None, "packing has described its images"
+    results = Results(
+        packed=state.packed,
         teacher=options.teacher,
         metrics=metrics,
         curves=(pretrained.history, finetuned.history),
         models=(start, model),
         seed=options.seed,
     )
-    pictures = write_pictures(out, findings)
-    write_page(out / "report.html", findings, pictures)
-    clock.lap("pictures and report")
-    _write_json(out / "timings.json", clock.laps)
-    _tell(metrics, out, sum(clock.laps.values()))
+    write_report_page(out, results)
+    watch.lap("report")
+    _write_json(out / "timings.json", watch.laps)
+    replace(state, finished=True).write()
+    _print_summary(metrics, out, sum(watch.laps.values()))
     return metrics
 
 
-def _clear(out: Path) -> None:
-    """Makes the folder, or removes what an earlier quickstart left in it.
-
-    Raises:
-        UserError: The folder holds something that no quickstart made.
-    """
-    if out.exists() and any(out.iterdir()) and not (out / _MARKER).exists():
-        raise UserError(f"--out: {out} is not empty and no quickstart made it; name another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _MARKER).touch()
-    for folder in ("shards", "pretrain", "finetune", "predict"):
-        if (out / folder).exists():
-            shutil.rmtree(out / folder)
+def _identity(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
+    """Everything that decides the result, as JSON reads it back."""
+    given = {key: value for key, value in asdict(options).items() if key != "out"}
+    values = {
+        "options": given,
+        "config": as_dict(config),
+        "versions": versions("efficientsam_pl", "torch"),
+    }
+    identity: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return identity
 
 
-def _pack(options: QuickstartOptions, config: QuickstartConfig) -> PhotoSet:
-    if options.coco is not None:
-        photos = coco_set(*options.coco, config)
-    elif options.images is not None:
-        photos = folder_photos(options.images, config)
-    else:
-        photos = shipped_photos(config)
-    shards = options.out / "shards"
-    summaries = [pack_photos(getattr(photos, name), shards, name) for name in _SIDES]
-    (options.out / "model.yaml").write_text(dump(config.segmenter))
-    for line in photos.skipped:
+def _pack(
+    options: QuickstartOptions, config: QuickstartConfig, state: QuickstartState
+) -> QuickstartState:
+    """The state with all shards there; a folder that has them keeps them."""
+    if state.packed is None:
+        (state.folder / "model.yaml").write_text(dump(config.segmenter))
+        source = _source(options, config)
+        counts: dict[str, dict[str, int]] = {}
+        for split, images in source.splits.items():
+            shown = _progress(images, split, source.counts[split])
+            summary = pack_photos(shown, state.folder / "shards", split)
+            counts[split] = {"images": summary.samples, "masks": summary.masks}
+        packed = {
+            "counts": counts,
+            "noun": source.noun,
+            "origin": source.origin,
+            "caution": source.caution,
+            "skipped": list(source.skipped),
+        }
+        state = replace(state, packed=packed)
+        state.write()
+    assert state.packed is not None, "it has just been packed"
+    for line in state.packed["skipped"]:
         print(f"skipped {line}")
-    print(
-        f"Packed {summaries[0].samples} training photos ({summaries[0].masks} masks) and "
-        f"{summaries[1].samples} held-out photos ({summaries[1].masks} masks): {photos.origin}."
-    )
-    return photos
+    for split, count in state.packed["counts"].items():
+        print(f"{split}: {count['images']} {state.packed['noun']}s with {count['masks']} masks")
+    return state
+
+
+def _source(options: QuickstartOptions, config: QuickstartConfig) -> Source:
+    if options.coco is not None:
+        return coco_set(*options.coco, config)
+    if options.images is not None:
+        return folder_photos(options.images, config)
+    return generated_world(config, options.seed)
+
+
+def _progress(images: Iterable[MaskedPhoto], split: str, count: int) -> Iterable[MaskedPhoto]:
+    """The same images, with a bar on a terminal."""
+    silent = not sys.stdout.isatty()
+    return track(images, f"Packing {split}", count, transient=True, disable=silent)
 
 
 def _pretrain_config(options: QuickstartOptions, config: QuickstartConfig) -> PretrainConfig:
@@ -160,35 +204,43 @@ def _finetune_config(
 
 
 def _run_config(run: Any, options: QuickstartOptions, stage: str) -> Any:
-    return replace(run, dir=str(options.out / stage), seed=options.seed, resume="none")
+    return replace(run, dir=str(options.out / stage), seed=options.seed, resume="auto")
 
 
 def _data_config(data: Any, options: QuickstartOptions) -> Any:
-    folder = options.out / "shards"
-    return replace(data, train=str(folder / "train-*.tar"), heldout=str(folder / "heldout-*.tar"))
+    return replace(
+        data, train=_pattern(options.out, "train"), heldout=_pattern(options.out, "heldout")
+    )
 
 
-def _score(model: Segmenter, out: Path, seed: int) -> dict[str, Scores]:
+def _pattern(out: Path, split: str) -> str:
+    return str(out / "shards" / f"{split}-*.tar")
+
+
+def _scored(state: QuickstartState, config: QuickstartConfig) -> dict[str, int | None]:
+    """How many images of each split are scored; None: all. Training images stand for the others."""
+    assert state.packed is not None, "scoring follows packing"
     return {
-        side: score(model, open_shards(str(out / "shards" / f"{side}-*.tar")), seed)[0]
-        for side in _SIDES
+        split: config.scored_train_images if split == "train" else None
+        for split in state.packed["counts"]
     }
 
 
 def _predict_one(out: Path, weights: Path) -> None:
-    """Masks for the first held-out photo, by the command that users run."""
-    photos = annotated_photos(open_shards(str(out / "shards" / "heldout-*.tar")))
-    photo = next(p for p in photos if isinstance(p, AnnotatedPhoto) and p.truth)
-    image = out / "predict" / f"{photo.key}.png"
-    image.parent.mkdir(parents=True, exist_ok=True)
-    save_image(photo.image, image)
+    """Masks for the first held-out image, by the command that users run."""
+    images = annotated_photos(open_shards(_pattern(out, "heldout")))
+    image = next(i for i in images if isinstance(i, AnnotatedPhoto) and i.truth)
+    file = out / "predict" / f"{image.key}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_image(image.image, file)
+    largest = sorted(image.truth, key=area, reverse=True)[:_DRAWN_MASKS]
     predict.run(
         predict.PredictOptions(
             weights=str(weights),
             model=None,
-            image=image,
+            image=file,
             points=(),
-            boxes=tuple(box_xyxy(rle) for rle in photo.truth[:4]),
+            boxes=tuple(box_xyxy(rle) for rle in largest),
             mask_input=None,
             single_mask=False,
             out=out / "predict",
@@ -197,42 +249,31 @@ def _predict_one(out: Path, weights: Path) -> None:
     )
 
 
-def _metrics(
-    pretrained: pretrain.Pretrained, untrained: dict[str, Scores], trained: dict[str, Scores]
-) -> dict[str, Any]:
-    """What a seed decides, and nothing that a clock does."""
-    finetuning: dict[str, Any] = {
-        side: {
-            "box": {
-                "trained": trained[side].box,
-                "untrained": untrained[side].box,
-                "filled_box": trained[side].filled_box,
-            },
-            "click1": {"trained": trained[side].click1, "untrained": untrained[side].click1},
-        }
-        for side in _SIDES
-    }
-    finetuning["heldout"]["ap"] = trained["heldout"].ap.ap
+def _metrics(pretrained: pretrain.Pretrained, splits: dict[str, Split]) -> dict[str, Any]:
+    """Everything that a seed decides, and nothing that a clock does."""
+    finetuning = {name: split_metrics(split) for name, split in splits.items()}
+    finetuning["heldout"]["ap"] = splits["heldout"].trained.ap.ap
     sami = {"loss": pretrained.heldout_loss, "mean_feature_loss": pretrained.mean_feature_loss}
     return {"sami": sami, "finetune": finetuning}
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1) + "\n")
+    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
-def _tell(metrics: dict[str, Any], out: Path, seconds: float) -> None:
-    sami, tuned = metrics["sami"], metrics["finetune"]
+def _print_summary(metrics: dict[str, Any], out: Path, seconds: float) -> None:
+    sami = metrics["sami"]
     share = 1 - sami["loss"] / sami["mean_feature_loss"]
     print(
-        f"SAMI: held-out loss {sami['loss']:.4f}, mean feature of each position "
+        f"\nSAMI: held-out loss {sami['loss']:.4f}, mean feature of each position "
         f"{sami['mean_feature_loss']:.4f} ({abs(share):.0%} {'below' if share > 0 else 'above'} it)"
     )
-    for side in _SIDES:
-        box, click = tuned[side]["box"], tuned[side]["click1"]
+    print("mIoU      box  (filled box, reachable, untrained)   1 click  (untrained)")
+    for split, values in metrics["finetune"].items():
+        box, click = values["box"], values["click1"]
         print(
-            f"{side}: box mIoU {box['trained']:.3f} (filled box {box['filled_box']:.3f}, untrained "
-            f"{box['untrained']:.3f}), 1-click mIoU {click['trained']:.3f} "
-            f"(untrained {click['untrained']:.3f})"
+            f"{split:8} {box['trained']:.3f}  ({box['filled_box']:.3f}, {box['reachable']:.3f}, "
+            f"{box['untrained']:.3f})                  {click['trained']:.3f}  "
+            f"({click['untrained']:.3f})"
         )
     print(f"{seconds:.0f} s -> {out / 'report.html'}")

@@ -1,0 +1,178 @@
+"""The generated world: scenes of textured, overlapping objects whose masks are known exactly.
+
+Textures and backgrounds are cut from scikit-image's photos. Training and held-out scenes share no
+photo and no family of shapes, so a model cannot recognise anything of a held-out scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from efficientsam_pl.commands.quickstart.shapes import (
+    Family,
+    Loop,
+    heldout_families,
+    train_families,
+    turned,
+)
+from efficientsam_pl.data.packing.photos import MaskedPhoto
+from efficientsam_pl.data.schema import annotation_of
+from efficientsam_pl.rle import encode
+
+# The two motorcycles are one scene seen by two cameras; what is close to another lies with it
+TRAIN_TEXTURES = (
+    "astronaut.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "rocket.jpg",
+    "retina.jpg",
+    "hubble_deep_field.jpg",
+    "brick.png",
+    "gravel.png",
+    "coins.png",
+    "camera.png",
+)
+HELDOUT_TEXTURES = ("chelsea.png", "coffee.png", "ihc.png", "grass.png", "moon.png", "page.png")
+
+_OVERSAMPLING = 2  # of outlines, for smooth edges
+_OBJECTS = (3, 7)  # least, and one above the most
+_RADII = (0.13, 0.38)  # of the scene's side
+_SHADOW = 0.04  # of the scene's side, that a shadow reaches beyond its object
+_SMALLEST_VISIBLE = 0.3  # of an object; of one that is hidden further no mask is kept
+_FLIPS = (
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.ROTATE_180,
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image and the visible part of each object that is large enough."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    masks: tuple[Bool[np.ndarray, "h w"], ...]
+    occluded: tuple[bool, ...]  # whether another object hides some of it
+
+
+@dataclass(frozen=True)
+class World:
+    """What scenes of one split are made of."""
+
+    split: str
+    families: Mapping[str, Family]
+    textures: tuple[Image.Image, ...]
+    side: int  # of a scene, pixels
+    smallest_mask: float  # of the scene
+
+
+def open_world(split: str, folder: Path, side: int, smallest_mask: float) -> World:
+    """The world of a split: "train" or "heldout"."""
+    names = TRAIN_TEXTURES if split == "train" else HELDOUT_TEXTURES
+    families = train_families() if split == "train" else heldout_families()
+    textures = tuple(Image.open(folder / name).convert("RGB") for name in names)
+    return World(split, families, textures, side, smallest_mask)
+
+
+def scene_photos(world: World, count: int, seed: int) -> Iterator[MaskedPhoto]:
+    """Scenes as samples to pack; each depends on the seed, the split and its number alone."""
+    for number in range(count):
+        scene = draw_scene(world, np.random.default_rng([seed, len(world.split), number]))
+        masks = tuple(annotation_of(encode(mask)) for mask in scene.masks)
+        yield MaskedPhoto(f"scene_{world.split}_{number:05d}", scene.image, masks)
+
+
+def draw_scene(world: World, rng: np.random.Generator) -> Scene:
+    """One scene: a background, then objects with soft shadows from back to front."""
+    side, names = world.side, list(world.families)
+    canvas = _texture(world, (side, side), rng)
+    owner = np.zeros((side, side), np.uint8)  # number of the front object at each pixel
+    areas: list[int] = []
+    for number in range(1, int(rng.integers(*_OBJECTS)) + 1):
+        family = world.families[names[rng.integers(len(names))]]
+        place, alpha = _outline(turned(family(rng), rng), side, rng)
+        texture = _texture(world, alpha.size[::-1], rng)
+        _lay_on(canvas[place], texture, alpha, rng)
+        inside = np.asarray(alpha) > 127
+        owner[place][inside] = number
+        areas.append(int(inside.sum()))
+    grain = rng.integers(-4, 5, canvas.shape, dtype=np.int8)
+    image = np.clip(canvas + grain, 0, 255).astype(np.uint8)
+    shown = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:].tolist()
+    kept = [
+        number
+        for number, (area, visible) in enumerate(zip(areas, shown, strict=True))
+        if visible >= max(world.smallest_mask * side**2, _SMALLEST_VISIBLE * area)
+    ]
+    return Scene(
+        image,
+        tuple(owner == number + 1 for number in kept),
+        tuple(shown[number] < 0.98 * areas[number] for number in kept),
+    )
+
+
+def _outline(
+    loops: list[Loop], side: int, rng: np.random.Generator
+) -> tuple[tuple[slice, slice], Image.Image]:
+    """An outline at a random size and place: rows and columns with its shadow, and its coverage."""
+    radius = side * np.exp(rng.uniform(*np.log(_RADII)))
+    centre = rng.uniform(0.1 * side, 0.9 * side, 2)
+    reach = radius + _SHADOW * side
+    x0, y0 = np.clip(centre - reach, 0, side).astype(int).tolist()
+    x1, y1 = np.clip(centre + reach + 1, 0, side).astype(int).tolist()
+    height, width = y1 - y0, x1 - x0
+    large = (width * _OVERSAMPLING, height * _OVERSAMPLING)
+    covered = Image.new("L", large)
+    for loop in loops:
+        stencil = Image.new("L", large)
+        points = (loop * radius + centre - (x0, y0)) * _OVERSAMPLING
+        ImageDraw.Draw(stencil).polygon([(x, y) for x, y in points.tolist()], fill=255)
+        covered = ImageChops.difference(covered, stencil)
+    return (slice(y0, y1), slice(x0, x1)), covered.reduce(_OVERSAMPLING)
+
+
+def _lay_on(
+    canvas: Float[np.ndarray, "h w 3"],
+    texture: Float[np.ndarray, "h w 3"],
+    coverage: Image.Image,
+    rng: np.random.Generator,
+) -> None:
+    """Draws an object over the canvas, its shadow between them."""
+    reach = max(1, round(coverage.height * _SHADOW))
+    soft = coverage.filter(ImageFilter.BoxBlur(reach * rng.uniform(0.3, 1)))
+    shifted = Image.new("L", coverage.size)
+    shifted.paste(soft, tuple(rng.integers(-reach, reach + 1, 2).tolist()))
+    shadow = np.asarray(shifted, np.float32)
+    canvas *= (1 - shadow * np.float32(rng.uniform(0, 0.5) / 255))[..., None]
+    texture -= canvas
+    texture *= (np.asarray(coverage, np.float32) / 255)[..., None]
+    canvas += texture
+
+
+def _texture(
+    world: World, size_hw: tuple[int, int], rng: np.random.Generator
+) -> Float[np.ndarray, "h w 3"]:
+    """A random cut of a random photo in other colours, with light falling from one side."""
+    photo = world.textures[rng.integers(len(world.textures))]
+    height, width = size_hw
+    reach = int(min(photo.size) * rng.uniform(0.25, 0.9))
+    x, y = (int(rng.integers(0, size - reach + 1)) for size in photo.size)
+    box = (x, y, x + reach, y + reach)
+    small = photo.resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=1.0)
+    pixels = np.array(small.transpose(_FLIPS[rng.integers(len(_FLIPS))]), np.float32)
+    grey = pixels[::4, ::4].mean(axis=(0, 1))
+    colour = rng.uniform(20, 235, 3)
+    # between the photo's own colours and a flat one: contrast and hue vary apart
+    contrast, tint = rng.uniform(0.15, 0.7), rng.uniform(0.3, 1)
+    pixels *= np.float32(contrast)
+    pixels += (grey * (1 - contrast) + (colour - grey) * tint).astype(np.float32)
+    down, across = rng.uniform(-0.3, 0.3, 2)
+    light = 1 + down * np.linspace(-1, 1, height)[:, None] + across * np.linspace(-1, 1, width)
+    pixels *= light.astype(np.float32)[..., None]
+    return np.clip(pixels, 0, 255, out=pixels)

@@ -126,7 +126,8 @@ def _examine(work: _Work) -> None:
     mine = [p for p in range(work.rank.rank, len(numbers), world) if numbers[p] not in done]
     ready = ahead(work.photos.photos.read, mine, _DECODERS, _AHEAD)
     bar = work.rank.rank == 0 and sys.stdout.isatty()
-    with work.parts.writer(work.rank.rank) as writer:
+    kept = f"photos that are done are kept in {work.parts.folder}"
+    with work.requests.saving(lambda: kept), work.parts.writer(work.rank.rank) as writer:
         shown = track(mine, "Evaluating", len(mine), transient=True, disable=not bar)
         for count, (place, read) in enumerate(zip(shown, ready, strict=True), 1):
             number = numbers[place]
@@ -178,8 +179,10 @@ def _stop(work: _Work, done: int) -> None:
     """
     asked, job = work.requests.strongest, work.rank.job
     told = f"{done} of {len(work.photos.numbers)} photos are done; stopped, since {asked.told()}"
+    if asked is Request.SIGINT:
+        told += "; the same command continues"
     if job is None or not asked.requeues():
-        raise SavedAndStopped(told)
+        raise SavedAndStopped(told, asked.exit_code())
     with work.parts.merging():  # one rank asks for all: the request ends this start of the job
         mark = f"requeued {job} {work.rank.restarts}"
         why_not = "" if work.parts.mark() == mark else requeue(job)

@@ -99,7 +99,7 @@ def standard_callbacks(
     return [
         *callbacks,
         checkpoints,
-        Preemption(setting.interruption, checkpoints.save_now),
+        Preemption(setting.interruption, checkpoints.save_now, setting.folder),
         Watchdog(float(setting.interruption.hang_s)),
     ]
 

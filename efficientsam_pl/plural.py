@@ -1,7 +1,7 @@
 """Counts in sentences: 1 photo, 2 photos."""
 
 
-def counted(count: float, noun: str, plural: str | None = None) -> str:
+def counted(count: int, noun: str, plural: str | None = None) -> str:
     """A whole number and its noun, such as `1 mask`, `0 masks` or `12,000 masks`.
 
     Args:
@@ -9,4 +9,4 @@ def counted(count: float, noun: str, plural: str | None = None) -> str:
         noun: One of them.
         plural: Several of them, where an s at the end does not make it.
     """
-    return f"{count:,.0f} {noun if count == 1 else plural or f'{noun}s'}"
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

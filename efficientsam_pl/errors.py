@@ -16,7 +16,7 @@ class SavedAndStopped(Exception):  # noqa: N818
         self.code = code
 
 
-class Interrupted(BaseException):  # noqa: N818
+class Interrupted(BaseException):
     """Ctrl-C where there is nothing to save: exit code 130.
 
     Raised instead of KeyboardInterrupt in a run, since Lightning ends the process on that one.

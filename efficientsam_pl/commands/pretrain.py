@@ -88,8 +88,9 @@ def run(config: PretrainConfig) -> Pretrained:
     trainer, history = fit(task, data, setting, callbacks)
     heldout_loss = None
     if data.validates():
-        [scores] = trainer.validate(task, datamodule=data, verbose=False)
-        heldout_loss = scores["heldout/loss"]
+        if history.heldout_step() != trainer.global_step:  # none was due at the last step
+            trainer.validate(task, datamodule=data, verbose=False)
+        heldout_loss = history.heldout[-1][1]
     encoder = folder.local / "encoder.safetensors"
     if trainer.is_global_zero:
         measured = {"heldout/loss": heldout_loss, "heldout/mean_feature_loss": baseline.loss}

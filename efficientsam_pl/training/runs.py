@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
-from lightning.pytorch.callbacks import LearningRateMonitor
 
 from efficientsam_pl.checkpoints.choice import newest_checkpoint
 from efficientsam_pl.checkpoints.folder import CheckpointError, manifest_of
@@ -17,9 +16,11 @@ from efficientsam_pl.training.callbacks.averaging import AveragedWeights
 from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints
 from efficientsam_pl.training.callbacks.damage import DataReport
 from efficientsam_pl.training.callbacks.divergence import DivergenceStop
+from efficientsam_pl.training.callbacks.overdue import OverdueValidation
 from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.callbacks.progress import StageProgress
 from efficientsam_pl.training.callbacks.records import ConsumedTrace, LossHistory
+from efficientsam_pl.training.callbacks.steps import LoggedSteps
 from efficientsam_pl.training.callbacks.watchdog import Watchdog
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 from efficientsam_pl.training.datamodule import StreamDataModule
@@ -86,7 +87,7 @@ def standard_callbacks(
     callbacks: list[L.Callback] = [
         SameEverywhere(setting.header | {"resumed from": _newest(setting)}),
         StageProgress(stage, config.global_batch),
-        LearningRateMonitor(logging_interval="step"),
+        LoggedSteps(),
         DataReport(folder, sets, max_bad_fraction),
         DivergenceStop(folder),
     ]
@@ -119,7 +120,7 @@ def fit(
     trainer = build_trainer(
         setting.run,
         setting.trainer,
-        [history, *callbacks],
+        [history, *callbacks, OverdueValidation(setting.trainer.validate_every_steps)],
         data.validates(),
         setting.interruption,
         setting.files,

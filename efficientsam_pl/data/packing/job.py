@@ -124,11 +124,9 @@ def run_packing(
     try:
         _write_shards(source, out, share, workers, advance, summary)
     except (KeyboardInterrupt, Interrupted):
-        done = counted(len(summary.shards), "shard")
+        done = counted(len(summary.shards), "whole shard")
         raise SavedAndStopped(
-            f"interrupted; {counted(len(summary.shards), 'whole shard')} in {out}; the same command "
-            "continues",
-            INTERRUPTED,
+            f"interrupted; {done} in {out}; the same command continues", INTERRUPTED
         ) from None
     write_manifest(out, summary.shards)
     return summary

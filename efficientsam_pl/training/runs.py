@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
+from rich.console import Console
 
 from efficientsam_pl.checkpoints.choice import newest_checkpoint
 from efficientsam_pl.checkpoints.folder import CheckpointError, manifest_of
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.data.sets import TrainingSets
+from efficientsam_pl.launch import launch
 from efficientsam_pl.training.callbacks.agreement import SameEverywhere
 from efficientsam_pl.training.callbacks.averaging import AveragedWeights
 from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints
@@ -68,7 +71,7 @@ def run_setting(
     writer = CheckpointWriter(
         trainer.checkpoint_writing, shelf.placed, shelf.written, own_disk=folder.apart
     )
-    files = CheckpointFiles(writer, partial(check_resumable, header=header))
+    files = CheckpointFiles(writer, partial(_check_and_print, header=header))
     return RunSetting(run, trainer, interruption, folder, header, shelf, files)
 
 
@@ -128,6 +131,23 @@ def fit(
     )
     trainer.fit(task, datamodule=data, ckpt_path=_from(setting))
     return trainer, history
+
+
+def print_weights(setting: RunSetting, told: str) -> None:
+    """Says where the weights come from, unless they are a checkpoint's, which is said later."""
+    if _from(setting) is None and launch().rank == 0:
+        _print(f"weights: {told}")
+
+
+def _check_and_print(stored: StoredCheckpoint, header: dict[str, Any]) -> None:
+    """On rank 0, before a checkpoint is loaded."""
+    check_resumable(stored, header)
+    step = stored.manifest.step
+    _print(f"weights: all from {stored.folder}, step {step}")
+
+
+def _print(line: str) -> None:
+    Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _from(setting: RunSetting) -> Path | None:

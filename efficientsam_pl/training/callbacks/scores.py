@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -19,8 +18,10 @@ from efficientsam_pl.evaluation.scores import PhotoScores, Scores
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.models.config import PromptEncoderConfig
 from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.plural import counted
 from efficientsam_pl.prompts.clicks import correction
 from efficientsam_pl.structures import Damage, ScoringBatch
+from efficientsam_pl.training.callbacks.progress import console_of
 from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import StreamDataModule
 
@@ -140,7 +141,7 @@ class HeldoutScores(L.Callback):
     def _show(self, trainer: L.Trainer, now: dict[str, float]) -> None:
         if trainer.is_global_zero:
             table = _table(trainer.global_step, self._config.clicks, self.start, now, self.best)
-            Console().print(table)
+            console_of(trainer).print(table)
 
 
 def check_understood(config: ValidationConfig, prompts: PromptEncoderConfig) -> None:
@@ -182,8 +183,9 @@ def _table(
     best: dict[str, float],
 ) -> Table:
     table = Table(
-        title=f"Step {step}: {now['heldout/scored_photos']:.0f} held-out photos, "
-        f"{now['heldout/scored_masks']:.0f} masks, {now['heldout/damaged_photos']:.0f} damaged"
+        title=f"Step {step}: {counted(int(now['heldout/scored_photos']), 'held-out photo')}, "
+        f"{counted(int(now['heldout/scored_masks']), 'mask')}, "
+        f"{now['heldout/damaged_photos']:.0f} damaged"
     )
     for column in ("", "filled box", "start", "now", "best"):
         table.add_column(column, justify="right" if column else "left")

@@ -23,10 +23,10 @@ from efficientsam_pl.arguments import (
     shards,
     stages,
 )
-from efficientsam_pl.errors import SavedAndStopped, UserError, one_line
-from efficientsam_pl.launch import STOPPED, launch, note_exit
+from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError, one_line
+from efficientsam_pl.launch import INTERRUPTED, launch, note_exit
 
-DONE, MISTAKE, INTERRUPTED = 0, 2, 130
+DONE, MISTAKE = 0, 2
 _MENDABLE = (  # what the user's disk or folder refuses
     errno.EEXIST,
     errno.ENOTDIR,
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done, 2 a user's mistake, told in one line on stderr, 75 a run that has saved and stopped
-        on request, 1 what a command found wrong. A fault of ours is a traceback and exit code 1.
+        on request, 130 Ctrl-C, 1 what a command found wrong. A fault of ours is a traceback and
+        exit code 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(build_parser(), argv)
         code = arguments.run(arguments)
     except SavedAndStopped as stopped:
-        return _stopped(str(stopped))
+        return _stopped(str(stopped), stopped.code)
     except UserError as error:
         return _mistake(one_line(error))
     except OSError as error:
@@ -62,20 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         where = f": {error.filename}" if error.filename else ""
         return _mistake(f"{error.strerror}{where}")
-    except KeyboardInterrupt:
-        _tell("efficientsam: interrupted")
-        return INTERRUPTED
+    except (KeyboardInterrupt, Interrupted):
+        return _stopped("interrupted", INTERRUPTED)
     return DONE if code is None else int(code)
 
 
-def _stopped(told: str) -> int:
-    note_exit(STOPPED)
+def _stopped(told: str, code: int) -> int:
+    note_exit(code)
     started = launch()
     if started.rank == 0:
         _tell(f"efficientsam: {told}")
     elif started.kind == "person":
         return DONE  # Lightning kills the first process, whose code counts, if a child's is not 0
-    return STOPPED
+    return code
 
 
 def _mistake(told: str) -> int:

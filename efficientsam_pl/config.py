@@ -24,6 +24,7 @@ from efficientsam_pl.loading import ConfigError, as_dict, dump, find_config, fro
 from efficientsam_pl.losses.config import FeatureLossConfig, MaskLossConfig
 from efficientsam_pl.models.config import (
     NAMED,
+    LoadedModelConfig,
     ModelConfig,
     SamiConfig,
     SegmenterConfig,
@@ -139,7 +140,7 @@ class FinetuneConfig:
 class EvaluateConfig:
     """`efficientsam evaluate`: mIoU by named protocols and AP with a detector's boxes."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: LoadedModelConfig = field(default_factory=LoadedModelConfig)
     kind: Literal["coco", "lvis", "shards"] = "shards"
     annotations: str | None = None  # coco, lvis: the annotation file
     images: str | None = None  # coco, lvis: the photos' folder; LVIS finds train2017 and val2017
@@ -249,6 +250,7 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
         for key, path in config.data.coco.paths().items():
             if path is not None and "://" not in path and not Path(path).exists():
                 raise ConfigError(f"data.coco.{key}: no such file or folder: {path}")
+        _check_frozen(config.model)
     elif isinstance(config, EvaluateConfig) and config.baseline == "none":
         _check_questions(config)
 
@@ -260,6 +262,18 @@ def segmenter_config(name: str) -> SegmenterConfig:
     if find_config(name) is None:
         raise ConfigError(f"unknown model {name!r}: one of {', '.join(NAMED)}, or a config file")
     return load(SegmenterConfig, [name], [])
+
+
+def _check_frozen(model: ModelConfig) -> None:
+    """Raises ConfigError where random weights would stay as they are."""
+    sources = model.sources()
+    for part in model.freeze.parts():
+        if sources[part] is None:
+            own = "encoder" if part == "image_encoder" else "decoder"
+            raise ConfigError(
+                f"model.freeze.{part}=true keeps random weights, since neither model.weights= nor "
+                f"model.{own}= names a file; name one, or let it learn: model.freeze.{part}=false"
+            )
 
 
 def _check_prompts(config: FinetuneConfig) -> None:
@@ -290,8 +304,11 @@ def _check_prompts(config: FinetuneConfig) -> None:
 
 
 def _check_questions(config: EvaluateConfig) -> None:
-    """Raises ConfigError where a protocol asks what the model does not know."""
-    name, knows = config.model.name, segmenter_config(config.model.name).prompts
+    """Raises ConfigError where a protocol asks what the named model does not know."""
+    name = config.model.name
+    if name is None:
+        return  # its weights file is read later, and says the same
+    knows = segmenter_config(name).prompts
     for protocol in config.protocols:
         points = protocol_clicks(protocol)
         if "iterative" in protocol and points > 1 and not knows.negative_clicks:

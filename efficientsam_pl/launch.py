@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-STOPPED = 75  # the exit code of a run that was stopped early on request, and has saved
+# Exit codes: of a run that was stopped early on request, and has saved; and of Ctrl-C
+STOPPED, INTERRUPTED = 75, 130
 _STATE = "EFFICIENTSAM_JOB_STATE"
 # SLURM's own numbers of steps that no one has started: the shells of sbatch and salloc, say
 _RESERVED_STEPS = 0xFFFF_FFF0

@@ -2,8 +2,8 @@
 # shellcheck shell=bash
 #
 # A job that failed is requeued if it has saved something since this start, or else until three
-# starts in a row have saved nothing. Done (0), a mistake of yours (2) and stopped on request with
-# the job requeued already (75) are left as they are.
+# starts in a row have saved nothing. Done (0), a mistake of yours (2), stopped on request with
+# the job requeued already (75) and stopped by Ctrl-C (130) are left as they are.
 
 readonly FRUITLESS_STARTS=3
 
@@ -55,7 +55,7 @@ launch() {
         code=$(state exit)
         code=${code:-1}
     fi
-    case $code in 0 | 2 | 75) exit "$code" ;; esac
+    case $code in 0 | 2 | 75 | 130) exit "$code" ;; esac
     after=$(state progress)
     fruitless=0
     if [ "$after" = "$before" ]; then

@@ -138,6 +138,23 @@ def test_a_set_of_ones_own_needs_its_files(tmp_path: Path) -> None:
         configs.require(lost)
 
 
+@pytest.mark.parametrize(
+    ("part", "helps", "does_not"),
+    [("image_encoder", "encoder", "decoder"), ("mask_decoder", "decoder", "encoder")],
+)
+def test_a_frozen_part_needs_weights_from_a_file(
+    part: str, helps: str, does_not: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.pt"
+    file.touch()
+    frozen = ("data.train=a-*.tar", f"model.freeze.{part}=true")
+    for given in ([], [f"model.{does_not}={file}"]):
+        with pytest.raises(UserError, match=rf"model\.freeze\.{part}=true .*model\.{helps}="):
+            configs.require(load("ti", *frozen, *given))
+    for key in ("weights", helps):
+        configs.require(load("ti", *frozen, f"model.{key}={file}"))
+
+
 @pytest.mark.parametrize("name", [*PAPER, "custom_coco"])
 def test_a_few_steps_of_it_fit_on_a_cpu(name: str) -> None:
     files = [f"finetune/{name}", "debug/cpu"]

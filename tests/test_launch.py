@@ -85,7 +85,7 @@ def test_config_that_contradicts_the_launch_is_refused_with_both_numbers() -> No
     assert config.on(started).world_size() == 8
     with pytest.raises(UserError, match=r"trainer\.nodes=2, but slurm has started 3 nodes"):
         config.on(replace(started, nodes=3))
-    with pytest.raises(UserError, match=r"trainer\.devices=4, but torchrun has started 1 proc"):
+    with pytest.raises(UserError, match=r"trainer\.devices=4, but torchrun has started 1 rank"):
         config.on(Launch("torchrun", nodes=2, ranks_per_node=1))
 
 

@@ -10,6 +10,7 @@ from rich.progress import track
 from efficientsam_pl.data.checking import CheckedShard, check_shards
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.storage.files import written_whole
+from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import Damage
 
 _TOLD = 20  # of the list; all of it is in the report
@@ -39,7 +40,8 @@ def run(pattern: str, report: Path | None, index_dir: str | None, workers: int) 
         print(f"... and {len(bad) - _TOLD} more{rest}")
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(d.kind for d in bad).items()))
     samples = sum(shard.samples for shard in checked)
-    print(f"{len(checked)} shards, {samples} samples, {len(bad)} bad{f': {kinds}' if bad else ''}")
+    counts = f"{counted(len(checked), 'shard')}, {counted(samples, 'sample')}"
+    print(f"{counts}, {len(bad)} bad{f': {kinds}' if bad else ''}")
     return not bad
 
 

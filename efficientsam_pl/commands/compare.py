@@ -1,14 +1,16 @@
 """`efficientsam compare`: results of evaluations as one table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from efficientsam_pl.atomic import write_bytes
-from efficientsam_pl.evaluation.comparison import Comparison, cells, compare, markdown
+from efficientsam_pl.evaluation.comparison import Column, Comparison, cells, compare, markdown
 from efficientsam_pl.evaluation.result import read_result
+
+_GAP, _NAME = 2, 28  # between columns; of a model's name where the table would be too wide
 
 
 def run(files: Sequence[Path], markdown_file: Path | None, paper: bool) -> None:
@@ -22,20 +24,62 @@ def run(files: Sequence[Path], markdown_file: Path | None, paper: bool) -> None:
     if markdown_file is not None:
         write_bytes(markdown_file, markdown(table).encode())
     console = Console()
-    console.print(_shown(table))
+    for number, shown in enumerate(fitting_tables(table, console.width)):
+        if number:
+            console.print()
+        console.print(shown)
     for note in table.notes:
         console.print(note, style="dim", markup=False, highlight=False)
 
 
-def _shown(table: Comparison) -> Table:
-    shown = Table("model", box=None, pad_edge=False)
+def fitting_tables(table: Comparison, width: int) -> Iterator[Table]:
+    """The table in so many characters: whole, else with folded heads and names, else in parts.
+
+    A part has as many of the columns as fit, and the rows that have a number there.
+    """
+    names = max(len(row.name) for row in table.rows)
+    heads = {column: column.title() for column in table.columns}
+    if names + sum(_wide(head) for head in heads.values()) <= width:
+        yield _shown(table, table.columns, heads, names)
+        return
+    heads = {column: _folded(column) for column in table.columns}
+    names = min(names, _NAME)
+    part: list[Column] = []
+    used = names
     for column in table.columns:
-        shown.add_column(column.title(), justify="right")
-    for number, row in enumerate(table.rows):
-        last_of_ours = number + 1 < len(table.rows) and table.rows[number + 1].of_paper
+        if part and used + _wide(heads[column]) > width:
+            yield _shown(table, part, heads, names)
+            part, used = [], names
+        part.append(column)
+        used += _wide(heads[column])
+    yield _shown(table, part, heads, names)
+
+
+def _wide(head: str) -> int:
+    return _GAP + max(5, *(len(line) for line in head.splitlines()))  # 100.0
+
+
+def _folded(column: Column) -> str:
+    """A head in lines: the set, then the protocol after its first word, or AP's name."""
+    kind, _, of = column.title().partition(" ")
+    return f"{kind}\n{of.replace('_', chr(10), 1)}".replace(" ", "\u00a0")
+
+
+def _shown(
+    table: Comparison, columns: Sequence[Column], heads: dict[Column, str], names: int
+) -> Table:
+    shown = Table(box=None, padding=(0, 0, 0, _GAP), pad_edge=False)
+    shown.add_column("model", width=names, overflow="fold")
+    for column in columns:
+        shown.add_column(heads[column], justify="right", no_wrap=True)
+    places = [table.columns.index(column) for column in columns]
+    rows = [row for row in table.rows if row.cells.keys() & set(columns)]
+    for number, row in enumerate(rows):
+        values = cells(table, row)
+        last_of_ours = number + 1 < len(rows) and rows[number + 1].of_paper
         shown.add_row(
             row.name,
-            *cells(table, row),
+            *(values[place] for place in places),
             style="italic dim" if row.of_paper else None,
             end_section=last_of_ours and not row.of_paper,
         )

@@ -26,6 +26,7 @@ from efficientsam_pl.data.packing.job import ArrayShare, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.sets import open_sets
 from efficientsam_pl.models.teacher import FrozenTeacher
+from efficientsam_pl.plural import counted
 from efficientsam_pl.training.parallel import wrap_blocks
 
 
@@ -116,5 +117,6 @@ def _tell(config: PretrainConfig, part: StorePart, share: ArrayShare, summary: P
 
 def _counted(config: PretrainConfig, part: StorePart, photos: int) -> str:
     if config.features.kind == "photos":
-        return f"{photos} photos"
-    return f"{photos * views_of(config, part.heldout).count} views of {photos} photos"
+        return counted(photos, "photo")
+    views = photos * views_of(config, part.heldout).count
+    return f"{counted(views, 'view')} of {counted(photos, 'photo')}"

@@ -35,6 +35,7 @@ from efficientsam_pl.evaluation.segmenting import PhotoSegmenter
 from efficientsam_pl.inference.evaluated import EvaluatedModel
 from efficientsam_pl.launch import Launch, launch, note_progress
 from efficientsam_pl.models.config import NAMED
+from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import Damage
 from efficientsam_pl.training.scheduler import requeue
 from efficientsam_pl.training.signals import Request, StopRequests, catch_signals
@@ -62,12 +63,12 @@ def run(config: EvaluateConfig) -> None:
         about = {"name": config.baseline.replace("_", " "), "baseline": config.baseline}
         evaluate(config, baseline, about)
         return
-    model = load_model(config.model.name, config.model.weights).to(device)
-    name = config.model.name
-    assert config.model.weights is not None, "it is among the config's needs"
+    name, weights = config.model.name, config.model.weights
+    assert weights is not None, "it is among the config's needs"
+    model = load_model(name, weights).to(device)
     told = {
-        "name": name if name in NAMED else Path(name).stem,
-        "weights_sha256": weights_sha256(config.model.weights),
+        "name": name if name in NAMED else Path(name or weights).stem,
+        "weights_sha256": weights_sha256(weights),
         "resize": f"{model.config.resize} {model.config.encoder.image_size}",
         "config": as_dict(model.config),
     }
@@ -126,7 +127,8 @@ def _examine(work: _Work) -> None:
     mine = [p for p in range(work.rank.rank, len(numbers), world) if numbers[p] not in done]
     ready = ahead(work.photos.photos.read, mine, _DECODERS, _AHEAD)
     bar = work.rank.rank == 0 and sys.stdout.isatty()
-    with work.parts.writer(work.rank.rank) as writer:
+    kept = f"photos that are done are kept in {work.parts.folder}"
+    with work.requests.saving(lambda: kept), work.parts.writer(work.rank.rank) as writer:
         shown = track(mine, "Evaluating", len(mine), transient=True, disable=not bar)
         for count, (place, read) in enumerate(zip(shown, ready, strict=True), 1):
             number = numbers[place]
@@ -149,7 +151,10 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
         finished = work.parts.finished()
         left = len(set(work.photos.numbers) - finished.places.keys())
         if left:
-            print(f"rank {work.rank.rank} is done; {left} photos of others are left", flush=True)
+            print(
+                f"rank {work.rank.rank} is done; {counted(left, 'photo')} of others left",
+                flush=True,
+            )
             return None
         mark = f"{start} {len(finished.whole())}"
         if work.parts.mark() == mark and out.is_file():
@@ -177,9 +182,12 @@ def _stop(work: _Work, done: int) -> None:
         RuntimeError: SLURM would not start the job again.
     """
     asked, job = work.requests.strongest, work.rank.job
-    told = f"{done} of {len(work.photos.numbers)} photos are done; stopped, since {asked.told()}"
+    every = counted(len(work.photos.numbers), "photo")
+    told = f"{done} of {every} done; stopped, since {asked.told()}"
+    if asked is Request.SIGINT:
+        told += "; the same command continues"
     if job is None or not asked.requeues():
-        raise SavedAndStopped(told)
+        raise SavedAndStopped(told, asked.exit_code())
     with work.parts.merging():  # one rank asks for all: the request ends this start of the job
         mark = f"requeued {job} {work.rank.restarts}"
         why_not = "" if work.parts.mark() == mark else requeue(job)
@@ -207,8 +215,8 @@ def _tell_torn(work: _Work, finished: Finished) -> None:
         own = name == f"rank-{work.rank.rank}.jsonl"
         if own or (work.rank.rank == 0 and not _written_now(name, work.rank)):
             print(
-                f"{work.parts.folder / name}: {lines} lines that a kill has torn; their photos are "
-                "asked about again",
+                f"{work.parts.folder / name}: {counted(lines, 'line')} torn by a kill; what they "
+                "told is asked again",
                 file=sys.stderr,
             )
 

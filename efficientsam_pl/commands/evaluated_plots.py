@@ -7,6 +7,7 @@ import numpy as np
 from efficientsam_pl.commands.evaluated_result import Merged
 from efficientsam_pl.evaluation.matching import RECALLS, THRESHOLDS, curves, matched
 from efficientsam_pl.pictures.evaluation_plots import iou_histogram, precision_recall
+from efficientsam_pl.plural import counted
 
 
 def draw(merged: Merged, out: Path) -> None:
@@ -17,7 +18,7 @@ def draw(merged: Merged, out: Path) -> None:
         out: Of the result, OUT.json.
     """
     told = merged.result
-    name = f"{told.model['name']} on {told.data['kind']}, {told.counts['photos']} photos"
+    name = f"{told.model['name']} on {told.data['kind']}, {counted(told.counts['photos'], 'photo')}"
     ious = {protocol: np.array(values) for protocol, values in merged.ious.items()}
     if ious:
         iou_histogram(name, ious).write(out.with_name(f"{out.stem}_iou"))

@@ -23,6 +23,7 @@ from efficientsam_pl.evaluation.questions.asking import askable
 from efficientsam_pl.evaluation.record import PhotoRecord
 from efficientsam_pl.evaluation.result import Result
 from efficientsam_pl.evaluation.tally import Tally
+from efficientsam_pl.plural import counted
 from efficientsam_pl.versions import versions
 
 _PROGRAMS = ("efficientsam_pl", "torch", "numpy", "pycocotools")
@@ -108,8 +109,9 @@ def summary(result: Result) -> str:
     """The result in a sentence."""
     counts = result.counts
     told = (
-        f"{counts['photos']} photos, {counts['instances']} instances "
-        f"({counts['skipped_crowds']} crowds and {counts['skipped_empty']} empty ones skipped), "
+        f"{counted(counts['photos'], 'photo')}, {counted(counts['instances'], 'instance')} "
+        f"({counted(counts['skipped_crowds'], 'crowd')} and "
+        f"{counted(counts['skipped_empty'], 'empty one')} skipped), "
         f"{len(result.damaged)} damaged{_kinds(result)}: "
     )
     return told + ", ".join(_told(name, numbers) for name, numbers in result.numbers.items())

@@ -23,6 +23,7 @@ from efficientsam_pl.inference.everything.generator import generate_masks
 from efficientsam_pl.inference.everything.records import MaskRecord
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.pictures.everything import ListedMask, everything_overlay, everything_sheet
+from efficientsam_pl.plural import counted
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,10 @@ def _tell(done: Done, options: EverythingOptions, seconds: float) -> None:
     if none:
         named = ", ".join(done.without_masks[:5]) + (", ..." if none > 5 else "")
         left_out = ", left out of the shards" if options.shards is not None else ""
-        print(f"no mask was kept in {none} photos{left_out}: {named}")
+        print(f"no mask was kept in {counted(none, 'photo')}{left_out}: {named}")
     print(
-        f"{done.photos} photos{skipped}, {done.masks} masks, {seconds:.1f} s, "
+        f"{counted(done.photos, 'photo')}{skipped}, {counted(done.masks, 'mask')}, "
+        f"{seconds:.1f} s, "
         f"{seconds / done.photos:.1f} s a photo -> {options.out}"
     )
     for place in (options.json, options.shards):

@@ -29,7 +29,7 @@ from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallel import Arrangement
 from efficientsam_pl.training.run_folder import open_run
-from efficientsam_pl.training.runs import fit, run_setting, standard_callbacks
+from efficientsam_pl.training.runs import fit, print_weights, run_setting, standard_callbacks
 from efficientsam_pl.training.signals import catch_signals
 from efficientsam_pl.training.trainer import check_hardware
 
@@ -80,6 +80,7 @@ def run(config: FinetuneConfig) -> Finetuned:
         "frozen": sorted(_untaught(config, model)),
     }
     setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
+    print_weights(setting, _weights(config))
     throughput = _throughput(config, lesson, shape)
     callbacks = [
         *_watching(config, data, shape, throughput),
@@ -100,6 +101,20 @@ def starting_model(config: FinetuneConfig) -> Segmenter:
     model = starting_segmenter(segmenter_config(config.model.name), config.model)
     model.freeze(_untaught(config, model))
     return model
+
+
+def _weights(config: FinetuneConfig) -> str:
+    """Parts by where they come from, such as `image encoder from FILE, mask decoder from ...`."""
+    frozen, parts = config.model.freeze.parts(), dict[str, list[str]]()
+    for name, file in config.model.sources().items():
+        source = file or f"scratch (seed {config.run.seed})"
+        part = name.replace("_", " ") + (" (frozen)" if name in frozen else "")
+        parts.setdefault(source, []).append(part)
+    return ", ".join(f"{_listed(names)} from {source}" for source, names in parts.items())
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _untaught(config: FinetuneConfig, model: Segmenter) -> list[str]:

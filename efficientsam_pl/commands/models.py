@@ -39,7 +39,9 @@ def _config_in(weights: str | None) -> SegmenterConfig:
         raise ConfigError("name a model or a weights file")
     told = read_weights(weights).config
     if told is None:
-        raise ConfigError(f"{weights} does not tell its model: give --model")
+        raise ConfigError(
+            f"{weights} does not tell its model: name it (--model, or model.name= of evaluate)"
+        )
     if "encoder" not in told:
         raise ConfigError(f"{weights} holds a pretrained encoder, not a segmenter")
     return from_dict(SegmenterConfig, told)

@@ -16,6 +16,7 @@ from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
 from efficientsam_pl.data.storage.files import written_whole
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.plural import counted
 
 _TOLD = 20  # skipped samples that are printed; all of them are in the summary file
 
@@ -88,7 +89,7 @@ def pack_source(source: Source, out: str, share: ArrayShare, workers: int) -> Pa
             lambda weight: progress.advance(task, weight),
         )
     written = account_for(summary, out, share, "packed")
-    print(f"{summary.samples} photos, {summary.masks} masks, {written}")
+    print(f"{counted(summary.samples, 'photo')}, {counted(summary.masks, 'mask')}, {written}")
     return summary
 
 
@@ -117,7 +118,7 @@ def account_for(
         raise UserError(f"nothing could be {done} ({first.what}: {first.why})")
     before = f" ({summary.done_before} of them there before)" if summary.done_before else ""
     return (
-        f"{len(summary.skipped)} skipped -> {len(summary.shards)} shards{before} of "
+        f"{len(summary.skipped)} skipped -> {counted(len(summary.shards), 'shard')}{before} of "
         f"{summary.bytes / 2**20:.1f} MiB in {out}"
     )
 

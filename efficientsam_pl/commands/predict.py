@@ -10,6 +10,7 @@ from efficientsam_pl.commands.photo_files import read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.predictor import ImagePrediction, Predictor
 from efficientsam_pl.pictures.overlay import DrawnPrompt, mask_image, overlay
+from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import Label
 
 
@@ -51,7 +52,9 @@ def run(options: PredictOptions) -> ImagePrediction:
                 iou=prediction.iou.numpy(),
             )
     for index, value in enumerate(iou):
-        print(f"mask {index}: predicted IoU {value:.3f}, {int(best[index].sum())} pixels")
+        print(
+            f"mask {index}: predicted IoU {value:.3f}, {counted(int(best[index].sum()), 'pixel')}"
+        )
     print(f"-> {options.out / 'overlay.png'}")
     return prediction
 

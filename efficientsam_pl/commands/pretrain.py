@@ -27,7 +27,7 @@ from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallel import Arrangement
 from efficientsam_pl.training.run_folder import open_run
-from efficientsam_pl.training.runs import fit, run_setting, standard_callbacks
+from efficientsam_pl.training.runs import fit, print_weights, run_setting, standard_callbacks
 from efficientsam_pl.training.signals import catch_signals
 from efficientsam_pl.training.trainer import check_hardware
 
@@ -78,6 +78,7 @@ def run(config: PretrainConfig) -> Pretrained:
         "features": describe(config) if config.features.dir is not None else None,
     }
     setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
+    print_weights(setting, _weights(config))
     throughput = _throughput(config, target)
     callbacks = [
         baseline,
@@ -88,14 +89,26 @@ def run(config: PretrainConfig) -> Pretrained:
     trainer, history = fit(task, data, setting, callbacks)
     heldout_loss = None
     if data.validates():
-        [scores] = trainer.validate(task, datamodule=data, verbose=False)
-        heldout_loss = scores["heldout/loss"]
+        if history.heldout_step() != trainer.global_step:  # none was due at the last step
+            trainer.validate(task, datamodule=data, verbose=False)
+        heldout_loss = history.heldout[-1][1]
     encoder = folder.local / "encoder.safetensors"
     if trainer.is_global_zero:
         measured = {"heldout/loss": heldout_loss, "heldout/mean_feature_loss": baseline.loss}
         _write_encoder(folder.local, encoder, measured)
         folder.send_records()
     return Pretrained(encoder, history, heldout_loss, baseline.loss)
+
+
+def _weights(config: PretrainConfig) -> str:
+    teacher = config.teacher
+    if teacher.kind == "pixels":
+        target = "no teacher: the target is the photo's own pixels"
+    elif config.features.dir is not None:
+        target = f"the teacher's features from {config.features.dir}"
+    else:
+        target = f"teacher from {teacher.weights or f'random weights (seed {teacher.seed})'}"
+    return f"student from scratch (seed {config.run.seed}), {target}"
 
 
 def _streams(config: PretrainConfig, sets: TrainingSets) -> Streams:

@@ -27,6 +27,7 @@ from efficientsam_pl.inference.predictor import Predictor, PromptError
 from efficientsam_pl.inference.salient import SalientInstance, SalientPhoto, segment_salient
 from efficientsam_pl.inference.salient_config import SalientConfig
 from efficientsam_pl.pictures.overlay import DrawnPrompt, mask_image, overlay
+from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import area, box_xyxy, decode
 from efficientsam_pl.structures import Label
 from efficientsam_pl.versions import versions
@@ -87,11 +88,11 @@ def run(options: SalientOptions) -> dict[str, Any]:
             found.skipped.add("photo that could not be used", f"{photo.image.name}: {error}")
     _tell(found)
     if not found.photos:
-        raise UserError(f"none of {len(photos)} photos could be used")
+        raise UserError(f"none of {counted(len(photos), 'photo')} could be used")
     result = _result(options, found, asdict(model.config)["resize"])
     if options.json is not None:
         atomic.write_bytes(options.json, (json.dumps(result, indent=1) + "\n").encode())
-    print(f"{len(found.photos)} photos -> {options.out}")
+    print(f"{counted(len(found.photos), 'photo')} -> {options.out}")
     return result
 
 
@@ -193,7 +194,7 @@ def _tell(found: _Findings) -> None:
     if not any(means.values()):
         return
     photos = found.tallies[_MASKS].photos
-    table = Table(title=f"salient objects of {photos} photos with ground truth")
+    table = Table(title=f"salient objects of {counted(photos, 'photo')} with ground truth")
     for column in ("", "F max", "F mean", "F adaptive", "MAE", "S"):
         table.add_column(column, justify="right" if column else "left")
     for what, mean in means.items():

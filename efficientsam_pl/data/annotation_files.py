@@ -15,6 +15,7 @@ from typing import Any, Literal
 from efficientsam_pl.data.packing.coco import CocoError
 from efficientsam_pl.data.storage.files import persistently
 from efficientsam_pl.data.storage.filesystems import HTTP, store
+from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import Rle, area, check_polygons, from_coco, run_lengths
 from efficientsam_pl.structures import Damage, Instance, InstancePhoto
 
@@ -119,8 +120,8 @@ class AnnotationFile:
                 paths[image_id] = there
         if not paths:
             raise CocoError(
-                f"none of the {len(self.images)} photos of {self.path} is in {folder}, such as "
-                f"{choice}"
+                f"none of {counted(len(self.images), 'photo')} of {self.path} is in {folder}, "
+                f"such as {choice}"
             )
         return paths
 

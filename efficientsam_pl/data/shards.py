@@ -49,6 +49,7 @@ from efficientsam_pl.data.storage.files import (
 )
 from efficientsam_pl.data.storage.tar import scan_tar
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import Damage
 
 MANIFEST_VERSION = 1
@@ -150,7 +151,7 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
     }
     shards = tuple(known[path] for path in sorted([*found, *lost.values()]))
     if not any(shard.samples for shard in shards):
-        raise ShardsError(f"no sample in the {len(shards)} shards that match {pattern!r}")
+        raise ShardsError(f"no sample in {counted(len(shards), 'shard')} of {pattern!r}")
     return ShardSet(shards, tuple(_damage(shards, found)))
 
 

@@ -17,6 +17,7 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation import published
 from efficientsam_pl.evaluation.published import PublishedRow
 from efficientsam_pl.evaluation.result import Result
+from efficientsam_pl.plural import counted, noun
 
 DETECTOR_BOXES = "detector_boxes"
 _KINDS = {"coco": "COCO", "lvis": "LVIS", "shards": "shards"}
@@ -29,6 +30,7 @@ _AP = {
     "ap_common": "AP c",
     "ap_frequent": "AP f",
 }
+_COUNTED = ("photo", "instance")
 _NO_TERMS = ("source", "description")  # told of a protocol, and no part of what it does
 _CHOICES = ("mask_rule", "second_pass")  # of a baseline that has one mask for a prompt
 
@@ -150,7 +152,7 @@ def _terms(source: _Source, column: Column) -> dict[str, Any]:
     """What must be the same in a column."""
     told = source.result
     left_out = (*_NO_TERMS, *(_CHOICES if told.model.get("baseline") else ()))
-    data = f"{told.counts['photos']} photos, sha256 {told.data['sha256'][:12]}"
+    data = f"{counted(told.counts['photos'], 'photo')}, sha256 {told.data['sha256'][:12]}"
     protocol = told.protocols[column.protocol]
     return {"data": data} | {k: v for k, v in protocol.items() if k not in left_out}
 
@@ -210,7 +212,8 @@ def _notes(sources: Sequence[_Source]) -> list[str]:
     for kind in dict.fromkeys(str(source.result.data["kind"]) for source in sources):
         own = [source.result for source in sources if source.result.data["kind"] == kind]
         counts = [
-            f"{r.counts['photos']:,} photos, {r.counts['instances']:,} instances" for r in own
+            ", ".join(f"{(n := r.counts[f'{one}s']):,} {noun(n, one)}" for one in _COUNTED)
+            for r in own
         ]
         boxes = [
             f"boxes of the detector's file {r.protocols[DETECTOR_BOXES]['detector_sha256'][:12]}"

@@ -268,6 +268,14 @@ class FreezeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadedModelConfig:
+    """A trained segmenter."""
+
+    name: str | None = None  # one of NAMED, or a YAML file; None: what the weights file says
+    weights: str | None = None  # released, or our own
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which segmenter, where its weights start, and which of them learn."""
 
@@ -284,3 +292,12 @@ class ModelConfig:
                 raise ValueError(
                     f"weights={self.weights} holds the {name} already; drop it or {name}={part}"
                 )
+
+    def sources(self) -> dict[str, str | None]:
+        """The file that each part's weights come from; None: they are drawn from the seed."""
+        decoder = self.weights or self.decoder
+        return {
+            "image_encoder": self.weights or self.encoder,
+            "prompt_encoder": decoder,
+            "mask_decoder": decoder,
+        }

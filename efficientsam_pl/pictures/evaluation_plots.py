@@ -17,6 +17,7 @@ from jaxtyping import Float
 from efficientsam_pl.pictures.curves import spread
 from efficientsam_pl.pictures.palette import INK, MUTED, Rgb, mask_colour
 from efficientsam_pl.pictures.vector import Plot, hexed, letters_in, new_figure, plot
+from efficientsam_pl.plural import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def iou_histogram(title: str, iou: Mapping[str, Float[np.ndarray, "_"]]) -> Plot
     axes.set_ylim(0, highest / top)
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= highest])
     for number, (name, values) in enumerate(sets.items()):
-        told = f"{name}:  mean {values.mean():.3f}, {len(values)} masks"
+        told = f"{name}:  mean {values.mean():.3f}, {counted(len(values), 'mask')}"
         place = (0.012, 1 - _LABEL_GAP * (number + 0.5))
         _line(axes, place, told, letters_in(mask_colour(number)))
     return plot(figure)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from efficientsam_pl.pictures.overlay import mask_image, overlay_runs
 from efficientsam_pl.pictures.palette import INK, MASK_COLOURS, Rgb, fitted, font, object_colour
 from efficientsam_pl.pictures.sheet import PAPER, SheetLayout, contact_sheet, draw_legend
+from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import Rle, area, box_xyxy, decode
 
 _COLUMNS, _MOST_CELLS = 8, 64
@@ -57,10 +58,12 @@ def everything_sheet(
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     sheet = contact_sheet(rows, [""] * columns, cell_px=_CELL_PX)
     layout = SheetLayout.for_cell(_CELL_PX)
-    counted = (
-        f"{len(masks)} masks" if len(masks) <= len(shown) else f"{len(shown)} of {len(masks)} masks"
+    number = (
+        counted(len(masks), "mask")
+        if len(masks) <= len(shown)
+        else f"{len(shown)} of {counted(len(masks), 'mask')}"
     )
-    told = f"{title}: {counted}; below each its predicted IoU, stability and area"
+    told = f"{title}: {number}; below each its predicted IoU, stability and area"
     heading = fitted(told, layout.text, sheet.width - 2 * layout.gap)
     draw_legend(sheet, heading, (), (layout.gap, layout.gap), layout)
     return sheet

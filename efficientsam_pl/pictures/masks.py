@@ -15,13 +15,16 @@ from PIL import Image
 from efficientsam_pl.pictures.overlay import DrawnPrompt, overlay
 from efficientsam_pl.pictures.sheet import (
     ERROR_LEGEND,
+    PAPER,
     SheetLayout,
     contact_sheet,
     draw_legend,
     error_map,
 )
 
-CELL_PX = 256  # longer side of a picture, at which its lines and letters are drawn
+CELL_PX = 256  # longer side of a picture at most, and of what is handed in
+_SHEET_PX, _LEAST_CELL_PX = 1600, 96  # of a screen's width and height
+_TITLES = ("photo and prompts", "ground truth", "prediction", "")
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,57 @@ def mask_sheet(answers: Sequence[Answers]) -> Image.Image:
     """Photo with its prompts, truth, prediction and error; a row an answer.
 
     A mask and its prompt have the same colour in all of them; the label at a predicted mask is its
-    IoU with the truth.
+    IoU with the truth. Many answers stand in blocks side by side, in smaller pictures, so that the
+    sheet fits a screen.
     """
-    rows = [_row(one) for one in answers]
-    columns = ["photo and prompts", "ground truth", "prediction", ""]
-    sheet = contact_sheet(rows, columns, [one.title() for one in answers], CELL_PX)
-    layout = SheetLayout.for_cell(CELL_PX)
-    place = (layout.left(columns.index("")), layout.gap)
+    blocks, cell_px = _arranged(answers)
+    drawn = [_block(some, cell_px) for some in blocks]
+    sheet = Image.new("RGB", (sum(b.width for b in drawn), max(b.height for b in drawn)), PAPER)
+    left = 0
+    for block in drawn:
+        sheet.paste(block, (left, 0))
+        left += block.width
+    return sheet
+
+
+def _arranged(answers: Sequence[Answers]) -> tuple[list[Sequence[Answers]], int]:
+    """Blocks of answers, and the largest size of their pictures that fits; fewer blocks first."""
+    for cell_px in range(CELL_PX, _LEAST_CELL_PX - 1, -8):
+        layout = SheetLayout.for_cell(cell_px)
+        most = max(1, _SHEET_PX // layout.left(len(_TITLES)))
+        for count in range(1, most + 1):
+            blocks = _parts(answers, count)
+            if max(_height(some, layout) for some in blocks) <= _SHEET_PX:
+                return blocks, cell_px
+    return _parts(answers, most), cell_px
+
+
+def _parts(answers: Sequence[Answers], count: int) -> list[Sequence[Answers]]:
+    """In order, all as long as the first but for the last."""
+    length = max(1, -(-len(answers) // count))
+    return [answers[first : first + length] for first in range(0, max(1, len(answers)), length)]
+
+
+def _height(answers: Sequence[Answers], layout: SheetLayout) -> int:
+    heights = (layout.cell * one.photo.shape[0] // max(one.photo.shape[:2]) for one in answers)
+    head = layout.gap + layout.title_height
+    return head + sum(layout.title_height + height + layout.gap for height in heights)
+
+
+def _block(answers: Sequence[Answers], cell_px: int) -> Image.Image:
+    rows = [_row(one, cell_px) for one in answers]
+    sheet = contact_sheet(rows, _TITLES, [one.title() for one in answers], cell_px)
+    layout = SheetLayout.for_cell(cell_px)
+    place = (layout.left(_TITLES.index("")), layout.gap)
     draw_legend(sheet, "error:", ERROR_LEGEND, place, layout)
     return sheet
 
 
-def _row(one: Answers) -> list[Image.Image]:
+def _row(one: Answers, cell_px: int) -> list[Image.Image]:
     return [
-        overlay(one.photo, one.truth[:0], one.prompts, shown_px=CELL_PX),
-        overlay(one.photo, one.truth, shown_px=CELL_PX),
-        overlay(one.photo, one.predicted, iou=one.iou, shown_px=CELL_PX),
+        overlay(one.photo, one.truth[:0], one.prompts, shown_px=cell_px),
+        overlay(one.photo, one.truth, shown_px=cell_px),
+        overlay(one.photo, one.predicted, iou=one.iou, shown_px=cell_px),
         error_map(one.photo, one.predicted, one.truth),
     ]
 

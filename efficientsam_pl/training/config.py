@@ -5,6 +5,7 @@ from typing import Literal
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.launch import Launch
+from efficientsam_pl.plural import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +100,17 @@ class TrainerConfig:
             ("devices", self.devices, launch.ranks_per_node),
         ):
             if asked not in (None, there):
-                what = "nodes" if key == "nodes" else "processes a node"
+                started = counted(there, "node" if key == "nodes" else "rank")
+                started += "" if key == "nodes" else " a node"
                 raise UserError(
-                    f"trainer.{key}={asked}, but {launch.kind} has started {there} {what}; leave "
+                    f"trainer.{key}={asked}, but {launch.kind} has started {started}; leave "
                     f"trainer.{key} out, or ask for {asked}"
                 )
         world = launch.nodes * launch.ranks_per_node
         if self.global_batch % world:
             raise UserError(
                 f"trainer.global_batch={self.global_batch} cannot be shared by {world} ranks "
-                f"({launch.nodes} nodes of {launch.ranks_per_node})"
+                f"({counted(launch.nodes, 'node')} of {launch.ranks_per_node})"
             )
         share = self.global_batch // world
         micro_batch = next(n for n in range(min(self.micro_batch, share), 0, -1) if share % n == 0)

@@ -52,6 +52,10 @@ class RunFolder:
     resume: str  # auto, none, or the path of a run or a checkpoint, which is local
     apart: bool = False  # whether `local` is not rank 0's, which is on another node
 
+    def place(self) -> str:
+        """Where a person finds it."""
+        return str(self.local) if self.mirror is None else self.mirror.remote.path
+
     def send_records(self) -> None:
         """Uploads what is no checkpoint and has changed: config, log, reports, trace, pictures.
 

@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
-from lightning.pytorch.callbacks import LearningRateMonitor
+from rich.console import Console
 
 from efficientsam_pl.checkpoints.choice import newest_checkpoint
 from efficientsam_pl.checkpoints.folder import CheckpointError, manifest_of
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.data.sets import TrainingSets
+from efficientsam_pl.launch import launch
 from efficientsam_pl.training.callbacks.agreement import SameEverywhere
 from efficientsam_pl.training.callbacks.averaging import AveragedWeights
 from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints
 from efficientsam_pl.training.callbacks.damage import DataReport
 from efficientsam_pl.training.callbacks.divergence import DivergenceStop
+from efficientsam_pl.training.callbacks.overdue import OverdueValidation
 from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.callbacks.progress import StageProgress
 from efficientsam_pl.training.callbacks.records import ConsumedTrace, LossHistory
+from efficientsam_pl.training.callbacks.steps import LoggedSteps
 from efficientsam_pl.training.callbacks.watchdog import Watchdog
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 from efficientsam_pl.training.datamodule import StreamDataModule
@@ -67,7 +71,7 @@ def run_setting(
     writer = CheckpointWriter(
         trainer.checkpoint_writing, shelf.placed, shelf.written, own_disk=folder.apart
     )
-    files = CheckpointFiles(writer, partial(check_resumable, header=header))
+    files = CheckpointFiles(writer, partial(_check_and_print, header=header))
     return RunSetting(run, trainer, interruption, folder, header, shelf, files)
 
 
@@ -86,7 +90,7 @@ def standard_callbacks(
     callbacks: list[L.Callback] = [
         SameEverywhere(setting.header | {"resumed from": _newest(setting)}),
         StageProgress(stage, config.global_batch),
-        LearningRateMonitor(logging_interval="step"),
+        LoggedSteps(),
         DataReport(folder, sets, max_bad_fraction),
         DivergenceStop(folder),
     ]
@@ -99,7 +103,7 @@ def standard_callbacks(
     return [
         *callbacks,
         checkpoints,
-        Preemption(setting.interruption, checkpoints.save_now),
+        Preemption(setting.interruption, checkpoints.save_now, setting.folder),
         Watchdog(float(setting.interruption.hang_s)),
     ]
 
@@ -119,7 +123,7 @@ def fit(
     trainer = build_trainer(
         setting.run,
         setting.trainer,
-        [history, *callbacks],
+        [history, *callbacks, OverdueValidation(setting.trainer.validate_every_steps)],
         data.validates(),
         setting.interruption,
         setting.files,
@@ -127,6 +131,23 @@ def fit(
     )
     trainer.fit(task, datamodule=data, ckpt_path=_from(setting))
     return trainer, history
+
+
+def print_weights(setting: RunSetting, told: str) -> None:
+    """Says where the weights come from, unless they are a checkpoint's, which is said later."""
+    if _from(setting) is None and launch().rank == 0:
+        _print(f"weights: {told}")
+
+
+def _check_and_print(stored: StoredCheckpoint, header: dict[str, Any]) -> None:
+    """On rank 0, before a checkpoint is loaded."""
+    check_resumable(stored, header)
+    step = stored.manifest.step
+    _print(f"weights: all from {stored.folder}, step {step}")
+
+
+def _print(line: str) -> None:
+    Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _from(setting: RunSetting) -> Path | None:

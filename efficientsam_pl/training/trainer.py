@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.launch import launch
+from efficientsam_pl.plural import counted
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 from efficientsam_pl.training.loggers import build_logger, check_logger
 from efficientsam_pl.training.strategies import CheckpointFiles, PlainCheckpoints, build_strategy
@@ -41,8 +42,8 @@ def check_hardware(config: TrainerConfig) -> None:
     if config.accelerator == "gpu" and seen < devices:
         where = "in this allocation" if launch().kind == "slurm" else "from here"
         raise UserError(
-            f"trainer.accelerator=gpu and trainer.devices={devices}, but {seen} GPUs can be seen "
-            f"{where}"
+            f"trainer.accelerator=gpu and trainer.devices={devices}, but {counted(seen, 'GPU')} "
+            f"can be seen {where}"
         )
 
 

@@ -1,10 +1,14 @@
 """Tables of results: what stands where, and what may not stand together."""
 
+import io
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from efficientsam_pl.commands.compare import fitting_tables
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.comparison import Column, Comparison, compare, markdown
 from efficientsam_pl.evaluation.result import Result
@@ -64,6 +68,43 @@ def test_one_model_on_two_sets_is_one_row_as_in_the_paper() -> None:
     assert list(made.rows[0].cells.values()) == [50.0, 25.0]
     [tiny] = [row for row in made.rows if row.name == "EfficientSAM-Ti"]
     assert list(tiny.cells.values()) == [75.7, 74.3]
+
+
+def test_table_is_whole_where_it_fits_and_in_parts_of_80_columns_elsewhere() -> None:
+    protocols = ("box", "click_random_1", "click_random_3")
+    terms = {"description": "", "source": "P", "mask_rule": "predicted_iou"}
+    shown = {"miou": means(0.5), "filled_box_miou": means(0.6)}
+    made = table(
+        *(
+            with_ap(
+                result(
+                    name,
+                    kind=kind,
+                    protocols=dict.fromkeys(protocols, terms),
+                    numbers=dict.fromkeys(protocols, shown),
+                ),
+                0.25,
+            )
+            for name in ("efficient_sam_ti_interactive", "b")
+            for kind in ("coco", "lvis")
+        )
+    )
+    assert len(made.columns) == 12
+    for width, parts in ((300, 1), (80, 2)):
+        printed = io.StringIO()
+        console = Console(width=width, file=printed)
+        shown = list(fitting_tables(made, width))
+        assert len(shown) == parts
+        for one in shown:
+            console.print(one)
+        text = printed.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        for word in ("click", "random_3", "AP M", "SAM-H", "EfficientSAM-Ti"):
+            assert word in text.replace("\u00a0", " ")
+        numbers = [float(word) for word in text.split() if re.fullmatch(r"\d+\.\d", word)]
+        values = [round(value, 1) for row in made.rows for value in row.cells.values()]
+        assert sorted(numbers) == sorted(values)
 
 
 def test_two_results_of_one_model_are_told_by_their_files() -> None:

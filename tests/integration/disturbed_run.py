@@ -29,6 +29,7 @@ from efficientsam_pl.training.callbacks.agreement import SameEverywhere
 from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.callbacks.watchdog import Watchdog
 from efficientsam_pl.training.config import InterruptionConfig
+from efficientsam_pl.training.run_folder import RunFolder
 from efficientsam_pl.training.signals import catch_signals
 
 RANK = launch().rank
@@ -62,8 +63,8 @@ class Line(L.LightningModule):
 class Diary(L.Callback):
     """What a rank has done, for whoever disturbs it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, begins_slowly: bool) -> None:
+        self.path, self.begins_slowly = path, begins_slowly
 
     def write(self, **told: Any) -> None:
         with self.path.open("a") as file:
@@ -73,8 +74,10 @@ class Diary(L.Callback):
         fetcher = trainer.fit_loop._data_fetcher
         workers = fetcher.combined_loader._iterator.iterators[0]._workers
         self.write(process=os.getpid(), workers=[worker.pid for worker in workers])
-        handlers = (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1))
+        handlers = map(signal.getsignal, (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
         self.write(handlers=[getattr(one, "__qualname__", str(one)) for one in handlers])
+        if self.begins_slowly:
+            time.sleep(600)
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         self.write(step=trainer.global_step)
@@ -109,7 +112,7 @@ def run(way: str, folder: Path, steps: int, accumulated: int = 1) -> None:
     if way == "asked_before":
         signal.raise_signal(signal.SIGUSR1)
         assert caught.strongest
-    diary = Diary(folder / f"rank-{RANK}.jsonl")
+    diary = Diary(folder / f"rank-{RANK}.jsonl", way == "slow_start")
     interruption = InterruptionConfig(collective_timeout_s=60)
     world = launch().ranks_per_node if launch().kind == "torchrun" else int(os.environ["RANKS"])
     header = {"config": {"trainer": {"rank": RANK if way == "unlike" else 0, "steps": steps}}}
@@ -122,7 +125,11 @@ def run(way: str, folder: Path, steps: int, accumulated: int = 1) -> None:
         callbacks=[
             SameEverywhere(header),
             diary,
-            Preemption(interruption, lambda trainer: diary.write(saved=trainer.global_step)),
+            Preemption(
+                interruption,
+                lambda trainer: diary.write(saved=trainer.global_step),
+                RunFolder(folder, None, "auto"),
+            ),
             Watchdog(3.0 if way in ("sleep", "hold_lock", "stopped") else 600.0),
         ],
         use_distributed_sampler=False,
@@ -137,6 +144,8 @@ def run(way: str, folder: Path, steps: int, accumulated: int = 1) -> None:
 
 
 if __name__ == "__main__":
+    # a shell that runs the tests in the background has told all of them to ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     given = (sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
     parser = cli.build_parser
     parsed = type("Parsed", (), {"run": staticmethod(lambda arguments: run(*given))})

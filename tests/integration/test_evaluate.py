@@ -313,6 +313,19 @@ def test_evaluation_that_is_asked_to_stop_finishes_its_photo(
     assert asked(parts) == list(range(40, 40 + PHOTOS))
 
 
+def test_model_is_read_from_its_own_file_and_a_name_must_not_contradict_it(
+    discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str]
+) -> None:
+    out = tmp_path / "unnamed.json"
+    unnamed = [a for a in discs.arguments(f"out={out}") if not a.startswith("model.name=")]
+    here(*unnamed)
+    named, by_file = (json.loads(file.read_text()) for file in (reference, out))
+    assert by_file["numbers"] == named["numbers"]
+    assert by_file["model"] == named["model"] | {"name": "tiny"}  # the stem of either file
+    said = here(*discs.arguments("model.name=efficient_sam_s", f"out={tmp_path}/o.json"), code=2)
+    assert "tiny.safetensors holds weights of another model" in said
+
+
 def test_photos_of_another_model_are_not_mixed_in(
     discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str]
 ) -> None:

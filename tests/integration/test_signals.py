@@ -130,7 +130,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
 
 @pytest.mark.parametrize(
     ("number", "accumulated", "everywhere"),
-    [(signal.SIGUSR1, 1, False), (signal.SIGTERM, 2, True)],
+    [(signal.SIGUSR1, 1, False), (signal.SIGTERM, 2, True), (signal.SIGINT, 1, True)],
 )
 def test_ranks_save_at_the_same_step_whoever_was_told(
     started: Callable[..., Ranks],
@@ -147,15 +147,18 @@ def test_ranks_save_at_the_same_step_whoever_was_told(
     for pid in told:
         os.kill(pid, number)
     codes, errors = run.ends(within_s=30)
-    assert codes == [75, 75], errors
+    code = 130 if number is signal.SIGINT else 75
+    assert codes == [code, code], errors
     [saved], [other] = run.told(0, "saved"), run.told(1, "saved")
     assert saved == other == max(run.told(0, "step"))
     assert run.told(0, "step").count(saved) == 1  # no micro-batch of the next step has run
     assert noticed <= saved <= noticed + 4  # the step under way, one more, and the test's delay
-    line = f"efficientsam: saved step {saved} and stopped, since it got {number.name}\n"
+    why = "Ctrl-C; the same command continues" if number is signal.SIGINT else number.name
+    line = f"efficientsam: saved step {saved} to {run.folder} and stopped, since it got {why}\n"
     assert errors[0].endswith(line)
+    assert "Traceback" not in errors[0] + errors[1]
     assert "efficientsam:" not in errors[1]
-    assert (run.folder / "state/exit").read_text() == "75\n"
+    assert (run.folder / "state/exit").read_text() == f"{code}\n"
     assert left(run.pids(0) + run.pids(1), END_S) == []
 
 
@@ -166,7 +169,7 @@ def test_lightning_installs_no_handler_and_what_was_asked_before_counts_at_the_f
     codes, errors = run.ends(START_S)
     assert codes == [75], errors
     assert run.told(0, "saved") == run.told(0, "step") == [1]
-    assert run.told(0, "handlers") == [["StopRequests._note_signal"] * 2]
+    assert run.told(0, "handlers") == [["StopRequests._note_signal"] * 3]
 
 
 def test_run_whose_last_step_is_done_has_nothing_to_stop(started: Callable[..., Ranks]) -> None:
@@ -206,18 +209,69 @@ def test_torchrun_ends_what_is_left_of_a_killed_rank(
     assert left(pids, END_S) == []
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_first_process_of_lightnings_own_ranks_returns_what_happened(
-    started: Callable[..., Ranks],
-    left: Left,
+    started: Callable[..., Ranks], left: Left, number: signal.Signals, code: int
 ) -> None:
+    """A Ctrl-C reaches every process of the terminal, data workers among them."""
     run = started("plain", command=(sys.executable,))
     run.wait_for_step(3)
     pids = run.pids(0) + run.pids(1)
-    os.kill(run.pids(0)[0], signal.SIGTERM)
+    (os.killpg if number is signal.SIGINT else os.kill)(run.pids(0)[0], number)
     codes, errors = run.ends(within_s=30)
-    assert codes == [75], errors
-    assert run.told(0, "saved") == run.told(1, "saved")
+    assert codes == [code], errors
+    assert "Traceback" not in errors[0]
+    assert run.told(0, "saved") == run.told(1, "saved") != []
     assert left(pids, END_S) == []
+
+
+def test_ctrl_c_before_the_first_step_ends_all_ranks_in_one_line(
+    started: Callable[..., Ranks], left: Left
+) -> None:
+    run = started("slow_start", command=(sys.executable,))
+    until = time.monotonic() + START_S
+    while not (run.told(0, "handlers") and run.told(1, "handlers")):
+        assert time.monotonic() < until, "the ranks do not start"
+        time.sleep(0.02)
+    os.killpg(run.pids(0)[0], signal.SIGINT)
+    codes, errors = run.ends(within_s=30)
+    assert codes == [130], errors
+    assert errors[0].endswith("efficientsam: interrupted\n")
+    assert errors[0].count("efficientsam:") == 1
+    assert "Traceback" not in errors[0]
+    assert (run.folder / "state/exit").read_text() == "130\n"
+    assert left(run.pids(0) + run.pids(1), END_S) == []
+
+
+def test_second_ctrl_c_ends_a_run_amid_its_step(started: Callable[..., Ranks], left: Left) -> None:
+    run = started("sleep", world=1, command=(sys.executable,))
+    run.wait_for_step(3, ranks=(0,))
+    pids = run.pids(0)
+    for _ in range(2):
+        os.kill(pids[0], signal.SIGINT)
+        time.sleep(0.3)  # two that wait at once are one
+    codes, errors = run.ends(within_s=2)
+    assert codes == [130]
+    assert errors[0].endswith("efficientsam: interrupted; nothing is saved\n")
+    assert run.told(0, "saved") == []
+    assert left(pids, END_S) == []
+
+
+@pytest.mark.slow
+def test_torchrun_that_forwards_a_ctrl_c_lets_its_ranks_save(
+    started: Callable[..., Ranks], left: Left
+) -> None:
+    """Each rank gets it twice: from the terminal and from torchrun."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    run = started("plain", command=torchrun)
+    run.wait_for_step(3)
+    os.killpg(run.processes[0].pid, signal.SIGINT)
+    for pid in (run.pids(0)[0], run.pids(1)[0]):  # torchrun's children lead sessions of their own
+        os.kill(pid, signal.SIGINT)
+    _, errors = run.ends(within_s=30)
+    assert run.told(0, "saved") == run.told(1, "saved") != []
+    assert "since it got Ctrl-C; the same command continues" in errors[0]
+    assert left(run.pids(0) + run.pids(1), END_S) == []
 
 
 def test_unlike_ranks_do_not_train(started: Callable[..., Ranks]) -> None:

@@ -49,6 +49,17 @@ def test_sheet_has_a_row_for_each_answer() -> None:
     assert sheet.size == (layout.left(4), layout.gap + layout.title_height + 2 * row)
 
 
+@pytest.mark.parametrize("count", [3, 12, 24])
+@pytest.mark.parametrize("hw", [(CELL_PX, CELL_PX), (CELL_PX, 171), (171, CELL_PX)])
+def test_sheet_of_many_answers_fits_a_screen(count: int, hw: tuple[int, int]) -> None:
+    masks = np.zeros((1, *hw), bool)
+    photo = np.full((*hw, 3), 100, np.uint8)
+    one = Answers("photo", "box", photo, (), masks, masks, (1.0,), (1.0,))
+    width, height = mask_sheet([one] * count).size
+    assert max(width, height) <= 1600
+    assert width >= SheetLayout.for_cell(CELL_PX).left(4)
+
+
 def test_photo_shows_the_prompt_alone() -> None:
     shown, plain = cells(answers(BOX))[0], answers(BOX).photo.astype(int)
     changed = (shown != plain).any(-1)

@@ -39,7 +39,7 @@ def ending(tmp_path: Path) -> Ending:
     return run
 
 
-@pytest.mark.parametrize("code", [0, 2, 75])
+@pytest.mark.parametrize("code", [0, 2, 75, 130])
 def test_end_that_is_meant_is_left(code: int, ending: Ending) -> None:
     """Though srun's own code is that of the other rank, which it kills."""
     job = ending([str(code)])

@@ -65,7 +65,7 @@ def is_refused(outcome: Refusal, *sentence: str) -> None:
     ("setting", "override", "sentence"),
     [
         (FINETUNE, "trainer.nodes=1", "trainer.nodes=1, but slurm has started 2 nodes"),
-        (FSDP, "trainer.devices=2", "trainer.devices=2, but slurm has started 1 processes a node"),
+        (FSDP, "trainer.devices=2", "trainer.devices=2, but slurm has started 1 rank a node"),
         (PRETRAIN, "trainer.global_batch=3 trainer.micro_batch=1", "cannot be shared by 2 ranks"),
         (FINETUNE, "trainer.accelerator=gpu", "0 GPUs can be seen in this allocation"),
         (PRETRAIN, "data.train=/nowhere/*.tar", "/nowhere/*.tar"),

@@ -7,13 +7,13 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.sets import TrainingSets
 from efficientsam_pl.training.callbacks.showing import Showcase
+from efficientsam_pl.training.callbacks.steps import LoggedSteps
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 from efficientsam_pl.training.run_folder import RunFolder
 from efficientsam_pl.training.runs import run_setting
@@ -52,7 +52,7 @@ def main(folder: str, *resumes: Any) -> None:
     no_sets = TrainingSets((), (), None)
     for resume in resumes:
         run = RunConfig(dir=folder, resume=resume)
-        callbacks = [LearningRateMonitor("step"), OnePicture(Path(folder) / "pictures")]
+        callbacks = [LoggedSteps(), OnePicture(Path(folder) / "pictures")]
         place = RunFolder(Path(folder), None, resume)
         setting = run_setting(run, config, InterruptionConfig(), place, {}, no_sets)
         trainer = build_trainer(

@@ -128,15 +128,15 @@ def log_steps(logger: Any, *steps: int, value: float = 1.0) -> None:
 
 
 def test_resumed_curve_does_not_go_back(tmp_path: Path) -> None:
-    """Logged steps count from 0: a checkpoint after 20 steps holds 9 and 19, not 29."""
+    """A checkpoint after 20 steps holds 10 and 20, not 30."""
     run = RunConfig(dir=str(tmp_path))
     killed = build_logger(run, TrainerConfig())
-    log_steps(killed, 9, 19, 29, value=1.0)
+    log_steps(killed, 10, 20, 30, value=1.0)
     killed.finalize("failed")
     resumed = build_logger(run, TrainerConfig(), step=20)
-    log_steps(resumed, 29, 39, value=2.0)
+    log_steps(resumed, 30, 40, value=2.0)
     resumed.finalize("success")
-    assert curve(tmp_path, "loss") == [(9, 1), (19, 1), (29, 2), (39, 2)]
+    assert curve(tmp_path, "loss") == [(10, 1), (20, 1), (30, 2), (40, 2)]
 
 
 def test_picture_of_the_resumed_step_stays(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from efficientsam_pl.data.packing.job import difference, noted
 from efficientsam_pl.data.shards import Shard, ShardSet, beside, entry_of
 from efficientsam_pl.data.storage.files import list_files, read_file
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.plural import counted
 
 PHOTOS, CHANNELS, ROUNDING = "photos_sha256", "channels", "rounding"  # what an index notes
 _READERS = 8  # indexes read at a time
@@ -114,8 +115,9 @@ def open_features(folder: str, photos: ShardSet) -> FeatureSet:
     if lacking or not found:
         first = lacking[0] if lacking else photos.shards[0].path
         raise UserError(
-            f"{folder} lacks the features of {len(lacking)} of {len(photos.shards)} shards, first "
-            f"{first}; `efficientsam embed-teacher` with this config writes them"
+            f"{folder} lacks the features of {len(lacking)} of "
+            f"{counted(len(photos.shards), 'shard')}, first {first}; `efficientsam embed-teacher` "
+            "with this config writes them"
         )
     facts = _facts(_read_index(next(iter(found.values())).path))
     assert facts is not None, "it was read with them"

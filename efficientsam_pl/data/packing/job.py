@@ -31,8 +31,9 @@ from efficientsam_pl.data.storage.files import (
     read_file,
     written_whole,
 )
-from efficientsam_pl.errors import UserError
-from efficientsam_pl.launch import note_progress
+from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError
+from efficientsam_pl.launch import INTERRUPTED, note_progress
+from efficientsam_pl.plural import counted
 
 T = TypeVar("T")
 NOTE = "pack.json"
@@ -113,12 +114,32 @@ def run_packing(
 
     Raises:
         UserError: The folder holds shards of something else, or no pattern could name it.
+        SavedAndStopped: Ctrl-C; the same again writes the rest.
     """
     out = full_path(out)  # the manifest's paths are whole ones
     if set(out) & set(_MARKS):
         raise UserError(f"--out: patterns of shards take one of {_MARKS} in {out!r} for a mark")
     _claim(source, out)
     summary = PackSummary()
+    try:
+        _write_shards(source, out, share, workers, advance, summary)
+    except (KeyboardInterrupt, Interrupted):
+        done = counted(len(summary.shards), "whole shard")
+        raise SavedAndStopped(
+            f"interrupted; {done} in {out}; the same command continues", INTERRUPTED
+        ) from None
+    write_manifest(out, summary.shards)
+    return summary
+
+
+def _write_shards(
+    source: Source,
+    out: str,
+    share: ArrayShare,
+    workers: int,
+    advance: Callable[[int], None],
+    summary: PackSummary,
+) -> None:
     units = _rid_of_leftovers(source.units(share), out)
     for number, (unit, (shard, packed, before)) in enumerate(_done(units, out, workers), 1):
         if shard is None:
@@ -128,8 +149,6 @@ def run_packing(
         if not before:
             note_progress(number)  # a job that fails after it is not one that does nothing
         advance(unit.weight)
-    write_manifest(out, summary.shards)
-    return summary
 
 
 Written = tuple[Shard | None, dict[str, Any], bool]

@@ -20,6 +20,7 @@ from efficientsam_pl.data.packing.parting import parted
 from efficientsam_pl.data.packing.photos import sample_of
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.storage.files import exists, full_path, is_local, same_file
+from efficientsam_pl.plural import counted
 
 TRAIN, HELDOUT = "train", "heldout"
 _SAMPLES_PER_SHARD = 200  # few, so that a set of some hundred photos is packed by all workers
@@ -117,8 +118,8 @@ class OwnCoco:
         if self._heldout is None:
             if len(masked) < 2:
                 raise CocoError(
-                    f"{self._train[0]}: {len(masked)} photos with masks; at least two are needed, "
-                    "one to learn from and one to hold out"
+                    f"{self._train[0]}: {counted(len(masked), 'photo')} with masks; at least two "
+                    "are needed, one to learn from and one to hold out"
                 )
             train, heldout = parted([entry.key for entry in masked], masked, self._fraction)
             return _Sides(tuple(train), tuple(heldout), tuple(skipped))

@@ -37,6 +37,7 @@ class RunCheckpoints(L.Callback):
         self._config, self._header = config, header
         self._shelf, self._writer = shelf, writer
         self._saved_step = 0
+        self._loaded_loss = math.nan  # of a checkpoint whose step is validated before the next
         self._best: float | None = None
         self._measured: dict[str, float] = {}  # by the validation of this very step
 
@@ -44,7 +45,8 @@ class RunCheckpoints(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the header."""
-        losses = {"train/loss": float(trainer.callback_metrics["train/loss"])} | self._measured
+        loss = trainer.callback_metrics.get("train/loss", self._loaded_loss)
+        losses = {"train/loss": float(loss)} | self._measured
         checkpoint[FORMAT] = {
             "versions": versions(*_REPORTED),
             "losses": losses,
@@ -55,6 +57,7 @@ class RunCheckpoints(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Counts micro-batches as this run cuts them; Lightning would go on amid a step."""
+        self._loaded_loss = checkpoint[FORMAT]["losses"]["train/loss"]
         batches = checkpoint["global_step"] * self._config.accumulate()
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counter in (progress["total"], progress["current"]):

@@ -1,5 +1,6 @@
 """A run that is asked to stop saves at the end of a step, on all ranks the same, and stops."""
 
+import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,9 +10,11 @@ import lightning as L  # noqa: N812
 import torch
 import torch.distributed as dist
 
+from efficientsam_pl.checkpoints.choice import newest_checkpoint
 from efficientsam_pl.errors import SavedAndStopped, UserError
 from efficientsam_pl.launch import launch
 from efficientsam_pl.training.config import InterruptionConfig
+from efficientsam_pl.training.run_folder import RunFolder
 from efficientsam_pl.training.scheduler import end_of_job, requeue
 from efficientsam_pl.training.signals import Request, catch_signals
 
@@ -28,14 +31,20 @@ class Preemption(L.Callback):
     all ranks for a SIGTERM before each micro-batch; both are taken out.
     """
 
-    def __init__(self, interruption: InterruptionConfig, save: Callable[[L.Trainer], None]) -> None:
+    def __init__(
+        self,
+        interruption: InterruptionConfig,
+        save: Callable[[L.Trainer], None],
+        folder: RunFolder | None = None,
+    ) -> None:
         """A look-out.
 
         Args:
             interruption: How long before a job's end it saves: more than two steps and a save take.
             save: Called on every rank at the end of a step; raises if nothing could be saved.
+            folder: Of the run, which is named when it stops.
         """
-        self._interruption, self._save = interruption, save
+        self._interruption, self._save, self._folder = interruption, save, folder
         self._requests = catch_signals()
         self._group: Any = None  # of all ranks, on the CPU: a vote need not wait for a GPU
         self._vote: _Vote | None = None
@@ -47,6 +56,7 @@ class Preemption(L.Callback):
         trainer._signal_connector.register_signal_handlers = _nothing
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
         if stage != "fit":
+            self._requests.install([signal.SIGINT])  # Lightning would end the process
             return
         self._requests.install()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -70,6 +80,7 @@ class Preemption(L.Callback):
                 f"save_before_limit_s={asked} s, before it has trained; give it more time, or "
                 "lower the key"
             )
+        self._requests.begin_saving(self._kept)  # all ranks are here: they have just voted
         self._vote = self._begin_vote()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -122,11 +133,22 @@ class Preemption(L.Callback):
         job = launch().job if asked.requeues() else None
         why_not = requeue(job) if job is not None and trainer.is_global_zero else ""
         failed = self._any_failed(bool(why_not), job is not None and trainer.is_global_zero)
-        saved = f"saved step {self._step} and stopped, since {asked.told()}"
+        where = "" if self._folder is None else f" to {self._folder.place()}"
+        saved = f"saved step {self._step}{where} and stopped, since {asked.told()}"
+        if asked is Request.SIGINT:
+            resumes = self._folder is None or self._folder.resume == "auto"
+            saved += f"; the same command {'' if resumes else 'with run.resume=auto '}continues"
         if failed:  # exit code 1 leaves the job to its batch script, which 75 would tell to rest
             why_not = why_not or "rank 0 tells why"
             raise RuntimeError(f"{saved}, but job {job} could not be requeued: {why_not}")
-        raise SavedAndStopped(saved if job is None else f"{saved}; job {job} is requeued")
+        if job is not None:
+            saved += f"; job {job} is requeued"
+        raise SavedAndStopped(saved, asked.exit_code())
+
+    def _kept(self) -> str:
+        """What a run that is ended at once goes on from."""
+        newest = None if self._folder is None else newest_checkpoint(self._folder.local)
+        return "nothing is saved" if newest is None else f"the last checkpoint is {newest}"
 
     def _any_failed(self, failed: bool, asked: bool) -> bool:
         """Whether a rank failed; a barrier too, as srun ends all once the first rank exits.

@@ -31,6 +31,10 @@ class LossHistory(L.Callback):
         self._step = step
         self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
 
+    def heldout_step(self) -> int | None:
+        """The step of the last validation; None before the first."""
+        return self.heldout[-1][0] if self.heldout else None
+
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Notes the held-out loss."""
         loss = trainer.callback_metrics.get("heldout/loss")

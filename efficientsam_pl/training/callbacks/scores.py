@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -19,8 +18,10 @@ from efficientsam_pl.evaluation.scores import PhotoScores, Scores
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.models.config import PromptEncoderConfig
 from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.plural import counted
 from efficientsam_pl.prompts.clicks import correction
 from efficientsam_pl.structures import Damage, ScoringBatch
+from efficientsam_pl.training.callbacks.progress import console_of
 from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import StreamDataModule
 
@@ -138,7 +139,8 @@ class HeldoutScores(L.Callback):
 
     def _show(self, trainer: L.Trainer, scores: Scores, now: dict[str, float]) -> None:
         if trainer.is_global_zero:
-            Console().print(_table(trainer.global_step, scores, [self.start or {}, now, self.best]))
+            table = _table(trainer.global_step, scores, [self.start or {}, now, self.best])
+            console_of(trainer).print(table)
 
 
 def check_understood(config: ValidationConfig, prompts: PromptEncoderConfig) -> None:
@@ -184,8 +186,8 @@ def _table(step: int, scores: Scores, times: Sequence[Mapping[str, float]]) -> T
             older program lacks some.
     """
     table = Table(
-        title=f"Step {step}: {scores.photos} held-out photos, {scores.masks} masks, "
-        f"{scores.damaged} damaged",
+        title=f"Step {step}: {counted(scores.photos, 'held-out photo')}, "
+        f"{counted(scores.masks, 'mask')}, {scores.damaged} damaged",
         caption="Reachable: the true masks, drawn into the model's mask grid and enlarged. "
         "Small, medium, large: below 32², below 96² pixels, larger.",
     )

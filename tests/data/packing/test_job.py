@@ -1,5 +1,8 @@
 import json
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from efficientsam_pl.data.packing.job import ArrayShare, run_packing
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
 from efficientsam_pl.data.processes import worker_pool
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.errors import UserError
+from efficientsam_pl.errors import SavedAndStopped, UserError
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,15 @@ class Fatal(Numbers):
     def samples(self) -> Iterator[PackedSample | Skipped]:
         if self.number == 2:
             os._exit(9)
+        yield from super().samples()
+
+
+@dataclass(frozen=True)
+class Endless(Numbers):
+    def samples(self) -> Iterator[PackedSample | Skipped]:
+        if self.number == 2:
+            Path(os.environ["BEGUN"]).touch()
+            time.sleep(600)
         yield from super().samples()
 
 
@@ -280,6 +292,29 @@ def test_worker_that_is_killed_is_told_and_the_run_can_be_resumed(tmp_path: Path
     assert set(tars(tmp_path)) == {"numbers-000.tar", "numbers-001.tar"}
     assert packed(tmp_path).done_before == 2
     assert keys(tmp_path) == NUMBERS
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_amid_a_shard_keeps_the_others_and_says_so(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, out = tmp_path / "begun", tmp_path / "out"
+    monkeypatch.setenv("BEGUN", str(begun))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(SavedAndStopped, match=r"^interrupted; 2 whole shards in .* continues"):
+            run_packing(AllNumbers(unit=Endless), str(out), ArrayShare(), workers, lambda _: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert set(tars(out)) == {"numbers-000.tar", "numbers-001.tar"}
+    assert packed(out).done_before == 2
 
 
 def test_error_in_a_worker_gives_up_what_has_not_begun() -> None:

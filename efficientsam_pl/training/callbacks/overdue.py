@@ -1,0 +1,36 @@
+"""A run that was killed while it validated makes up for that validation before it trains on."""
+
+from typing import Any
+
+import lightning as L  # noqa: N812
+
+from efficientsam_pl.models.weights import FORMAT
+
+
+class OverdueValidation(L.Callback):
+    """Validates before the first step where one was due at the checkpoint's and none is recorded.
+
+    A checkpoint is saved before its step is validated, and is told afterwards what was measured.
+    """
+
+    def __init__(self, every_steps: int) -> None:
+        """`every_steps`: optimizer steps from one validation to the next."""
+        self._every, self._overdue = every_steps, False
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Looks for what was measured."""
+        losses = checkpoint[FORMAT]["losses"]
+        recorded = any(name.startswith("heldout/") for name in losses)
+        self._overdue = checkpoint["global_step"] % self._every == 0 and not recorded
+
+    def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        """Validates, as Lightning does between two steps."""
+        if self._overdue and trainer.enable_validation:
+            self._overdue = False
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            trainer.validating = True
+            loop.restarting = False
+            loop.run()
+            trainer.training = True

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from efficientsam_pl.commands.devices import chosen_device
 from efficientsam_pl.commands.evaluated_plots import draw
 from efficientsam_pl.commands.evaluated_result import RunNotes, merged, settings_of, summary
 from efficientsam_pl.commands.evaluated_set import EvaluatedSet, name_of, open_set
+from efficientsam_pl.commands.evaluated_table import result_table
 from efficientsam_pl.commands.models import load_model, weights_sha256
 from efficientsam_pl.config import EvaluateConfig, as_dict
 from efficientsam_pl.data.annotated import ahead
@@ -170,6 +172,7 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
         if work.config.plots:
             draw(whole, out)
         work.parts.set_mark(mark)
+    Console().print(result_table(whole.result))
     print(f"{summary(whole.result)} -> {out}", flush=True)
     return out
 

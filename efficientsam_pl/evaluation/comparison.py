@@ -185,7 +185,23 @@ def _our_rows(sources: Sequence[_Source]) -> list[Row]:
         Row(f"{name} ({', '.join(files)})" if often[name] > 1 else name, numbers)
         for name, numbers, files in rows
     ]
-    return ours + _filled_box([row.name for row in ours], sources)
+    return ours + _filled_box([row.name for row in ours], sources) + _of_grids(sources)
+
+
+def _of_grids(sources: Sequence[_Source]) -> list[Row]:
+    """The filled box and the true masks after a model's mask grid, from results that have them."""
+    rows: dict[str, dict[Column, float]] = {}
+    for title, key in (
+        ("filled box via mask grid", "filled_box_grid_miou"),
+        ("reachable by mask grid", "reachable_miou"),
+    ):
+        for _, one in sources:
+            value = one.numbers.get("box", {}).get(key, {}).get("all")
+            if value is not None:
+                name = f"{title}, {one.model['resize']}" if one.model.get("resize") else title
+                column = Column(str(one.data["kind"]), "box", "miou")
+                rows.setdefault(name, {})[column] = 100 * value
+    return [Row(name, numbers) for name, numbers in rows.items()]
 
 
 def _filled_box(names: Sequence[str], sources: Sequence[_Source]) -> list[Row]:

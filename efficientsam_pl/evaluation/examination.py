@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 from efficientsam_pl.evaluation.metrics import filled_box_iou
 from efficientsam_pl.evaluation.questions.asking import Asking, Found, InstanceProtocol, askable
 from efficientsam_pl.evaluation.questions.detector import BoxDetection, DetectorBoxes
+from efficientsam_pl.evaluation.reachable import GridIous
 from efficientsam_pl.evaluation.record import FoundObject, Marks, PhotoRecord
-from efficientsam_pl.evaluation.segmenting import PhotoSegmenter
+from efficientsam_pl.evaluation.segmenting import HasMaskGrid, PhotoSegmenter
 from efficientsam_pl.structures import InstancePhoto
 
 ANY = 1  # the one category where there are none
@@ -63,6 +64,8 @@ class Examination:
         instances, skipped = askable(sorted(about.instances, key=lambda one: one.id))
         marks = {one.name: Marks((), ()) for one in self.protocols}
         found: list[FoundObject] = []
+        truth = [one.mask for one in instances]
+        grid = GridIous(np.zeros(0), np.zeros(0))
         if instances or detections:
             asking = Asking(
                 segmenter=self.segmenter,
@@ -73,6 +76,8 @@ class Examination:
             )
             answers = {one.name: one.ask(asking, instances) for one in self.protocols}
             marks = {name: _marks(some) for name, some in answers.items()}
+            if "box" in answers and isinstance(asking.photo, HasMaskGrid):
+                grid = asking.photo.grid_ious(truth)
             if self.keeps_boxed:
                 found = [FoundObject(ANY, one.score, one.mask) for one in answers["box"]]
             if self.boxes is not None:
@@ -82,7 +87,9 @@ class Examination:
             photo=number,
             instances=tuple(one.id for one in instances),
             areas=tuple(float(one.area) for one in instances),
-            filled_box=tuple(filled_box_iou([one.mask for one in instances]).tolist()),
+            filled_box=tuple(filled_box_iou(truth).tolist()),
+            filled_box_grid=tuple(grid.filled_box.tolist()),
+            reachable=tuple(grid.reachable.tolist()),
             marks=marks,
             detections=tuple(found),
             crowds=skipped["crowd"],

@@ -1,6 +1,7 @@
 """An evaluation's photos so far: a folder with a file of lines for each rank, which a kill spares.
 
-`settings.json` says what is evaluated: lines of another evaluation are never mixed in. Ranks know
+`settings.json` says what is evaluated, and the version of the lines: those of another evaluation,
+or of another version, are never mixed in. Ranks know
 nothing of each other but what lies in the folder. Any number of them may go on where others ended.
 """
 
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from efficientsam_pl.atomic import write_bytes
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.record import PhotoRecord, RecordError, from_line
+from efficientsam_pl.evaluation.record import VERSION, PhotoRecord, RecordError, from_line
 
 _SYNC_S = 5.0  # a crash of the machine loses no more than this; a kill of the program nothing
 _PATIENCE_S = 10.0  # with a process that SLURM is still ending
@@ -80,7 +81,8 @@ class Parts:
             fresh: Whether lines that are there are thrown away.
 
         Raises:
-            UserError: The lines there are of another evaluation, told with the difference.
+            UserError: The lines there are of another evaluation, told with the difference, or of
+                another version.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         plain = json.loads(json.dumps(settings))
@@ -92,8 +94,18 @@ class Parts:
             if known is None:
                 if self._lines():
                     self._clear()  # without settings they are no one's
-                told = {"settings": plain, "cleared_by": started if fresh else None}
+                told = {
+                    "version": VERSION,
+                    "settings": plain,
+                    "cleared_by": started if fresh else None,
+                }
                 write_bytes(self._settings, (json.dumps(told, indent=1) + "\n").encode())
+            elif (version := known.get("version", 1)) != VERSION:
+                raise UserError(
+                    f"{self.folder} holds photos of an evaluation in version {version} of its "
+                    f"format; this program writes version {VERSION}: give another out=, or "
+                    "fresh=true to throw them away"
+                )
             elif known["settings"] != plain:
                 raise UserError(
                     f"{self.folder} holds another evaluation's photos: "

@@ -12,6 +12,8 @@ from typing import Any
 
 from efficientsam_pl.rle import Rle
 
+VERSION = 2  # of the lines; 1 had neither `filled_box_grid` nor `reachable`
+
 
 class RecordError(ValueError):
     """A line that holds no record, such as one that a kill has torn."""
@@ -46,6 +48,9 @@ class PhotoRecord:
         instances: Ids of those that were asked about.
         areas: Of these, in pixels, as the annotations state them.
         filled_box: IoU of each of these with its own tight box.
+        filled_box_grid: The same after the box was in the segmenter's mask grid (see `reachable`).
+        reachable: IoU of each of these with itself after it was there. Both have no value where
+            the segmenter has no such grid.
         marks: By protocol.
         detections: What was found in a detector's boxes.
         crowds: Annotations of many objects, which are not asked about.
@@ -57,6 +62,8 @@ class PhotoRecord:
     instances: tuple[int, ...] = ()
     areas: tuple[float, ...] = ()
     filled_box: tuple[float, ...] = ()
+    filled_box_grid: tuple[float, ...] = ()
+    reachable: tuple[float, ...] = ()
     marks: dict[str, Marks] = field(default_factory=dict)
     detections: tuple[FoundObject, ...] = ()
     crowds: int = 0
@@ -67,6 +74,8 @@ class PhotoRecord:
         counts = {len(self.areas), len(self.filled_box)}
         for marks in self.marks.values():
             counts |= {len(marks.chosen), len(marks.oracle)}
+        if self.reachable or self.filled_box_grid:
+            counts |= {len(self.reachable), len(self.filled_box_grid)}
         if counts != {len(self.instances)}:
             raise ValueError(
                 f"photo {self.photo} has {len(self.instances)} instances and results of "
@@ -80,6 +89,8 @@ class PhotoRecord:
             "instances": self.instances,
             "areas": self.areas,
             "filled_box": self.filled_box,
+            "filled_box_grid": self.filled_box_grid,
+            "reachable": self.reachable,
             "marks": {name: [one.chosen, one.oracle] for name, one in self.marks.items()},
             "detections": [
                 [one.category_id, one.score, one.mask["size"], one.mask["counts"]]
@@ -107,6 +118,8 @@ def from_line(line: str) -> PhotoRecord:
             instances=tuple(map(int, told["instances"])),
             areas=tuple(map(float, told["areas"])),
             filled_box=tuple(map(float, told["filled_box"])),
+            filled_box_grid=tuple(map(float, told["filled_box_grid"])),
+            reachable=tuple(map(float, told["reachable"])),
             marks={
                 name: Marks(tuple(map(float, chosen)), tuple(map(float, oracle)))
                 for name, (chosen, oracle) in told["marks"].items()

@@ -10,7 +10,9 @@ seed                of the clicks
 protocols           by name: description, source, mask_rule; of a detector's boxes also its file's
                     sha256 and second_pass
 numbers             by protocol: miou and oracle_miou (all, small, medium, large), beside box
-                    filled_box_miou; of a detector's boxes ap, by COCO's or LVIS' names
+                    filled_box_miou, and of a model with a mask grid filled_box_grid_miou and
+                    reachable_miou (earlier files lack these two); of a detector's boxes ap, by
+                    COCO's or LVIS' names
 counts              photos, instances by size, damaged photos, instances skipped, detections
 damaged             photos without a result: name, kind, detail
 versions            of the programs

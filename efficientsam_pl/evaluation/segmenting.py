@@ -6,6 +6,7 @@ Axes: q prompts about one photo, p points a prompt, k masks a prompt, h w pixels
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from efficientsam_pl.evaluation.reachable import GridIous
 from efficientsam_pl.rle import Rle
 
 
@@ -64,6 +66,17 @@ class EmbeddedPhoto(Protocol):
 
     def ask(self, prompts: ImagePrompts) -> Answers:
         """Answers to all of them; a prompt's answer does not depend on the others beside it."""
+        ...
+
+
+@runtime_checkable
+class HasMaskGrid(Protocol):
+    """An `EmbeddedPhoto` whose masks come from a coarse grid. Optional: results without it lack
+    `reachable_miou` and `filled_box_grid_miou`.
+    """
+
+    def grid_ious(self, truth: Sequence[Rle]) -> GridIous:
+        """What the grid makes of true masks and of their boxes (`reachable.grid_ious`)."""
         ...
 
 

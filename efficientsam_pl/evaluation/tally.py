@@ -45,7 +45,7 @@ class Tally:
     def __init__(self, protocols: Iterable[str]) -> None:
         self._chosen = {name: Means() for name in protocols}
         self._oracle = {name: Means() for name in self._chosen}
-        self._filled = Means()
+        self._filled, self._filled_grid, self._reachable = Means(), Means(), Means()
         self._seen: set[int] = set()
         self._counts = {"photos": 0, "damaged_photos": 0, "crowds": 0, "empty": 0, "detections": 0}
 
@@ -71,6 +71,9 @@ class Tally:
         self._counts["empty"] += record.empty
         self._counts["detections"] += len(record.detections)
         self._filled.add(record.filled_box, record.areas)
+        if record.reachable:
+            self._filled_grid.add(record.filled_box_grid, record.areas)
+            self._reachable.add(record.reachable, record.areas)
         for name, marks in record.marks.items():
             self._chosen[name].add(marks.chosen, record.areas)
             self._oracle[name].add(marks.oracle, record.areas)
@@ -93,7 +96,10 @@ class Tally:
         return {name: means.values["all"] for name, means in self._chosen.items()}
 
     def numbers(self) -> dict[str, dict[str, Any]]:
-        """By protocol: mIoU of the chosen and of the best candidate; beside box the filled box."""
+        """By protocol: mIoU of the chosen and of the best candidate.
+
+        Beside box the filled box, and where the segmenter has a mask grid, what that allows.
+        """
         found: dict[str, dict[str, Any]] = {}
         for name in self._chosen:
             found[name] = {
@@ -102,4 +108,7 @@ class Tally:
             }
             if name == "box":
                 found[name]["filled_box_miou"] = self._filled.means()
+                if self._reachable.values["all"]:
+                    found[name]["filled_box_grid_miou"] = self._filled_grid.means()
+                    found[name]["reachable_miou"] = self._reachable.means()
         return found

@@ -5,7 +5,7 @@ Axes: q prompts about one photo, k mask tokens, mh mw logits of the decoder, h w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.evaluation.reachable import GridIous, grid_ious
 from efficientsam_pl.evaluation.segmenting import ImagePrompts
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor, PromptError
@@ -94,6 +95,10 @@ class EvaluatedPhoto:
         if not logits:
             raise PromptError("no prompt")
         return ModelAnswers(torch.cat(logits), torch.cat(iou), resize)
+
+    def grid_ious(self, truth: Sequence[Rle]) -> GridIous:
+        """What the decoder's mask grid makes of true masks and of their boxes."""
+        return grid_ious(truth, self.embedded.resize, 4 * self.embedded.model.config.encoder.grid())
 
     def _parts(self, prompts: ImagePrompts) -> Iterator[tuple[Prompts, int]]:
         """Prompts in model pixels, `at_once` each, and how many of them are real."""

@@ -62,6 +62,20 @@ def test_ours_stand_above_the_filled_box_and_the_papers_rows() -> None:
     assert found["EfficientSAM-Ti"] == 75.7
 
 
+def test_what_mask_grids_allow_has_rows_of_its_own_and_old_results_have_none() -> None:
+    grid = {"filled_box_grid_miou": means(0.55), "reachable_miou": means(0.9)}
+    known = result("a", numbers={"box": {"miou": means(0.5), "filled_box_miou": means(0.6)} | grid})
+    old = result("b", 0.7)
+    found = cells(table(known, old, paper=False), BOX)
+    assert found == {
+        "a a0000000, squash 1024": 50.0,
+        "b b0000000, squash 1024": pytest.approx(70.0),
+        "filled box": 60.0,
+        "filled box via mask grid, squash 1024": pytest.approx(55.0),
+        "reachable by mask grid, squash 1024": 90.0,
+    }
+
+
 def test_one_model_on_two_sets_is_one_row_as_in_the_paper() -> None:
     made = table(result(box=0.5), result(box=0.25, kind="lvis"))
     assert [column.title() for column in made.columns] == ["COCO box", "LVIS box"]

@@ -12,7 +12,7 @@ import pytest
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation import parts as parts_module
 from efficientsam_pl.evaluation.parts import Parts
-from efficientsam_pl.evaluation.record import PhotoRecord
+from efficientsam_pl.evaluation.record import VERSION, PhotoRecord
 
 SETTINGS = {"model": {"name": "tiny", "weights_sha256": "abc"}, "seed": 0, "protocols": ("box",)}
 
@@ -83,6 +83,24 @@ def test_another_evaluation_is_refused_with_what_differs(tmp_path: Path) -> None
     assert parts.finished().whole() == {1}
     parts.begin(other, "two", fresh=True)
     assert parts.finished().whole() == set()
+
+
+@pytest.mark.parametrize("version", [None, 1, 3])
+def test_lines_of_another_version_are_refused_until_thrown_away(
+    version: int | None, tmp_path: Path
+) -> None:
+    """The first version stood nowhere."""
+    add(begun(tmp_path), 0, 1)
+    settings = tmp_path / "a.parts/settings.json"
+    known = json.loads(settings.read_text())
+    assert known.pop("version") == VERSION == 2
+    settings.write_text(json.dumps(known | ({} if version is None else {"version": version})))
+    told = f"a.parts holds photos .* in version {version or 1} .* writes version 2: .*fresh=true"
+    with pytest.raises(UserError, match=told) as caught:
+        begun(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert begun(tmp_path, "two", fresh=True).finished().whole() == set()
+    begun(tmp_path, "three")
 
 
 def test_fresh_start_is_cleared_by_one_rank_alone(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ RECORD = PhotoRecord(
     instances=(4, 2**53 + 1),
     areas=(0.1 + 0.2, 1e-300),
     filled_box=(1 / 3, 2 / 3),
+    filled_box_grid=(0.3, 2 / 7),
+    reachable=(1 / 11, 1.0),
     marks={
         "box": Marks((1 / 7, 0.0), (1.0, 5e-324)),
         "click_random_1": Marks((0.0, 1.0), (0.0, 1.0)),
@@ -63,7 +65,18 @@ def test_other_json_is_no_record(line: str) -> None:
 
 def test_results_of_another_number_of_instances_are_refused() -> None:
     with pytest.raises(ValueError, match="photo 1 has 1 instances and results of \\[1, 2\\]"):
-        PhotoRecord(1, (5,), (9.0,), (1.0,), {"box": Marks((0.5, 0.5), (0.5, 0.5))})
+        PhotoRecord(1, (5,), (9.0,), (1.0,), marks={"box": Marks((0.5, 0.5), (0.5, 0.5))})
+
+
+@pytest.mark.parametrize("grid", [{"reachable": (1.0, 1.0)}, {"filled_box_grid": (1.0,)}])
+def test_values_of_the_grid_are_of_all_instances_or_of_none(
+    grid: dict[str, tuple[float, ...]],
+) -> None:
+    with pytest.raises(ValueError, match="photo 1 has 1 instances"):
+        PhotoRecord(1, (5,), (9.0,), (1.0,), **grid)
+    without = PhotoRecord(1, (5,), (9.0,), (1.0,))
+    assert from_line(without.line()) == without
+    assert without.reachable == ()
 
 
 def test_numbers_that_json_does_not_have_are_refused() -> None:

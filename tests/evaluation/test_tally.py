@@ -17,7 +17,13 @@ def record(photo: int, count: int) -> PhotoRecord:
     areas = (draw.random(count) * 200) ** 2
     marks = {name: Marks(tuple(chosen), tuple(oracle)) for name in ("box", "click_center")}
     return PhotoRecord(
-        photo, tuple(range(count)), tuple(areas.tolist()), tuple(filled), marks, crowds=1, empty=2
+        photo,
+        tuple(range(count)),
+        tuple(areas.tolist()),
+        tuple(filled),
+        marks=marks,
+        crowds=1,
+        empty=2,
     )
 
 
@@ -32,9 +38,13 @@ RECORDS = [record(photo, photo % 9) for photo in range(40)]
 
 
 def test_means_are_over_instances_not_over_photos() -> None:
-    first = PhotoRecord(1, (1,), (10.0,), (0.5,), {"box": Marks((1.0,), (1.0,))})
+    first = PhotoRecord(1, (1,), (10.0,), (0.5,), marks={"box": Marks((1.0,), (1.0,))})
     second = PhotoRecord(
-        2, (1, 2, 3), (10.0, 5000.0, 99999.0), (0.5,) * 3, {"box": Marks((0.0,) * 3, (0.4,) * 3)}
+        2,
+        (1, 2, 3),
+        (10.0, 5000.0, 99999.0),
+        (0.5,) * 3,
+        marks={"box": Marks((0.0,) * 3, (0.4,) * 3)},
     )
     whole = Tally(["box"])
     whole.add(first)
@@ -61,6 +71,26 @@ def test_means_are_numpys() -> None:
     assert [counts[f"{name}_instances"] for name in list(kinds)[1:]] == [
         kind.sum() for kind in list(kinds.values())[1:]
     ]
+
+
+def test_what_a_mask_grid_allows_stands_beside_the_filled_box_by_size() -> None:
+    marks = {"box": Marks((0.5, 0.5), (0.5, 0.5)), "click_center": Marks((0.5, 0.5), (0.5, 0.5))}
+    whole = tally([
+        PhotoRecord(1, (1, 2), (10.0, 5000.0), (0.8, 0.8), (0.4, 0.6), (0.7, 0.9), marks),
+        PhotoRecord(2, marks={name: Marks((), ()) for name in marks}),
+    ])  # fmt: skip
+    numbers = whole.numbers()
+    assert numbers["box"]["filled_box_grid_miou"] == {
+        "all": 0.5, "small": 0.4, "medium": 0.6, "large": None,
+    }  # fmt: skip
+    assert numbers["box"]["reachable_miou"] == pytest.approx(
+        {"all": 0.8, "small": 0.7, "medium": 0.9, "large": None}
+    )
+    assert "reachable_miou" not in numbers["click_center"]
+
+
+def test_a_segmenter_without_a_grid_has_no_such_numbers() -> None:
+    assert set(tally(RECORDS).numbers()["box"]) == {"miou", "oracle_miou", "filled_box_miou"}
 
 
 def test_order_of_photos_changes_no_digit() -> None:

@@ -14,9 +14,11 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.questions.asking import Asking, Found
 from efficientsam_pl.evaluation.questions.detector import fitting
 from efficientsam_pl.evaluation.questions.named import protocol
+from efficientsam_pl.evaluation.reachable import grid_ious
 from efficientsam_pl.evaluation.segmenting import (
     Answers,
     EmbeddedPhoto,
+    HasMaskGrid,
     ImagePrompts,
     PhotoSegmenter,
 )
@@ -224,3 +226,17 @@ def test_of_equal_candidates_the_first_is_chosen() -> None:
     answers = ModelAnswers(logits, torch.rand(1, 4), resize)
     assert answers.fitting(np.array([[16, 16, 32, 32]])).tolist() == [2]
     assert answers.fitting(np.array([[50, 50, 60, 60]])).tolist() == [1]
+
+
+def test_the_grid_is_that_of_the_decoders_logits(model: Segmenter, image: np.ndarray) -> None:
+    photo = EvaluatedModel(model).embed(image)
+    assert isinstance(photo, HasMaskGrid)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    truth = [rle.encode(np.hypot(y - 20, x - 30) < radius) for radius in (3, 11)]
+    found = photo.grid_ious(truth)
+    resize = Resize.fit((HEIGHT, WIDTH), 64, model.config.resize)
+    points = torch.full((1, 1, 2), 20.0)
+    logits = photo.ask(ImagePrompts(points, torch.ones(1, 1, dtype=torch.int64))).low_res_logits
+    expected = grid_ious(truth, resize, logits.shape[-1])
+    assert found.reachable.tolist() == expected.reachable.tolist()
+    assert found.filled_box.tolist() == expected.filled_box.tolist()

@@ -443,6 +443,7 @@ def test_filled_box_scores_what_ten_lines_of_pycocotools_count(
     expected = {name: float(np.mean(values)) for name, values in ious.items()}
     for key in ("miou", "oracle_miou", "filled_box_miou"):
         assert told["numbers"]["box"][key] == pytest.approx(expected, abs=1e-12)
+    assert "reachable_miou" not in told["numbers"]["box"]  # it has no mask grid
     assert told["counts"]["instances"] == len(ious["all"]) == 619
 
 
@@ -482,13 +483,21 @@ def test_shards_score_what_training_logs_of_them(
         f"model.name={discs.folder}/tiny.yaml",
         f"model.weights={discs.folder}/tiny.safetensors",
     ]
-    here(["evaluate", *model, f"shards={tmp_path}/shards/*.tar", f"out={tmp_path}/a.json"])
+    shown = here(["evaluate", *model, f"shards={tmp_path}/shards/*.tar", f"out={tmp_path}/a.json"])
     told = numbers(tmp_path / "a.json")
     segmenter = load_model(f"{discs.folder}/tiny.yaml", f"{discs.folder}/tiny.safetensors")
     logged, _ = score(segmenter, open_shards(f"{tmp_path}/shards/*.tar"), seed=0)
     box = told["numbers"]["box"]
     assert box["miou"]["all"] == pytest.approx(logged.box, abs=1e-6)
     assert box["filled_box_miou"]["all"] == pytest.approx(logged.filled_box, abs=1e-6)
+    assert box["filled_box_grid_miou"]["all"] == pytest.approx(logged.filled_box_grid)
+    assert box["reachable_miou"]["all"] == pytest.approx(logged.reachable)
+    for size, own in logged.by_size.items():
+        assert told["counts"][f"{size}_instances"] == own.masks
+        expected = pytest.approx(own.reachable) if own.masks else None
+        assert box["reachable_miou"][size] == expected
+    assert f"{logged.reachable:.3f}" in shown
+    assert "filled box via mask grid" in shown
     assert box["ap"] == pytest.approx(logged.ap._asdict(), abs=1e-6)
     assert told["counts"]["skipped_crowds"] == 1
     assert set(told["numbers"]) == {"box", "click_random_1", "click_random_3"}

@@ -10,7 +10,7 @@ from jaxtyping import Bool, UInt8
 
 from efficientsam_pl.config import QuickstartConfig
 from efficientsam_pl.data.decode import decode_photo
-from efficientsam_pl.data.packing.coco import coco_photos, read_coco
+from efficientsam_pl.data.packing.coco import check_photos, coco_photos, read_coco
 from efficientsam_pl.data.packing.parting import parted
 from efficientsam_pl.data.packing.photos import MaskedPhoto, limit_side
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
@@ -84,7 +84,9 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Photo
         UserError: A file that is not COCO's, or fewer than two photos with masks.
     """
     skipped: list[str] = []
-    photos = coco_photos(read_coco(str(annotations), str(images)), skipped)
+    entries = read_coco(str(annotations), str(images))
+    check_photos(entries, str(annotations), "--coco", str(images))
+    photos = coco_photos(entries, skipped)
     limited = (limit_side(photo, config.photo_side) for photo in photos)
     large = map(partial(_large, config), limited)
     masked = [photo for photo in large if any(not a.crowd for a in photo.annotations)]
@@ -129,7 +131,8 @@ def _split(
     photos: Sequence[MaskedPhoto], fraction: float, source: str
 ) -> tuple[list[MaskedPhoto], list[MaskedPhoto]]:
     if len(photos) < 2:
-        raise UserError(f"{source}: {len(photos)} photos with masks, at least two are needed")
+        count = "1 photo" if len(photos) == 1 else f"{len(photos)} photos"
+        raise UserError(f"{source}: {count} with masks, at least two are needed")
     return parted([photo.key for photo in photos], photos, fraction)
 
 

@@ -24,7 +24,7 @@ from efficientsam_pl.arguments import (
 )
 from efficientsam_pl.arguments.parser import Parser
 from efficientsam_pl.errors import SavedAndStopped, UserError, one_line
-from efficientsam_pl.launch import STOPPED, launch, note_exit
+from efficientsam_pl.launch import STOPPED, launch, note_exit, tell_torchrun
 
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130
 _MENDABLE = (  # what the user's disk or folder refuses
@@ -97,7 +97,9 @@ def _mistake(told: str) -> int:
         if os.getppid() != parent:
             return MISTAKE  # Lightning's own child, left alone
         told = f"rank {rank} on {socket.gethostname()}: {told}"
-    _tell(f"efficientsam: {told}")
+    line = f"efficientsam: {told}"
+    _tell(line)
+    tell_torchrun(line)
     return MISTAKE
 
 

@@ -254,7 +254,7 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
         if kind.written is not None:
             check_output(key, value, kind.written)
         elif kind.pattern:
-            check_matches(value)
+            check_matches(value, f"{key}: no shard")
 
 
 def check_matches(pattern: str, none: str = "no shard") -> None:

@@ -40,6 +40,8 @@ COMMANDS = {
     "everything",
     "salient",
     "figure",
+    "configs",
+    "info",
 }
 SCRIPT = Path(sys.executable).with_name("efficientsam")
 COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "efficientsam_pl"]
@@ -272,7 +274,7 @@ WRONG_CONFIGS: list[tuple[list[str], list[str]]] = [
         ["pretrain", "optim.warmup_steps=9", "trainer.max_steps=9"],
         ["optim.warmup_steps=9", "trainer.max_steps=9"],
     ),
-    (["finetune", "-c", "finetune/xxl"], ["finetune/xxl"]),
+    (["finetune", "-c", "finetune/xxl"], ["finetune/xxl", "ti_interactive"]),
     (["finetune", "run.dir=null"], ["run.dir"]),
     (["finetune", "run.seed"], ["run.seed"]),
     (["finetune", "run.dir=[1"], ["run.dir=[1"]),

@@ -42,8 +42,8 @@ def _lines(cls: Any, values: Any, indent: str) -> Iterator[str]:
 
 
 def choices(hint: Any) -> str:
-    """The values that a key may have, where there are a few: `[fp32 | bf16]`."""
-    return f"[{' | '.join(get_args(hint))}]" if get_origin(hint) is Literal else ""
+    """The values that a key may have, where there are a few: `[fp32|bf16]`."""
+    return f"[{'|'.join(get_args(hint))}]" if get_origin(hint) is Literal else ""
 
 
 def _remarks(text: str, indent: str) -> Iterator[str]:

@@ -130,7 +130,8 @@ class FeatureStoreConfig:
     `photos`: features of the whole photo; those of any crop are resampled from them.
     """
 
-    dir: str | None = path(None)  # None: the teacher runs while training
+    # where they lie; None: the teacher runs while training
+    dir: str | None = path(None)
     kind: Literal["views", "photos"] = "views"
     views: int = 4  # crops a photo; an epoch uses one, none is used again before all are
     seed: int = 0  # of the views' crops

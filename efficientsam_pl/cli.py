@@ -125,7 +125,7 @@ def _parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All commands with their options."""
     parser = Parser(
         prog="efficientsam", description="Train small Segment Anything models, and use them."

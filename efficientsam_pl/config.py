@@ -160,7 +160,7 @@ class EvaluateConfig:
     prompts_at_once: int = 32  # of a photo; memory, not results
     photos: int | None = None  # the first so many; None: all
     seed: int = 0  # of the clicks
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where there is one
     # the result, a .json file; photos that are done lie in a folder beside it, evaluation.parts/
     out: str = path("evaluation.json", written="file")
     fresh: bool = False  # throw away photos that are done

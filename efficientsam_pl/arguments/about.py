@@ -1,6 +1,7 @@
 """`efficientsam info`, `efficientsam configs` and `--version`."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from efficientsam_pl.arguments import completion
@@ -14,8 +15,8 @@ from efficientsam_pl.versions import own_version
 class Version(argparse.Action):
     """Prints the version, which is looked up only then."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, nargs=0, **kwargs)
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Prints it and ends."""

@@ -34,7 +34,7 @@ class Overrides:
         found: dict[str, None] = {}
         for leaf in leaves(self.root):
             if leaf.key.startswith(prefix):
-                section, dot, _ = leaf.key[len(prefix) :].partition(".")
+                section, dot = leaf.key[len(prefix) :].partition(".")[:2]
                 found[f"{prefix}{section}." if dot else f"{leaf.key}="] = None
         if len(found) == 1 and next(iter(found)).endswith("."):
             return self(next(iter(found)))  # the shell would add a space behind it

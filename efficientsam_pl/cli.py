@@ -57,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _complete(parser)
         arguments = _parse(parser, argv)
-        arguments.parser.check_outputs(arguments)
         code = arguments.run(arguments)
     except SavedAndStopped as stopped:
         return _stopped(str(stopped))
@@ -115,13 +114,17 @@ def _complete(parser: Parser) -> None:
 
 
 def _parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Like parse_args, but key=value may also stand before and between options."""
+    """Like parse_args, but key=value may also stand before and between options.
+
+    Outputs that cannot be written are a mistake here already.
+    """
     arguments, rest = parser.parse_known_args(argv)
     wrong = [text for text in rest if "overrides" not in arguments or text.startswith("-")]
     if wrong:
         arguments.parser.unknown(wrong)
     if rest:
         arguments.overrides += rest
+    arguments.parser.check_outputs(arguments)
     return arguments
 
 

@@ -18,6 +18,13 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco, run_lengths
 
 JPEG_START = b"\xff\xd8"
+_KINDS = (
+    (list, "list"),
+    (str, "text"),
+    (bool, "boolean"),
+    (int | float, "number"),
+    (object, "null"),
+)
 
 
 class CocoError(UserError):
@@ -107,7 +114,8 @@ def record_lists(content: bytes, path: str, keys: Sequence[str]) -> dict[str, li
     except (ValueError, RecursionError) as error:
         raise _no_coco(path, f"it is no JSON ({error})") from error
     if not isinstance(loaded, dict):
-        raise _no_coco(path, f"it holds a {type(loaded).__name__}, not a record of lists")
+        kind = next(name for own, name in _KINDS if isinstance(loaded, own))
+        raise _no_coco(path, f"it holds a {kind}, not a record of lists")
     for key in keys:
         if key not in loaded:
             raise _no_coco(path, f"it has no {key!r}")

@@ -44,9 +44,9 @@ def by_evaluate(annotations: str, images: str) -> None:
 PACKING: tuple[Read, ...] = (by_pack, by_finetune, by_quickstart)
 BROKEN: list[tuple[Any, str]] = [
     ([], "it holds a list, not a record of lists"),
-    (3, "it holds a int, not a record of lists"),
-    ("text", "it holds a str, not a record of lists"),
-    (None, "it holds a NoneType, not a record of lists"),
+    (3, "it holds a number, not a record of lists"),
+    ("text", "it holds a text, not a record of lists"),
+    (None, "it holds a null, not a record of lists"),
     ({"annotations": [], "categories": CATEGORIES}, "it has no 'images'"),
     ({"images": [IMAGE], "categories": CATEGORIES}, "it has no 'annotations'"),
     (of(images={"1": IMAGE}), "its 'images' is no list of records"),
@@ -132,5 +132,5 @@ def test_photos_that_are_elsewhere_are_told_with_the_folder(
 def test_no_json_is_told_with_the_place(tmp_path: Path) -> None:
     for content in (b"", b"{", b"\x00", b"\xff\xfe"):
         (tmp_path / "set.json").write_bytes(content)
-        with pytest.raises(CocoError, match="set.json is no COCO annotation file: it is no JSON"):
+        with pytest.raises(CocoError, match=r"set\.json is no COCO annotation file: it is no JSON"):
             by_pack(str(tmp_path / "set.json"), str(tmp_path))

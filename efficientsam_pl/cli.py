@@ -9,10 +9,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from efficientsam_pl import config as configs
 from efficientsam_pl.arguments import (
+    about,
     compare,
     embed_teacher,
     everything,
@@ -23,8 +22,9 @@ from efficientsam_pl.arguments import (
     shards,
     stages,
 )
+from efficientsam_pl.arguments.parser import Parser
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError, one_line
-from efficientsam_pl.launch import INTERRUPTED, launch, note_exit
+from efficientsam_pl.launch import INTERRUPTED, launch, note_exit, tell_torchrun
 
 DONE, MISTAKE = 0, 2
 _MENDABLE = (  # what the user's disk or folder refuses
@@ -36,6 +36,8 @@ _MENDABLE = (  # what the user's disk or folder refuses
     errno.EROFS,
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 )
 _PATIENCE_S = 10.0  # of a rank that has something to tell beside rank 0
 
@@ -52,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
-        arguments = _parse(build_parser(), argv)
+        parser = build_parser()
+        if "_ARGCOMPLETE" in os.environ:
+            _complete(parser)
+        arguments = _parse(parser, argv)
         code = arguments.run(arguments)
     except SavedAndStopped as stopped:
         return _stopped(str(stopped), stopped.code)
@@ -91,7 +96,9 @@ def _mistake(told: str) -> int:
         if os.getppid() != parent:
             return MISTAKE  # Lightning's own child, left alone
         told = f"rank {rank} on {socket.gethostname()}: {told}"
-    _tell(f"efficientsam: {told}")
+    line = f"efficientsam: {told}"
+    _tell(line)
+    tell_torchrun(line)
     return MISTAKE
 
 
@@ -99,43 +106,47 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Like parse_args, but key=value may also stand before and between options."""
+def _complete(parser: Parser) -> None:
+    """Answers the shell, which has started this process for nothing else, and ends it."""
+    import argcomplete
+
+    argcomplete.autocomplete(parser)
+
+
+def _parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Like parse_args, but key=value may also stand before and between options.
+
+    Outputs that cannot be written are a mistake here already.
+    """
     arguments, rest = parser.parse_known_args(argv)
     wrong = [text for text in rest if "overrides" not in arguments or text.startswith("-")]
     if wrong:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+        arguments.parser.unknown(wrong)
     if rest:
         arguments.overrides += rest
+    arguments.parser.check_outputs(arguments)
     return arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage text before it."""
-
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All commands with their options."""
-    parser = _Parser(
+    parser = Parser(
         prog="efficientsam", description="Train small Segment Anything models, and use them."
     )
+    parser.add_argument("--version", action=about.Version, help="print the version and stop")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     quickstart.add(commands)
     shards.add_pack(commands)
     shards.add_check(commands)
     embed_teacher.add(commands)
-    stages.add(commands, "pretrain", configs.PretrainConfig, "SAMI on shards of photos")
-    stages.add(commands, "finetune", configs.FinetuneConfig, "prompts to masks on shards")
-    stages.add(
-        commands, "evaluate", configs.EvaluateConfig, "mIoU by named protocols and AP with boxes"
-    )
+    for name in stages.STAGES:
+        stages.add(commands, name)
     compare.add(commands)
     stages.add_consolidate(commands)
     predict.add(commands)
     everything.add(commands)
     salient.add(commands)
     figure.add(commands)
+    about.add_configs(commands)
+    about.add_info(commands)
     return parser

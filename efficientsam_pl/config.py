@@ -3,11 +3,13 @@
 Each part's dataclass lies beside the part; `loading` lays YAML files and overrides over them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from efficientsam_pl.config_fields import PathKind, path, path_kind
+from efficientsam_pl.config_printing import commented
 from efficientsam_pl.data.config import (
     CropConfig,
     DataConfig,
@@ -20,7 +22,7 @@ from efficientsam_pl.evaluation.config import (
     check_protocols,
     protocol_clicks,
 )
-from efficientsam_pl.loading import ConfigError, as_dict, dump, find_config, from_dict, load
+from efficientsam_pl.loading import ConfigError, as_dict, dump, from_dict, load
 from efficientsam_pl.losses.config import FeatureLossConfig, MaskLossConfig
 from efficientsam_pl.models.config import (
     NAMED,
@@ -31,7 +33,9 @@ from efficientsam_pl.models.config import (
     TeacherConfig,
 )
 from efficientsam_pl.optim.config import OptimConfig, finetune_optim, sami_optim
+from efficientsam_pl.outputs import check_output
 from efficientsam_pl.prompts.config import PromptingConfig
+from efficientsam_pl.shipped_configs import find_config
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 
 __all__ = [
@@ -41,6 +45,8 @@ __all__ = [
     "PretrainConfig",
     "QuickstartConfig",
     "as_dict",
+    "check_matches",
+    "commented",
     "dump",
     "from_dict",
     "load",
@@ -141,19 +147,22 @@ class EvaluateConfig:
     """`efficientsam evaluate`: mIoU by named protocols and AP with a detector's boxes."""
 
     model: LoadedModelConfig = field(default_factory=LoadedModelConfig)
-    kind: Literal["coco", "lvis", "shards"] = "shards"
-    annotations: str | None = None  # coco, lvis: the annotation file
-    images: str | None = None  # coco, lvis: the photos' folder; LVIS finds train2017 and val2017
-    shards: str = ""  # shards: pattern of the shards to score
-    protocols: tuple[str, ...] = ("box", "click_random_1", "click_random_3")  # paper, 4.3
+    kind: Literal["coco", "lvis", "shards"] = "shards"  # of the set
+    annotations: str | None = path(None)  # coco, lvis: the annotation file
+    # coco, lvis: the images' folder; LVIS finds train2017 and val2017
+    images: str | None = path(None)
+    shards: str = path("", pattern=True)  # shards: pattern of the shards to score
+    # box, click_center, click_random_K, click_iterative_K (paper, 4.3)
+    protocols: tuple[str, ...] = ("box", "click_random_1", "click_random_3")
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     # What is scored instead of a model: the prompt's box filled, or the annotations themselves
     baseline: Literal["none", "filled_box", "ground_truth"] = "none"
     prompts_at_once: int = 32  # of a photo; memory, not results
     photos: int | None = None  # the first so many; None: all
     seed: int = 0  # of the clicks
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    out: str = "evaluation.json"  # photos that are done lie in evaluation.parts/
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where there is one
+    # the result, a .json file; photos that are done lie in a folder beside it, evaluation.parts/
+    out: str = path("evaluation.json", written="file")
     fresh: bool = False  # throw away photos that are done
     plots: bool = False  # histograms and curves as pictures beside `out`
 
@@ -174,8 +183,8 @@ class EvaluateConfig:
         clicks = [name for name in self.protocols if name != "box"]
         if self.baseline == "filled_box" and clicks:
             raise ValueError(
-                f"baseline=filled_box fills boxes and knows no clicks; protocols={clicks[0]} must "
-                "not be asked of it"
+                f"baseline=filled_box fills boxes and knows no clicks, so not {clicks[0]}: give "
+                "protocols=[box]"
             )
         if not self.protocols and not self.detector.results:
             raise ValueError("protocols=[] and no detector.results= leave nothing to ask")
@@ -253,6 +262,36 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
         _check_frozen(config.model)
     elif isinstance(config, EvaluateConfig) and config.baseline == "none":
         _check_questions(config)
+    for key, value, kind in _paths(config):
+        if kind.written is not None:
+            check_output(key, value, kind.written)
+        elif kind.pattern:
+            check_matches(value, f"{key}: no shard")
+
+
+def check_matches(pattern: str, none: str = "no shard") -> None:
+    """Raises ConfigError, which begins with `none`, where no file here matches a pattern.
+
+    Whether one does in a store is seen when it is read; so is a shard that is gone from a set.
+    """
+    from efficientsam_pl.data.storage.files import is_local, list_files, patterns
+
+    every = patterns(pattern)
+    if all(map(is_local, every)) and not list_files(pattern):
+        raise ConfigError(f"{none} matches {pattern!r}")
+
+
+def _paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str, PathKind]]:
+    """Full key, value and kind of all paths that a config names."""
+    for part in fields(config):
+        value, kind, key = getattr(config, part.name), path_kind(part), f"{prefix}{part.name}"
+        if kind is not None and value:
+            yield key, value, kind
+        for place, one in enumerate(value if isinstance(value, tuple) else ()):
+            if is_dataclass(one):
+                yield from _paths(one, f"{key}[{place}].")
+        if is_dataclass(value):
+            yield from _paths(value, f"{key}.")
 
 
 def segmenter_config(name: str) -> SegmenterConfig:

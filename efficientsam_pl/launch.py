@@ -5,8 +5,11 @@ that `EFFICIENTSAM_JOB_STATE` names: `progress`, the newest step (or shard, or p
 and `exit`, how the program ended, since srun's own code is that of whichever rank was killed last.
 """
 
+import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,6 +78,15 @@ def note_progress(step: int) -> None:
 def note_exit(code: int) -> None:
     """Tells the batch script, where there is one, how this program ends."""
     _note("exit", code)
+
+
+def tell_torchrun(line: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Has torchrun, where it has started this process, say at its end why the process has ended."""
+    file = environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        told = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": told}))
 
 
 def _note(name: str, number: int) -> None:

@@ -4,17 +4,21 @@ They are laid over each other from left to right. The checks of a part name thei
 become full keys here. Imports no torch.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from efficientsam_pl.config_fields import find_field, leaves, path_kind
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.shipped_configs import find_config, near_configs
+from efficientsam_pl.suggestions import nearest_key
 
 T = TypeVar("T")
 
@@ -27,17 +31,20 @@ def load(root: type[T], files: Sequence[str], overrides: Sequence[str]) -> T:
     """Defaults, then files, then `key=value` overrides, each over the one before.
 
     Raises:
-        ConfigError: An unknown key, a wrong type, a contradiction or a missing file; the message
-            is one line with the full key.
+        ConfigError: An unknown key, a wrong type, an empty path, a contradiction or a missing
+            file; the message is one line with the full key.
     """
     config: Any = OmegaConf.structured(root)
     for name in files:
-        config = _merge(config, _read_yaml(name), f"{name}: ")
+        config = _merge(config, _read_yaml(name, root), f"{name}: ")
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{override!r} is no option and no key=value")
-        config = _merge(config, _parse(override), "")
+            raise ConfigError(f"{override!r} is no option and no key=value{_meant(override, root)}")
+        parsed = _parse(override)
+        _refuse_empty_paths(root, value, key, "")
+        config = _merge(config, parsed, "")
+    _refuse_expanded(root, overrides)
     built: T = _build(root, config, "")
     return built
 
@@ -61,29 +68,78 @@ def from_dict(root: type[T], values: dict[str, Any]) -> T:
     return built
 
 
-def find_config(name: str) -> Path | None:
-    """The file itself, or the shipped one: `finetune/ti` is configs/finetune/ti.yaml."""
-    here = Path(__file__).parent
-    shipped = (here / "configs", here.parent / "configs")
-    candidates = [
-        Path(name),
-        *(folder / f"{name.removesuffix('.yaml')}.yaml" for folder in shipped),
-    ]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _read_yaml(name: str) -> DictConfig:
+def _read_yaml(name: str, root: type[Any]) -> DictConfig:
     path = find_config(name)
     if path is None:
-        raise ConfigError(f"no such config file: {name}")
+        raise ConfigError(f"no such config file: {name}{near_configs(name)}")
     try:
         loaded = OmegaConf.load(path)
+        _refuse_empty_paths(root, path.read_text(), "", f"{name}: ")
+    except ConfigError:
+        raise
     except Exception as error:  # the YAML parser has many kinds
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name} cannot be read as YAML: {reason}") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{name} must hold keys and values")
     return loaded
+
+
+def _refuse_empty_paths(root: type[Any], text: str, key: str, source: str) -> None:
+    """Raises ConfigError where a path has no value, which YAML reads as null.
+
+    Args:
+        root: The config's class.
+        text: YAML.
+        key: Whose value it is; "" for a whole config.
+        source: What the message begins with.
+    """
+    for empty in _empty_values(yaml.compose(text, Loader=yaml.SafeLoader), key):
+        field = find_field(root, empty) if empty else None
+        if field is not None and path_kind(field) is not None:
+            raise ConfigError(f"{source}{_empty_path(empty, field)}")
+
+
+def _empty_values(node: Any, key: str) -> Iterator[str]:
+    if node is None or (isinstance(node, yaml.ScalarNode) and not (node.value or node.style)):
+        yield key
+    elif isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            yield from _empty_values(value, f"{key}.{name.value}" if key else str(name.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for place, value in enumerate(node.value):
+            yield from _empty_values(value, f"{key}[{place}]")
+
+
+def _empty_path(key: str, field: Field[Any]) -> str:
+    none = f" ({key}=null: none)" if field.default is None else ""
+    return f"{key}= is empty, though it names a path: is a variable of the shell not set?{none}"
+
+
+def _refuse_expanded(root: type[Any], overrides: Sequence[str]) -> None:
+    """Raises ConfigError where the shell has made words of a pattern: the last would win."""
+    for one, other in pairwise(override.partition("=")[::2] for override in overrides):
+        key, field = one[0], find_field(root, one[0])
+        kind = None if field is None else path_kind(field)
+        if other[0] != key or kind is None or not kind.pattern:
+            continue
+        folders = {value.rpartition("/")[0] for _, value in (one, other)}
+        if one != other and len(folders) == 1 and not set("*?[") & set(one[1] + other[1]):
+            raise ConfigError(
+                f"{key}= is given twice, as {one[1]} and {other[1]}; if the shell has expanded a "
+                f"pattern, quote it: '{key}=PATTERN'"
+            )
+
+
+def _meant(word: str, root: type[Any]) -> str:
+    """What to write instead of a word that is no key=value, as the rest of a sentence."""
+    if find_config(word) is not None and not word.endswith(".tar"):
+        return f"; give a config file as -c {word}"
+    if "/" in word or Path(word).suffix:
+        patterns = [one.key for one in leaves(root) if one.path is not None and one.path.pattern]
+        example = f", such as '{patterns[0]}=DIR/*.tar'" if patterns else ""
+        return f"; a pattern must be quoted{example}, or the shell makes several words of it"
+    return ""
 
 
 def _parse(override: str) -> DictConfig:
@@ -103,8 +159,8 @@ def _merge(config: Any, over: Any, source: str) -> Any:
         if "$VALUE" in reason:  # OmegaConf's own template, not filled in within a list
             reason = f"{OmegaConf.select(over, key)} has entries of a wrong type"
         if "not in" in reason and key not in _keys(config):
-            near = difflib.get_close_matches(key, list(_keys(config)), n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = nearest_key(key, list(_keys(config)))
+            hint = f"; did you mean {near}?" if near else ""
             raise ConfigError(f"{source}unknown key {key}{hint}") from error
         raise ConfigError(f"{source}{key}: {reason}") from error
 
@@ -140,6 +196,9 @@ def _build(cls: Any, config: Any, prefix: str) -> Any:
         except OmegaConfBaseException as error:  # an interpolation that leads nowhere
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{prefix}{part.name}: {reason}") from error
+        kind, blank = path_kind(part), isinstance(value, str) and not value.strip()
+        if kind is not None and blank and value != part.default:
+            raise ConfigError(_empty_path(f"{prefix}{part.name}", part))
         if is_dataclass(hints[part.name]):
             values[part.name] = _build(hints[part.name], value, f"{prefix}{part.name}.")
         elif is_dataclass(member := next(iter(get_args(hints[part.name])), None)):

@@ -5,6 +5,7 @@ from typing import Any
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.arguments.forms import array_options, array_share, command, config_options
+from efficientsam_pl.outputs import check_output
 
 
 def add(commands: Any) -> None:
@@ -16,7 +17,7 @@ def add(commands: Any) -> None:
         "Started again after an interruption, it writes the shards that are missing. "
         "`pretrain` with the same config and features.dir reads them.",
     )
-    config_options(parser)
+    config_options(parser, configs.PretrainConfig)
     array_options(parser)
     parser.set_defaults(run=_run)
 
@@ -24,11 +25,12 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     loaded = configs.load(configs.PretrainConfig, arguments.config, arguments.overrides)
     if arguments.print_config:
-        print(configs.dump(loaded), end="")
+        print(configs.commented(loaded), end="")
         return
     configs.require(loaded)
     if not loaded.features.dir:
         raise configs.ConfigError("features.dir= must be given: the folder to write to")
+    check_output("features.dir", loaded.features.dir, "folder")
     share = array_share(arguments)
     from efficientsam_pl.commands import embed_teacher
 

@@ -2,10 +2,10 @@
 
 import argparse
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.arguments.forms import check_model, command, model_options, natural, positive
+from efficientsam_pl.arguments.parser import path, path_text
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.everything.config import PRESETS, EverythingConfig
 
@@ -33,16 +33,26 @@ def add(commands: Any) -> None:
         "Writes OUT/NAME_overlay.png and OUT/NAME_masks.png of each photo.",
     )
     model_options(parser)
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE|DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
+        "--image",
+        type=path,
+        required=True,
+        metavar="FILE|DIR",
+        help="a photo, or a folder of photos",
+    )
+    parser.add_output(
+        "--out", kind="folder", required=True, metavar="DIR", help="where the pictures are written"
+    )
+    parser.add_output(
         "--json",
-        type=Path,
+        kind="either",
         metavar="FILE|DIR",
         help="SAM's records of the photo; for a folder of photos a folder of NAME.json",
     )
-    parser.add_argument(
+    parser.add_output(
         "--shards",
+        kind="folder",
+        type=path_text,
         metavar="DIR",
         help="photos and masks as shards in SA-1B's layout, for finetuning; local or in a store",
     )

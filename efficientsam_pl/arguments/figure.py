@@ -6,6 +6,7 @@ from typing import Any
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.arguments.forms import command
+from efficientsam_pl.arguments.parser import path, path_text
 from efficientsam_pl.errors import UserError
 
 
@@ -19,17 +20,24 @@ def add(commands: Any) -> None:
         "'TITLE=NAME:WEIGHTS', for instance 'SAM=sam_vit_h:sam_vit_h_4b8939.pth', or, where the "
         "weights file tells its model, as 'TITLE=WEIGHTS'.",
     )
-    parser.add_argument("--spec", type=Path, required=True, metavar="FILE", help="YAML or JSON")
+    parser.add_argument(
+        "--spec",
+        type=path,
+        required=True,
+        metavar="FILE",
+        help="which photos are asked for what: YAML or JSON",
+    )
     parser.add_argument(
         "--model",
         action="append",
         required=True,
+        type=path_text,
         metavar="TITLE=[NAME:]WEIGHTS",
         help="a column; repeatable, from left to right",
     )
-    parser.add_argument(
+    parser.add_output(
         "--out",
-        type=Path,
+        kind="file",
         action="append",
         required=True,
         metavar="FILE.{png,svg,pdf}",
@@ -63,9 +71,9 @@ def _run(arguments: argparse.Namespace) -> None:
     for title in titles:
         if titles.count(title) > 1:
             raise UserError(f"--model: two columns are called {title!r}")
-    for path in arguments.out:
-        if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise UserError(f"--out: {path} must end in .png, .svg or .pdf")
+    for file in arguments.out:
+        if file.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--out: {file} must end in .png, .svg or .pdf")
     from efficientsam_pl.commands.figure_spec import read_spec
 
     spec = read_spec(arguments.spec)

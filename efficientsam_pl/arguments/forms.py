@@ -7,41 +7,60 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam_pl import config as configs
+from efficientsam_pl.arguments import completion
+from efficientsam_pl.arguments.parser import Parser, path_text
 from efficientsam_pl.errors import UserError
 
 
-def command(
-    commands: Any, name: str, help_text: str, epilog: str | None = None
-) -> argparse.ArgumentParser:
+def command(commands: Any, name: str, help_text: str, epilog: str | None = None) -> Parser:
     """A subcommand whose one-line help is its description too."""
     description = help_text[0].upper() + help_text[1:] + "."
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         name, help=help_text, description=description, epilog=epilog
     )
+    parser.set_defaults(parser=parser)
     return parser
 
 
-def config_options(parser: argparse.ArgumentParser) -> None:
-    """`-c FILE`, `--print-config` and `key=value`."""
-    parser.add_argument(
+def config_options(parser: Parser, root: type[Any]) -> None:
+    """`-c FILE`, `--print-config` and `key=value` for a command whose root config is `root`."""
+    named = parser.add_argument(
         "-c",
         dest="config",
         action="append",
         default=[],
+        type=path_text,
         metavar="FILE",
-        help="a YAML file, or a shipped one such as finetune/ti; repeatable, later ones win",
+        help="a YAML file, or a shipped one such as finetune/ti (`efficientsam configs` lists "
+        "them); repeatable, later ones win",
     )
+    named.completer = completion.config_names  # type: ignore[attr-defined]
     parser.add_argument(
-        "--print-config", action="store_true", help="print the whole config and stop"
+        "--print-config",
+        action="store_true",
+        help="print the whole config with what each key means, and stop",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the files")
+    given = parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values over those of the files; --print-config lists the keys",
+    )
+    given.completer = completion.Overrides(root)  # type: ignore[attr-defined]
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """`--weights` and `--model`, which `check_model` looks at."""
-    parser.add_argument("--weights", required=True, metavar="FILE", help="released or our own")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        type=path_text,
+        metavar="FILE",
+        help="the model's weights: a released file, or one of `efficientsam consolidate`",
+    )
     parser.add_argument(
         "--model",
+        type=path_text,
         metavar="NAME",
         help="efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h} or a "
         "config file; may be left out for files of `efficientsam consolidate`",
@@ -81,6 +100,17 @@ def array_share(arguments: argparse.Namespace) -> Any:
 def cores() -> int:
     """Processors that this process may use; a scheduler may have given it fewer than there are."""
     return len(os.sched_getaffinity(0))
+
+
+def box(text: str) -> tuple[float, ...]:
+    """Reads the corners of a box."""
+    corners = numbers("X0,Y0,X1,Y1", 4)(text)
+    x0, y0, x1, y1 = corners
+    if x1 < x0 or y1 < y0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no box X0,Y0,X1,Y1 with x0 <= x1 and y0 <= y1"
+        )
+    return corners
 
 
 def numbers(form: str, *counts: int) -> Callable[[str], tuple[float, ...]]:

@@ -1,10 +1,10 @@
 """`efficientsam predict`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.arguments.forms import check_model, command, model_options, numbers, point
+from efficientsam_pl.arguments.forms import box, check_model, command, model_options, point
+from efficientsam_pl.arguments.parser import path
 from efficientsam_pl.errors import UserError
 
 
@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     """Adds the command."""
     parser = command(commands, "predict", "masks of one photo from points and boxes")
     model_options(parser)
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--image", type=path, required=True, metavar="FILE", help="a photo")
     parser.add_argument(
         "--point",
         type=point,
@@ -23,16 +23,27 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--box",
-        type=numbers("X0,Y0,X1,Y1", 4),
+        type=box,
         action="append",
         default=[],
         metavar="X0,Y0,X1,Y1",
         help="each box is a prompt of its own unless points are given with it",
     )
-    parser.add_argument("--mask-input", type=Path, metavar="FILE.npy", help="[256, 256] logits")
+    parser.add_argument(
+        "--mask-input",
+        type=path,
+        metavar="FILE.npy",
+        help="an earlier answer's logits as a prompt, [256, 256]",
+    )
     parser.add_argument("--single-mask", action="store_true", help="the single mask, token 0")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--npz", type=Path, metavar="FILE", help="masks, logits and IoU as arrays")
+    parser.add_output(
+        "--out",
+        kind="folder",
+        required=True,
+        metavar="DIR",
+        help="where overlay.png and a mask_N.png of each prompt are written",
+    )
+    parser.add_output("--npz", kind="file", metavar="FILE", help="masks, logits and IoU as arrays")
     parser.set_defaults(run=_run)
 
 
@@ -42,6 +53,10 @@ def _run(arguments: argparse.Namespace) -> None:
     check_model(arguments)
     if not arguments.image.is_file():
         raise UserError(f"--image: no such file: {arguments.image}")
+    if arguments.mask_input is not None and not arguments.mask_input.is_file():
+        raise UserError(f"--mask-input: no such file: {arguments.mask_input}")
+    if arguments.point and len(arguments.box) > 1:
+        raise UserError("--point with several --box: points belong to one prompt, give one box")
     from efficientsam_pl.commands import predict
 
     predict.run(

@@ -6,29 +6,45 @@ from typing import Any
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.arguments.forms import command, config_options, natural
+from efficientsam_pl.arguments.parser import path, path_text
 from efficientsam_pl.errors import UserError
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
     parser = command(commands, "quickstart", "both stages, small, on photos at hand")
-    parser.add_argument("--out", type=Path, default=Path("quickstart_out"), metavar="DIR")
-    parser.add_argument("--seed", type=natural, default=0, metavar="N")
+    parser.add_output(
+        "--out",
+        kind="folder",
+        default=Path("quickstart_out"),
+        metavar="DIR",
+        help="where everything is written (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="of all random draws (%(default)s)",
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--coco",
         nargs=2,
-        type=Path,
+        type=path,
         metavar=("ANNOTATIONS", "IMAGES"),
         help="a COCO-format set instead of scikit-image's photos",
     )
     source.add_argument(
-        "--images", type=Path, metavar="DIR", help="your own photos, masks by Felzenszwalb's method"
+        "--images", type=path, metavar="DIR", help="your own photos, masks by Felzenszwalb's method"
     )
     parser.add_argument(
-        "--teacher", metavar="FILE", help="a released SAM checkpoint instead of a random teacher"
+        "--teacher",
+        type=path_text,
+        metavar="FILE",
+        help="a released SAM checkpoint instead of a random teacher",
     )
-    config_options(parser)
+    config_options(parser, configs.QuickstartConfig)
     parser.set_defaults(run=_run)
 
 
@@ -37,13 +53,13 @@ def _run(arguments: argparse.Namespace) -> None:
         configs.QuickstartConfig, ["quickstart", *arguments.config], arguments.overrides
     )
     if arguments.print_config:
-        print(configs.dump(loaded), end="")
+        print(configs.commented(loaded), end="")
         return
     for name in ("coco", "images", "teacher"):
         value = getattr(arguments, name)
-        for path in [] if value is None else value if isinstance(value, list) else [value]:
-            if not Path(path).exists():
-                raise UserError(f"--{name}: no such file or folder: {path}")
+        for named in [] if value is None else value if isinstance(value, list) else [value]:
+            if not Path(named).exists():
+                raise UserError(f"--{name}: no such file or folder: {named}")
     from efficientsam_pl.commands.quickstart import job
 
     job.run(

@@ -1,10 +1,10 @@
 """`efficientsam salient`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.arguments.forms import check_model, command, model_options, natural, positive
+from efficientsam_pl.arguments.parser import path
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.salient_config import SalientConfig
 
@@ -19,18 +19,26 @@ def add(commands: Any) -> None:
         "maps/boat.png. docs/salient.md tells how to get maps.",
     )
     model_options(parser)
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE|DIR")
+    parser.add_argument(
+        "--image",
+        type=path,
+        required=True,
+        metavar="FILE|DIR",
+        help="a photo, or a folder of photos",
+    )
     parser.add_argument(
         "--saliency",
-        type=Path,
+        type=path,
         required=True,
         metavar="FILE|DIR",
         help="grey pictures of 8 or 16 bits, or .npy of uint8 or of floats in [0, 1]",
     )
     parser.add_argument(
-        "--truth", type=Path, metavar="FILE|DIR", help="pictures, foreground above 128"
+        "--truth", type=path, metavar="FILE|DIR", help="pictures, foreground above 128"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_output(
+        "--out", kind="folder", required=True, metavar="DIR", help="where the pictures are written"
+    )
     parser.add_argument(
         "--points", type=positive, default=3, metavar="N", help="clicks a region (default 3)"
     )
@@ -45,8 +53,8 @@ def add(commands: Any) -> None:
         help="smaller regions are counted and left out (default 100)",
     )
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the clicks")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="masks as run-lengths, scores, counts"
+    parser.add_output(
+        "--json", kind="file", metavar="FILE", help="masks as run-lengths, scores, counts"
     )
     parser.set_defaults(run=_run)
 
@@ -55,6 +63,10 @@ def _run(arguments: argparse.Namespace) -> None:
     check_model(arguments)
     if not 0 < arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold:g} must lie in (0, 1]")
+    for option in ("image", "saliency", "truth"):
+        named = getattr(arguments, option)
+        if named is not None and not named.exists():
+            raise UserError(f"--{option}: no such file or folder: {named}")
     from efficientsam_pl.commands import salient
 
     salient.run(

@@ -14,7 +14,7 @@ from efficientsam_pl.commands.photo_files import read_image
 from efficientsam_pl.commands.saliency_files import read_map
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.everything.generator import generate_masks
-from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor, PromptError
+from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor, PromptError, check_places
 from efficientsam_pl.inference.salient import (
     SaliencyError,
     region_points,
@@ -95,6 +95,11 @@ def run(options: FigureOptions) -> FigureContent:
 
 def _questions(about: FigurePhoto, spec: FigureSpec) -> list[_Question]:
     photo = read_image(Path(about.image))
+    try:
+        clicked = [click[:2] for click in (*about.points, *about.clicks)]
+        check_places(clicked, about.boxes, (photo.shape[0], photo.shape[1]))
+    except PromptError as error:
+        raise UserError(f"{about.image}: {error}") from error
     points = [DrawnPrompt(((float(x), float(y)),), (_ON,), None) for x, y in about.points]
     boxes = [DrawnPrompt((), (), _box(corners)) for corners in about.boxes]
     clicks = DrawnPrompt(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam_pl import loading
+from efficientsam_pl.config_fields import path
 from efficientsam_pl.inference.everything.config import NOTEBOOK, EverythingConfig
 from efficientsam_pl.inference.salient_config import SalientConfig
 
@@ -18,12 +19,12 @@ class FigurePhoto:
     Their numbers are checked here, since OmegaConf leaves those in nested lists as they are.
     """
 
-    image: str = ""
+    image: str = path("")
     points: tuple[list[Any], ...] = ()  # [x, y]: each a prompt, an object of its own
     clicks: tuple[list[Any], ...] = ()  # [x, y] or [x, y, 0|1]: all together one prompt
     boxes: tuple[list[Any], ...] = ()  # [x0, y0, x1, y1]: each a prompt
     everything: bool = False
-    saliency: str | None = None  # a map's file
+    saliency: str | None = path(None)  # a map's file
 
     def __post_init__(self) -> None:
         if not self.image:
@@ -55,18 +56,18 @@ class FigureSpec:
             raise ValueError("photos= is empty: a figure needs at least one photo")
 
 
-def read_spec(path: Path) -> FigureSpec:
+def read_spec(file: Path) -> FigureSpec:
     """The file's figure; its relative paths are meant from the folder that the file is in.
 
     Raises:
         ConfigError: No such file, or one that cannot be used; the message names the key.
     """
-    spec = loading.load(FigureSpec, [str(path)], [])
+    spec = loading.load(FigureSpec, [str(file)], [])
     photos = (
         replace(
             photo,
-            image=str(path.parent / photo.image),
-            saliency=None if photo.saliency is None else str(path.parent / photo.saliency),
+            image=str(file.parent / photo.image),
+            saliency=None if photo.saliency is None else str(file.parent / photo.saliency),
         )
         for photo in spec.photos
     )

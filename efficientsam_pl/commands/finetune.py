@@ -51,9 +51,9 @@ def run(config: FinetuneConfig) -> Finetuned:
     folder = open_run(asked, as_dict(config), dump(config), launch())
     config = replace(config, run=replace(asked, dir=str(folder.local)))
     config = replace(config, data=packed_coco(config.data, folder.local))
+    sets = open_sets(config.data)  # before the model is built: a pattern may match nothing
     model = starting_model(config)
     shape = model.config
-    sets = open_sets(config.data)
     config = replace(
         config,
         trainer=config.trainer.paced(sets.samples()),

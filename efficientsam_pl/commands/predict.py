@@ -8,7 +8,7 @@ import numpy as np
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.commands.photo_files import read_image
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.inference.predictor import ImagePrediction, Predictor
+from efficientsam_pl.inference.predictor import ImagePrediction, Predictor, check_places
 from efficientsam_pl.pictures.overlay import DrawnPrompt, mask_image, overlay
 from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import Label
@@ -32,6 +32,8 @@ class PredictOptions:
 def run(options: PredictOptions) -> ImagePrediction:
     """Writes `overlay.png`, a PNG for each prompt's best mask, and the raw arrays if asked."""
     image = read_image(options.image)
+    image_hw = (image.shape[0], image.shape[1])
+    check_places([point[:2] for point in options.points], options.boxes, image_hw)
     drawn = _drawn(options)
     arguments = _arguments(options)
     model = load_model(options.model, options.weights)

@@ -6,13 +6,12 @@ the photos with others draws only those of its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
-from efficientsam_pl.data.packing.coco import CocoError
+from efficientsam_pl.data.packing.coco import CocoError, record_lists
 from efficientsam_pl.data.storage.files import persistently
 from efficientsam_pl.data.storage.filesystems import HTTP, store
 from efficientsam_pl.plural import counted
@@ -93,7 +92,7 @@ class AnnotationFile:
         Raises:
             CocoError: It is no such annotation file, or lists no photo or no category.
         """
-        loaded = _loaded(content, path)
+        loaded = record_lists(content, path, _LISTS)
         categories = _categories(loaded["categories"], path, kind)
         file = AnnotationFile(path, kind, {}, categories, loaded["annotations"])
         file.images = file._by_id(loaded["images"], "image")
@@ -224,23 +223,6 @@ class AnnotationFile:
 
 _LISTS = ("images", "annotations", "categories")
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
-
-
-def _loaded(content: bytes, path: str) -> dict[str, list[dict[str, Any]]]:
-    """The file's content, which has the three lists."""
-    try:
-        loaded = json.loads(content)
-    except ValueError as error:
-        raise CocoError(f"{path} is no JSON: {error}") from error
-    if not isinstance(loaded, dict):
-        raise CocoError(f"{path} holds a {type(loaded).__name__}, not a record of annotations")
-    for key in _LISTS:
-        if key not in loaded:
-            raise CocoError(f"{path} is no annotation file: it has no {key!r}")
-        records = loaded[key]
-        if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
-            raise CocoError(f"{path} is no annotation file: its {key!r} is no list of records")
-    return {key: loaded[key] for key in _LISTS}
 
 
 def _categories(records: Sequence[Record], path: str, kind: Kind) -> tuple[Category, ...]:

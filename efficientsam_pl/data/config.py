@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from efficientsam_pl.config_fields import path
+
 LastBatch = Literal["carry", "drop", "pad"]
 
 
@@ -11,7 +13,7 @@ LastBatch = Literal["carry", "drop", "pad"]
 class SetConfig:
     """One set of a mixture."""
 
-    shards: str = ""
+    shards: str = path("", pattern=True)
     weight: float = 1.0  # its share of the samples is weight over the sum of all weights
 
     def __post_init__(self) -> None:
@@ -25,10 +27,10 @@ class SetConfig:
 class CocoConfig:
     """A COCO-format set of one's own, packed into the run's folder before training."""
 
-    annotations: str | None = None  # COCO's JSON
-    images: str | None = None  # the folder that its file names are in
-    heldout_annotations: str | None = None  # another file for validation; None: a part is kept
-    heldout_images: str | None = None  # None: in `images`
+    annotations: str | None = path(None)  # COCO's JSON
+    images: str | None = path(None)  # the folder that its file names are in
+    heldout_annotations: str | None = path(None)  # a file for validation; None: a part is kept
+    heldout_images: str | None = path(None)  # None: in `images`
     heldout_fraction: float = 0.2  # of the photos, kept where there is no other file
 
     def __post_init__(self) -> None:
@@ -54,11 +56,13 @@ class DataConfig:
     commas. Shards that match `heldout` are never trained on.
     """
 
-    train: str = ""
+    train: str = path("", pattern=True)  # a pattern of the shards that are trained on
     mixture: tuple[SetConfig, ...] = ()  # instead of train: several sets in fixed shares
     coco: CocoConfig = field(default_factory=CocoConfig)  # instead of train; finetuning only
-    heldout: str | None = None  # validated on while training; None: no validation
-    index_dir: str | None = None  # of indexes; None: beside the shards, else the user's cache
+    heldout: str | None = path(
+        None, pattern=True
+    )  # validated on while training; None: no validation
+    index_dir: str | None = path(None)  # of indexes; None: beside the shards, else the user's cache
     workers: int = 8  # processes a rank that decode; 0: in the training process
     read_ahead: int = 2  # micro-batches that each worker prepares ahead
     block_shards: int = 8  # shards whose samples are shuffled among each other
@@ -66,7 +70,8 @@ class DataConfig:
     # into the next epoch, or drop it, or pad it with empty slots: its gradient is then smaller
     last_batch: LastBatch = "carry"
     decoding: Literal["scaled", "exact"] = "scaled"  # of JPEGs: smaller where that is enough
-    cache_dir: str | None = None  # remote shards are kept there; None: ranges are read remotely
+    # remote shards are kept there; None: ranges are read remotely
+    cache_dir: str | None = path(None, written="folder")
     cache_gib: float = 100.0  # the least recently used shards leave above it
     max_bad_fraction: float = 0.01  # of the samples read so far; above it the run stops
 
@@ -125,7 +130,8 @@ class FeatureStoreConfig:
     `photos`: features of the whole photo; those of any crop are resampled from them.
     """
 
-    dir: str | None = None  # None: the teacher runs while training
+    # where they lie; None: the teacher runs while training
+    dir: str | None = path(None)
     kind: Literal["views", "photos"] = "views"
     views: int = 4  # crops a photo; an epoch uses one, none is used again before all are
     seed: int = 0  # of the views' crops

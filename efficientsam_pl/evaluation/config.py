@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from efficientsam_pl.config_fields import path
 from efficientsam_pl.evaluation.sizes import SIZES
 
 # Of COCO's twelve numbers those that are logged
@@ -50,7 +51,7 @@ PROTOCOL_NAMES = "box, click_center, click_random_K, click_iterative_K"
 class DetectorConfig:
     """Masks for the boxes of a detector, scored by AP with the detector's scores."""
 
-    results: str | None = None  # COCO results: a list of image_id, category_id, bbox, score
+    results: str | None = path(None)  # COCO results: a list of image_id, category_id, bbox, score
     # Which candidate answers. box_iou: the one whose IoU with the box is highest (paper, 4.3);
     # predicted_iou: by the model's own expectation; token_0: SAM's single mask
     rule: Literal["box_iou", "predicted_iou", "token_0"] = "box_iou"

@@ -3,7 +3,9 @@
 Axes: q prompts, p points a prompt, k masks a prompt, h w pixels of the photo.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,22 +113,38 @@ class EmbeddedImage:
         labels: Tensor,
         boxes: Float[Tensor, "q 4"] | None,
     ) -> None:
-        height, width = self.resize.image_hw
-        real = points[labels != Label.PADDING]
-        corners = torch.zeros(0, 2) if boxes is None else boxes.reshape(-1, 2)
-        for x, y in torch.cat([real, corners]).tolist():
-            if not (0 <= x <= width and 0 <= y <= height):
-                raise PromptError(
-                    f"({x:g}, {y:g}) lies outside the photo of {width} x {height} pixels"
-                )
-        if boxes is not None and bool((boxes[:, 2:] < boxes[:, :2]).any()):
-            raise PromptError("a box must be x0,y0,x1,y1 with x0 <= x1 and y0 <= y1")
+        check_places(
+            points[labels != Label.PADDING].tolist(),
+            [] if boxes is None else boxes.tolist(),
+            self.resize.image_hw,
+        )
         known = {int(label) for label in Label}
         unknown = sorted(set(labels.flatten().tolist()) - known)
         if unknown:
             raise PromptError(f"unknown label {unknown[0]}; labels are {sorted(known)}")
         if not self.model.config.prompts.negative_clicks and bool((labels == 0).any()):
             raise PromptError("this model knows no negative clicks (label 0)")
+
+
+def check_places(
+    points: Iterable[Sequence[Any]], boxes: Iterable[Sequence[Any]], image_hw: tuple[int, int]
+) -> None:
+    """Whether clicks and boxes lie inside a photo, which needs no model.
+
+    Raises:
+        PromptError: One does not, or a box is reversed.
+    """
+    height, width = image_hw
+    corners = list(boxes)
+    for x, y in [*points, *(box[:2] for box in corners), *(box[2:] for box in corners)]:
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise PromptError(f"({x:g}, {y:g}) lies outside the photo of {width} x {height} pixels")
+    for x0, y0, x1, y1 in corners:
+        if x1 < x0 or y1 < y0:
+            raise PromptError(
+                f"a box must be x0,y0,x1,y1 with x0 <= x1 and y0 <= y1, not "
+                f"{x0:g},{y0:g},{x1:g},{y1:g}"
+            )
 
 
 class Predictor:

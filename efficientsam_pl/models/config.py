@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from efficientsam_pl.config_fields import path
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -172,7 +174,7 @@ class TeacherConfig:
     kind: Literal["sam", "timm", "pixels"] = "sam"
     encoder: EncoderConfig = field(default_factory=lambda: NAMED["sam_vit_h"].encoder)  # sam
     timm_name: str = "vit_base_patch16_clip_224"  # timm
-    weights: str | None = None  # a released checkpoint; None: seeded random weights
+    weights: str | None = path(None)  # a released checkpoint; None: seeded random weights
     seed: int = 0  # of the random weights
     # Paper Eq. 1 gives teacher and student the same N tokens, which points to the student's
     # size; 1024 keeps SAM in its distribution and its features are resized to the grid.
@@ -279,10 +281,12 @@ class LoadedModelConfig:
 class ModelConfig:
     """Which segmenter, where its weights start, and which of them learn."""
 
-    name: str = "efficient_sam_ti"  # one of NAMED, or a YAML file in SegmenterConfig's form
-    weights: str | None = None  # of the whole model: released, or our own
-    encoder: str | None = None  # a pretrained encoder, from `efficientsam pretrain`
-    decoder: str | None = None  # a segmenter whose prompt encoder and mask decoder are taken
+    # efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h}, or a YAML file in
+    # SegmenterConfig's form
+    name: str = path("efficient_sam_ti")
+    weights: str | None = path(None)  # of the whole model: released, or our own
+    encoder: str | None = path(None)  # a pretrained encoder, from `efficientsam pretrain`
+    decoder: str | None = path(None)  # a segmenter whose prompt encoder and mask decoder are taken
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 class OptimConfig:
     """AdamW with linear warm-up and decay to zero at the last step. Steps are optimizer steps."""
 
-    peak_lr: float = 4e-4
+    peak_lr: float = 4e-4  # the learning rate after warm-up
     # The global batch that peak_lr is meant for; another one scales it in proportion (Goyal et
     # al. 2017, as MAE does). None: peak_lr whatever the batch.
     peak_lr_batch: int | None = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from efficientsam_pl.config_fields import path
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.launch import Launch
 from efficientsam_pl.plural import counted
@@ -12,15 +13,16 @@ from efficientsam_pl.plural import counted
 class RunConfig:
     """A run's folder and its seed."""
 
-    dir: str = "runs/unnamed"  # also at s3:// and the like: see scratch
-    seed: int = 0
+    # everything that the run writes goes there; also at s3:// and the like: see scratch
+    dir: str = path("runs/unnamed", written="folder")
+    seed: int = 0  # of the order of samples, of masks and prompts, of fresh weights
     # auto: from the folder's newest checkpoint, if any; none: anew; or the path of a run or of one
     # of its checkpoints. A job that its scheduler has restarted goes on from its own newest
-    resume: str = "auto"
+    resume: str = path("auto")
     # whether a run goes on under a recipe that is not the one it began with
     changed: Literal["refuse", "accept"] = "refuse"
     # where a run whose dir is remote is kept before it is uploaded; None: the system's temp folder
-    scratch: str | None = None
+    scratch: str | None = path(None, written="folder")
     trace: bool = False  # writes consumed.jsonl: step, rank, sample keys, loss
 
     def __post_init__(self) -> None:
@@ -41,11 +43,11 @@ class TrainerConfig:
     """
 
     max_steps: int = 1000  # optimizer steps
-    global_batch: int = 8
-    micro_batch: int = 8
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    global_batch: int = 8  # photos a step, over all ranks
+    micro_batch: int = 8  # photos that go through a rank at once: memory, not results
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where there is one
     devices: int | None = None  # a node; None: as many as SLURM or torchrun started, else 1
-    nodes: int | None = None
+    nodes: int | None = None  # None: as many as were started, else 1
     # auto: ddp where there are several ranks. fsdp: FSDP2, parameters and optimizer in shards
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters stay float32

@@ -40,6 +40,8 @@ COMMANDS = {
     "everything",
     "salient",
     "figure",
+    "configs",
+    "info",
 }
 SCRIPT = Path(sys.executable).with_name("efficientsam")
 COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "efficientsam_pl"]
@@ -272,7 +274,7 @@ WRONG_CONFIGS: list[tuple[list[str], list[str]]] = [
         ["pretrain", "optim.warmup_steps=9", "trainer.max_steps=9"],
         ["optim.warmup_steps=9", "trainer.max_steps=9"],
     ),
-    (["finetune", "-c", "finetune/xxl"], ["finetune/xxl"]),
+    (["finetune", "-c", "finetune/xxl"], ["finetune/xxl", "ti_interactive"]),
     (["finetune", "run.dir=null"], ["run.dir"]),
     (["finetune", "run.seed"], ["run.seed"]),
     (["finetune", "run.dir=[1"], ["run.dir=[1"]),
@@ -612,12 +614,12 @@ def test_run_that_cannot_begin_names_the_reason(
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"weights": "garbage.pt", "model": "tiny.yaml"}, "garbage.pt"), ({}, "(99, 2)")],
+    [({"weights": "garbage.pt", "model": "tiny.yaml"}, "garbage.pt"), ({}, "negative")],
 )
 def test_fault_found_after_torch_is_imported_is_one_line_too(
     changes: dict[str, str], named: str, tiny: Set, tmp_path: Path
 ) -> None:
-    arguments = tiny.predict("--point", "99,2", out=tmp_path / "out", **changes)
+    arguments = tiny.predict("--point", "9,2,0", out=tmp_path / "out", **changes)
     assert named in mistake(*arguments, folder=tiny.folder)
 
 

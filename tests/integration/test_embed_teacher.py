@@ -363,7 +363,7 @@ def test_photos_that_changed_are_told_before_the_teacher_is_built(
     ("change", "told"),
     [
         (["features.dir=null"], "features.dir= must be given"),
-        (["features.dir="], "features.dir= must be given"),
+        (["features.dir="], "features.dir= is empty"),
         (["features.dir=/tmp/a[b"], "features.dir=/tmp/a[b: patterns of shards take"),
         (["data.train=''"], "data.train= must be given"),
         (["data.train=/nowhere/*.tar"], "data.train: no shard matches"),

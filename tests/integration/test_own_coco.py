@@ -292,8 +292,8 @@ def torn(own: Set) -> None:
     [
         (nothing, "0 photos with masks; at least two are needed"),
         (no_masks, "0 photos with masks; at least two are needed"),
-        (one_photo, "1 photos with masks; at least two are needed"),
-        (no_files, "0 photos with masks; at least two are needed"),
+        (one_photo, "1 photo with masks; at least two are needed"),
+        (no_files, "0 of 2 images of .*set.json were found in data.coco.images="),
         (no_usable_masks, "0 photos with masks; at least two are needed"),
         (torn, "nothing could be packed (.*[ab].png: bad photo"),
     ],

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from efficientsam_pl.commands.quickstart.photos import HELDOUT_PHOTOS, TRAIN_PHOTOS
 from PIL import Image
 from skimage import data as skimage_data
 
-from efficientsam_pl.commands.quickstart.photos import HELDOUT_PHOTOS, TRAIN_PHOTOS
 from efficientsam_pl.data.shards import open_shards
 
 FEW_STEPS = (

@@ -116,7 +116,7 @@ def _crescent(rng: np.random.Generator) -> list[Loop]:
     meet = np.arccos(shift / 2)
     outer = np.linspace(meet, 2 * np.pi - meet, 64)
     inner = np.linspace(np.pi + meet, np.pi - meet, 64)
-    bite = _polar(np.ones_like(inner), inner) + (shift, 0)
+    bite = _polar(np.ones_like(inner), inner) + np.array([shift, 0])
     return [np.concatenate([_polar(np.ones_like(outer), outer), bite])]
 
 

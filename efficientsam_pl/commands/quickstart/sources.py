@@ -16,11 +16,12 @@ from efficientsam_pl.commands.quickstart.scenes import (
 )
 from efficientsam_pl.config import QuickstartConfig
 from efficientsam_pl.data.decode import decode_photo
-from efficientsam_pl.data.packing.coco import coco_photos, read_coco
+from efficientsam_pl.data.packing.coco import check_photos, coco_photos, read_coco
 from efficientsam_pl.data.packing.parting import parted
 from efficientsam_pl.data.packing.photos import MaskedPhoto, limit_side
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import encode
 
 # Photos of the held-out scenes' textures that show objects
@@ -117,7 +118,9 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Sourc
         UserError: A file that is not COCO's, or fewer than two photos with masks.
     """
     skipped: list[str] = []
-    photos = coco_photos(read_coco(str(annotations), str(images)), skipped)
+    entries = read_coco(str(annotations), str(images))
+    check_photos(entries, str(annotations), "--coco", str(images))
+    photos = coco_photos(entries, skipped)
     limited = (limit_side(photo, config.photo_side) for photo in photos)
     large = map(partial(_large, config), limited)
     masked = [photo for photo in large if any(not a.crowd for a in photo.annotations)]
@@ -172,7 +175,8 @@ def _split(
     skipped: tuple[str, ...],
 ) -> Source:
     if len(photos) < 2:
-        raise UserError(f"{source}: {len(photos)} photos with masks, at least two are needed")
+        count = counted(len(photos), "photo")
+        raise UserError(f"{source}: {count} with masks, at least two are needed")
     keys = [photo.key for photo in photos]
     train, heldout = parted(keys, photos, config.heldout_fraction)
     splits: dict[str, Iterable[MaskedPhoto]] = {"train": train, "heldout": heldout}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,18 @@ from efficientsam_pl.data.packing.job import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
-from efficientsam_pl.data.storage.files import exists, read_file
+from efficientsam_pl.data.storage.files import exists, is_local, read_file
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco, run_lengths
 
 JPEG_START = b"\xff\xd8"
+_KINDS = (
+    (list, "list"),
+    (str, "text"),
+    (bool, "boolean"),
+    (int | float, "number"),
+    (object, "null"),
+)
 
 
 class CocoError(UserError):
@@ -63,33 +70,97 @@ def entries_of(
     Raises:
         CocoError: The content lacks COCO's keys.
     """
+    loaded = record_lists(content, annotations, ("images", "annotations"))
+    by_image = defaultdict(list)
+    for place, annotation in enumerate(loaded["annotations"]):
+        by_image[_id(annotation, "image_id", f"annotation {place}", annotations)].append(annotation)
+    entries: dict[str, CocoEntry] = {}
+    listed = set()
+    for place, image in enumerate(loaded["images"]):
+        what = f"image {place}"
+        number, name = _id(image, "id", what, annotations), image.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise _no_coco(annotations, f"{what} has file_name={name!r}, no name")
+        key = Path(name).stem.replace(".", "_")
+        while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
+            key = f"{key}_{number}"
+        stated = _stated(image, what, annotations)
+        own = tuple(by_image.get(number, ()))
+        entries[key] = CocoEntry(key, f"{images.rstrip('/')}/{name}", own, stated)
+        listed.add(number)
+    strangers = by_image.keys() - listed
+    if by_image and strangers == by_image.keys():
+        known, other = next(iter(listed), "none"), next(iter(by_image))
+        raise _no_coco(
+            annotations,
+            f"no annotation belongs to a photo: image_id is such as {other!r}, an image's id such "
+            f"as {known!r}",
+        )
+    return list(entries.values()), [
+        Skipped(f"annotation {annotation.get('id')}", f"no photo has the id {image_id}")
+        for image_id in strangers
+        for annotation in by_image[image_id]
+    ]
+
+
+def record_lists(content: bytes, path: str, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The lists of records that an annotation file holds under these keys.
+
+    Raises:
+        CocoError: It is no JSON, or lacks one of them.
+    """
     try:
         loaded = json.loads(content)
-        by_image = defaultdict(list)
-        for annotation in loaded["annotations"]:
-            by_image[annotation["image_id"]].append(annotation)
-        entries: dict[str, CocoEntry] = {}
-        for image in loaded["images"]:
-            key = Path(image["file_name"]).stem.replace(".", "_")
-            while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
-                key = f"{key}_{image['id']}"
-            path = f"{images.rstrip('/')}/{image['file_name']}"
-            own = tuple(by_image.get(image["id"], ()))
-            entries[key] = CocoEntry(key, path, own, _stated(image))
-        listed = {image["id"] for image in loaded["images"]}
-        return list(entries.values()), [
-            Skipped(f"annotation {annotation.get('id')}", f"no photo has the id {image_id}")
-            for image_id in by_image.keys() - listed
-            for annotation in by_image[image_id]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CocoError(f"{annotations} is no COCO annotation file ({error!r})") from error
+    except (ValueError, RecursionError) as error:
+        raise _no_coco(path, f"it is no JSON ({error})") from error
+    if not isinstance(loaded, dict):
+        kind = next(name for own, name in _KINDS if isinstance(loaded, own))
+        raise _no_coco(path, f"it holds a {kind}, not a record of lists")
+    for key in keys:
+        if key not in loaded:
+            raise _no_coco(path, f"it has no {key!r}")
+        records = loaded[key]
+        if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
+            raise _no_coco(path, f"its {key!r} is no list of records")
+    return {key: loaded[key] for key in keys}
 
 
-def _stated(image: dict[str, Any]) -> tuple[int, int] | None:
+def check_photos(entries: Sequence[CocoEntry], annotations: str, key: str, images: str) -> None:
+    """Raises a CocoError where photos are listed and none of them lies where it should.
+
+    Args:
+        entries: The listed ones.
+        annotations: The file that lists them.
+        key: How the user names the folder.
+        images: The folder. A store would be asked for each of its photos, so it is not.
+    """
+    if entries and is_local(images) and not any(exists(entry.path) for entry in entries):
+        raise CocoError(
+            f"0 of {len(entries)} images of {annotations} were found in {key}={images}, such as "
+            f"{entries[0].path}"
+        )
+
+
+def _no_coco(path: str, what: str) -> CocoError:
+    return CocoError(f"{path} is no COCO annotation file: {what}")
+
+
+def _id(record: dict[str, Any], key: str, what: str, path: str) -> int | str:
+    """COCO's are whole numbers; some programs write them as text."""
+    value = record.get(key)
+    if not isinstance(value, int | str):
+        raise _no_coco(path, f"{what} has {key}={value!r}, no whole number")
+    return value
+
+
+def _stated(image: dict[str, Any], what: str, path: str) -> tuple[int, int] | None:
     if image.get("height") is None or image.get("width") is None:
         return None
-    return int(image["height"]), int(image["width"])
+    try:
+        return int(image["height"]), int(image["width"])
+    except (TypeError, ValueError, OverflowError) as error:
+        size = f"height={image['height']!r} and width={image['width']!r}"
+        raise _no_coco(path, f"{what} has {size}, no whole numbers") from error
 
 
 def masked_photo(entry: CocoEntry, data: bytes) -> tuple[MaskedPhoto, list[Skipped]]:
@@ -184,6 +255,7 @@ class Coco:
         self._long_side, self._limit = long_side, samples_per_shard
         if not self._entries:
             raise CocoError(f"{annotations} lists no photo")
+        check_photos(self._entries, annotations, "--images", images)
 
     def described(self) -> dict[str, Any]:
         """See Source."""

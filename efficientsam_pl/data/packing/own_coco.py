@@ -12,6 +12,7 @@ from efficientsam_pl.data.packing.coco import (
     CocoEntry,
     CocoError,
     annotation_file,
+    check_photos,
     entries_of,
     masked_photos,
 )
@@ -114,7 +115,7 @@ class OwnCoco:
 
     @cached_property
     def _sides(self) -> _Sides:
-        masked, skipped = self._masked(self._train)
+        masked, skipped = self._masked(self._train, "data.coco.images")
         if self._heldout is None:
             if len(masked) < 2:
                 raise CocoError(
@@ -123,7 +124,7 @@ class OwnCoco:
                 )
             train, heldout = parted([entry.key for entry in masked], masked, self._fraction)
             return _Sides(tuple(train), tuple(heldout), tuple(skipped))
-        heldout, more = self._masked(self._heldout)
+        heldout, more = self._masked(self._heldout, "data.coco.heldout_images")
         apart = {same_file(entry.path) for entry in heldout}
         train = [entry for entry in masked if same_file(entry.path) not in apart]
         for (annotations, _), entries in zip(self._named(), (train, heldout), strict=True):
@@ -135,9 +136,14 @@ class OwnCoco:
         both = [Skipped(e.path, "held out") for e in masked if same_file(e.path) in apart]
         return _Sides(tuple(train), tuple(heldout), (*skipped, *both, *more))
 
-    def _masked(self, named: tuple[str, str]) -> tuple[list[CocoEntry], list[Skipped]]:
-        """Photos with an annotation that may be a mask, and what is left out."""
+    def _masked(self, named: tuple[str, str], key: str) -> tuple[list[CocoEntry], list[Skipped]]:
+        """Photos with an annotation that may be a mask, and what is left out.
+
+        Raises:
+            CocoError: Not a photo is in the folder, which the user names by `key`.
+        """
         entries, orphans = entries_of(self._content[named], *named)
+        check_photos(entries, named[0], key, named[1])
         skipped = sorted(orphans, key=lambda orphan: orphan.what)
         is_near = is_local(named[1])  # a distant store would be asked for each of its photos
         masked = []

@@ -1,0 +1,118 @@
+"""What a config's field says of itself beside its type and default: a path's kind, its comment.
+
+Imports no torch.
+"""
+
+import ast
+import inspect
+import io
+import textwrap
+import tokenize
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
+
+_KEY = "path"  # in a field's metadata
+
+
+@dataclass(frozen=True)
+class PathKind:
+    """A field that names files or folders; an empty value of it is a mistake.
+
+    `pattern`: it may stand for several files. `written`: what a command makes of it.
+    """
+
+    pattern: bool = False
+    written: Literal["file", "folder"] | None = None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A key that has a value of its own, with its type and what its comment says."""
+
+    key: str
+    type: Any
+    comment: str
+    path: PathKind | None
+
+
+def path(
+    default: str | None, *, pattern: bool = False, written: Literal["file", "folder"] | None = None
+) -> Any:
+    """A config's field that names a file or a folder."""
+    return field(default=default, metadata={_KEY: PathKind(pattern, written)})
+
+
+def path_kind(one: Field[Any]) -> PathKind | None:
+    """None: the field is no path."""
+    kind: PathKind | None = one.metadata.get(_KEY)
+    return kind
+
+
+def parts(cls: Any) -> Iterator[tuple[Field[Any], Any, Any]]:
+    """Each field with its type and, where it is a list of dataclasses, their class."""
+    hints = get_type_hints(cls)
+    for one in fields(cls):
+        hint = hints[one.name]
+        member = next(iter(get_args(hint)), None)
+        yield one, hint, member if is_dataclass(member) else None
+
+
+def leaves(root: Any, prefix: str = "") -> Iterator[Leaf]:
+    """All keys below a config's class that have values, in its order."""
+    comments = comments_of(root)
+    for one, hint, _ in parts(root):
+        key = f"{prefix}{one.name}"
+        if is_dataclass(hint):
+            yield from leaves(hint, f"{key}.")
+        else:
+            yield Leaf(key, hint, " ".join(comments.get(one.name, ())), path_kind(one))
+
+
+def find_field(root: Any, key: str) -> Field[Any] | None:
+    """The field of a full key such as `data.mixture[0].shards`; None where there is none."""
+    name, _, rest = key.partition(".")
+    name, _, entry = name.partition("[")
+    for one, hint, member in parts(root):
+        if one.name == name:
+            if not rest:
+                return None if entry else one
+            below = member if entry else hint
+            return find_field(below, rest) if is_dataclass(below) else None
+    return None
+
+
+@cache
+def comments_of(cls: Any) -> dict[str, tuple[str, ...]]:
+    """The comment of each field of a dataclass by its name, in lines, without their marks.
+
+    It is the lines above the field that hold nothing else, then those behind its value. Fields
+    without one, and classes without a source, have none.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):
+        return {}
+    told: dict[int, str] = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and not token.string.startswith("# noqa"):
+            told[token.start[0]] = token.string.lstrip("#").strip()
+    lines = source.splitlines()
+    [body] = [one.body for one in ast.parse(source).body if isinstance(one, ast.ClassDef)]
+    comments = {}
+    for statement in body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            first, last = statement.lineno, statement.end_lineno or statement.lineno
+            while first - 1 in told and lines[first - 2].lstrip().startswith("#"):
+                first -= 1
+            own = tuple(told[line] for line in range(first, last + 1) if line in told)
+            if own:
+                comments[statement.target.id] = own
+    return comments
+
+
+def about(cls: Any) -> str:
+    """The docstring that a class has of its own; "" where Python has made it up."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    return "" if text.startswith(f"{cls.__name__}(") else text

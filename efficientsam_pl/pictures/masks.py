@@ -86,7 +86,8 @@ def _parts(answers: Sequence[Answers], count: int) -> list[Sequence[Answers]]:
 def _height(answers: Sequence[Answers], layout: SheetLayout) -> int:
     heights = (layout.cell * one.photo.shape[0] // max(one.photo.shape[:2]) for one in answers)
     head = layout.gap + layout.title_height
-    return head + sum(layout.title_height + height + layout.gap for height in heights)
+    rows = sum(layout.title_height + height + layout.gap for height in heights)
+    return int(head + rows)
 
 
 def _block(answers: Sequence[Answers], cell_px: int) -> Image.Image:

@@ -51,7 +51,8 @@ def contact_sheet(
     Args:
         rows: One picture for each column. Scaled, aspect kept, so that the longer side is
             `cell_px`; a row is as high as its highest picture.
-        column_titles: One for each column, cut off where it is wider than the column.
+        column_titles: One for each column, cut off where it is wider than the column; where all
+            are empty there is no line for them.
         row_titles: One for each row, or nothing.
         cell_px: Width of a column.
 
@@ -63,7 +64,7 @@ def contact_sheet(
     cells = [[_scaled(picture, cell_px) for picture in row] for row in rows]
     heights = [max((cell.height for cell in row), default=0) for row in cells]
     above = layout.title_height if row_titles else 0
-    top = layout.gap + layout.title_height
+    top = layout.gap + (layout.title_height if any(column_titles) else 0)
     width = layout.left(max(1, len(column_titles)))
     sheet = Image.new("RGB", (width, top + sum(above + h + layout.gap for h in heights)), PAPER)
     for column, title in enumerate(column_titles):

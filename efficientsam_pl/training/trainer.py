@@ -72,7 +72,7 @@ def build_trainer(
         warnings.filterwarnings("ignore", message)
     # deterministic algorithms are wanted, but not that every new tensor is filled with NaN first:
     # a search for uninitialised memory, and a tenth of a small model's step on a CPU
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     precision: Literal["32-true", "bf16-mixed"] = (
         "32-true" if config.precision == "fp32" else "bf16-mixed"
     )

@@ -19,6 +19,7 @@ from efficientsam_pl.pictures.report import (
     Table,
     write_report,
 )
+from efficientsam_pl.plural import counted
 from efficientsam_pl.training.callbacks.records import LossHistory
 
 _SIZES = {
@@ -26,6 +27,7 @@ _SIZES = {
     "medium": "medium, under 96² pixels",
     "large": "large",
 }
+_SPLITS = {"train": "training", "heldout": "held-out"}
 _COLUMNS = ("mIoU", "trained", "filled box", "reachable", "filled box in the grid", "untrained")
 
 
@@ -50,9 +52,9 @@ def write_report_page(out: Path, results: Results) -> None:
         summary=_summary(results),
         hero=Picture(
             pictures.examples,
-            f"Four {results.packed['noun']}s that were not trained on. Above, the image with its "
-            "prompts: a box for each object on the left, one click for each on the right. Below, "
-            "the masks that the model predicts, each labelled with its IoU with the true mask.",
+            f"Held-out {results.packed['noun']}s, the first four. Above: the image with a box or a "
+            "click for each object. Below: the predicted masks, each with its IoU with the true "
+            "mask.",
             narrow=pictures.examples_narrow,
         ),
         tables=(_score_table(heldout, f"{_scored(results, 'heldout')}, mean IoU"),),
@@ -109,7 +111,7 @@ def _notes(results: Results) -> tuple[str, ...]:
 def _scored(results: Results, split: str) -> str:
     sizes = results.metrics["finetune"][split]["by_size"].values()
     masks = sum(size["masks"] for size in sizes)
-    return f"{masks} masks of {split.replace('heldout', 'held-out')} {results.packed['noun']}s"
+    return f"{counted(masks, 'mask')} of {_SPLITS[split]} {results.packed['noun']}s"
 
 
 def _score_table(scores: dict[str, Any], caption: str) -> Table:

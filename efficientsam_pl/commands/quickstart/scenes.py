@@ -6,6 +6,7 @@ photo and no family of shapes, so a model cannot recognise anything of a held-ou
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,20 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Palette:
+    """Ranges of a texture's colour (HSV) and of the contrast that remains of its photo."""
+
+    saturation: tuple[float, float]
+    value: tuple[float, float]
+    contrast: tuple[float, float]
+
+
+# Objects are colourful and backgrounds are dull, as in product photos
+_OBJECT = Palette(saturation=(0.55, 1.0), value=(0.55, 1.0), contrast=(0.2, 0.8))
+_BACKGROUND = Palette(saturation=(0.0, 0.25), value=(0.25, 0.7), contrast=(0.2, 0.8))
+
+
+@dataclass(frozen=True)
 class World:
     """What scenes of one split are made of."""
 
@@ -91,13 +106,13 @@ def scene_photos(world: World, count: int, seed: int) -> Iterator[MaskedPhoto]:
 def draw_scene(world: World, rng: np.random.Generator) -> Scene:
     """One scene: a background, then objects with soft shadows from back to front."""
     side, names = world.side, list(world.families)
-    canvas = _texture(world, (side, side), rng)
+    canvas = _texture(world, (side, side), _BACKGROUND, rng)
     owner = np.zeros((side, side), np.uint8)  # number of the front object at each pixel
     areas: list[int] = []
     for number in range(1, int(rng.integers(*_OBJECTS)) + 1):
         family = world.families[names[rng.integers(len(names))]]
         place, alpha = _outline(turned(family(rng), rng), side, rng)
-        texture = _texture(world, alpha.size[::-1], rng)
+        texture = _texture(world, alpha.size[::-1], _OBJECT, rng)
         _lay_on(canvas[place], texture, alpha, rng)
         inside = np.asarray(alpha) > 127
         owner[place][inside] = number
@@ -156,9 +171,9 @@ def _lay_on(
 
 
 def _texture(
-    world: World, size_hw: tuple[int, int], rng: np.random.Generator
+    world: World, size_hw: tuple[int, int], palette: Palette, rng: np.random.Generator
 ) -> Float[np.ndarray, "h w 3"]:
-    """A random cut of a random photo in other colours, with light falling from one side."""
+    """A random cut of a random photo in colours of a palette, with light falling from one side."""
     photo = world.textures[rng.integers(len(world.textures))]
     height, width = size_hw
     reach = int(min(photo.size) * rng.uniform(0.25, 0.9))
@@ -166,13 +181,15 @@ def _texture(
     box = (x, y, x + reach, y + reach)
     small = photo.resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=1.0)
     pixels = np.array(small.transpose(_FLIPS[rng.integers(len(_FLIPS))]), np.float32)
-    grey = pixels[::4, ::4].mean(axis=(0, 1))
-    colour = rng.uniform(20, 235, 3)
-    # between the photo's own colours and a flat one: contrast and hue vary apart
-    contrast, tint = rng.uniform(0.15, 0.7), rng.uniform(0.3, 1)
+    hue = rng.uniform(0, 1)
+    colour = 255 * np.array(
+        colorsys.hsv_to_rgb(hue, rng.uniform(*palette.saturation), rng.uniform(*palette.value))
+    )
+    contrast = rng.uniform(*palette.contrast)
+    pixels -= pixels[::4, ::4].mean(axis=(0, 1))
     pixels *= np.float32(contrast)
-    pixels += (grey * (1 - contrast) + (colour - grey) * tint).astype(np.float32)
-    down, across = rng.uniform(-0.3, 0.3, 2)
+    pixels += colour.astype(np.float32)
+    down, across = rng.uniform(-0.25, 0.25, 2)
     light = 1 + down * np.linspace(-1, 1, height)[:, None] + across * np.linspace(-1, 1, width)
     pixels *= light.astype(np.float32)[..., None]
     return np.clip(pixels, 0, 255, out=pixels)

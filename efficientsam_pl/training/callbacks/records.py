@@ -41,6 +41,15 @@ class LossHistory(L.Callback):
         if loss is not None:
             self.heldout.append((trainer.global_step, float(loss)))
 
+    def state_dict(self) -> dict[str, Any]:
+        """The losses so far: a resumed run's curves begin where the run did."""
+        return {"train": self.train, "heldout": self.heldout}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue a checkpoint's curves."""
+        self.train = [(int(step), float(loss)) for step, loss in state_dict["train"]]
+        self.heldout = [(int(step), float(loss)) for step, loss in state_dict["heldout"]]
+
 
 class ConsumedTrace(L.Callback):
     """Appends a line a micro-batch to `consumed.jsonl`: step, rank, sample keys, loss.

@@ -51,8 +51,7 @@ def contact_sheet(
     Args:
         rows: One picture for each column. Scaled, aspect kept, so that the longer side is
             `cell_px`; a row is as high as its highest picture.
-        column_titles: One for each column, cut off where it is wider than the column; where all
-            are empty there is no line for them.
+        column_titles: One for each column, cut off where it is wider than the column; or nothing.
         row_titles: One for each row, or nothing.
         cell_px: Width of a column.
 
@@ -64,8 +63,8 @@ def contact_sheet(
     cells = [[_scaled(picture, cell_px) for picture in row] for row in rows]
     heights = [max((cell.height for cell in row), default=0) for row in cells]
     above = layout.title_height if row_titles else 0
-    top = layout.gap + (layout.title_height if any(column_titles) else 0)
-    width = layout.left(max(1, len(column_titles)))
+    top = layout.gap + (layout.title_height if column_titles else 0)
+    width = layout.left(max(1, len(column_titles), *map(len, rows)))
     sheet = Image.new("RGB", (width, top + sum(above + h + layout.gap for h in heights)), PAPER)
     for column, title in enumerate(column_titles):
         _write(sheet, title, (layout.left(column), layout.gap, cell_px), INK, layout)
@@ -136,7 +135,7 @@ def _stencil(region: Bool[np.ndarray, "h w"], alpha: int) -> Image.Image:
 
 def _check_counts(row_lengths: list[int], columns: int, row_titles: int) -> None:
     for i, length in enumerate(row_lengths):
-        if length != columns:
+        if columns and length != columns:
             raise ValueError(f"row {i} has {length} pictures, {columns} titles")
     if row_titles not in (0, len(row_lengths)):
         raise ValueError(f"{row_titles} row titles for {len(row_lengths)} rows")

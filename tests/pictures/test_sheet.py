@@ -32,6 +32,14 @@ def test_sheet_is_as_large_as_its_cells_gaps_and_titles() -> None:
     assert titled.size == (324, 298 + 2 * 24)
 
 
+def test_sheet_without_column_titles_has_no_line_for_them() -> None:
+    rows = [[plain(10, 10, RED), plain(10, 10, BLUE)]]
+    sheet = contact_sheet(rows, [], cell_px=150)
+    assert sheet.size == (324, 8 + 158)
+    assert sheet.getpixel((8, 8)) == RED
+    assert sheet.getpixel((166, 8)) == BLUE
+
+
 def test_pictures_keep_their_aspect_and_stand_in_their_cells() -> None:
     sheet = contact_sheet(
         [[plain(300, 200, RED), plain(50, 100, GREEN)], [plain(10, 10, BLUE), plain(10, 10, RED)]],

@@ -14,7 +14,7 @@ from rich.progress import track
 from efficientsam_pl.commands import consolidate, finetune, predict, pretrain
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.commands.photo_files import save_image
-from efficientsam_pl.commands.quickstart.report import Results, write_report_page
+from efficientsam_pl.commands.quickstart.report import Example, Results, write_report_page
 from efficientsam_pl.commands.quickstart.scoring import Split, score_split, split_metrics
 from efficientsam_pl.commands.quickstart.sources import (
     Source,
@@ -28,6 +28,8 @@ from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartCon
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
 from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.evaluation.protocols import random_clicks
+from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import area, box_xyxy
 from efficientsam_pl.versions import versions
 
@@ -100,7 +102,7 @@ def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
     watch.begin("report")
     metrics = _metrics(pretrained, splits)
     _write_json(out / "metrics.json", metrics)
-    _predict_one(out, weights)
+    example = _predict_one(out, weights)
     assert state.packed is not None, "packing has described its images"
     results = Results(
         packed=state.packed,
@@ -109,6 +111,7 @@ def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
         curves=(pretrained.history, finetuned.history),
         models=(start, model),
         seed=options.seed,
+        example=example,
     )
     write_report_page(out, results)
     watch.lap("report")
@@ -155,7 +158,8 @@ def _pack(
     for line in state.packed["skipped"]:
         print(f"skipped {line}")
     for split, count in state.packed["counts"].items():
-        print(f"{split}: {count['images']} {state.packed['noun']}s with {count['masks']} masks")
+        images = counted(count["images"], state.packed["noun"] if split != "photos" else "photo")
+        print(f"{split}: {images} with {counted(count['masks'], 'mask')}")
     return state
 
 
@@ -226,7 +230,7 @@ def _scored(state: QuickstartState, config: QuickstartConfig) -> dict[str, int |
     }
 
 
-def _predict_one(out: Path, weights: Path) -> None:
+def _predict_one(out: Path, weights: Path) -> Example:
     """Masks for the first held-out image, by the command that users run."""
     images = annotated_photos(open_shards(_pattern(out, "heldout")))
     image = next(i for i in images if isinstance(i, AnnotatedPhoto) and i.truth)
@@ -247,6 +251,8 @@ def _predict_one(out: Path, weights: Path) -> None:
             npz=None,
         )
     )
+    [[[x, y]]] = random_clicks(image.key, largest[:1], 0, seed=0).tolist()
+    return Example(file, (int(x), int(y)))
 
 
 def _metrics(pretrained: pretrain.Pretrained, splits: dict[str, Split]) -> dict[str, Any]:

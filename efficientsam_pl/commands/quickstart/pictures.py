@@ -131,9 +131,10 @@ def _examples_sheet(
         short = [blank] * (columns - len(group))
         rows += [[given for _, given, _ in group] + short, [found for *_, found in group] + short]
         titles += ["prompts" if columns > 2 else f"prompts: {group[0][0]}", "prediction"]
-    heads = [title for title, *_ in examples] if columns > 2 else [""] * columns
-    heads += [""] * (columns - len(heads))
-    return contact_sheet(rows, heads[:columns], titles, _CELL)
+    heads: list[str] = []  # where a row has images of one kind alone, it is named above the row
+    if columns > 2:
+        heads = [title for title, *_ in examples] + [""] * (columns - len(examples))
+    return contact_sheet(rows, heads, titles, _CELL)
 
 
 def _curve(path: Path, title: str, history: LossHistory, baselines: dict[str, float]) -> None:

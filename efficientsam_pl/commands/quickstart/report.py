@@ -32,6 +32,14 @@ _COLUMNS = ("mIoU", "trained", "filled box", "reachable", "filled box in the gri
 
 
 @dataclass(frozen=True)
+class Example:
+    """An image file to try the model on, and a pixel of an object in it."""
+
+    image: Path
+    click_xy: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything that the report shows. `packed` is what packing has said about its images."""
 
@@ -41,6 +49,7 @@ class Results:
     curves: tuple[LossHistory, LossHistory]  # pretraining, finetuning
     models: tuple[Segmenter, Segmenter]  # before, after
     seed: int
+    example: Example
 
 
 def write_report_page(out: Path, results: Results) -> None:
@@ -230,18 +239,16 @@ def _next_section(out: Path, results: Results) -> Section:
     text = (
         "`model.safetensors` is the trained model in one file; it says itself which layout it has."
     )
-    image = next((out / "predict").glob(f"{'[!mo]'}*.png"))
-    weights = str(out / "model.safetensors")
-    predict = ["predict", "--weights", weights, "--image", str(image), "--point", "112,112"]
-    everything = ["everything", "--weights", weights, "--image", str(image)]
+    files = ["--weights", str(out / "model.safetensors"), "--image", str(results.example.image)]
+    point = ",".join(map(str, results.example.click_xy))
     commands = (
         Command(
             "Masks from a click; --box X0,Y0,X1,Y1 takes a box:",
-            _line([*predict, "--out", str(out / "again" / "predict")]),
+            _line(["predict", *files, "--point", point, "--out", str(out / "again" / "predict")]),
         ),
         Command(
             "Masks of everything in an image:",
-            _line([*everything, "--out", str(out / "again" / "everything")]),
+            _line(["everything", *files, "--out", str(out / "again" / "everything")]),
         ),
         Command(
             "The whole quickstart on your own images with COCO-format masks:",

@@ -389,19 +389,30 @@ def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
         (EvaluateConfig, ["kind=lvis", "annotations=a.json"], "images= must be given"),
         (
             EvaluateConfig,
-            [f"model.weights={__file__}", "shards=a", "protocols=[click_iterative_2]"],
+            [
+                "model.name=efficient_sam_ti",
+                f"model.weights={__file__}",
+                "shards=a",
+                "protocols=[click_iterative_2]",
+            ],
             "protocols=click_iterative_2 needs negative clicks, which "
             "model.name=efficient_sam_ti does not know",
         ),
         (
             EvaluateConfig,
-            [f"model.weights={__file__}", "shards=a", "protocols=[click_random_7]"],
+            [
+                "model.name=efficient_sam_ti",
+                f"model.weights={__file__}",
+                "shards=a",
+                "protocols=[click_random_7]",
+            ],
             "protocols=click_random_7 makes prompts of 7 points, more than the 6 that "
             "model.name=efficient_sam_ti takes",
         ),
         (
             EvaluateConfig,
             [
+                "model.name=efficient_sam_ti",
                 f"model.weights={__file__}",
                 *("kind=coco", "annotations=a", "images=b"),
                 *(f"detector.results={__file__}", "detector.second_pass=true"),

@@ -154,7 +154,7 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
         left = len(set(work.photos.numbers) - finished.places.keys())
         if left:
             print(
-                f"rank {work.rank.rank} is done; {counted(left, 'photo')} of others left",
+                f"rank {work.rank.rank} is done; others have {counted(left, 'photo')} left",
                 flush=True,
             )
             return None
@@ -186,7 +186,7 @@ def _stop(work: _Work, done: int) -> None:
     """
     asked, job = work.requests.strongest, work.rank.job
     every = counted(len(work.photos.numbers), "photo")
-    told = f"{done} of {every} done; stopped, since {asked.told()}"
+    told = f"{done} of {every} are done; stopped, since {asked.told()}"
     if asked is Request.SIGINT:
         told += "; the same command continues"
     if job is None or not asked.requeues():
@@ -218,8 +218,8 @@ def _tell_torn(work: _Work, finished: Finished) -> None:
         own = name == f"rank-{work.rank.rank}.jsonl"
         if own or (work.rank.rank == 0 and not _written_now(name, work.rank)):
             print(
-                f"{work.parts.folder / name}: {counted(lines, 'line')} torn by a kill; what they "
-                "told is asked again",
+                f"{work.parts.folder / name}: {counted(lines, 'line')} that a kill has torn; "
+                "what they told is asked again",
                 file=sys.stderr,
             )
 

@@ -84,10 +84,10 @@ def _parts(answers: Sequence[Answers], count: int) -> list[Sequence[Answers]]:
 
 
 def _height(answers: Sequence[Answers], layout: SheetLayout) -> int:
-    heights = (layout.cell * one.photo.shape[0] // max(one.photo.shape[:2]) for one in answers)
+    shapes = (one.photo.shape for one in answers)
+    heights = (layout.cell * height // max(height, width) for height, width, _ in shapes)
     head = layout.gap + layout.title_height
-    rows = sum(layout.title_height + height + layout.gap for height in heights)
-    return int(head + rows)
+    return int(head + sum(layout.title_height + height + layout.gap for height in heights))
 
 
 def _block(answers: Sequence[Answers], cell_px: int) -> Image.Image:

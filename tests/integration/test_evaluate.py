@@ -42,7 +42,8 @@ prompts: {negative_clicks: true, mask_prompts: true, min_points: 6, max_points: 
 PROTOCOLS = "protocols=[box,click_center,click_random_1,click_random_3,click_iterative_3]"
 # The command with every photo taking its time, so that it can be killed amid them
 SLOW = """\
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from efficientsam_pl.evaluation.examination import Examination
 quick = Examination.record
 def slow(*given, **named):
@@ -296,17 +297,22 @@ def test_killed_evaluation_goes_on_with_two_ranks_and_scores_nothing_twice(
     with (parts / "rank-0.jsonl").open("a") as file:
         file.write('{"photo":46,"instan')  # what a crash of the machine leaves
     told = ended(*(started(arguments, rank, 2) for rank in range(2)))
-    assert "rank-0.jsonl: 1 lines that a kill has torn" in told[0]
+    assert "rank-0.jsonl: 1 line that a kill has torn" in told[0]
     assert numbers(tmp_path / "a.json") == numbers(reference)
     assert asked(parts) == list(range(40, 40 + PHOTOS))
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "why"),
+    [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C; the same command continues")],
+)
 def test_evaluation_that_is_asked_to_stop_finishes_its_photo(
-    discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str]
-) -> None:
+    discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str],
+    number: signal.Signals, code: int, why: str,
+) -> None:  # fmt: skip
     arguments, parts = discs.arguments(f"out={tmp_path}/a.json"), tmp_path / "a.parts"
-    told = killed_amid(arguments, parts, signal.SIGTERM, 75)
-    assert re.search(r"efficientsam: \d of 7 photos are done; stopped, since it got SIGTERM", told)
+    told = killed_amid(arguments, parts, number, code)
+    assert re.search(rf"efficientsam: \d of 7 photos are done; stopped, since it got {why}\n", told)
     assert not (tmp_path / "a.json").exists()
     here(arguments)
     assert numbers(tmp_path / "a.json") == numbers(reference)
@@ -318,11 +324,11 @@ def test_model_is_read_from_its_own_file_and_a_name_must_not_contradict_it(
 ) -> None:
     out = tmp_path / "unnamed.json"
     unnamed = [a for a in discs.arguments(f"out={out}") if not a.startswith("model.name=")]
-    here(*unnamed)
+    here(unnamed)
     named, by_file = (json.loads(file.read_text()) for file in (reference, out))
     assert by_file["numbers"] == named["numbers"]
     assert by_file["model"] == named["model"] | {"name": "tiny"}  # the stem of either file
-    said = here(*discs.arguments("model.name=efficient_sam_s", f"out={tmp_path}/o.json"), code=2)
+    said = here(discs.arguments("model.name=efficient_sam_s", f"out={tmp_path}/o.json"), code=2)
     assert "tiny.safetensors holds weights of another model" in said
 
 

@@ -49,8 +49,8 @@ CONFIG = SegmenterConfig(
     decoder=MaskDecoderConfig(mlp_width=32, iou_head_width=32),
 )
 KINDS = pictured_kinds(ValidationConfig(), SIDE, CLICKS)
-LAYOUT = SheetLayout.for_cell(CELL_PX)
-ROW = LAYOUT.title_height + CELL_PX + LAYOUT.gap  # of a square photo
+LAYOUT = SheetLayout.for_cell(216)  # the largest of which six rows fit a screen, in steps of 8
+ROW = LAYOUT.title_height + LAYOUT.cell + LAYOUT.gap  # of a square photo
 
 
 def masked_photos(count: int, seed: int) -> MaskBatch:

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning  # noqa: F401  with timm: what is imported below the hook is compiled again
 import numpy as np
 import pytest
+import timm  # noqa: F401
 import torch
 from jaxtyping import install_import_hook
 from PIL import Image

@@ -17,7 +17,8 @@ BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)
 # Two tests at a time, each on one thread: 24 GB and two cores suffice
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
-TWO = -n 2 --dist worksteal
+# What shares a fixture of its file runs in one process
+TWO = -n 2 --dist loadgroup
 
 .PHONY: help venv quickstart test test-all test-slurm check format clean
 

@@ -45,9 +45,13 @@ _deselected = pytest.StashKey[Counter[str]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "shared" in getattr(item, "fixturenames", ()):
+    """What needs the shared photos is marked; what shares a module's fixture is one process's."""
+    for item in filter(lambda item: isinstance(item, pytest.Function), items):
+        if "shared" in item.fixturenames:
             item.add_marker("shared")
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(some[-1].scope == "module" for some in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_configure(config: pytest.Config) -> None:

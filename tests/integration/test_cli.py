@@ -610,19 +610,13 @@ def test_run_that_cannot_begin_names_the_reason(
     assert named in here.mistake(command, *rest, folder=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [({"weights": "garbage.pt", "model": "tiny.yaml"}, "garbage.pt"), ({}, "(99, 2)")],
-)
-def test_fault_found_after_torch_is_imported_is_one_line_too(
-    changes: dict[str, str], named: str, tiny: Set, tmp_path: Path
-) -> None:
-    arguments = tiny.predict("--point", "99,2", out=tmp_path / "out", **changes)
-    assert named in mistake(*arguments, folder=tiny.folder)
+def test_fault_found_after_torch_is_imported_is_one_line_too(tiny: Set, tmp_path: Path) -> None:
+    arguments = tiny.predict("--point", "99,2", out=tmp_path / "out")
+    assert "(99, 2)" in mistake(*arguments, folder=tiny.folder)
 
 
 def test_training_from_the_command_line_ends_in_a_model_that_predicts(
-    tiny: Set, shards: Path, tmp_path: Path
+    tiny: Set, shards: Path, tmp_path: Path, here: InProcess
 ) -> None:
     options = (
         f"data.train={shards}/set-000000.tar",
@@ -632,6 +626,6 @@ def test_training_from_the_command_line_ends_in_a_model_that_predicts(
     )
     done("finetune", "-c", "finetune/ti", "-c", "debug/cpu", *options)
     out = tmp_path / "model.safetensors"
-    assert "model.safetensors" in done("consolidate", tmp_path / "run", out)
-    done(*tiny.predict("--point", "20,20", weights=out, out=tmp_path / "masks"))
+    assert "model.safetensors" in here.done("consolidate", tmp_path / "run", out)
+    here.done(*tiny.predict("--point", "20,20", weights=out, out=tmp_path / "masks"))
     assert mask_files(tmp_path / "masks") == ["mask_0.png"]

@@ -19,7 +19,6 @@ from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.models.weights import read_weights
 
-pytestmark = pytest.mark.xdist_group("engine")  # the runs of the fixtures are made once
 STAGES = ("pretrain", "finetune", "interactive")
 TWO = ["trainer.devices=2", "trainer.micro_batch=2"]
 WAYS = {
@@ -89,7 +88,9 @@ class Engine:
         places = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])
         return subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("one_run.py")), *arguments],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places} | launch,
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONPATH": places}
+            | launch,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

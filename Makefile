@@ -1,30 +1,42 @@
-# make quickstart | test | test-slurm | check: each sets up what it needs, once.
-# VENV=PATH shares one virtual environment (about 6 GB) between several clones.
+# make quickstart   trains small models, scores them and writes a report: ARGS="--seed 1"
+# make test         the fast tests: 8 minutes on two cores; no root, network, GPU or test photos
+# make test-all     those, the slow ones and those of ../shared's photos: 20 minutes
+# make test-slurm   jobs on a SLURM of two nodes on this machine: needs root on Debian or Ubuntu
+# make check        format, lint, import contracts, types
+# make format       formats, and mends what lint can
+# make venv         sets up .venv alone, about 6 GB; each of the others does so, once
+# make clean        removes what the others have made, but for .venv
+#
+# Tests take ARGS: make test ARGS=tests/losses. VENV=FOLDER is an environment for several clones: it
+# gets the dependencies alone, and `FOLDER/bin/python -m efficientsam_pl` is the command there.
 PYTHON ?= python3
 VENV ?= .venv
-STAMP := $(VENV)/.efficientsam-$(shell cksum < pyproject.toml | tr ' ' '-')
+override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
 BIN := $(VENV)/bin
-# The checkout that stands here is the one that runs, also when several share one environment.
+# The code that stands here is the code that runs, also in an environment of several clones
 export PYTHONPATH := $(CURDIR)
+# Two tests at a time, each on one thread: 24 GB and two cores suffice
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+# What shares a fixture of its file runs in one process
+TWO = -n 2 --dist loadgroup
 
-.PHONY: venv quickstart test test-slurm check format clean
+.PHONY: help venv quickstart test test-all test-slurm check format clean
 
-venv: $(STAMP)
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
 
-$(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+venv:
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) .ci/environment.py $(VENV)
 
 quickstart: venv
 	$(BIN)/python -m efficientsam_pl quickstart $(ARGS)
 
-# Two at a time, a file's tests in one process, each with one thread: 24 GB and two cores suffice
 test: venv
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(TWO) -m 'not (slow or shared or slurm)' $(ARGS)
 
-# Real jobs on a SLURM of two nodes on this machine: needs root on Debian or Ubuntu
+test-all: venv
+	$(PYTEST) $(TWO) -m 'not slurm' $(ARGS)
+
 test-slurm: export EFFICIENTSAM_CLUSTER := $(shell mktemp -u /tmp/slurm-XXXXXX)
 test-slurm: venv
 	trap 'slurm/local_cluster.sh down' EXIT; trap 'exit 130' INT TERM; \

@@ -5,23 +5,32 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ABSENT = "not installed"
+_PACKAGE = Path(__file__).parent
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """By package; ours is in none where a checkout runs that is not installed."""
+    """By package, "not installed" for one that is missing; ours is that of the code that runs."""
     return {name: _version(name) for name in packages}
 
 
 def own_version() -> str:
-    """Ours, also of a checkout that is not installed."""
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    if project.is_file():  # what is installed may be another one
-        return str(tomllib.loads(project.read_text())["project"]["version"])
-    return _version("efficientsam_pl")
+    """The version of this package, also of a checkout that is not installed."""
+    return _version(_PACKAGE.name)
 
 
 def _version(package: str) -> str:
+    if package == _PACKAGE.name and (ours := _version_of_checkout()):
+        return ours
     try:
         return version(package)
     except PackageNotFoundError:
         return ABSENT
+
+
+def _version_of_checkout() -> str | None:
+    """None for an installed package; a checkout's environment may hold none, or another release."""
+    pyproject = _PACKAGE.parent / "pyproject.toml"
+    if not pyproject.exists():
+        return None
+    project = tomllib.loads(pyproject.read_text()).get("project", {})
+    return project["version"] if project.get("name") == _PACKAGE.name else None

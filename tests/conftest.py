@@ -10,13 +10,16 @@ import shutil
 import subprocess
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import lightning  # noqa: F401  with timm: what is imported below the hook is compiled again
 import numpy as np
 import pytest
+import timm  # noqa: F401
 import torch
 from jaxtyping import install_import_hook
 from PIL import Image
@@ -28,7 +31,58 @@ if TYPE_CHECKING:
 
 # Before anything imports the package: what is imported already is not checked
 install_import_hook("efficientsam_pl", "beartype.beartype")
-torch.set_num_threads(2)
+torch.set_num_threads(
+    1
+)  # as many tests as cores run at once; threads that wait for each other spin
+
+LEFT_OUT = {
+    "slurm": "make test-slurm",
+    "slow": "make test-all",
+    "shared": "make test-all, where their photos are",
+}
+_deselected = pytest.StashKey[Counter[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the shared photos is marked; what shares a module's fixture is one process's."""
+    for item in filter(lambda item: isinstance(item, pytest.Function), items):
+        if "shared" in item.fixturenames:
+            item.add_marker("shared")
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(some[-1].scope == "module" for some in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_deselected] = Counter()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        if reason := next(filter(item.get_closest_marker, LEFT_OUT), None):
+            item.config.stash[_deselected][reason] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if output := getattr(session.config, "workeroutput", None):  # every worker has collected all
+        output["deselected"] = dict(session.config.stash[_deselected])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    counts = getattr(node, "workeroutput", {}).get("deselected", {})
+    node.config.stash[_deselected] = Counter(counts) or node.config.stash[_deselected]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    counts = config.stash[_deselected]
+    lines = [f"{counts[mark]} {mark} ({why})" for mark, why in LEFT_OUT.items() if counts[mark]]
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    lines += [f"{count} skipped ({reason})" for reason, count in reasons.most_common()]
+    if lines:
+        terminalreporter.write_line("left out: " + "; ".join(lines))
 
 
 @pytest.fixture(scope="session")
@@ -121,8 +175,8 @@ def mount_disk(tmp_path: Path) -> Iterator[MountDisk]:
         command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k,{options}", "tmpfs"]
         try:
             subprocess.run([*command, str(path)], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no tmpfs may be mounted here: {error}")
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("no disk may be mounted here, which root may")
         mounted.append(path)
         return SmallDisk(path)
 

@@ -113,7 +113,7 @@ def _mounts() -> bool:
     return done.returncode == 0
 
 
-@pytest.mark.skipif(not _mounts(), reason="may not mount a disk")
+@pytest.mark.skipif(not _mounts(), reason="no disk may be mounted here, which root may")
 def test_a_small_disk_is_filled_to_the_last_byte_and_leaves_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     with small_disk(folder, 2):

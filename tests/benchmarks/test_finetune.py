@@ -164,7 +164,7 @@ def test_a_photos_step_counts_the_encoder_once_and_the_decoder_for_every_mask() 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_on_a_gpu_learns_in_bf16() -> None:
     """In a process of its own, where shapes are not checked: what checks them does not compile."""
     code = """

@@ -257,7 +257,7 @@ def test_rows_of_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_on_a_gpu_learns_in_bf16() -> None:
     """In a process of its own, where shapes are not checked: what checks them does not compile."""
     code = """

@@ -624,7 +624,7 @@ def test_fault_found_after_torch_is_imported_is_one_line_too(
 
 
 def test_training_from_the_command_line_ends_in_a_model_that_predicts(
-    tiny: Set, shards: Path, tmp_path: Path
+    tiny: Set, shards: Path, tmp_path: Path, here: InProcess
 ) -> None:
     options = (
         f"data.train={shards}/set-000000.tar",
@@ -634,6 +634,6 @@ def test_training_from_the_command_line_ends_in_a_model_that_predicts(
     )
     done("finetune", "-c", "finetune/ti", "-c", "debug/cpu", *options)
     out = tmp_path / "model.safetensors"
-    assert "model.safetensors" in done("consolidate", tmp_path / "run", out)
-    done(*tiny.predict("--point", "20,20", weights=out, out=tmp_path / "masks"))
+    assert "model.safetensors" in here.done("consolidate", tmp_path / "run", out)
+    here.done(*tiny.predict("--point", "20,20", weights=out, out=tmp_path / "masks"))
     assert mask_files(tmp_path / "masks") == ["mask_0.png"]

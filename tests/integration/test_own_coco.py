@@ -188,7 +188,7 @@ def test_several_processes_pack_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     said = context.Queue()
     ranks = [
-        context.Process(target=packed_in_a_process, args=(config, run, said)) for _ in range(3)
+        context.Process(target=packed_in_a_process, args=(config, run, said)) for _ in range(2)
     ]
     for rank in ranks:
         rank.start()
@@ -196,7 +196,7 @@ def test_several_processes_pack_once(tmp_path: Path) -> None:
     for rank in ranks:
         rank.join(30)
     times = {name: time for name, (_, time) in files(run).items()}
-    assert answers[0] == answers[1] == answers[2] == packed_coco(config, run)
+    assert answers[0] == answers[1] == packed_coco(config, run)
     assert {name: time for name, (_, time) in files(run).items()} == times
     assert len(set.union(*keys(answers[0]))) == 30
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from efficientsam_pl import cli
 from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
@@ -52,11 +53,16 @@ def shards(tmp_path: Path) -> Path:
 
 
 def train(folder: Path, shards: Path, *overrides: str) -> None:
+    """One rank is this process; several are Lightning's."""
     config = folder.parent / "config.yaml"
     config.write_text(CONFIG)
-    command = [sys.executable, "-m", "efficientsam_pl", "pretrain", "-c", str(config)]
-    command += [f"run.dir={folder}", f"data.train={shards}/train-*.tar"]
-    command += [f"data.heldout={shards}/heldout-*.tar", *overrides]
+    arguments = ["pretrain", "-c", str(config), f"run.dir={folder}"]
+    arguments += [f"data.train={shards}/train-*.tar", f"data.heldout={shards}/heldout-*.tar"]
+    arguments += overrides
+    if "trainer.devices=1" in overrides:
+        assert cli.main(arguments) == 0
+        return
+    command = [sys.executable, "-m", "efficientsam_pl", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -81,6 +87,7 @@ def test_run_stopped_and_resumed_on_other_ranks_uses_the_same_batches(
         tmp_path / "straight",
         shards,
         "trainer.max_steps=6",
+        "trainer.devices=1",
         "trainer.micro_batch=6",
         "data.workers=0",
     )

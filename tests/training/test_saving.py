@@ -133,7 +133,7 @@ def test_checkpoint_that_is_named_is_gone_on_from(run: Run, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_shards_become_one_file_without_a_process_group(
-    shards: Path, stage_files: dict[str, Path], tmp_path: Path
+    run: Run, shards: Path, stage_files: dict[str, Path], tmp_path: Path
 ) -> None:
     """And the run goes on from them in one process, and back: the file is the same weights."""
     folder = tmp_path / "run"
@@ -158,7 +158,7 @@ def test_shards_become_one_file_without_a_process_group(
     for name, tensor in load_file(out).items():
         own = name.replace("image_encoder.trunk.", "model.encoder.")
         assert torch.equal(tensor, held[own])
-    start("trainer.max_steps=3")
+    run("pretrain", folder, *EVERY, "trainer.max_steps=3")
     start(*SHARDED, "trainer.max_steps=4")
     kinds = [manifest_of(path).kind for path in sorted((folder / "checkpoints").iterdir())]
     assert kinds == ["sharded", "sharded", "plain", "sharded"]

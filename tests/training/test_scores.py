@@ -295,25 +295,26 @@ def test_two_processes_score_what_one_does(
     strategy: str, uneven: Path, model_file: Path, stage_files: dict[str, Path], tmp_path: Path
 ) -> None:
     """Of three photos one rank has two; the other's only one cannot be read."""
-    found = {}
-    for name, own in {
-        "one": ["trainer.micro_batch=4"],
-        "two": ["trainer.micro_batch=1", "trainer.devices=2", f"trainer.strategy={strategy}"],
-    }.items():
+
+    def arguments(name: str, *own: str) -> list[str]:
         folder = tmp_path / name
         folder.mkdir()
         given = [*overrides(uneven, model_file, folder), "trainer.max_steps=2", *own]
         given += ["trainer.validate_every_steps=1", "trainer.ema_decay=0.5"]
-        done = subprocess.run(
-            [sys.executable, __file__, str(stage_files["finetune"]), str(folder / "out"), *given],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[name] = json.loads((folder / "out").read_text())
+        return [str(stage_files["finetune"]), str(folder / "out"), *given]
+
+    main(*arguments("one", "trainer.micro_batch=4"))
+    two = ["trainer.micro_batch=1", "trainer.devices=2", f"trainer.strategy={strategy}"]
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments("two", *two)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {name: json.loads((tmp_path / name / "out").read_text()) for name in ("one", "two")}
     for part in ("start", "now"):
         assert found["two"][part] == pytest.approx(found["one"][part], abs=1e-5, nan_ok=True)
     start = found["one"]["start"]

@@ -1,6 +1,6 @@
 """What the shell completes after `-c` and among `key=value`; options and commands it finds itself.
 
-argcomplete calls these (docs/command_line.md). Imports no torch.
+argcomplete calls these (docs/configs.md). Imports no torch.
 """
 
 from collections.abc import Iterator

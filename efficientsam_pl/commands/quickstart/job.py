@@ -158,8 +158,9 @@ def _pack(
     for line in state.packed["skipped"]:
         print(f"skipped {line}")
     for split, count in state.packed["counts"].items():
-        images = counted(count["images"], state.packed["noun"] if split != "photos" else "photo")
-        print(f"{split}: {images} with {counted(count['masks'], 'mask')}")
+        noun = "photo" if split == "photos" else state.packed["noun"]
+        masks = counted(count["masks"], "mask")
+        print(f"{split}: {counted(count['images'], noun)} with {masks}")
     return state
 
 

@@ -16,9 +16,7 @@ BIN := $(VENV)/bin
 # The code that stands here is the code that runs, also in an environment of several clones
 export PYTHONPATH := $(CURDIR)
 # Two tests at a time, each on one thread: 24 GB and two cores suffice
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
-# What shares a fixture of its file runs in one process
-TWO = -n 2 --dist loadgroup
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2
 
 .PHONY: help venv quickstart test test-all test-slurm check format clean
 
@@ -32,10 +30,10 @@ quickstart: venv
 	$(BIN)/python -m efficientsam_pl quickstart $(ARGS)
 
 test: venv
-	$(PYTEST) $(TWO) -m 'not (slow or shared or slurm)' $(ARGS)
+	$(PYTEST) -m 'not (slow or shared or slurm)' $(ARGS)
 
 test-all: venv
-	$(PYTEST) $(TWO) -m 'not slurm' $(ARGS)
+	$(PYTEST) -m 'not slurm' $(ARGS)
 
 test-slurm: export EFFICIENTSAM_CLUSTER := $(shell mktemp -u /tmp/slurm-XXXXXX)
 test-slurm: venv

@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
 
 # Before anything imports the package: what is imported already is not checked
 install_import_hook("efficientsam_pl", "beartype.beartype")
-torch.set_num_threads(
-    1
-)  # as many tests as cores run at once; threads that wait for each other spin
+# As many tests as cores run at once, and threads that wait for each other spin
+torch.set_num_threads(1)
 
 LEFT_OUT = {
     "slurm": "make test-slurm",
@@ -43,15 +43,29 @@ LEFT_OUT = {
 _deselected = pytest.StashKey[Counter[str]]()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file that share a fixture run in one process, all others where there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySharedFixtures(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", maxsplit=1)[0]
+            return file if 'scope="module"' in _source(config.rootpath / file) else nodeid
+
+    return BySharedFixtures(config, log)
+
+
+@cache
+def _source(path: Path) -> str:
+    return path.read_text()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the shared photos is marked; what shares a module's fixture is one process's."""
-    for item in filter(lambda item: isinstance(item, pytest.Function), items):
-        if "shared" in item.fixturenames:
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(some[-1].scope == "module" for some in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_configure(config: pytest.Config) -> None:

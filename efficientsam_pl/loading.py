@@ -159,6 +159,9 @@ def _merge(config: Any, over: Any, source: str) -> Any:
         if "$VALUE" in reason:  # OmegaConf's own template, not filled in within a list
             reason = f"{OmegaConf.select(over, key)} has entries of a wrong type"
         if "not in" in reason and key not in _keys(config):
+            inner = [one for one in _keys(over) if one.startswith(f"{key}.")]
+            if all(one.startswith(f"{other}.") for other, one in pairwise([key, *inner])):
+                key = [key, *inner][-1]  # a.b.c=1, where there is no section a
             near = nearest_key(key, list(_keys(config)))
             hint = f"; did you mean {near}?" if near else ""
             raise ConfigError(f"{source}unknown key {key}{hint}") from error

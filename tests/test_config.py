@@ -146,6 +146,7 @@ def test_empty_file_changes_nothing(tmp_path: Path) -> None:
         ("sami.student.widht=96", "sami.student.widht", "sami.student.width"),
         ("warmup_steps=3", "warmup_steps", "optim.warmup_steps"),
         ("optimm.peak_lr=1", "optimm", "optim"),
+        ("model.weights=x.pt", "model.weights", "teacher.weights"),  # no such section either
     ],
 )
 def test_unknown_key_is_named_in_full_with_the_nearest_right_one(

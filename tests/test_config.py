@@ -145,7 +145,7 @@ def test_empty_file_changes_nothing(tmp_path: Path) -> None:
         ("trainer.max_stepz=3", "trainer.max_stepz", "trainer.max_steps"),
         ("sami.student.widht=96", "sami.student.widht", "sami.student.width"),
         ("warmup_steps=3", "warmup_steps", "optim.warmup_steps"),
-        ("optimm.peak_lr=1", "optimm", "optim"),
+        ("optimm.peak_lr=1", "optimm.peak_lr", "optim.peak_lr"),
         ("model.weights=x.pt", "model.weights", "teacher.weights"),  # no such section either
     ],
 )

@@ -81,8 +81,9 @@ def generated_world(config: QuickstartConfig, seed: int) -> Source:
         f"scikit-image. Training scenes use {len(TRAIN_TEXTURES)} photos, held-out scenes "
         f"{len(HELDOUT_TEXTURES)} others and other kinds of shapes, so nothing in a held-out "
         "scene was seen in training; every mask is exact",
-        "The scenes are drawn by a program. They show that the model learns to find the outline "
-        "of things it has never seen; they do not show how well it would do on photographs. Of "
+        "The scenes are drawn by a program, with objects more colourful than what is behind them. "
+        "They show that the model learns to find the outline of things it has never seen; they do "
+        "not show how well it would do on photographs. Of "
         f"real photos there are {len(REAL_PHOTOS)}, never trained on, and {_REGIONS}.",
     )
 
@@ -131,8 +132,8 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Sourc
         origin=f"the COCO-format set {annotations}, without masks under "
         f"{config.smallest_mask:.1%} of their photo, which are a few cells to a model this small",
         caution="A model this small, trained from scratch for minutes on few photos, learns what "
-        "these photos have in common. To finetune released weights on your own set: "
-        "`efficientsam finetune -c finetune/custom_coco`.",
+        "these photos have in common. To finetune released weights on your own set, use "
+        "efficientsam finetune -c finetune/custom_coco.",
         skipped=tuple(skipped),
     )
 

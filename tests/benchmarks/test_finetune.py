@@ -185,6 +185,7 @@ assert torch.isfinite(step.model.mask_decoder.iou_token.weight).all()
 def test_quick_leaves_the_steps_out(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Options] = []
     monkeypatch.setattr(finetune, "decode_rows", lambda *_, **__: [])
+    monkeypatch.setattr(finetune.finetune_ap, "rows", lambda quick: [])
     monkeypatch.setattr(finetune, "report", lambda name, rows, options: seen.append(options))
     finetune.main(["--json", "--quick"])
     assert seen == [Options(json=True, quick=True)]

@@ -310,9 +310,9 @@ WRONG_CONFIGS: list[tuple[list[str], list[str]]] = [
 
 @pytest.mark.parametrize(("arguments", "named"), WRONG_CONFIGS, ids=lambda x: " ".join(x)[:40])
 def test_mistake_is_told_in_one_line(
-    arguments: list[str], named: list[str], tmp_path: Path
+    arguments: list[str], named: list[str], tmp_path: Path, here: InProcess
 ) -> None:
-    line = mistake(*arguments, folder=tmp_path)
+    line = here.mistake(*arguments, folder=tmp_path)
     assert all(part in line for part in named), line
     assert list(tmp_path.iterdir()) == []
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from efficientsam_pl import config as configs
+from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.config import (
     ConfigError,
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
-    QuickstartConfig,
 )
 from efficientsam_pl.models.config import NAMED, SegmenterConfig
 
@@ -457,7 +457,8 @@ def test_configs_load_without_torch_and_numpy() -> None:
     program = (
         "import sys\n"
         "from efficientsam_pl import cli, config\n"
-        "config.load(config.QuickstartConfig, ['quickstart'], [])\n"
+        "from efficientsam_pl.commands.quickstart.config import QuickstartConfig\n"
+        "config.load(QuickstartConfig, ['quickstart'], [])\n"
         "config.load(config.PretrainConfig, ['pretrain/ti', 'debug/cpu'], [])\n"
         "cli.main(['finetune', '-c', 'finetune/ti', '--print-config'])\n"
         "cli.main(['finetune', 'optim.warmup=1'])\n"

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from efficientsam_pl import config as configs
+from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.config import (
     ConfigError,
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
-    QuickstartConfig,
 )
 from efficientsam_pl.config_fields import PathKind, comments_of, find_field, leaves, path
 from efficientsam_pl.data.config import SetConfig

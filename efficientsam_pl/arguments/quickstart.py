@@ -7,6 +7,7 @@ from typing import Any
 from efficientsam_pl import config as configs
 from efficientsam_pl.arguments.forms import command, config_options, natural
 from efficientsam_pl.arguments.parser import path, path_text
+from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.errors import UserError
 
 
@@ -44,14 +45,12 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="a released SAM checkpoint instead of a random teacher",
     )
-    config_options(parser, configs.QuickstartConfig)
+    config_options(parser, QuickstartConfig)
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    loaded = configs.load(
-        configs.QuickstartConfig, ["quickstart", *arguments.config], arguments.overrides
-    )
+    loaded = configs.load(QuickstartConfig, ["quickstart", *arguments.config], arguments.overrides)
     if arguments.print_config:
         print(configs.commented(loaded), end="")
         return

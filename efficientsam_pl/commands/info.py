@@ -66,6 +66,7 @@ EXTRAS = {
             "pytest-xdist",
             "ruff",
             "scikit-learn",
+            "selenium",
         ),
     ),
 }

@@ -273,8 +273,10 @@ class FreezeConfig:
 class LoadedModelConfig:
     """A trained segmenter."""
 
-    name: str | None = None  # one of NAMED, or a YAML file; None: what the weights file says
-    weights: str | None = None  # released, or our own
+    # efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h}, or a YAML file in
+    # SegmenterConfig's form; None: what the weights file says
+    name: str | None = path(None)
+    weights: str | None = path(None)  # released, or our own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from efficientsam_pl import config as configs
 from efficientsam_pl.arguments.completion import Overrides, config_names
 from efficientsam_pl.arguments.stages import STAGES
 from efficientsam_pl.commands.info import EXTRAS
+from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.config import (
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
-    QuickstartConfig,
 )
 from efficientsam_pl.config_fields import leaves
 

@@ -14,6 +14,7 @@ from rich.progress import track
 from efficientsam_pl.commands import consolidate, finetune, predict, pretrain
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.commands.photo_files import save_image
+from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.commands.quickstart.report import Example, Results, write_report_page
 from efficientsam_pl.commands.quickstart.scoring import Split, score_split, split_metrics
 from efficientsam_pl.commands.quickstart.sources import (
@@ -24,7 +25,7 @@ from efficientsam_pl.commands.quickstart.sources import (
 )
 from efficientsam_pl.commands.quickstart.state import QuickstartState, begin
 from efficientsam_pl.commands.quickstart.teacher import announce_cost, teacher_encoder
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig, QuickstartConfig, as_dict, dump
+from efficientsam_pl.config import FinetuneConfig, PretrainConfig, as_dict, dump
 from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
 from efficientsam_pl.data.shards import open_shards

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.commands.quickstart.scenes import (
     HELDOUT_TEXTURES,
     TRAIN_TEXTURES,
     open_world,
     scene_photos,
 )
-from efficientsam_pl.config import QuickstartConfig
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.packing.coco import check_photos, coco_photos, read_coco
 from efficientsam_pl.data.packing.parting import parted

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from efficientsam_pl.commands.quickstart.photos import coco_set
 
-from efficientsam_pl.config import QuickstartConfig
+from efficientsam_pl.commands.quickstart.config import QuickstartConfig
+from efficientsam_pl.commands.quickstart.sources import coco_set
 from efficientsam_pl.data.config import CocoConfig
 from efficientsam_pl.data.instances import read_instances
 from efficientsam_pl.data.packing.coco import Coco, CocoError

@@ -292,7 +292,7 @@ def torn(own: Set) -> None:
     [
         (nothing, "0 photos with masks; at least two are needed"),
         (no_masks, "0 photos with masks; at least two are needed"),
-        (one_photo, "1 photos with masks; at least two are needed"),
+        (one_photo, "1 photo with masks; at least two are needed"),
         (no_files, "0 photos with masks; at least two are needed"),
         (no_usable_masks, "0 photos with masks; at least two are needed"),
         (torn, "nothing could be packed (.*[ab].png: bad photo"),

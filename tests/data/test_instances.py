@@ -204,7 +204,7 @@ def lacking(key: str) -> dict[str, Any]:
         (coco_file(annotations={}), "coco", "its 'annotations' is no list of records"),
         (coco_file(images=[{"file_name": "1.jpg"}]), "coco", "image 0 has id=None"),
         (coco_file(images=[{"id": 4}]), "coco", "image 4 has no 'file_name'"),
-        (coco_file(images=[image(9)]), "coco", "none of the 1 photos .* such as .*9.jpg"),
+        (coco_file(images=[image(9)]), "coco", "none of 1 photo .* such as .*9.jpg"),
         (coco_file(), "lvis", "category 9 has frequency=None, not LVIS's r, c or f"),
         (
             coco_file(categories=[{"id": 1, "frequency": "r"}]),

@@ -269,7 +269,7 @@ def test_shard_without_a_sample_is_told(data: bytes, kinds: set[str], three: Pat
 
 def test_shards_without_any_sample_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
-    with pytest.raises(ShardsError, match="no sample in the 1 shards"):
+    with pytest.raises(ShardsError, match="no sample in 1 shard of"):
         open_shards(f"{tmp_path}/*.tar")
 
 

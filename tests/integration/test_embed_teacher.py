@@ -194,7 +194,7 @@ def test_resumed_store_has_the_same_bytes(
     assert code == 0
     assert tars(store) == whole
     assert "-> 3 shards (2 of them there before)" in said[-2]
-    assert "-> 1 shards of" in said[-1]
+    assert "-> 1 shard of" in said[-1]
 
 
 @KINDS
@@ -257,7 +257,7 @@ def test_measured_error_is_told(
     skipped, train, heldout = said
     assert skipped.startswith("skipped p4: bad photo")
     assert train.startswith("data.train: 12 views of 6 photos, 1 skipped -> 3 shards of ")
-    assert heldout.startswith("data.heldout: 2 views of 2 photos, 0 skipped -> 1 shards of ")
+    assert heldout.startswith("data.heldout: 2 views of 2 photos, 0 skipped -> 1 shard of ")
     told = re.search(rf"{numbers}: relative error (\S+), largest", train)
     assert told is not None
     assert least < float(told[1]) < most

@@ -328,7 +328,8 @@ def test_model_is_read_from_its_own_file_and_a_name_must_not_contradict_it(
     named, by_file = (json.loads(file.read_text()) for file in (reference, out))
     assert by_file["numbers"] == named["numbers"]
     assert by_file["model"] == named["model"] | {"name": "tiny"}  # the stem of either file
-    said = here(discs.arguments("model.name=efficient_sam_s", f"out={tmp_path}/o.json"), code=2)
+    other = "model.name=efficient_sam_s_interactive"
+    said = here(discs.arguments(other, f"out={tmp_path}/o.json"), code=2)
     assert "tiny.safetensors holds weights of another model" in said
 
 

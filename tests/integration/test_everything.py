@@ -102,7 +102,7 @@ def test_a_photos_masks_are_written(
     )
     assert found == expected
     assert len(found) > 3
-    assert f"1 photos, {len(found)} masks" in told
+    assert f"1 photo, {len(found)} mask" in told
     assert sorted(path.name for path in out.iterdir()) == ["a_masks.png", "a_overlay.png"]
     with Image.open(out / "a_overlay.png") as overlay:
         assert overlay.size == (WIDTH, HEIGHT)

@@ -173,7 +173,7 @@ def test_truth_of_another_size_is_told_and_missing_truth_only_not_scored(
     out = capfd.readouterr().out
     assert "half.png is 7 x 5, its photo 64 x 48 pixels" in out
     assert "photo without ground truth (not scored): 1 (empty.png)" in out
-    assert "1 photos with ground truth" in out
+    assert "1 photo with ground truth" in out
 
 
 def test_mistakes_are_one_line_each(folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:

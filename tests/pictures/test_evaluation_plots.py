@@ -51,7 +51,7 @@ def test_shares_of_a_histogram_add_up_and_means_are_told() -> None:
     plot = iou_histogram("IoU", {"box": np.array([0.0, 0.5, 1.0, 1.0]), "click": np.array([0.3])})
     told = texts(plot)
     assert "box:  mean 0.625, 4 masks" in told
-    assert "click:  mean 0.300, 1 masks" in told
+    assert "click:  mean 0.300, 1 mask" in told
     assert "100" in told  # per cent: the click's only bar
 
 

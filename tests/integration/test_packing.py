@@ -334,7 +334,7 @@ def test_what_is_skipped_is_told_and_lies_in_the_summary(
         assert code == 0
         assert sum(line.startswith("skipped bad") for line in said) == 20
         assert f"... and 5 more, see {tmp_path}/out/pack-summary.json" in said
-        assert said[-1].startswith("1 photo, 0 masks, 25 skipped -> 1 shard of")
+        assert said[-1].startswith("1 photo, 0 masks, 25 skipped -> 1 shard ")
         skipped = json.loads((tmp_path / "out/pack-summary.json").read_text())["skipped"]
         assert {one["what"] for one in skipped} == {f"bad{i:02d}" for i in range(25)}
 
@@ -349,7 +349,7 @@ def test_real_set_is_packed_and_checked(
     out = ["--out", tmp_path / "out", "--workers", 0]
     code, said, _ = efficientsam("pack", "coco", *options, *out)
     assert code == 0
-    assert said[-1].startswith("6 photos, 136 masks, 0 skipped -> 1 shard of")
+    assert said[-1].startswith("6 photos, 136 masks, 0 skipped -> 1 shard ")
     assert len(open_shards(f"{tmp_path}/out/*.tar")) == 6
     assert efficientsam("check-shards", f"{tmp_path}/out/*.tar", "--workers", 0)[0] == 0
 

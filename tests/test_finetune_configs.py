@@ -114,8 +114,9 @@ def test_the_small_model_is_trained_as_the_tiny_one() -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_needs_no_more_than_photos(name: str) -> None:
-    configs.require(load(name, "data.train=a-*.tar"))
+def test_a_recipe_needs_no_more_than_photos(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a-0.tar").touch()
+    configs.require(load(name, f"data.train={tmp_path}/a-*.tar"))
     with pytest.raises(UserError, match=r"data\.train= must be given"):
         configs.require(load(name))
 
@@ -146,8 +147,9 @@ def test_a_frozen_part_needs_weights_from_a_file(
     part: str, helps: str, does_not: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "weights.pt"
-    file.touch()
-    frozen = ("data.train=a-*.tar", f"model.freeze.{part}=true")
+    for made in (file, tmp_path / "a-0.tar"):
+        made.touch()
+    frozen = (f"data.train={tmp_path}/a-*.tar", f"model.freeze.{part}=true")
     for given in ([], [f"model.{does_not}={file}"]):
         with pytest.raises(UserError, match=rf"model\.freeze\.{part}=true .*model\.{helps}="):
             configs.require(load("ti", *frozen, *given))

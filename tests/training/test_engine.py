@@ -102,6 +102,9 @@ class Engine:
         finally:
             for rank in ranks:
                 rank.kill()
+                rank.wait()  # one that is left behind is a warning in another test
+                if rank.stderr is not None:
+                    rank.stderr.close()
         assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(
             one[-3000:] for one in errors
         )

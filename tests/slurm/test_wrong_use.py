@@ -89,9 +89,15 @@ def test_folder_that_cannot_be_written_is_refused(
     refused: Refused, tmp_path: Path, mount_disk: Callable[..., Any]
 ) -> None:
     (tmp_path / "file").touch()
-    is_refused(refused(FINETUNE, f"run.dir={tmp_path}/file/run"), "run.dir: cannot be written", "Not a directory")
+    is_refused(
+        refused(FINETUNE, f"run.dir={tmp_path}/file/run"),
+        "run.dir: cannot be written",
+        "Not a directory",
+    )
     disk = mount_disk(options="ro")
-    is_refused(refused(FINETUNE, f"run.dir={disk.path}/run"), "run.dir: cannot be written", "Read-only")
+    is_refused(
+        refused(FINETUNE, f"run.dir={disk.path}/run"), "run.dir: cannot be written", "Read-only"
+    )
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ def test_operations_of_our_way_worked_out() -> None:
     assert found == pytest.approx(2e6 * (3 * 134.2 + 4 * own), rel=0.02)
 
 
+@pytest.mark.slow
 def test_every_row_of_a_tiny_model_is_in_the_json() -> None:
     rows = finetune.decode_rows(TINY, prompts=3, rounds=2, seconds=100)
     rows += finetune.step_rows(TINY, masks=2, rounds=1, seconds=0)

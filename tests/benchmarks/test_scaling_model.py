@@ -133,6 +133,7 @@ def test_checkpoint_is_three_numbers_a_parameter_or_four() -> None:
     assert checkpoint_bytes(weights, averaged=True) == 160
 
 
+@pytest.mark.slow
 def test_pretraining_is_counted_as_by_hand() -> None:
     """But for the photo's own gradient, which a backward pass of two forwards would have."""
     assert pretraining("s").flop == pytest.approx(step_flop(STUDENTS["S"], CHANNELS), rel=2e-3)
@@ -168,6 +169,7 @@ def test_document_holds_what_the_program_prints(capsys: pytest.CaptureFixture[st
     assert printed.strip() in document.read_text()
 
 
+@pytest.mark.slow
 def test_finetuning_grows_with_its_rounds() -> None:
     """A photo of 1024 costs at least three of the encoder's forwards, 204.5 GFLOP each."""
     assert finetuning("ti").flop > 3 * 204.5e9

@@ -261,6 +261,7 @@ def test_order_of_photos_changes_no_digit(
     assert numbers(tmp_path / "a.json") == numbers(reference)
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(discs: Set, reference: Path, tmp_path: Path) -> None:
     arguments = discs.arguments(f"out={tmp_path}/a.json")
     told = ended(*(started(arguments, rank, 2) for rank in range(2)))
@@ -287,6 +288,7 @@ def killed_amid(arguments: list[str], folder: Path, by: signal.Signals, code: in
     return told
 
 
+@pytest.mark.slow
 def test_killed_evaluation_goes_on_with_two_ranks_and_scores_nothing_twice(
     discs: Set, reference: Path, tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_report_says_what_its_data_are_and_refers_to_nothing_outside(finished: P
     assert page.index("data:image/png") < page.index("<table>") < page.index("Stage 1")
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_metrics_on_any_number_of_threads(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # real ranks, started for each case
+
 SCRIPT = Path(__file__).with_name("disturbed_run.py")
 MANY = 100_000  # steps, more than a test waits for
 START_S, END_S = 120, 10

@@ -187,6 +187,7 @@ assert 0 < counter.frame_count <= 3, counter.frame_count
 """
 
 
+@pytest.mark.slow
 def test_prompts_of_many_lengths_are_few_graphs_without_a_break() -> None:
     """In a program of its own: the tests' shape checks cannot be traced, and no user has them."""
     done = subprocess.run(

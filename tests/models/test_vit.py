@@ -72,6 +72,7 @@ torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler"
 )

@@ -99,6 +99,7 @@ def test_subepochs_validate_and_save_so_many_times_an_epoch(
     assert [int(path.stem.split("-")[1]) for path in saved] == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
 def test_mixture_keeps_its_shares_through_a_stop(run: Run, shards: Path, tmp_path: Path) -> None:
     sets = f"[{{shards: {shards}/train-*.tar, weight: 3}}, {{shards: {shards}/heldout-*.tar}}]"
     options = ("data.train=''", f"data.mixture={sets}", "trainer.checkpoint_every_steps=1")

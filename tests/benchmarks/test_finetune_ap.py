@@ -33,6 +33,7 @@ def test_quick_rows_leave_out_the_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "finetune.mask_ap_memory" not in rows
 
 
+@pytest.mark.slow
 def test_coco_val_is_as_large_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 

@@ -223,6 +223,7 @@ def two_processes(folder: Path, cases: list[tuple[str, str]]) -> list[list[dict[
     return [json.loads(output) for output in outputs]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Also where both have a photo, and where one has none."""
     cases = [("0,1,2,3,4", "5,6,0"), ("", "6,0,1")]

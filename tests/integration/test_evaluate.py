@@ -304,6 +304,7 @@ def test_killed_evaluation_goes_on_with_two_ranks_and_scores_nothing_twice(
     assert asked(parts) == list(range(40, 40 + PHOTOS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "why"),
     [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C; the same command continues")],

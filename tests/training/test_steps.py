@@ -45,6 +45,7 @@ def heldout(shards: Path) -> str:
     return f"data.heldout={shards}/heldout-*.tar"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "amid"), [("pretrain", "step"), ("finetune", "validation")])
 def test_killed_and_resumed_run_logs_at_the_steps_of_the_straight_one(
     stage: str, amid: str, run: Run, heldout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

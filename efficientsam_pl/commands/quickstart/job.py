@@ -61,7 +61,8 @@ class Stopwatch:
         stages = list(self.expected)
         place = stages.index(stage)
         before = sum(self.expected[name] for name in stages[:place])
-        pace = sum(self.laps.values()) / before if before else 1.0
+        # a continued run finds stages done, which says nothing of the machine
+        pace = max(1.0, sum(self.laps.values()) / before) if before else 1.0
         left = pace * sum(self.expected[name] for name in stages[place:])
         time_left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
         print(f"[{place + 1}/{len(stages)}] {stage}, time left {time_left}", flush=True)
@@ -87,7 +88,7 @@ def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
     """Packs, pretrains, finetunes, scores, consolidates, predicts and reports into `out`.
 
     One thread computes, whatever the machine has: a model this small gains nothing from more, and
-    the order of its sums, and so every number, is the same everywhere that torch is.
+    the order of its sums, and so every number, does not depend on how many cores there are.
 
     Returns:
         What `metrics.json` holds.

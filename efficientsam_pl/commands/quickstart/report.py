@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.commands.quickstart.pictures import Pictures, draw_pictures
+from efficientsam_pl.models.prompt_maps import LOGITS_PER_TOKEN
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.pictures.report import (
     Command,
@@ -62,9 +63,9 @@ def write_report_page(out: Path, results: Results) -> None:
         summary=_summary(results),
         hero=Picture(
             pictures.examples,
-            f"Held-out {results.packed['noun']}s, the first four. Above: the image with a box or a "
-            "click for each object. Below: the predicted masks, each with its IoU with the true "
-            "mask.",
+            f"Held-out {results.packed['noun']}s, the first with several objects, none picked. Above: "
+            "the image with a box or a click for each object. Below: the predicted masks, each "
+            "with its IoU with the true mask.",
             narrow=pictures.examples_narrow,
         ),
         tables=(_score_table(heldout, f"{_scored(results, 'heldout')}, mean IoU"),),
@@ -95,7 +96,15 @@ def _compared(lift: float) -> str:
 
 
 def _notes(results: Results) -> tuple[str, ...]:
-    counts = results.packed["counts"]
+    counts, model = results.packed["counts"], results.models[1]
+    cells = LOGITS_PER_TOKEN * model.config.encoder.grid()
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    drawn = (
+        " and also sees its prompts drawn as maps, which released models do not; it learns faster "
+        "that way"
+        if model.config.prompts.drawn_prompts
+        else ""
+    )
     teacher = (
         "The teacher of stage 1 is SAM's architecture, small, with random weights from the seed: "
         "it has learned nothing, so stage 1 shows that the student learns to predict features, "
@@ -109,12 +118,11 @@ def _notes(results: Results) -> tuple[str, ...]:
         results.packed["caution"],
         teacher,
         "Reachable: the score of the true masks after they have been through the model's mask "
-        "grid (32 x 32 cells) and back; no mask that the model can give scores much higher. "
-        "Filled box in the grid: the box put through the same grid.",
-        "The model has about a million parameters and also sees its prompts drawn as maps, which "
-        "released models do not; it learns faster that way.",
+        f"grid ({cells} x {cells} cells) and back; no mask that the model can give scores much "
+        "higher. Filled box in the grid: the box put through the same grid.",
+        f"The model has {parameters:.1f} million parameters{drawn}.",
         f"Seed {results.seed}, one thread: the same command gives the same metrics.json, however "
-        "many cores the machine has.",
+        "many cores the machine has, with the same torch and kind of processor.",
     )
 
 

@@ -78,7 +78,7 @@ _BACKGROUND = Palette(saturation=(0.0, 0.25), value=(0.25, 0.7), contrast=(0.2, 
 
 @dataclass(frozen=True)
 class World:
-    """What scenes of one split are made of."""
+    """Ingredients of the scenes of one split."""
 
     split: str
     families: Mapping[str, Family]

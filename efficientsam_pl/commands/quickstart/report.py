@@ -63,8 +63,8 @@ def write_report_page(out: Path, results: Results) -> None:
         summary=_summary(results),
         hero=Picture(
             pictures.examples,
-            f"Held-out {results.packed['noun']}s, the first with several objects, none picked. Above: "
-            "the image with a box or a click for each object. Below: the predicted masks, each "
+            f"Held-out {results.packed['noun']}s: the first with several objects, not picked. "
+            "Above: the image with a box or a click for each object. Below: the predicted masks, each "
             "with its IoU with the true mask.",
             narrow=pictures.examples_narrow,
         ),

@@ -64,8 +64,8 @@ def write_report_page(out: Path, results: Results) -> None:
         hero=Picture(
             pictures.examples,
             f"Held-out {results.packed['noun']}s: the first with several objects, not picked. "
-            "Above: the image with a box or a click for each object. Below: the predicted masks, each "
-            "with its IoU with the true mask.",
+            "Above: the image with a box or a click for each object. Below: the predicted masks, "
+            "each with its IoU with the true mask.",
             narrow=pictures.examples_narrow,
         ),
         tables=(_score_table(heldout, f"{_scored(results, 'heldout')}, mean IoU"),),

@@ -40,6 +40,9 @@ class StreamDataModule(L.LightningDataModule):
     counted, and a run resumed on other ranks or workers goes on with the next sample.
     """
 
+    # Lightning stores a data module's state in checkpoints under this name and reads no state_key
+    __qualname__ = "StreamDataModule"
+
     def __init__(self, streams: Streams, data: DataConfig, config: TrainerConfig) -> None:
         super().__init__()
         self._streams, self._data, self._config = streams, data, config

@@ -51,6 +51,11 @@ class MeanFeatureBaseline(L.Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({"heldout/mean_feature_loss": self.loss}, step=0)
 
+    @property
+    def state_key(self) -> str:
+        """Name the state in checkpoints, whatever the class is called."""
+        return "MeanFeatureBaseline"
+
     def state_dict(self) -> dict[str, Any]:
         """The loss, for the checkpoint."""
         return {"loss": self.loss}

@@ -125,6 +125,11 @@ class RunCheckpoints(L.Callback):
         if not trainer.strategy.broadcast(self._writer.finish()):
             raise RuntimeError(f"the run is to stop at step {step}, but cannot save it")
 
+    @property
+    def state_key(self) -> str:
+        """Name the state in checkpoints, whatever the class is called."""
+        return "RunCheckpoints"
+
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, and of which metric."""
         return {"best_metric": self._config.best_metric, "best": self._best}

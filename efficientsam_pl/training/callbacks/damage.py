@@ -158,6 +158,11 @@ class DataReport(L.Callback):
         if not self._written:
             self._write(trainer, self._own.as_json())
 
+    @property
+    def state_key(self) -> str:
+        """Name the state in checkpoints, whatever the class is called."""
+        return "DataReport"
+
     def state_dict(self) -> dict[str, Any]:
         """The report so far; every rank calls it when a checkpoint is saved."""
         return self._total(self._before, self._own).as_json()

@@ -41,6 +41,11 @@ class LossHistory(L.Callback):
         if loss is not None:
             self.heldout.append((trainer.global_step, float(loss)))
 
+    @property
+    def state_key(self) -> str:
+        """Name the state in checkpoints, whatever the class is called."""
+        return "LossHistory"
+
     def state_dict(self) -> dict[str, Any]:
         """The losses so far: a resumed run's curves begin where the run did."""
         return {"train": self.train, "heldout": self.heldout}

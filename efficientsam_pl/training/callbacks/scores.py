@@ -86,6 +86,11 @@ class HeldoutScores(L.Callback):
         pl_module.log_dict(now, sync_dist=True)  # the same on all ranks already
         self._show(trainer, scores, now)
 
+    @property
+    def state_key(self) -> str:
+        """Name the state in checkpoints, whatever the class is called."""
+        return "HeldoutScores"
+
     def state_dict(self) -> dict[str, Any]:
         """The start's scores and the best ones, for the checkpoint."""
         return {"start": self.start, "best": self.best}

@@ -1,0 +1,37 @@
+"""Run commands of the package one after the other in this process.
+
+python -P commands.py CHECKOUT 'JSON list of argument lists'
+
+It knows nothing of the package but `python -m efficientsam_pl`, so that it runs any checkout's.
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+
+def main(checkout: str, commands: str) -> int:
+    """Exit code of the first command that fails, else 0."""
+    sys.path.insert(0, checkout)
+    import efficientsam_pl
+
+    own = Path(efficientsam_pl.__path__[0]).resolve().parent
+    if own != Path(checkout).resolve():
+        print(f"the package comes from {own}, not from {checkout}", file=sys.stderr)
+        return 1
+    for arguments in json.loads(commands):
+        sys.argv = ["efficientsam", *arguments]
+        try:
+            runpy.run_module("efficientsam_pl", run_name="__main__")
+        except SystemExit as ended:
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
+                return 1
+            if ended.code:
+                return ended.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -3,11 +3,12 @@
 Each part's dataclass lies beside the part; `loading` lays YAML files and overrides over them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from efficientsam_pl.config_checks import check_best_metric, refuse_unused
 from efficientsam_pl.config_fields import PathKind, path, path_kind
 from efficientsam_pl.config_printing import commented
 from efficientsam_pl.data.config import (
@@ -86,6 +87,11 @@ class PretrainConfig:
                 f"optim.layer_decay={self.optim.layer_decay} is for finetuning; a fresh encoder's "
                 "blocks all have as much to learn"
             )
+        check_best_metric(self.trainer.best_metric, self.metrics())
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names that a validation can choose the best checkpoint by."""
+        return ("heldout/loss", "train/loss", *self.loss.metrics())
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
@@ -123,13 +129,17 @@ class FinetuneConfig:
                 f"prompts.max_clicks={self.prompts.max_clicks} must not exceed "
                 f"masks.clicks={self.masks.clicks}, the points drawn for each mask"
             )
-        _check_best(self.trainer, self.validation.metrics())
+        check_best_metric(self.trainer.best_metric, self.metrics())
         data = self.data
         if data.coco.annotations and (data.train or data.mixture or data.heldout):
             raise ValueError(
                 f"data.coco.annotations={data.coco.annotations} stands instead of data.train=, "
                 "data.mixture= and data.heldout=, which must not be given"
             )
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names that a validation can choose the best checkpoint by."""
+        return ("heldout/loss", "train/loss", *self.validation.metrics())
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
@@ -225,6 +235,8 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
     for key, file in config.files().items():
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}: no such file: {file}")
+    if not isinstance(config, EvaluateConfig):
+        _check_heldout(config)
     if isinstance(config, FinetuneConfig):
         _check_prompts(config)
         for key, path in config.data.coco.paths().items():
@@ -272,6 +284,16 @@ def segmenter_config(name: str) -> SegmenterConfig:
     if find_config(name) is None:
         raise ConfigError(f"unknown model {name!r}: one of {', '.join(NAMED)}, or a config file")
     return load(SegmenterConfig, [name], [])
+
+
+def _check_heldout(config: PretrainConfig | FinetuneConfig) -> None:
+    """Raises ConfigError where a metric is to choose a checkpoint, and nothing is validated."""
+    if config.trainer.best_metric is None or config.data.validates():
+        return
+    try:
+        refuse_unused(config, "without data.heldout=", "trainer.best_metric")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_frozen(model: ModelConfig) -> None:
@@ -333,15 +355,6 @@ def _check_questions(config: EvaluateConfig) -> None:
     if config.detector.second_pass and not knows.mask_prompts:
         raise ConfigError(
             f"detector.second_pass=true needs mask prompts, which model.name={name} does not know"
-        )
-
-
-def _check_best(trainer: TrainerConfig, scores: Sequence[str]) -> None:
-    """Raises ValueError where nothing of that name will be logged at a validation."""
-    known = ("heldout/loss", "train/loss", *scores)
-    if trainer.best_metric is not None and trainer.best_metric not in known:
-        raise ValueError(
-            f"trainer.best_metric={trainer.best_metric} is not logged; there are {', '.join(known)}"
         )
 
 

@@ -234,13 +234,22 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
         (
             FinetuneConfig,
             ["trainer.best_metric=heldout/click5_miou"],
-            "trainer.best_metric=heldout/click5_miou is not logged; there are heldout/loss, "
+            "trainer.best_metric=heldout/click5_miou is not logged; did you mean "
+            "heldout/click3_miou? There are heldout/loss, "
             "train/loss, heldout/ap, heldout/ap50, heldout/ap75, heldout/ap_small, "
             "heldout/ap_medium, heldout/ap_large, heldout/ar100, heldout/box_miou, "
             "heldout/filled_box_miou, heldout/filled_box_grid_miou, heldout/reachable_miou, "
             "heldout/click1_miou, heldout/click3_miou, heldout/box_miou_small, "
             "heldout/box_miou_medium, heldout/box_miou_large, heldout/scored_photos, "
             "heldout/scored_masks, heldout/damaged_photos",
+        ),
+        (
+            PretrainConfig,
+            ["trainer.best_metric=heldout/los"],  # held out or not
+            "trainer.best_metric=heldout/los is not logged; did you mean heldout/loss? There are "
+            "heldout/loss, train/loss, heldout/loss_all, heldout/loss_masked, "
+            "heldout/loss_visible, heldout/cosine, train/loss_all, train/loss_masked, "
+            "train/loss_visible, train/cosine",
         ),
         (
             PretrainConfig,

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from efficientsam_pl import cli
+from efficientsam_pl import config as configs
+from efficientsam_pl.config import FinetuneConfig
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.launch import tell_torchrun
 from efficientsam_pl.outputs import check_output
@@ -88,6 +90,20 @@ def test_an_output_that_cannot_be_written_is_one_line_before_anything_is_loaded(
     assert line.startswith(named)
     assert "cannot be written: No such file or directory: /proc/x" in line
     assert sorted(folder.iterdir()) == before, "looking leaves nothing behind"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_best_metric_without_a_held_out_set_is_refused(
+    command: str, mistake: Mistake, folder: Path
+) -> None:
+    line = mistake(command, "data.train=s.tar", "run.dir=r", "trainer.best_metric=heldout/loss")
+    assert line == "trainer.best_metric=heldout/loss has no effect without data.heldout="
+    assert not (folder / "r").exists()
+
+
+def test_run_without_a_best_checkpoint_needs_no_held_out_set() -> None:
+    given = [f"data.train={__file__}", "trainer.best_metric=null"]
+    configs.require(configs.load(FinetuneConfig, [], given))
 
 
 UNEVEN = (

@@ -6,9 +6,16 @@ Each part's dataclass lies beside the part; `loading` lays YAML files and overri
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from efficientsam_pl.config_checks import check_best_metric, refuse_unused
+from efficientsam_pl.config_checks import (
+    check_best_metric,
+    check_evaluation_keys,
+    check_finetuning_keys,
+    check_pretraining_keys,
+    check_teacher,
+    refuse_unused,
+)
 from efficientsam_pl.config_fields import PathKind, path, path_kind
 from efficientsam_pl.config_printing import commented
 from efficientsam_pl.data.config import (
@@ -76,7 +83,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         _check_warmup(self.optim, self.trainer)
-        _check_teacher(self)
+        check_teacher(self)
         if self.data.coco.annotations:
             raise ValueError(
                 f"data.coco.annotations={self.data.coco.annotations} is for finetuning; "
@@ -88,6 +95,7 @@ class PretrainConfig:
                 "blocks all have as much to learn"
             )
         check_best_metric(self.trainer.best_metric, self.metrics())
+        check_pretraining_keys(self)
 
     def metrics(self) -> tuple[str, ...]:
         """Names that a validation can choose the best checkpoint by."""
@@ -105,6 +113,8 @@ class PretrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """`efficientsam finetune`: prompts to masks, stage two."""
+
+    RENAMED_KEYS: ClassVar = {"validation.pictured": "trainer.visualized_images"}
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -130,6 +140,7 @@ class FinetuneConfig:
                 f"masks.clicks={self.masks.clicks}, the points drawn for each mask"
             )
         check_best_metric(self.trainer.best_metric, self.metrics())
+        check_finetuning_keys(self)
         data = self.data
         if data.coco.annotations and (data.train or data.mixture or data.heldout):
             raise ValueError(
@@ -184,6 +195,7 @@ class EvaluateConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value} must be at least 1")
         self._check_set()
+        check_evaluation_keys(self)
         if self.baseline != "none" and self.model.weights:
             raise ValueError(
                 f"baseline={self.baseline} stands instead of a model, not beside "
@@ -364,34 +376,3 @@ def _check_warmup(optim: OptimConfig, trainer: TrainerConfig) -> None:
             f"optim.warmup_steps={optim.warmup_steps} must be below "
             f"trainer.max_steps={trainer.max_steps}"
         )
-
-
-def _check_teacher(config: PretrainConfig) -> None:
-    teacher, student, features = config.teacher, config.sami.student, config.features
-    if teacher.kind == "pixels":
-        if features.dir is not None:
-            raise ValueError(
-                f"features.dir={features.dir} has no meaning with teacher.kind=pixels: the photo "
-                "is its own target"
-            )
-        return
-    if teacher.grid() < student.grid():
-        raise ValueError(
-            f"teacher.image_size={teacher.image_size} gives {teacher.grid()} tokens a side, fewer "
-            f"than the student's {student.grid()} (sami.student.image_size={student.image_size})"
-        )
-    if teacher.sharding == "sharded" and config.trainer.strategy != "fsdp":
-        raise ValueError(
-            f"teacher.sharding=sharded needs trainer.strategy=fsdp, which is "
-            f"{config.trainer.strategy}"
-        )
-    if features.dir is not None and features.kind == "photos":
-        if teacher.kind != "sam":
-            raise ValueError(
-                f"features.kind=photos needs teacher.kind=sam, which is {teacher.kind}"
-            )
-        if teacher.grid() % features.grid:
-            raise ValueError(
-                f"features.grid={features.grid} must divide the teacher's {teacher.grid()} tokens "
-                f"a side (teacher.image_size={teacher.image_size})"
-            )

@@ -59,8 +59,9 @@ def check_finetuning_keys(config: Any) -> None:
         "trainer.picture_every_steps",
     )
     rounds = config.prompts.rounds
-    unread = ("max_clicks",) if rounds == "interactive" else ("corrections", "repeats")
-    refuse_unused(config, f"with prompts.rounds={rounds}", *(f"prompts.{key}" for key in unread))
+    if rounds != "interactive":  # prompts.max_clicks may stand in a recipe below an interactive run
+        reason = f"with prompts.rounds={rounds}"
+        refuse_unused(config, reason, "prompts.corrections", "prompts.repeats")
 
 
 def check_evaluation_keys(config: Any) -> None:

@@ -270,11 +270,6 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
         ),
         (
             FinetuneConfig,
-            ["prompts.rounds=interactive", "prompts.max_clicks=3"],
-            "prompts.max_clicks=3 has no effect with prompts.rounds=interactive",
-        ),
-        (
-            FinetuneConfig,
             ["data.coco.heldout_fraction=0.3"],
             "data.coco.heldout_fraction=0.3 has no effect without data.coco.annotations=",
         ),

@@ -20,11 +20,11 @@ from efficientsam_pl.data.packing.coco import coco_photos, read_coco
 from efficientsam_pl.data.packing.parting import parted
 from efficientsam_pl.data.packing.photos import MaskedPhoto, limit_side, pack_photos
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.metrics import mask_iou
 from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
 from efficientsam_pl.evaluation.scores import PhotoScores, Scores
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.clicks import correction

@@ -24,7 +24,7 @@ from efficientsam_pl.arguments import (
 )
 from efficientsam_pl.arguments.parser import Parser
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError, one_line
-from efficientsam_pl.launch import INTERRUPTED, launch, note_exit, tell_torchrun
+from efficientsam_pl.launch import INTERRUPTED, note_exit, read_launch, tell_torchrun
 
 DONE, MISTAKE = 0, 2
 _MENDABLE = (  # what the user's disk or folder refuses
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _stopped(told: str, code: int) -> int:
     note_exit(code)
-    started = launch()
+    started = read_launch()
     if started.rank == 0:
         _tell(f"efficientsam: {told}")
     elif started.kind == "person":
@@ -89,7 +89,7 @@ def _mistake(told: str) -> int:
     One that lives on has found what rank 0 has not, and tells it.
     """
     note_exit(MISTAKE)
-    rank, parent = launch().rank, os.getppid()
+    rank, parent = read_launch().rank, os.getppid()
     if rank != 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run may have caught it
         time.sleep(_PATIENCE_S)

@@ -3,11 +3,19 @@
 Each part's dataclass lies beside the part; `loading` lays YAML files and overrides over them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from efficientsam_pl.config_checks import (
+    check_best_metric,
+    check_evaluation_keys,
+    check_finetuning_keys,
+    check_pretraining_keys,
+    check_teacher,
+    refuse_unused,
+)
 from efficientsam_pl.config_fields import PathKind, path, path_kind
 from efficientsam_pl.config_printing import commented
 from efficientsam_pl.data.config import (
@@ -75,7 +83,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         _check_warmup(self.optim, self.trainer)
-        _check_teacher(self)
+        check_teacher(self)
         if self.data.coco.annotations:
             raise ValueError(
                 f"data.coco.annotations={self.data.coco.annotations} is for finetuning; "
@@ -86,6 +94,12 @@ class PretrainConfig:
                 f"optim.layer_decay={self.optim.layer_decay} is for finetuning; a fresh encoder's "
                 "blocks all have as much to learn"
             )
+        check_best_metric(self.trainer.best_metric, self.metrics())
+        check_pretraining_keys(self)
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names that a validation can choose the best checkpoint by."""
+        return ("heldout/loss", "train/loss", *self.loss.metrics())
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
@@ -99,6 +113,8 @@ class PretrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """`efficientsam finetune`: prompts to masks, stage two."""
+
+    RENAMED_KEYS: ClassVar = {"validation.pictured": "trainer.visualized_images"}
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -123,13 +139,18 @@ class FinetuneConfig:
                 f"prompts.max_clicks={self.prompts.max_clicks} must not exceed "
                 f"masks.clicks={self.masks.clicks}, the points drawn for each mask"
             )
-        _check_best(self.trainer, self.validation.metrics())
+        check_best_metric(self.trainer.best_metric, self.metrics())
+        check_finetuning_keys(self)
         data = self.data
         if data.coco.annotations and (data.train or data.mixture or data.heldout):
             raise ValueError(
                 f"data.coco.annotations={data.coco.annotations} stands instead of data.train=, "
                 "data.mixture= and data.heldout=, which must not be given"
             )
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names that a validation can choose the best checkpoint by."""
+        return ("heldout/loss", "train/loss", *self.validation.metrics())
 
     def needed(self) -> dict[str, str]:
         """Keys without a default."""
@@ -174,6 +195,7 @@ class EvaluateConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value} must be at least 1")
         self._check_set()
+        check_evaluation_keys(self)
         if self.baseline != "none" and self.model.weights:
             raise ValueError(
                 f"baseline={self.baseline} stands instead of a model, not beside "
@@ -225,6 +247,8 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
     for key, file in config.files().items():
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}: no such file: {file}")
+    if not isinstance(config, EvaluateConfig):
+        _check_heldout(config)
     if isinstance(config, FinetuneConfig):
         _check_prompts(config)
         for key, path in config.data.coco.paths().items():
@@ -272,6 +296,16 @@ def segmenter_config(name: str) -> SegmenterConfig:
     if find_config(name) is None:
         raise ConfigError(f"unknown model {name!r}: one of {', '.join(NAMED)}, or a config file")
     return load(SegmenterConfig, [name], [])
+
+
+def _check_heldout(config: PretrainConfig | FinetuneConfig) -> None:
+    """Raises ConfigError where a metric is to choose a checkpoint, and nothing is validated."""
+    if config.trainer.best_metric is None or config.data.validates():
+        return
+    try:
+        refuse_unused(config, "without data.heldout=", "trainer.best_metric")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_frozen(model: ModelConfig) -> None:
@@ -336,49 +370,9 @@ def _check_questions(config: EvaluateConfig) -> None:
         )
 
 
-def _check_best(trainer: TrainerConfig, scores: Sequence[str]) -> None:
-    """Raises ValueError where nothing of that name will be logged at a validation."""
-    known = ("heldout/loss", "train/loss", *scores)
-    if trainer.best_metric is not None and trainer.best_metric not in known:
-        raise ValueError(
-            f"trainer.best_metric={trainer.best_metric} is not logged; there are {', '.join(known)}"
-        )
-
-
 def _check_warmup(optim: OptimConfig, trainer: TrainerConfig) -> None:
     if not optim.warmup_steps < trainer.max_steps:
         raise ValueError(
             f"optim.warmup_steps={optim.warmup_steps} must be below "
             f"trainer.max_steps={trainer.max_steps}"
         )
-
-
-def _check_teacher(config: PretrainConfig) -> None:
-    teacher, student, features = config.teacher, config.sami.student, config.features
-    if teacher.kind == "pixels":
-        if features.dir is not None:
-            raise ValueError(
-                f"features.dir={features.dir} has no meaning with teacher.kind=pixels: the photo "
-                "is its own target"
-            )
-        return
-    if teacher.grid() < student.grid():
-        raise ValueError(
-            f"teacher.image_size={teacher.image_size} gives {teacher.grid()} tokens a side, fewer "
-            f"than the student's {student.grid()} (sami.student.image_size={student.image_size})"
-        )
-    if teacher.sharding == "sharded" and config.trainer.strategy != "fsdp":
-        raise ValueError(
-            f"teacher.sharding=sharded needs trainer.strategy=fsdp, which is "
-            f"{config.trainer.strategy}"
-        )
-    if features.dir is not None and features.kind == "photos":
-        if teacher.kind != "sam":
-            raise ValueError(
-                f"features.kind=photos needs teacher.kind=sam, which is {teacher.kind}"
-            )
-        if teacher.grid() % features.grid:
-            raise ValueError(
-                f"features.grid={features.grid} must divide the teacher's {teacher.grid()} tokens "
-                f"a side (teacher.image_size={teacher.image_size})"
-            )

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from efficientsam_pl.errors import UserError
+
 # Exit codes: of a run that was stopped early on request, and has saved; and of Ctrl-C
 STOPPED, INTERRUPTED = 75, 130
 _STATE = "EFFICIENTSAM_JOB_STATE"
@@ -37,6 +39,23 @@ class Launch:
 
 def launch(environ: Mapping[str, str] = os.environ) -> Launch:
     """This process's launch, by the variables that srun or torchrun has set.
+
+    Raises:
+        UserError: Nodes have different numbers of ranks, which neither Lightning nor the shares
+            of an evaluation can number.
+    """
+    launched = read_launch(environ)
+    uneven = _uneven_ranks(launched, environ)
+    if uneven:
+        remedy = "--nproc-per-node=N" if launched.kind == "torchrun" else "--ntasks-per-node=N"
+        raise UserError(
+            f"{launched.kind} has started {uneven}; every node must have as many: {remedy}"
+        )
+    return launched
+
+
+def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """`launch`, without the check that all nodes have as many ranks: for the end of a program.
 
     A shell of sbatch's or salloc's is no rank, however many tasks were asked for: what a person
     types there without srun is one process.
@@ -68,6 +87,20 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
             restarts=int(environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         )
     return Launch(rank=int(environ.get("LOCAL_RANK", "0")))  # Lightning's own child processes
+
+
+def _uneven_ranks(launched: Launch, environ: Mapping[str, str]) -> str:
+    """Numbers of ranks that differ between nodes, such as `3 ranks on 2 nodes (2,1)`; else ""."""
+    nodes, local = launched.nodes, launched.ranks_per_node
+    if launched.kind == "slurm":
+        ranks = int(environ["SLURM_NTASKS"])
+        by_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 2(x3),1
+        even = ranks == nodes * local and "," not in by_node
+        return "" if even else f"{ranks} ranks on {nodes} nodes ({by_node or 'unevenly'})"
+    if launched.kind == "torchrun":
+        ranks, nodes = int(environ["WORLD_SIZE"]), int(environ.get("GROUP_WORLD_SIZE", nodes))
+        return "" if ranks == nodes * local else f"{ranks} ranks on {nodes} nodes ({local} here)"
+    return ""
 
 
 def note_progress(step: int) -> None:

@@ -4,8 +4,9 @@ They are laid over each other from left to right. The checks of a part name thei
 become full keys here. Imports no torch.
 """
 
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,12 +16,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from efficientsam_pl.config_fields import find_field, leaves, path_kind
+from efficientsam_pl.config_fields import find_field, leaves, parts, path_kind
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.launch import read_launch
 from efficientsam_pl.shipped_configs import find_config, near_configs
 from efficientsam_pl.suggestions import nearest_key
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_ABSENT = object()
 
 
 class ConfigError(UserError):
@@ -35,16 +39,19 @@ def load(root: type[T], files: Sequence[str], overrides: Sequence[str]) -> T:
             file; the message is one line with the full key.
     """
     config: Any = OmegaConf.structured(root)
+    renamed: dict[str, str] = {}  # old keys that are given
     for name in files:
-        config = _merge(config, _read_yaml(name, root), f"{name}: ")
+        renamed |= _rename_keys(loaded := _read_yaml(name, root), root)
+        config = _merge(config, loaded, f"{name}: ")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is no option and no key=value{_meant(override, root)}")
-        parsed = _parse(override)
+        renamed |= _rename_keys(parsed := _parse(override), root)
         _refuse_empty_paths(root, value, key, "")
         config = _merge(config, parsed, "")
     _refuse_expanded(root, overrides)
+    _warn_renamed(renamed)
     built: T = _build(root, config, "")
     return built
 
@@ -63,7 +70,9 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(root: type[T], values: dict[str, Any]) -> T:
     """The config that `as_dict` made plain."""
-    config = _merge(OmegaConf.structured(root), OmegaConf.create(values), "")
+    given = OmegaConf.create(values)
+    _warn_renamed(_rename_keys(given, root))
+    config = _merge(OmegaConf.structured(root), given, "")
     built: T = _build(root, config, "")
     return built
 
@@ -83,6 +92,47 @@ def _read_yaml(name: str, root: type[Any]) -> DictConfig:
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{name} must hold keys and values")
     return loaded
+
+
+def _rename_keys(given: DictConfig, root: type[Any], prefix: str = "") -> dict[str, str]:
+    """Moves the values of old keys to the new ones, in place; the old keys with the new ones.
+
+    A command's config class names its old keys, all of them in a section, in `RENAMED_KEYS`.
+
+    Raises:
+        ConfigError: An old key and its new one are both given.
+    """
+    renamed = {}
+    for old, current in getattr(root, "RENAMED_KEYS", {}).items():
+        key, new = prefix + old, prefix + current
+        value = _given(given, key)
+        if value is _ABSENT:
+            continue
+        if _given(given, new) is not _ABSENT:
+            raise ConfigError(f"{key}= is now {new}=, which is given too; drop the first")
+        OmegaConf.update(given, new, value)
+        section, _, name = key.rpartition(".")
+        del OmegaConf.select(given, section)[name]
+        renamed[key] = new
+    for one, hint, _ in parts(root):
+        if is_dataclass(hint) and isinstance(hint, type):
+            renamed |= _rename_keys(given, hint, f"{prefix}{one.name}.")
+    return renamed
+
+
+def _given(config: DictConfig, key: str) -> Any:
+    """The value of a full key; _ABSENT where there is none, or no section of that name."""
+    try:
+        return OmegaConf.select(config, key, default=_ABSENT)
+    except OmegaConfBaseException:  # the section is no section, which is refused later
+        return _ABSENT
+
+
+def _warn_renamed(renamed: Mapping[str, str]) -> None:
+    """Warns once of each old key, on rank 0."""
+    for old, new in renamed.items():
+        if read_launch().rank == 0:
+            _log.warning("%s= is now %s=; the old name still works", old, new)
 
 
 def _refuse_empty_paths(root: type[Any], text: str, key: str, source: str) -> None:

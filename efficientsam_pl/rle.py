@@ -179,7 +179,7 @@ def areas(rles: Sequence[Rle]) -> Float[np.ndarray, "n"]:
 def pair_iou(masks: Sequence[Rle], others: Sequence[Rle]) -> Float[np.ndarray, "n"]:
     """IoU of the first with the first, of the second with the second and so on.
 
-    Empty against empty is 0.
+    Empty against empty is 0, as in `mask_overlap.mask_iou`.
     """
     every = coco_mask.iou(list(masks), list(others), [0] * len(others))
     return np.array(every).reshape(len(masks), len(others)).diagonal().copy()

@@ -234,13 +234,69 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
         (
             FinetuneConfig,
             ["trainer.best_metric=heldout/click5_miou"],
-            "trainer.best_metric=heldout/click5_miou is not logged; there are heldout/loss, "
+            "trainer.best_metric=heldout/click5_miou is not logged; did you mean "
+            "heldout/click3_miou? There are heldout/loss, "
             "train/loss, heldout/ap, heldout/ap50, heldout/ap75, heldout/ap_small, "
             "heldout/ap_medium, heldout/ap_large, heldout/ar100, heldout/box_miou, "
             "heldout/filled_box_miou, heldout/filled_box_grid_miou, heldout/reachable_miou, "
             "heldout/click1_miou, heldout/click3_miou, heldout/box_miou_small, "
             "heldout/box_miou_medium, heldout/box_miou_large, heldout/scored_photos, "
             "heldout/scored_masks, heldout/damaged_photos",
+        ),
+        (
+            PretrainConfig,
+            ["trainer.best_metric=heldout/los"],  # held out or not
+            "trainer.best_metric=heldout/los is not logged; did you mean heldout/loss? There are "
+            "heldout/loss, train/loss, heldout/loss_all, heldout/loss_masked, "
+            "heldout/loss_visible, heldout/cosine, train/loss_all, train/loss_masked, "
+            "train/loss_visible, train/cosine",
+        ),
+        (
+            FinetuneConfig,
+            ["trainer.picture_every_steps=100"],
+            "trainer.picture_every_steps=100 has no effect in finetuning, which draws at every "
+            "validation: trainer.validate_every_steps=",
+        ),
+        (
+            QuickstartConfig,
+            ["finetune.trainer.picture_every_steps=100"],
+            "finetune.trainer.picture_every_steps=100 has no effect in finetuning, which draws at "
+            "every validation: finetune.trainer.validate_every_steps=",
+        ),
+        (
+            FinetuneConfig,
+            ["prompts.corrections=4"],
+            "prompts.corrections=4 has no effect with prompts.rounds=drawn",
+        ),
+        (
+            FinetuneConfig,
+            ["data.coco.heldout_fraction=0.3"],
+            "data.coco.heldout_fraction=0.3 has no effect without data.coco.annotations=",
+        ),
+        (
+            PretrainConfig,
+            ["data.cache_gib=5"],
+            "data.cache_gib=5.0 has no effect without data.cache_dir=",
+        ),
+        (
+            PretrainConfig,
+            ["features.grid=32"],
+            "features.grid=32 has no effect without features.dir=",
+        ),
+        (
+            PretrainConfig,
+            ["teacher.timm_name=vit_base_patch32_224"],
+            "teacher.timm_name=vit_base_patch32_224 has no effect with teacher.kind=sam",
+        ),
+        (
+            EvaluateConfig,
+            ["detector.rule=token_0"],
+            "detector.rule=token_0 has no effect without detector.results=",
+        ),
+        (
+            FinetuneConfig,
+            ["validation={pictured: 2}", "trainer.visualized_images=-1"],
+            "trainer.visualized_images=-1 must be at least 0",
         ),
         (
             PretrainConfig,
@@ -469,3 +525,35 @@ def test_configs_load_without_torch_and_numpy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("root", "section"), [(FinetuneConfig, ""), (QuickstartConfig, "finetune.")]
+)
+def test_old_key_is_accepted_with_one_warning_that_names_the_new_one(
+    root: type[Any], section: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "old.yaml"
+    inner = "validation: {photos: 5, pictured: 2}"
+    file.write_text(f"finetune: {{{inner}}}" if section else inner)
+    loaded = configs.load(root, [str(file)], [f"{section}validation.pictured=3"])
+    stage = loaded.finetune if section else loaded
+    assert (stage.trainer.visualized_images, stage.validation.photos) == (3, 5)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{section}validation.pictured= is now {section}trainer.visualized_images=; "
+        "the old name still works"
+    ]
+
+
+def test_old_key_beside_its_new_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "both.yaml"
+    file.write_text("validation: {pictured: 2}\ntrainer: {visualized_images: 3}")
+    assert mistake(FinetuneConfig, [str(file)]) == (
+        "validation.pictured= is now trainer.visualized_images=, which is given too; drop the first"
+    )
+
+
+def test_new_key_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    for root in BOTH_STAGES:
+        assert configs.load(root, [], ["trainer.visualized_images=0"]).trainer.max_steps > 0
+    assert caplog.records == []

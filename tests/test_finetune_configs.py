@@ -39,6 +39,10 @@ def changed(name: str, base: str) -> dict[str, Any]:
     return {key: value for key, value in own.items() if value != of_base[key]}
 
 
+def test_own_set_can_be_trained_interactively() -> None:
+    assert load("custom_coco", "prompts.rounds=interactive").prompts.points() == 10
+
+
 def test_every_file_is_tested_here() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {*PAPER, "custom_coco"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.launch import Launch, launch, note_exit, note_progress
+from efficientsam_pl.launch import Launch, launch, note_exit, note_progress, read_launch
 from efficientsam_pl.training.config import TrainerConfig
 
 # as `srun env` prints them on the second node of two, a task each
@@ -55,6 +55,46 @@ def test_shell_of_an_allocation_is_no_rank() -> None:
     del batch["SLURM_STEP_ID"]
     assert launch(batch) == Launch()
     assert launch(batch | {"SLURM_STEP_ID": "4294967290"}) == Launch()
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        (
+            SRUN | {"SLURM_NTASKS": "3", "SLURM_PROCID": "2"},
+            r"slurm has started 3 ranks on 2 nodes \(unevenly\); .*--ntasks-per-node=N",
+        ),
+        (
+            SRUN | {"SLURM_NTASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "3,1"},
+            r"slurm has started 4 ranks on 2 nodes \(3,1\)",
+        ),
+        (
+            TORCHRUN | {"WORLD_SIZE": "6", "GROUP_WORLD_SIZE": "2"},
+            r"torchrun has started 6 ranks on 2 nodes \(4 here\); .*--nproc-per-node=N",
+        ),
+        (
+            TORCHRUN | {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"},
+            r"torchrun has started 6 ranks on 2 nodes \(2 here\)",
+        ),
+    ],
+)
+def test_nodes_with_different_numbers_of_ranks_are_refused(
+    environ: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        launch(environ)
+    assert read_launch(environ).rank == int(environ.get("SLURM_PROCID", environ.get("RANK", "")))
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        SRUN | {"SLURM_NTASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"},
+        TORCHRUN | {"GROUP_WORLD_SIZE": "2"},
+    ],
+)
+def test_nodes_with_equal_numbers_of_ranks_are_accepted(environ: dict[str, str]) -> None:
+    assert launch(environ).nodes == 2
 
 
 @pytest.mark.parametrize(

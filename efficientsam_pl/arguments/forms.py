@@ -10,6 +10,7 @@ from efficientsam_pl import config as configs
 from efficientsam_pl.arguments import completion
 from efficientsam_pl.arguments.parser import Parser, path_text
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.launch import launch
 
 
 def command(commands: Any, name: str, help_text: str, epilog: str | None = None) -> Parser:
@@ -87,7 +88,12 @@ def array_options(parser: argparse.ArgumentParser) -> None:
 
 
 def array_share(arguments: argparse.Namespace) -> Any:
-    """The share of the work that they name, SLURM's without them."""
+    """The share of the work that they name, SLURM's without them.
+
+    Raises:
+        UserError: One of the two without the other, or an uneven allocation.
+    """
+    launch()
     from efficientsam_pl.commands.pack import slurm_share
     from efficientsam_pl.data.packing.job import ArrayShare
 

@@ -14,6 +14,7 @@ from efficientsam_pl.arguments.parser import path
 from efficientsam_pl.config_fields import leaves
 from efficientsam_pl.config_printing import as_yaml, choices
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.launch import launch
 from efficientsam_pl.shipped_configs import shipped_configs
 from efficientsam_pl.training.signals import catch_signals
 
@@ -118,6 +119,7 @@ def add(commands: Any, name: str) -> None:
             print(configs.commented(loaded), end="")
             return
         configs.require(loaded)
+        launch()  # refuses an uneven allocation before torch is imported
         if isinstance(loaded, _TRAIN):
             catch_signals()  # torch is imported next, which takes a while
         importlib.import_module(f"efficientsam_pl.commands.{name}").run(loaded)

@@ -162,12 +162,13 @@ def _watching(
     if not data.validates():
         return []
     side, told = shape.encoder.image_size, config.validation
+    drawn = config.trainer.visualized_images
     scores = HeldoutScores(told, config.run.seed)
-    if told.pictured == 0:
+    if drawn == 0:
         return [scores]
     pictures = MaskPictures(
         Path(config.run.dir),
-        lambda: data.first_photos(told.pictured),
+        lambda: data.first_photos(drawn),
         pictured_kinds(told, side, config.masks.clicks),
         throughput.aside,
     )

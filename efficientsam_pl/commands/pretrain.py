@@ -31,8 +31,6 @@ from efficientsam_pl.training.runs import fit, print_weights, run_setting, stand
 from efficientsam_pl.training.signals import catch_signals
 from efficientsam_pl.training.trainer import check_hardware
 
-_PICTURED = 4  # photos
-
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -82,7 +80,7 @@ def run(config: PretrainConfig) -> Pretrained:
     throughput = _throughput(config, target)
     callbacks = [
         baseline,
-        _pictures(config, data, throughput),
+        *_pictures(config, data, throughput),
         *standard_callbacks("SAMI pretraining", setting, sets, config.data.max_bad_fraction),
         throughput,  # last: what the others wait for is no waiting for data
     ]
@@ -156,15 +154,19 @@ def _throughput(config: PretrainConfig, target: Target) -> Throughput:
 
 def _pictures(
     config: PretrainConfig, data: StreamDataModule, throughput: Throughput
-) -> FeaturePictures:
-    patch = config.sami.student.patch_size
-    return FeaturePictures(
+) -> list[FeaturePictures]:
+    """The callback that draws predicted features; none where no image is to be drawn."""
+    patch, drawn = config.sami.student.patch_size, config.trainer.visualized_images
+    if drawn == 0:
+        return []
+    pictures = FeaturePictures(
         Path(config.run.dir),
         config.trainer.picture_every_steps,
-        lambda: data.first_photos(_PICTURED),
+        lambda: data.first_photos(drawn),
         partial(painted, patch_size=patch) if config.teacher.kind == "pixels" else None,
         throughput.aside,
     )
+    return [pictures]
 
 
 def _write_encoder(run: Path, encoder: Path, measured: dict[str, float | None]) -> None:

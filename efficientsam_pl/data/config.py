@@ -96,6 +96,10 @@ class DataConfig:
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
 
+    def validates(self) -> bool:
+        """Whether images are held out, of shards or of a COCO-format set."""
+        return bool(self.heldout or self.coco.annotations)
+
     def sets(self) -> tuple[SetConfig, ...]:
         """The training sets with their weights."""
         return self.mixture or (SetConfig(shards=self.train),)

@@ -21,7 +21,6 @@ class ValidationConfig:
     # with the answer fed back and token 0 answering (SAM's; needs negative clicks, mask prompts)
     later_clicks: Literal["random", "corrections"] = "random"
     prompts_at_once: int = 32  # of a photo; memory, not results
-    pictured: int = 4  # held-out photos that are drawn at every validation; 0: none
 
     def metrics(self) -> tuple[str, ...]:
         """Names under which the scores are logged."""
@@ -39,8 +38,6 @@ class ValidationConfig:
             raise ValueError(f"photos={self.photos} must be at least 1")
         if self.prompts_at_once < 1:
             raise ValueError(f"prompts_at_once={self.prompts_at_once} must be at least 1")
-        if self.pictured < 0:
-            raise ValueError(f"pictured={self.pictured} must not be negative")
 
 
 PROTOCOL_NAME = re.compile(r"box|click_center|click_(?:random|iterative)_[1-9]\d{0,2}")

@@ -8,28 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
 from efficientsam_pl.evaluation.sizes import SIZES
 from efficientsam_pl.rle import Rle, areas, boxes_xyxy
-
-
-def mask_iou(masks: Bool[Tensor, "*n h w"], target: Bool[Tensor, "*#n h w"]) -> Float[Tensor, "*n"]:
-    """Shared pixels over pixels of either mask.
-
-    Args:
-        masks: Predicted masks.
-        target: Ground truth; broadcasts over leading axes, so one target serves k candidates.
-
-    Returns:
-        One value in [0, 1] per mask. Empty against empty is 1: nothing was there and nothing was
-        found. Empty against anything else is 0.
-    """
-    shared = (masks & target).flatten(-2).sum(-1)
-    either = (masks | target).flatten(-2).sum(-1)
-    return torch.where(either == 0, 1.0, shared / either.clamp(min=1))
 
 
 def filled_box_iou(masks: Sequence[Rle]) -> Float[np.ndarray, "n"]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
     if out.suffix == ".pt":
         _check_released_layout(header)
         state = part(dict(stored.tensors(lambda name: name.startswith(kept))), kept)
-        _written_aside(out, lambda path: torch.save({"model": released_names(state)}, path))
+        _written_aside(out, lambda path: _save_released(state, path))
         return
     encoder_alone = header["stage"] == "pretrain"
     theirs, ours = (f"{kept}encoder.", "image_encoder.trunk.") if encoder_alone else (kept, "")
@@ -117,11 +118,19 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
         )
 
 
+def _save_released(state: dict[str, Tensor], path: Path) -> None:
+    with path.open("wb") as file:  # given a path, torch would write the path's name into the file
+        torch.save({"model": released_names(state)}, file)
+
+
 def _written_aside(out: Path, write: Callable[[Path], None]) -> None:
-    """Written under another name, synced and renamed."""
+    """Writes under a name that no other writer has, syncs and renames; an error leaves nothing."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".part")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(out)
+    partial = out.with_name(f".{out.name}.{uuid4().hex[:12]}.part")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

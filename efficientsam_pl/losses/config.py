@@ -12,6 +12,11 @@ class FeatureLossConfig:
     kind: Literal["mse", "cosine"] = "mse"
     tokens: Literal["all", "masked"] = "all"  # masked: MAE's, over what was not seen
 
+    def metrics(self) -> tuple[str, ...]:
+        """Names under which the parts of the loss are logged."""
+        names = ("loss_all", "loss_masked", "loss_visible", "cosine")
+        return tuple(f"{split}/{name}" for split in ("heldout", "train") for name in names)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskLossConfig:

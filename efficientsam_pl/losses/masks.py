@@ -14,6 +14,7 @@ from torch import Tensor
 
 from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.losses.sampling import sampled_cells
+from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.structures import Prediction
 
 
@@ -52,16 +53,6 @@ def focal_and_dice(
     extra = wrong.sum(-1) - missed
     overlap, either = wanted - missed, 2 * wanted - missed + extra
     return focal, 1 - (2 * each * overlap + 1) / (each * either + 1)
-
-
-def actual_iou(
-    logits: Float[Tensor, "*mask h w"], target: Bool[Tensor, "*#mask h w"]
-) -> Float[Tensor, "*mask"]:
-    """IoU of the thresholded masks with their targets: what the IoU head should have said."""
-    masks = logits.detach() > 0
-    shared = (masks & target).flatten(-2).sum(-1)
-    either = (masks | target).flatten(-2).sum(-1)
-    return shared / either.clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -180,4 +171,6 @@ def _weighted(
 
 
 def _iou_error(prediction: Prediction, truth: Bool[Tensor, "b q 1 h w"]) -> Float[Tensor, "b q k"]:
-    return (prediction.iou.float() - actual_iou(prediction.low_res_logits, truth)).square()
+    """How far the predicted IoU is from that of the thresholded mask."""
+    masks = prediction.low_res_logits.detach() > 0
+    return (prediction.iou.float() - mask_iou(masks, truth)).square()

@@ -21,7 +21,8 @@ _FREE: dict[str, str] = {
     "masks": "decoded_at_once",
     "trainer": (
         "micro_batch accelerator devices nodes strategy precision compile activations "
-        "picture_every_steps validate_every_steps checkpoint_every_steps subepochs "
+        "visualized_images picture_every_steps validate_every_steps checkpoint_every_steps "
+        "subepochs "
         "checkpoints_kept checkpoint_forever_every_steps checkpoint_writing best_metric logger"
     ),
     "interruption": "*",

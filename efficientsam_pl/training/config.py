@@ -55,7 +55,8 @@ class TrainerConfig:
     # recomputed: in the backward pass, block by block, which spares their memory
     activations: Literal["kept", "recomputed"] = "kept"
     ema_decay: float | None = None  # a step; None: no averaged weights
-    picture_every_steps: int = 1000
+    visualized_images: int = 4  # held-out images that are drawn; 0: none
+    picture_every_steps: int = 1000  # pretraining; finetuning draws at every validation
     validate_every_steps: int = 1000
     checkpoint_every_steps: int = 1000
     # validates and saves about so many times an epoch, in whole steps, whatever the two above say
@@ -71,8 +72,9 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+            least = 0 if name == "visualized_images" else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in (0, 1)")
         together = self.micro_batch * self.world_size()

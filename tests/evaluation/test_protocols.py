@@ -12,7 +12,6 @@ from torch import Tensor
 from efficientsam_pl import rle
 from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.draws import draw_key
-from efficientsam_pl.evaluation.metrics import mask_iou
 from efficientsam_pl.evaluation.protocols import (
     AskedPhoto,
     Marks,
@@ -24,6 +23,7 @@ from efficientsam_pl.evaluation.protocols import (
 from efficientsam_pl.evaluation.reachable import grid_ious
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.predictor import EmbeddedImage
+from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import (
     EncoderConfig,
     MaskDecoderConfig,

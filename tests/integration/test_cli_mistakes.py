@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from efficientsam_pl import cli
+from efficientsam_pl import config as configs
+from efficientsam_pl.config import FinetuneConfig
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.launch import tell_torchrun
 from efficientsam_pl.outputs import check_output
@@ -88,6 +90,63 @@ def test_an_output_that_cannot_be_written_is_one_line_before_anything_is_loaded(
     assert line.startswith(named)
     assert "cannot be written: No such file or directory: /proc/x" in line
     assert sorted(folder.iterdir()) == before, "looking leaves nothing behind"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_best_metric_without_a_held_out_set_is_refused(
+    command: str, mistake: Mistake, folder: Path
+) -> None:
+    line = mistake(command, "data.train=s.tar", "run.dir=r", "trainer.best_metric=heldout/loss")
+    assert line == "trainer.best_metric=heldout/loss has no effect without data.heldout="
+    assert not (folder / "r").exists()
+
+
+def test_run_without_a_best_checkpoint_needs_no_held_out_set() -> None:
+    given = [f"data.train={__file__}", "trainer.best_metric=null"]
+    configs.require(configs.load(FinetuneConfig, [], given))
+
+
+UNEVEN = (
+    "slurm has started 3 ranks on 2 nodes (2,1); every node must have as many: --ntasks-per-node=N"
+)
+
+
+@pytest.fixture
+def uneven_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this process rank 0 of three that SLURM has started on two nodes."""
+    rank = {"JOB_ID": 57, "STEP_ID": 0, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for name, value in (rank | {"NNODES": 2, "NTASKS": 3}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2,1")
+
+
+@pytest.mark.usefixtures("uneven_allocation")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pretrain", "data.train=s.tar", "run.dir=r"),
+        ("finetune", "data.train=s.tar", "run.dir=r"),
+        EVALUATE,
+        ("embed-teacher", "data.train=s.tar", "features.dir=f"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_uneven_allocation_is_one_line_before_anything_is_loaded(
+    arguments: tuple[str, ...], mistake: Mistake, folder: Path
+) -> None:
+    before = sorted(folder.iterdir())
+    assert mistake(*arguments) == UNEVEN
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.usefixtures("uneven_allocation")
+@pytest.mark.parametrize("array", [(), ("--array-index", "0", "--array-count", "2")])
+def test_uneven_allocation_packs_nothing(
+    array: tuple[str, ...], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*PACK, "--out", "o", *array]) == 2
+    assert capfd.readouterr().err == f"efficientsam: {UNEVEN}\n"
+    assert not (folder / "o").exists()
 
 
 def test_outputs_are_tried_where_they_will_lie(tmp_path: Path) -> None:

@@ -305,7 +305,6 @@ def test_store_of_another_kind_is_refused(
         "trainer.micro_batch=2",
         "data.block_shards=1",
         "loss.kind=cosine",
-        "teacher.timm_name=vit_small_patch16_224",
         "sami.mask_ratio=0.5",
     ],
 )
@@ -362,7 +361,8 @@ def test_photos_that_changed_are_told_before_the_teacher_is_built(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (["features.dir=null"], "features.dir= must be given"),
+        (["features.dir=null"], "features.views=2 has no effect without features.dir="),
+        (["features={dir: null, views: 4, seed: 0}"], "features.dir= must be given"),
         (["features.dir="], "features.dir= is empty"),
         (["features.dir=/tmp/a[b"], "features.dir=/tmp/a[b: patterns of shards take"),
         (["data.train=''"], "data.train= must be given"),

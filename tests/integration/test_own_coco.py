@@ -424,7 +424,11 @@ def test_a_run_on_it_ends_well(
             *(f"run.dir={tmp_path}/run", f"model.name={tmp_path}/model.yaml"),
             "model.freeze.image_encoder=false",
             *(f"data.coco.annotations={coco.annotations}", f"data.coco.images={coco.images}"),
-            *("trainer.max_steps=2", "trainer.validate_every_steps=2", "validation.pictured=1"),
+            *(
+                "trainer.max_steps=2",
+                "trainer.validate_every_steps=2",
+                "trainer.visualized_images=1",
+            ),
             *("masks.masks_per_image=3", "masks.decoded_at_once=2", f"masks.max_area={max_area}"),
             *(f"prompts.rounds={rounds}", "loss.sampled_points=64", *ROUNDS[rounds]),
         ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from efficientsam_pl.losses.config import MaskLossConfig
-from efficientsam_pl.losses.masks import MaskLosses, actual_iou, focal_and_dice, segmentation_losses
+from efficientsam_pl.losses.masks import MaskLosses, focal_and_dice, segmentation_losses
 from efficientsam_pl.structures import Prediction
 
 
@@ -107,13 +107,6 @@ def test_one_target_serves_all_candidates() -> None:
         torch.testing.assert_close(
             dice_loss(logits, truth)[:, :, token], dice_loss(logits[:, :, token], target)
         )
-
-
-def test_actual_iou_counts_pixels() -> None:
-    logits = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[-1.0, -1.0], [-1.0, -1.0]]])
-    target = torch.tensor([[[True, False], [True, False]], [[False, False], [False, False]]])
-    # 1 of 3 pixels; nothing on nothing is 0 of nothing
-    torch.testing.assert_close(actual_iou(logits, target), torch.tensor([1 / 3, 0.0]))
 
 
 def slow_parts(

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from efficientsam_pl.draws import draw_key
 from efficientsam_pl.losses.config import MaskLossConfig
-from efficientsam_pl.losses.masks import actual_iou, segmentation_losses
+from efficientsam_pl.losses.masks import segmentation_losses
 from efficientsam_pl.losses.sampling import sampled_cells
+from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.structures import Prediction
 
 
@@ -106,7 +107,7 @@ def test_predicted_iou_learns_the_whole_masks_iou() -> None:
     prediction, target = case(2)
     config = MaskLossConfig(sampled_points=4)
     losses = segmentation_losses(prediction, target, config, "candidates", keys(2))
-    iou = actual_iou(prediction.low_res_logits, target[:, :, None])
+    iou = mask_iou(prediction.low_res_logits.detach() > 0, target[:, :, None])
     expected = (prediction.iou - iou)[:, :, 1:].square().mean(-1)
     torch.testing.assert_close(losses.iou, expected)
 

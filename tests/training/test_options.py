@@ -19,6 +19,7 @@ from efficientsam_pl.config import PretrainConfig
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT, read_weights
+from efficientsam_pl.training.datamodule import StreamDataModule
 
 Run = Callable[..., Any]
 
@@ -204,3 +205,25 @@ def test_loss_of_a_step_is_the_mean_over_all_its_micro_batches_hold(
     summed = sum(line["loss"] * count for line, count in zip(last, held, strict=True))
     loss = logged[FORMAT]["losses"]["train/loss"]
     assert loss == pytest.approx(summed / sum(held), rel=1e-6)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_one_key_says_in_both_stages_how_many_images_are_drawn(
+    stage: str,
+    images: int,
+    run: Run,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, counts = StreamDataModule.first_photos, list[int]()
+
+    def counted(data: StreamDataModule, count: int) -> Any:
+        counts.append(count)
+        return read(data, count)
+
+    monkeypatch.setattr(StreamDataModule, "first_photos", counted)
+    heldout = f"data.heldout={shards}/heldout-*.tar"
+    run(stage, tmp_path, heldout, "trainer.max_steps=3", f"trainer.visualized_images={images}")
+    assert counts == ([images] if images else [])
+    assert (tmp_path / "pictures").exists() == (images > 0)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from efficientsam_pl.evaluation.config import ValidationConfig
-from efficientsam_pl.evaluation.metrics import mask_iou
 from efficientsam_pl.geometry import Resize
+from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.pictures.masks import CELL_PX, Answers
 from efficientsam_pl.pictures.overlay import DrawnPrompt

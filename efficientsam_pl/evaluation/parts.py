@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from efficientsam_pl.atomic import write_bytes
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.record import VERSION, PhotoRecord, RecordError, from_line
 
@@ -99,7 +99,7 @@ class Parts:
                     "settings": plain,
                     "cleared_by": started if fresh else None,
                 }
-                write_bytes(self._settings, (json.dumps(told, indent=1) + "\n").encode())
+                atomic_write_bytes(self._settings, (json.dumps(told, indent=1) + "\n").encode())
             elif (version := known.get("version", 1)) != VERSION:
                 raise UserError(
                     f"{self.folder} holds photos of an evaluation in version {version} of its "
@@ -165,7 +165,7 @@ class Parts:
 
     def set_mark(self, text: str) -> None:
         """Tells the ranks something, to be called while `merging`."""
-        write_bytes(self._mark, text.encode())
+        atomic_write_bytes(self._mark, text.encode())
 
     @property
     def _mark(self) -> Path:

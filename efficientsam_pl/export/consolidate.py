@@ -1,7 +1,6 @@
 """A training checkpoint to one file, without a GPU and without a process group."""
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from efficientsam_pl.atomic import atomic_write_local
 from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.streamed import write_streamed
@@ -49,7 +49,8 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
     if out.suffix == ".pt":
         _check_released_layout(header)
         state = part(dict(stored.tensors(lambda name: name.startswith(kept))), kept)
-        _written_aside(out, lambda path: torch.save({"model": released_names(state)}, path))
+        with atomic_write_local(out) as file:
+            torch.save({"model": released_names(state)}, file)
         return
     encoder_alone = header["stage"] == "pretrain"
     theirs, ours = (f"{kept}encoder.", "image_encoder.trunk.") if encoder_alone else (kept, "")
@@ -79,7 +80,7 @@ def write_safetensors(
     model: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
-    """One file of ours, written aside a tensor at a time, synced and renamed.
+    """Write a file of ours a tensor at a time, atomically.
 
     Args:
         out: The file.
@@ -89,7 +90,8 @@ def write_safetensors(
         provenance: How the weights came about.
     """
     header = safetensors_header(model, provenance)
-    _written_aside(out, lambda path: write_streamed(path, shapes, tensors, header))
+    with atomic_write_local(out) as file:
+        write_streamed(file, shapes, tensors, header)
 
 
 def _check_released_layout(header: Mapping[str, Any]) -> None:
@@ -115,13 +117,3 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
             "a .pt file is for the released layout, which this model has not "
             f"({', '.join(differing)}); name a .safetensors file"
         )
-
-
-def _written_aside(out: Path, write: Callable[[Path], None]) -> None:
-    """Written under another name, synced and renamed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".part")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(out)

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from efficientsam_pl.data.storage.files import written_whole
+from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.training.room import DiskRoom
 
 _BLOCK = 64 * 1024
@@ -93,7 +93,7 @@ def _step(line: bytes) -> int | None:
 
 
 def _rewrite(path: Path, end: int, later: list[bytes]) -> None:
-    with path.open("rb") as old, written_whole(str(path)) as new:
+    with path.open("rb") as old, atomic_write(str(path)) as new:
         while end > 0 and (block := old.read(min(_BLOCK, end))):
             new.write(block)
             end -= len(block)

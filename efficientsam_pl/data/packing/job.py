@@ -23,13 +23,13 @@ from efficientsam_pl.data.packing.writer import (
 from efficientsam_pl.data.processes import worker_pool
 from efficientsam_pl.data.shards import Shard, beside, entry_of, write_manifest
 from efficientsam_pl.data.storage.files import (
+    atomic_write,
     exists,
     full_path,
     is_local,
     list_files,
     local_path,
     read_file,
-    written_whole,
 )
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError
 from efficientsam_pl.launch import INTERRUPTED, note_progress
@@ -39,7 +39,7 @@ T = TypeVar("T")
 NOTE = "pack.json"
 _FORMAT, _VERSION = "efficientsam_pl pack", 1
 _MARKS = ",*?["
-_LEFTOVER = re.compile(r"\.(.+)\.tar(?:\.index\.json)?\.\w+\.part")  # see written_whole
+_LEFTOVER = re.compile(r"\.(.+)\.tar(?:\.index\.json)?\.\w+\.part")  # see atomic_write
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _claim(source: Source, out: str) -> None:
     if tars:
         raise UserError(f"{out} holds shards that no packing has noted; name another folder")
     note = {"format": _FORMAT, "version": _VERSION, "source": described}
-    with written_whole(place) as target:
+    with atomic_write(place) as target:
         target.write(json.dumps(note, indent=1).encode() + b"\n")
 
 

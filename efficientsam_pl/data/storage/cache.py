@@ -13,7 +13,7 @@ from typing import IO
 
 from filelock import FileLock
 
-from efficientsam_pl.data.storage.files import from_beginning, is_local, written_whole
+from efficientsam_pl.data.storage.files import atomic_write, from_beginning, is_local
 from efficientsam_pl.data.storage.tar import Readable
 from efficientsam_pl.errors import UserError
 
@@ -79,7 +79,7 @@ class ShardCache:
 
 
 def _fetch(shard: str, kept: Path) -> None:
-    with written_whole(str(kept)) as target:
+    with atomic_write(str(kept)) as target:
         from_beginning(shard, lambda source: _copy(source, target))
 
 

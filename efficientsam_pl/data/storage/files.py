@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from uuid import uuid4
 
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
+from efficientsam_pl.atomic import atomic_write_local, partial_name
 from efficientsam_pl.data.storage.filesystems import (
     HTTP,
     full_name,
@@ -157,28 +157,24 @@ def from_beginning(path: str, consume: Callable[[IO[bytes]], T]) -> T:
 
 
 @contextmanager
-def written_whole(path: str) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all of it is there, and not at all after an error.
+def atomic_write(path: str) -> Iterator[IO[bytes]]:
+    """Open a file at any place that appears when all of it is there, and not at all after an error.
 
-    Local ones are written aside, synced and renamed; others are uploaded when they are complete.
+    Local files are renamed into place (`atomic_write_local`); others are written to a temporary
+    file and uploaded once complete.
     """
     fs, plain = store(path)
-    local = isinstance(fs, LocalFileSystem)
-    folder = Path(plain).parent if local else Path(tempfile.gettempdir())
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{Path(plain).name}.{uuid4().hex[:12]}.part"  # hosts may share process ids
-    try:
-        with aside.open("wb") as file:
+    if isinstance(fs, LocalFileSystem):
+        with atomic_write_local(Path(plain)) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if local:
-            aside.replace(plain)
-            sync_folder(folder)
-        else:
-            persistently(lambda: fs.put_file(str(aside), plain), path)
+        return
+    partial = partial_name(Path(tempfile.gettempdir()), Path(plain).name)
+    try:
+        with partial.open("wb") as file:
+            yield file
+        persistently(lambda: fs.put_file(str(partial), plain), path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 class ShortReadError(OSError):
@@ -229,12 +225,3 @@ def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
 def _is_file(fs: Any, name: str, info: dict[str, Any]) -> bool:
     """A link, too, even to nothing: a shard must not pass unseen."""
     return info["type"] == "file" or (bool(info.get("islink")) and not fs.isdir(name))
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until a local folder's names are on its disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from efficientsam_pl.data.storage.files import (
+    atomic_write,
     from_beginning,
     is_local,
     local_path,
     persistently,
     read_file,
-    written_whole,
 )
 from efficientsam_pl.data.storage.filesystems import is_gone, store
 from efficientsam_pl.data.storage.tar import Readable
@@ -59,7 +59,7 @@ class StoredFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """A file, whole or not at all."""
-        with written_whole(self.at(name)) as file:
+        with atomic_write(self.at(name)) as file:
             file.write(content)
 
     def move(self, name: str, to: str) -> None:
@@ -92,7 +92,7 @@ class StoredFolder:
             FileNotFoundError: It is not there.
             SourceLostError: The store does not answer.
         """
-        with written_whole(str(to)) as target:
+        with atomic_write(str(to)) as target:
             from_beginning(self.at(name), lambda source: _copy(source, target))
 
 

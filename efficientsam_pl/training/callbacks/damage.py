@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from efficientsam_pl.data.sets import TrainingSets
-from efficientsam_pl.data.storage.files import written_whole
+from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
 from efficientsam_pl.training.room import DiskRoom
@@ -197,5 +197,5 @@ class DataReport(L.Callback):
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    with written_whole(str(path)) as file:
+    with atomic_write(str(path)) as file:
         file.write(content)

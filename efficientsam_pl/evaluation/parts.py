@@ -19,6 +19,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from efficientsam_pl.atomic import atomic_write_bytes
+from efficientsam_pl.config_diff import diff, join_first, shorten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.record import VERSION, PhotoRecord, RecordError, from_line
 
@@ -109,8 +110,8 @@ class Parts:
             elif known["settings"] != plain:
                 raise UserError(
                     f"{self.folder} holds another evaluation's photos: "
-                    f"{_difference(known['settings'], plain)}; give another out=, or fresh=true to "
-                    "throw them away"
+                    f"{_differences(known['settings'], plain)}; give another out=, or "
+                    "fresh=true to throw them away"
                 )
 
     def finished(self) -> Finished:
@@ -241,22 +242,11 @@ def _cut_torn_line(file: Path) -> None:
             lines.truncate(begin + found + 1)
 
 
-def _difference(before: Any, now: Any, key: str = "") -> str:
-    """The first few keys that differ, with both values."""
-    found = list(_differing(before, now, key))
-    shown = ", ".join(f"{name}={_short(old)} for {_short(new)}" for name, old, new in found[:3])
-    return shown if len(found) <= 3 else f"{shown} and {len(found) - 3} more"
-
-
-def _differing(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted(before.keys() | now.keys()):
-            full = f"{key}.{name}" if key else name
-            yield from _differing(before.get(name), now.get(name), full)
-    elif before != now:
-        yield key, before, now
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the first few keys that differ, with both values."""
+    texts = [f"{key}={_short(old)} for {_short(new)}" for key, old, new in diff(before, now)]
+    return join_first(texts, 3)
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return shorten(json.dumps(value), _SHOWN)

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from efficientsam_pl.config_diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, checked_format, from_bytes
 from efficientsam_pl.data.packing.writer import (
     Noted,
@@ -206,7 +207,7 @@ def _claim(source: Source, out: str) -> None:
     tars = list_files(f"{out}/*.tar")  # before the note, which another job of the array may write
     before = noted(out)
     if before is not None:
-        differs = difference(before, described)
+        differs = first_difference(before, described)
         if differs:
             raise UserError(
                 f"{out} holds shards of another packing: {differs}; name another folder"
@@ -236,11 +237,3 @@ def noted(folder: str) -> dict[str, Any] | None:
         if isinstance(error, IndexFormatError):
             raise
         raise UserError(f"{place} is damaged; delete it or name another folder") from error
-
-
-def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first of a source's values that differs, with both; "" where none does."""
-    for key in [*now, *before]:
-        if before.get(key) != now.get(key):
-            return f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-    return ""

@@ -25,8 +25,8 @@ from efficientsam_pl.data.storage.files import (
     is_local,
     list_files,
     patterns,
-    persistently,
     read_file,
+    with_retries,
 )
 from efficientsam_pl.data.storage.ranges import NEIGHBOURS_APART, Range, RangeReader, merged
 from efficientsam_pl.errors import UserError
@@ -264,7 +264,7 @@ def test_passing_failure_is_waited_out_with_growing_pauses(monkeypatch: pytest.M
     pauses: list[float] = []
     monkeypatch.setattr(storage.time, "sleep", pauses.append)
     act, calls = failing(3, ConnectionError("reset"))
-    assert persistently(act, "memory://x") == "done"
+    assert with_retries(act, "memory://x") == "done"
     assert len(calls) == 4
     assert pauses == [0.5, 1, 2]
 
@@ -273,7 +273,7 @@ def test_lasting_failure_is_one_line_that_names_the_source(monkeypatch: pytest.M
     monkeypatch.setattr(storage, "FIRST_PAUSE", 0)
     act, calls = failing(99, ConnectionError("reset\nby peer"))
     with pytest.raises(SourceLostError) as caught:
-        persistently(act, "memory://x")
+        with_retries(act, "memory://x")
     assert len(calls) == storage.TRIES
     assert str(caught.value) == (
         "memory://x does not answer after 5 tries: ConnectionError: reset by peer"
@@ -291,7 +291,7 @@ def test_lasting_failure_is_one_line_that_names_the_source(monkeypatch: pytest.M
 def test_what_will_not_pass_is_not_tried_again(path: str, error: Exception) -> None:
     act, calls = failing(99, error)
     with pytest.raises(type(error)):
-        persistently(act, path)
+        with_retries(act, path)
     assert len(calls) == 1
 
 

@@ -22,10 +22,10 @@ from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.config_diff import diff, join_first, shorten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.record import VERSION, PhotoRecord, RecordError, from_line
+from efficientsam_pl.jsonl import truncate_torn_line
 
 _SYNC_S = 5.0  # a crash of the machine loses no more than this; a kill of the program nothing
 _PATIENCE_S = 10.0  # with a process that SLURM is still ending
-_BLOCK = 1 << 20  # bytes
 _SHOWN = 40  # characters of a value
 
 
@@ -144,7 +144,7 @@ class Parts:
         lock = FileLock(self.folder / f".rank-{rank}.lock", timeout=_PATIENCE_S)
         try:
             with lock:
-                _cut_torn_line(file)
+                truncate_torn_line(file)
                 with file.open("ab") as lines:
                     writer = Writer(lines)
                     try:
@@ -222,24 +222,6 @@ class Writer:
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self._synced = time.monotonic()
-
-
-def _cut_torn_line(file: Path) -> None:
-    if not file.exists():
-        return
-    with file.open("rb+") as lines:
-        end = whole = lines.seek(0, os.SEEK_END)
-        while end > 0:
-            begin = max(0, end - _BLOCK)
-            lines.seek(begin)
-            found = lines.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                break
-            end = begin
-        else:
-            found, begin = -1, 0
-        if begin + found + 1 < whole:
-            lines.truncate(begin + found + 1)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

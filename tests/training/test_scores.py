@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from efficientsam_pl.training import runs
 from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints
 from efficientsam_pl.training.callbacks.scores import HeldoutScores, _table, check_understood, named
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
-from efficientsam_pl.training.parallel import Arrangement
+from efficientsam_pl.training.parallel import parallelize
 from efficientsam_pl.training.run_folder import RunFolder
 from efficientsam_pl.training.runs import run_setting
 
@@ -82,7 +83,7 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
         model,
         config.optim,
         config.trainer.max_steps,
-        Arrangement(config.trainer),
+        partial(parallelize, config=config.trainer),
         averaged=config.trainer.ema_decay is not None,
     )
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}

@@ -17,6 +17,7 @@ from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
 from efficientsam_pl.evaluation.scores import PhotoScores, Scores
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.models.config import PromptEncoderConfig
+from efficientsam_pl.models.prompt_kinds import PromptNeeds, unmet_needs
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.plural import counted
 from efficientsam_pl.prompts.clicks import correction
@@ -150,17 +151,15 @@ def check_understood(config: ValidationConfig, prompts: PromptEncoderConfig) -> 
         UserError: It takes fewer points, no negative clicks or no mask prompts.
     """
     most = max(config.clicks)
-    if prompts.max_points is not None and most > prompts.max_points:
+    corrects = config.later_clicks == "corrections" and most > 1
+    kinds = PromptNeeds(negative_clicks=corrects, mask_prompts=corrects)
+    if unmet := unmet_needs(prompts, kinds):
         raise UserError(
-            f"validation.clicks={list(config.clicks)}, but the model takes at most "
-            f"{prompts.max_points} points"
+            f"validation.later_clicks=corrections {unmet}; validation.later_clicks=random needs "
+            "neither"
         )
-    knows = prompts.negative_clicks and prompts.mask_prompts
-    if config.later_clicks == "corrections" and most > 1 and not knows:
-        raise UserError(
-            "validation.later_clicks=corrections, but the model knows no negative clicks or no "
-            "mask prompts; validation.later_clicks=random asks for neither"
-        )
+    if unmet := unmet_needs(prompts, PromptNeeds(points=most)):
+        raise UserError(f"validation.clicks={list(config.clicks)} {unmet}")
 
 
 def named(scores: Scores) -> dict[str, float]:

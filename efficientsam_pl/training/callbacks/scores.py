@@ -1,8 +1,7 @@
 """What the held-out photos score as training goes on, beside the start and the filled box."""
 
-import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,14 +20,13 @@ from efficientsam_pl.models.prompt_kinds import PromptNeeds, unmet_needs
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.plural import counted
 from efficientsam_pl.prompts.clicks import correction
-from efficientsam_pl.structures import Damage, ScoringBatch
+from efficientsam_pl.structures import ScoringBatch
+from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
 from efficientsam_pl.training.callbacks.progress import console_of
 from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import StreamDataModule
 
 _TOLD = 20  # damaged photos that a rank names in the log
-
-_log = logging.getLogger(__name__)
 
 
 class HeldoutScores(L.Callback):
@@ -44,7 +42,8 @@ class HeldoutScores(L.Callback):
 
     def __init__(self, config: ValidationConfig, seed: int) -> None:
         """Scores of one run; `seed` is that of the clicks."""
-        self._config, self._seed, self._told = config, seed, 0
+        self._config, self._seed = config, seed
+        self._corrupt_samples = CorruptSampleLog(_TOLD)
         self.start: dict[str, float] | None = None
         self.best: dict[str, float] = {}
 
@@ -111,7 +110,7 @@ class HeldoutScores(L.Callback):
             with trainer.precision_plugin.forward_context():
                 self._ask(model, batch.to(device, non_blocking=True))
             self._scores.add_damaged(len(batch.damage))
-            self._tell(batch.damage)
+            self._corrupt_samples.warn(batch.damage)
         model.train(training)
         return self._scores.compute()
 
@@ -131,12 +130,6 @@ class HeldoutScores(L.Callback):
                     self._scores.add(photo)
 
         model(batch.image, use, batch.content_hw)
-
-    def _tell(self, damage: Iterable[Damage]) -> None:
-        for one in damage:
-            self._told += 1
-            if self._told <= _TOLD:
-                _log.warning("%s %s: %s (%s)", one.shard, one.key, one.kind, one.detail)
 
     def _show(self, trainer: L.Trainer, scores: Scores, now: dict[str, float]) -> None:
         if trainer.is_global_zero:

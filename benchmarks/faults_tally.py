@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.harness import Row
+from efficientsam_pl.atomic import atomic_write_bytes
 
 WANTED = 30  # trials, of all kinds together
 _MOST = 1e9  # stands for a difference that is no number, which JSON has no word for
@@ -63,13 +64,11 @@ def read_tally(path: Path | None) -> list[Trial]:
 
 
 def write_tally(path: Path | None, trials: Sequence[Trial]) -> None:
-    """Written aside and renamed, so that a call that is killed leaves the last whole one."""
+    """Write all trials atomically, so that a killed call leaves the file of the call before."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps({"trials": [asdict(trial) for trial in trials]}, indent=1) + "\n")
-    aside.replace(path)
+    text = json.dumps({"trials": [asdict(trial) for trial in trials]}, indent=1)
+    atomic_write_bytes(path, (text + "\n").encode())
 
 
 def cells(trials: Sequence[Trial]) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import finetune_optim
 from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prompts
 from efficientsam_pl.tasks.lesson import Lesson
-from efficientsam_pl.training.parallel import wrap_blocks
+from efficientsam_pl.training.parallel import apply_compile
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class PromptedStep:
         self._precision: AbstractContextManager[object] = nullcontext()
         if device == "cuda":
             self._precision = torch.autocast("cuda", torch.bfloat16)
-            wrap_blocks(self.model.blocks(), recomputed=False, compiled=True)
-            wrap_blocks(self.model.heads(), recomputed=False, compiled=True)
+            apply_compile(self.model)
 
     def __call__(self) -> None:
         """One step."""

@@ -19,7 +19,7 @@ from benchmarks.sami_steps import CHANNELS, STUDENTS, StudentStep
 from efficientsam_pl.models.config import SamiConfig, TeacherConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.training.flops import matmul_rate
-from efficientsam_pl.training.parallel import wrap_blocks
+from efficientsam_pl.training.parallel import apply_compile
 
 _FIRST_BATCH = 64
 _ROUNDS, _CALLS = 5, 4  # the median round counts; a round is so many calls in a row
@@ -108,7 +108,7 @@ def _stored(config: SamiConfig, batch: int) -> Step:
 
 def _online(config: SamiConfig, teacher_config: TeacherConfig, batch: int) -> Step:
     teacher = FrozenTeacher(teacher_config, config.student.grid()).cuda()
-    wrap_blocks(teacher.blocks(), recomputed=False, compiled=True)
+    apply_compile(teacher)
     return partial(StudentStep(config, batch, "cuda").with_online, teacher)
 
 

@@ -14,7 +14,7 @@ from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import sami_optim
-from efficientsam_pl.training.parallel import wrap_blocks
+from efficientsam_pl.training.parallel import apply_compile
 
 CHANNELS = 256  # of the target: SAM's neck
 STUDENTS = {
@@ -44,7 +44,7 @@ class StudentStep:
         if device == "cuda":
             self.stored = self.stored.half()  # as they are read
             self._precision = torch.autocast("cuda", torch.bfloat16)
-            wrap_blocks(self.model.blocks(), recomputed=False, compiled=True)
+            apply_compile(self.model)
 
     def with_stored(self) -> None:
         """A step whose target was read with the photos."""

@@ -1,23 +1,51 @@
-"""Files that appear whole or not at all."""
+"""Local files that appear complete or not at all."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+from uuid import uuid4
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes beside `path`, then renames: a reader sees the old file or the new one.
+@contextmanager
+def atomic_write_local(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that gets its name only once all of it is on the disk.
 
-    The bytes are on the disk before they get their name, so that a crash leaves no empty file.
+    A reader sees the old file or the new one. After an error the old one stays, and the partial
+    file `.NAME.<random>.part` is removed; only a killed process leaves it behind. Parent folders
+    are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = partial_name(path.parent, path.name)
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+            os.fsync(file.fileno())  # before the renaming: a crash must not leave an empty file
+        partial.replace(path)
+        sync_folder(path.parent)
     finally:
-        unfinished.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole local file by `atomic_write_local`."""
+    with atomic_write_local(path) as file:
+        file.write(content)
+
+
+def partial_name(folder: Path, name: str) -> Path:
+    """Name a hidden partial file; random, since processes on several hosts may share an id."""
+    return folder / f".{name}.{uuid4().hex[:12]}.part"
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a local folder are on its disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -40,6 +40,7 @@ from efficientsam_pl.models.config import (
     SegmenterConfig,
     TeacherConfig,
 )
+from efficientsam_pl.models.prompt_kinds import PromptNeeds, unmet_needs
 from efficientsam_pl.optim.config import OptimConfig, finetune_optim, sami_optim
 from efficientsam_pl.outputs import check_output
 from efficientsam_pl.prompts.config import PromptingConfig
@@ -256,7 +257,7 @@ def require(config: PretrainConfig | FinetuneConfig | EvaluateConfig) -> None:
                 raise ConfigError(f"data.coco.{key}: no such file or folder: {path}")
         _check_frozen(config.model)
     elif isinstance(config, EvaluateConfig) and config.baseline == "none":
-        _check_questions(config)
+        _check_protocols(config)
     for key, value, kind in _paths(config):
         if kind.written is not None:
             check_output(key, value, kind.written)
@@ -321,53 +322,45 @@ def _check_frozen(model: ModelConfig) -> None:
 
 
 def _check_prompts(config: FinetuneConfig) -> None:
-    """Raises ConfigError where the model does not know what it will be asked."""
-    name, knows = config.model.name, segmenter_config(config.model.name).prompts
+    """Raises ConfigError where the model does not know the prompts that it will be given."""
     prompts, validation = config.prompts, config.validation
     interactive = prompts.rounds == "interactive"
-    corrects = {
-        "prompts.rounds=interactive": interactive,
-        "validation.later_clicks=corrections": validation.later_clicks == "corrections",
+    points_key = "prompts.corrections" if interactive else "prompts.max_clicks"
+    needs = {
+        "prompts.rounds=interactive": _corrections(interactive),
+        "validation.later_clicks=corrections": _corrections(
+            validation.later_clicks == "corrections"
+        ),
+        points_key: PromptNeeds(points=prompts.points()),
+        "validation.clicks": PromptNeeds(points=max(validation.clicks)),
     }
-    for key, needs in corrects.items():
-        if needs and not (knows.negative_clicks and knows.mask_prompts):
-            raise ConfigError(
-                f"{key} needs negative clicks and mask prompts, which model.name={name} does not "
-                "know; efficient_sam_ti_interactive does"
-            )
-    asked = {
-        "prompts.corrections" if interactive else "prompts.max_clicks": prompts.points(),
-        "validation.clicks": max(validation.clicks),
-    }
-    for key, points in asked.items():
-        if knows.max_points is not None and points > knows.max_points:
-            raise ConfigError(
-                f"{key} makes prompts of {points} points (a box counts as two), more than the "
-                f"{knows.max_points} that model.name={name} takes"
-            )
+    hint = "; efficient_sam_ti_interactive does"
+    for key, need in needs.items():
+        _check_need(config.model.name, key, need, hint if need.mask_prompts else "")
 
 
-def _check_questions(config: EvaluateConfig) -> None:
-    """Raises ConfigError where a protocol asks what the named model does not know."""
+def _corrections(wanted: bool) -> PromptNeeds:
+    return PromptNeeds(negative_clicks=wanted, mask_prompts=wanted)
+
+
+def _check_protocols(config: EvaluateConfig) -> None:
+    """Raises ConfigError where a protocol needs what the named model does not know."""
     name = config.model.name
     if name is None:
         return  # its weights file is read later, and says the same
-    knows = segmenter_config(name).prompts
     for protocol in config.protocols:
         points = protocol_clicks(protocol)
-        if "iterative" in protocol and points > 1 and not knows.negative_clicks:
-            raise ConfigError(
-                f"protocols={protocol} needs negative clicks, which model.name={name} does not know"
-            )
-        if knows.max_points is not None and points > knows.max_points:
-            raise ConfigError(
-                f"protocols={protocol} makes prompts of {points} points, more than the "
-                f"{knows.max_points} that model.name={name} takes"
-            )
-    if config.detector.second_pass and not knows.mask_prompts:
-        raise ConfigError(
-            f"detector.second_pass=true needs mask prompts, which model.name={name} does not know"
-        )
+        corrects = "iterative" in protocol and points > 1
+        needs = PromptNeeds(points=points, negative_clicks=corrects)
+        _check_need(name, f"protocols={protocol}", needs)
+    if config.detector.second_pass:
+        _check_need(name, "detector.second_pass=true", PromptNeeds(mask_prompts=True))
+
+
+def _check_need(name: str, key: str, needs: PromptNeeds, hint: str = "") -> None:
+    unmet = unmet_needs(segmenter_config(name).prompts, needs, f"model.name={name}")
+    if unmet is not None:
+        raise ConfigError(f"{key} {unmet}{hint}")
 
 
 def _check_warmup(optim: OptimConfig, trainer: TrainerConfig) -> None:

@@ -463,8 +463,8 @@ def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
                 "shards=a",
                 "protocols=[click_random_7]",
             ],
-            "protocols=click_random_7 makes prompts of 7 points, more than the 6 that "
-            "model.name=efficient_sam_ti takes",
+            "protocols=click_random_7 makes prompts of 7 points (a box counts as two), more than "
+            "the 6 that model.name=efficient_sam_ti takes",
         ),
         (
             EvaluateConfig,

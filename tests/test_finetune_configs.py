@@ -11,6 +11,7 @@ import pytest
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.config import FinetuneConfig
+from efficientsam_pl.config_diff import flatten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.config import FreezeConfig
 from efficientsam_pl.prompts.prompters import build_prompter
@@ -24,17 +25,9 @@ def load(name: str, *more: str) -> FinetuneConfig:
     return configs.load(FinetuneConfig, [f"finetune/{name}"], list(more))
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        found |= {f"{prefix}{key}": value} if inner is None else inner
-    return found
-
-
 def changed(name: str, base: str) -> dict[str, Any]:
     """What one recipe says otherwise than another."""
-    own, of_base = (flat(configs.as_dict(load(one))) for one in (name, base))
+    own, of_base = (flatten(configs.as_dict(load(one))) for one in (name, base))
     assert own.keys() == of_base.keys()
     return {key: value for key, value in own.items() if value != of_base[key]}
 
@@ -108,7 +101,7 @@ def test_the_interactive_recipe_differs_in_prompts_alone(size: str) -> None:
         "model.name": f"efficient_sam_{size}_interactive",
         "masks.clicks": 1,
         "prompts.rounds": "interactive",
-        "validation.clicks": (1, 3, 5),
+        "validation.clicks": [1, 3, 5],
         "validation.later_clicks": "corrections",
     }
 

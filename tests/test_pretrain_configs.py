@@ -7,6 +7,7 @@ import pytest
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.config import PretrainConfig
+from efficientsam_pl.config_diff import flatten
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/pretrain"
 MAE = {
@@ -31,21 +32,13 @@ def load(name: str) -> PretrainConfig:
     return configs.load(PretrainConfig, [f"pretrain/{name}"], [])
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        found |= {f"{prefix}{key}": value} if inner is None else inner
-    return found
-
-
 @pytest.mark.parametrize(
     ("name", "base", "meant"), [(*names, meant) for names, meant in MEANT.items()], ids=str
 )
 def test_an_ablation_differs_from_its_base_only_where_meant(
     name: str, base: str, meant: dict[str, Any]
 ) -> None:
-    own, of_base = flat(configs.as_dict(load(name))), flat(configs.as_dict(load(base)))
+    own, of_base = flatten(configs.as_dict(load(name))), flatten(configs.as_dict(load(base)))
     assert own.keys() == of_base.keys()
     changed = {key: value for key, value in own.items() if value != of_base[key]}
     assert changed == meant | {"run.dir": f"runs/pretrain_{name}"}

@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from efficientsam_pl.data.storage.files import sync_folder, written_whole
+from efficientsam_pl.atomic import sync_folder
+from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.errors import UserError
 
 VERSION = 3
@@ -80,7 +81,7 @@ def measured(files: Iterable[Path], root: Path) -> dict[str, StoredPart]:
 def seal(folder: Path, kind: Kind, step: int, values: str, files: Mapping[str, StoredPart]) -> None:
     """Writes the manifest of a folder whose other files are synced: its last file."""
     manifest = Manifest(kind, step, values, files, time.time())
-    with written_whole(str(folder / MANIFEST)) as file:
+    with atomic_write(str(folder / MANIFEST)) as file:
         file.write(json.dumps(asdict(manifest), indent=1).encode() + b"\n")
 
 
@@ -101,7 +102,7 @@ def replace_values(folder: Path, name: str) -> None:
     before = manifest_of(folder)
     files = {key: part for key, part in before.files.items() if key != before.values}
     new = replace(before, values=name, files=files | measured([folder / name], folder))
-    with written_whole(str(folder / MANIFEST)) as file:
+    with atomic_write(str(folder / MANIFEST)) as file:
         file.write(json.dumps(asdict(new), indent=1).encode() + b"\n")
     if before.values != name:
         (folder / before.values).unlink(missing_ok=True)
@@ -175,7 +176,7 @@ def pointed_to(pointer: Path) -> Path | None:
 
 def point(pointer: Path, folder: Path) -> None:
     """Makes a run's `latest` or `best` name a checkpoint."""
-    with written_whole(str(pointer)) as file:
+    with atomic_write(str(pointer)) as file:
         file.write(f"{folder.relative_to(pointer.parent).as_posix()}\n".encode())
 
 

@@ -9,7 +9,7 @@ from rich.progress import track
 
 from efficientsam_pl.data.checking import CheckedShard, check_shards
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage.files import written_whole
+from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import Damage
 
@@ -52,5 +52,5 @@ def _write(path: Path, checked: list[CheckedShard], bad: list[Damage]) -> None:
         "samples": sum(shard.samples for shard in checked),
         "bad": [vars(damage) for damage in bad],
     }
-    with written_whole(str(path)) as target:
+    with atomic_write(str(path)) as target:
         target.write(json.dumps(whole, indent=1).encode() + b"\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam_pl.atomic import write_bytes
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.evaluation.comparison import Column, Comparison, cells, compare, markdown
 from efficientsam_pl.evaluation.result import read_result
 
@@ -22,7 +22,7 @@ def run(files: Sequence[Path], markdown_file: Path | None, paper: bool) -> None:
     results = [read_result(file) for file in files]
     table = compare([str(file) for file in files], results, paper)
     if markdown_file is not None:
-        write_bytes(markdown_file, markdown(table).encode())
+        atomic_write_bytes(markdown_file, markdown(table).encode())
     console = Console()
     for number, shown in enumerate(fitting_tables(table, console.width)):
         if number:

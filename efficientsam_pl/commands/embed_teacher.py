@@ -27,7 +27,7 @@ from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.sets import open_sets
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.plural import counted
-from efficientsam_pl.training.parallel import wrap_blocks
+from efficientsam_pl.training.parallel import apply_compile
 
 
 def run(config: PretrainConfig, share: ArrayShare) -> None:
@@ -39,7 +39,8 @@ def run(config: PretrainConfig, share: ArrayShare) -> None:
             is_claimed(part.folder, describe(config, part.heldout))
             written_features(part.folder, part.photos)
     teacher = FrozenTeacher(config.teacher, config.sami.student.grid()).to(device)
-    wrap_blocks(teacher.blocks(), recomputed=False, compiled=config.trainer.compile == "blocks")
+    if config.trainer.compile == "blocks":
+        apply_compile(teacher)
     for part in parts:
         source = FeatureSource(
             part.photos,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from efficientsam_pl import atomic
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.commands.devices import Accelerator, chosen_device
 from efficientsam_pl.commands.labelled_shards import LabelledPhoto, write_labelled
 from efficientsam_pl.commands.models import load_model
@@ -121,7 +121,7 @@ def _write(
     if options.json is not None:
         one_photo = options.image.is_file()
         place = options.json if one_photo else options.json / f"{key}.json"
-        atomic.write_bytes(place, json.dumps(records, allow_nan=False).encode() + b"\n")
+        atomic_write_bytes(place, json.dumps(records, allow_nan=False).encode() + b"\n")
 
 
 def _tell(done: Done, options: EverythingOptions, seconds: float) -> None:

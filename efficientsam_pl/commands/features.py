@@ -11,6 +11,7 @@ from typing import Any
 
 from efficientsam_pl.commands.models import weights_sha256
 from efficientsam_pl.config import ConfigError, PretrainConfig, as_dict
+from efficientsam_pl.config_diff import flatten
 from efficientsam_pl.data.features.coding import VERSION
 from efficientsam_pl.data.features.maps import PhotoMaps
 from efficientsam_pl.data.features.store import FeatureSet, is_claimed, open_features
@@ -92,7 +93,7 @@ def describe(config: PretrainConfig, heldout: bool = False) -> dict[str, Any]:
     if heldout:
         return described | {"crop": "centre"}
     drawn = {"features.views": features.views, "features.seed": features.seed}
-    return described | drawn | dict(_flat("crop", as_dict(config.crop)))
+    return described | drawn | flatten(as_dict(config.crop), "crop.")
 
 
 def describe_teacher(teacher: TeacherConfig) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def describe_teacher(teacher: TeacherConfig) -> dict[str, Any]:
     if teacher.weights is not None:  # which leave nothing to the seed
         described["teacher.weights (SHA-256)"] = weights_sha256(teacher.weights)
         del told["seed"]
-    return described | dict(_flat("teacher", told))
+    return described | flatten(told, "teacher.")
 
 
 def views_of(config: PretrainConfig, heldout: bool) -> Views:
@@ -176,12 +177,3 @@ def _stream(
 def _exact(config: PretrainConfig, heldout: bool) -> bool:
     """Held-out photos are always decoded at full size."""
     return heldout or config.data.decoding == "exact"
-
-
-def _flat(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(f"{prefix}.{name}", value)
-        else:
-            # a store's note is JSON, which knows no tuples
-            yield f"{prefix}.{name}", list(value) if isinstance(value, tuple) else value

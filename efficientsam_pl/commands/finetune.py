@@ -1,6 +1,7 @@
 """`efficientsam finetune`: prompts to masks on shards of masked photos."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from efficientsam_pl.training.callbacks.scores import HeldoutScores
 from efficientsam_pl.training.callbacks.throughput import Throughput
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.flops import step_flops
-from efficientsam_pl.training.parallel import Arrangement
+from efficientsam_pl.training.parallel import parallelize
 from efficientsam_pl.training.run_folder import open_run
 from efficientsam_pl.training.runs import fit, print_weights, run_setting, standard_callbacks
 from efficientsam_pl.training.signals import catch_signals
@@ -70,7 +71,7 @@ def run(config: FinetuneConfig) -> Finetuned:
         lesson,
         config.optim,
         config.trainer.max_steps,
-        Arrangement(config.trainer),
+        partial(parallelize, config=config.trainer),
         averaged=config.trainer.ema_decay is not None,
     )
     header = {

@@ -6,8 +6,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from efficientsam_pl.commands.pack import pack_source
+from efficientsam_pl.config_diff import first_difference
 from efficientsam_pl.data.config import CocoConfig, DataConfig
-from efficientsam_pl.data.packing.job import ArrayShare, difference, noted
+from efficientsam_pl.data.packing.job import ArrayShare, noted
 from efficientsam_pl.data.packing.own_coco import HELDOUT, TRAIN, OwnCoco
 from efficientsam_pl.data.storage.files import exists, list_files
 from efficientsam_pl.errors import UserError
@@ -47,7 +48,7 @@ def _is_packed(out: Path, source: OwnCoco) -> bool:
     before = noted(str(out))
     if before is None:
         return False
-    differs = difference(before, source.described())
+    differs = first_difference(before, source.described())
     if differs:
         raise UserError(
             f"{out} holds the photos of another set: {differs}; name another run.dir, or delete "

@@ -14,7 +14,7 @@ from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.job import ArrayShare, Source, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
-from efficientsam_pl.data.storage.files import written_whole
+from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 
@@ -139,7 +139,7 @@ def _write_summary(
     }
     of = "" if share.count == 1 else f"-{share.index}-of-{share.count}"
     place = f"{out}/pack-summary{of}.json"
-    with written_whole(place) as target:
+    with atomic_write(place) as target:
         target.write(json.dumps(whole, indent=1).encode() + b"\n")
     return place
 

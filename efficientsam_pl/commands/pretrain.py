@@ -25,7 +25,7 @@ from efficientsam_pl.training.callbacks.records import LossHistory
 from efficientsam_pl.training.callbacks.throughput import Throughput
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
 from efficientsam_pl.training.flops import step_flops
-from efficientsam_pl.training.parallel import Arrangement
+from efficientsam_pl.training.parallel import parallelize
 from efficientsam_pl.training.run_folder import open_run
 from efficientsam_pl.training.runs import fit, print_weights, run_setting, standard_callbacks
 from efficientsam_pl.training.signals import catch_signals
@@ -65,7 +65,12 @@ def run(config: PretrainConfig) -> Pretrained:
         config.loss,
         config.optim,
         config.trainer.max_steps,
-        Arrangement(config.trainer, target.teacher, config.teacher.sharding == "sharded"),
+        partial(
+            parallelize,
+            config=config.trainer,
+            teacher=target.teacher,
+            shard_teacher=config.teacher.sharding == "sharded",
+        ),
         averaged=config.trainer.ema_decay is not None,
     )
     header = {

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam_pl import atomic
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.commands.devices import chosen_device
 from efficientsam_pl.commands.models import load_model, weights_sha256
 from efficientsam_pl.commands.photo_files import read_image
@@ -91,7 +91,7 @@ def run(options: SalientOptions) -> dict[str, Any]:
         raise UserError(f"none of {counted(len(photos), 'photo')} could be used")
     result = _result(options, found, asdict(model.config)["resize"])
     if options.json is not None:
-        atomic.write_bytes(options.json, (json.dumps(result, indent=1) + "\n").encode())
+        atomic_write_bytes(options.json, (json.dumps(result, indent=1) + "\n").encode())
     print(f"{counted(len(found.photos), 'photo')} -> {options.out}")
     return result
 

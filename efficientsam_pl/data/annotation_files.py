@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from efficientsam_pl.data.packing.coco import CocoError, record_lists
-from efficientsam_pl.data.storage.files import persistently
+from efficientsam_pl.data.storage.files import with_retries
 from efficientsam_pl.data.storage.filesystems import HTTP, store
 from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import Rle, area, check_polygons, from_coco, run_lengths
@@ -279,7 +279,7 @@ def _is_there(path: str, folders: dict[str, frozenset[str] | None]) -> bool:
 def _names_in(folder: str) -> frozenset[str]:
     fs, plain = store(folder)
     try:
-        listed = persistently(lambda: fs.ls(plain, detail=False), folder)
+        listed = with_retries(lambda: fs.ls(plain, detail=False), folder)
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
     return frozenset(str(name).rstrip("/").rpartition("/")[2] for name in listed)

@@ -36,6 +36,7 @@ from efficientsam_pl.data.index import (
     to_bytes,
 )
 from efficientsam_pl.data.storage.files import (
+    atomic_write,
     exists,
     from_beginning,
     full_path,
@@ -45,7 +46,6 @@ from efficientsam_pl.data.storage.files import (
     patterns,
     read_file,
     same_file,
-    written_whole,
 )
 from efficientsam_pl.data.storage.tar import scan_tar
 from efficientsam_pl.errors import UserError
@@ -172,7 +172,7 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
         with _lock(place, block):
             if not exists(place):
                 index = index_of(from_beginning(path, scan_tar))
-                with written_whole(place) as target:
+                with atomic_write(place) as target:
                     target.write(to_bytes(index))
             return entry_of(path, place, from_bytes(read_file(place), place))
     except Timeout:
@@ -202,7 +202,7 @@ def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None
                 "version": MANIFEST_VERSION,
                 "shards": {Path(p).name: _to_json(listed[p], place) for p in sorted(listed)},
             }
-            with written_whole(place) as target:
+            with atomic_write(place) as target:
                 target.write(json.dumps(whole, indent=1).encode() + b"\n")
 
 

@@ -18,13 +18,14 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from efficientsam_pl.atomic import write_bytes
+from efficientsam_pl.atomic import atomic_write_bytes
+from efficientsam_pl.config_diff import diff, join_first, shorten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.record import VERSION, PhotoRecord, RecordError, from_line
+from efficientsam_pl.jsonl import truncate_torn_line
 
 _SYNC_S = 5.0  # a crash of the machine loses no more than this; a kill of the program nothing
 _PATIENCE_S = 10.0  # with a process that SLURM is still ending
-_BLOCK = 1 << 20  # bytes
 _SHOWN = 40  # characters of a value
 
 
@@ -99,7 +100,7 @@ class Parts:
                     "settings": plain,
                     "cleared_by": started if fresh else None,
                 }
-                write_bytes(self._settings, (json.dumps(told, indent=1) + "\n").encode())
+                atomic_write_bytes(self._settings, (json.dumps(told, indent=1) + "\n").encode())
             elif (version := known.get("version", 1)) != VERSION:
                 raise UserError(
                     f"{self.folder} holds photos of an evaluation in version {version} of its "
@@ -109,8 +110,8 @@ class Parts:
             elif known["settings"] != plain:
                 raise UserError(
                     f"{self.folder} holds another evaluation's photos: "
-                    f"{_difference(known['settings'], plain)}; give another out=, or fresh=true to "
-                    "throw them away"
+                    f"{_differences(known['settings'], plain)}; give another out=, or "
+                    "fresh=true to throw them away"
                 )
 
     def finished(self) -> Finished:
@@ -143,7 +144,7 @@ class Parts:
         lock = FileLock(self.folder / f".rank-{rank}.lock", timeout=_PATIENCE_S)
         try:
             with lock:
-                _cut_torn_line(file)
+                truncate_torn_line(file)
                 with file.open("ab") as lines:
                     writer = Writer(lines)
                     try:
@@ -165,7 +166,7 @@ class Parts:
 
     def set_mark(self, text: str) -> None:
         """Tells the ranks something, to be called while `merging`."""
-        write_bytes(self._mark, text.encode())
+        atomic_write_bytes(self._mark, text.encode())
 
     @property
     def _mark(self) -> Path:
@@ -223,40 +224,11 @@ class Writer:
         self._synced = time.monotonic()
 
 
-def _cut_torn_line(file: Path) -> None:
-    if not file.exists():
-        return
-    with file.open("rb+") as lines:
-        end = whole = lines.seek(0, os.SEEK_END)
-        while end > 0:
-            begin = max(0, end - _BLOCK)
-            lines.seek(begin)
-            found = lines.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                break
-            end = begin
-        else:
-            found, begin = -1, 0
-        if begin + found + 1 < whole:
-            lines.truncate(begin + found + 1)
-
-
-def _difference(before: Any, now: Any, key: str = "") -> str:
-    """The first few keys that differ, with both values."""
-    found = list(_differing(before, now, key))
-    shown = ", ".join(f"{name}={_short(old)} for {_short(new)}" for name, old, new in found[:3])
-    return shown if len(found) <= 3 else f"{shown} and {len(found) - 3} more"
-
-
-def _differing(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted(before.keys() | now.keys()):
-            full = f"{key}.{name}" if key else name
-            yield from _differing(before.get(name), now.get(name), full)
-    elif before != now:
-        yield key, before, now
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the first few keys that differ, with both values."""
+    texts = [f"{key}={_short(old)} for {_short(new)}" for key, old, new in diff(before, now)]
+    return join_first(texts, 3)
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return shorten(json.dumps(value), _SHOWN)

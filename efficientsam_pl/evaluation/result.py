@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.atomic import write_bytes
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.errors import UserError
 
 FORMAT, VERSION = "efficientsam_pl evaluation", 1
@@ -58,7 +58,7 @@ class Result:
 
 def write_result(result: Result, path: Path) -> None:
     """Writes the file whole, under its name once the disk has it."""
-    write_bytes(path, result.text().encode())
+    atomic_write_bytes(path, result.text().encode())
 
 
 def read_result(path: Path) -> Result:

@@ -1,15 +1,14 @@
 """A training checkpoint to one file, without a GPU and without a process group."""
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
+from efficientsam_pl.atomic import atomic_write_local
 from efficientsam_pl.checkpoints.stored import StoredCheckpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.streamed import write_streamed
@@ -50,7 +49,8 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
     if out.suffix == ".pt":
         _check_released_layout(header)
         state = part(dict(stored.tensors(lambda name: name.startswith(kept))), kept)
-        _written_aside(out, lambda path: _save_released(state, path))
+        with atomic_write_local(out) as file:
+            torch.save({"model": released_names(state)}, file)
         return
     encoder_alone = header["stage"] == "pretrain"
     theirs, ours = (f"{kept}encoder.", "image_encoder.trunk.") if encoder_alone else (kept, "")
@@ -80,7 +80,7 @@ def write_safetensors(
     model: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
-    """One file of ours, written aside a tensor at a time, synced and renamed.
+    """Write a file of ours a tensor at a time, atomically.
 
     Args:
         out: The file.
@@ -90,7 +90,8 @@ def write_safetensors(
         provenance: How the weights came about.
     """
     header = safetensors_header(model, provenance)
-    _written_aside(out, lambda path: write_streamed(path, shapes, tensors, header))
+    with atomic_write_local(out) as file:
+        write_streamed(file, shapes, tensors, header)
 
 
 def _check_released_layout(header: Mapping[str, Any]) -> None:
@@ -116,21 +117,3 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
             "a .pt file is for the released layout, which this model has not "
             f"({', '.join(differing)}); name a .safetensors file"
         )
-
-
-def _save_released(state: dict[str, Tensor], path: Path) -> None:
-    with path.open("wb") as file:  # given a path, torch would write the path's name into the file
-        torch.save({"model": released_names(state)}, file)
-
-
-def _written_aside(out: Path, write: Callable[[Path], None]) -> None:
-    """Writes under a name that no other writer has, syncs and renames; an error leaves nothing."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{uuid4().hex[:12]}.part")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -20,12 +20,15 @@ _DTYPES = {
 
 
 def write_streamed(
-    path: Path, shapes: Mapping[str, Tensor], tensors: Iterable[Tensor], metadata: dict[str, str]
+    file: IO[bytes],
+    shapes: Mapping[str, Tensor],
+    tensors: Iterable[Tensor],
+    metadata: dict[str, str],
 ) -> None:
     """Writes tensors as they come.
 
     Args:
-        path: The file.
+        file: Open for writing, and empty.
         shapes: By name; of each only shape and type are looked at (meta tensors will do).
         tensors: One of each shape, in that order.
         metadata: Kept in the file's header.
@@ -46,8 +49,7 @@ def write_streamed(
         place = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor, shape in zip(tensors, shapes.values(), strict=True):
-            assert (tensor.shape, tensor.dtype) == (shape.shape, shape.dtype), "as announced"
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor, shape in zip(tensors, shapes.values(), strict=True):
+        assert (tensor.shape, tensor.dtype) == (shape.shape, shape.dtype), "as announced"
+        file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -17,10 +17,10 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.reachable import GridIous, grid_ious
 from efficientsam_pl.evaluation.segmenting import ImagePrompts
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor, PromptError
+from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor, PromptError, check_known
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import Rle, encode_many
-from efficientsam_pl.structures import Label, Prediction, Prompts
+from efficientsam_pl.structures import Prediction, Prompts
 
 _FLOATS = 2**24  # of logits at the photo's size that lie in memory at once
 # Prompts a call of the decoder. A CPU is as fast with four as with more
@@ -82,8 +82,7 @@ class EvaluatedPhoto:
             PromptError: A kind of prompt, or more points, than the model knows.
         """
         model, resize = self.embedded.model, self.embedded.resize
-        if not model.config.prompts.negative_clicks and (prompts.labels == Label.NEGATIVE).any():
-            raise PromptError("this model knows no negative clicks (label 0)")
+        check_known(prompts.labels, model.config.prompts)
         logits, iou = [], []
         for part, count in self._parts(prompts):
             try:

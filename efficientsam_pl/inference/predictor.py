@@ -16,6 +16,8 @@ from torch import Tensor
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.geometry import Resize
+from efficientsam_pl.models.config import PromptEncoderConfig
+from efficientsam_pl.models.prompt_kinds import PromptNeeds, unmet_needs
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.structures import Label, Prediction, Prompts
 
@@ -122,8 +124,18 @@ class EmbeddedImage:
         unknown = sorted(set(labels.flatten().tolist()) - known)
         if unknown:
             raise PromptError(f"unknown label {unknown[0]}; labels are {sorted(known)}")
-        if not self.model.config.prompts.negative_clicks and bool((labels == 0).any()):
-            raise PromptError("this model knows no negative clicks (label 0)")
+        check_known(labels, self.model.config.prompts)
+
+
+def check_known(labels: Tensor, known: PromptEncoderConfig) -> None:
+    """Refuse negative clicks that a model does not know.
+
+    Raises:
+        PromptError: There are some.
+    """
+    needs = PromptNeeds(negative_clicks=bool((labels == Label.NEGATIVE).any()))
+    if unmet := unmet_needs(known, needs):
+        raise PromptError(f"a click with label 0 {unmet}")
 
 
 def check_places(

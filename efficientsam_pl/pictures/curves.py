@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from efficientsam_pl import atomic
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.pictures.palette import INK, MASK_COLOURS, MUTED, Rgb, mask_colour
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def loss_curve(
         axes.axhline(value, color=_hex(MUTED), linewidth=1.2, dashes=(5, 3))
         labels.append((name, value, MUTED))
     _label_right(axes, labels)
-    atomic.write_bytes(path, _png(figure))
+    atomic_write_bytes(path, _png(figure))
 
 
 def running_median(

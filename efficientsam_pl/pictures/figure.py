@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from efficientsam_pl import atomic
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.pictures.overlay import DrawnPrompt, overlay
 from efficientsam_pl.pictures.palette import INK, MUTED, object_colour
 from efficientsam_pl.pictures.vector import DPI, KINDS, Kind, hexed, new_figure, rendered
@@ -88,7 +88,7 @@ def write_figure(content: FigureContent, paths: Sequence[Path]) -> None:
     kinds = [kind_of(path) for path in paths]
     figure = draw_figure(content)
     for path, kind in zip(paths, kinds, strict=True):
-        atomic.write_bytes(path, rendered(figure, kind))
+        atomic_write_bytes(path, rendered(figure, kind))
 
 
 def kind_of(path: Path) -> Kind:

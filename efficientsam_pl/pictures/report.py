@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from efficientsam_pl import atomic
+from efficientsam_pl.atomic import atomic_write_bytes
 
 _DASHES = "-\N{EN DASH}\N{MINUS SIGN}"
 _SIGN = rf"[{_DASHES}+±<>≤≥~≈]?\s?"
@@ -117,7 +117,7 @@ def write_report(path: Path, report: Report) -> None:
     environment.filters["verdict"] = verdict
     template = resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
     page = environment.from_string(template).render(report=report)
-    atomic.write_bytes(path, page.encode("utf-8"))
+    atomic_write_bytes(path, page.encode("utf-8"))
 
 
 def paragraphs(text: str) -> list[str]:

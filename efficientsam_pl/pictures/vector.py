@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from efficientsam_pl import atomic
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.pictures.palette import MASK_COLOURS, Rgb
 
@@ -44,8 +44,8 @@ class Plot:
     def write(self, path: Path) -> tuple[Path, Path]:
         """Writes `path` with the endings .png and .svg, each whole or not at all."""
         png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
-        atomic.write_bytes(png, self.png)
-        atomic.write_bytes(svg, self.svg)
+        atomic_write_bytes(png, self.png)
+        atomic_write_bytes(svg, self.svg)
         return png, svg
 
 

@@ -7,9 +7,12 @@ would be another run.
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from efficientsam_pl.config_diff import diff, join_first
+
 Kind = Literal["recipe", "told", "free"]
 
 _TOLD_AT_MOST = 5
+_ABSENT = object()
 
 # By section: keys that may differ, and those of them of which it is told. All others, and all
 # sections that are not named here, are the recipe. `*` stands for all keys of a section.
@@ -48,39 +51,21 @@ def kind_of(key: str) -> Kind:
     return "free" if "*" in free or name in free else "recipe"
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A plain config by full keys: `data.mixture[0].weight`."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{key}.")
-        elif isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
-            for number, one in enumerate(value):
-                found |= flat(one, f"{key}[{number}].")
-        else:
-            found[key] = list(value) if isinstance(value, tuple) else value  # as YAML has it
-    return found
-
-
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], kind: Kind) -> list[str]:
     """What of a kind differs, as `optim.peak_lr was 0.0004, now 0.0002`.
 
     A key that only `now` has is new in this program, and no change.
     """
-    old, new = flat(before), flat(now)
     return [
-        f"{key} was {_shown(value)}, now {_shown(new[key]) if key in new else 'not there'}"
-        for key, value in old.items()
-        if (key not in new or new[key] != value) and kind_of(_unnumbered(key)) == kind
+        f"{key} was {_shown(old)}, now {_shown(new)}"
+        for key, old, new in diff(before, now, absent=_ABSENT)
+        if old is not _ABSENT and kind_of(_unnumbered(key)) == kind
     ]
 
 
 def one_line(differences: list[str]) -> str:
     """The first few of them, and how many more there are."""
-    more = len(differences) - _TOLD_AT_MOST
-    told = "; ".join(differences[:_TOLD_AT_MOST])
-    return f"{told}; and {more} more" if more > 0 else told
+    return join_first(differences, _TOLD_AT_MOST)
 
 
 def _unnumbered(key: str) -> str:
@@ -88,4 +73,6 @@ def _unnumbered(key: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "not there"
     return "null" if value is None else str(value)

@@ -1,47 +1,13 @@
-"""A file of JSON lines that several processes append to, none of which may be torn or lost."""
+"""Shorten a file of JSON lines to the step that a run resumes from."""
 
-import contextlib
-import fcntl
 import json
 import os
 from pathlib import Path
 
-from efficientsam_pl.data.storage.files import written_whole
+from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.training.room import DiskRoom
 
 _BLOCK = 64 * 1024
-
-
-def append_whole(path: Path, lines: bytes) -> None:
-    """Adds all of some lines, or nothing where the disk is full.
-
-    Half a line that a killed process has left at the end is cut before.
-
-    Raises:
-        OSError: The file is as it was.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    size = 0
-    try:
-        with contextlib.suppress(OSError):  # of a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = _end_of_lines(descriptor)
-        os.ftruncate(descriptor, size)
-        try:
-            left = memoryview(lines)
-            while left:  # a disk that fills up takes a part before it refuses
-                left = left[os.write(descriptor, left) :]
-        except OSError:
-            os.ftruncate(descriptor, size)
-            raise
-    except BaseException:
-        os.close(descriptor)
-        raise
-    try:
-        os.close(descriptor)  # where a network file system tells that it is full
-    except OSError:
-        os.truncate(path, size)
-        raise
 
 
 def cut_lines(path: Path, step: int) -> list[bytes]:
@@ -93,20 +59,8 @@ def _step(line: bytes) -> int | None:
 
 
 def _rewrite(path: Path, end: int, later: list[bytes]) -> None:
-    with path.open("rb") as old, written_whole(str(path)) as new:
+    with path.open("rb") as old, atomic_write(str(path)) as new:
         while end > 0 and (block := old.read(min(_BLOCK, end))):
             new.write(block)
             end -= len(block)
         new.writelines(later)
-
-
-def _end_of_lines(descriptor: int) -> int:
-    """The place behind the last line break."""
-    end = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - _BLOCK)
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0

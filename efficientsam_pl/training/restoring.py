@@ -9,7 +9,7 @@ import torch.distributed as dist
 from efficientsam_pl.checkpoints.choice import sound_checkpoint
 from efficientsam_pl.checkpoints.folder import CheckpointError
 from efficientsam_pl.checkpoints.stored import StoredCheckpoint
-from efficientsam_pl.data.packing.job import difference
+from efficientsam_pl.config_diff import first_difference, flatten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT
 
@@ -50,7 +50,7 @@ def check_resumable(stored: StoredCheckpoint, header: dict[str, Any]) -> None:
     Raises:
         UserError: It is of a model of another shape or other frozen parts.
     """
-    differs = difference(_shape(stored.values[FORMAT]), _shape(header))
+    differs = first_difference(_shape(stored.values[FORMAT]), _shape(header))
     if differs:
         raise UserError(
             f"{stored.folder} is of another model: {differs}; run.resume=none begins anew"
@@ -72,15 +72,6 @@ def _shape(header: dict[str, Any]) -> dict[str, Any]:
         "stage": header["stage"],
         "what is frozen": header.get("frozen"),
         **{key: None if value is None else "given" for key, value in given.items()},
-        **_flat(header["model"], "model."),
-        **_flat(config.get("sami", {}), "sami."),
+        **flatten(header["model"], "model."),
+        **flatten(config.get("sami", {}), "sami."),
     }
-
-
-def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Nested dicts as one, so that a difference is told by its key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
-        flat |= inner or {f"{prefix}{key}": value}
-    return flat

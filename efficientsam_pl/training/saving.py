@@ -38,11 +38,6 @@ from efficientsam_pl.errors import UserError
 _log = logging.getLogger(__name__)
 _LATER_VALUES = "run-validated.pt"
 
-# What is done on rank 0 when a checkpoint has its name; also on the thread that writes
-Placed = Callable[[Path], None]
-# What every rank does with files it has written, before the checkpoint is sealed
-Written = Callable[[Path, list[Path]], None]
-
 
 @dataclass(frozen=True)
 class _Work:
@@ -66,16 +61,18 @@ class CheckpointWriter:
     def __init__(
         self,
         writing: Literal["blocking", "background"],
-        placed: Placed,
-        written: Written,
+        placed: Callable[[Path], None],
+        written: Callable[[Path, list[Path]], None],
         own_disk: bool = False,
     ) -> None:
         """A writer.
 
         Args:
             writing: Whether training waits. In the background a copy of the state is written.
-            placed: Called on rank 0 with a checkpoint that is whole and has its name.
-            written: Called on every rank that writes, with the unfinished folder and its files.
+            placed: Called on rank 0, perhaps on the writing thread, with a checkpoint that is whole
+                and has its name.
+            written: Called on every rank that writes, with the unfinished folder and its files,
+                before the checkpoint is sealed.
             own_disk: Whether this rank's folder is not rank 0's: its files are not needed further.
         """
         self._writing, self._placed, self._written = writing, placed, written

@@ -77,7 +77,7 @@ def test_another_evaluation_is_refused_with_what_differs(tmp_path: Path) -> None
     with pytest.raises(UserError) as caught:
         parts.begin(other, "two", fresh=False)
     told = str(caught.value)
-    assert 'model.weights_sha256="abc" for "def", seed=0 for 1' in told
+    assert 'model.weights_sha256="abc" for "def"; seed=0 for 1' in told
     assert "fresh=true" in told
     assert "\n" not in told
     assert parts.finished().whole() == {1}

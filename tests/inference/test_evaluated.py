@@ -170,7 +170,7 @@ def test_little_memory_gives_the_same_masks(
 def test_prompts_that_the_model_does_not_know_are_refused(image: np.ndarray) -> None:
     known = PromptEncoderConfig(max_points=6)
     photo = EvaluatedModel(Segmenter(replace(CONFIG, prompts=known))).embed(image)
-    with pytest.raises(PromptError, match="no negative clicks"):
+    with pytest.raises(PromptError, match="label 0 needs negative clicks"):
         photo.ask(clicks(3))
     positive = replace(clicks(3), labels=torch.ones(3, 2, dtype=torch.long))
     with pytest.raises(PromptError, match="no mask prompts"):

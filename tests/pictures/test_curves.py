@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl import atomic
 from efficientsam_pl.pictures.curves import loss_curve, running_median, spread
 from efficientsam_pl.pictures.palette import MASK_COLOURS, MUTED
 
@@ -70,20 +69,6 @@ def test_loss_of_another_length_is_refused_and_nothing_is_written(tmp_path: Path
     with pytest.raises(ValueError, match="loss: 2 values for 3 steps"):
         loss_curve(tmp_path / "a.png", "t", [0, 1, 2], {"loss": [1.0, 2.0]}, {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    atomic.write_bytes(tmp_path / "a.png", b"old")
-
-    def fail(self: Path, target: Path) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        atomic.write_bytes(tmp_path / "a.png", b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"old")]
 
 
 def test_drawing_leaves_pyplot_and_its_settings_alone(tmp_path: Path) -> None:

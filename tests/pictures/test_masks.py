@@ -1,9 +1,6 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from efficientsam_pl import atomic
 from efficientsam_pl.pictures.masks import CELL_PX, Answers, mask_sheet
 from efficientsam_pl.pictures.overlay import DrawnPrompt
 from efficientsam_pl.pictures.sheet import SheetLayout
@@ -98,19 +95,3 @@ def test_extreme_photo_is_drawn(size: tuple[int, int]) -> None:
 def test_no_answers_are_a_sheet_of_titles() -> None:
     layout = SheetLayout.for_cell(CELL_PX)
     assert mask_sheet([]).size == (layout.left(4), layout.gap + layout.title_height)
-
-
-def test_file_that_cannot_be_finished_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "folder" / "step.png"
-    atomic.write_bytes(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        atomic.write_bytes(path, b"new")
-    assert [file.name for file in path.parent.iterdir()] == ["step.png"]
-    assert path.read_bytes() == b"old"

@@ -7,9 +7,10 @@ from omegaconf import OmegaConf
 
 from efficientsam_pl import config as configs
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.config_diff import flatten
 from efficientsam_pl.data.config import SetConfig
 from efficientsam_pl.training import changes as module
-from efficientsam_pl.training.changes import changes, flat, kind_of, one_line
+from efficientsam_pl.training.changes import changes, kind_of, one_line
 
 # Sections of which every key is what a run learns: a new key belongs there, too
 RECIPE = ("crop", "sami", "loss", "optim", "prompts", "model.freeze", "teacher.encoder")
@@ -36,7 +37,7 @@ def keys() -> set[str]:
     """All keys of both root configs, and those of a mixture's entries."""
     found = {f"data.mixture.{key}" for key in configs.as_dict(SetConfig(shards="a"))}
     for root in (PretrainConfig, FinetuneConfig):
-        found |= set(flat(configs.as_dict(root())))
+        found |= set(flatten(configs.as_dict(root())))
     return found
 
 
@@ -84,7 +85,7 @@ def test_config_that_was_written_and_read_is_the_same(root: type[Any]) -> None:
     written = configs.load(root, [], ["data.mixture=[{shards: a}, {shards: b}]", "run.dir=1e-4"])
     read = OmegaConf.to_container(OmegaConf.create(configs.dump(written)))
     assert isinstance(read, dict)
-    assert flat(read) == flat(configs.as_dict(written))
+    assert flatten(read) == flatten(configs.as_dict(written))
 
 
 def test_entry_of_a_mixture_is_told_by_its_number() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from efficientsam_pl.training.lines import append_whole, cut_lines
+from efficientsam_pl.jsonl import append_lines
+from efficientsam_pl.training.lines import cut_lines
 
 MountDisk = Callable[..., Any]
 
@@ -22,7 +23,7 @@ def line(step: int, rank: int = 0, size: int = 5) -> bytes:
 
 def append_many(path: Path, rank: int) -> None:
     for step in range(100):
-        append_whole(path, line(step, rank, size=20_000))
+        append_lines(path, line(step, rank, size=20_000))
 
 
 def test_processes_that_append_at_once_tear_no_line(tmp_path: Path) -> None:
@@ -41,10 +42,10 @@ def test_processes_that_append_at_once_tear_no_line(tmp_path: Path) -> None:
 def test_half_a_line_of_a_killed_process_goes_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(line(0) + line(1, size=200_000)[:150_000])  # more than is looked at at once
-    append_whole(path, line(1))
+    append_lines(path, line(1))
     assert path.read_bytes() == line(0) + line(1)
     path.write_bytes(b'{"st')
-    append_whole(path, line(0))
+    append_lines(path, line(0))
     assert path.read_bytes() == line(0)
 
 
@@ -54,11 +55,11 @@ def test_lines_that_a_full_disk_takes_in_part_are_taken_back(mount_disk: MountDi
     path.write_bytes(line(0))
     disk.fill(leave=8192)
     with pytest.raises(OSError, match="No space left") as refused:
-        append_whole(path, line(1, size=20_000))
+        append_lines(path, line(1, size=20_000))
     assert refused.value.errno == errno.ENOSPC
     assert path.read_bytes() == line(0)
     disk.empty()
-    append_whole(path, line(1, size=20_000))
+    append_lines(path, line(1, size=20_000))
     assert path.read_bytes() == line(0) + line(1, size=20_000)
 
 
@@ -76,7 +77,7 @@ def test_disk_that_tells_at_closing_that_it_is_full_leaves_no_half(
 
     monkeypatch.setattr(os, "close", refuse)
     with pytest.raises(OSError, match="quota"):
-        append_whole(path, line(1))
+        append_lines(path, line(1))
     monkeypatch.undo()
     assert path.read_bytes() == line(0)
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from efficientsam_pl.training import runs
 from efficientsam_pl.training.callbacks.checkpoints import RunCheckpoints
 from efficientsam_pl.training.callbacks.scores import HeldoutScores, _table, check_understood, named
 from efficientsam_pl.training.datamodule import StreamDataModule, Streams
-from efficientsam_pl.training.parallel import Arrangement
+from efficientsam_pl.training.parallel import parallelize
 from efficientsam_pl.training.run_folder import RunFolder
 from efficientsam_pl.training.runs import run_setting
 
@@ -82,7 +83,7 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
         model,
         config.optim,
         config.trainer.max_steps,
-        Arrangement(config.trainer),
+        partial(parallelize, config=config.trainer),
         averaged=config.trainer.ema_decay is not None,
     )
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
@@ -268,9 +269,9 @@ def test_photos_are_laid_as_the_predictor_lays_them(
 def test_model_that_does_not_understand_is_refused_before_it_trains() -> None:
     released = PromptEncoderConfig(max_points=6, negative_clicks=False, mask_prompts=False)
     check_understood(ValidationConfig(clicks=(1, 6)), released)
-    with pytest.raises(UserError, match=r"validation.clicks=\[1, 7\].*at most 6"):
+    with pytest.raises(UserError, match=r"validation.clicks=\[1, 7\] makes prompts of 7 points"):
         check_understood(ValidationConfig(clicks=(1, 7)), released)
-    with pytest.raises(UserError, match=r"validation.later_clicks=corrections.*no negative clicks"):
+    with pytest.raises(UserError, match=r"corrections needs negative clicks and mask"):
         check_understood(ValidationConfig(later_clicks="corrections"), released)
     check_understood(ValidationConfig(clicks=(1,), later_clicks="corrections"), released)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.commands import consolidate, finetune, predict, pretrain
 from efficientsam_pl.commands.models import load_model
 from efficientsam_pl.commands.photo_files import save_image
@@ -284,7 +285,7 @@ def _metrics(pretrained: pretrain.Pretrained, splits: dict[str, Split]) -> dict[
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    atomic_write_bytes(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _print_summary(metrics: dict[str, Any], out: Path, seconds: float) -> None:

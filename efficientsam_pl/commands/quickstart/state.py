@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.atomic import write_bytes
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.errors import UserError
 
 _NAME = ".quickstart"
@@ -37,7 +37,7 @@ class QuickstartState:
             "packed": self.packed,
             "finished": self.finished,
         }
-        write_bytes(self.folder / _NAME, json.dumps(values, indent=1).encode())
+        atomic_write_bytes(self.folder / _NAME, json.dumps(values, indent=1).encode())
 
 
 def begin(folder: Path, command: dict[str, Any]) -> QuickstartState:

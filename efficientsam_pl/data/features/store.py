@@ -11,8 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from efficientsam_pl.config_diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, Sample, ShardIndex, from_bytes
-from efficientsam_pl.data.packing.job import difference, noted
+from efficientsam_pl.data.packing.job import noted
 from efficientsam_pl.data.shards import Shard, ShardSet, beside, entry_of
 from efficientsam_pl.data.storage.files import list_files, read_file
 from efficientsam_pl.errors import UserError
@@ -64,7 +65,7 @@ def is_claimed(folder: str, described: dict[str, Any]) -> bool:
         UserError: Features of another teacher, size or version, with the key and both values.
     """
     before = noted(folder)
-    differs = "" if before is None else difference(before, described)
+    differs = "" if before is None else first_difference(before, described)
     if differs:
         raise UserError(f"{folder} holds features of another kind: {differs}")
     return before is not None

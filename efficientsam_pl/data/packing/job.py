@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from efficientsam_pl.config_diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, checked_format, from_bytes
 from efficientsam_pl.data.packing.writer import (
     Noted,
@@ -23,13 +24,13 @@ from efficientsam_pl.data.packing.writer import (
 from efficientsam_pl.data.processes import worker_pool
 from efficientsam_pl.data.shards import Shard, beside, entry_of, write_manifest
 from efficientsam_pl.data.storage.files import (
+    atomic_write,
     exists,
     full_path,
     is_local,
     list_files,
     local_path,
     read_file,
-    written_whole,
 )
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError
 from efficientsam_pl.launch import INTERRUPTED, note_progress
@@ -39,7 +40,7 @@ T = TypeVar("T")
 NOTE = "pack.json"
 _FORMAT, _VERSION = "efficientsam_pl pack", 1
 _MARKS = ",*?["
-_LEFTOVER = re.compile(r"\.(.+)\.tar(?:\.index\.json)?\.\w+\.part")  # see written_whole
+_LEFTOVER = re.compile(r"\.(.+)\.tar(?:\.index\.json)?\.\w+\.part")  # see atomic_write
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _claim(source: Source, out: str) -> None:
     tars = list_files(f"{out}/*.tar")  # before the note, which another job of the array may write
     before = noted(out)
     if before is not None:
-        differs = difference(before, described)
+        differs = first_difference(before, described)
         if differs:
             raise UserError(
                 f"{out} holds shards of another packing: {differs}; name another folder"
@@ -215,7 +216,7 @@ def _claim(source: Source, out: str) -> None:
     if tars:
         raise UserError(f"{out} holds shards that no packing has noted; name another folder")
     note = {"format": _FORMAT, "version": _VERSION, "source": described}
-    with written_whole(place) as target:
+    with atomic_write(place) as target:
         target.write(json.dumps(note, indent=1).encode() + b"\n")
 
 
@@ -236,11 +237,3 @@ def noted(folder: str) -> dict[str, Any] | None:
         if isinstance(error, IndexFormatError):
             raise
         raise UserError(f"{place} is damaged; delete it or name another folder") from error
-
-
-def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first of a source's values that differs, with both; "" where none does."""
-    for key in [*now, *before]:
-        if before.get(key) != now.get(key):
-            return f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-    return ""

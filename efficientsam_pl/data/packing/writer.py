@@ -11,7 +11,7 @@ import webdataset
 
 from efficientsam_pl.data.index import index_of, to_bytes
 from efficientsam_pl.data.shards import Shard, beside, entry_of
-from efficientsam_pl.data.storage.files import written_whole
+from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.data.storage.tar import BLOCK, TarMember, TarScan
 
 
@@ -79,13 +79,13 @@ def write_shard(
     first = next(real, None)
     if first is None:
         return None, packed
-    with written_whole(path) as file, closing(_Tar(file)) as tar:
+    with atomic_write(path) as file, closing(_Tar(file)) as tar:
         for sample in chain([first], real):
             tar.add(sample)
             packed["masks"] += sample.masks
         scan = tar.finish()
     index = index_of(scan, packed)
-    with written_whole(beside(path)) as target:
+    with atomic_write(beside(path)) as target:
         target.write(to_bytes(index))
     return entry_of(path, beside(path), index), packed
 

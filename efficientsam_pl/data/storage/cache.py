@@ -9,15 +9,16 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock
 
-from efficientsam_pl.data.storage.files import from_beginning, is_local, written_whole
-from efficientsam_pl.data.storage.tar import Readable
+from efficientsam_pl.data.storage.files import (
+    atomic_write,
+    copy_from_start,
+    from_beginning,
+    is_local,
+)
 from efficientsam_pl.errors import UserError
-
-_CHUNK = 8 << 20
 
 
 class CacheError(UserError):
@@ -79,15 +80,8 @@ class ShardCache:
 
 
 def _fetch(shard: str, kept: Path) -> None:
-    with written_whole(str(kept)) as target:
-        from_beginning(shard, lambda source: _copy(source, target))
-
-
-def _copy(source: Readable, target: IO[bytes]) -> None:
-    target.seek(0)  # an earlier try may have broken off
-    target.truncate()
-    while data := source.read(_CHUNK):
-        target.write(data)
+    with atomic_write(str(kept)) as target:
+        from_beginning(shard, lambda source: copy_from_start(source, target))
 
 
 def _touch(kept: Path) -> bool:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from uuid import uuid4
 
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
+from efficientsam_pl.atomic import atomic_write_local, partial_name
 from efficientsam_pl.data.storage.filesystems import (
     HTTP,
     full_name,
@@ -25,10 +25,12 @@ from efficientsam_pl.data.storage.filesystems import (
     store,
     told,
 )
+from efficientsam_pl.data.storage.tar import Readable
 from efficientsam_pl.errors import UserError
 
 T = TypeVar("T")
 TRIES, FIRST_PAUSE = 5, 0.5  # of a remote read; pauses double, so it gives up after 7.5 s of them
+_CHUNK_BYTES = 8 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # here, where a source is copied to
 
 
@@ -49,7 +51,7 @@ def list_files(pattern: str) -> list[StoredFile]:
     found: dict[str, StoredFile] = {}
     for one in patterns(pattern):
         fs, path = store(one)
-        listed = persistently(partial(_listed, fs, path), one)
+        listed = with_retries(partial(_listed, fs, path), one)
         for name, info in listed.items():
             full = full_name(fs, name, one)
             found[full] = StoredFile(full, -1 if info["size"] is None else int(info["size"]))
@@ -89,7 +91,7 @@ def same_file(path: str) -> str:
 def exists(path: str) -> bool:
     """Whether there is such a file."""
     fs, plain = store(path)
-    return bool(persistently(lambda: fs.exists(plain), path))
+    return bool(with_retries(lambda: fs.exists(plain), path))
 
 
 def read_file(path: str) -> bytes:
@@ -99,7 +101,7 @@ def read_file(path: str) -> bytes:
         OSError: It is not there or cannot be read.
     """
     fs, plain = store(path)
-    data: bytes = persistently(lambda: fs.cat_file(plain), path)
+    data: bytes = with_retries(lambda: fs.cat_file(plain), path)
     return data
 
 
@@ -111,7 +113,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
         with Path(plain).open("rb", buffering=0) as raw:
             yield raw
         return
-    with persistently(lambda: fs.open(plain, "rb", block_size=8 << 20), path) as file:
+    with with_retries(lambda: fs.open(plain, "rb", block_size=8 << 20), path) as file:
         yield file
 
 
@@ -127,7 +129,7 @@ def from_any_place(path: str, consume: Callable[[IO[bytes]], T]) -> T:
         with opened(path) as file:
             return consume(file)
 
-    return persistently(read, path)
+    return with_retries(read, path)
 
 
 def from_beginning(path: str, consume: Callable[[IO[bytes]], T]) -> T:
@@ -153,58 +155,73 @@ def from_beginning(path: str, consume: Callable[[IO[bytes]], T]) -> T:
             raise ShortReadError(f"{arrived} of {size} bytes arrived")
         return made
 
-    return persistently(read, path)
+    return with_retries(read, path)
 
 
 @contextmanager
-def written_whole(path: str) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all of it is there, and not at all after an error.
+def atomic_write(path: str) -> Iterator[IO[bytes]]:
+    """Open a file at any place that appears when all of it is there, and not at all after an error.
 
-    Local ones are written aside, synced and renamed; others are uploaded when they are complete.
+    Local files are renamed into place (`atomic_write_local`); others are written to a temporary
+    file and uploaded once complete.
     """
     fs, plain = store(path)
-    local = isinstance(fs, LocalFileSystem)
-    folder = Path(plain).parent if local else Path(tempfile.gettempdir())
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{Path(plain).name}.{uuid4().hex[:12]}.part"  # hosts may share process ids
-    try:
-        with aside.open("wb") as file:
+    if isinstance(fs, LocalFileSystem):
+        with atomic_write_local(Path(plain)) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if local:
-            aside.replace(plain)
-            sync_folder(folder)
-        else:
-            persistently(lambda: fs.put_file(str(aside), plain), path)
+        return
+    partial = partial_name(Path(tempfile.gettempdir()), Path(plain).name)
+    try:
+        with partial.open("wb") as file:
+            yield file
+        with_retries(lambda: fs.put_file(str(partial), plain), path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 class ShortReadError(OSError):
     """A file that ends before the range does."""
 
 
-def persistently(action: Callable[[], T], path: str) -> T:
-    """What `action` returns, tried again after a pause where a remote store fails.
+def with_retries(action: Callable[[], T], path: str) -> T:
+    """Return what `action` returns; repeat it after a growing pause where a remote store fails.
 
     Raises:
         OSError: The file is not there, or a local one cannot be read.
         SourceLostError: A store that does not answer.
     """
-    for attempt in range(TRIES):
+    failure: Exception | None = None
+    for pause_s in pauses_s():
+        if pause_s:
+            time.sleep(pause_s)
         try:
             return action()
         except Exception as error:  # every store has exceptions of its own
             no_room = getattr(error, "errno", None) in _NO_ROOM
             if is_local(path) or isinstance(error, UserError) or is_gone(error) or no_room:
                 raise
-            if attempt == TRIES - 1:
-                raise SourceLostError(
-                    f"{path} does not answer after {TRIES} tries: {told(error)}"
-                ) from error
-            time.sleep(FIRST_PAUSE * 2**attempt)
-    raise AssertionError("the last try returns or raises")
+            failure = error
+    raise source_lost(path, failure) from failure
+
+
+def pauses_s() -> Iterator[float]:
+    """Pauses before each try of a remote request: none, then doubling ones."""
+    yield 0.0
+    for attempt in range(TRIES - 1):
+        yield FIRST_PAUSE * 2**attempt
+
+
+def source_lost(path: str, failure: Exception | None) -> SourceLostError:
+    """Describe the failure of the last try."""
+    return SourceLostError(f"{path} does not answer after {TRIES} tries: {told(failure)}")
+
+
+def copy_from_start(source: Readable, target: IO[bytes]) -> None:
+    """Copy a stream to a file in chunks; what an earlier try has written is dropped."""
+    target.seek(0)
+    target.truncate()
+    while chunk := source.read(_CHUNK_BYTES):
+        target.write(chunk)
 
 
 def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
@@ -229,12 +246,3 @@ def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
 def _is_file(fs: Any, name: str, info: dict[str, Any]) -> bool:
     """A link, too, even to nothing: a shard must not pass unseen."""
     return info["type"] == "file" or (bool(info.get("islink")) and not fs.isdir(name))
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until a local folder's names are on its disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

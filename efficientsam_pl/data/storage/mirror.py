@@ -9,21 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from efficientsam_pl.data.storage.files import (
+    atomic_write,
+    copy_from_start,
     from_beginning,
     is_local,
     local_path,
-    persistently,
     read_file,
-    written_whole,
+    with_retries,
 )
 from efficientsam_pl.data.storage.filesystems import is_gone, store
-from efficientsam_pl.data.storage.tar import Readable
 
 _AT_ONCE = 4  # uploads; each is parted into several requests where it is large
-_CHUNK = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,14 @@ class StoredFolder:
 
     def names(self) -> list[str]:
         """Of the files and folders that lie directly in it; none where it is not there."""
-        listed = persistently(lambda: _listed(self.path), self.path)
+        listed = with_retries(lambda: _listed(self.path), self.path)
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in listed})
 
     def files(self, under: str = "") -> dict[str, int]:
         """All files in it or in one of its folders, however deep, and their bytes."""
         path = self.at(under) if under else self.path
         root = store(self.path)[1].strip("/")
-        found = persistently(lambda: _found(path), path)
+        found = with_retries(lambda: _found(path), path)
         return {name.strip("/")[len(root) + 1 :]: found[name] for name in sorted(found)}
 
     def read(self, name: str) -> bytes | None:
@@ -59,7 +58,7 @@ class StoredFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """A file, whole or not at all."""
-        with written_whole(self.at(name)) as file:
+        with atomic_write(self.at(name)) as file:
             file.write(content)
 
     def move(self, name: str, to: str) -> None:
@@ -74,8 +73,8 @@ class StoredFolder:
             return
         for file in self.files(name):
             source, copy = self.at(file), self.at(f"{to}{file.removeprefix(name)}")
-            persistently(partial(_copied, source, copy), source)
-            persistently(partial(_removed, source), source)
+            with_retries(partial(_copied, source, copy), source)
+            with_retries(partial(_removed, source), source)
 
     def remove(self, name: str, marker: str) -> None:
         """Removes a folder in a store, the file `marker` in it before the others.
@@ -83,7 +82,7 @@ class StoredFolder:
         What is gone already is no error.
         """
         for path in (self.at(f"{name}/{marker}"), self.at(name)):
-            persistently(partial(_removed, path), path)
+            with_retries(partial(_removed, path), path)
 
     def fetch(self, name: str, to: Path) -> None:
         """Copies a file here, whole or not at all.
@@ -92,8 +91,8 @@ class StoredFolder:
             FileNotFoundError: It is not there.
             SourceLostError: The store does not answer.
         """
-        with written_whole(str(to)) as target:
-            from_beginning(self.at(name), lambda source: _copy(source, target))
+        with atomic_write(str(to)) as target:
+            from_beginning(self.at(name), lambda source: copy_from_start(source, target))
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Mirror:
 
     def _put(self, fs: Any, top: str, name: str, path: Path) -> None:
         state = _as(path)
-        persistently(lambda: fs.put_file(str(path), f"{top}/{name}"), self.remote.path)
+        with_retries(lambda: fs.put_file(str(path), f"{top}/{name}"), self.remote.path)
         self._sent[name] = state
 
 
@@ -188,10 +187,3 @@ def _removed(path: str) -> None:
     """A file, or all files of a folder."""
     for name in _found(path):
         store(path)[0].rm_file(name)  # `rm` would take brackets and stars for a pattern
-
-
-def _copy(source: Readable, target: IO[bytes]) -> None:
-    target.seek(0)  # an earlier try may have broken off
-    target.truncate()
-    while data := source.read(_CHUNK):
-        target.write(data)

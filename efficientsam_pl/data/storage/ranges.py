@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from efficientsam_pl.data.storage import files
-from efficientsam_pl.data.storage.files import ShortReadError, SourceLostError, is_local, local_path
+from efficientsam_pl.data.storage.files import ShortReadError, is_local, local_path
 from efficientsam_pl.data.storage.filesystems import is_beyond_end, is_gone, store, told
 
 NEIGHBOURS_APART = 64 * 1024  # bytes between two ranges that are still read as one
@@ -137,25 +137,23 @@ def read_remote(ranges: Sequence[Range]) -> list[memoryview | OSError]:
     answers: dict[int, memoryview | OSError] = {
         i: memoryview(b"") for i, wanted in enumerate(ranges) if not wanted.size
     }
-    for attempt in range(files.TRIES):
+    failure: Exception | None = None
+    for pause_s in files.pauses_s():
         left = [i for i in range(len(ranges)) if i not in answers]
         if not left:
             break
-        if attempt:
-            time.sleep(files.FIRST_PAUSE * 2 ** (attempt - 1))
-        failed: Exception | None = None
+        if pause_s:
+            time.sleep(pause_s)
         for i, answer in zip(left, _request([ranges[i] for i in left]), strict=True):
             if isinstance(answer, Exception) and not (
                 isinstance(answer, ShortReadError) or is_gone(answer)
             ):
-                failed = answer
+                failure = answer
             else:
                 answers[i] = answer
-    if len(answers) < len(ranges):
-        lost = next(ranges[i] for i in range(len(ranges)) if i not in answers)
-        raise SourceLostError(
-            f"{lost.path} does not answer after {files.TRIES} tries: {told(failed)}"
-        )
+    lost = [wanted for i, wanted in enumerate(ranges) if i not in answers]
+    if lost:
+        raise files.source_lost(lost[0].path, failure)
     return [answers[i] for i in range(len(ranges))]
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import lightning as L  # noqa: N812
 import torch.distributed as dist
 
+from efficientsam_pl.config_diff import diff, flatten, join_first, shorten
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.training.changes import flat
 from efficientsam_pl.versions import versions
 
 _PACKAGE = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ class SameEverywhere(L.Callback):
             UserError: On all ranks: they differ, and in what.
         """
         if stage == "fit" and dist.is_available() and dist.is_initialized():
-            check_alike(facts_here() | flat(self._header))
+            check_alike(facts_here() | flatten(self._header))
 
 
 def facts_here() -> Facts:
@@ -74,14 +74,13 @@ def check_alike(mine: Facts) -> None:
     host, first = ranks[0]
     number = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
     other_host, other = ranks[number]
-    keys = [key for key in {**first, **other} if first.get(key) != other.get(key)]
-    told = "; ".join(
-        f"{key} is {_short(other.get(key))} there and {_short(first.get(key))} here"
-        for key in keys[:_TOLD]
-    )
-    more = f"; and {len(keys) - _TOLD} more differ" if len(keys) > _TOLD else ""
+    texts = [
+        f"{key} is {_short(there)} there and {_short(here)} here"
+        for key, here, there in diff(first, other)
+    ]
     raise UserError(
-        f"rank {number} on {other_host} does not run what rank 0 on {host} does: {told}{more}"
+        f"rank {number} on {other_host} does not run what rank 0 on {host} does: "
+        f"{join_first(texts, _TOLD)}"
     )
 
 
@@ -92,5 +91,4 @@ def _gathered(mine: Any) -> list[Any]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}..."
+    return shorten(repr(value), _CHARACTERS)

@@ -1,7 +1,6 @@
 """What was damaged in the data: told, counted over all ranks and restarts, and too much stops."""
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,17 +12,16 @@ import torch
 import torch.distributed as dist
 
 from efficientsam_pl.data.sets import TrainingSets
-from efficientsam_pl.data.storage.files import written_whole
+from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
+from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
 from efficientsam_pl.training.room import DiskRoom
 
 _LISTED = 10_000  # entries of the list at most; the counts are always complete
 _EVERY_STEPS = 10  # between two looks at all ranks' counts
 _FEWEST = 3  # damaged samples before a share of them means anything
 _TOLD = 20  # samples a rank names in the log; the rest is in the report
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -98,13 +96,16 @@ class DataReport(L.Callback):
         self._known_heldout = list(sets.heldout.damage) if sets.heldout else []
         self._before, self._own = Tally(), Tally()  # of earlier starts and all ranks; of this rank
         self._heldout = Tally()
-        self._told, self._written = 0, False
+        self._corrupt_samples = CorruptSampleLog(
+            _TOLD, f"further damaged samples are told in {self._path} alone"
+        )
+        self._written = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tells what is known to be broken before a sample is read."""
         self._own.shards |= dict.fromkeys(self._known)
         if trainer.is_global_zero:
-            self._tell([*self._known, *self._known_heldout])
+            self._corrupt_samples.warn([*self._known, *self._known_heldout])
 
     def on_train_batch_end(
         self,
@@ -120,7 +121,7 @@ class DataReport(L.Callback):
             UserError: The share of damaged samples is above the limit.
         """
         self._own.add(sum(bool(key) for key in batch.key), batch.damage)
-        self._tell(batch.damage)
+        self._corrupt_samples.warn(batch.damage)
         due = (batch_idx + 1) % (_EVERY_STEPS * trainer.accumulate_grad_batches) == 0
         if not due and trainer.global_step < trainer.max_steps:
             return
@@ -143,7 +144,7 @@ class DataReport(L.Callback):
     ) -> None:
         """Counts the held-out samples."""
         self._heldout.add(sum(bool(key) for key in batch.key), batch.damage)
-        self._tell(batch.damage)
+        self._corrupt_samples.warn(batch.damage)
 
     def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
         """Writes the report of all ranks, each time that a checkpoint is saved."""
@@ -186,14 +187,6 @@ class DataReport(L.Callback):
             total.merge(tally)
         return total
 
-    def _tell(self, damage: Iterable[Damage]) -> None:
-        for one in damage:
-            self._told += 1
-            if self._told <= _TOLD:
-                _log.warning("%s %s: %s (%s)", one.shard, one.key, one.kind, one.detail)
-            if self._told == _TOLD:
-                _log.warning("further damaged samples are told in %s alone", self._path)
-
     def _write(self, trainer: L.Trainer, report: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
@@ -202,5 +195,5 @@ class DataReport(L.Callback):
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    with written_whole(str(path)) as file:
+    with atomic_write(str(path)) as file:
         file.write(content)

@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L  # noqa: N812
 import torch.distributed as dist
 
-from efficientsam_pl.training.lines import append_whole, cut_lines
+from efficientsam_pl.jsonl import append_lines
+from efficientsam_pl.training.lines import cut_lines
 from efficientsam_pl.training.room import DiskRoom
 
 
@@ -126,5 +127,5 @@ class ConsumedTrace(L.Callback):
 
     def _write(self) -> None:
         lines = b"".join(self._waiting)
-        if lines and self._room.attempt(lambda: append_whole(self._path, lines)):
+        if lines and self._room.attempt(lambda: append_lines(self._path, lines)):
             self._waiting = []

@@ -1,8 +1,7 @@
 """What the held-out photos score as training goes on, beside the start and the filled box."""
 
-import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,17 +16,17 @@ from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
 from efficientsam_pl.evaluation.scores import PhotoScores, Scores
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.models.config import PromptEncoderConfig
+from efficientsam_pl.models.prompt_kinds import PromptNeeds, unmet_needs
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.plural import counted
 from efficientsam_pl.prompts.clicks import correction
-from efficientsam_pl.structures import Damage, ScoringBatch
+from efficientsam_pl.structures import ScoringBatch
+from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
 from efficientsam_pl.training.callbacks.progress import console_of
 from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import StreamDataModule
 
 _TOLD = 20  # damaged photos that a rank names in the log
-
-_log = logging.getLogger(__name__)
 
 
 class HeldoutScores(L.Callback):
@@ -43,7 +42,8 @@ class HeldoutScores(L.Callback):
 
     def __init__(self, config: ValidationConfig, seed: int) -> None:
         """Scores of one run; `seed` is that of the clicks."""
-        self._config, self._seed, self._told = config, seed, 0
+        self._config, self._seed = config, seed
+        self._corrupt_samples = CorruptSampleLog(_TOLD)
         self.start: dict[str, float] | None = None
         self.best: dict[str, float] = {}
 
@@ -115,7 +115,7 @@ class HeldoutScores(L.Callback):
             with trainer.precision_plugin.forward_context():
                 self._ask(model, batch.to(device, non_blocking=True))
             self._scores.add_damaged(len(batch.damage))
-            self._tell(batch.damage)
+            self._corrupt_samples.warn(batch.damage)
         model.train(training)
         return self._scores.compute()
 
@@ -136,12 +136,6 @@ class HeldoutScores(L.Callback):
 
         model(batch.image, use, batch.content_hw)
 
-    def _tell(self, damage: Iterable[Damage]) -> None:
-        for one in damage:
-            self._told += 1
-            if self._told <= _TOLD:
-                _log.warning("%s %s: %s (%s)", one.shard, one.key, one.kind, one.detail)
-
     def _show(self, trainer: L.Trainer, scores: Scores, now: dict[str, float]) -> None:
         if trainer.is_global_zero:
             table = _table(trainer.global_step, scores, [self.start or {}, now, self.best])
@@ -155,17 +149,15 @@ def check_understood(config: ValidationConfig, prompts: PromptEncoderConfig) -> 
         UserError: It takes fewer points, no negative clicks or no mask prompts.
     """
     most = max(config.clicks)
-    if prompts.max_points is not None and most > prompts.max_points:
+    corrects = config.later_clicks == "corrections" and most > 1
+    kinds = PromptNeeds(negative_clicks=corrects, mask_prompts=corrects)
+    if unmet := unmet_needs(prompts, kinds):
         raise UserError(
-            f"validation.clicks={list(config.clicks)}, but the model takes at most "
-            f"{prompts.max_points} points"
+            f"validation.later_clicks=corrections {unmet}; validation.later_clicks=random needs "
+            "neither"
         )
-    knows = prompts.negative_clicks and prompts.mask_prompts
-    if config.later_clicks == "corrections" and most > 1 and not knows:
-        raise UserError(
-            "validation.later_clicks=corrections, but the model knows no negative clicks or no "
-            "mask prompts; validation.later_clicks=random asks for neither"
-        )
+    if unmet := unmet_needs(prompts, PromptNeeds(points=most)):
+        raise UserError(f"validation.clicks={list(config.clicks)} {unmet}")
 
 
 def named(scores: Scores) -> dict[str, float]:

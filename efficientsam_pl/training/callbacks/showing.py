@@ -7,7 +7,7 @@ import lightning as L  # noqa: N812
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from efficientsam_pl.atomic import write_bytes
+from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.training.loggers import TensorBoardFiles
 from efficientsam_pl.training.room import DiskRoom
 
@@ -25,7 +25,7 @@ class Showcase:
         content = io.BytesIO()
         image.save(content, format="png")
         path = self._folder / f"step-{step:08d}.png"
-        self._room.attempt(lambda: write_bytes(path, content.getvalue()))
+        self._room.attempt(lambda: atomic_write_bytes(path, content.getvalue()))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardFiles):
                 logger.log_picture(self._name, image, step)

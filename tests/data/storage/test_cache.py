@@ -166,7 +166,7 @@ def test_full_disk_is_one_line_and_no_lost_source(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     served, kept_in = web(folder), tmp_path / "cache"
-    monkeypatch.setattr(module, "_copy", full)
+    monkeypatch.setattr(module, "copy_from_start", full)
     with pytest.raises(CacheError, match=rf"^{kept_in} cannot keep {served.url}.*No space left"):
         ShardCache(kept_in, 10**6).local(f"{served.url}/s-0.tar")
     assert fetches(served, "s-0.tar") == 1

@@ -18,15 +18,15 @@ from efficientsam_pl.data.storage.files import (
     ShortReadError,
     SourceLostError,
     StoredFile,
+    atomic_write,
     exists,
     from_beginning,
     full_path,
     is_local,
     list_files,
     patterns,
-    persistently,
     read_file,
-    written_whole,
+    with_retries,
 )
 from efficientsam_pl.data.storage.ranges import NEIGHBOURS_APART, Range, RangeReader, merged
 from efficientsam_pl.errors import UserError
@@ -208,14 +208,14 @@ def test_paths_are_written_as_they_are_listed(
 
 
 def write_half(path: str) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"half")
         raise RuntimeError("no")
 
 
 def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.bin"
-    with written_whole(str(path)) as file:
+    with atomic_write(str(path)) as file:
         file.write(b"first")
         assert not path.exists()
     assert path.read_bytes() == b"first"
@@ -227,7 +227,7 @@ def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_file_both_write_it_whole(tmp_path: Path) -> None:
     path = str(tmp_path / "a.bin")
-    with written_whole(path) as one, written_whole(path) as two:
+    with atomic_write(path) as one, atomic_write(path) as two:
         one.write(b"1" * 10_000)
         two.write(b"2" * 10_000)
     assert read_file(path) in (b"1" * 10_000, b"2" * 10_000)
@@ -240,7 +240,7 @@ def test_upload_appears_when_it_is_whole() -> None:
         with pytest.raises(RuntimeError, match="no"):
             write_half(path)
         assert not exists(path)
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"whole")
         assert read_file(path) == b"whole"
         assert from_beginning(path, lambda file: file.read()) == b"whole"
@@ -264,7 +264,7 @@ def test_passing_failure_is_waited_out_with_growing_pauses(monkeypatch: pytest.M
     pauses: list[float] = []
     monkeypatch.setattr(storage.time, "sleep", pauses.append)
     act, calls = failing(3, ConnectionError("reset"))
-    assert persistently(act, "memory://x") == "done"
+    assert with_retries(act, "memory://x") == "done"
     assert len(calls) == 4
     assert pauses == [0.5, 1, 2]
 
@@ -273,7 +273,7 @@ def test_lasting_failure_is_one_line_that_names_the_source(monkeypatch: pytest.M
     monkeypatch.setattr(storage, "FIRST_PAUSE", 0)
     act, calls = failing(99, ConnectionError("reset\nby peer"))
     with pytest.raises(SourceLostError) as caught:
-        persistently(act, "memory://x")
+        with_retries(act, "memory://x")
     assert len(calls) == storage.TRIES
     assert str(caught.value) == (
         "memory://x does not answer after 5 tries: ConnectionError: reset by peer"
@@ -291,7 +291,7 @@ def test_lasting_failure_is_one_line_that_names_the_source(monkeypatch: pytest.M
 def test_what_will_not_pass_is_not_tried_again(path: str, error: Exception) -> None:
     act, calls = failing(99, error)
     with pytest.raises(type(error)):
-        persistently(act, path)
+        with_retries(act, path)
     assert len(calls) == 1
 
 

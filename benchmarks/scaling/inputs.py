@@ -52,9 +52,10 @@ LEAST = Size(
 )
 
 
-def write_photos(folder: Path) -> str:
-    """Coloured noise with discs, in shards; returns their pattern."""
-    pack_photos(map(_photo, range(_PHOTOS)), folder, "train", samples_per_shard=16)
+def write_photos(folder: Path, photos: int = _PHOTOS, masks: int = _MASKS) -> str:
+    """Write shards of coloured noise with discs, and return their pattern."""
+    images = (_photo(number, masks) for number in range(photos))
+    pack_photos(images, folder, "train", samples_per_shard=16)
     return f"{folder}/train-*.tar"
 
 
@@ -86,13 +87,13 @@ def write_configs(folder: Path, shards: str, size: Size) -> dict[str, Path]:
     return files
 
 
-def _photo(number: int) -> MaskedPhoto:
+def _photo(number: int, count: int) -> MaskedPhoto:
     draw = np.random.default_rng(number)
     small = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     image = np.array(small.resize((_WIDTH, _HEIGHT), Image.Resampling.BILINEAR))
     y, x = np.mgrid[:_HEIGHT, :_WIDTH]
     masks = [
         np.hypot(y - draw.integers(40, 200), x - draw.integers(40, 280)) < draw.integers(10, 40)
-        for _ in range(_MASKS)
+        for _ in range(count)
     ]
     return MaskedPhoto(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))

@@ -68,15 +68,15 @@ class Options:
     quick: bool
 
 
-def parse_options(benchmark: str, description: str, argv: Sequence[str] | None = None) -> Options:
+def parse_options(program: str, description: str, argv: Sequence[str] | None = None) -> Options:
     """What a command line says that knows no more than all benchmarks do."""
-    options = common_parser(benchmark, description).parse_args(argv)
+    options = common_parser(program, description).parse_args(argv)
     return Options(json=options.json, quick=options.quick)
 
 
-def common_parser(benchmark: str, description: str) -> argparse.ArgumentParser:
+def common_parser(program: str, description: str) -> argparse.ArgumentParser:
     """The command line that all benchmarks have in common."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}")
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}")
     parser.description = description
     parser.add_argument("--json", action="store_true", help="one last line of JSON, no table")
     parser.add_argument("--quick", action="store_true", help="under 50 seconds on two cores")

@@ -30,7 +30,7 @@ class MaskLossConfig:
     iou_candidates: Literal["best", "all"] = "all"  # whose predicted IoU is supervised
     single_mask: float = 1.0  # weight of token 0, which the released model left untrained
     # Focal and dice from so many pixels of a mask, one in each cell of a square grid, the same for
-    # all its candidates; None: from all. What that errs: benchmarks/finetune_sampling.py
+    # all its candidates; None: from all. What that errs: benchmarks/finetune/pixel_sampling.py
     sampled_points: int | None = None
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import encoder_forward
+from benchmarks.encoder_forward import speed as encoder_forward
 from benchmarks.harness import Options, Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.vit import ImageEncoder, build_encoder

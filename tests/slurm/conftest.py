@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults_reference import Reference, reference_run
-from benchmarks.faults_site import Site
-from benchmarks.faults_toy import Setting, Toy, build_toy
+from benchmarks.faults.reference import Reference, reference_run
+from benchmarks.faults.toy_runs import Setting, Toy, build_toy
+from benchmarks.faults.trial_site import Site
 
 HERE = Path(__file__).parent
 DEADLINE_S = 300.0

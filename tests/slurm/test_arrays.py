@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.faults_reference import Reference
-from benchmarks.faults_site import environment
-from benchmarks.faults_toy import Setting, Toy
-from benchmarks.jobs import Job, submit
+from benchmarks.faults.reference import Reference
+from benchmarks.faults.slurm_jobs import Job, submit
+from benchmarks.faults.toy_runs import Setting, Toy
+from benchmarks.faults.trial_site import environment
 
 PHOTOS, TIME_S = 7, 180.0
 

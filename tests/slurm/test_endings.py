@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.jobs import Job, submit
+from benchmarks.faults.slurm_jobs import Job, submit
 
 Ending = Callable[[Sequence[str]], Job]
 DEADLINE_S = 120.0

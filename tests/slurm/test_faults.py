@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.faults_check import compare
-from benchmarks.faults_reference import Reference
-from benchmarks.faults_site import Site
-from benchmarks.faults_toy import STEPS, Setting
-from benchmarks.faults_trials import KINDS, LOOSE, TOLERANCE, run_fault
+from benchmarks.faults.injection import KINDS, LOOSE, TOLERANCE, run_fault
+from benchmarks.faults.reference import Reference
+from benchmarks.faults.toy_runs import STEPS, Setting
+from benchmarks.faults.trial_site import Site
+from benchmarks.faults.verdict import compare
 
 SETTINGS = (
     Setting(stage="pretrain", strategy="ddp"),

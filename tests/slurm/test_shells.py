@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults_site import environment
-from benchmarks.faults_toy import Setting, Toy
+from benchmarks.faults.toy_runs import Setting, Toy
+from benchmarks.faults.trial_site import environment
 
 NODES = ["--nodes=2", "--ntasks-per-node=1", "--quiet"]
 PRINTED = f"{sys.executable} -c 'from efficientsam_pl.launch import launch; print(launch())'"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import efficientsam_pl
-from benchmarks.faults_reference import Reference
-from benchmarks.faults_site import environment
-from benchmarks.faults_toy import Setting, Toy
-from benchmarks.jobs import submit
+from benchmarks.faults.reference import Reference
+from benchmarks.faults.slurm_jobs import submit
+from benchmarks.faults.toy_runs import Setting, Toy
+from benchmarks.faults.trial_site import environment
 
 FINETUNE = Setting(stage="finetune", strategy="ddp")
 FSDP = Setting(stage="finetune", strategy="fsdp")

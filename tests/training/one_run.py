@@ -16,7 +16,7 @@ from unittest import mock
 import lightning as L  # noqa: N812
 import torch
 
-from benchmarks.scaling_wire import Collectives
+from benchmarks.scaling.collectives import Collectives
 from efficientsam_pl import config as configs
 from efficientsam_pl.commands import finetune, pretrain
 from efficientsam_pl.config import FinetuneConfig, PretrainConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.encoder_forward import forward_flop
+from benchmarks.encoder_forward.speed import forward_flop
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig, TeacherConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.teacher import FrozenTeacher

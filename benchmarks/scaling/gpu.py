@@ -1,0 +1,219 @@
+"""Time both stages and their checkpoints on one GPU: FSDP2 over NCCL, bf16, compiled.
+
+The steps run through the commands, as `benchmarks.scaling` does. `benchmarks.scaling.projection`
+takes what model, loss and optimizer reach alone: what is missing of it here is the trainer's and
+the loader's, or that of a smaller batch and of more rounds.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from benchmarks.harness import Row, parse_options, report
+from benchmarks.sami.timed_step import CHANNELS, STUDENTS
+from benchmarks.scaling.cluster import Node
+from benchmarks.scaling.inputs import RECIPES, write_configs, write_photos
+from benchmarks.scaling.projection import SHARES
+from benchmarks.scaling.recipes import finetuning, pretraining
+from benchmarks.scaling.timed_run import Record
+from benchmarks.scaling.two_ranks import Runner, median_seconds
+from efficientsam_pl.checkpoints.folder import SHARDS
+from efficientsam_pl.checkpoints.form import split
+from efficientsam_pl.models.config import NAMED
+from efficientsam_pl.models.sami import Sami
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.optim.adamw import build_optimizer
+from efficientsam_pl.optim.config import sami_optim
+from efficientsam_pl.training.flops import wait_for
+from efficientsam_pl.training.saving import CheckpointWriter
+
+NAME = "scaling_gpu"
+PROGRAM = "scaling.gpu"
+_ON_GPU = ("trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.compile=blocks")
+_BATCHES = {"pretrain": 256, "finetune": 8}  # photos of one micro-batch, which is the step
+_MASKS = 32  # a photo, as in the recipe
+_ALONE = "model, loss and optimizer alone"
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one checkpoint, in seconds."""
+
+    bytes: int
+    saving: float  # until it is on disk
+    stall: float  # of training, where it is written in the background
+    loading: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints; a machine without a GPU is told so."""
+    options = parse_options(PROGRAM, (__doc__ or "").splitlines()[0], argv)
+    if not torch.cuda.is_available():
+        print("benchmarks.scaling.gpu needs a CUDA device, and there is none", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        rows = [] if options.quick else step_rows(home)
+        models: dict[str, Callable[[], Any]] = {
+            "sami_s": lambda: Sami(STUDENTS["S"], CHANNELS),
+            "sam_vit_h": lambda: Segmenter(NAMED["sam_vit_h"]),
+        }
+        for name, build in models.items():
+            rows += checkpoint_rows(name, checkpoint_times(build, home / name, "cuda"))
+    report(NAME, rows, options)
+    return 0
+
+
+def step_rows(home: Path) -> list[Row]:
+    """Both stages, sharded and whole."""
+    shards = write_photos(home / "shards")
+    runner = Runner(home, write_configs(home / "configs", shards, RECIPES))
+    flops = {"pretrain": pretraining("s").flop, "finetune": finetuning("ti").flop}
+    shares = {"pretrain": SHARES["pretrain s"], "finetune": SHARES["finetune ti"]}
+    rows = []
+    for stage, batch in _BATCHES.items():
+        own = [f"masks.masks_per_image={_MASKS}", "prompts.rounds=each"]
+        given = [*_ON_GPU, "data.workers=8", *(own if stage == "finetune" else [])]
+        one, sharded = (
+            runner.run(stage, strategy, batch, 1, *given, f"trainer.strategy={strategy}")[0]
+            for strategy in ("auto", "fsdp")
+        )
+        rows += gpu_rows(f"{NAME}.{stage}", sharded, one, batch * flops[stage], shares[stage])
+    return rows
+
+
+def gpu_rows(row_id: str, sharded: Record, one: Record, flop: int, share: float) -> list[Row]:
+    """Step and memory under FSDP2 beside one process without it, and the share of the peak.
+
+    Args:
+        row_id: What the rows' begin with.
+        sharded: Under FSDP2 on a mesh of one GPU.
+        one: Without a strategy.
+        flop: Of a step.
+        share: Of the GPU's peak that the model of many nodes computes with.
+    """
+    here = "through the command, bf16, compiled blocks, one GPU"
+    seconds = median_seconds([sharded])
+    return [
+        Row(
+            id=f"{row_id}.step",
+            work=f"FSDP2 over NCCL, {here}; reference: without FSDP2",
+            value=seconds,
+            unit="s",
+            reference=median_seconds([one]),
+        ),
+        Row(
+            id=f"{row_id}.memory",
+            work=f"allocated at the peak, {here}; reference: without FSDP2",
+            value=sharded.memory / 2**30,
+            unit="GiB",
+            reference=one.memory / 2**30,
+        ),
+        Row(
+            id=f"{row_id}.mfu",
+            work=f"share of {Node().flops / 1e12:.0f} TFLOP/s, {here}; reference: {_ALONE}",
+            value=flop / seconds / Node().flops,
+            unit="",
+            reference=share,
+            better="higher",
+        ),
+    ]
+
+
+def checkpoint_times(build: Callable[[], Any], folder: Path, device: str) -> Times:
+    """Writes weights and AdamW's moments as FSDP2's shards on one device, and reads them again.
+
+    Args:
+        build: A model that tells its blocks.
+        folder: A new one; the checkpoints are left in it.
+        device: `cuda` or `cpu`.
+    """
+    folder.mkdir(parents=True)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        model = build().to(device)
+        mesh = init_device_mesh(device, (1,))
+        for block in model.blocks():
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup), "this rank is in it"
+        return _times(model, folder, group)
+    finally:
+        dist.destroy_process_group()
+
+
+def _times(model: nn.Module, folder: Path, group: dist.ProcessGroup) -> Times:
+    state = _state(model)
+    seconds = {}
+    for writing in ("background", "blocking"):
+        writer = CheckpointWriter(
+            "background" if writing == "background" else "blocking",
+            placed=lambda _: None,
+            written=lambda *_: None,
+        )
+        wait_for(next(model.parameters()).device)
+        start = time.perf_counter()
+        writer.save_sharded(state, folder / writing, group)
+        seconds[writing] = time.perf_counter() - start
+        written = writer.finish()
+        writer.close()
+        assert written, "the disk has room for it"
+    tensors, _ = split(state)
+    start = time.perf_counter()
+    reader = FileSystemReader(folder / "blocking" / SHARDS)
+    load(tensors, storage_reader=reader, process_group=group)
+    wait_for(next(model.parameters()).device)
+    loading = time.perf_counter() - start
+    size = sum(path.stat().st_size for path in (folder / "blocking").rglob("*") if path.is_file())
+    return Times(size, seconds["blocking"], seconds["background"], loading)
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """As Lightning hands it to the writer, after a step that changes next to nothing."""
+    optimizer = build_optimizer(model, sami_optim())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {
+        "state_dict": get_model_state_dict(model),
+        "optimizer_states": [get_optimizer_state_dict(model, optimizer)],
+        "global_step": 1,
+    }
+
+
+def checkpoint_rows(name: str, times: Times) -> list[Row]:
+    """Seconds of saving, of the stall in the background, of loading, and bytes."""
+    work = "weights and AdamW's moments, float32, FSDP2's shards of one rank"
+    told = {
+        "saved": ("until it is on disk", times.saving),
+        "stall": ("until training goes on, written in the background", times.stall),
+        "loaded": ("from a disk that has just written it, into the model's tensors", times.loading),
+    }
+    rows = [
+        Row(id=f"{NAME}.{name}.{part}", work=f"{work}, {said}", value=value, unit="s")
+        for part, (said, value) in told.items()
+    ]
+    rows.append(Row(id=f"{NAME}.{name}.size", work=work, value=times.bytes / 1e9, unit="GB"))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The shipped recipes as numbers: FLOPs and operations of a photo, shapes of the weights.
+
+All of it is counted by torch on models without content, as `training/flops.py` does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.finetune.timed_step import boxes_batch
+from benchmarks.sami.timed_step import CHANNELS
+from benchmarks.scaling.timed_run import weights_of
+from benchmarks.scaling.traffic import Weights
+from efficientsam_pl import config as configs
+from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.models.config import TeacherConfig
+from efficientsam_pl.models.sami import Sami
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.models.teacher import FrozenTeacher
+from efficientsam_pl.prompts.prompters import build_prompter
+from efficientsam_pl.tasks.lesson import Lesson
+from efficientsam_pl.training.flops import step_flops
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns in a recipe."""
+
+    flop: int  # of a photo's forward and backward pass
+    operations: int  # that write results, of a micro-batch's passes; each is a kernel, uncompiled
+    weights: Weights
+    global_batch: int
+    micro_batch: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The teacher's forward pass."""
+
+    flop: int  # of a photo
+    operations: int
+    numbers: int  # parameters
+
+
+class Operations(TorchDispatchMode):
+    """Counts what writes a tensor while it is entered; views of others are free."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Counts and does what was asked."""
+        self.count += not func.is_view and func.namespace == "aten"
+        return func(*args, **(kwargs or {}))
+
+
+def pretraining(name: str) -> Learner:
+    """Of a file in configs/pretrain."""
+    config = configs.load(PretrainConfig, [f"pretrain/{name}"], ["data.train=none"])
+    side, trainer = config.sami.student.image_size, config.trainer
+
+    def built() -> Sami:
+        return Sami(config.sami, CHANNELS)
+
+    def learn(student: Sami, image: Tensor) -> Tensor:
+        predicted: Tensor = student(image, torch.zeros(len(image), dtype=torch.int64))[0]
+        return predicted
+
+    return Learner(
+        flop=step_flops(built, learn, side),
+        operations=operations(built, lambda model, image: learn(model, image).sum(), side),
+        weights=_weights(built),
+        global_batch=trainer.global_batch,
+        micro_batch=trainer.micro_batch,
+        steps=trainer.max_steps,
+    )
+
+
+def finetuning(name: str) -> Learner:
+    """Of a file in configs/finetune."""
+    config = configs.load(FinetuneConfig, [f"finetune/{name}"], ["data.train=none"])
+    shape, trainer = configs.segmenter_config(config.model.name), config.trainer
+    side, masks = shape.encoder.image_size, config.masks
+    lesson = Lesson(build_prompter(config.prompts, side), config.loss, masks.decoded_at_once)
+    batch = boxes_batch(side, 1, masks.masks_per_image)
+    batch = replace(batch, clicks_px=torch.zeros(1, masks.masks_per_image, masks.clicks, 2))
+
+    def built() -> Segmenter:
+        return Segmenter(shape)
+
+    def learn(model: Segmenter, image: Tensor) -> Tensor:
+        return lesson.in_one_graph(model, model.encode(image), batch)
+
+    return Learner(
+        flop=step_flops(built, learn, side),
+        operations=operations(built, learn, side),
+        weights=_weights(built),
+        global_batch=trainer.global_batch,
+        micro_batch=trainer.micro_batch,
+        steps=trainer.max_steps,
+    )
+
+
+def teaching(image_size: int) -> Teaching:
+    """SAM ViT-H's encoder on photos of so many pixels a side, for students of 224."""
+    config = TeacherConfig(image_size=image_size)
+    student = PretrainConfig().sami.student
+
+    def built() -> FrozenTeacher:
+        return FrozenTeacher(config, student.grid())
+
+    def nothing() -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def learn_nothing(model: nn.Module, image: Tensor) -> Tensor:
+        loss: Tensor = model(image.float().mean().view(1, 1))
+        return loss
+
+    side = student.image_size
+    alone = step_flops(nothing, learn_nothing, side)
+    with torch.device("meta"):
+        numbers = sum(parameter.numel() for parameter in built().parameters())
+    return Teaching(
+        flop=step_flops(nothing, learn_nothing, side, built) - alone,
+        operations=operations(built, lambda teacher, image: teacher(image), side),
+        numbers=numbers,
+    )
+
+
+def operations(
+    build: Callable[[], Any], run: Callable[[Any, Tensor], Tensor], image_size: int
+) -> int:
+    """Of one pass with a photo, and of its backward pass where there is something to learn."""
+    with torch.device("meta"):
+        model = build()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+        model.to_empty(device="cpu")
+        image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+        with Operations() as counter:
+            loss = run(model, image)
+            if loss.requires_grad:
+                loss.backward()
+    counted: int = counter.count
+    return counted
+
+
+def _weights(build: Callable[[], Any]) -> Weights:
+    with torch.device("meta"):
+        return weights_of(build())

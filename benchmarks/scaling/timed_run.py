@@ -1,0 +1,139 @@
+"""Run a stage in processes of its own, counting step times, memory and bytes sent.
+
+Started by `benchmarks.scaling`:
+python -m benchmarks.scaling.timed_run STAGE CONFIG.yaml FOLDER key=value ...
+
+Each rank writes FOLDER/rank-N.json, a `Record`. Two steps warm up, the third is counted and not
+timed, the last is neither: pictures are drawn in it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+
+from benchmarks.scaling.collectives import Collectives, sent_bytes
+from benchmarks.scaling.traffic import Payload, Weights
+from efficientsam_pl import config as configs
+from efficientsam_pl.commands import finetune, pretrain
+from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.training.callbacks.throughput import peak_memory
+from efficientsam_pl.training.flops import wait_for
+
+UNTIMED = 3  # steps before the first that is timed; the last of them is counted
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a rank has measured."""
+
+    seconds: list[float]  # of each timed step
+    memory: int  # bytes resident, or allocated on a GPU, at the peak of the timed steps
+    sent: float  # bytes a timed step, by the kernel
+    counted: Payload  # of the counted step
+    weights: Weights
+
+
+class Measured(L.Callback):
+    """Looks on at each step; what other callbacks do after one is timed with the next."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seconds: list[float] = []
+        self._collectives = Collectives()
+        self._ended, self._sent = 0.0, 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Begins to count where it is due."""
+        if trainer.global_step == UNTIMED - 1:
+            self._collectives.__enter__()  # type: ignore[no-untyped-call]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        """Notes a step, and writes all that was seen before the last one."""
+        device = trainer.strategy.root_device
+        wait_for(device)
+        now, step = time.perf_counter(), trainer.global_step
+        if step == UNTIMED:
+            self._collectives.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            _forget_peak(device)
+            self._sent = sent_bytes()
+        elif UNTIMED < step < trainer.max_steps:
+            self._seconds.append(now - self._ended)
+            if step == trainer.max_steps - 1:
+                self._write(trainer.global_rank, device, pl_module.model)
+        self._ended = time.perf_counter()
+
+    def _write(self, rank: int, device: torch.device, model: Any) -> None:
+        record = Record(
+            seconds=self._seconds,
+            memory=peak_memory(device),
+            sent=(sent_bytes() - self._sent) / len(self._seconds),
+            counted=self._collectives.seen(),
+            weights=weights_of(model),
+        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / f"rank-{rank}.json").write_text(json.dumps(asdict(record)))
+
+
+def _forget_peak(device: torch.device) -> None:
+    """What `peak_memory` tells begins from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def weights_of(model: Any) -> Weights:
+    """The shapes of a model that tells its blocks, whole also where they lie in shards."""
+    blocks = [list(block.parameters()) for block in model.blocks()]
+    inside = {id(parameter) for block in blocks for parameter in block}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    return Weights(
+        blocks=tuple(tuple(tuple(p.shape) for p in block) for block in blocks),
+        learning=tuple(tuple(p.shape) for p in others if p.requires_grad),
+        frozen=tuple(tuple(p.shape) for p in others if not p.requires_grad),
+    )
+
+
+def read_records(folder: Path, ranks: int) -> list[Record]:
+    """What the ranks have written, in their order."""
+    found = []
+    for rank in range(ranks):
+        record = json.loads((folder / f"rank-{rank}.json").read_text())
+        weights = {name: _tuples(shapes) for name, shapes in record["weights"].items()}
+        counted = Payload(**record["counted"])
+        found.append(Record(**record | {"counted": counted, "weights": Weights(**weights)}))
+    return found
+
+
+def _tuples(nested: Any) -> Any:
+    return tuple(map(_tuples, nested)) if isinstance(nested, list) else nested
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the stage's own command with one callback more."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.timed_run")
+    parser.description = (__doc__ or "").splitlines()[0]
+    parser.add_argument("stage", choices=("pretrain", "finetune"))
+    parser.add_argument("config", help="a YAML file")
+    parser.add_argument("folder", type=Path, help="for the records of all ranks")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    command: Any = pretrain if options.stage == "pretrain" else finetune
+    root: Any = PretrainConfig if options.stage == "pretrain" else FinetuneConfig
+    standard = command.standard_callbacks
+    command.standard_callbacks = lambda *given: [Measured(options.folder), *standard(*given)]
+    command.run(configs.load(root, [options.config], options.overrides))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Count what a training step asks of a GPU, without one: launches, bytes, FLOPs, device reads.
+
+`whole` runs the real step's shapes (8 images of 1024 with 32 masks; SAMI of ViT-S, 256 images of
+224) as fake tensors, uncompiled, under CUDA's autocast rules in bf16. `fused` lowers what
+torch.compile is given to Triton for an H200, runs nothing of it, and adds the rest; minutes. `loop`
+runs a small model in the real trainer, its compiled regions stubbed out: the host's time, compiled
+calls, recompiles, and reads of device values.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Options, Row, common_parser, report
+from benchmarks.step_counts import counts
+from benchmarks.step_counts.cuda_autocast import cuda_autocast_on_cpu
+from benchmarks.step_counts.recipes import RECIPES, StepRequest, images_of
+
+NAME = "step_counts"
+COUNTS = ("whole", "fused", "loop")
+_QUICK_RECIPES = ("finetune-each", "sami-stored")
+_UNITS = {
+    "launches": "launches",
+    "GB": "GB",
+    "GFLOP": "GFLOP",
+    "host_cpu_ms": "ms",
+    "compiled_calls_a_step": "calls",
+    "graphs": "graphs",
+    "recompiles_after_first_step": "graphs",
+    "graph_breaks": "breaks",
+    "operations_outside_compiled": "operations",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count, print, and leave all figures in a file where one is named."""
+    options = _parsed(argv)
+    torch.set_num_threads(1)
+    counted: dict[str, dict[str, Any]] = {}
+    with warnings.catch_warnings(), cuda_autocast_on_cpu():
+        warnings.simplefilter("ignore")
+        for recipe in options.recipes:
+            counted[recipe] = {"images": options.images or images_of(recipe)}
+            request = StepRequest(recipe, counted[recipe]["images"], overrides=options.set)
+            for name in options.only:
+                print(f"{recipe}: {name}", file=sys.stderr, flush=True)
+                counted[recipe][name] = _count(name, request, options.steps)
+    if options.out is not None:
+        options.out.write_text(json.dumps(counted, indent=1) + "\n")
+    report(NAME, list(rows(counted)), Options(json=options.json, quick=options.quick))
+    return 0
+
+
+def rows(counted: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    """Turn the totals of every count into rows."""
+    for recipe, by_name in counted.items():
+        work = f"{recipe}, a step of {by_name['images']} images"
+        for name in COUNTS:
+            figures = by_name.get(name, {})
+            for figure in filter(figures.__contains__, _UNITS):
+                row_id = f"{NAME}.{recipe}.{name}.{figure}"
+                yield Row(id=row_id, work=work, value=figures[figure], unit=_UNITS[figure])
+            reads = figures.get("device_reads", figures.get("device_reads_in_a_steady_step"))
+            if reads is not None:
+                row_id = f"{NAME}.{recipe}.{name}.device_reads"
+                yield Row(id=row_id, work=work, value=sum(reads.values()), unit="reads")
+
+
+def _count(name: str, request: StepRequest, steps: int) -> dict[str, Any]:
+    if name == "loop":
+        return counts.loop(request, steps)
+    return counts.whole(request) if name == "whole" else counts.fused(request)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = common_parser(NAME, (__doc__ or "").splitlines()[0])
+    parser.add_argument("--recipes", type=_listed, help=f"of {','.join(RECIPES)}; default all")
+    parser.add_argument("--only", type=_listed, help="of whole,fused,loop; default whole,loop")
+    parser.add_argument("--images", type=int, help="of a step; default 8, or 256 in pretraining")
+    parser.add_argument("--steps", type=int, default=14, help="of the loop")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value")
+    parser.add_argument("--out", type=Path, help="a JSON file with the figures of every part")
+    options = parser.parse_args(argv)
+    options.recipes = options.recipes or (_QUICK_RECIPES if options.quick else RECIPES)
+    options.only = options.only or (("whole",) if options.quick else ("whole", "loop"))
+    for option, known in (("recipes", RECIPES), ("only", COUNTS)):
+        for value in getattr(options, option):
+            if value not in known:
+                parser.error(f"--{option}: {value} is none of {', '.join(known)}")
+    if options.steps < 8:
+        parser.error(f"--steps {options.steps}: at least 8, of which some are steady")
+    return options
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

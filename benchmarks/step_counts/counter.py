@@ -1,0 +1,195 @@
+"""Count the operations of a step, their bytes and FLOPs, by part of the model."""
+
+import bisect
+import contextlib
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+import efficientsam_pl
+
+_PACKAGE = Path(efficientsam_pl.__file__).parent
+# These write nothing: they allocate, or view what is there
+_FREE = {
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias"),
+    *("_unsafe_view", "lift_fresh", "expand", "view", "_local_scalar_dense", "set_", "resize_"),
+}
+# The host waits for the device's answer to these
+_DEVICE_READS = {
+    *("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"),
+    *("_unique2", "unique_consecutive", "unique_dim"),
+}
+_LEAF_SEQUENCE_NR = 2**60  # above it: the node that accumulates a leaf's gradient
+
+
+@dataclass(frozen=True)
+class Label:
+    """A method or function whose operations count as one part."""
+
+    owner: object  # a module, or an object with a __dict__
+    attribute: str
+    part: str
+
+
+class OperationCounter(TorchDispatchMode):
+    """Count operations that write, as would-be kernel launches, by part.
+
+    The parts of a backward pass are those of the forward pass, found by the sequence numbers that
+    autograd gives to its nodes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+        self.launches: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.flop: defaultdict[str, float] = defaultdict(float)
+        self.device_reads: Counter[str] = Counter()
+        self._part = "other"
+        self._starts = [(torch._C._autograd._get_sequence_nr(), "other")]
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Leave torch.compile's own operations alone."""
+        return True
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.enabled:
+            name = func._schema.name.split("::")[1]
+            if name in _DEVICE_READS or (name == "index" and _has_mask(args[1])):
+                self.device_reads[call_site()] += 1
+            if func.namespace == "aten" and not func.is_view and name not in _FREE:
+                part = self._part_of_operation()
+                self.launches[part] += 1
+                self.bytes[part] += sum(map(touched_bytes, tree_leaves((args, kwargs, result))))
+                self.flop[part] += _flop(func, name, args, kwargs, result)
+        return result
+
+    def enter(self, part: str) -> str:
+        """Count what follows as this part, and return the part before."""
+        before, self._part = self._part, part
+        self._starts.append((torch._C._autograd._get_sequence_nr(), part))
+        return before
+
+    @contextlib.contextmanager
+    def labelled(self, labels: Iterable[Label]) -> Iterator[None]:
+        """Count calls of what is labelled as parts, until the end of the context."""
+        with contextlib.ExitStack() as restored:
+            for label in labels:
+                restored.enter_context(self._replaced(label))
+            yield
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    def summary(self) -> dict[str, Any]:
+        """Totals and parts, the part that moves most bytes first."""
+        parts = {
+            part: {
+                "launches": self.launches[part],
+                "GB": round(self.bytes[part] / 1e9, 3),
+                "GFLOP": round(self.flop[part] / 1e9, 1),
+            }
+            for part in sorted(self.launches, key=lambda part: -self.bytes[part])
+        }
+        return {
+            "launches": self.launches.total(),
+            "GB": round(self.bytes.total() / 1e9, 2),
+            "GFLOP": round(sum(self.flop.values()) / 1e9, 1),
+            "device_reads": dict(self.device_reads),
+            "parts": parts,
+        }
+
+    @contextlib.contextmanager
+    def _replaced(self, label: Label) -> Iterator[None]:
+        function: Callable[..., Any] = getattr(label.owner, label.attribute)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            before = self.enter(label.part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.enter(before)
+
+        own = vars(label.owner)
+        was_own = label.attribute in own
+        own[label.attribute] = counted
+        try:
+            yield
+        finally:
+            if was_own:
+                own[label.attribute] = function
+            else:
+                del own[label.attribute]
+
+    def _part_of_operation(self) -> str:
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return f"{self._part}/fwd"
+        number = node._sequence_nr()
+        if number > _LEAF_SEQUENCE_NR:
+            return "accumulate/bwd"
+        started = bisect.bisect_right(self._starts, (number, "~")) - 1
+        return f"{self._starts[max(started, 0)][1]}/bwd"
+
+
+def touched_bytes(value: object) -> int:
+    """Count the bytes of a tensor, a broadcast axis once; 0 for anything else."""
+    if not isinstance(value, Tensor):
+        return 0
+    elements = value.numel()
+    for size, stride in zip(value.shape, value.stride(), strict=True):
+        if stride == 0 and size > 1:
+            elements //= size
+    return elements * value.element_size()
+
+
+def call_site() -> str:
+    """Name the innermost line of this package on the stack, else of Lightning's."""
+    frames = traceback.extract_stack()
+    for root in (str(_PACKAGE), "/lightning/"):
+        for frame in reversed(frames):
+            if root in frame.filename:
+                name = frame.filename.split("/site-packages/")[-1]
+                return f"{name.removeprefix(f'{_PACKAGE.parent}/')}:{frame.lineno}"
+    return f"{frames[-3].filename}:{frames[-3].lineno}"
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(isinstance(i, Tensor) and i.dtype == torch.bool for i in tree_leaves(indices))
+
+
+def _flop(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> float:
+    formula = flop_registry.get(func._overloadpacket)
+    if formula is not None:
+        return float(formula(*args, **kwargs, out_val=result))
+    if name == "_scaled_dot_product_flash_attention_for_cpu":
+        return float(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
+    if name == "_scaled_dot_product_flash_attention_for_cpu_backward":
+        return 2.5 * sdpa_flop_count(*(tensor.shape for tensor in args[1:4]))
+    return 0.0

@@ -1,0 +1,115 @@
+"""Shards and configs of the steps that are counted."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scaling.inputs import write_photos
+from efficientsam_pl import config as configs
+from efficientsam_pl.commands import finetune, pretrain
+
+RECIPES = ("finetune-each", "finetune-interactive", "sami-stored")
+SAMI = "sami-stored"
+_LEAST_PHOTOS = 24  # in the shards
+_TEACHER = {
+    "encoder": {"width": 24, "depth": 1, "heads": 3, "global_blocks": [0], "neck_channels": 256},
+    "precision": "fp32",
+}
+_SMALL_ENCODER = {"width": 48, "depth": 12, "heads": 3, "image_size": 64, "position_grid": 4}
+_INTERACTIVE = {"negative_clicks": True, "mask_prompts": True, "max_points": 12, "min_points": 6}
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """A training step to count."""
+
+    recipe: str
+    images: int  # of the micro-batch
+    small: bool = False  # a model of the same depth, fast on a CPU
+    compiled: bool = False
+    overrides: Sequence[str] = ()
+
+
+def images_of(recipe: str) -> int:
+    """The micro-batch of a GPU in the shipped recipe."""
+    return 256 if recipe == SAMI else 8
+
+
+def run_command(request: StepRequest, home: Path) -> None:
+    """Run the stage's command on shards made for it.
+
+    Args:
+        request: The step.
+        home: An empty folder for shards, configs and the run.
+    """
+    command: Any = pretrain if request.recipe == SAMI else finetune
+    root: Any = configs.PretrainConfig if request.recipe == SAMI else configs.FinetuneConfig
+    stage = _sami(request) if request.recipe == SAMI else _finetune(request, home)
+    common = _common(request, home)
+    merged = {
+        section: common.get(section, {}) | stage.get(section, {}) for section in {*common, *stage}
+    }
+    file = home / "step.yaml"
+    file.write_text(json.dumps(merged))
+    command.run(configs.load(root, [str(file)], list(request.overrides)))
+
+
+def _common(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:
+    masks = _masks(request)
+    shards = write_photos(home / "shards", max(_LEAST_PHOTOS, request.images), masks)
+    return {
+        "data": {"train": shards, "workers": 1 if request.small else 0},
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "precision": "bf16",
+            "compile": "blocks" if request.compiled else "none",
+            "global_batch": request.images,
+            "micro_batch": request.images,
+            "max_steps": 100_000,
+        },
+        "optim": {"warmup_steps": 1, "peak_lr_batch": None},
+        "run": {"dir": str(home / "run")},
+    }
+
+
+def _masks(request: StepRequest) -> int:
+    """Masks of an image in the shards; pretraining reads none."""
+    if request.recipe == SAMI:
+        return 1
+    return 8 if request.small else 32
+
+
+def _sami(request: StepRequest) -> dict[str, dict[str, Any]]:
+    if not request.small:
+        student: dict[str, Any] = {"width": 384, "heads": 6, "image_size": 224}
+        return {"sami": {"student": student}, "teacher": {**_TEACHER, "image_size": 224}}
+    decoder = {"decoder_depth": 8, "decoder_width": 32, "decoder_heads": 4}
+    return {
+        "sami": {"student": _SMALL_ENCODER, **decoder},
+        "teacher": {**_TEACHER, "image_size": 64},
+    }
+
+
+def _finetune(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:
+    interactive = request.recipe == "finetune-interactive"
+    model: dict[str, Any] = {"encoder": {}, "prompts": _INTERACTIVE if interactive else {}}
+    if request.small:
+        model["encoder"] = {**_SMALL_ENCODER, "neck_channels": 32}
+        model["decoder"] = {"mlp_width": 64, "iou_head_width": 32, "heads": 4}
+    (home / "model.yaml").write_text(json.dumps(model))
+    stage: dict[str, dict[str, Any]] = {
+        "model": {"name": str(home / "model.yaml")},
+        "masks": {
+            "masks_per_image": 4 if request.small else 32,
+            "max_area": 1.0,
+            "clicks": 1 if interactive else 6,
+        },
+        "prompts": {"rounds": "interactive" if interactive else "each"},
+        "trainer": {"best_metric": None},
+    }
+    if interactive:
+        stage["validation"] = {"clicks": [1, 3], "later_clicks": "corrections"}
+    return stage

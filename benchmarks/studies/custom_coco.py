@@ -1,0 +1,156 @@
+"""Finetune on a COCO-format data set of one's own, scored against its start and filled boxes.
+
+The set is COCO-MINI and tiny_coco's training part in one annotation file. Without `--weights` the
+start is a small fresh model, all of which learns: no released weights are needed. The scores are
+those that the run prints for its held-out photos, before the first step and after the last.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Options, Row, report
+from benchmarks.studies.coco_folders import data_folder
+from benchmarks.studies.finetune_runs import LOSS, MINI, Setting, scored, taken_home, untrained
+from benchmarks.studies.sami_runs import Spread, study_parser, write_markdown
+from efficientsam_pl.commands import finetune
+from efficientsam_pl.config import FinetuneConfig, dump, load
+from efficientsam_pl.evaluation.scores import Scores
+
+NAME = "finetune_own"
+PROGRAM = "studies.custom_coco"
+_TINY = ("coco/tiny_coco/annotations/instances_train2017.json", "coco/tiny_coco/images/train2017")
+_PROMPTS = ("box", "click1")
+# Shares of a photo: all masks, and those of more than some 16 cells of a 512-pixel model's grid
+_SMALLEST = (0.0, 0.001)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains each seed, scores, prints, and leaves runs and a Markdown file in a folder."""
+    parser = study_parser(NAME, PROGRAM, (__doc__ or "").splitlines()[0], steps=1000)
+    parser.add_argument("--side", type=int, default=512, help="of the model's square, pixels")
+    given = parser.parse_args(argv)
+    setting = Setting(given.steps, given.side, candidates=1)
+    if given.quick:
+        setting = Setting(min(given.steps, 8), 128, width=64, depth=2, masks=4)
+    rows = study(setting, 1 if given.quick else given.seeds, given.out)
+    command = f"python -m benchmarks.{PROGRAM} --steps {setting.steps} --side {setting.side}"
+    write_markdown(given.out / f"{NAME}.md", "A set of one's own", command, [str(setting)], rows)
+    report(NAME, rows, Options(json=given.json, quick=given.quick))
+    return 0
+
+
+def study(setting: Setting, seeds: int, out: Path) -> list[Row]:
+    """Held-out scores of every seed before and after; runs that are finished are not run again."""
+    annotations = joined(out / "instances.json")
+    name = out / "model.yaml"
+    name.write_text(dump(setting.model()))
+    rows = []
+    folders = [out / f"seed-{seed}" for seed in range(seeds)]
+    for seed, folder in enumerate(folders):
+        finetune.run(config_of(setting, annotations, name, folder, seed))
+    for smallest in _SMALLEST:
+        before, after = [], []
+        for seed, folder in enumerate(folders):
+            heldout = f"{folder}/shards/heldout-*.tar"
+            start = untrained(setting, folder, seed)
+            before.append(scored(start, heldout, smallest=smallest))
+            after.append(scored(taken_home(folder), heldout, smallest=smallest))
+        for prompt in _PROMPTS:
+            rows += _rows(prompt, before, after, smallest)
+    return rows
+
+
+def config_of(
+    setting: Setting, annotations: Path, model: Path, folder: Path, seed: int
+) -> FinetuneConfig:
+    """`efficientsam finetune -c finetune/custom_coco` with these overrides."""
+    overrides = {
+        "data.coco.annotations": annotations,
+        "data.coco.images": data_folder() / "coco",
+        "data.workers": 0,
+        "model.name": model,
+        "model.freeze.image_encoder": "false",
+        "masks.masks_per_image": setting.masks,
+        "prompts.box_share": 0.8,
+        "prompts.box_jitter": 0.0,  # the boxes that are scored are tight
+        "loss.dice": LOSS["dice"],
+        "optim.peak_lr": setting.peak_lr,
+        "trainer.max_steps": setting.steps,
+        "trainer.micro_batch": setting.batch,
+        "trainer.global_batch": setting.batch,
+        "trainer.accelerator": setting.accelerator,
+        "trainer.validate_every_steps": max(1, setting.steps // 4),
+        "trainer.checkpoint_every_steps": setting.steps,
+        "optim.warmup_steps": max(1, setting.steps // 20),
+        "run.dir": folder,
+        "run.seed": seed,
+    }
+    given = [f"{key}={value}" for key, value in overrides.items()]
+    return load(FinetuneConfig, ["finetune/custom_coco"], given)
+
+
+def joined(path: Path) -> Path:
+    """Both sets in one annotation file, each photo once, under their common folder."""
+    whole: dict[str, list[Any]] = {"images": [], "annotations": []}
+    seen: set[int] = set()
+    for annotations, images in (MINI, _TINY):
+        content = json.loads((data_folder() / annotations).read_text())
+        fresh = {image["id"] for image in content["images"]} - seen
+        folder = images.removeprefix("coco/")
+        for image in content["images"]:
+            if image["id"] in fresh:
+                named = {**image, "file_name": f"{folder}/{image['file_name']}"}
+                whole["images"].append(named)
+        whole["annotations"] += [a for a in content["annotations"] if a["image_id"] in fresh]
+        seen |= fresh
+    for number, annotation in enumerate(whole["annotations"], start=1):
+        annotation["id"] = number  # two sets may use the same one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole))
+    return path
+
+
+def _rows(
+    prompt: str, before: Sequence[Scores], after: Sequence[Scores], smallest: float
+) -> list[Row]:
+    """After training, beside the start, and for boxes beside the filled box."""
+    start, end = (
+        Spread(tuple(getattr(scores, prompt) for scores in side)) for side in (before, after)
+    )
+    photos, masks, seeds = after[0].photos, after[0].masks, len(after)
+    name = f"{NAME}.{prompt}" + (f".from_{smallest:g}" if smallest else "")
+    rows = [
+        Row(
+            id=f"{name}.over_start",
+            work=f"{photos} held-out photos, {masks} masks of at least {smallest:.1%} of their "
+            f"photo, {seeds} seeds: {prompt} mIoU {end.text(3)}; reference: the start, "
+            f"{start.text(3)}",
+            value=end.mean(),
+            unit="",
+            reference=start.mean(),
+            goal=1.0,
+            better="higher",
+        )
+    ]
+    if prompt == "box":
+        filled = Spread(tuple(scores.filled_box for scores in after))
+        rows.append(
+            Row(
+                id=f"{name}.over_filled_box",
+                work=f"the same; less the filled box, seed by seed: {end.less(filled).text(3)}; "
+                "reference: the filled box",
+                value=end.mean(),
+                unit="",
+                reference=filled.mean(),
+                goal=1.0,
+                better="higher",
+            )
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Measure what stored teacher features cost: held-out loss, bytes and rounding error.
+
+A small student learns from the teacher online, from four stored views a photo in float16 and in
+int8, and from crops of whole-photo features in float16. Each kind has the same seeds, so the same
+initial weights, photos and order.
+
+Whatever a student learned from, its held-out loss is measured in the same way: the centre crops of
+the held-out photos, the same masks for all, and as the target the online teacher's features of the
+very crop. The whole-photo teacher sees 1024 pixels of the photo instead of the crop, so its
+student learns another function; its loss against its own features is told beside. The teacher is
+seeded: SAM's architecture with nothing learned.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Options, Row, common_parser, report
+from benchmarks.studies.coco_folders import PackedPhotos, pack, photos_at_hand
+from benchmarks.studies.sami_runs import Setting, Spread, online_loss, study_config, write_markdown
+from efficientsam_pl.commands import embed_teacher, pretrain
+from efficientsam_pl.config import PretrainConfig
+from efficientsam_pl.data.packing.job import ArrayShare
+
+NAME = "sami_store"
+PROGRAM = "studies.feature_store"
+_HELDOUT_EVERY = 5  # photos
+_VIEWS = 4
+# The whole-photo teacher's input and the tokens a side that are kept: SAM's own
+_PHOTO_SIDE, _PHOTO_GRID = 1024, 64
+_EMBEDDED_AT_ONCE = 2  # photos: a global block's attention over 4096 tokens is large
+
+
+@dataclass(frozen=True)
+class Store:
+    """What is stored of a photo: nothing, views of it, or its whole features."""
+
+    name: str
+    features: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a kind of store led to, over the seeds."""
+
+    online: Spread  # held-out loss against the online teacher's features
+    own: Spread  # against the features that it learned from
+    mean_feature: Spread  # the same, of the mean feature at each position
+    bytes_a_photo: float  # of its training shards, all views; 0 where nothing is stored
+    relative_error: float  # of the stored numbers, root of mean squares over that of the features
+
+
+def kinds(photo_side: int, photo_grid: int) -> list[Store]:
+    """Online first, then each kind of store."""
+    views = {"kind": "views", "views": _VIEWS}
+    whole = {"kind": "photos", "grid": photo_grid, "numbers": "float16"}
+    return [
+        Store("online", {}, {}),
+        Store("views_float16", views | {"numbers": "float16"}, {}),
+        Store("views_int8", views | {"numbers": "int8"}, {}),
+        Store("photos_float16", whole, {"image_size": photo_side}),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Embeds, trains, measures and prints; `--out` leaves a Markdown file."""
+    parser = common_parser(PROGRAM, (__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="a Markdown file")
+    parser.add_argument("--steps", type=int, default=400, help="of each run")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args(argv)
+    setting = Setting(steps=given.steps, measured=1)
+    stores, seeds, photos = kinds(_PHOTO_SIDE, _PHOTO_GRID), given.seeds, photos_at_hand()
+    if given.quick:
+        setting = replace(setting, steps=min(given.steps, 20), side=64, width=64, depth=2)
+        stores, seeds, photos = kinds(256, 16), 1, photos[:40]
+    with tempfile.TemporaryDirectory() as name:
+        packed = pack(photos, Path(name) / "photos", _HELDOUT_EVERY, setting.long_side)
+        outcomes = {
+            store.name: outcome(store, setting, packed, Path(name), range(seeds))
+            for store in stores
+        }
+    rows = store_rows(outcomes)
+    if given.out is not None:
+        command = f"python -m benchmarks.{PROGRAM} --steps {setting.steps} --seeds {seeds}"
+        words = [_told(setting, packed, stores[-1]), _table(outcomes)]
+        write_markdown(given.out, "What stored teacher features cost", command, words, rows)
+    report(NAME, rows, Options(json=given.json, quick=given.quick))
+    return 0
+
+
+def outcome(
+    store: Store, setting: Setting, packed: PackedPhotos, folder: Path, seeds: Sequence[int]
+) -> Outcome:
+    """Embeds where something is stored, then trains and measures once a seed."""
+    online, own, mean_feature, stored = [], [], [], []
+    for seed in seeds:
+        run = folder / f"{store.name}-{seed}"
+        config = trained = study_config(setting, packed, run, seed)
+        if store.features:
+            # views are drawn anew for each seed; whole photos are the same for all
+            drawn = seed if store.features["kind"] == "views" else 0
+            place = folder / f"{store.name}-features-{drawn}"
+            features = {**store.features, "dir": str(place), "seed": drawn}
+            changes = {"features": features, "teacher": store.teacher}
+            trained = study_config(setting, packed, run, seed, changes)
+            stored.append(embedded(trained, place / "train" / "pack-summary.json"))
+        left = pretrain.run(trained)
+        assert left.heldout_loss is not None, "a study holds photos out"
+        assert left.mean_feature_loss is not None, "and knows their baseline"
+        own.append(left.heldout_loss)
+        mean_feature.append(left.mean_feature_loss)
+        online.append(online_loss(config, run))
+    return Outcome(
+        online=Spread(tuple(online)),
+        own=Spread(tuple(own)),
+        mean_feature=Spread(tuple(mean_feature)),
+        bytes_a_photo=_mean([told["bytes"] / told["samples"] for told in stored]),
+        relative_error=_mean([told["relative_error"] for told in stored]),
+    )
+
+
+def embedded(config: PretrainConfig, summary: Path) -> dict[str, Any]:
+    """What the embedding of the training photos tells of itself; embeds where that is not done."""
+    if not summary.exists():
+        few = replace(config.trainer, micro_batch=_EMBEDDED_AT_ONCE)
+        embed_teacher.run(replace(config, trainer=few), ArrayShare())
+    told: dict[str, Any] = json.loads(summary.read_text())
+    return told
+
+
+def store_rows(outcomes: Mapping[str, Outcome]) -> list[Row]:
+    """Losses beside the online teacher's, bytes and rounding, and int8 beside float16."""
+    online, *others = outcomes
+    noise = outcomes[online].online
+    rows = [
+        _row(online, "heldout_loss", f"mean of {len(noise.values)} seeds", noise.mean()),
+        _row(online, "heldout_loss_std", "standard deviation over the seeds", noise.std()),
+    ]
+    for name in others:
+        rows += _rows_of(name, outcomes[name], noise)
+    rounded, kept = outcomes["views_int8"], outcomes["views_float16"]
+    apart = rounded.online.less(kept.online)
+    return [
+        *rows,
+        _row(
+            "views_int8",
+            "bytes_to_float16",
+            "bytes of a photo's views with their scales and the tar's headers; reference: float16",
+            rounded.bytes_a_photo,
+            reference=kept.bytes_a_photo,
+            unit="bytes",
+        ),
+        _row(
+            "views_int8",
+            "noise",
+            "held-out loss of int8 less that of float16, mean over the seeds, without its sign; "
+            "reference: standard deviation of the online loss over the seeds",
+            abs(apart.mean()),
+            reference=noise.std() or None,
+            goal=1.0 if noise.std() else None,
+        ),
+    ]
+
+
+def _rows_of(name: str, found: Outcome, noise: Spread) -> list[Row]:
+    apart = found.online.less(noise)
+    return [
+        _row(
+            name,
+            "heldout_loss",
+            "against the online teacher; reference: learned online",
+            found.online.mean(),
+            reference=noise.mean(),
+        ),
+        _row(name, "heldout_loss_std", "standard deviation over the seeds", found.online.std()),
+        _row(
+            name,
+            "difference",
+            f"to the online run of the same seed, mean (std {apart.std():.5f})",
+            apart.mean(),
+        ),
+        _row(
+            name,
+            "own_loss",
+            "against the features that it stores itself; reference: their mean at each position",
+            found.own.mean(),
+            reference=found.mean_feature.mean(),
+        ),
+        _row(
+            name,
+            "bytes",
+            "a photo, tar headers included",
+            found.bytes_a_photo,
+            unit="bytes",
+        ),
+        _row(
+            name,
+            "relative_error",
+            "of the stored numbers: root of the mean squared error over that of the features",
+            found.relative_error,
+        ),
+    ]
+
+
+def _row(
+    store: str,
+    figure: str,
+    work: str,
+    value: float,
+    reference: float | None = None,
+    goal: float | None = None,
+    unit: str = "",
+) -> Row:
+    return Row(
+        id=f"{NAME}.{store}.{figure}",
+        work=f"{store}: {work}",
+        value=value,
+        unit=unit,
+        reference=reference,
+        goal=goal,
+    )
+
+
+def _told(setting: Setting, packed: PackedPhotos, whole: Store) -> str:
+    return (
+        f"{packed.train_photos} training and {packed.heldout_photos} held-out photos (ImageNet's "
+        f"sample and the COCO folders, each photo once), crops of {setting.side} pixels, student "
+        f"of width {setting.width} and depth {setting.depth}, {setting.steps} steps of "
+        f"{setting.batch}; seeded teacher of width {setting.teacher_width}, depth 4; whole photos "
+        f"at {whole.teacher['image_size']} pixels, {whole.features['grid']} tokens a side. Every "
+        "held-out loss in the first column is against the online teacher's features of the centre "
+        "crop, with the same masks for all."
+    )
+
+
+def _table(outcomes: Mapping[str, Outcome]) -> str:
+    noise = next(iter(outcomes.values())).online
+    lines = [
+        "| store | held-out loss | to online | against its own features | mean of these | "
+        "bytes a photo | relative error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in outcomes.items():
+        apart = found.online.less(noise).text(5) if found.bytes_a_photo else ""
+        size = f"{found.bytes_a_photo:.0f}" if found.bytes_a_photo else "0"
+        error = f"{found.relative_error:.1e}" if found.bytes_a_photo else ""
+        losses = (found.online.text(), apart, found.own.text(), found.mean_feature.text())
+        cells = (name, *losses, size, error)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

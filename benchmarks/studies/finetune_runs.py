@@ -1,0 +1,213 @@
+"""What the studies of finetuning share: a small segmenter's config, a run, and its scores."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.studies.coco_folders import PackedPhotos, data_folder
+from efficientsam_pl.commands import consolidate, finetune
+from efficientsam_pl.commands.models import load_model
+from efficientsam_pl.config import FinetuneConfig, dump, from_dict
+from efficientsam_pl.coverage import half_covered
+from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.packing.coco import coco_photos, read_coco
+from efficientsam_pl.data.packing.parting import parted
+from efficientsam_pl.data.packing.photos import MaskedPhoto, limit_side, pack_photos
+from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
+from efficientsam_pl.evaluation.scores import PhotoScores, Scores
+from efficientsam_pl.geometry import Resize
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.mask_overlap import mask_iou
+from efficientsam_pl.models.config import SegmenterConfig
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.prompts.clicks import correction
+from efficientsam_pl.rle import area, decode, run_lengths
+
+MINI = ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017")
+# Every object counts the same in a mean IoU, and most of COCO's are small: dice sees that, a mean
+# over pixels does not. SAM's own weights are 20 and 1
+LOSS = {"focal": 20.0, "dice": 5.0}
+_HEADS_OF = 32  # channels of the encoder
+_DECODER_HEADS_OF = 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of a study: small enough for two cores."""
+
+    steps: int
+    side: int = 256
+    width: int = 128
+    depth: int = 4
+    neck: int = 64
+    candidates: int = 3
+    batch: int = 2
+    peak_lr: float = 2e-3
+    masks: int = 8  # a photo
+    accelerator: str = "cpu"
+
+    def model(self, interactive: bool = False) -> SegmenterConfig:
+        """A segmenter that also sees its prompts drawn, from which a few hundred steps learn."""
+        known = {"negative_clicks": True, "mask_prompts": True, "min_points": 6, "max_points": 12}
+        return from_dict(
+            SegmenterConfig,
+            {
+                "encoder": {
+                    "width": self.width,
+                    "depth": self.depth,
+                    "heads": self.width // _HEADS_OF,
+                    "image_size": self.side,
+                    "neck_channels": self.neck,
+                    "position_grid": 7,  # a pretrained student's: 112 pixels
+                },
+                "prompts": {
+                    "position_scale": 0.25,
+                    "drawn_prompts": True,
+                    **(known if interactive else {}),
+                },
+                "decoder": {
+                    "candidates": self.candidates,
+                    "heads": self.neck // _DECODER_HEADS_OF,
+                    "mlp_width": 256,
+                    "iou_head_width": 64,
+                },
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: where it lies, and its model."""
+
+    folder: Path
+    model: Segmenter
+
+
+def packed_mini(folder: Path, long_side: int, photos_learned: int | None = None) -> PackedPhotos:
+    """COCO-MINI's photos, four fifths to learn from and one held out, by name.
+
+    `photos_learned`: so many of the four fifths; None: all.
+    """
+    annotations, images = (str(data_folder() / part) for part in MINI)
+    photos = list(coco_photos(read_coco(annotations, images), []))
+    masked = [photo for photo in photos if any(not a.crowd for a in photo.annotations)]
+    sides: dict[str, Sequence[MaskedPhoto]] = dict(
+        zip(("train", "heldout"), parted([p.key for p in masked], masked, 0.2), strict=True)
+    )
+    sides["train"] = sides["train"][:photos_learned]
+    for name, own in sides.items():
+        pack_photos([limit_side(photo, long_side) for photo in own], folder, name)
+    patterns = (f"{folder}/train-*.tar", f"{folder}/heldout-*.tar")
+    return PackedPhotos(*patterns, len(sides["train"]), len(sides["heldout"]))
+
+
+def finetuned(
+    setting: Setting,
+    sides: PackedPhotos,
+    folder: Path,
+    seed: int,
+    changes: Mapping[str, Mapping[str, Any]],
+    interactive: bool = False,
+) -> Trained:
+    """A run of `efficientsam finetune` from scratch, besides some changes of its config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder / "model.yaml"
+    name.write_text(dump(setting.model(interactive)))
+    values: dict[str, dict[str, Any]] = {
+        "run": {"dir": str(folder), "seed": seed, "resume": "none"},
+        "data": {"train": sides.train, "heldout": sides.heldout, "workers": 0},
+        "masks": {"masks_per_image": setting.masks, "clicks": 1, "max_area": 1.0},
+        "prompts": {"max_clicks": 1},
+        "loss": LOSS,
+        "optim": {
+            "peak_lr": setting.peak_lr,
+            "warmup_steps": max(1, setting.steps // 20),
+            "clip_norm": 1.0,
+        },
+        "trainer": {
+            "accelerator": setting.accelerator,
+            "max_steps": setting.steps,
+            "global_batch": setting.batch,
+            "micro_batch": setting.batch,
+            "validate_every_steps": max(1, setting.steps // 4),
+            "checkpoint_every_steps": setting.steps,
+        },
+        "validation": {"clicks": [1]},
+    }
+    for key, own in changes.items():
+        values[key] = {**values.get(key, {}), **own}
+    values["model"] = {"name": str(name), **values.get("model", {})}
+    finetune.run(from_dict(FinetuneConfig, values))
+    return Trained(folder, taken_home(folder))
+
+
+def taken_home(folder: Path) -> Segmenter:
+    """The last weights of a run as users load them."""
+    return load_model(weights=str(consolidate.run(folder, folder / "model.safetensors")))
+
+
+def untrained(setting: Setting, folder: Path, seed: int, interactive: bool = False) -> Segmenter:
+    """The model that a run of this seed begins with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder / "start.yaml"
+    name.write_text(dump(setting.model(interactive)))
+    config = from_dict(FinetuneConfig, {"run": {"seed": seed}, "model": {"name": str(name)}})
+    return finetune.starting_model(config).eval()
+
+
+@torch.inference_mode()
+def scored(
+    model: Segmenter,
+    pattern: str,
+    clicks: tuple[int, ...] = (1,),
+    corrected: bool = False,
+    smallest: float = 0.0,
+) -> Scores:
+    """A model's scores on the photos of some shards.
+
+    Args:
+        model: What is scored.
+        pattern: Of the shards.
+        clicks: After how many there is a score.
+        corrected: Whether later clicks lie where the answer is wrong.
+        smallest: Masks of a smaller share of their photo are left out.
+    """
+    side = model.config.encoder.image_size
+    correct = partial(correction, side=side) if corrected else None
+    scores = PhotoScores(Questions(clicks, correct=correct))
+    for photo in photos_of(pattern):
+        embedded = Predictor(model).embed(photo.image)
+        answer = partial(model.decode, embedded.features)
+        least = smallest * photo.image.shape[0] * photo.image.shape[1]
+        truth = tuple(rle for rle in photo.truth if area(rle) >= least)
+        asked = AskedPhoto(photo.key, truth, embedded.resize, answer, torch.device("cpu"))
+        scores.add(asked)
+    return scores.compute()
+
+
+def photos_of(pattern: str) -> Iterator[AnnotatedPhoto]:
+    """The photos of some shards, which must all be readable."""
+    for photo in annotated_photos(open_shards(pattern)):
+        assert isinstance(photo, AnnotatedPhoto), photo
+        yield photo
+
+
+def grid_ceiling(pattern: str, side: int) -> float:
+    """mIoU of the true masks after they have been through a model's mask grid and back."""
+    values: list[Tensor] = []
+    cells = side // 4
+    for photo in photos_of(pattern):
+        resize = Resize.fit(photo.image.shape[:2], side, "squash")
+        coarse = torch.from_numpy(half_covered(run_lengths(photo.truth), resize.mask_grid(cells)))
+        logits = torch.where(coarse, 1.0, -1.0)[:, None]
+        back = torch.cat([resize.masks_back(one[None])[0] > 0 for one in logits])
+        truth = torch.from_numpy(np.stack([decode(rle) for rle in photo.truth]))
+        values.append(mask_iou(back, truth))
+    return float(torch.cat(values).mean())

@@ -1,0 +1,228 @@
+"""What the studies of SAMI pretraining share: a small student's configs, losses, tables."""
+
+import argparse
+import datetime
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Row, common_parser, machine, versions
+from benchmarks.studies.coco_folders import PackedPhotos
+from efficientsam_pl.checkpoints.choice import newest_checkpoint
+from efficientsam_pl.checkpoints.stored import StoredCheckpoint
+from efficientsam_pl.config import PretrainConfig, from_dict
+from efficientsam_pl.data.loaders import once_loader
+from efficientsam_pl.data.order import Share
+from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.sets import reader_of
+from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.data.streams import CroppedImages
+from efficientsam_pl.losses.features import feature_losses
+from efficientsam_pl.models.sami import Sami
+from efficientsam_pl.models.targets import build_target
+from efficientsam_pl.models.weights import load_strictly, part
+from efficientsam_pl.structures import ImageBatch
+
+_HEADS_OF = 32  # channels
+_BATCH = 32  # of the held-out photos
+_EVALUATION_SEED = 0  # of the held-out photos' masks, whatever a run's own seed is
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of a study: small enough for two cores, large enough to learn something."""
+
+    steps: int
+    side: int = 112  # pixels of a crop
+    width: int = 128
+    depth: int = 4
+    batch: int = 16
+    measured: int = 8  # held-out losses along a run
+    teacher_width: int = 96  # of the seeded teacher, as the quickstart's
+    long_side: int = 256  # of the packed photos
+    accelerator: str = "cpu"
+
+    def grid(self) -> int:
+        """Tokens a side."""
+        return self.side // 16
+
+
+def study_config(
+    setting: Setting,
+    packed: PackedPhotos,
+    folder: Path,
+    seed: int,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> PretrainConfig:
+    """A small SAMI run with a seeded teacher, besides some changes.
+
+    Args:
+        setting: Sizes.
+        packed: What it learns from, and what is held out.
+        folder: Of the run.
+        seed: Of weights, order, crops and masks.
+        changes: Part of the config -> key -> value, over what stands here.
+    """
+    every, pictured = -(-setting.steps // setting.measured), -(-setting.steps // 4)
+    warmup = max(1, setting.steps // 10)
+    values: dict[str, dict[str, Any]] = {
+        "run": {"dir": str(folder), "seed": seed, "resume": "none"},
+        "data": {"train": packed.train, "heldout": packed.heldout, "workers": 0},
+        "sami": {
+            "student": {
+                "width": setting.width,
+                "depth": setting.depth,
+                "heads": setting.width // _HEADS_OF,
+                "image_size": setting.side,
+                "position_grid": setting.grid(),
+            },
+            "decoder_depth": 2,
+            "decoder_width": setting.width,
+            "decoder_heads": setting.width // _HEADS_OF,
+        },
+        "teacher": {
+            "encoder": {
+                "width": setting.teacher_width,
+                "depth": 4,
+                "heads": setting.teacher_width // _HEADS_OF,
+                "global_blocks": [3],
+                "window": setting.grid(),  # a window is the crop, as SAM's 14 are at 224
+            },
+            "image_size": setting.side,
+            "precision": "fp32",
+        },
+        "optim": {"peak_lr": 1e-3, "peak_lr_batch": None, "warmup_steps": warmup},
+        "trainer": {
+            "accelerator": setting.accelerator,
+            "max_steps": setting.steps,
+            "global_batch": setting.batch,
+            "micro_batch": setting.batch,
+            "validate_every_steps": every,
+            "checkpoint_every_steps": setting.steps,
+            "picture_every_steps": pictured,
+        },
+    }
+    for key, own in (changes or {}).items():
+        values[key] = {**values.get(key, {}), **own}
+    return from_dict(PretrainConfig, values)
+
+
+@torch.inference_mode()
+def online_loss(config: PretrainConfig, run: Path) -> float:
+    """A finished run's held-out loss against the teacher that sees each centre crop itself.
+
+    Args:
+        config: The run's, without stored features: its teacher is the judge.
+        run: The folder whose last checkpoint is measured.
+    """
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None, "a finished run has saved its last step"
+    target = build_target(config.teacher, config.sami.student, stored=False)
+    model = Sami(config.sami, target.width)
+    state = part(StoredCheckpoint(checkpoint).whole_state(), "model.")
+    load_strictly(model, state, str(checkpoint))
+    model.eval()
+    total, photos = 0.0, 0
+    for batch in heldout_batches(config):
+        predicted, split = model(batch.image, batch.draw_key)
+        losses = feature_losses(predicted, target(batch), split.masked, batch.valid, config.loss)
+        valid = int(batch.valid.sum())
+        total, photos = total + float(losses.total) * valid, photos + valid
+    return total / photos
+
+
+def heldout_batches(config: PretrainConfig) -> Iterator[ImageBatch]:
+    """The centre crops of the held-out photos, each once, with the same masks for every run."""
+    assert config.data.heldout is not None, "a study holds photos out"
+    shards = open_shards(config.data.heldout)
+    stream = CroppedImages(
+        reader_of((shards,), PHOTO_ENDINGS, config.data),
+        None,
+        config.sami.student.image_size,
+        _EVALUATION_SEED,
+        exact=True,
+    )
+    yield from once_loader(stream, len(shards), Share(0, 1, _BATCH, _BATCH), workers=0)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure of several seeds."""
+
+    values: tuple[float, ...]
+
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.values)
+
+    def std(self) -> float:
+        """Sample standard deviation over the seeds; 0 for a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def less(self, other: "Spread") -> "Spread":
+        """The difference seed by seed: both began with the same weights, photos and masks."""
+        return Spread(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
+
+    def text(self, digits: int = 4) -> str:
+        """Mean and standard deviation."""
+        return f"{self.mean():.{digits}f} ± {self.std():.{digits}f}"
+
+
+def study_parser(
+    study: str, program: str, description: str, steps: int | None
+) -> argparse.ArgumentParser:
+    """Build the options that studies share.
+
+    Args:
+        study: Names the default output folder.
+        program: What follows `python -m benchmarks.`.
+        description: For `--help`.
+        steps: Default of `--steps`; None where the study has several.
+    """
+    parser = common_parser(program, description)
+    parser.add_argument("--out", type=Path, default=Path(f"{study}_out"), help="a folder")
+    parser.add_argument("--steps", type=int, default=steps, help="of each run")
+    parser.add_argument("--seeds", type=int, default=3)
+    return parser
+
+
+def write_markdown(
+    path: Path, title: str, command: str, words: Sequence[str], rows: Sequence[Row]
+) -> None:
+    """What was found, on what and how, as the results kept in benchmarks/results are written.
+
+    Args:
+        path: Of the file.
+        title: Its heading.
+        command: How it was run.
+        words: Paragraphs and tables above the rows.
+        rows: All of the benchmark.
+    """
+    told = machine()
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    head = (
+        f"{datetime.date.today().isoformat()}. {told['cpu']}, {told['cores']} cores, "
+        f"{told['threads']} threads, load {told['load_1min']}; {packages}."
+    )
+    lines = ["| id | value | reference | ratio | goal | met |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        goal = "" if row.goal is None else f"{'<=' if row.better == 'lower' else '>='} {row.goal:g}"
+        met = {True: "yes", False: "no", None: ""}[row.met()]
+        cells = (row.id, f"{row.value:.4g} {row.unit}".strip(), *_numbers(row), goal, met)
+        lines.append(f"| {' | '.join(cells)} |")
+    works = [f"- {row.id}: {row.work}" for row in rows]
+    blocks = [f"# {title}", head, f"    {command}", *words, "\n".join(lines), "\n".join(works)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(blocks) + "\n")
+
+
+def _numbers(row: Row) -> tuple[str, str]:
+    ratio = row.ratio()
+    return (
+        "" if row.reference is None else f"{row.reference:.4g}",
+        "" if ratio is None else f"{ratio:.4g}",
+    )

@@ -1,0 +1,126 @@
+import json
+import random
+import subprocess
+import tarfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.campaign import drawn, main
+from benchmarks.faults.injection import KINDS, damage_file, fill
+from benchmarks.faults.tally import Trial, write_tally
+from benchmarks.faults.toy_runs import GLOBAL_BATCH, PHOTOS, STEPS, Setting, build_toy
+from benchmarks.faults.trial_site import last_step, small_disk
+from efficientsam_pl import config as configs
+from efficientsam_pl.checkpoints.folder import CheckpointError, damage_of, measured, seal
+from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+
+
+def test_every_kind_comes_once_a_turn_and_a_seed_draws_the_same_again() -> None:
+    turns = [[drawn(3, number)[0] for number in range(n, n + len(KINDS))] for n in (0, len(KINDS))]
+    for turn in turns:
+        assert Counter(turn) == Counter(list(KINDS))
+    assert turns[0] != turns[1]
+    kind, setting, draw = drawn(3, 17)
+    again, same_setting, same_draw = drawn(3, 17)
+    assert (kind, setting, draw.random()) == (again, same_setting, same_draw.random())
+
+
+def test_a_turn_has_both_stages_and_both_strategies() -> None:
+    settings = [drawn(0, number)[1] for number in range(len(KINDS))]
+    assert {s.stage for s in settings} == {"pretrain", "finetune"}
+    assert {s.strategy for s in settings} == {"ddp", "fsdp"}
+
+
+def test_without_trials_the_tally_alone_is_told(
+    good: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tally = tmp_path / "tally.json"
+    write_tally(tally, [good, replace(good, number=5, hung=True)])
+    assert main(["--trials", "0", "--tally", str(tally), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    values = {row["id"]: row["value"] for row in record["rows"]}
+    assert (values["faults.trials"], values["faults.hangs"]) == (2.0, 1.0)
+
+
+def test_trials_without_a_cluster_say_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    with pytest.raises(SystemExit, match="local_cluster"):
+        main(["--trials", "1"])
+
+
+def test_the_toy_has_as_many_photos_as_it_says_and_its_configs_are_accepted(tmp_path: Path) -> None:
+    toy = build_toy(tmp_path)
+    names = []
+    for shard in sorted((tmp_path / "shards").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            names += [name.split(".")[0] for name in tar.getnames()]
+    assert len(set(names)) == PHOTOS
+    assert (STEPS * GLOBAL_BATCH) % PHOTOS != 0  # the last epoch is cut
+    assert GLOBAL_BATCH % PHOTOS != 0
+    for root, setting in (
+        (PretrainConfig, Setting(stage="pretrain", strategy="fsdp", writing="background")),
+        (FinetuneConfig, Setting(stage="finetune", strategy="ddp", workers=2)),
+    ):
+        _, file, *overrides = toy.arguments(setting, tmp_path / "run")
+        config = configs.load(root, [file], overrides)
+        configs.require(config)
+        assert config.trainer.strategy == setting.strategy
+        assert config.data.workers == setting.workers
+        assert config.run.trace
+
+
+def test_the_newest_step_is_that_of_the_last_whole_line(tmp_path: Path) -> None:
+    assert last_step(tmp_path) == -1
+    lines = [json.dumps({"step": s, "rank": r, "keys": []}) for s in range(12) for r in (0, 1)]
+    (tmp_path / "consumed.jsonl").write_text("\n".join(lines))
+    assert last_step(tmp_path) == 11  # the other rank's line is cut
+    (tmp_path / "consumed.jsonl").write_text(lines[0][:14])
+    assert last_step(tmp_path) == -1
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_every_damage_is_one_that_the_checksums_find(
+    tmp_path: Path, seed: int, sealed: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in sealed.iterdir()}
+    told = damage_file(sealed, random.Random(seed))
+    after = {path.name: path.read_bytes() for path in sealed.iterdir()}
+    changed = [name for name in before if before[name] != after.get(name)]
+    assert len(changed) == 1
+    assert changed[0] in told
+    if changed == ["complete.json"]:
+        with pytest.raises(CheckpointError):
+            damage_of(sealed)
+    else:
+        assert damage_of(sealed) is not None
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    folder = tmp_path / "step-00000004"
+    folder.mkdir()
+    for name in ("state.pt", "run.pt"):
+        (folder / name).write_bytes(random.Random(name).randbytes(1000))
+    seal(folder, "plain", 4, "run.pt", measured(sorted(folder.iterdir()), folder))
+    return folder
+
+
+def _mounts() -> bool:
+    done = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not _mounts(), reason="no disk may be mounted here, which root may")
+def test_a_small_disk_is_filled_to_the_last_byte_and_leaves_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    with small_disk(folder, 2):
+        (folder / "kept").write_bytes(b"x" * 5000)
+        fill(folder / "ballast")
+        with pytest.raises(OSError, match="No space"):
+            (folder / "more").write_bytes(b"y" * 5000)
+        (folder / "ballast").unlink()
+    assert (folder / "kept").read_bytes() == b"x" * 5000
+    assert not folder.is_mount()

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.order import EpochOrder, Slot
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.datasets.train import LOSS_FACTOR, MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import EpochOrder, Slot
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.streams import LOSS_FACTOR, MASKED_ENDINGS, Frame, MaskedImages
-from efficientsam_pl.pictures.overlay import DrawnPrompt, overlay
 from efficientsam_pl.structures import Label, MaskBatch
+from efficientsam_pl.visualization.overlay import DrawnPrompt, overlay
 
 _CLICKS = 2
 

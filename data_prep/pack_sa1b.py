@@ -5,7 +5,7 @@ The same as `efficientsam pack sa1b`, for those who look here first.
 
 import sys
 
-from efficientsam_pl.cli import main
+from efficientsam_pl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["pack", "sa1b", *sys.argv[1:]]))

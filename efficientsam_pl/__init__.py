@@ -7,16 +7,16 @@ stays free of torch.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from efficientsam_pl.commands.models import load_model
-    from efficientsam_pl.inference.everything.config import EverythingConfig
-    from efficientsam_pl.inference.everything.generator import generate_masks
+    from efficientsam_pl.inference.automask.config import EverythingConfig
+    from efficientsam_pl.inference.automask.generator import generate_masks
+    from efficientsam_pl.inference.hub import load_model
     from efficientsam_pl.inference.predictor import Predictor, SamPredictor
 
 __all__ = ["EverythingConfig", "Predictor", "SamPredictor", "generate_masks", "load_model"]
 _HOMES = {
-    "EverythingConfig": "efficientsam_pl.inference.everything.config",
-    "generate_masks": "efficientsam_pl.inference.everything.generator",
-    "load_model": "efficientsam_pl.commands.models",
+    "EverythingConfig": "efficientsam_pl.inference.automask.config",
+    "generate_masks": "efficientsam_pl.inference.automask.generator",
+    "load_model": "efficientsam_pl.inference.hub",
     "Predictor": "efficientsam_pl.inference.predictor",
     "SamPredictor": "efficientsam_pl.inference.predictor",
 }

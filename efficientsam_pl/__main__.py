@@ -2,6 +2,6 @@
 
 import sys
 
-from efficientsam_pl.cli import main
+from efficientsam_pl.cli.main import main
 
 sys.exit(main())

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from efficientsam_pl.coverage import Grid
+from efficientsam_pl.mask_coverage import Grid
 
 ResizeRule = Literal["squash", "pad"]
 

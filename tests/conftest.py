@@ -130,7 +130,7 @@ def shared() -> Path:
 def _forget_stores() -> None:
     import s3fs
 
-    from efficientsam_pl.data.storage import filesystems
+    from efficientsam_pl.storage import filesystems
 
     s3fs.S3FileSystem.clear_instance_cache()
     filesystems._store_of_process.cache_clear()

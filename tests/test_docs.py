@@ -14,10 +14,10 @@ import pytest
 from torch import Tensor
 
 import efficientsam_pl
-from efficientsam_pl import config as configs
-from efficientsam_pl.cli import build_parser
-from efficientsam_pl.loading import find_config
+from efficientsam_pl.cli.main import build_parser
+from efficientsam_pl.config.load import find_config
 from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.recipes import root_configs as configs
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from efficientsam_pl import config as configs
-from efficientsam_pl.config import FinetuneConfig
-from efficientsam_pl.config_diff import flatten
+from efficientsam_pl.config.diff import flatten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.config import FreezeConfig
-from efficientsam_pl.prompts.prompters import build_prompter
+from efficientsam_pl.prompts.samplers import build_prompter
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.root_configs import FinetuneConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/finetune"
 PAPER = ("ti", "s", "ti_interactive", "s_interactive")

@@ -7,7 +7,7 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from efficientsam_pl.losses.config import MaskLossConfig
-from efficientsam_pl.losses.masks import segmentation_losses
+from efficientsam_pl.losses.mask_losses import segmentation_losses
 from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.rle import encode, pair_iou
 from efficientsam_pl.structures import Prediction

@@ -7,10 +7,10 @@ import simplejpeg
 from pycocotools import mask as coco_mask
 
 from benchmarks.harness import Row, alternate
-from efficientsam_pl.coverage import half_covered
+from efficientsam_pl.data.mask_sampling import random_clicks, tight_boxes
 from efficientsam_pl.data.schema import from_json
-from efficientsam_pl.data.select import random_clicks, tight_boxes
 from efficientsam_pl.geometry import Resize
+from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.rle import run_lengths
 
 _MASKS, _SIDE = 32, 1024

@@ -13,11 +13,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from efficientsam_pl.data.index import index_of, to_bytes
-from efficientsam_pl.data.packing.job import ArrayShare, run_packing
+from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
 from efficientsam_pl.data.shards import beside, entry_of, write_manifest
-from efficientsam_pl.data.storage.tar import scan_tar
+from efficientsam_pl.storage.tar import scan_tar
 
 MASKS = 100  # a photo, as in SA-1B
 _SMALLEST, _LARGEST = 0.015, 0.35  # radius over the square root of the photo's pixels

@@ -16,8 +16,8 @@ from PIL import Image
 
 from benchmarks.data.inputs import Inputs
 from benchmarks.harness import Row, alternate
-from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import Slot
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
 from efficientsam_pl.data.shards import open_shards
 

@@ -19,19 +19,26 @@ from benchmarks.data.inputs import Inputs, make_inputs, write_many_shards
 from benchmarks.data.jpeg_decoders import decoder_rows
 from benchmarks.harness import Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
+from efficientsam_pl.data.dataloaders import training_loader
+from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, CroppedImages, Frame, MaskedImages
 from efficientsam_pl.data.decode import photo_size
-from efficientsam_pl.data.loaders import training_loader
-from efficientsam_pl.data.order import EndlessBatches, EpochOrder, Position, SetCourse, Share, Slot
 from efficientsam_pl.data.packing.imagenet import Imagenet
-from efficientsam_pl.data.packing.job import ArrayShare, run_packing
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import (
+    EndlessBatches,
+    EpochOrder,
+    Position,
+    SetCourse,
+    Share,
+    Slot,
+)
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage.ranges import Range, merged
-from efficientsam_pl.data.streams import MASKED_ENDINGS, CroppedImages, Frame, MaskedImages
 from efficientsam_pl.data.transforms import crop_scale, random_crop
 from efficientsam_pl.data.workers import keep_memory
-from efficientsam_pl.draws import draw_key
+from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.storage.ranges import Range, merged
 
 NAME = "data"
 _SELECTION = MaskSelectionConfig(masks_per_image=32, clicks=1)

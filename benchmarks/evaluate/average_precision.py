@@ -12,8 +12,8 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks.finetune.mask_ap import EncodedPhoto, encoded, masked_photos
 from benchmarks.harness import Row, alternate, timed_rows
-from efficientsam_pl.evaluation.matching import averages
-from efficientsam_pl.evaluation.overlaps import FoundMasks, coco_overlaps
+from efficientsam_pl.evaluation.metrics.matching import averages
+from efficientsam_pl.evaluation.metrics.overlaps import FoundMasks, coco_overlaps
 from efficientsam_pl.rle import area
 from efficientsam_pl.structures import Instance, InstancePhoto
 

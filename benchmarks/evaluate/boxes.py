@@ -13,10 +13,10 @@ from pycocotools import mask as coco_mask
 
 from benchmarks.finetune.released_decoder import released_decode
 from benchmarks.harness import Row, Taken, alternate, timed_rows
-from efficientsam_pl.evaluation.questions.asking import Asking
-from efficientsam_pl.evaluation.questions.detector import DetectorBoxes, MaskRule
+from efficientsam_pl.evaluation.protocols.base import Asking
+from efficientsam_pl.evaluation.protocols.detector_boxes import DetectorBoxes, MaskRule
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.inference.evaluated import EvaluatedModel, EvaluatedPhoto
+from efficientsam_pl.inference.evaluator_adapter import EvaluatedModel, EvaluatedPhoto
 from efficientsam_pl.inference.predictor import EmbeddedImage
 from efficientsam_pl.models.config import NAMED, SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from scipy.ndimage import distance_transform_edt
 
 from benchmarks.harness import Row, alternate, timed_rows
-from efficientsam_pl.evaluation.clicks import centre_clicks, error_clicks
+from efficientsam_pl.evaluation.protocols.error_centers import centre_clicks, error_clicks
 from efficientsam_pl.rle import Rle, decode, encode_many
 
 _HEIGHT, _WIDTH = 480, 640

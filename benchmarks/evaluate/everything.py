@@ -17,9 +17,9 @@ from torchvision.ops import nms
 
 from benchmarks.finetune.released_decoder import released_decode
 from benchmarks.harness import Row, alternate, peak_memory_rise
-from efficientsam_pl.inference.everything.config import NOTEBOOK, EverythingConfig
-from efficientsam_pl.inference.everything.crops import clicks, crops
-from efficientsam_pl.inference.everything.generator import generate_masks
+from efficientsam_pl.inference.automask.config import NOTEBOOK, EverythingConfig
+from efficientsam_pl.inference.automask.crops import clicks, crops
+from efficientsam_pl.inference.automask.generator import generate_masks
 from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor
 from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.models.segmenter import Segmenter

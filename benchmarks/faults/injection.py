@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.faults.slurm_jobs import Job, kill, kill_node, revive_node
 from benchmarks.faults.toy_runs import EVERY, STEPS
 from benchmarks.faults.trial_site import Hung, Missed, Site, small_disk
-from efficientsam_pl.checkpoints.folder import MANIFEST, pointed_to
+from efficientsam_pl.checkpoints.layout import MANIFEST, pointed_to
 
 Fault = Callable[[Site], str]  # what came when
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.harness import Row
-from efficientsam_pl.atomic import atomic_write_bytes
+from efficientsam_pl.storage.atomic import atomic_write_bytes
 
 WANTED = 30  # trials, of all kinds together
 _MOST = 1e9  # stands for a difference that is no number, which JSON has no word for

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.folder import pointed_to
-from efficientsam_pl.checkpoints.stored import StoredCheckpoint
+from efficientsam_pl.checkpoints.layout import pointed_to
+from efficientsam_pl.checkpoints.reader import StoredCheckpoint
 
 _TOLD = 5  # of the keys or steps that are wrong, in a sentence
 

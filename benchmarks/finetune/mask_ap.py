@@ -23,8 +23,8 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from benchmarks.harness import Row, alternate, peak_memory_rise, timed_rows
-from efficientsam_pl.evaluation.average_precision import MaskAp
-from efficientsam_pl.evaluation.matching import RECALLS, THRESHOLDS
+from efficientsam_pl.evaluation.metrics.average_precision import MaskAp
+from efficientsam_pl.evaluation.metrics.matching import RECALLS, THRESHOLDS
 from efficientsam_pl.rle import Rle, area, encode_many
 
 _HEIGHT, _WIDTH = 480, 640

@@ -20,12 +20,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from benchmarks.harness import Options, Row, alternate, parse_options, report
-from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.data.packing.coco import coco_photos, read_coco
-from efficientsam_pl.draws import draw_key
 from efficientsam_pl.geometry import Resize
+from efficientsam_pl.keyed_random import draw_key
 from efficientsam_pl.losses.config import MaskLossConfig
-from efficientsam_pl.losses.masks import MaskLosses, segmentation_losses
+from efficientsam_pl.losses.mask_losses import MaskLosses, segmentation_losses
+from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.rle import run_lengths
 from efficientsam_pl.structures import Prediction
 

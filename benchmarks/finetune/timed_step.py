@@ -12,9 +12,9 @@ from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import finetune_optim
+from efficientsam_pl.recipes.promptable.prompt_loop import Lesson
 from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prompts
-from efficientsam_pl.tasks.lesson import Lesson
-from efficientsam_pl.training.parallel import apply_compile
+from efficientsam_pl.training.parallelize import apply_compile
 
 
 @dataclass(frozen=True)

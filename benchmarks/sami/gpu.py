@@ -19,7 +19,7 @@ from benchmarks.sami.timed_step import CHANNELS, STUDENTS, StudentStep
 from efficientsam_pl.models.config import SamiConfig, TeacherConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.training.flops import matmul_rate
-from efficientsam_pl.training.parallel import apply_compile
+from efficientsam_pl.training.parallelize import apply_compile
 
 _FIRST_BATCH = 64
 _ROUNDS, _CALLS = 5, 4  # the median round counts; a round is so many calls in a row

@@ -16,7 +16,7 @@ from benchmarks.sami import gpu
 from benchmarks.sami.flop import mae_flop, step_flop
 from benchmarks.sami.mae_reference import HOW_TO_GET_IT, mae_folder, mae_model
 from benchmarks.sami.timed_step import CHANNELS, STUDENTS, MaeStep, StudentStep
-from efficientsam_pl.data.features.coding import coded
+from efficientsam_pl.data.features.codec import coded
 from efficientsam_pl.models.config import SamiConfig, TeacherConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from efficientsam_pl.losses.config import FeatureLossConfig
-from efficientsam_pl.losses.features import feature_losses
+from efficientsam_pl.losses.feature_loss import feature_losses
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import sami_optim
-from efficientsam_pl.training.parallel import apply_compile
+from efficientsam_pl.training.parallelize import apply_compile
 
 CHANNELS = 256  # of the target: SAM's neck
 STUDENTS = {

@@ -33,15 +33,15 @@ from benchmarks.scaling.projection import SHARES
 from benchmarks.scaling.recipes import finetuning, pretraining
 from benchmarks.scaling.timed_run import Record
 from benchmarks.scaling.two_ranks import Runner, median_seconds
-from efficientsam_pl.checkpoints.folder import SHARDS
-from efficientsam_pl.checkpoints.form import split
+from efficientsam_pl.checkpoints.layout import SHARDS
+from efficientsam_pl.checkpoints.state import split
+from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import sami_optim
 from efficientsam_pl.training.flops import wait_for
-from efficientsam_pl.training.saving import CheckpointWriter
 
 NAME = "scaling_gpu"
 PROGRAM = "scaling.gpu"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
 

@@ -16,14 +16,14 @@ from benchmarks.finetune.timed_step import boxes_batch
 from benchmarks.sami.timed_step import CHANNELS
 from benchmarks.scaling.timed_run import weights_of
 from benchmarks.scaling.traffic import Weights
-from efficientsam_pl import config as configs
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig
 from efficientsam_pl.models.config import TeacherConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.teacher import FrozenTeacher
-from efficientsam_pl.prompts.prompters import build_prompter
-from efficientsam_pl.tasks.lesson import Lesson
+from efficientsam_pl.prompts.samplers import build_prompter
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable.prompt_loop import Lesson
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
 from efficientsam_pl.training.flops import step_flops
 
 

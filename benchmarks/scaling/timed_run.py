@@ -21,9 +21,10 @@ import torch
 
 from benchmarks.scaling.collectives import Collectives, sent_bytes
 from benchmarks.scaling.traffic import Payload, Weights
-from efficientsam_pl import config as configs
-from efficientsam_pl.commands import finetune, pretrain
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable import recipe as finetune
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes.sami import recipe as pretrain
 from efficientsam_pl.training.callbacks.throughput import peak_memory
 from efficientsam_pl.training.flops import wait_for
 

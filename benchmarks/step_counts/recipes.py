@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling.inputs import write_photos
-from efficientsam_pl import config as configs
-from efficientsam_pl.commands import finetune, pretrain
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable import recipe as finetune
+from efficientsam_pl.recipes.sami import recipe as pretrain
 
 RECIPES = ("finetune-each", "finetune-interactive", "sami-stored")
 SAMI = "sami-stored"

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.step_counts.counter import Label, OperationCounter
 from benchmarks.step_counts.recipes import SAMI, StepRequest, run_command
-from efficientsam_pl.tasks import lesson, sami
+from efficientsam_pl.recipes.promptable import prompt_loop
+from efficientsam_pl.recipes.sami import module as sami
 
 TEACHER_CHANNELS = 256
 
@@ -92,7 +93,7 @@ def labels_of(recipe: str, module: Any, inside: bool) -> Iterator[Label]:
     elif inside:
         yield Label(model.mask_decoder.transformer, "forward", "mask_decoder.two_way")
         yield Label(model.mask_decoder, "_drawn", "mask_decoder.upscaling")
-        yield Label(lesson, "segmentation_losses", "loss")
+        yield Label(prompt_loop, "segmentation_losses", "loss")
 
 
 def use_stored_features(module: Any, images: int) -> None:

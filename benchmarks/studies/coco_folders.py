@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficientsam_pl.data.packing.imagenet import Imagenet
-from efficientsam_pl.data.packing.job import ArrayShare, run_packing
+from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 
 # Annotations and photos, in EFFICIENTSAM_SHARED/data
 _COCO = (

@@ -22,9 +22,10 @@ from typing import Any
 from benchmarks.harness import Options, Row, common_parser, report
 from benchmarks.studies.coco_folders import PackedPhotos, pack, photos_at_hand
 from benchmarks.studies.sami_runs import Setting, Spread, online_loss, study_config, write_markdown
-from efficientsam_pl.commands import embed_teacher, pretrain
-from efficientsam_pl.config import PretrainConfig
-from efficientsam_pl.data.packing.job import ArrayShare
+from efficientsam_pl.commands import embed_teacher
+from efficientsam_pl.data.packing.runner import ArrayShare
+from efficientsam_pl.recipes.root_configs import PretrainConfig
+from efficientsam_pl.recipes.sami import recipe
 
 NAME = "sami_store"
 PROGRAM = "studies.feature_store"
@@ -110,7 +111,7 @@ def outcome(
             changes = {"features": features, "teacher": store.teacher}
             trained = study_config(setting, packed, run, seed, changes)
             stored.append(embedded(trained, place / "train" / "pack-summary.json"))
-        left = pretrain.run(trained)
+        left = recipe.run(trained)
         assert left.heldout_loss is not None, "a study holds photos out"
         assert left.mean_feature_loss is not None, "and knows their baseline"
         own.append(left.heldout_loss)

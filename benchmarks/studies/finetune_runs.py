@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 
 from benchmarks.studies.coco_folders import PackedPhotos, data_folder
-from efficientsam_pl.commands import consolidate, finetune
-from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.config import FinetuneConfig, dump, from_dict
-from efficientsam_pl.coverage import half_covered
-from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.commands import consolidate
+from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
 from efficientsam_pl.data.packing.coco import coco_photos, read_coco
-from efficientsam_pl.data.packing.parting import parted
-from efficientsam_pl.data.packing.photos import MaskedPhoto, limit_side, pack_photos
+from efficientsam_pl.data.packing.images import MaskedPhoto, limit_side, pack_photos
+from efficientsam_pl.data.packing.split import parted
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
-from efficientsam_pl.evaluation.scores import PhotoScores, Scores
+from efficientsam_pl.evaluation.prompt_metrics import PhotoScores, Scores
+from efficientsam_pl.evaluation.training_protocols import AskedPhoto, Questions
 from efficientsam_pl.geometry import Resize
+from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.clicks import correction
+from efficientsam_pl.recipes.promptable import recipe
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, dump, from_dict
 from efficientsam_pl.rle import area, decode, run_lengths
 
 MINI = ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017")
@@ -144,7 +145,7 @@ def finetuned(
     for key, own in changes.items():
         values[key] = {**values.get(key, {}), **own}
     values["model"] = {"name": str(name), **values.get("model", {})}
-    finetune.run(from_dict(FinetuneConfig, values))
+    recipe.run(from_dict(FinetuneConfig, values))
     return Trained(folder, taken_home(folder))
 
 
@@ -159,7 +160,7 @@ def untrained(setting: Setting, folder: Path, seed: int, interactive: bool = Fal
     name = folder / "start.yaml"
     name.write_text(dump(setting.model(interactive)))
     config = from_dict(FinetuneConfig, {"run": {"seed": seed}, "model": {"name": str(name)}})
-    return finetune.starting_model(config).eval()
+    return recipe.starting_model(config).eval()
 
 
 @torch.inference_mode()

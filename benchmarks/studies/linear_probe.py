@@ -26,7 +26,6 @@ from torch import Tensor
 
 from benchmarks.harness import Options, Row, common_parser, report
 from benchmarks.studies.coco_folders import LabelledBox, coco_photos_at_hand
-from efficientsam_pl.config import from_dict
 from efficientsam_pl.data.decode import decode_smaller
 from efficientsam_pl.data.schema import DamagedSampleError
 from efficientsam_pl.data.transforms import Crop, cut
@@ -34,6 +33,7 @@ from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.vit import PlainViT
 from efficientsam_pl.models.weights import load_strictly, part, read_weights
+from efficientsam_pl.recipes.root_configs import from_dict
 
 NAME = "probe"
 PROGRAM = "studies.linear_probe"

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from benchmarks.studies.finetune_runs import photos_of
-from efficientsam_pl.coverage import half_covered
-from efficientsam_pl.draws import draw_key, uniform
 from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.keyed_random import draw_key, uniform
+from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.clicks import uniform_click
 from efficientsam_pl.rle import boxes_xyxy, run_lengths

@@ -25,10 +25,10 @@ from benchmarks.studies.linear_probe import (
     untrained,
 )
 from benchmarks.studies.sami_runs import Setting, Spread, study_config, study_parser, write_markdown
-from efficientsam_pl.commands import pretrain
 from efficientsam_pl.commands.quickstart.teacher import teacher_encoder
-from efficientsam_pl.config import PretrainConfig, as_dict
-from efficientsam_pl.pictures.curves import loss_curve
+from efficientsam_pl.recipes.root_configs import PretrainConfig, as_dict
+from efficientsam_pl.recipes.sami import recipe
+from efficientsam_pl.visualization.curves import loss_curve
 
 NAME = "sami_learns"
 PROGRAM = "studies.sami_learning"
@@ -68,7 +68,7 @@ def study(setting: Setting, seeds: int, out: Path, teacher: str | None) -> list[
     packed = pack(photos_at_hand(), out / "photos", _HELDOUT_EVERY, setting.long_side)
     runs = {
         way: [
-            pretrain.run(config_of(way, setting, packed, out / f"{way}-{seed}", seed, teacher))
+            recipe.run(config_of(way, setting, packed, out / f"{way}-{seed}", seed, teacher))
             for seed in range(seeds)
         ]
         for way in _WAYS
@@ -100,7 +100,7 @@ def config_of(
 
 
 def probed_accuracies(
-    runs: dict[str, list[pretrain.Pretrained]], setting: Setting, crops: Crops, seeds: int
+    runs: dict[str, list[recipe.Pretrained]], setting: Setting, crops: Crops, seeds: int
 ) -> dict[str, Spread]:
     """Balanced accuracy of each encoder; the folds are a seed's own, and the same for all."""
     found: dict[str, list[float]] = {name: [] for name in (*_WAYS, "untrained", "raw_pixels")}
@@ -114,7 +114,7 @@ def probed_accuracies(
     return {name: Spread(tuple(values)) for name, values in found.items()}
 
 
-def loss_rows(runs: dict[str, list[pretrain.Pretrained]], setting: Setting) -> list[Row]:
+def loss_rows(runs: dict[str, list[recipe.Pretrained]], setting: Setting) -> list[Row]:
     """Held-out losses beside the mean feature's, and whether they still fell."""
     rows = []
     for way, own in runs.items():
@@ -185,29 +185,29 @@ def accuracy_rows(probed: dict[str, Spread], crops: Crops) -> list[Row]:
     return rows
 
 
-def final_losses(runs: Sequence[pretrain.Pretrained]) -> Spread:
+def final_losses(runs: Sequence[recipe.Pretrained]) -> Spread:
     """Held-out losses at the end."""
     return Spread(tuple(_known(run.heldout_loss) for run in runs))
 
 
-def baselines(runs: Sequence[pretrain.Pretrained]) -> Spread:
+def baselines(runs: Sequence[recipe.Pretrained]) -> Spread:
     """Held-out losses of the mean feature."""
     return Spread(tuple(_known(run.mean_feature_loss) for run in runs))
 
 
-def draw_losses(path: Path, way: str, runs: Sequence[pretrain.Pretrained]) -> None:
+def draw_losses(path: Path, way: str, runs: Sequence[recipe.Pretrained]) -> None:
     """Held-out losses along the steps, beside the mean feature's."""
     losses = {f"seed {seed}": list(_along(run).values()) for seed, run in enumerate(runs)}
     baseline = {"mean feature": baselines(runs).mean()}
     loss_curve(path, f"held-out loss: {way}", list(_along(runs[0])), losses, baseline)
 
 
-def _along(run: pretrain.Pretrained) -> dict[int, float]:
+def _along(run: recipe.Pretrained) -> dict[int, float]:
     """Held-out loss by step; the last one, measured twice, once."""
     return dict(run.history.heldout)
 
 
-def _halfway(run: pretrain.Pretrained) -> int:
+def _halfway(run: recipe.Pretrained) -> int:
     steps = list(_along(run))
     return steps[(len(steps) - 1) // 2]
 
@@ -232,7 +232,7 @@ def _told(setting: Setting, packed: PackedPhotos, teacher: str | None) -> str:
     )
 
 
-def _loss_table(runs: dict[str, list[pretrain.Pretrained]]) -> str:
+def _loss_table(runs: dict[str, list[recipe.Pretrained]]) -> str:
     """Held-out losses along the steps, mean and standard deviation over the seeds."""
     lines = ["| step | SAMI | MAE control |", "|---|---|---|"]
     means = [f"{baselines(runs[way]).mean():.4f}" for way in _WAYS]

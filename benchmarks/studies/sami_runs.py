@@ -12,19 +12,19 @@ import torch
 
 from benchmarks.harness import Row, common_parser, machine, versions
 from benchmarks.studies.coco_folders import PackedPhotos
-from efficientsam_pl.checkpoints.choice import newest_checkpoint
-from efficientsam_pl.checkpoints.stored import StoredCheckpoint
-from efficientsam_pl.config import PretrainConfig, from_dict
-from efficientsam_pl.data.loaders import once_loader
-from efficientsam_pl.data.order import Share
+from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.data.build import reader_of
+from efficientsam_pl.data.dataloaders import once_loader
+from efficientsam_pl.data.datasets.train import CroppedImages
+from efficientsam_pl.data.sampler import Share
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
-from efficientsam_pl.data.sets import reader_of
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.streams import CroppedImages
-from efficientsam_pl.losses.features import feature_losses
+from efficientsam_pl.losses.feature_loss import feature_losses
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import build_target
 from efficientsam_pl.models.weights import load_strictly, part
+from efficientsam_pl.recipes.root_configs import PretrainConfig, from_dict
 from efficientsam_pl.structures import ImageBatch
 
 _HEADS_OF = 32  # channels

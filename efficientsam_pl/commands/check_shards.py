@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.progress import track
 
-from efficientsam_pl.data.checking import CheckedShard, check_shards
+from efficientsam_pl.data.shard_checks import CheckedShard, check_shards
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.files import atomic_write
 from efficientsam_pl.structures import Damage
 
 _TOLD = 20  # of the list; all of it is in the report

@@ -6,9 +6,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam_pl.atomic import atomic_write_bytes
-from efficientsam_pl.evaluation.comparison import Column, Comparison, cells, compare, markdown
-from efficientsam_pl.evaluation.result import read_result
+from efficientsam_pl.evaluation.results.comparison import (
+    Column,
+    Comparison,
+    cells,
+    compare,
+    markdown,
+)
+from efficientsam_pl.evaluation.results.result_file import read_result
+from efficientsam_pl.storage.atomic import atomic_write_bytes
 
 _GAP, _NAME = 2, 28  # between columns; of a model's name where the table would be too wide
 

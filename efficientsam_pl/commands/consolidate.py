@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from efficientsam_pl.checkpoints.choice import named_checkpoint
+from efficientsam_pl.checkpoints.select import named_checkpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.consolidate import consolidate
 

@@ -8,8 +8,18 @@ from jaxtyping import Float, Int64, UInt8
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from efficientsam_pl.commands.devices import chosen_device
-from efficientsam_pl.commands.features import (
+from efficientsam_pl.cluster.devices import chosen_device
+from efficientsam_pl.commands.pack import account_for
+from efficientsam_pl.data.build import open_sets
+from efficientsam_pl.data.features.codec import Rounding
+from efficientsam_pl.data.features.store import ROUNDING, is_claimed, written_features
+from efficientsam_pl.data.features.writer import Embed, Embedding, FeatureSource
+from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
+from efficientsam_pl.data.packing.writer import PackSummary
+from efficientsam_pl.models.teacher import FrozenTeacher
+from efficientsam_pl.plural import counted
+from efficientsam_pl.recipes.root_configs import PretrainConfig
+from efficientsam_pl.recipes.sami.feature_store import (
     StorePart,
     describe,
     maps_of,
@@ -17,17 +27,7 @@ from efficientsam_pl.commands.features import (
     store_parts,
     views_of,
 )
-from efficientsam_pl.commands.pack import account_for
-from efficientsam_pl.config import PretrainConfig
-from efficientsam_pl.data.features.coding import Rounding
-from efficientsam_pl.data.features.store import ROUNDING, is_claimed, written_features
-from efficientsam_pl.data.features.writing import Embed, Embedding, FeatureSource
-from efficientsam_pl.data.packing.job import ArrayShare, run_packing
-from efficientsam_pl.data.packing.writer import PackSummary
-from efficientsam_pl.data.sets import open_sets
-from efficientsam_pl.models.teacher import FrozenTeacher
-from efficientsam_pl.plural import counted
-from efficientsam_pl.training.parallel import apply_compile
+from efficientsam_pl.training.parallelize import apply_compile
 
 
 def run(config: PretrainConfig, share: ArrayShare) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.shipped_configs import config_folders
+from efficientsam_pl.config.shipped import config_folders
 from efficientsam_pl.versions import ABSENT, own_version, versions
 
 _PACKAGES = (

@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from efficientsam_pl.data.packing.coco import Coco
 from efficientsam_pl.data.packing.imagenet import Imagenet
-from efficientsam_pl.data.packing.job import ArrayShare, Source, run_packing
+from efficientsam_pl.data.packing.runner import ArrayShare, Source, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
-from efficientsam_pl.data.storage.files import atomic_write
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.files import atomic_write
 
 _TOLD = 20  # skipped samples that are printed; all of them are in the summary file
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.commands.photo_files import read_image
+from efficientsam_pl.data.image_files import read_image
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.predictor import ImagePrediction, Predictor, check_places
-from efficientsam_pl.pictures.overlay import DrawnPrompt, mask_image, overlay
 from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import Label
+from efficientsam_pl.visualization.overlay import DrawnPrompt, mask_image, overlay
 
 
 @dataclass(frozen=True)

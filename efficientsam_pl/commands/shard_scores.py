@@ -7,10 +7,10 @@ from itertools import islice
 import torch
 from rich.progress import track
 
-from efficientsam_pl.data.loaders import annotated_photos
+from efficientsam_pl.data.dataloaders import annotated_photos
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.evaluation.protocols import AskedPhoto, Questions
-from efficientsam_pl.evaluation.scores import PhotoScores, Scores
+from efficientsam_pl.evaluation.prompt_metrics import PhotoScores, Scores
+from efficientsam_pl.evaluation.training_protocols import AskedPhoto, Questions
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.structures import Damage

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from efficientsam_pl.config_fields import path
+from efficientsam_pl.config.fields import path
 
 LastBatch = Literal["carry", "drop", "pad"]
 

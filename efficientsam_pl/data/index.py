@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from efficientsam_pl.data.schema import key_and_ending
-from efficientsam_pl.data.storage.ranges import Range
-from efficientsam_pl.data.storage.tar import TarMember, TarScan
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.ranges import Range
+from efficientsam_pl.storage.tar import TarMember, TarScan
 
 VERSION = 1
 _FORMAT = "efficientsam_pl shard index"

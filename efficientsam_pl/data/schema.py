@@ -16,7 +16,7 @@ A box is XYWH with w = xmax - xmin, as in SA-1B. Masked images written here add 
 
 A photo may also be a `.jpeg` or `.png`. A reader takes the endings it knows and leaves the others,
 so files of further kinds get an ending of their own. Those of a teacher's features (their form:
-data/features/coding.py) lie in shards of their own, one for each shard of photos:
+data/features/codec.py) lie in shards of their own, one for each shard of photos:
 
 `KEY.view0.safetensors`, `KEY.view1...`   of random crops, by number
 `KEY.centre.safetensors`                  of the centre crop, of held-out photos

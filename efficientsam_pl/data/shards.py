@@ -35,7 +35,9 @@ from efficientsam_pl.data.index import (
     index_of,
     to_bytes,
 )
-from efficientsam_pl.data.storage.files import (
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.files import (
     atomic_write,
     exists,
     from_beginning,
@@ -47,9 +49,7 @@ from efficientsam_pl.data.storage.files import (
     read_file,
     same_file,
 )
-from efficientsam_pl.data.storage.tar import scan_tar
-from efficientsam_pl.errors import UserError
-from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.tar import scan_tar
 from efficientsam_pl.structures import Damage
 
 MANIFEST_VERSION = 1

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.decode import Photo
-from efficientsam_pl.draws import uniform_of
 from efficientsam_pl.geometry import Resize
+from efficientsam_pl.keyed_random import uniform_of
 
 
 @dataclass(frozen=True)

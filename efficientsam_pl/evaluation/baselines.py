@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from efficientsam_pl.evaluation.questions.box_pixels import enclosed_pixels, filled
-from efficientsam_pl.evaluation.segmenting import ImagePrompts
+from efficientsam_pl.evaluation.interfaces import ImagePrompts
+from efficientsam_pl.evaluation.protocols.box_pixels import enclosed_pixels, filled
 from efficientsam_pl.rle import Rle, from_runs
 
 

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from efficientsam_pl.config_fields import path
-from efficientsam_pl.evaluation.sizes import SIZES
+from efficientsam_pl.config.fields import path
+from efficientsam_pl.evaluation.metrics.sizes import SIZES
 
 # Of COCO's twelve numbers those that are logged
 AP_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")

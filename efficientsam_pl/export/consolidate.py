@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientsam_pl.atomic import atomic_write_local
-from efficientsam_pl.checkpoints.stored import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import StoredCheckpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.streamed import write_streamed
 from efficientsam_pl.models.config import SegmenterConfig
@@ -19,6 +18,7 @@ from efficientsam_pl.models.weights import (
     released_names,
     safetensors_header,
 )
+from efficientsam_pl.storage.atomic import atomic_write_local
 
 # What another width or depth of the released layout may differ in, and a fresh model's draw
 _SIZES = ("candidates", "depth", "mlp_width", "iou_head_width", "position_scale")

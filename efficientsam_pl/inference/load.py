@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from efficientsam_pl.models.config import NAMED, ModelConfig, SegmenterConfig
-from efficientsam_pl.models.growing import grown
+from efficientsam_pl.models.extend_prompt_encoder import grown
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.weights import (
     WeightsError,

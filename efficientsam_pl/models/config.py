@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from efficientsam_pl.config_fields import path
+from efficientsam_pl.config.fields import path
 
 
 @dataclass(frozen=True, kw_only=True)

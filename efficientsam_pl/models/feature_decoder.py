@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from efficientsam_pl.models.config import SamiConfig
 from efficientsam_pl.models.masking import TokenSplit
-from efficientsam_pl.models.positions import grid_positions, positions_at
+from efficientsam_pl.models.position_encoding import grid_positions, positions_at
 
 _norm = partial(nn.LayerNorm, eps=1e-6)
 

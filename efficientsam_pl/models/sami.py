@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from efficientsam_pl.models.config import NAMED, SamiConfig
 from efficientsam_pl.models.feature_decoder import build_decoder
 from efficientsam_pl.models.masking import TokenSplit, random_split
-from efficientsam_pl.models.positions import sine_positions
+from efficientsam_pl.models.position_encoding import sine_positions
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.vit import PlainViT
 

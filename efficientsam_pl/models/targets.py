@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efficientsam_pl.models.config import EncoderConfig, TeacherConfig
-from efficientsam_pl.models.pixels import patch_targets
+from efficientsam_pl.models.patchify import patch_targets
 from efficientsam_pl.models.teacher import FrozenTeacher, feature_width
 from efficientsam_pl.structures import ImageBatch
 

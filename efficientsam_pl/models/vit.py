@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from efficientsam_pl.models.config import EncoderConfig
 from efficientsam_pl.models.neck import neck
-from efficientsam_pl.models.pixels import cut
-from efficientsam_pl.models.positions import positions_at
+from efficientsam_pl.models.patchify import cut
+from efficientsam_pl.models.position_encoding import positions_at
 
 _NORM_EPS = 1e-6
 

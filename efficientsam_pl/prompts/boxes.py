@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from efficientsam_pl.draws import uniform
+from efficientsam_pl.keyed_random import uniform
 
 
 def jitter_boxes(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from efficientsam_pl.draws import uniform
+from efficientsam_pl.keyed_random import uniform
 from efficientsam_pl.structures import Label
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from efficientsam_pl.config_fields import path
+from efficientsam_pl.cluster.launch import Launch
+from efficientsam_pl.config.fields import path
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.launch import Launch
 from efficientsam_pl.plural import counted
 
 

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from efficientsam_pl.data.build import TrainingSets
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.loaders import Stream, once_loader, training_loader
-from efficientsam_pl.data.order import Course, EndlessBatches, Position, Share, Slot
-from efficientsam_pl.data.sets import TrainingSets
+from efficientsam_pl.data.dataloaders import Stream, once_loader, training_loader
+from efficientsam_pl.data.sampler import Course, EndlessBatches, Position, Share, Slot
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig

@@ -23,12 +23,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import FSDPModule
 
-from efficientsam_pl.checkpoints.folder import SHARDS
-from efficientsam_pl.checkpoints.form import joined, split
-from efficientsam_pl.checkpoints.stored import StoredCheckpoint
+from efficientsam_pl.checkpoints.layout import SHARDS
+from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.resume import agreed_checkpoint
+from efficientsam_pl.checkpoints.state import joined, split
+from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.training.config import InterruptionConfig, TrainerConfig
-from efficientsam_pl.training.restoring import agreed_checkpoint
-from efficientsam_pl.training.saving import CheckpointWriter
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
+from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.launch import launch
 from efficientsam_pl.plural import counted
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
-from efficientsam_pl.training.loggers import build_logger, check_logger
+from efficientsam_pl.training.run.loggers import build_logger, check_logger
 from efficientsam_pl.training.strategies import CheckpointFiles, PlainCheckpoints, build_strategy
 
 _KNOWN_NOISE = (

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl.data.annotated import (
+from efficientsam_pl.data.datasets.image_sources import (
     PackedPhotos,
     PhotoFiles,
     ReadPhoto,
     ahead,
     content_of_photos,
 )
-from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.rle import encode

@@ -10,11 +10,11 @@ import pytest
 from efficientsam_pl.data import shards as module
 from efficientsam_pl.data.collate import PreparedImage, PreparedMaskedImage
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
+from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, CroppedImages, Frame, MaskedImages
 from efficientsam_pl.data.index import from_bytes, to_bytes
-from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import Slot
 from efficientsam_pl.data.shards import ShardSet, open_shards
-from efficientsam_pl.data.streams import MASKED_ENDINGS, CroppedImages, Frame, MaskedImages
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage
 

@@ -19,8 +19,8 @@ from efficientsam_pl.data.index import (
     samples_of,
     to_bytes,
 )
-from efficientsam_pl.data.storage.ranges import Range
-from efficientsam_pl.data.storage.tar import TarMember, scan_tar
+from efficientsam_pl.storage.ranges import Range
+from efficientsam_pl.storage.tar import TarMember, scan_tar
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 

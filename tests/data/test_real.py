@@ -12,12 +12,12 @@ import torch
 from pycocotools import mask as coco_mask
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.loaders import once_loader
-from efficientsam_pl.data.order import Share
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.dataloaders import once_loader
+from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import Share
 from efficientsam_pl.data.schema import from_json
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.streams import MASKED_ENDINGS, Frame, MaskedImages
 from efficientsam_pl.geometry import Resize, ResizeRule
 from efficientsam_pl.rle import area, run_lengths
 

@@ -12,8 +12,8 @@ import pytest
 from efficientsam_pl.data import shards as module
 from efficientsam_pl.data.index import IndexFormatError
 from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
-from efficientsam_pl.data.storage.ranges import RangeReader
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.ranges import RangeReader
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos, once_loader
-from efficientsam_pl.data.order import Share, Slot
-from efficientsam_pl.data.reading import SampleReader
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
-from efficientsam_pl.data.shards import ShardSet, open_shards
-from efficientsam_pl.data.streams import (
+from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos, once_loader
+from efficientsam_pl.data.datasets.train import (
     MASKED_ENDINGS,
     CroppedImages,
     Frame,
     MaskedImages,
     SampleFaultError,
 )
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import Share, Slot
+from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.structures import Damage
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
@@ -328,7 +328,7 @@ def broken_cut(*_: object) -> Tensor:
 def test_fault_of_the_program_names_shard_and_sample(
     rings: tuple[ShardSet, list[list[np.ndarray]]], workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam_pl.data.streams.frame", broken_cut)
+    monkeypatch.setattr("efficientsam_pl.data.datasets.train.frame", broken_cut)
     loader = once_loader(masked(rings[0]), 6, Share(0, 1, 2, 2), workers)
     with pytest.raises(SampleFaultError, match=r"rings\.tar: sample p0: ZeroDivisionError"):
         next(iter(loader))

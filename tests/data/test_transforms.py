@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.coverage import half_covered
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.decode import Photo
 from efficientsam_pl.data.transforms import (
@@ -18,8 +17,9 @@ from efficientsam_pl.data.transforms import (
     mirror_points,
     random_crop,
 )
-from efficientsam_pl.draws import draw_key
 from efficientsam_pl.geometry import Resize, ResizeRule
+from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.rle import encode, run_lengths
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl import rle
-from efficientsam_pl.coverage import half_covered
-from efficientsam_pl.draws import draw_key
-from efficientsam_pl.evaluation.protocols import (
+from efficientsam_pl.evaluation.metrics.reachable import grid_ious
+from efficientsam_pl.evaluation.training_protocols import (
     AskedPhoto,
     Marks,
     Questions,
@@ -20,9 +19,10 @@ from efficientsam_pl.evaluation.protocols import (
     mask_keys,
     random_clicks,
 )
-from efficientsam_pl.evaluation.reachable import grid_ious
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.predictor import EmbeddedImage
+from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import (
     EncoderConfig,

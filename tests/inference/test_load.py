@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from efficientsam_pl.config import segmenter_config
 from efficientsam_pl.inference.load import load_segmenter, starting_segmenter
 from efficientsam_pl.models.config import NAMED, EncoderConfig, ModelConfig, SegmenterConfig
+from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.weights import WeightsError, safetensors_header
 from efficientsam_pl.structures import Label, Prompts

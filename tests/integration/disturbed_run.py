@@ -21,16 +21,16 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from efficientsam_pl import cli
+from efficientsam_pl.cli import main as cli
+from efficientsam_pl.cluster.launch import launch
+from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.data.workers import worker_begin
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.launch import launch
-from efficientsam_pl.training.callbacks.agreement import SameEverywhere
 from efficientsam_pl.training.callbacks.preemption import Preemption
+from efficientsam_pl.training.callbacks.rank_consistency import SameEverywhere
 from efficientsam_pl.training.callbacks.watchdog import Watchdog
 from efficientsam_pl.training.config import InterruptionConfig
-from efficientsam_pl.training.run_folder import RunFolder
-from efficientsam_pl.training.signals import catch_signals
+from efficientsam_pl.training.run.folder import RunFolder
 
 RANK = launch().rank
 STEP_S = 0.05

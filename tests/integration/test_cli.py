@@ -15,15 +15,20 @@ import torch
 import webdataset
 from PIL import Image
 
-from efficientsam_pl import cli
-from efficientsam_pl import config as configs
-from efficientsam_pl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, SegmenterConfig
-from efficientsam_pl.data.loaders import AnnotatedPhoto, annotated_photos
-from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
+from efficientsam_pl.cli import main as cli
+from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.load import load_segmenter
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.root_configs import (
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    SegmenterConfig,
+)
 from efficientsam_pl.rle import encode
 
 COMMANDS = {

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from efficientsam_pl import cli
-from efficientsam_pl import config as configs
-from efficientsam_pl.arguments.completion import Overrides, config_names
-from efficientsam_pl.arguments.stages import STAGES
+from efficientsam_pl.cli import main as cli
+from efficientsam_pl.cli.completion import Overrides, config_names
+from efficientsam_pl.cli.training import STAGES
 from efficientsam_pl.commands.info import EXTRAS
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
-from efficientsam_pl.config import (
+from efficientsam_pl.config.fields import leaves
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.root_configs import (
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
 )
-from efficientsam_pl.config_fields import leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOTS = {

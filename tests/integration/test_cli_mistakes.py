@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from efficientsam_pl import cli
-from efficientsam_pl import config as configs
-from efficientsam_pl.config import FinetuneConfig
+from efficientsam_pl.cli import main as cli
+from efficientsam_pl.cluster.launch import tell_torchrun
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.launch import tell_torchrun
-from efficientsam_pl.outputs import check_output
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.root_configs import FinetuneConfig
+from efficientsam_pl.storage.outputs import check_output
 
 Mistake = Callable[..., str]
 ROOT_USER = os.geteuid() == 0

@@ -19,18 +19,18 @@ import pytest
 import torch
 from PIL import Image
 
-from efficientsam_pl import cli
-from efficientsam_pl import config as configs
-from efficientsam_pl.commands.features import describe, stored_streams
-from efficientsam_pl.config import PretrainConfig
+from efficientsam_pl.cli import main as cli
+from efficientsam_pl.data.build import open_sets
 from efficientsam_pl.data.config import SetConfig
-from efficientsam_pl.data.loaders import once_loader
-from efficientsam_pl.data.order import Share, Slot
+from efficientsam_pl.data.dataloaders import once_loader
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
-from efficientsam_pl.data.sets import open_sets
+from efficientsam_pl.data.sampler import Share, Slot
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.teacher import FrozenTeacher
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.root_configs import PretrainConfig
+from efficientsam_pl.recipes.sami.feature_store import describe, stored_streams
 from efficientsam_pl.structures import ImageBatch
 
 Command = Callable[..., tuple[int, list[str], str]]
@@ -319,7 +319,7 @@ def test_store_serves_runs_that_change_nothing_about_it(
 def test_features_of_another_version_are_refused(
     folder: Path, stores: dict[str, Path], efficientsam: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam_pl.commands.features.VERSION", 2)
+    monkeypatch.setattr("efficientsam_pl.recipes.sami.feature_store.VERSION", 2)
     line = mistake(efficientsam("embed-teacher", *options(folder, stores["views"])))
     assert "version was 1, now 2" in line
 

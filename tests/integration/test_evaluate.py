@@ -20,16 +20,16 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from efficientsam_pl import cli
-from efficientsam_pl import config as configs
-from efficientsam_pl.commands.evaluate import evaluate
-from efficientsam_pl.commands.models import load_model
+from efficientsam_pl.cli import main as cli
+from efficientsam_pl.commands.evaluate.command import evaluate
 from efficientsam_pl.commands.shard_scores import score
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.segmenting import PhotoSegmenter
+from efficientsam_pl.evaluation.interfaces import PhotoSegmenter
 from efficientsam_pl.export.consolidate import write_safetensors
+from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.inference.predictor import SamPredictor
+from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.rle import encode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,13 +44,13 @@ PROTOCOLS = "protocols=[box,click_center,click_random_1,click_random_3,click_ite
 SLOW = """\
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-from efficientsam_pl.evaluation.examination import Examination
+from efficientsam_pl.evaluation.evaluator import Examination
 quick = Examination.record
 def slow(*given, **named):
     time.sleep(0.4)
     return quick(*given, **named)
 Examination.record = slow
-from efficientsam_pl.cli import main
+from efficientsam_pl.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

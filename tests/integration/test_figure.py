@@ -11,15 +11,16 @@ import torch
 import yaml
 from PIL import Image
 
-from efficientsam_pl import cli, rle
-from efficientsam_pl import config as configs
-from efficientsam_pl.commands.figure import Column, FigureOptions, run
-from efficientsam_pl.commands.figure_spec import FigureSpec, read_spec
-from efficientsam_pl.commands.models import load_model
-from efficientsam_pl.config import SegmenterConfig
+from efficientsam_pl import rle
+from efficientsam_pl.cli import main as cli
+from efficientsam_pl.commands.figure.command import Column, FigureOptions, run
+from efficientsam_pl.commands.figure.spec import FigureSpec, read_spec
 from efficientsam_pl.export.consolidate import write_safetensors
+from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.root_configs import SegmenterConfig
 
 MODEL = """\
 encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import Slot
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.streams import MASKED_ENDINGS, Frame, MaskedImages
 from efficientsam_pl.geometry import ResizeRule
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.config import EncoderConfig, SegmenterConfig

@@ -17,7 +17,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from efficientsam_pl import cli
+from efficientsam_pl.cli import main as cli
 from efficientsam_pl.data.schema import from_json
 from efficientsam_pl.data.shards import open_shards
 

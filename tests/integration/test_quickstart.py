@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from skimage import data as skimage_data
 
-from efficientsam_pl.cli import main
+from efficientsam_pl.cli.main import main
 from efficientsam_pl.data.shards import open_shards
 
 FEW_STEPS = (

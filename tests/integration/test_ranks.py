@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from efficientsam_pl import cli
-from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
+from efficientsam_pl.cli import main as cli
+from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
 

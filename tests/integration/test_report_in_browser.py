@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl.pictures.report import (
+from efficientsam_pl.visualization.report import (
     Command,
     Picture,
     Report,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from efficientsam_pl.draws import draw_key
+from efficientsam_pl.keyed_random import draw_key
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.feature_decoder import (
     CrossAttentionBlock,

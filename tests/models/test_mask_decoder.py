@@ -158,7 +158,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from efficientsam_pl.models.config import MaskDecoderConfig
 from efficientsam_pl.models.mask_decoder import MaskDecoder
-from efficientsam_pl.training.parallel import _compiled_while_learning
+from efficientsam_pl.training.parallelize import _compiled_while_learning
 
 counter = CompileCounter()
 decoder = MaskDecoder(32, MaskDecoderConfig(mlp_width=32))

@@ -3,7 +3,7 @@ import math
 import torch
 from torch import Tensor
 
-from efficientsam_pl.draws import draw_key
+from efficientsam_pl.keyed_random import draw_key
 from efficientsam_pl.models.masking import TokenSplit, random_split
 
 

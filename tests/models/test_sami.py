@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficientsam_pl.draws import draw_key
+from efficientsam_pl.keyed_random import draw_key
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig, TeacherConfig
-from efficientsam_pl.models.pixels import patch_targets
+from efficientsam_pl.models.patchify import patch_targets
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.teacher import FrozenTeacher
 

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from efficientsam_pl.draws import draw_key, uniform
+from efficientsam_pl.keyed_random import draw_key, uniform
 from efficientsam_pl.prompts.clicks import (
     centre_click,
     correction,

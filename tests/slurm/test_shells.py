@@ -13,7 +13,9 @@ from benchmarks.faults.toy_runs import Setting, Toy
 from benchmarks.faults.trial_site import environment
 
 NODES = ["--nodes=2", "--ntasks-per-node=1", "--quiet"]
-PRINTED = f"{sys.executable} -c 'from efficientsam_pl.launch import launch; print(launch())'"
+PRINTED = (
+    f"{sys.executable} -c 'from efficientsam_pl.cluster.launch import launch; print(launch())'"
+)
 
 
 def allocated(way: str, command: str, folder: Path) -> str:

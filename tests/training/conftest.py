@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from efficientsam_pl import config as configs
-from efficientsam_pl.commands import finetune, pretrain
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig
-from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable import recipe as finetune
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes.sami import recipe as pretrain
 from efficientsam_pl.rle import encode
 
 PHOTOS, MASKS = 10, 3

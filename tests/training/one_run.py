@@ -17,9 +17,10 @@ import lightning as L  # noqa: N812
 import torch
 
 from benchmarks.scaling.collectives import Collectives
-from efficientsam_pl import config as configs
-from efficientsam_pl.commands import finetune, pretrain
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable import recipe as finetune
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes.sami import recipe as pretrain
 
 
 class CountedCollectives(L.Callback):

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from efficientsam_pl.data.sets import TrainingSets
-from efficientsam_pl.training.callbacks.showing import Showcase
-from efficientsam_pl.training.callbacks.steps import LoggedSteps
+from efficientsam_pl.data.build import TrainingSets
+from efficientsam_pl.training.callbacks.image_logger import Showcase
+from efficientsam_pl.training.callbacks.step_logger import LoggedSteps
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
-from efficientsam_pl.training.run_folder import RunFolder
-from efficientsam_pl.training.runs import run_setting
+from efficientsam_pl.training.run.folder import RunFolder
+from efficientsam_pl.training.train import run_setting
 from efficientsam_pl.training.trainer import build_trainer
 
 

@@ -7,12 +7,14 @@ import lightning as L  # noqa: N812
 import pytest
 import torch
 
-from efficientsam_pl.checkpoints.form import joined
-from efficientsam_pl.checkpoints.stored import StoredCheckpoint
-from efficientsam_pl.commands import consolidate, finetune, pretrain
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.state import joined
+from efficientsam_pl.commands import consolidate
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT, read_weights
+from efficientsam_pl.recipes.promptable import recipe as finetune
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes.sami import recipe as pretrain
 
 NAN = float("nan")
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from efficientsam_pl.checkpoints.folder import replace_values
-from efficientsam_pl.checkpoints.stored import StoredCheckpoint
+from efficientsam_pl.checkpoints.layout import replace_values
+from efficientsam_pl.checkpoints.reader import StoredCheckpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import Damage
-from efficientsam_pl.training.callbacks.damage import Tally
+from efficientsam_pl.training.callbacks.data_report import Tally
 
 Run = Callable[..., Any]
 PHOTOS = {f"photo{i}" for i in range(10)}

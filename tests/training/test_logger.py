@@ -15,9 +15,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.training import loggers
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
-from efficientsam_pl.training.loggers import build_logger
+from efficientsam_pl.training.run import loggers
+from efficientsam_pl.training.run.loggers import build_logger
 from efficientsam_pl.training.trainer import check_hardware
 
 ONE_WANDB_RUN = Path(__file__).with_name("one_wandb_run.py")

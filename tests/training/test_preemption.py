@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from efficientsam_pl.cluster.launch import Launch
+from efficientsam_pl.cluster.signals import Request, catch_signals
+from efficientsam_pl.cluster.slurm import end_of_job, requeue
 from efficientsam_pl.errors import SavedAndStopped, UserError
-from efficientsam_pl.launch import Launch
 from efficientsam_pl.training.callbacks import preemption
 from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.config import InterruptionConfig
-from efficientsam_pl.training.scheduler import end_of_job, requeue
-from efficientsam_pl.training.signals import Request, catch_signals
 
 HANDLERS = (signal.SIGUSR1, signal.SIGTERM)
 Slurm = Callable[..., Path]
@@ -165,7 +165,7 @@ def test_lightning_handles_no_signal_in_fit_or_in_the_validation_after_it(fitted
 
     trainer = fitted(Line(look))
     assert len(seen) == 1
-    assert seen.pop().__func__.__module__ == "efficientsam_pl.training.signals"
+    assert seen.pop().__func__.__module__ == "efficientsam_pl.cluster.signals"
     own: list[Any] = []
     trainer.validate(
         Line(lambda step: own.append(signal.getsignal(signal.SIGTERM))),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from efficientsam_pl.checkpoints.folder import (
+from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
     CheckpointError,
     damage_of,
@@ -24,12 +24,12 @@ from efficientsam_pl.checkpoints.folder import (
     step_folder,
     unfinished,
 )
-from efficientsam_pl.data.storage import files as storage
-from efficientsam_pl.data.storage.mirror import Mirror, StoredFolder
+from efficientsam_pl.cluster.launch import Launch
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.launch import Launch
+from efficientsam_pl.storage import files as storage
+from efficientsam_pl.storage.mirror import Mirror, StoredFolder
 from efficientsam_pl.training.config import RunConfig
-from efficientsam_pl.training.run_folder import RunFolder, open_run
+from efficientsam_pl.training.run.folder import RunFolder, open_run
 
 Recipe = dict[str, Any]
 Disk = Any

@@ -8,7 +8,8 @@ import lightning as L  # noqa: N812
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from efficientsam_pl.commands import finetune, pretrain
+from efficientsam_pl.recipes.promptable import recipe as finetune
+from efficientsam_pl.recipes.sami import recipe as pretrain
 
 Run = Callable[..., Any]
 LONG = (

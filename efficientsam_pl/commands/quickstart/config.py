@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig
 from efficientsam_pl.models.config import SegmenterConfig
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.commands.quickstart.pictures import Pictures, draw_pictures
+from efficientsam_pl.commands.quickstart.visualize import Pictures, draw_pictures
 from efficientsam_pl.models.prompt_maps import LOGITS_PER_TOKEN
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.pictures.report import (
+from efficientsam_pl.plural import counted
+from efficientsam_pl.training.callbacks.loss_history import LossHistory
+from efficientsam_pl.visualization.report import (
     Command,
     Picture,
     Report,
@@ -20,8 +22,6 @@ from efficientsam_pl.pictures.report import (
     Table,
     write_report,
 )
-from efficientsam_pl.plural import counted
-from efficientsam_pl.training.callbacks.records import LossHistory
 
 _SIZES = {
     "small": "small, under 32² pixels",

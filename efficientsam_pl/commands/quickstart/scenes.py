@@ -22,7 +22,7 @@ from efficientsam_pl.commands.quickstart.shapes import (
     train_families,
     turned,
 )
-from efficientsam_pl.data.packing.photos import MaskedPhoto
+from efficientsam_pl.data.packing.images import MaskedPhoto
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from efficientsam_pl.commands.shard_scores import score
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.scores import Scores, SizeScores
+from efficientsam_pl.evaluation.prompt_metrics import Scores, SizeScores
 from efficientsam_pl.models.segmenter import Segmenter
 
 

@@ -17,8 +17,8 @@ from efficientsam_pl.commands.quickstart.scenes import (
 )
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.packing.coco import check_photos, coco_photos, read_coco
-from efficientsam_pl.data.packing.parting import parted
-from efficientsam_pl.data.packing.photos import MaskedPhoto, limit_side
+from efficientsam_pl.data.packing.images import MaskedPhoto, limit_side
+from efficientsam_pl.data.packing.split import parted
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted

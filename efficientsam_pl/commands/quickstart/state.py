@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.atomic import atomic_write_bytes
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.atomic import atomic_write_bytes
 
 _NAME = ".quickstart"
 _VERSION = 1

@@ -4,10 +4,10 @@ import time
 
 import torch
 
-from efficientsam_pl.config import PretrainConfig
 from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.models.weights import WeightsError, read_weights
+from efficientsam_pl.recipes.root_configs import PretrainConfig
 
 _BASELINE_AND_VALIDATION = 12  # forwards a photo outside of training, about
 

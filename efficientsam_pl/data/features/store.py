@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.config_diff import first_difference
+from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, Sample, ShardIndex, from_bytes
-from efficientsam_pl.data.packing.job import noted
+from efficientsam_pl.data.packing.runner import noted
 from efficientsam_pl.data.shards import Shard, ShardSet, beside, entry_of
-from efficientsam_pl.data.storage.files import list_files, read_file
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.files import list_files, read_file
 
 PHOTOS, CHANNELS, ROUNDING = "photos_sha256", "channels", "rounding"  # what an index notes
 _READERS = 8  # indexes read at a time

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficientsam_pl.data.config import CropConfig
+from efficientsam_pl.data.datasets.train import squares
 from efficientsam_pl.data.decode import Data, photo_size
-from efficientsam_pl.data.features.shown import Shown
+from efficientsam_pl.data.features.teacher_inputs import Shown
 from efficientsam_pl.data.schema import CENTRE_ENDING, view_ending
-from efficientsam_pl.data.streams import squares
 from efficientsam_pl.data.transforms import Crop, crop_of
-from efficientsam_pl.draws import draw_key, uniform_of
+from efficientsam_pl.keyed_random import draw_key, uniform_of
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.data.decode import decode_photo
-from efficientsam_pl.data.packing.job import ArrayShare, cut_into_shards
-from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
+from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
+from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
-from efficientsam_pl.data.storage.files import exists, is_local, read_file
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco, run_lengths
+from efficientsam_pl.storage.files import exists, is_local, read_file
 
 JPEG_START = b"\xff\xd8"
 _KINDS = (

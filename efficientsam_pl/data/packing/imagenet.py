@@ -17,11 +17,12 @@ import fsspec
 import numpy as np
 
 from efficientsam_pl.data.decode import decode_photo, photo_size
-from efficientsam_pl.data.packing.job import ArrayShare, cut_into_shards
-from efficientsam_pl.data.packing.photos import JPEG_QUALITY, encoded, shrunk_image, smaller
+from efficientsam_pl.data.packing.images import JPEG_QUALITY, encoded, shrunk_image, smaller
+from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import CLASS_ENDING, DamagedSampleError
-from efficientsam_pl.data.storage.files import (
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.files import (
     exists,
     from_any_place,
     full_path,
@@ -29,9 +30,8 @@ from efficientsam_pl.data.storage.files import (
     local_path,
     read_file,
 )
-from efficientsam_pl.data.storage.ranges import Range, RangeReader
-from efficientsam_pl.data.storage.tar import Seekable, TarMember, scan_headers
-from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.ranges import Range, RangeReader
+from efficientsam_pl.storage.tar import Seekable, TarMember, scan_headers
 
 _ENDINGS = (".jpg", ".jpeg", ".png")
 

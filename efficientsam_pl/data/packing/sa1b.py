@@ -7,8 +7,8 @@ from typing import Any
 
 from efficientsam_pl.data.decode import decode_photo, photo_size
 from efficientsam_pl.data.index import samples_of
-from efficientsam_pl.data.packing.job import ArrayShare
-from efficientsam_pl.data.packing.photos import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
+from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
+from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import (
     PHOTO_ENDINGS,
@@ -16,10 +16,10 @@ from efficientsam_pl.data.schema import (
     DamagedSampleError,
     from_json,
 )
-from efficientsam_pl.data.storage.files import StoredFile, from_any_place, list_files
-from efficientsam_pl.data.storage.ranges import Range, RangeReader
-from efficientsam_pl.data.storage.tar import scan_headers
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.files import StoredFile, from_any_place, list_files
+from efficientsam_pl.storage.ranges import Range, RangeReader
+from efficientsam_pl.storage.tar import scan_headers
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import webdataset
 
 from efficientsam_pl.data.index import index_of, to_bytes
 from efficientsam_pl.data.shards import Shard, beside, entry_of
-from efficientsam_pl.data.storage.files import atomic_write
-from efficientsam_pl.data.storage.tar import BLOCK, TarMember, TarScan
+from efficientsam_pl.storage.files import atomic_write
+from efficientsam_pl.storage.tar import BLOCK, TarMember, TarScan
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import lightning as L  # noqa: N812
 import torch
 import torch.distributed as dist
 
-from efficientsam_pl.checkpoints.choice import newest_checkpoint
+from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.cluster.launch import launch
+from efficientsam_pl.cluster.signals import Request, catch_signals
+from efficientsam_pl.cluster.slurm import end_of_job, requeue
 from efficientsam_pl.errors import SavedAndStopped, UserError
-from efficientsam_pl.launch import launch
 from efficientsam_pl.training.config import InterruptionConfig
-from efficientsam_pl.training.run_folder import RunFolder
-from efficientsam_pl.training.scheduler import end_of_job, requeue
-from efficientsam_pl.training.signals import Request, catch_signals
+from efficientsam_pl.training.run.folder import RunFolder
 
 
 class Preemption(L.Callback):

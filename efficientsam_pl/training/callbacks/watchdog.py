@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import lightning as L  # noqa: N812
 
-from efficientsam_pl.launch import launch
+from efficientsam_pl.cluster.launch import launch
 
 T = TypeVar("T")
 _STDERR = 2  # the file itself: a thread that hangs may hold the lock of sys.stderr

@@ -8,11 +8,11 @@ import torch
 
 from benchmarks.data import speed as data
 from benchmarks.data.inputs import MASKS, write_many_shards, write_sa1b
-from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.datasets.train import MASKED_ENDINGS
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import Slot
 from efficientsam_pl.data.schema import from_json
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.streams import MASKED_ENDINGS
 
 
 def test_many_shards_are_whole(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_both_ways_make_the_same_of_a_photo(
     monkeypatch.setattr(torch, "randperm", torch.arange)  # the first 32 masks, in order
     square, masks, clicks, boxes = data.common_way(jpeg, record)
     ours = data.masked(one_photo)
-    monkeypatch.setattr("efficientsam_pl.data.streams.select_masks", first_masks)
+    monkeypatch.setattr("efficientsam_pl.data.datasets.train.select_masks", first_masks)
     content = ours[Slot(0, 0)].content
     assert content is not None
     assert float((content.image.float() - square[0]).abs().max()) <= 1

@@ -13,9 +13,9 @@ from benchmarks.faults.injection import KINDS, damage_file, fill
 from benchmarks.faults.tally import Trial, write_tally
 from benchmarks.faults.toy_runs import GLOBAL_BATCH, PHOTOS, STEPS, Setting, build_toy
 from benchmarks.faults.trial_site import last_step, small_disk
-from efficientsam_pl import config as configs
-from efficientsam_pl.checkpoints.folder import CheckpointError, damage_of, measured, seal
-from efficientsam_pl.config import FinetuneConfig, PretrainConfig
+from efficientsam_pl.checkpoints.layout import CheckpointError, damage_of, measured, seal
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
 
 
 def test_every_kind_comes_once_a_turn_and_a_seed_draws_the_same_again() -> None:

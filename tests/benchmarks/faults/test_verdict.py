@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.faults.verdict import Consumed, Left, Verdict, compare, consumed_by, judge
-from efficientsam_pl.checkpoints.folder import (
+from efficientsam_pl.checkpoints.layout import (
     PLAIN,
     VALUES,
     measured,

@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks.finetune import mask_ap
-from efficientsam_pl.evaluation.matching import AveragePrecision
+from efficientsam_pl.evaluation.metrics.matching import AveragePrecision
 
 
 def test_all_ways_give_the_same_numbers() -> None:

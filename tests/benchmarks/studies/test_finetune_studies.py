@@ -16,7 +16,7 @@ from benchmarks.studies.finetune_runs import (
     untrained,
 )
 from benchmarks.studies.negative_click import negative_click
-from efficientsam_pl.data.packing.photos import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.rle import encode

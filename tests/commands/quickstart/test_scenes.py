@@ -27,7 +27,7 @@ from efficientsam_pl.commands.quickstart.shapes import (
     turned,
 )
 from efficientsam_pl.commands.quickstart.sources import REAL_PHOTOS
-from efficientsam_pl.evaluation.metrics import filled_box_iou
+from efficientsam_pl.evaluation.metrics.mean_iou import filled_box_iou
 from efficientsam_pl.rle import decode
 
 FOLDER = Path(skimage.__file__).parent / "data"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from efficientsam_pl.commands.quickstart.job import Stopwatch
+from efficientsam_pl.commands.quickstart.command import Stopwatch
 
 
 def test_time_left_follows_the_pace_so_far(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig, DataConfig
 from efficientsam_pl.data.features.views import Views
-from efficientsam_pl.data.features.writing import Embedding, FeatureSource
-from efficientsam_pl.data.packing.job import ArrayShare, run_packing
+from efficientsam_pl.data.features.writer import Embedding, FeatureSource
+from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.shards import ShardSet, open_shards
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam_pl.data.checking import check_shards
-from efficientsam_pl.data.features.coding import coded
+from efficientsam_pl.data.features.codec import coded
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
+from efficientsam_pl.data.shard_checks import check_shards
 from efficientsam_pl.data.shards import beside, open_shards
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.ops import roi_align
 
-from efficientsam_pl.data.features.maps import PhotoMaps
+from efficientsam_pl.data.features.image_maps import PhotoMaps
 from efficientsam_pl.data.transforms import Crop
 
 MAPS = PhotoMaps(side=64, grid=4, exact=True)

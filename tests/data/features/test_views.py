@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from efficientsam_pl.data.config import CropConfig
+from efficientsam_pl.data.datasets.train import CroppedImages
 from efficientsam_pl.data.features.views import Views
-from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import Slot
 from efficientsam_pl.data.schema import PHOTO_ENDINGS
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.data.streams import CroppedImages
 from efficientsam_pl.data.transforms import Crop
 
 

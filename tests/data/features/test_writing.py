@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.data.features.coding import Rounding
+from efficientsam_pl.data.features.codec import Rounding
 from efficientsam_pl.data.features.store import (
     is_claimed,
     open_features,
     written_features,
 )
 from efficientsam_pl.data.features.views import Views
-from efficientsam_pl.data.packing.job import ArrayShare
+from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
 from efficientsam_pl.data.shards import Shard, ShardSet, open_shards
 from efficientsam_pl.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientsam_pl.data.packing.job import ArrayShare, Source, run_packing
+from efficientsam_pl.data.packing.runner import ArrayShare, Source, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary
 
 

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.packing.coco import Coco, CocoError, coco_photos, read_coco
-from efficientsam_pl.data.packing.photos import MaskedPhoto
+from efficientsam_pl.data.packing.images import MaskedPhoto
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.schema import from_json
 from efficientsam_pl.errors import UserError

@@ -9,11 +9,11 @@ import pytest
 
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.commands.quickstart.sources import coco_set
+from efficientsam_pl.data.coco_instances import read_instances
 from efficientsam_pl.data.config import CocoConfig
-from efficientsam_pl.data.instances import read_instances
 from efficientsam_pl.data.packing.coco import Coco, CocoError
-from efficientsam_pl.data.packing.job import ArrayShare
-from efficientsam_pl.data.packing.own_coco import OwnCoco
+from efficientsam_pl.data.packing.custom_coco import OwnCoco
+from efficientsam_pl.data.packing.runner import ArrayShare
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}
 MASK = {"id": 7, "image_id": 1, "category_id": 1, "segmentation": [[2, 2, 20, 2, 20, 20]]}

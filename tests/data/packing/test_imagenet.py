@@ -11,7 +11,7 @@ from PIL import Image
 
 from efficientsam_pl.data.decode import decode_photo
 from efficientsam_pl.data.packing.imagenet import Imagenet, read_source
-from efficientsam_pl.data.packing.job import ArrayShare
+from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.errors import UserError
 

@@ -10,7 +10,7 @@ import webdataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from efficientsam_pl.data.packing.job import ArrayShare
+from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.schema import from_json

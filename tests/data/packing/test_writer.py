@@ -9,7 +9,7 @@ import webdataset
 from efficientsam_pl.data.index import from_bytes, index_of, to_bytes
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
 from efficientsam_pl.data.shards import beside, open_shards
-from efficientsam_pl.data.storage.tar import scan_tar
+from efficientsam_pl.storage.tar import scan_tar
 
 Unpacked = Callable[[Path], dict[str, bytes]]
 

@@ -12,14 +12,14 @@ import fsspec
 import pytest
 
 from efficientsam_pl.data.index import Sample
-from efficientsam_pl.data.order import Slot
-from efficientsam_pl.data.reading import ReadSample, SampleReader
+from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sampler import Slot
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage import cache as module
-from efficientsam_pl.data.storage import files as storage
-from efficientsam_pl.data.storage.cache import CacheError, ShardCache
-from efficientsam_pl.data.storage.files import SourceLostError
-from efficientsam_pl.data.storage.ranges import RangeReader
+from efficientsam_pl.storage import cache as module
+from efficientsam_pl.storage import files as storage
+from efficientsam_pl.storage.cache import CacheError, ShardCache
+from efficientsam_pl.storage.files import SourceLostError
+from efficientsam_pl.storage.ranges import RangeReader
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 Serve = Callable[..., Any]

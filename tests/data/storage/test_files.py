@@ -12,9 +12,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from efficientsam_pl.data.storage import files as storage
-from efficientsam_pl.data.storage import ranges
-from efficientsam_pl.data.storage.files import (
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage import files as storage
+from efficientsam_pl.storage import ranges
+from efficientsam_pl.storage.files import (
     ShortReadError,
     SourceLostError,
     StoredFile,
@@ -28,8 +29,7 @@ from efficientsam_pl.data.storage.files import (
     read_file,
     with_retries,
 )
-from efficientsam_pl.data.storage.ranges import NEIGHBOURS_APART, Range, RangeReader, merged
-from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.ranges import NEIGHBOURS_APART, Range, RangeReader, merged
 
 SIZE = 400_000
 

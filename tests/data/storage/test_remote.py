@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.loaders import once_loader
-from efficientsam_pl.data.order import Share, Slot
-from efficientsam_pl.data.reading import SampleReader
+from efficientsam_pl.data.dataloaders import once_loader
+from efficientsam_pl.data.datasets.train import CroppedImages
+from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sampler import Share, Slot
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.data.storage import files as storage
-from efficientsam_pl.data.storage.files import ShortReadError, SourceLostError, list_files
-from efficientsam_pl.data.storage.ranges import NEIGHBOURS_APART, Range, RangeReader
-from efficientsam_pl.data.storage.tar import scan_headers
-from efficientsam_pl.data.streams import CroppedImages
 from efficientsam_pl.errors import one_line
+from efficientsam_pl.storage import files as storage
+from efficientsam_pl.storage.files import ShortReadError, SourceLostError, list_files
+from efficientsam_pl.storage.ranges import NEIGHBOURS_APART, Range, RangeReader
+from efficientsam_pl.storage.tar import scan_headers
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 Serve = Callable[..., Any]

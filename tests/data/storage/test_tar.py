@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efficientsam_pl.data.storage.tar import BLOCK, TarScan, scan_headers, scan_tar
+from efficientsam_pl.storage.tar import BLOCK, TarScan, scan_headers, scan_tar
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT}

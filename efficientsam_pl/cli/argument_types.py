@@ -1,0 +1,156 @@
+"""How arguments are written: numbers, clicks, config files; what several commands share."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from efficientsam_pl.cli import completion
+from efficientsam_pl.cli.parser import Parser, path_text
+from efficientsam_pl.cluster.launch import launch
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.recipes import root_configs as configs
+
+
+def command(commands: Any, name: str, help_text: str, epilog: str | None = None) -> Parser:
+    """A subcommand whose one-line help is its description too."""
+    description = help_text[0].upper() + help_text[1:] + "."
+    parser: Parser = commands.add_parser(
+        name, help=help_text, description=description, epilog=epilog
+    )
+    parser.set_defaults(parser=parser)
+    return parser
+
+
+def config_options(parser: Parser, root: type[Any]) -> None:
+    """`-c FILE`, `--print-config` and `key=value` for a command whose root config is `root`."""
+    named = parser.add_argument(
+        "-c",
+        dest="config",
+        action="append",
+        default=[],
+        type=path_text,
+        metavar="FILE",
+        help="a YAML file, or a shipped one such as finetune/ti (`efficientsam configs` lists "
+        "them); repeatable, later ones win",
+    )
+    named.completer = completion.config_names  # type: ignore[attr-defined]
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the whole config with what each key means, and stop",
+    )
+    given = parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values over those of the files; --print-config lists the keys",
+    )
+    given.completer = completion.Overrides(root)  # type: ignore[attr-defined]
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """`--weights` and `--model`, which `check_model` looks at."""
+    parser.add_argument(
+        "--weights",
+        required=True,
+        type=path_text,
+        metavar="FILE",
+        help="the model's weights: a released file, or one of `efficientsam consolidate`",
+    )
+    parser.add_argument(
+        "--model",
+        type=path_text,
+        metavar="NAME",
+        help="efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h} or a "
+        "config file; may be left out for files of `efficientsam consolidate`",
+    )
+
+
+def check_model(arguments: argparse.Namespace) -> None:
+    """Refuses `--weights` that are not there and a `--model` that no one knows, before torch."""
+    if not Path(arguments.weights).is_file():
+        raise UserError(f"--weights: no such file: {arguments.weights}")
+    if arguments.model is not None:
+        configs.segmenter_config(arguments.model)
+
+
+def array_options(parser: argparse.ArgumentParser) -> None:
+    """`--array-index` and `--array-count`."""
+    parser.add_argument(
+        "--array-index",
+        type=natural,
+        metavar="I",
+        help="this job of an array (SLURM's by default)",
+    )
+    parser.add_argument("--array-count", type=positive, metavar="N", help="jobs of the array")
+
+
+def array_share(arguments: argparse.Namespace) -> Any:
+    """The share of the work that they name, SLURM's without them.
+
+    Raises:
+        UserError: One of the two without the other, or an uneven allocation.
+    """
+    launch()
+    from efficientsam_pl.commands.pack import slurm_share
+    from efficientsam_pl.data.packing.runner import ArrayShare
+
+    index, count = arguments.array_index, arguments.array_count
+    if (index is None) != (count is None):
+        raise UserError("--array-index and --array-count go together")
+    return slurm_share() if index is None else ArrayShare(index, count)
+
+
+def cores() -> int:
+    """Processors that this process may use; a scheduler may have given it fewer than there are."""
+    return len(os.sched_getaffinity(0))
+
+
+def box(text: str) -> tuple[float, ...]:
+    """Reads the corners of a box."""
+    corners = numbers("X0,Y0,X1,Y1", 4)(text)
+    x0, y0, x1, y1 = corners
+    if x1 < x0 or y1 < y0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no box X0,Y0,X1,Y1 with x0 <= x1 and y0 <= y1"
+        )
+    return corners
+
+
+def numbers(form: str, *counts: int) -> Callable[[str], tuple[float, ...]]:
+    """Reads so many numbers parted by commas; `form` is shown where they are not."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) not in counts:
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {form}")
+        return values
+
+    return parse
+
+
+def point(text: str) -> tuple[float, float, int]:
+    """Reads a click and its label, 1 where none is given."""
+    x, y, *label = numbers("X,Y[,0|1]", 2, 3)(text)
+    if label and label[0] not in (0, 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: the label must be 0 or 1")
+    return x, y, int(label[0]) if label else 1
+
+
+def natural(text: str) -> int:
+    """Reads a whole number from 0 on."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number in [0, 2**63)")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Reads a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)

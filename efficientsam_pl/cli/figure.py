@@ -1,0 +1,88 @@
+"""`efficientsam figure`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from efficientsam_pl.cli.argument_types import command
+from efficientsam_pl.cli.parser import path, path_text
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.recipes import root_configs as configs
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = command(
+        commands,
+        "figure",
+        "photos beside the masks of several models, as in the paper",
+        "The file says which photos are asked for what (docs/salient.md). A model is given as "
+        "'TITLE=NAME:WEIGHTS', for instance 'SAM=sam_vit_h:sam_vit_h_4b8939.pth', or, where the "
+        "weights file tells its model, as 'TITLE=WEIGHTS'.",
+    )
+    parser.add_argument(
+        "--spec",
+        type=path,
+        required=True,
+        metavar="FILE",
+        help="which photos are asked for what: YAML or JSON",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        type=path_text,
+        metavar="TITLE=[NAME:]WEIGHTS",
+        help="a column; repeatable, from left to right",
+    )
+    parser.add_output(
+        "--out",
+        kind="file",
+        action="append",
+        required=True,
+        metavar="FILE.{png,svg,pdf}",
+        help="repeatable: the same figure in several forms",
+    )
+    parser.set_defaults(run=_run)
+
+
+def model_column(text: str) -> tuple[str, str | None, str]:
+    """Title, model name or None, and weights file.
+
+    Raises:
+        UserError: Not of the form, no such file, or an unknown model.
+    """
+    title, equals, rest = text.partition("=")
+    name, colon, file = rest.partition(":")
+    if Path(rest).is_file() or not colon:  # a file's own name may hold a colon
+        name, file = "", rest
+    if not (title and equals and file) or (colon and not name and not Path(rest).is_file()):
+        raise UserError(f"--model {text!r} is not of the form TITLE=[NAME:]WEIGHTS")
+    if not Path(file).is_file():
+        raise UserError(f"--model {text!r}: no such file: {file}")
+    if name:
+        configs.segmenter_config(name)
+    return title, name or None, file
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    columns = [model_column(text) for text in arguments.model]
+    titles = [title for title, _, _ in columns]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise UserError(f"--model: two columns are called {title!r}")
+    for file in arguments.out:
+        if file.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--out: {file} must end in .png, .svg or .pdf")
+    from efficientsam_pl.commands.figure.spec import read_spec
+
+    spec = read_spec(arguments.spec)
+    from efficientsam_pl.commands.figure import command as figure
+
+    figure.run(
+        figure.FigureOptions(
+            spec=spec,
+            columns=tuple(figure.Column(*column) for column in columns),
+            out=tuple(arguments.out),
+        )
+    )

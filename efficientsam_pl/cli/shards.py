@@ -1,0 +1,155 @@
+"""`efficientsam pack` and `efficientsam check-shards`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from efficientsam_pl.cli.argument_types import (
+    array_options,
+    array_share,
+    command,
+    cores,
+    natural,
+    positive,
+)
+from efficientsam_pl.cli.parser import PATTERN, Parser, path_text
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.recipes import root_configs as configs
+
+_BAD = 1  # exit code
+
+
+def add_pack(commands: Any) -> None:
+    """Adds `pack` with its sources."""
+    pack = command(commands, "pack", "photos and masks to WebDataset shards")
+    sources = pack.add_subparsers(required=True, metavar="SOURCE")
+    sa1b = command(sources, "sa1b", "SA-1B's tars again: smaller, or byte for byte")
+    sa1b.add_argument(
+        "--source",
+        required=True,
+        type=path_text,
+        metavar=PATTERN,
+        help="Meta's tars, such as '/data/sa_*.tar'",
+    )
+    _pack_options(sa1b, _pack_sa1b)
+    imagenet = command(sources, "imagenet", "plain photos with their classes")
+    imagenet.add_argument(
+        "--source",
+        required=True,
+        type=path_text,
+        metavar="PATH",
+        help="ILSVRC2012_img_train.tar, a folder a class, or a text file with a path and, if "
+        "known, a class number on each line",
+    )
+    _pack_options(imagenet, _pack_imagenet)
+    coco = command(sources, "coco", "a COCO-format set: polygons, run-lengths, crowds")
+    coco.add_argument(
+        "--annotations", required=True, type=path_text, metavar="FILE", help="COCO's JSON"
+    )
+    coco.add_argument(
+        "--images",
+        required=True,
+        type=path_text,
+        metavar="DIR",
+        help="the folder that its file names are in",
+    )
+    _pack_options(coco, _pack_coco)
+
+
+def add_check(commands: Any) -> None:
+    """Adds `check-shards`."""
+    parser = command(
+        commands,
+        "check-shards",
+        "whether every sample of a set can be used",
+        "Exit code: 0 all is good, 1 something is bad, 2 a mistake of yours.",
+    )
+    parser.add_argument(
+        "pattern", type=path_text, metavar=PATTERN, help="the shards, such as 'shards/*.tar'"
+    )
+    parser.add_output("--json", kind="file", metavar="FILE", help="a report with all that is bad")
+    parser.add_argument(
+        "--index-dir", type=path_text, metavar="DIR", help="of indexes that lie apart"
+    )
+    parser.add_argument(
+        "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
+    )
+    parser.set_defaults(run=_check_shards)
+
+
+def _pack_options(parser: Parser, run: Callable[..., None]) -> None:
+    parser.epilog = "Started again after an interruption, it writes the shards that are missing."
+    parser.add_output(
+        "--out",
+        kind="folder",
+        type=path_text,
+        required=True,
+        metavar="DIR",
+        help="where the shards are written: local, or s3:// and the like",
+    )
+    parser.add_argument(
+        "--long-side",
+        type=positive,
+        metavar="N",
+        help="photos and masks shrunk until the longer side has N pixels, JPEG quality 92; "
+        "without it bytes are kept",
+    )
+    parser.add_argument(
+        "--samples-per-shard",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="at most (%(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
+    )
+    array_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _pack_sa1b(arguments: argparse.Namespace) -> None:
+    configs.check_matches(arguments.source, "--source: no tar")
+    from efficientsam_pl.commands import pack
+
+    pack.run_sa1b(arguments.source, _told_of_pack(arguments))
+
+
+def _pack_imagenet(arguments: argparse.Namespace) -> None:
+    if "://" not in arguments.source and not Path(arguments.source).exists():
+        raise UserError(f"--source: no such file or folder: {arguments.source}")
+    from efficientsam_pl.commands import pack
+
+    pack.run_imagenet(arguments.source, _told_of_pack(arguments))
+
+
+def _pack_coco(arguments: argparse.Namespace) -> None:
+    for named in (arguments.annotations, arguments.images):
+        if "://" not in named and not Path(named).exists():
+            raise UserError(f"no such file or folder: {named}")
+    from efficientsam_pl.commands import pack
+
+    pack.run_coco(arguments.annotations, arguments.images, _told_of_pack(arguments))
+
+
+def _told_of_pack(arguments: argparse.Namespace) -> Any:
+    from efficientsam_pl.commands import pack
+
+    return pack.PackOptions(
+        out=arguments.out.rstrip("/"),
+        long_side=arguments.long_side,
+        samples_per_shard=arguments.samples_per_shard,
+        share=array_share(arguments),
+        workers=arguments.workers,
+    )
+
+
+def _check_shards(arguments: argparse.Namespace) -> int:
+    configs.check_matches(arguments.pattern)
+    from efficientsam_pl.commands import check_shards
+
+    good = check_shards.run(
+        arguments.pattern, arguments.json, arguments.index_dir, arguments.workers
+    )
+    return 0 if good else _BAD

@@ -1,0 +1,238 @@
+"""`efficientsam evaluate`: mIoU by named protocols and AP with a detector's boxes.
+
+Any number of ranks share the photos, each photo by its place alone, and meet in a folder of files;
+a killed evaluation goes on where it was. The rank that ends last writes the result.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from efficientsam_pl.cluster.devices import chosen_device
+from efficientsam_pl.cluster.launch import Launch, launch, note_progress
+from efficientsam_pl.cluster.signals import Request, StopRequests, catch_signals
+from efficientsam_pl.cluster.slurm import requeue
+from efficientsam_pl.commands.evaluate.dataset import EvaluatedSet, name_of, open_set
+from efficientsam_pl.commands.evaluate.plots import draw
+from efficientsam_pl.commands.evaluate.result import RunNotes, merged, settings_of, summary
+from efficientsam_pl.commands.evaluate.table import result_table
+from efficientsam_pl.data.datasets.image_sources import ahead
+from efficientsam_pl.errors import SavedAndStopped
+from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
+from efficientsam_pl.evaluation.evaluator import Examination
+from efficientsam_pl.evaluation.interfaces import PhotoSegmenter
+from efficientsam_pl.evaluation.protocols.detector_boxes import DetectorBoxes
+from efficientsam_pl.evaluation.protocols.registry import protocol
+from efficientsam_pl.evaluation.results.journal import Finished, Parts
+from efficientsam_pl.evaluation.results.record import PhotoRecord
+from efficientsam_pl.evaluation.results.result_file import write_result
+from efficientsam_pl.inference.evaluator_adapter import EvaluatedModel
+from efficientsam_pl.inference.hub import load_model, weights_sha256
+from efficientsam_pl.models.config import NAMED
+from efficientsam_pl.plural import counted
+from efficientsam_pl.recipes.root_configs import EvaluateConfig, as_dict
+from efficientsam_pl.structures import Damage
+
+_DECODERS, _AHEAD = 2, 6  # threads that decode photos, and photos that may wait
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a rank does, and where."""
+
+    config: EvaluateConfig
+    photos: EvaluatedSet
+    examination: Examination
+    parts: Parts
+    rank: Launch
+    requests: StopRequests
+
+
+def run(config: EvaluateConfig) -> None:
+    """Evaluates what the config names: a model, or a baseline."""
+    device = _device(config)
+    if config.baseline != "none":
+        baseline = FilledBox() if config.baseline == "filled_box" else GroundTruth()
+        about = {"name": config.baseline.replace("_", " "), "baseline": config.baseline}
+        evaluate(config, baseline, about)
+        return
+    name, weights = config.model.name, config.model.weights
+    assert weights is not None, "it is among the config's needs"
+    model = load_model(name, weights).to(device)
+    told = {
+        "name": name if name in NAMED else Path(name or weights).stem,
+        "weights_sha256": weights_sha256(weights),
+        "resize": f"{model.config.resize} {model.config.encoder.image_size}",
+        "config": as_dict(model.config),
+    }
+    evaluate(config, EvaluatedModel(model), told)
+
+
+def evaluate(
+    config: EvaluateConfig, segmenter: PhotoSegmenter, about: Mapping[str, Any]
+) -> Path | None:
+    """Evaluates any segmenter.
+
+    Args:
+        config: What is asked, about which photos; its model and accelerator are not looked at.
+        segmenter: Who is asked.
+        about: What the result says of it: a `name`, and whatever tells it from others, such as
+            `weights_sha256` and `resize`.
+
+    Returns:
+        The result's file; None where other ranks still have photos to ask about.
+
+    Raises:
+        UserError: What is named cannot be used, or another evaluation's photos are in the way.
+        SavedAndStopped: It was asked to stop; the same again goes on.
+    """
+    requests, begun = catch_signals(), time.monotonic()
+    try:
+        photos = open_set(config)
+        examination = Examination(
+            segmenter=segmenter,
+            protocols=tuple(map(protocol, config.protocols)),
+            boxes=None
+            if photos.detections is None
+            else DetectorBoxes(
+                rule=config.detector.rule, passes=2 if config.detector.second_pass else 1
+            ),
+            keeps_boxed=config.kind == "shards" and "box" in config.protocols,
+            seed=config.seed,
+            prompts_at_once=config.prompts_at_once,
+        )
+        examination.check()
+        out = Path(config.out)
+        parts = Parts(out.with_suffix(".parts"))
+        parts.begin(settings_of(config, photos, examination, about), _start(), config.fresh)
+        work = _Work(config, photos, examination, parts, launch(), requests)
+        _examine(work)
+        return _merge(work, about, begun)
+    finally:
+        requests.put_back()
+
+
+def _examine(work: _Work) -> None:
+    """Asks about this rank's photos that nobody has asked about yet."""
+    finished, numbers = work.parts.finished(), work.photos.numbers
+    _tell_torn(work, finished)
+    done, world = finished.whole(), work.rank.nodes * work.rank.ranks_per_node
+    mine = [p for p in range(work.rank.rank, len(numbers), world) if numbers[p] not in done]
+    ready = ahead(work.photos.photos.read, mine, _DECODERS, _AHEAD)
+    bar = work.rank.rank == 0 and sys.stdout.isatty()
+    kept = f"photos that are done are kept in {work.parts.folder}"
+    with work.requests.saving(lambda: kept), work.parts.writer(work.rank.rank) as writer:
+        shown = track(mine, "Evaluating", len(mine), transient=True, disable=not bar)
+        for count, (place, read) in enumerate(zip(shown, ready, strict=True), 1):
+            number = numbers[place]
+            if isinstance(read, Damage):
+                record = PhotoRecord(number, damage=(read.kind, name_of(read), read.detail))
+            else:
+                boxes = work.photos.boxes(number)
+                record = work.examination.record(number, read.image, read.about, boxes)
+            if writer.add(record) and work.rank.rank == 0:
+                note_progress(len(done) + count)
+            if work.requests.strongest is not Request.NONE and count < len(mine):
+                writer.sync()
+                _stop(work, len(done) + count)
+
+
+def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
+    """Writes the result, if all photos are there and no other rank of this start has."""
+    out, start = Path(work.config.out), _start()
+    with work.parts.merging():
+        finished = work.parts.finished()
+        left = len(set(work.photos.numbers) - finished.places.keys())
+        if left:
+            print(
+                f"rank {work.rank.rank} is done; others have {counted(left, 'photo')} left",
+                flush=True,
+            )
+            return None
+        mark = f"{start} {len(finished.whole())}"
+        if work.parts.mark() == mark and out.is_file():
+            return out
+        notes = RunNotes(
+            seconds=time.monotonic() - begun,
+            ranks=work.rank.nodes * work.rank.ranks_per_node,
+            host=platform.node(),
+            device=_device_name(work.config),
+        )
+        whole = merged(work.config, work.photos, work.examination, finished, about, notes)
+        write_result(whole.result, out)
+        if work.config.plots:
+            draw(whole, out)
+        work.parts.set_mark(mark)
+    Console().print(result_table(whole.result))
+    print(f"{summary(whole.result)} -> {out}", flush=True)
+    return out
+
+
+def _stop(work: _Work, done: int) -> None:
+    """Ends a rank that was asked to, and has SLURM start the job again where it asked.
+
+    Raises:
+        SavedAndStopped: The same command goes on.
+        RuntimeError: SLURM would not start the job again.
+    """
+    asked, job = work.requests.strongest, work.rank.job
+    every = counted(len(work.photos.numbers), "photo")
+    told = f"{done} of {every} are done; stopped, since {asked.told()}"
+    if asked is Request.SIGINT:
+        told += "; the same command continues"
+    if job is None or not asked.requeues():
+        raise SavedAndStopped(told, asked.exit_code())
+    with work.parts.merging():  # one rank asks for all: the request ends this start of the job
+        mark = f"requeued {job} {work.rank.restarts}"
+        why_not = "" if work.parts.mark() == mark else requeue(job)
+        if why_not:
+            raise RuntimeError(f"{told}, but job {job} could not be requeued: {why_not}")
+        work.parts.set_mark(mark)
+    raise SavedAndStopped(f"{told}; job {job} is requeued")
+
+
+def _start() -> str:
+    """A name for this start of all ranks, the same on each of them."""
+    rank = launch()
+    if rank.kind == "slurm":
+        return f"slurm {rank.job}.{os.environ['SLURM_STEP_ID']}"
+    if rank.kind == "torchrun" and rank.nodes > 1:
+        where = [os.environ.get(f"MASTER_{name}", "") for name in ("ADDR", "PORT")]
+        return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {':'.join(where)}"
+    if rank.kind == "torchrun":  # which has started all of them; its port may be any other's too
+        return f"torchrun {platform.node()} {os.getppid()}"
+    return f"process {platform.node()} {os.getpid()}"
+
+
+def _tell_torn(work: _Work, finished: Finished) -> None:
+    for name, lines in finished.torn.items():
+        own = name == f"rank-{work.rank.rank}.jsonl"
+        if own or (work.rank.rank == 0 and not _written_now(name, work.rank)):
+            print(
+                f"{work.parts.folder / name}: {counted(lines, 'line')} that a kill has torn; "
+                "what they told is asked again",
+                file=sys.stderr,
+            )
+
+
+def _written_now(name: str, rank: Launch) -> bool:
+    """Whether another rank of this start may be writing the file at this moment."""
+    return name in {f"rank-{other}.jsonl" for other in range(rank.nodes * rank.ranks_per_node)}
+
+
+def _device(config: EvaluateConfig) -> torch.device:
+    return chosen_device(config.accelerator, "accelerator", launch().local_rank)
+
+
+def _device_name(config: EvaluateConfig) -> str:
+    device = _device(config)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -1,0 +1,111 @@
+"""The photos that an evaluation asks about, and what a detector found in them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efficientsam_pl.data.annotation_files import Category
+from efficientsam_pl.data.coco_instances import (
+    Detection,
+    Detections,
+    InstanceSet,
+    read_detections,
+    read_instances,
+)
+from efficientsam_pl.data.datasets.image_sources import (
+    AnnotatedPhotos,
+    PackedPhotos,
+    PhotoFiles,
+    content_of_photos,
+    content_of_shards,
+)
+from efficientsam_pl.data.shards import ShardSet, open_shards
+from efficientsam_pl.recipes.root_configs import EvaluateConfig
+from efficientsam_pl.structures import Damage, InstancePhoto
+
+
+@dataclass(frozen=True)
+class EvaluatedSet:
+    """Photos in a fixed order, which ranks share out by place.
+
+    `numbers` tell them apart. Of COCO and LVIS `annotated` is the set, else `shards` is.
+    """
+
+    kind: str
+    photos: AnnotatedPhotos
+    numbers: tuple[int, ...]
+    annotated: InstanceSet | None = None
+    shards: ShardSet | None = None
+    detections: Detections | None = None
+    places: Mapping[int, int] = field(default_factory=dict)  # of numbers
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """COCO's or LVIS's."""
+        return () if self.annotated is None else self.annotated.categories
+
+    def about(self, number: int) -> InstancePhoto:
+        """The annotations of a photo that could be read."""
+        if isinstance(self.photos, PackedPhotos):
+            return self.photos.annotations(number)
+        assert self.annotated is not None, "what does not lie in shards is an annotated set"
+        return self.annotated.photos[self.places[number]]
+
+    def boxes(self, number: int) -> tuple[Detection, ...]:
+        """What the detector found in a photo."""
+        return () if self.detections is None else self.detections.get(number, ())
+
+    def damage(self) -> list[tuple[str, str, str]]:
+        """What of the set cannot be used, by kind, name and detail; later finds aside."""
+        return [(one.kind, name_of(one), one.detail) for one in self.photos.damage]
+
+    def identity(self) -> dict[str, Any]:
+        """Files as they lie here, by their hashes: an evaluation may go on with no others."""
+        told: dict[str, Any] = {"kind": self.kind, "photos": len(self.numbers)}
+        if self.annotated is not None:
+            told["annotations_sha256"] = self.annotated.sha256
+        if self.shards is not None:
+            told["shards_sha256"] = content_of_shards(self.shards)
+        if self.detections is not None:
+            told["detector_sha256"] = self.detections.sha256
+        return told
+
+    def content(self) -> str:
+        """A sha256 of what is asked about, whatever the order in a file."""
+        if self.shards is not None:
+            return content_of_shards(self.shards)
+        return content_of_photos(map(self.about, self.numbers))
+
+
+def name_of(damage: Damage) -> str:
+    """What is damaged, without the folder in which it lies."""
+    return f"{Path(damage.shard).name} {damage.key}".strip()
+
+
+def open_set(config: EvaluateConfig) -> EvaluatedSet:
+    """The set that a config names.
+
+    Raises:
+        UserError: One of its files is missing, or none of its kind.
+    """
+    if config.kind == "shards":
+        shards = open_shards(config.shards)
+        packed = PackedPhotos(shards)
+        numbers = tuple(packed.numbers[: config.photos])
+        return EvaluatedSet("shards", packed, numbers, shards=shards)
+    assert config.annotations is not None, "it is among the config's needs"
+    assert config.images is not None, "it is among the config's needs"
+    annotated = read_instances(config.annotations, config.images, config.kind)
+    ids = annotated.photos.ids
+    found = None
+    if config.detector.results is not None:
+        found = read_detections(config.detector.results, annotated)
+    return EvaluatedSet(
+        config.kind,
+        PhotoFiles(annotated.photos, ids, annotated.damage),
+        ids[: config.photos],
+        annotated=annotated,
+        detections=found,
+        places={number: place for place, number in enumerate(ids)},
+    )

@@ -1,0 +1,207 @@
+"""An evaluation's photos as one result: numbers, counts, and all that they depend on."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from efficientsam_pl.commands.evaluate.dataset import EvaluatedSet
+from efficientsam_pl.evaluation.evaluator import ANY, Examination
+from efficientsam_pl.evaluation.metrics.lvis import lvis_averages
+from efficientsam_pl.evaluation.metrics.matching import averages
+from efficientsam_pl.evaluation.metrics.overlaps import (
+    FoundMasks,
+    ImageOverlaps,
+    coco_overlaps,
+    lvis_overlaps,
+)
+from efficientsam_pl.evaluation.protocols.base import askable
+from efficientsam_pl.evaluation.results.description import described
+from efficientsam_pl.evaluation.results.journal import Finished
+from efficientsam_pl.evaluation.results.record import PhotoRecord
+from efficientsam_pl.evaluation.results.result_file import Result
+from efficientsam_pl.evaluation.results.tally import Tally
+from efficientsam_pl.plural import counted
+from efficientsam_pl.recipes.root_configs import EvaluateConfig
+from efficientsam_pl.versions import versions
+
+_PROGRAMS = ("efficientsam_pl", "torch", "numpy", "pycocotools")
+
+
+@dataclass(frozen=True)
+class RunNotes:
+    """What differs between two runs of one evaluation."""
+
+    seconds: float  # of this start
+    ranks: int
+    host: str
+    device: str
+
+
+def settings_of(
+    config: EvaluateConfig,
+    photos: EvaluatedSet,
+    examination: Examination,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that decides the numbers: photos of an evaluation with other settings are no use."""
+    return {
+        "model": dict(about),
+        "data": photos.identity(),
+        "protocols": _protocols(photos, examination),
+        "seed": config.seed,
+        "versions": versions(*_PROGRAMS),
+    }
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A result, and what its pictures are drawn of."""
+
+    result: Result
+    ious: dict[str, list[float]]
+    overlaps: list[ImageOverlaps]
+    categories: list[int]
+
+
+def merged(
+    config: EvaluateConfig,
+    photos: EvaluatedSet,
+    examination: Examination,
+    finished: Finished,
+    about: Mapping[str, Any],
+    notes: RunNotes,
+) -> Merged:
+    """The result of photos that are all done, in the order of their numbers."""
+    tally = Tally(one.name for one in examination.protocols)
+    wanted, overlaps = frozenset(photos.numbers), []
+    damage = photos.damage()
+    for record in finished.records():
+        if record.photo not in wanted:
+            continue
+        tally.add(record)
+        if record.damage is not None:
+            damage.append(record.damage)
+        elif photos.detections is not None or examination.keeps_boxed:
+            overlaps.append(_overlaps(photos, record))
+    categories = [one.id for one in photos.categories] or [ANY]
+    numbers = tally.numbers()
+    if photos.detections is not None:
+        numbers["detector_boxes"] = {"ap": _average_precision(photos, overlaps)}
+    elif examination.keeps_boxed:
+        numbers["box"]["ap"] = averages(overlaps, categories)._asdict()
+    result = Result(
+        model=dict(about),
+        data=_data(photos),
+        seed=config.seed,
+        protocols=_protocols(photos, examination),
+        numbers=numbers,
+        counts=tally.counts(),
+        damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(damage)],
+        versions=versions(*_PROGRAMS),
+        run=_run(config, photos, notes) | {"damage": sorted(damage)},
+    )
+    return Merged(result, tally.ious(), overlaps, categories)
+
+
+def summary(result: Result) -> str:
+    """The result in a sentence."""
+    counts = result.counts
+    told = (
+        f"{counted(counts['photos'], 'photo')}, {counted(counts['instances'], 'instance')} "
+        f"({counted(counts['skipped_crowds'], 'crowd')} and "
+        f"{counted(counts['skipped_empty'], 'empty one')} skipped), "
+        f"{len(result.damaged)} damaged{_kinds(result)}: "
+    )
+    return told + ", ".join(_told(name, numbers) for name, numbers in result.numbers.items())
+
+
+def _kinds(result: Result) -> str:
+    kinds = Counter(one["kind"] for one in result.damaged)
+    return f" ({', '.join(f'{kind}: {count}' for kind, count in kinds.items())})" if kinds else ""
+
+
+def _told(name: str, numbers: Mapping[str, Any]) -> str:
+    ap = f"{name} AP {numbers['ap']['ap']:.4f}" if "ap" in numbers else ""
+    if "miou" not in numbers:
+        return ap
+    told = f"{name} mIoU {_shown(numbers['miou']['all'])}"
+    if "filled_box_miou" in numbers:
+        told += f" (filling the box {_shown(numbers['filled_box_miou']['all'])})"
+    return f"{told}, {ap}" if ap else told
+
+
+def _shown(value: float | None) -> str:
+    return "of nothing" if value is None else f"{value:.4f}"
+
+
+def _overlaps(photos: EvaluatedSet, record: PhotoRecord) -> ImageOverlaps:
+    """What a photo's detections overlap."""
+    about, found = photos.about(record.photo), record.detections
+    masks = FoundMasks(
+        [one.category_id for one in found],
+        [one.mask for one in found],
+        [one.score for one in found],
+    )
+    if photos.kind == "lvis":
+        return lvis_overlaps(about, masks)
+    if photos.kind == "shards":  # crowds have not been asked for
+        about = replace(about, instances=tuple(askable(about.instances)[0]))
+    return coco_overlaps(about, masks)
+
+
+def _average_precision(photos: EvaluatedSet, overlaps: list[ImageOverlaps]) -> dict[str, float]:
+    if photos.kind == "lvis":
+        named = {one.id: one.frequency for one in photos.categories if one.frequency is not None}
+        return lvis_averages(overlaps, named)._asdict()
+    return averages(overlaps, [one.id for one in photos.categories])._asdict()
+
+
+def _data(photos: EvaluatedSet) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "kind": photos.kind,
+        "photos": len(photos.numbers),
+        "sha256": photos.content(),
+    }
+    if photos.detections is not None:
+        told["detections"] = {
+            "left_out": dict(photos.detections.left_out),
+            "clipped": photos.detections.clipped,
+        }
+    return told
+
+
+def _run(config: EvaluateConfig, photos: EvaluatedSet, notes: RunNotes) -> dict[str, Any]:
+    return {
+        **asdict(notes),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": photos.identity(),
+        "paths": _paths(config),
+        "prompts_at_once": config.prompts_at_once,
+    }
+
+
+def _protocols(photos: EvaluatedSet, examination: Examination) -> dict[str, dict[str, Any]]:
+    told = {
+        one.name: described(one.name, examination.segmenter.mask_prompts)
+        for one in examination.protocols
+    }
+    if examination.boxes is not None and photos.detections is not None:
+        told["detector_boxes"] = described("detector_boxes", False) | {
+            "mask_rule": examination.boxes.rule,
+            "second_pass": examination.boxes.passes == 2,
+            "detector_sha256": photos.detections.sha256,
+        }
+    return told
+
+
+def _paths(config: EvaluateConfig) -> dict[str, str]:
+    named = {
+        "annotations": config.annotations,
+        "images": config.images,
+        "shards": config.shards,
+        "detector": config.detector.results,
+        "weights": config.model.weights,
+    }
+    return {key: path for key, path in named.items() if path}

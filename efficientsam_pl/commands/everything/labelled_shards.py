@@ -1,0 +1,78 @@
+"""Photos with the masks that a model gave them, as shards in SA-1B's layout."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from efficientsam_pl.data.packing.images import MaskedPhoto, sample_of
+from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
+from efficientsam_pl.data.schema import RECORD_ENDING, Annotation
+from efficientsam_pl.data.shards import write_manifest
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.inference.automask.records import MaskRecord
+from efficientsam_pl.storage.files import full_path, list_files
+
+_PREFIX, _PHOTOS_A_SHARD = "everything", 1000
+
+
+@dataclass(frozen=True)
+class LabelledPhoto:
+    """A photo, where it came from, and its masks."""
+
+    key: str
+    path: Path
+    image: UInt8[np.ndarray, "h w 3"]
+    records: list[MaskRecord]
+
+
+def write_labelled(photos: Iterable[LabelledPhoto], folder: str) -> PackSummary:
+    """Writes `FOLDER/everything-000000.tar`..., photo by photo as they come.
+
+    Raises:
+        UserError: The folder holds shards already.
+    """
+    out, summary = full_path(folder), PackSummary()
+    if list_files(f"{out}/*.tar"):
+        raise UserError(f"--shards: {folder} holds shards already; give a new folder")
+    samples = map(_sample, photos)
+    while True:
+        path = f"{out}/{_PREFIX}-{len(summary.shards):06d}.tar"
+        shard, packed = write_shard(path, islice(samples, _PHOTOS_A_SHARD))
+        if shard is None:
+            break
+        summary.add(shard, packed, done_before=False)
+    write_manifest(out, summary.shards)
+    return summary
+
+
+def _sample(photo: LabelledPhoto) -> PackedSample:
+    """The stored photo where it is a plain JPEG; where its masks came from beside the masks."""
+    records = [record for record in photo.records if record["area"] > 0]
+    annotations = tuple(
+        Annotation(
+            rle=record["segmentation"],
+            area=record["area"],
+            predicted_iou=record["predicted_iou"],
+            stability=record["stability_score"],
+        )
+        for record in records
+    )
+    masked = MaskedPhoto(photo.key, photo.image, annotations)
+    sample = sample_of(masked, _stored_jpeg(photo.path))
+    whole = json.loads(sample.files[RECORD_ENDING])
+    for entry, record in zip(whole["annotations"], records, strict=True):
+        entry |= {"point_coords": record["point_coords"], "crop_box": record["crop_box"]}
+    written = json.dumps(whole, separators=(",", ":")).encode()
+    return PackedSample(sample.key, {**sample.files, RECORD_ENDING: written}, sample.masks)
+
+
+def _stored_jpeg(path: Path) -> bytes | None:
+    with Image.open(path) as photo:
+        plain = photo.format == "JPEG" and photo.mode == "RGB"
+    return path.read_bytes() if plain else None

@@ -1,0 +1,171 @@
+"""The quickstart's pictures: examples, before and after training, and loss curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.evaluation.training_protocols import random_clicks
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.rle import Rle, area, box_xyxy, decode, encode_many, pair_iou
+from efficientsam_pl.structures import Label
+from efficientsam_pl.training.callbacks.loss_history import LossHistory
+from efficientsam_pl.visualization.contact_sheet import contact_sheet
+from efficientsam_pl.visualization.curves import loss_curve
+from efficientsam_pl.visualization.overlay import DrawnPrompt, overlay
+
+_CELL = 256  # pixels
+_EXAMPLES = 4  # images on the first screen
+_EXAMPLE_MASKS = 3  # of each
+_ROWS = 3  # images of a sheet
+_ROW_MASKS = 6  # of each
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files of the pictures; None where the run has nothing to draw."""
+
+    examples: Path
+    examples_narrow: Path  # the same for a telephone
+    sami_loss: Path
+    finetune_loss: Path
+    heldout: Path
+    train: Path
+    photos: Path | None
+    features: Path | None
+
+
+@torch.inference_mode()
+def draw_pictures(
+    out: Path,
+    models: tuple[Segmenter, Segmenter],
+    curves: tuple[LossHistory, LossHistory],
+    metrics: dict[str, Any],
+) -> Pictures:
+    """Draw everything that the report shows.
+
+    Args:
+        out: The quickstart's folder: shards are read from it, `OUT/pictures` is written.
+        models: Before and after training.
+        curves: Losses of pretraining and of finetuning.
+        metrics: Content of metrics.json.
+    """
+    folder = out / "pictures"
+    folder.mkdir(exist_ok=True)
+    examples = [_example(image, number, models[1]) for number, image in enumerate(_first(out))]
+    names = ("examples", "examples_narrow", "sami_loss", "finetune_loss")
+    files = {name: folder / f"{name}.png" for name in names}
+    _examples_sheet(examples, columns=_EXAMPLES).save(files["examples"])
+    _examples_sheet(examples, columns=2).save(files["examples_narrow"])
+    baseline = {"mean feature of each position": metrics["sami"]["mean_feature_loss"]}
+    _curve(files["sami_loss"], "SAMI pretraining: feature loss", curves[0], baseline)
+    _curve(files["finetune_loss"], "Finetuning: mask loss", curves[1], {})
+    sheets = {}
+    for split in metrics["finetune"]:
+        sheets[split] = folder / f"masks_{split}.png"
+        _sheet(islice(_images(out, split), _ROWS), models).save(sheets[split])
+    drawn = sorted((out / "pretrain" / "pictures").glob("step-*.png"))
+    return Pictures(
+        **files,
+        heldout=sheets["heldout"],
+        train=sheets["train"],
+        photos=sheets.get("photos"),
+        features=drawn[-1] if drawn else None,
+    )
+
+
+def _images(out: Path, split: str) -> Iterator[AnnotatedPhoto]:
+    """The images of a split that have masks, in order."""
+    for image in annotated_photos(open_shards(str(out / "shards" / f"{split}-*.tar"))):
+        if isinstance(image, AnnotatedPhoto) and image.truth:
+            yield image
+
+
+def _first(out: Path) -> list[AnnotatedPhoto]:
+    """The first held-out images with several masks, else those with fewer: none is picked."""
+    images = list(_images(out, "heldout"))
+    several = [image for image in images if len(image.truth) >= _EXAMPLE_MASKS]
+    return (several if len(several) >= _EXAMPLES else images)[:_EXAMPLES]
+
+
+def _example(
+    image: AnnotatedPhoto, number: int, model: Segmenter
+) -> tuple[str, Image.Image, Image.Image]:
+    """A title, the image with its prompts, and the masks predicted from them."""
+    rles = _largest(image.truth, _EXAMPLE_MASKS)
+    embedded = Predictor(model).embed(image.image)
+    if number < _EXAMPLES // 2:
+        boxes = [box_xyxy(rle) for rle in rles]
+        prompts = [DrawnPrompt((), (), box) for box in boxes]
+        answer, title = embedded.predict(boxes=boxes), "a box for each"
+    else:
+        points = random_clicks(image.key, rles, 0, seed=0)
+        labels = np.full(points.shape[:2], int(Label.POSITIVE))
+        prompts = [DrawnPrompt((tuple(p[0]),), (1,), None) for p in points.tolist()]
+        answer, title = embedded.predict(points=points, labels=labels), "one click for each"
+    masks = answer.best().numpy()
+    iou = pair_iou(encode_many(masks), rles).tolist()
+    shown = overlay(image.image, masks[:0], prompts, shown_px=_CELL)
+    return title, shown, overlay(image.image, masks, prompts, iou, shown_px=_CELL)
+
+
+def _examples_sheet(
+    examples: list[tuple[str, Image.Image, Image.Image]], columns: int
+) -> Image.Image:
+    """Prompts above predictions, so many images beside each other."""
+    rows: list[list[Image.Image]] = []
+    titles: list[str] = []
+    blank = Image.new("RGB", (_CELL, _CELL), "white")
+    for first in range(0, len(examples), columns):
+        group = examples[first : first + columns]
+        short = [blank] * (columns - len(group))
+        rows += [[given for _, given, _ in group] + short, [found for *_, found in group] + short]
+        titles += ["prompts" if columns > 2 else f"prompts: {group[0][0]}", "prediction"]
+    heads: list[str] = []  # where a row has images of one kind alone, it is named above the row
+    if columns > 2:
+        heads = [title for title, *_ in examples] + [""] * (columns - len(examples))
+    return contact_sheet(rows, heads, titles, _CELL)
+
+
+def _curve(path: Path, title: str, history: LossHistory, baselines: dict[str, float]) -> None:
+    steps = [step for step, _ in history.train]
+    losses = {"training": [loss for _, loss in history.train]}
+    validated = {"held-out": history.heldout} if history.heldout else {}
+    loss_curve(path, title, steps, losses, baselines, validated)
+
+
+def _sheet(images: Iterator[AnnotatedPhoto], models: tuple[Segmenter, Segmenter]) -> Image.Image:
+    shown = list(images)
+    titles = ("image", "true masks", "before training", "after training")
+    rows = [list(_row(image, models)) for image in shown]
+    return contact_sheet(rows, titles, [image.key for image in shown], _CELL)
+
+
+def _row(image: AnnotatedPhoto, models: tuple[Segmenter, Segmenter]) -> Iterator[Image.Image]:
+    """Image, truth, and each model's masks from the boxes of the largest masks."""
+    rles = _largest(image.truth, _ROW_MASKS)
+    boxes = [box_xyxy(rle) for rle in rles]
+    yield Image.fromarray(image.image)
+    yield overlay(image.image, np.stack([decode(rle) for rle in rles]), shown_px=_CELL)
+    for model in models:
+        answer = Predictor(model).embed(image.image).predict(boxes=boxes)
+        prompts = [DrawnPrompt((), (), box) for box in boxes]
+        yield overlay(image.image, answer.best().numpy(), prompts, shown_px=_CELL)
+
+
+def _largest(truth: tuple[Rle, ...], most: int) -> list[Rle]:
+    """The largest masks, without one that fills most of the image: it is the background."""
+    ranked = sorted(truth, key=area, reverse=True)
+    height, width = truth[0]["size"]
+    objects = [rle for rle in ranked if area(rle) < height * width / 2]
+    return (objects or ranked)[:most]

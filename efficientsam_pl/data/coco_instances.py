@@ -1,0 +1,284 @@
+"""Annotated sets to be measured on, and the boxes that a detector found in their photos."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from efficientsam_pl.data.annotation_files import AnnotationFile, Category, Kind, UndrawnPhoto
+from efficientsam_pl.data.packing.coco import annotation_file
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.files import exists, read_file
+from efficientsam_pl.structures import Damage, InstancePhoto
+
+_ROUNDED = 0.01  # pixels: files round boxes, so that touching the border may lie so far outside
+
+
+class Photos(Sequence[InstancePhoto]):
+    """Photos by rising id; the masks of one are drawn whenever it is asked for.
+
+    A slice draws nothing, nor does `ids`.
+    """
+
+    def __init__(self, undrawn: Sequence[UndrawnPhoto]) -> None:
+        self._undrawn = tuple(undrawn)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Image ids, in order."""
+        return tuple(photo.id for photo in self._undrawn)
+
+    @property
+    def instances(self) -> int:
+        """How many there are in all photos."""
+        return sum(len(photo.instances) for photo in self._undrawn)
+
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """Height and width by image id."""
+        return {photo.id: photo.image_hw for photo in self._undrawn}
+
+    def __len__(self) -> int:
+        return len(self._undrawn)
+
+    @overload
+    def __getitem__(self, place: int) -> InstancePhoto: ...
+    @overload
+    def __getitem__(self, place: slice) -> Photos: ...
+    def __getitem__(self, place: int | slice) -> InstancePhoto | Photos:
+        if isinstance(place, slice):
+            return Photos(self._undrawn[place])
+        return self._undrawn[place].drawn()
+
+    def __iter__(self) -> Iterator[InstancePhoto]:
+        return (photo.drawn() for photo in self._undrawn)
+
+
+@dataclass(frozen=True)
+class InstanceSet:
+    """An annotated set, whose photos are where they should be.
+
+    `damage` names what cannot be used: photos that are not there, annotations without a photo,
+    of an unknown category, or whose mask cannot be drawn. Crowds and instances without a pixel
+    are no damage: whoever measures leaves them out. `listed` has the ids of all photos in the
+    file, also of those that are not there.
+    """
+
+    annotations: str
+    sha256: str
+    kind: Kind
+    photos: Photos
+    categories: tuple[Category, ...]
+    listed: frozenset[int]
+    damage: tuple[Damage, ...] = ()
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How much there is of each kind of damage."""
+        return dict(sorted(Counter(one.kind for one in self.damage).items()))
+
+
+def read_instances(annotations: str, images: str, kind: Kind) -> InstanceSet:
+    """The photos that an annotation file lists, and what is in them.
+
+    Args:
+        annotations: COCO's or LVIS's (v0.5, v1) annotation file, wherever fsspec reaches.
+        images: The photos' folder. COCO's lie there by their `file_name`; LVIS's by their
+            `coco_url`, in train2017/ and val2017/ or side by side, else by their `file_name`.
+        kind: What the file is. Read as COCO's, an LVIS file would make false alarms of all
+            objects that nobody annotated.
+
+    Raises:
+        UserError: A missing file or folder, a file that is no such annotation file (its name and
+            the key that it lacks), or not a single photo.
+    """
+    content = annotation_file(annotations, images)
+    file = AnnotationFile.parsed(content, annotations, kind)
+    photos = Photos(file.photos(file.paths(images)))
+    return InstanceSet(
+        annotations,
+        hashlib.sha256(content).hexdigest(),
+        kind,
+        photos,
+        file.categories,
+        frozenset(file.images),
+        tuple(file.damage),
+    )
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A box that a detector found, inside its photo: pixels' edges, x1 = x0 + width."""
+
+    category_id: int
+    box_xyxy: tuple[float, float, float, float]
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Detections(Mapping[int, tuple[Detection, ...]]):
+    """What a detector found, by image id, each photo's in the file's order.
+
+    Photos in which nothing was found are no keys: ask with `get(image_id, ())`.
+    `left_out` counts by reason what cannot be used; `clipped` boxes reached out of their photo.
+    """
+
+    path: str
+    sha256: str
+    clipped: int
+    left_out: Mapping[str, int]
+    category_ids: Int[np.ndarray, "n"] = field(repr=False)
+    boxes_xyxy: Float[np.ndarray, "n 4"] = field(repr=False)
+    scores: Float[np.ndarray, "n"] = field(repr=False)
+    places: Mapping[int, slice] = field(repr=False)
+
+    @property
+    def count(self) -> int:
+        """Detections in all photos."""
+        return len(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+    def __getitem__(self, image_id: int) -> tuple[Detection, ...]:
+        own = self.places[image_id]
+        columns = (self.category_ids[own], self.boxes_xyxy[own], self.scores[own])
+        return tuple(
+            Detection(category, (x0, y0, x1, y1), score)
+            for category, (x0, y0, x1, y1), score in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
+        )
+
+
+def read_detections(path: str, instances: InstanceSet) -> Detections:
+    """A detector's boxes: a COCO-results list of image_id, category_id, bbox [x, y, w, h], score.
+
+    Left out and counted are photos and categories that the set does not have, numbers that are
+    none (NaN, infinite), boxes without an area and those wholly outside their photo; others are
+    clipped to it. An empty list is a result, too.
+
+    Raises:
+        UserError: A missing file, one that is no such list (its name and the key that an entry
+            lacks), or one of another data set: it has no photo or no category in common.
+    """
+    if not exists(path):
+        raise UserError(f"no such file: {path}")
+    content = read_file(path)
+    records = _records(content, path)
+    image_ids, category_ids = (_whole([r[key] for r in records]) for key in _IDS)
+    scores = _numbers([[record["score"]] for record in records], 1)[:, 0]
+    boxes = _numbers([record["bbox"] for record in records], 4)
+    boxes[:, 2:] += boxes[:, :2]
+    sizes = instances.photos.sizes()
+    hw = np.array([sizes.get(one, (1, 1)) for one in image_ids.tolist()]).reshape(-1, 2)
+    inside = np.clip(boxes, 0, hw[:, [1, 0, 1, 0]])
+    reasons = {
+        "unknown image_id": ~np.isin(image_ids, list(instances.listed)),
+        "missing photo": ~np.isin(image_ids, list(sizes)),
+        "unknown category_id": ~np.isin(category_ids, [one.id for one in instances.categories]),
+        "score that is no finite number": ~np.isfinite(scores),
+        "box that is not four finite numbers": ~np.isfinite(boxes).all(1),
+        "box without an area": (boxes[:, 2:] <= boxes[:, :2]).any(1),
+        "box outside the photo": ~(inside[:, 2:] > inside[:, :2]).all(1),
+    }
+    _check_same_set(path, instances, reasons, image_ids, category_ids)
+    kept, left_out = _sifted(reasons, len(records))
+    clipped = int((np.abs(inside - boxes)[kept] > _ROUNDED).any(1).sum())
+    order = kept[np.argsort(image_ids[kept], kind="stable")]
+    return Detections(
+        path,
+        hashlib.sha256(content).hexdigest(),
+        clipped,
+        left_out,
+        category_ids[order],
+        inside[order],
+        scores[order],
+        _places(image_ids[order]),
+    )
+
+
+_IDS = ("image_id", "category_id")
+_NO_ID = -(2**62)  # of what is no whole number; no set has it
+
+
+def _records(content: bytes, path: str) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(records, list):
+        kind = type(records).__name__
+        raise UserError(f"{path} is no list of detections (COCO results) but a {kind}")
+    for place, record in enumerate(records):
+        for key in (*_IDS, "bbox", "score"):
+            if not isinstance(record, dict) or key not in record:
+                raise UserError(f"{path} is no list of detections: entry {place} has no {key!r}")
+    return records
+
+
+def _whole(values: Sequence[Any]) -> Int[np.ndarray, "n"]:
+    fitting = [one if isinstance(one, int) and abs(one) < -_NO_ID else _NO_ID for one in values]
+    return np.array(fitting, dtype=np.int64)
+
+
+def _numbers(rows: Sequence[Any], length: int) -> Float[np.ndarray, "n length"]:
+    """Rows of numbers; NaN all over where one is not."""
+    lost = [np.nan] * length
+    fitting = [row if _is_numeric(row, length) else lost for row in rows]
+    return np.array(fitting, dtype=np.float64).reshape(-1, length)
+
+
+def _is_numeric(row: Any, length: int) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == length
+        and all(isinstance(one, (float, int)) and abs(one) < 1e300 for one in row)
+    )
+
+
+def _check_same_set(
+    path: str,
+    instances: InstanceSet,
+    reasons: Mapping[str, Bool[np.ndarray, "n"]],
+    image_ids: Int[np.ndarray, "n"],
+    category_ids: Int[np.ndarray, "n"],
+) -> None:
+    """Raises a UserError where nothing fits."""
+    for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
+        if len(ids) and reasons[f"unknown {key}"].all():
+            raise UserError(
+                f"{path} holds detections of another data set: no {key} is one of "
+                f"{instances.annotations}'s, such as {ids[0]}"
+            )
+
+
+def _sifted(
+    reasons: Mapping[str, Bool[np.ndarray, "n"]], count: int
+) -> tuple[Int[np.ndarray, "k"], dict[str, int]]:
+    """Places of what no reason speaks against, and how many the first reason against each is."""
+    good = np.ones(count, dtype=bool)
+    left_out = {}
+    for reason, against in reasons.items():
+        if lost := int((good & against).sum()):
+            left_out[reason] = lost
+        good &= ~against
+    return np.flatnonzero(good), left_out
+
+
+def _places(image_ids: Int[np.ndarray, "n"]) -> dict[int, slice]:
+    """Where each image's detections lie among those sorted by image."""
+    ids, begins, counts = np.unique(image_ids, return_index=True, return_counts=True)
+    return {
+        int(image): slice(int(begin), int(begin + count))
+        for image, begin, count in zip(ids, begins, counts, strict=True)
+    }

@@ -1,0 +1,81 @@
+"""Held-out photos with every mask that is scored, laid into the model's frame as a predictor does.
+
+Masks stay run-length at the photo's own size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from efficientsam_pl.data.datasets.train import Frame, SampleStream, annotated, foreground, guarded
+from efficientsam_pl.data.mask_sampling import scorable
+from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.geometry import Resize
+from efficientsam_pl.rle import Rle
+from efficientsam_pl.structures import Damage, ScoringBatch
+
+
+@dataclass(frozen=True)
+class PreparedScoring:
+    """One photo; `image` None where there is none."""
+
+    key: str
+    image: Float[Tensor, "3 s s"] | None
+    resize: Resize
+    truth: tuple[Rle, ...] = ()
+    damage: Damage | None = None
+
+
+def photo_to_score(
+    files: dict[str, memoryview],
+) -> tuple[UInt8[ndarray, "h w 3"], tuple[Rle, ...]]:
+    """A photo as it is stored, and its masks that are no crowd and not empty.
+
+    Raises:
+        DamagedSampleError: One of its files is missing or cannot be used.
+    """
+    image, record = annotated(files)
+    rles, _ = foreground(scorable(record.annotations))
+    return image, tuple(rles)
+
+
+class ScoredPhotos(SampleStream[PreparedScoring]):
+    """Validation: a photo resized as for prediction, in floats, with all masks to score."""
+
+    def __init__(self, reader: SampleReader, to: Frame) -> None:
+        super().__init__(reader, seed=0)  # nothing is drawn
+        self._to = to
+
+    def collate(self, samples: Sequence[PreparedScoring]) -> ScoringBatch:
+        """A batch of what `__getitems__` gives; a missing photo is black."""
+        side = self._to.side
+        black = torch.zeros(3, side, side)
+        return ScoringBatch(
+            image=torch.stack([black if s.image is None else s.image for s in samples]),
+            content_hw=torch.tensor([s.resize.content_hw for s in samples]),
+            image_hw=tuple(s.resize.image_hw for s in samples),
+            truth=tuple(s.truth for s in samples),
+            valid=torch.tensor([s.image is not None for s in samples]),
+            key=tuple(s.key for s in samples),
+            damage=tuple(s.damage for s in samples if s.damage is not None),
+        )
+
+    def _prepared(self, slot: Slot, read: ReadSample | None) -> PreparedScoring:
+        side, rule = self._to.side, self._to.rule
+        none = Resize.fit((side, side), side, rule)
+        if read is None:
+            return PreparedScoring("", None, none)
+        content, damage = guarded(read, lambda: photo_to_score(read.files))
+        if content is None:
+            return PreparedScoring(read.sample.key, None, none, damage=damage)
+        image, truth = content
+        resize = Resize.fit((image.shape[0], image.shape[1]), side, rule)
+        inside = resize.image_forward(image)
+        padding = (0, side - inside.shape[2], 0, side - inside.shape[1])
+        return PreparedScoring(read.sample.key, F.pad(inside, padding), resize, truth)

@@ -1,0 +1,165 @@
+"""Features written: a shard for each shard of photos, by the job that packs photos too.
+
+Data workers read, decode and cut; the teacher computes in this process, in batches that lie within
+a shard, so that a resumed or divided job writes the same bytes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from efficientsam_pl.data.build import reader_of
+from efficientsam_pl.data.config import DataConfig
+from efficientsam_pl.data.dataloaders import once_loader
+from efficientsam_pl.data.features.codec import Numbers, Rounding, coded, storable
+from efficientsam_pl.data.features.store import CHANNELS, PHOTOS, ROUNDING, feature_shards
+from efficientsam_pl.data.features.teacher_inputs import Show, ShownBatch, ShownPhotos
+from efficientsam_pl.data.packing.runner import ArrayShare
+from efficientsam_pl.data.packing.writer import Noted, PackedSample, Skipped
+from efficientsam_pl.data.sampler import Share
+from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.shards import Shard, ShardSet
+from efficientsam_pl.errors import UserError
+
+# Of squares (0..255) and the part of each that is photo, the features, maps of one shape together,
+# in the squares' order
+Embed: TypeAlias = Callable[
+    [UInt8[Tensor, "m 3 s s"], Int64[Tensor, "m 2"]], Iterable[Float[Tensor, "b *place c"]]
+]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How photos become features.
+
+    Args:
+        show: Squares of a photo; runs in data workers.
+        embed: The teacher.
+        squares_per_photo: That `show` gives.
+        batch: Squares that the teacher is given at once.
+        numbers: That are stored.
+    """
+
+    show: Show
+    embed: Embed
+    squares_per_photo: int
+    batch: int
+    numbers: Numbers
+
+
+@dataclass(frozen=True)
+class FeatureUnit:
+    """The features of one shard of photos."""
+
+    name: str
+    weight: int
+    photos: Shard
+    embedding: Embedding
+    data: DataConfig
+
+    def samples(self) -> Iterator[PackedSample | Skipped | Noted]:
+        """See Unit.
+
+        Raises:
+            UserError: The teacher gives nan or inf.
+        """
+        coder = _Coder(self.photos.path, self.embedding)
+        for batch in self._batches():
+            files = coder.files(batch)
+            for key, endings, damage in zip(batch.key, batch.endings, batch.damage, strict=True):
+                own = {ending: next(files) for ending in endings}
+                if damage is not None:
+                    yield Skipped(key, f"{damage.kind}: {damage.detail}")
+                    continue
+                real = {ending: file for ending, file in own.items() if file is not None}
+                if len(real) < len(own):
+                    yield Skipped(key, "a feature is larger than float16 can hold")
+                else:
+                    yield PackedSample(key, real)
+        yield Noted(
+            {
+                PHOTOS: self.photos.sha256,
+                CHANNELS: coder.channels,
+                ROUNDING: asdict(coder.rounding),
+            }
+        )
+
+    def _batches(self) -> Iterable[ShownBatch]:
+        reader = reader_of((ShardSet((self.photos,)),), PHOTO_ENDINGS, self.data)
+        together = max(1, self.embedding.batch // self.embedding.squares_per_photo)
+        alone = Share(0, 1, together, together)
+        stream = ShownPhotos(reader, self.embedding.show)
+        return once_loader(stream, self.photos.samples, alone, self.data.workers)
+
+
+class FeatureSource:
+    """A set of photos whose features are written, with what decides them (see Source)."""
+
+    def __init__(
+        self, photos: ShardSet, embedding: Embedding, described: dict[str, Any], data: DataConfig
+    ) -> None:
+        self._places = feature_shards("", photos)
+        self._photos = [shard for shard in photos.shards if shard.path in self._places]
+        self._embedding, self._described, self._data = embedding, described, data
+
+    def described(self) -> dict[str, Any]:
+        """See Source."""
+        return self._described
+
+    def weight(self, share: ArrayShare) -> int:
+        """Squares of the share's photos."""
+        return sum(self._squares(shard) for shard in self._own(share))
+
+    def units(self, share: ArrayShare) -> Iterator[FeatureUnit]:
+        """See Source."""
+        for shard in self._own(share):
+            name = self._places[shard.path].removeprefix("/").removesuffix(".tar")
+            yield FeatureUnit(name, self._squares(shard), shard, self._embedding, self._data)
+
+    def _own(self, share: ArrayShare) -> list[Shard]:
+        return self._photos[share.index :: share.count]
+
+    def _squares(self, shard: Shard) -> int:
+        return shard.samples * self._embedding.squares_per_photo
+
+
+class _Coder:
+    """Files of features, and what the shard's index says of them all."""
+
+    def __init__(self, shard: str, embedding: Embedding) -> None:
+        self._shard, self._embedding = shard, embedding
+        self.rounding, self.channels = Rounding(), 0
+
+    def files(self, batch: ShownBatch) -> Iterator[bytes | None]:
+        """One for each of a batch's squares, None where float16 cannot hold a number."""
+        keys = iter(k for k, own in zip(batch.key, batch.endings, strict=True) for _ in own)
+        size = self._embedding.batch
+        for squares, content_hw in zip(
+            batch.squares.split(size), batch.content_hw.split(size), strict=True
+        ):
+            if not len(squares):
+                return
+            for features in self._embedding.embed(squares, content_hw):
+                yield from self._coded(features, [next(keys) for _ in range(len(features))])
+
+    def _coded(
+        self, features: Float[Tensor, "b *place c"], keys: list[str]
+    ) -> Iterator[bytes | None]:
+        finite = features.isfinite().flatten(1).all(1).tolist()
+        if not all(finite):
+            raise UserError(
+                f"the teacher's features of {self._shard} {keys[finite.index(False)]} hold nan or "
+                "inf: are teacher.weights what they should be?"
+            )
+        fits = storable(features)
+        stored = coded(features[fits], self._embedding.numbers)
+        if len(stored.values):
+            self.rounding.measure(features[fits], stored)
+        self.channels, here = features.shape[-1], stored.cpu()
+        number = 0
+        for fit in fits.tolist():
+            yield here.file(number) if fit else None
+            number += fit

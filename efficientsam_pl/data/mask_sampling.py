@@ -1,0 +1,61 @@
+"""Which masks of a photo are used, and what is read off their runs before any is decoded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from efficientsam_pl.data.config import MaskSelectionConfig
+from efficientsam_pl.data.schema import Annotation, Record
+from efficientsam_pl.keyed_random import uniform_of
+from efficientsam_pl.rle import Rle, boxes_xyxy, foreground_points, foreground_runs
+
+
+def select_masks(record: Record, config: MaskSelectionConfig, key: int) -> list[Rle]:
+    """Up to `masks_per_image` masks of fitting size and score, uniformly at random; no crowds."""
+    photo = record.width * record.height
+    fitting = [
+        a.rle
+        for a in record.annotations
+        if not a.crowd
+        and a.area > 0
+        and config.min_area <= a.area / photo <= config.max_area
+        and (a.stability is None or a.stability >= config.min_stability)
+        and (a.predicted_iou is None or a.predicted_iou >= config.min_predicted_iou)
+    ]
+    if len(fitting) <= config.masks_per_image:
+        return fitting
+    order = uniform_of(key, len(fitting), "select").argsort(kind="stable")
+    return [fitting[i] for i in order[: config.masks_per_image].tolist()]
+
+
+def scorable(annotations: Sequence[Annotation]) -> list[Rle]:
+    """The masks that an evaluation scores: no crowd, not empty."""
+    return [a.rle for a in annotations if not a.crowd and a.area > 0]
+
+
+def random_clicks(
+    runs: Sequence[Int[np.ndarray, "_"]], height: int, clicks: int, key: int
+) -> Float[Tensor, "q p 2"]:
+    """Uniform random foreground pixels of each mask at image precision, as (x, y).
+
+    Args:
+        runs: Run lengths of each mask, none of them empty.
+        height: Of the photo, pixels.
+        clicks: Points a mask.
+        key: Of the sample's draws.
+    """
+    if not runs:
+        return torch.zeros(0, clicks, 2)
+    shares = uniform_of(key, len(runs) * clicks, "clicks").astype(np.float64)
+    whole = foreground_runs(runs)
+    areas = np.bincount(whole.mask, whole.end - whole.begin)
+    ranks = (shares.reshape(-1, clicks) * areas[:, None]).astype(np.int64)
+    return torch.from_numpy(foreground_points(whole, height, ranks)).float()
+
+
+def tight_boxes(rles: Sequence[Rle]) -> Float[Tensor, "q 4"]:
+    """Corners through the outermost foreground pixels of each mask."""
+    return torch.from_numpy(boxes_xyxy(rles)).float()

@@ -1,0 +1,67 @@
+"""LVIS's average precision: of photos of which only some categories are known to be complete.
+
+A detection counts only where its category was looked for in the photo: where there are objects
+of it, or where it is known to be absent. One that hits nothing is pardoned where not all objects
+of its category are annotated (`structures.InstancePhoto`).
+
+Source:
+    Gupta et al. 2019 (LVIS), as the `lvis` package 0.5.3 computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from efficientsam_pl.evaluation.metrics.matching import curves, matched, mean
+from efficientsam_pl.evaluation.metrics.overlaps import ImageOverlaps
+
+Frequency = Literal["r", "c", "f"]
+
+
+class LvisAveragePrecision(NamedTuple):
+    """LVIS's thirteen numbers in LVIS's order; -1 where there is no ground truth to find.
+
+    As COCO's, with 300 detections an image; rare categories have training images in the single
+    figures, common ones fewer than a hundred, frequent ones a hundred or more.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ap_rare: float
+    ap_common: float
+    ap_frequent: float
+    ar300: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+
+
+def lvis_averages(
+    images: Iterable[ImageOverlaps], frequencies: Mapping[int, Frequency]
+) -> LvisAveragePrecision:
+    """LVIS's numbers.
+
+    Args:
+        images: Of `overlaps.lvis_overlaps`, one an image, in any order.
+        frequencies: Of every category of the set, by its id.
+    """
+    categories = sorted(frequencies)
+    found = curves(matched(images), categories)
+    precision, recall = found.precision, found.recall
+    groups = [
+        [place for place, category in enumerate(categories) if frequencies[category] == group]
+        for group in ("r", "c", "f")
+    ]
+    return LvisAveragePrecision(
+        mean(precision[:, 0]),
+        mean(precision[:, 0, 0]),
+        mean(precision[:, 0, 5]),
+        *[mean(precision[:, area]) for area in (1, 2, 3)],
+        *[mean(precision[group, 0]) for group in groups],
+        *[mean(recall[:, area]) for area in range(4)],
+    )

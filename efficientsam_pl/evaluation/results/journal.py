@@ -1,0 +1,234 @@
+"""An evaluation's photos so far: a folder with a file of lines for each rank, which a kill spares.
+
+`settings.json` says what is evaluated, and the version of the lines: those of another evaluation,
+or of another version, are never mixed in. Ranks know
+nothing of each other but what lies in the folder. Any number of them may go on where others ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from efficientsam_pl.config.diff import diff, join_first, shorten
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.evaluation.results.record import VERSION, PhotoRecord, RecordError, from_line
+from efficientsam_pl.storage.atomic import atomic_write_bytes
+from efficientsam_pl.storage.jsonl import truncate_torn_line
+
+_SYNC_S = 5.0  # a crash of the machine loses no more than this; a kill of the program nothing
+_PATIENCE_S = 10.0  # with a process that SLURM is still ending
+_SHOWN = 40  # characters of a value
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a record lies."""
+
+    file: Path
+    offset: int
+    damaged: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The photos that are done, by what tells them apart, and lines that could not be read."""
+
+    places: Mapping[int, _Place]
+    torn: Mapping[str, int]  # by file
+
+    def whole(self) -> set[int]:
+        """Photos that have results; damaged ones are tried again."""
+        return {photo for photo, place in self.places.items() if not place.damaged}
+
+    def records(self) -> Iterator[PhotoRecord]:
+        """The photos' records in the order of `photo`, read one by one."""
+        files: dict[Path, IO[bytes]] = {}
+        try:
+            for _, place in sorted(self.places.items()):
+                if place.file not in files:
+                    files[place.file] = place.file.open("rb")
+                files[place.file].seek(place.offset)
+                yield from_line(files[place.file].readline().decode())
+        finally:
+            for file in files.values():
+                file.close()
+
+
+class Parts:
+    """The folder of an evaluation's lines.
+
+    Args:
+        folder: Is made where it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, settings: Mapping[str, Any], started: str, fresh: bool) -> None:
+        """Takes the folder for this evaluation, or goes on with it.
+
+        Args:
+            settings: All that decides the results.
+            started: Names this start of all ranks, so that one of them alone clears the folder.
+            fresh: Whether lines that are there are thrown away.
+
+        Raises:
+            UserError: The lines there are of another evaluation, told with the difference, or of
+                another version.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        plain = json.loads(json.dumps(settings))
+        with self._lock():
+            known = self._known(fresh)
+            if known is not None and fresh and known.get("cleared_by") != started:
+                self._clear()
+                known = None
+            if known is None:
+                if self._lines():
+                    self._clear()  # without settings they are no one's
+                told = {
+                    "version": VERSION,
+                    "settings": plain,
+                    "cleared_by": started if fresh else None,
+                }
+                atomic_write_bytes(self._settings, (json.dumps(told, indent=1) + "\n").encode())
+            elif (version := known.get("version", 1)) != VERSION:
+                raise UserError(
+                    f"{self.folder} holds photos of an evaluation in version {version} of its "
+                    f"format; this program writes version {VERSION}: give another out=, or "
+                    "fresh=true to throw them away"
+                )
+            elif known["settings"] != plain:
+                raise UserError(
+                    f"{self.folder} holds another evaluation's photos: "
+                    f"{_differences(known['settings'], plain)}; give another out=, or "
+                    "fresh=true to throw them away"
+                )
+
+    def finished(self) -> Finished:
+        """What all ranks have written so far. Of two records of a photo the one with results."""
+        places: dict[int, _Place] = {}
+        torn: dict[str, int] = {}
+        for file in self._lines():
+            offset = 0
+            with file.open("rb") as lines:
+                for line in lines:
+                    begin, offset = offset, offset + len(line)
+                    try:
+                        record = from_line(line.decode())
+                    except (RecordError, UnicodeDecodeError):
+                        torn[file.name] = torn.get(file.name, 0) + 1
+                        continue
+                    known = places.get(record.photo)
+                    if known is None or known.damaged:
+                        places[record.photo] = _Place(file, begin, record.damage is not None)
+        return Finished(places, torn)
+
+    @contextmanager
+    def writer(self, rank: int) -> Iterator[Writer]:
+        """This rank's file, to add to; a torn last line is cut off.
+
+        Raises:
+            UserError: Another process adds to it.
+        """
+        file = self.folder / f"rank-{rank}.jsonl"
+        lock = FileLock(self.folder / f".rank-{rank}.lock", timeout=_PATIENCE_S)
+        try:
+            with lock:
+                truncate_torn_line(file)
+                with file.open("ab") as lines:
+                    writer = Writer(lines)
+                    try:
+                        yield writer
+                    finally:
+                        writer.sync()
+        except Timeout as error:
+            raise UserError(f"{file}: another process is adding to it") from error
+
+    @contextmanager
+    def merging(self) -> Iterator[None]:
+        """One rank at a time."""
+        with self._lock():
+            yield
+
+    def mark(self) -> str:
+        """What the ranks were last told by `set_mark`; "" for nothing."""
+        return self._mark.read_text() if self._mark.exists() else ""
+
+    def set_mark(self, text: str) -> None:
+        """Tells the ranks something, to be called while `merging`."""
+        atomic_write_bytes(self._mark, text.encode())
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / "mark"
+
+    @property
+    def _settings(self) -> Path:
+        return self.folder / "settings.json"
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / ".lock")
+
+    def _lines(self) -> list[Path]:
+        return sorted(self.folder.glob("rank-*.jsonl"))
+
+    def _known(self, fresh: bool) -> dict[str, Any] | None:
+        if not self._settings.exists():
+            return None
+        try:
+            known: dict[str, Any] = json.loads(self._settings.read_text())
+            known["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            if fresh:
+                return None
+            raise UserError(
+                f"{self._settings} cannot be read ({error!r}); fresh=true or another out= goes on "
+                "without it"
+            ) from error
+        return known
+
+    def _clear(self) -> None:
+        for file in (*self._lines(), self._settings, self._mark):
+            file.unlink(missing_ok=True)
+
+
+class Writer:
+    """Adds lines that are seen by other processes at once, and by the disk soon."""
+
+    def __init__(self, lines: IO[bytes]) -> None:
+        self._lines, self._synced = lines, time.monotonic()
+
+    def add(self, record: PhotoRecord) -> bool:
+        """Writes a record; True where the disk has been waited for."""
+        self._lines.write(record.line().encode())
+        self._lines.flush()
+        due = time.monotonic() - self._synced > _SYNC_S
+        if due:
+            self.sync()
+        return due
+
+    def sync(self) -> None:
+        """Waits until the disk has all of it."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        self._synced = time.monotonic()
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the first few keys that differ, with both values."""
+    texts = [f"{key}={_short(old)} for {_short(new)}" for key, old, new in diff(before, now)]
+    return join_first(texts, 3)
+
+
+def _short(value: Any) -> str:
+    return shorten(json.dumps(value), _SHOWN)

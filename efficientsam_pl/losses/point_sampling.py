@@ -1,0 +1,50 @@
+"""Some of a mask's pixels in place of all.
+
+Axes: b photos, q masks a photo, n points a mask.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from efficientsam_pl.keyed_random import uniform
+
+_BITS = 24  # of what `uniform` draws
+
+
+def sampled_cells(
+    draw_key: Int64[Tensor, "b q"], points: int, mask_hw: Sequence[int]
+) -> Int64[Tensor, "b q n"]:
+    """The pixels under one uniform point in each square of a grid laid over the mask.
+
+    A mean over them is, on average over keys, the mean over all pixels, since the squares are
+    equally large and the pixel under a point is taken as it is: interpolated logits would be
+    others. With as many points as pixels they are all pixels.
+
+    Args:
+        draw_key: One key a mask.
+        points: A square number.
+        mask_hw: Pixels down and across.
+
+    Returns:
+        Places in the flattened mask.
+    """
+    side = round(points**0.5)
+    height, width = mask_hw
+    draws = uniform(draw_key, 2 * points, "loss-points").unflatten(-1, (2, side, side))
+    square = torch.arange(side, device=draw_key.device)
+    y = _pixel(square[:, None], draws[..., 0, :, :], height)
+    x = _pixel(square, draws[..., 1, :, :], width)
+    return (y * width + x).flatten(-2)
+
+
+def _pixel(
+    square: Int64[Tensor, "..."], within: Float[Tensor, "..."], pixels: int
+) -> Int64[Tensor, "..."]:
+    """In whole numbers, since float32 would round some points into the next square."""
+    side = square.numel()
+    fine = (square << _BITS) + (within * 2**_BITS).long()
+    pixel: Tensor = fine * pixels // (side << _BITS)
+    return pixel

@@ -1,0 +1,168 @@
+"""How a batch's masks are asked for, round by round; see PromptingConfig for the three ways.
+
+Every tensor's shape follows from the config and the round's number, whatever the masks are:
+nothing is compiled anew and the device is never waited for.
+
+Axes: b photos, q masks a photo, p point slots a prompt.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from efficientsam_pl.keyed_random import apart, uniform
+from efficientsam_pl.prompts.boxes import jitter_boxes, side_noise
+from efficientsam_pl.prompts.clicks import centre_click, correction
+from efficientsam_pl.prompts.config import PromptingConfig
+from efficientsam_pl.structures import Asked, Label, MaskBatch, MaskTargets, Prompts
+
+
+@dataclass(frozen=True)
+class _Pointing:
+    """Points at each mask with a box or with clicks; which of them is drawn from the mask's key.
+
+    A box is written as two labelled corners, so that both kinds fit one tensor. `side` is the
+    model's square in pixels.
+    """
+
+    config: PromptingConfig
+    side: int
+
+    def targets(self, batch: MaskBatch) -> MaskTargets:
+        """The batch's masks, each with a key and its clicks."""
+        clicks = batch.clicks_px
+        if self.config.first_click == "centre":
+            centre = centre_click(batch.masks, self.side).to(clicks.dtype)
+            clicks = torch.cat([centre[:, :, None], clicks[:, :, 1:]], dim=2)
+        keys = apart(batch.draw_key, batch.valid.shape[1])
+        return MaskTargets(batch.masks, batch.boxes_xyxy_px, clicks, batch.valid, keys)
+
+    def answer(self, number: int) -> Literal["candidates", "single"]:
+        """The candidates in every round, as the released model is used."""
+        return "candidates"
+
+    def _corners(self) -> int:
+        """Slots that a box takes where there are boxes."""
+        return 2 if self.config.box_share > 0 else 1
+
+    def _is_box(self, targets: MaskTargets) -> Bool[Tensor, "b q"]:
+        return uniform(targets.draw_key, 1, "prompt-kind")[..., 0] < self.config.box_share
+
+    def _pointed(self, targets: MaskTargets, count: Int64[Tensor, "b q"], slots: int) -> Prompts:
+        """The first `count` points of each mask: its clicks, or its box's corners and clicks."""
+        boxes = jitter_boxes(
+            targets.boxes_xyxy_px,
+            side_noise(targets.draw_key),
+            self.config.box_jitter,
+            self.config.box_jitter_max_px,
+            self.side,
+        )
+        clicks = targets.clicks_px
+        is_box = self._is_box(targets)[..., None]
+        cornered = torch.cat([boxes.unflatten(-1, (2, 2)), clicks], dim=2)
+        points = torch.where(is_box[..., None], _slots(cornered, slots), _slots(clicks, slots))
+        slot = torch.arange(slots, device=clicks.device)
+        labels = torch.where(is_box & (slot < 2), Label.TOP_LEFT + slot, Label.POSITIVE)
+        shown = slot < count[..., None]
+        return Prompts(
+            torch.where(shown[..., None], points, -1.0), torch.where(shown, labels, Label.PADDING)
+        )
+
+
+@dataclass(frozen=True)
+class DrawnPrompter(_Pointing):
+    """One round: a box, or some clicks."""
+
+    @property
+    def rounds(self) -> int:
+        """One."""
+        return 1
+
+    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+        """A box, or 1..max_clicks clicks, their number drawn."""
+        share = uniform(targets.draw_key, 1, "clicks-shown")[..., 0]
+        clicks = 1 + (share * self.config.max_clicks).long()
+        count = torch.where(self._is_box(targets), 2, clicks)
+        return self._pointed(targets, count, self.config.points())
+
+
+@dataclass(frozen=True)
+class EachPrompter(_Pointing):
+    """An answer after each of the first points."""
+
+    @property
+    def rounds(self) -> int:
+        """As many as clicks are shown at last."""
+        return self.config.max_clicks
+
+    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+        """The first `number` + 1 points; a box is two, and is whole in the first round too."""
+        points = number + 1
+        count = torch.where(self._is_box(targets), max(points, 2), points)
+        return self._pointed(targets, count, max(points, self._corners()))
+
+
+@dataclass(frozen=True)
+class InteractivePrompter(_Pointing):
+    """SAM's loop: a box or a click, then clicks where the answer is wrong (SAM, appendix A).
+
+    From the second round on the answer before is a mask prompt. Some rounds bring no new point:
+    the last, and the others at places among the corrections that are drawn for each mask.
+    """
+
+    @property
+    def rounds(self) -> int:
+        """The first prompt, the corrections, the rounds without a new point."""
+        return 1 + self.config.corrections + self.config.repeats
+
+    def answer(self, number: int) -> Literal["candidates", "single"]:
+        """Candidates where one prompt is ambiguous, token 0 where several are not."""
+        return "candidates" if number == 0 else "single"
+
+    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+        """The points before, perhaps another one, and the answer before."""
+        first = self._corners()
+        if earlier is None:
+            count = torch.where(self._is_box(targets), 2, 1)
+            return self._pointed(targets, count, first)
+        slots = first + min(number, self.config.corrections)
+        points, labels = _slots(earlier.prompts.points_px, slots), earlier.prompts.labels
+        labels = F.pad(labels, (0, slots - labels.shape[-1]), value=int(Label.PADDING))
+        adds = self._adds(targets.draw_key)
+        place = first + adds[..., :number].sum(-1) - 1
+        slot = torch.arange(slots, device=labels.device)
+        here = adds[..., number - 1, None] & (slot == place[..., None])
+        click, label = correction(
+            targets.masks, earlier.answer, targets.draw_key, number, self.side
+        )
+        return Prompts(
+            torch.where(here[..., None], click[:, :, None].to(points.dtype), points),
+            torch.where(here, label[..., None], labels),
+            mask_logits=earlier.answer,
+        )
+
+    def _adds(self, draw_key: Int64[Tensor, "b q"]) -> Bool[Tensor, "b q rounds"]:
+        """Whether the second and every later round brings a new point."""
+        last = min(self.config.repeats, 1)
+        between = self.config.corrections + self.config.repeats - last
+        ranks = uniform(draw_key, between, "repeats").argsort(stable=True, dim=-1).argsort(dim=-1)
+        adds = ranks >= self.config.repeats - last
+        return F.pad(adds, (0, last), value=False)
+
+
+def build_prompter(
+    config: PromptingConfig, side: int
+) -> DrawnPrompter | EachPrompter | InteractivePrompter:
+    """The prompter of `config.rounds` for a model of `side` pixels."""
+    if config.rounds == "drawn":
+        return DrawnPrompter(config, side)
+    return (EachPrompter if config.rounds == "each" else InteractivePrompter)(config, side)
+
+
+def _slots(points: Float[Tensor, "b q p 2"], slots: int) -> Float[Tensor, "b q slots 2"]:
+    """The first points, filled up with -1."""
+    return F.pad(points[:, :, :slots], (0, 0, 0, max(slots - points.shape[2], 0)), value=-1.0)

@@ -1,0 +1,179 @@
+"""A store of teacher features as a config describes it: its place, what decides it, its streams.
+
+`DIR/train` (of a mixture `DIR/train0`, `DIR/train1`, ...) holds the features of data.train,
+`DIR/heldout` those of data.heldout.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from efficientsam_pl.config.diff import flatten
+from efficientsam_pl.data.build import TrainingSets, reader_of
+from efficientsam_pl.data.dataloaders import Stream
+from efficientsam_pl.data.features.codec import VERSION
+from efficientsam_pl.data.features.dataset import (
+    MapFiles,
+    StoredMaps,
+    StoredViews,
+    Student,
+    ViewFiles,
+)
+from efficientsam_pl.data.features.image_maps import PhotoMaps
+from efficientsam_pl.data.features.store import FeatureSet, is_claimed, open_features
+from efficientsam_pl.data.features.views import Views
+from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.shards import ShardSet
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.inference.hub import weights_sha256
+from efficientsam_pl.models.config import TeacherConfig
+from efficientsam_pl.recipes.root_configs import ConfigError, PretrainConfig, as_dict
+from efficientsam_pl.storage.files import full_path
+
+_MARKS = ",*?[{"  # which patterns of shards take for a mark
+# What does not change a feature, or belongs to teachers of another kind
+_UNUSED = {
+    "sam": ("kind", "sharding", "batch", "weights", "timm_name"),
+    "timm": ("kind", "sharding", "batch", "weights", "encoder", "output"),
+}
+
+
+@dataclass(frozen=True)
+class StorePart:
+    """The features of one set of photos."""
+
+    key: str  # of the config, that names the photos
+    folder: str
+    photos: ShardSet
+    heldout: bool
+
+
+def store_parts(config: PretrainConfig, sets: TrainingSets) -> list[StorePart]:
+    """The store's parts: the training sets, then the held-out one, if there is one.
+
+    Raises:
+        ConfigError: No features.dir, or one that no pattern could name.
+    """
+    given = config.features.dir
+    if not given:
+        raise ConfigError("features.dir= must be given: the folder of the teacher's features")
+    if set(given) & set(_MARKS):
+        raise ConfigError(
+            f"features.dir={given}: patterns of shards take one of {_MARKS} for a mark"
+        )
+    home = full_path(given.rstrip("/"))
+    if len(sets.train) == 1:
+        parts = [StorePart("data.train", f"{home}/train", sets.train[0], heldout=False)]
+    else:
+        parts = [
+            StorePart(f"data.mixture[{n}].shards", f"{home}/train{n}", one, heldout=False)
+            for n, one in enumerate(sets.train)
+        ]
+    if sets.heldout is not None:
+        parts.append(StorePart("data.heldout", f"{home}/heldout", sets.heldout, heldout=True))
+    return parts
+
+
+def describe(config: PretrainConfig, heldout: bool = False) -> dict[str, Any]:
+    """All that decides stored features besides the photos, as plain values by the config's keys."""
+    features = config.features
+    described: dict[str, Any] = {
+        "version": VERSION,
+        "features.kind": features.kind,
+        "features.numbers": features.numbers,
+        **describe_teacher(config.teacher),
+    }
+    described["data.decoding"] = "exact" if _exact(config, heldout) else "scaled"
+    if features.kind == "photos":
+        return described | {"features.grid": features.grid}
+    student = config.sami.student
+    described["sami.student.image_size"] = student.image_size
+    described["sami.student.grid"] = student.grid()
+    if heldout:
+        return described | {"crop": "centre"}
+    drawn = {"features.views": features.views, "features.seed": features.seed}
+    return described | drawn | flatten(as_dict(config.crop), "crop.")
+
+
+def describe_teacher(teacher: TeacherConfig) -> dict[str, Any]:
+    """All that decides a teacher's features of given pixels, by the config's keys."""
+    described: dict[str, Any] = {"teacher.kind": teacher.kind}
+    if teacher.kind == "pixels":
+        return described
+    told = {k: v for k, v in as_dict(teacher).items() if k not in _UNUSED[teacher.kind]}
+    if teacher.weights is not None:  # which leave nothing to the seed
+        described["teacher.weights (SHA-256)"] = weights_sha256(teacher.weights)
+        del told["seed"]
+    return described | flatten(told, "teacher.")
+
+
+def views_of(config: PretrainConfig, heldout: bool) -> Views:
+    """The crops whose features are stored."""
+    features = config.features
+    return Views(
+        crop=None if heldout else config.crop,
+        count=1 if heldout else features.views,
+        seed=features.seed,
+        side=config.sami.student.image_size,
+        exact=_exact(config, heldout),
+    )
+
+
+def maps_of(config: PretrainConfig, heldout: bool) -> PhotoMaps:
+    """How the features of whole photos are stored."""
+    return PhotoMaps(config.teacher.image_size, config.features.grid, _exact(config, heldout))
+
+
+@contextmanager
+def named(config: PretrainConfig, part: StorePart) -> Iterator[None]:
+    """Names the store and the photos' key in errors about a part."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"features.dir={config.features.dir}, {part.key}: {error}") from error
+
+
+def stored_streams(config: PretrainConfig, sets: TrainingSets) -> tuple[Stream, Stream | None]:
+    """Crops with the features that `efficientsam embed-teacher` wrote, to train and validate on.
+
+    Raises:
+        UserError: No store, or one of another teacher, size, version or other photos.
+    """
+    parts = store_parts(config, sets)
+    opened = [_opened(config, part) for part in parts]
+    if sets.heldout is None:
+        return _stream(config, sets.train, opened, heldout=False), None
+    return (
+        _stream(config, sets.train, opened[:-1], heldout=False),
+        _stream(config, (sets.heldout,), opened[-1:], heldout=True),
+    )
+
+
+def _opened(config: PretrainConfig, part: StorePart) -> FeatureSet:
+    with named(config, part):
+        if not is_claimed(part.folder, describe(config, part.heldout)):
+            raise UserError(
+                f"{part.folder} holds no features; `efficientsam embed-teacher` with this config "
+                "writes them"
+            )
+        return open_features(part.folder, part.photos)
+
+
+def _stream(
+    config: PretrainConfig, photos: tuple[ShardSet, ...], opened: list[FeatureSet], heldout: bool
+) -> Stream:
+    own, seed, sets = config.sami.student, config.run.seed, tuple(opened)
+    student = Student(own.image_size, own.grid(), sets[0].channels)
+    if config.features.kind == "views":
+        of_views = ViewFiles(sets, views_of(config, heldout), seed)
+        reader = reader_of(photos, PHOTO_ENDINGS, config.data, of_views)
+        return StoredViews(reader, student, of_views)
+    reader = reader_of(photos, PHOTO_ENDINGS, config.data, MapFiles(sets))
+    crop = None if heldout else config.crop
+    return StoredMaps(reader, student, crop, maps_of(config, heldout), seed)
+
+
+def _exact(config: PretrainConfig, heldout: bool) -> bool:
+    """Held-out photos are always decoded at full size."""
+    return heldout or config.data.decoding == "exact"

@@ -1,0 +1,109 @@
+"""Pictures of what a student predicts of a few photos, as training goes on."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from efficientsam_pl.structures import ImageBatch
+from efficientsam_pl.training.callbacks.image_logger import Showcase
+from efficientsam_pl.visualization.features import feature_sheet, reconstruction_sheet
+
+# Predicted patches as pixels: Float[b n c] and the photos they are of -> UInt8[b 3 s s]
+Paint = Callable[[Tensor, Tensor], Tensor]
+
+
+class FeaturePictures(L.Callback):
+    """Writes `pictures/step-N.png` every n steps and at the end, and to the run's logger.
+
+    The task gives `validated()`, which maps photos and keys to predicted features and a split of
+    the tokens, and `target`, which maps a batch to the teacher's. Every rank calls both with the
+    same photos, since under FSDP2 a rank that does not would be waited for.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int,
+        photos: Callable[[], ImageBatch],
+        paint: Paint | None = None,
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Pictures of one run.
+
+        Args:
+            folder: Of the run.
+            every_steps: Optimizer steps from one picture to the next.
+            photos: Reads the same few photos on every rank; called once, at the first picture.
+            paint: Makes pixels of a target that is pixels; None: features as colours.
+            aside: What the work is done in, such as a clock that stands still.
+        """
+        self._showcase = Showcase(folder / "pictures", "pictures/features")
+        self._every = every_steps
+        self._read, self._paint, self._aside = photos, paint, aside
+        self._photos: ImageBatch | None = None
+        self._drawn_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Notes where the run goes on from."""
+        self._drawn_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        """Draws at the steps that are due, once a step however many micro-batches it has."""
+        step = trainer.global_step
+        due = step % self._every == 0 or step == trainer.max_steps
+        if due and step != self._drawn_step:
+            self._drawn_step = step
+            with self._aside():
+                self._draw(trainer, pl_module, step)
+
+    @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
+    def _draw(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
+        if self._photos is None:
+            self._photos = self._read()
+        batch = self._photos.to(trainer.strategy.root_device)
+        model = pl_module.validated()
+        training = model.training
+        model.eval()
+        with trainer.precision_plugin.forward_context():
+            target = pl_module.target(batch)
+            predicted, split = model(batch.image, batch.draw_key)
+        model.train(training)
+        if trainer.is_global_zero and batch.valid.any():
+            sheet = self._sheet(batch, target.float(), predicted.float(), split.masked)
+            self._showcase.show(trainer, sheet, step)
+
+    def _sheet(
+        self,
+        batch: ImageBatch,
+        target: Float[Tensor, "b n c"],
+        predicted: Float[Tensor, "b n c"],
+        masked: Int64[Tensor, "b m"],
+    ) -> Image.Image:
+        real = batch.valid.cpu().numpy()
+        photos = _channels_last(batch.image)[real]
+        hidden = torch.zeros(predicted.shape[:2], dtype=torch.bool, device=masked.device)
+        hidden = hidden.scatter(1, masked, True).cpu()
+        cosines = F.cosine_similarity(predicted, target, dim=-1).mean(-1).tolist()
+        titles = [
+            f"{key}: cosine {cosine:.3f}"
+            for key, cosine, valid in zip(batch.key, cosines, real, strict=True)
+            if valid
+        ]
+        if self._paint is not None:
+            painted = _channels_last(self._paint(predicted, batch.image))[real]
+            return reconstruction_sheet(photos, hidden.numpy()[real], painted, titles)
+        theirs, ours = (features.cpu().numpy()[real] for features in (target, predicted))
+        return feature_sheet(photos, hidden.numpy()[real], theirs, ours, titles)
+
+
+def _channels_last(image: UInt8[Tensor, "b 3 s s"]) -> UInt8[np.ndarray, "b s s 3"]:
+    return image.permute(0, 2, 3, 1).cpu().numpy()

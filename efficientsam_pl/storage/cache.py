@@ -1,0 +1,93 @@
+"""Remote shards kept in a local folder, the least recently used leave when it is full.
+
+Several processes may share the folder: a shard is fetched by one of them under a lock and appears
+under its name when it is whole. A shard that leaves while another process reads it stays readable
+to that process until it closes the file.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.files import (
+    atomic_write,
+    copy_from_start,
+    from_beginning,
+    is_local,
+)
+
+
+class CacheError(UserError):
+    """A cache folder that cannot be written, or a disk that is full; one line for the user."""
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """A folder of at most `limit` bytes."""
+
+    folder: Path
+    limit: int
+
+    def local(self, shard: str, sha256: str = "") -> str:
+        """A local path to the shard's bytes; a local shard is its own.
+
+        Args:
+            shard: Its path.
+            sha256: Of what it should hold: a shard that was replaced is fetched anew.
+
+        Raises:
+            SourceLostError: The store does not answer.
+            FileNotFoundError: It has no such shard.
+            CacheError: The folder cannot take it.
+        """
+        if is_local(shard):
+            return shard
+        name = hashlib.sha256(f"{shard} {sha256}".encode("utf-8", "surrogateescape")).hexdigest()
+        kept = self.folder / f"{name[:24]}.tar"
+        try:
+            if not _touch(kept):
+                self._keep(shard, kept)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CacheError(f"{self.folder} cannot keep {shard}: {error}") from error
+        return str(kept)
+
+    def _keep(self, shard: str, kept: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{kept}.lock"):
+            if _touch(kept):
+                return
+            for left in self.folder.glob(f".{kept.name}.*.part"):  # by a process that died
+                left.unlink()
+            _fetch(shard, kept)
+            self._make_room(kept)
+
+    def _make_room(self, newest: Path) -> None:
+        with FileLock(self.folder / ".lock"):
+            kept = [(p.stat().st_mtime_ns, p.stat().st_size, p) for p in self.folder.glob("*.tar")]
+            used = sum(size for _, size, _ in kept)
+            for _, size, path in sorted(kept):
+                if used <= self.limit:
+                    return
+                if path != newest:
+                    path.unlink(missing_ok=True)
+                    used -= size
+
+
+def _fetch(shard: str, kept: Path) -> None:
+    with atomic_write(str(kept)) as target:
+        from_beginning(shard, lambda source: copy_from_start(source, target))
+
+
+def _touch(kept: Path) -> bool:
+    """Marks a shard as used now; False where it is not there."""
+    try:
+        os.utime(kept)
+    except FileNotFoundError:
+        return False
+    return True

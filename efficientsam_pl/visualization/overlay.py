@@ -1,0 +1,183 @@
+"""Masks and prompts drawn over a photo.
+
+Axes: q masks of one photo, h w pixels. Coordinates are (x, y) in image pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from efficientsam_pl.rle import Rle, area, decode
+from efficientsam_pl.visualization.marks import (
+    Box,
+    Pen,
+    click_frame,
+    draw_box,
+    draw_chip,
+    draw_click,
+)
+from efficientsam_pl.visualization.palette import WHITE, Rgb, mask_colour
+
+TINT_ALPHA = 0.45
+
+
+@dataclass(frozen=True)
+class DrawnPrompt:
+    """What the user pointed at, in image pixels; labels as in `structures.Label`.
+
+    Only positive and negative clicks are drawn as clicks; a box is given as a box.
+    """
+
+    points_xy: tuple[tuple[float, float], ...]
+    labels: tuple[int, ...]
+    box_xyxy: tuple[float, float, float, float] | None
+
+    def __post_init__(self) -> None:
+        if len(self.points_xy) != len(self.labels):
+            raise ValueError(f"{len(self.points_xy)} points, but {len(self.labels)} labels")
+
+    def frame(self) -> Box | None:
+        """The box, else the frame around the clicks, else None."""
+        if self.box_xyxy is not None or not self.points_xy:
+            return self.box_xyxy
+        xs, ys = zip(*self.points_xy, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A mask cut to the rectangle x0, y0, x1, y1 that holds it, ends excluded."""
+
+    inside: Bool[np.ndarray, "h w"]
+    extent: tuple[int, int, int, int]
+    colour: Rgb
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    masks: Bool[np.ndarray, "q h w"],
+    prompts: Sequence[DrawnPrompt] = (),
+    iou: Sequence[float] = (),
+    shown_px: int | None = None,
+    colours: Sequence[Rgb] | None = None,
+    iou_name: str = "IoU",
+) -> Image.Image:
+    """The photo with each mask tinted and outlined in its own colour, and its prompt.
+
+    Args:
+        image: The photo, RGB.
+        masks: May overlap or be empty; smaller ones are drawn over larger ones.
+        prompts: The i-th has the colour of the i-th mask; their numbers need not agree.
+        iou: A number for each mask, shown as a label near it; or nothing.
+        shown_px: The longer side at which the picture will be looked at, for instance a cell of a
+            contact sheet: lines and letters are drawn so as to be readable there.
+        colours: Of each mask and its prompt; None: `mask_colour` of its number.
+        iou_name: What the number is: the IoU with the truth, or what the model predicts of it.
+
+    Raises:
+        ValueError: `iou` is neither empty nor one number per mask, or a mask has no colour.
+    """
+    if len(iou) not in (0, len(masks)):
+        raise ValueError(f"{len(iou)} IoU values for {len(masks)} masks")
+    inks = [mask_colour(i) for i in range(max(len(masks), len(prompts)))]
+    if colours is not None:
+        inks = list(colours)
+    if len(inks) < max(len(masks), len(prompts)):
+        raise ValueError(f"{len(inks)} colours for {len(masks)} masks and {len(prompts)} prompts")
+    canvas = Image.fromarray(image)
+    pen = Pen.for_photo(*canvas.size, shown_px)
+    drawn = [_cut_out(mask, ink) for mask, ink in zip(masks, inks, strict=False)]
+    large_first = sorted(filter(None, drawn), key=lambda m: -np.count_nonzero(m.inside))
+    for mask in large_first:
+        _tint(canvas, mask)
+    for mask in large_first:
+        _outline(canvas, mask, pen)
+    _draw_prompts(canvas, prompts, inks, pen)
+    taken = [click_frame(point, pen) for prompt in prompts for point in prompt.points_xy]
+    for i, value in enumerate(iou):
+        prompted = prompts[i].frame() if i < len(prompts) else None
+        anchor = _around(drawn[i], prompted, canvas.size)
+        taken.append(draw_chip(canvas, f"{iou_name} {value:.2f}", anchor, inks[i], pen, taken))
+    return canvas
+
+
+def overlay_runs(
+    image: UInt8[np.ndarray, "h w 3"], masks: Sequence[Rle], colours: Sequence[Rgb]
+) -> Image.Image:
+    """As `overlay`, of very many masks: one after the other is decoded."""
+    canvas = Image.fromarray(image)
+    pen = Pen.for_photo(*canvas.size)
+    large_first = sorted(zip(masks, colours, strict=True), key=lambda pair: -area(pair[0]))
+    for mask, ink in large_first:
+        if (drawn := _cut_out(decode(mask), ink)) is not None:
+            _tint(canvas, drawn)
+    for mask, ink in large_first:
+        if (drawn := _cut_out(decode(mask), ink)) is not None:
+            _outline(canvas, drawn, pen)
+    return canvas
+
+
+def mask_image(mask: Bool[np.ndarray, "h w"]) -> Image.Image:
+    """The mask as a grey picture: 255 inside, 0 outside."""
+    return Image.fromarray(mask * np.uint8(255))
+
+
+def _cut_out(mask: Bool[np.ndarray, "h w"], colour: Rgb) -> _Drawn | None:
+    extent = mask_image(mask).getbbox()
+    if extent is None:
+        return None
+    x0, y0, x1, y1 = extent
+    return _Drawn(mask[y0:y1, x0:x1], extent, colour)
+
+
+def _tint(canvas: Image.Image, mask: _Drawn) -> None:
+    alpha = mask.inside * np.uint8(round(TINT_ALPHA * 255))
+    canvas.paste(mask.colour, mask.extent, Image.fromarray(alpha))
+
+
+def _outline(canvas: Image.Image, mask: _Drawn, pen: Pen) -> None:
+    """The full colour just inside the mask's border, a white edge just outside."""
+    inside = np.pad(mask.inside, pen.edge)  # beyond the photo counts as outside
+    corner = (mask.extent[0] - pen.edge, mask.extent[1] - pen.edge)
+    canvas.paste(WHITE, corner, mask_image(_grow(inside, pen.edge) & ~inside))
+    canvas.paste(mask.colour, corner, mask_image(inside & _grow(~inside, pen.line)))
+
+
+def _grow(region: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"]:
+    """Dilation by `steps` pixels. Diamonds and squares by turns make a near circle."""
+    for step in range(steps):
+        rows = region.copy()
+        rows[1:] |= region[:-1]
+        rows[:-1] |= region[1:]
+        sideways = rows if step % 2 else region
+        grown = rows.copy()
+        grown[:, 1:] |= sideways[:, :-1]
+        grown[:, :-1] |= sideways[:, 1:]
+        region = grown
+    return region
+
+
+def _draw_prompts(
+    canvas: Image.Image, prompts: Sequence[DrawnPrompt], inks: Sequence[Rgb], pen: Pen
+) -> None:
+    for prompt, ink in zip(prompts, inks, strict=False):
+        if prompt.box_xyxy is not None:
+            draw_box(canvas, prompt.box_xyxy, ink, pen)
+    for prompt in prompts:
+        for point, label in zip(prompt.points_xy, prompt.labels, strict=True):
+            draw_click(canvas, point, label, pen)
+
+
+def _around(mask: _Drawn | None, prompted: Box | None, photo: tuple[int, int]) -> Box:
+    """Where a mask's label belongs: at the mask and its box, else at the prompt or the photo."""
+    if mask is None:
+        return prompted or (0.0, 0.0, float(photo[0]), float(photo[1]))
+    x0, y0, x1, y1 = (float(side) for side in mask.extent)
+    if prompted is None:
+        return x0, y0, x1, y1
+    return min(x0, prompted[0]), min(y0, prompted[1]), max(x1, prompted[2]), max(y1, prompted[3])

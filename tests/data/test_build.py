@@ -1,0 +1,114 @@
+"""The sets that a config names: no shard twice, none both trained on and held out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from efficientsam_pl.data.build import course_of, open_sets, reader_of
+from efficientsam_pl.data.config import DataConfig, SetConfig
+from efficientsam_pl.data.shards import ShardsError, open_shards
+
+TarOf = Callable[[Path, dict[str, bytes]], Path]
+
+
+@pytest.fixture
+def shards(tmp_path: Path, tar_of: TarOf) -> Path:
+    """Four shards of one to four samples, and a link to their folder."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(4):
+        files = {f"{number}-{i}.txt": b"x" for i in range(number + 1)}
+        tar_of(folder / f"s-{number}.tar", files)
+    (tmp_path / "link").symlink_to(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "heldout", ["{0}/s-3.tar", "{0}/../shards/s-3.tar", "{0}//s-3.tar", "{0}/../link/s-3.tar"]
+)
+def test_heldout_shards_are_left_out_however_they_are_named(heldout: str, shards: Path) -> None:
+    config = DataConfig(train=f"{shards}/*.tar", heldout=heldout.format(shards))
+    sets = open_sets(config)
+    assert [shard.samples for shard in sets.train[0].shards] == [1, 2, 3]
+    assert sets.heldout is not None
+    assert sets.heldout.sizes() == [4]
+
+
+@pytest.mark.parametrize("again", ["{0}/*.tar", "{0}/../shards/*.tar", "{0}/../link/s-1.tar"])
+def test_shard_that_two_patterns_match_is_there_once(again: str, shards: Path) -> None:
+    for _ in range(2):  # indexed the first time, found in the manifests of both names the second
+        twice = open_shards(f"{shards}/*.tar, {again.format(shards)}")
+        assert (len(twice), twice.damage) == (1 + 2 + 3 + 4, ())
+
+
+def test_shard_that_is_lost_under_two_names_is_missed_once(shards: Path) -> None:
+    pattern = f"{shards}/*.tar, {shards}/../link/*.tar"
+    for names in (f"{shards}/*.tar", f"{shards}/../link/*.tar", pattern):
+        open_shards(names)  # both names have a manifest that lists it
+    (shards / "s-2.tar").unlink()
+    rest = open_shards(pattern)
+    assert len(rest) == 1 + 2 + 3 + 4
+    assert [damage.kind for damage in rest.damage] == ["missing shard"]
+
+
+def test_relative_patterns_name_the_same_shards(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shards)
+    sets = open_sets(DataConfig(train="../shards/*.tar", heldout="s-0.tar"))
+    assert sets.train[0].sizes() == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (DataConfig(train="/nowhere/*.tar"), "data.train: "),
+        (DataConfig(train="{0}/*.tar", heldout="/nowhere/a.tar"), "data.heldout: "),
+        (
+            DataConfig(mixture=(SetConfig(shards="{0}/*.tar"), SetConfig(shards="/nowhere/*.tar"))),
+            r"data.mixture\[1\].shards: ",
+        ),
+    ],
+    ids=["train", "heldout", "mixture"],
+)
+def test_pattern_without_shards_is_named_with_its_key(
+    config: DataConfig, key: str, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shards)
+    here = DataConfig(
+        train=config.train.replace("{0}", str(shards)),
+        heldout=config.heldout,
+        mixture=tuple(
+            SetConfig(shards=one.shards.replace("{0}", str(shards))) for one in config.mixture
+        ),
+    )
+    with pytest.raises(ShardsError, match=f"^{key}no shard matches '/nowhere"):
+        open_sets(here)
+
+
+def test_order_is_decided_by_seed_blocks_and_shares(shards: Path) -> None:
+    config = DataConfig(train=f"{shards}/*.tar", block_shards=3, neighbours=2)
+    assert course_of(open_sets(config), config, 5).decided_by() == {
+        "run.seed": 5,
+        "data.block_shards": 3,
+        "data.neighbours": 2,
+    }
+    mixture = DataConfig(
+        mixture=(
+            SetConfig(shards=f"{shards}/s-0.tar", weight=3.0),
+            SetConfig(shards=f"{shards}/s-1.tar"),
+        )
+    )
+    decided = course_of(open_sets(mixture), mixture, 5).decided_by()
+    assert [750, 250] in decided.values()
+
+
+def test_cache_too_small_for_a_block_is_told(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = DataConfig(
+        train=f"{shards}/*.tar", cache_dir=str(tmp_path / "cache"), cache_gib=1e-6, block_shards=2
+    )
+    reader_of(open_sets(config).train, ("txt",), config)
+    assert "holds less than data.block_shards=2 shards" in caplog.text

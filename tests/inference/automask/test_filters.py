@@ -1,0 +1,73 @@
+import numpy as np
+
+from efficientsam_pl.inference.automask.filters import (
+    cut_by_crop,
+    mask_boxes,
+    without_duplicates,
+    without_small_regions,
+)
+from efficientsam_pl.inference.automask.records import Found
+from efficientsam_pl.rle import decode, encode
+
+
+def found(*masks: np.ndarray) -> Found:
+    rles = tuple(encode(mask) for mask in masks)
+    n = len(masks)
+    return Found(
+        rles,
+        mask_boxes(list(rles)),
+        np.linspace(0.5, 0.9, n, dtype=np.float32),
+        np.ones(n, np.float32),
+        np.zeros((n, 2)),
+        np.tile(np.array([0, 0, 40, 30]), (n, 1)),
+    )
+
+
+def box(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    mask = np.zeros((30, 40), dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_boxes_go_through_the_outermost_pixels_and_an_empty_mask_has_a_point() -> None:
+    rles = [encode(box(3, 4, 10, 6)), encode(box(0, 0, 0, 0))]
+    assert mask_boxes(rles).tolist() == [[3, 4, 9, 5], [0, 0, 0, 0]]
+    assert mask_boxes(rles, (7, 8))[1].tolist() == [7, 8, 7, 8]
+
+
+def test_twenty_pixels_from_a_crops_edge_is_near_and_the_photos_edge_is_none() -> None:
+    crop, image_hw = (100, 0, 300, 200), (200, 400)
+    boxes = np.array(
+        [
+            [120, 50, 250, 100],  # 20 from the left
+            [121, 50, 250, 100],
+            [150, 0, 250, 100],  # the crop's top is the photo's
+            [150, 50, 280, 100],  # 20 from the right
+            [150, 50, 279, 199],
+        ]
+    )
+    assert cut_by_crop(boxes, crop, image_hw).tolist() == [True, False, False, True, False]
+
+
+def test_of_duplicates_the_better_stays_and_the_best_comes_first() -> None:
+    # boxes of 19 x 19 and 18 x 19 overlap by 18/19 = 0.947
+    some = found(box(0, 0, 20, 20), box(0, 0, 19, 20), box(25, 20, 40, 30))
+    assert without_duplicates(some, some.iou, 0.95).iou.tolist() == some.iou[::-1].tolist()
+    assert without_duplicates(some, some.iou, 0.94).rles == (some.rles[2], some.rles[1])
+
+
+def test_of_masks_that_become_alike_the_unchanged_one_stays() -> None:
+    whole = box(5, 5, 20, 20)
+    holed, speckled = whole.copy(), whole | box(35, 25, 36, 26)
+    holed[10, 10] = False
+    kept = without_small_regions(found(holed, speckled, whole), 2, 0.7)
+    assert [decode(rle).sum() for rle in kept.rles] == [15 * 15]
+    assert kept.iou[0] == np.float32(0.9)
+    alone = without_small_regions(found(speckled), 2, 0.7)
+    assert alone.boxes_xyxy.tolist() == [[5, 5, 19, 19]]
+
+
+def test_nothing_found_is_nothing_kept() -> None:
+    nothing = Found.joined([])
+    assert without_duplicates(nothing, nothing.iou, 0.7).records() == []
+    assert without_small_regions(nothing, 9, 0.7).records() == []

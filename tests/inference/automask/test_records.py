@@ -1,0 +1,37 @@
+import numpy as np
+
+from efficientsam_pl.inference.automask.records import Found
+from efficientsam_pl.rle import encode
+
+
+def one(left: int, iou: float) -> Found:
+    mask = np.zeros((6, 8), dtype=bool)
+    mask[1:4, left : left + 2] = True
+    return Found(
+        (encode(mask),),
+        np.array([[left, 1, left + 1, 3]]),
+        np.array([iou], np.float32),
+        np.array([0.75], np.float32),
+        np.array([[left + 0.5, 2.0]]),
+        np.array([[0, 0, 8, 6]]),
+    )
+
+
+def test_a_record_by_hand() -> None:
+    [record] = one(3, 0.5).records()
+    assert record == {
+        "segmentation": {"size": [6, 8], "counts": record["segmentation"]["counts"]},
+        "area": 6,
+        "bbox": [3, 1, 1, 2],
+        "predicted_iou": 0.5,
+        "point_coords": [[3.5, 2.0]],
+        "stability_score": 0.75,
+        "crop_box": [0, 0, 8, 6],
+    }
+
+
+def test_parts_are_joined_and_taken_by_number_or_bool() -> None:
+    every = Found.joined([one(0, 0.25), one(2, 0.5), Found.joined([]), one(4, 0.75)])
+    assert every.iou.tolist() == [0.25, 0.5, 0.75]
+    assert every.take(np.array([2, 0])).iou.tolist() == [0.75, 0.25]
+    assert every.take(np.array([False, True, False])).rles == one(2, 0.5).rles

@@ -1,0 +1,355 @@
+"""Held-out scores of a tiny segmenter while a real Trainer trains it, alone and on two ranks."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from efficientsam_pl.commands.shard_scores import score
+from efficientsam_pl.data.build import course_of, open_sets, reader_of
+from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.datasets.eval import ScoredPhotos
+from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.metrics.matching import AveragePrecision
+from efficientsam_pl.evaluation.prompt_metrics import Scores, SizeScores
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.models.config import PromptEncoderConfig
+from efficientsam_pl.models.registry import segmenter_config
+from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable.validate import (
+    HeldoutScores,
+    _table,
+    check_understood,
+    named,
+)
+from efficientsam_pl.recipes.root_configs import FinetuneConfig, as_dict
+from efficientsam_pl.structures import MaskBatch, Prompts
+from efficientsam_pl.training import train as runs
+from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
+from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.module import Stage
+from efficientsam_pl.training.parallelize import parallelize
+from efficientsam_pl.training.run.folder import RunFolder
+from efficientsam_pl.training.train import run_setting
+
+
+class Boxes(Stage):
+    """Learns something of box prompts: what the callback needs of the real stage."""
+
+    def training_step(self, batch: MaskBatch, batch_idx: int) -> dict[str, Tensor]:
+        def use(features: Tensor) -> Tensor:
+            every = self.model.decode(features, Prompts.of_boxes(batch.boxes_xyxy_px))
+            return every.low_res_logits.square().mean() + every.iou.square().mean()
+
+        return self.learned_from(self.model(batch.image, use, batch.content_hw), batch.valid)
+
+    def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
+        self.log("heldout/photos", float(len(batch)), reduce_fx="sum", sync_dist=True)
+
+
+def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
+    """Trains with a scored held-out set and saves, as the command does."""
+    folder = RunFolder(Path(config.run.dir), None, config.run.resume)
+    torch.manual_seed(config.run.seed)
+    shape = segmenter_config(config.model.name)
+    model = Segmenter(shape)
+    sets = open_sets(config.data)
+    assert sets.heldout is not None
+    frame = Frame(shape.encoder.image_size, shape.resize, exact=True)
+    trained = MaskedImages(
+        reader_of(sets.train, MASKED_ENDINGS, config.data), config.masks, frame, 0
+    )
+    heldout = reader_of((sets.heldout,), MASKED_ENDINGS, config.data)
+    streams = Streams(
+        train=trained,
+        course=course_of(sets, config.data, 0),
+        sets=sets,
+        heldout=MaskedImages(heldout, config.masks, frame, 0),
+        scored=ScoredPhotos(heldout, frame),
+    )
+    data = StreamDataModule(streams, config.data, config.trainer)
+    task = Boxes(
+        model,
+        config.optim,
+        config.trainer.max_steps,
+        partial(parallelize, config=config.trainer),
+        averaged=config.trainer.ema_decay is not None,
+    )
+    header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
+    setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
+    saving = RunCheckpoints(config.trainer, setting.header, setting.shelf, setting.files.writer)
+    runs.fit(task, data, setting, [*callbacks, saving])
+    return task
+
+
+@pytest.fixture
+def config(
+    shards: Path, model_file: Path, stage_files: dict[str, Path], tmp_path: Path
+) -> FinetuneConfig:
+    return configs.load(
+        FinetuneConfig, [str(stage_files["finetune"])], overrides(shards, model_file, tmp_path)
+    )
+
+
+def overrides(shards: Path, model_file: Path, folder: Path) -> list[str]:
+    return [
+        f"data.train={shards}/train-*.tar",
+        f"data.heldout={shards}/heldout-*.tar",
+        f"model.name={model_file}",
+        f"run.dir={folder / 'run'}",
+        "trainer.best_metric=null",
+    ]
+
+
+def logged(folder: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder / "run/log"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+class Kept(L.Callback):
+    """Keeps the model's weights at each validation."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        state = pl_module.validated().state_dict()
+        self.weights.append({name: tensor.clone() for name, tensor in state.items()})
+
+
+def test_callback_logs_what_evaluate_scores(
+    config: FinetuneConfig, shards: Path, tmp_path: Path
+) -> None:
+    """Photo by photo and prompt by prompt alike, so that no sum is taken in another order."""
+    config = replace(config, trainer=replace(config.trainer, micro_batch=1, max_steps=3))
+    kept = Kept()
+    fit(config, kept, HeldoutScores(ValidationConfig(), seed=5))
+    model = Segmenter(segmenter_config(config.model.name))
+    model.load_state_dict(kept.weights[0])
+    heldout = open_shards(f"{shards}/heldout-*.tar")
+    scores, damage = score(model, heldout, 5, (1, 3))
+    assert not damage
+    assert scores.photos == 4
+    for name, value in named(scores).items():
+        *_, (step, last) = logged(tmp_path, name)
+        assert step in (2, 3)  # Lightning counts from 0
+        assert last == pytest.approx(value, abs=1e-6, nan_ok=True), name
+
+
+def test_start_is_scored_before_the_first_step_and_once(
+    config: FinetuneConfig, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(config.run.seed)
+    start = Segmenter(segmenter_config(config.model.name))
+    callback = HeldoutScores(ValidationConfig(), seed=0)
+    fit(config, callback)
+    scores, _ = score(start, open_shards(f"{shards}/heldout-*.tar"), 0, (1, 3))
+    assert named(scores).keys() == set(ValidationConfig().metrics())
+    assert callback.start == pytest.approx(named(scores), abs=1e-6, nan_ok=True)
+    steps = [step for step, _ in logged(tmp_path, "heldout/box_miou")]
+    assert steps[0] == 0
+    assert len(steps) == 3
+    printed = capsys.readouterr().out
+    assert printed.count("AP50") == 3
+    assert f"Step 0: 4 held-out photos, {scores.masks} masks, 0 damaged" in printed
+    [row, *_] = [line for line in printed.splitlines() if "box mIoU" in line]
+    bounds = (scores.filled_box, scores.filled_box_grid, scores.reachable)
+    assert [f"{value:.3f}" for value in bounds] == row.split()[4:-1:2][:3]
+
+
+def test_table_is_readable_at_80_columns_and_has_rows_by_size(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = SizeScores(0.5, {1: 0.3, 10: 0.4}, 0.6, 0.55, 0.9, 1_234_567)
+    none = SizeScores(*(math.nan, {1: math.nan, 10: math.nan}), *(math.nan,) * 3, 0)
+    ap = AveragePrecision(*(0.1,) * 12)
+    by_size = {"small": none, "medium": own, "large": own}
+    scores = Scores(0.7, {1: 0.3, 10: 0.4}, 0.6, 0.55, 0.9, by_size, ap, 1000, 2_469_134, 3)
+    old = {"heldout/box_miou": 0.25}  # of a run begun before there were sizes
+    Console(width=80).print(_table(1000, scores, [old, named(scores), {}]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    cells = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in lines
+        if line.startswith("│")
+    }
+    assert cells["box mIoU"] == ["0.600", "0.550", "0.900", "0.250", "0.700", ""]
+    assert cells["10 clicks mIoU"] == ["", "", "0.900", "", "0.400", ""]
+    assert cells["box, medium (1234567)"] == ["0.600", "0.550", "0.900", "", "0.500", ""]
+    assert cells["box, small (0)"] == [""] * 6
+
+
+def test_a_run_begun_without_the_newer_scores_goes_on(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = {"heldout/box_miou": 0.25, "heldout/filled_box_miou": 0.5}
+    first, again = (HeldoutScores(ValidationConfig(), seed=0) for _ in range(2))
+    monkeypatch.setattr(first, "state_dict", lambda: {"start": older, "best": dict(older)})
+    fit(replace(config, trainer=replace(config.trainer, max_steps=3)), first)
+    fit(config, again)
+    assert again.start == older
+    assert again.best["heldout/reachable_miou"] > 0
+    assert "heldout/box_miou_small" in again.best
+
+
+def test_best_of_the_validations_is_shown_after_a_resume(
+    config: FinetuneConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = (HeldoutScores(ValidationConfig(), seed=0) for _ in range(2))
+    first.best = {"heldout/box_miou": 0.987}  # better than any that follows
+    fit(replace(config, trainer=replace(config.trainer, max_steps=3)), first)
+    capsys.readouterr()
+    fit(config, again)
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "box mIoU" in line]
+    assert first.start is not None
+    assert again.start == pytest.approx(first.start, nan_ok=True)
+    assert again.best.keys() == first.best.keys()
+    assert f"{first.start['heldout/box_miou']:.3f}" in row
+    assert row.rstrip(" │").endswith("0.987")
+
+
+def test_training_goes_on_as_if_nothing_had_been_scored(config: FinetuneConfig) -> None:
+    one = fit(config, HeldoutScores(ValidationConfig(), seed=0))
+    other = fit(replace(config, run=replace(config.run, resume="none")))
+    assert one.model.training
+    for name, value in other.state_dict().items():
+        assert torch.equal(one.state_dict()[name], value), name
+
+
+def test_no_more_photos_than_asked_for_are_scored(config: FinetuneConfig, tmp_path: Path) -> None:
+    fit(config, HeldoutScores(ValidationConfig(photos=3), seed=0))
+    assert {value for _, value in logged(tmp_path, "heldout/scored_photos")} == {3.0}
+
+
+def test_corrections_are_scored(config: FinetuneConfig, model_file: Path, tmp_path: Path) -> None:
+    interactive = tmp_path / "interactive.yaml"
+    parts = "prompts: {negative_clicks: true, mask_prompts: true, max_points: 6}\n"
+    interactive.write_text(model_file.read_text() + parts)
+    config = replace(config, model=replace(config.model, name=str(interactive)))
+    fit(config, HeldoutScores(ValidationConfig(later_clicks="corrections"), seed=0))
+    first, third = (dict(logged(tmp_path, f"heldout/click{n}_miou")) for n in (1, 3))
+    assert first.keys() == third.keys()
+    assert first != third
+
+
+@pytest.mark.parametrize("rule", ["squash", "pad"])
+def test_photos_are_laid_as_the_predictor_lays_them(
+    rule: Any, config: FinetuneConfig, shards: Path
+) -> None:
+    shape = replace(segmenter_config(config.model.name), resize=rule)
+    heldout = open_shards(f"{shards}/heldout-*.tar")
+    stream = ScoredPhotos(reader_of((heldout,), MASKED_ENDINGS, config.data), Frame(64, rule))
+    batch = stream.collate(stream.__getitems__([Slot(0, 2), Slot(0, None)]))
+    assert batch.valid.tolist() == [True, False]
+    seen: list[Tensor] = []
+    model = Segmenter(shape)
+    model.encode = lambda image, content_hw: seen.append(image) or torch.zeros(1, 32, 4, 4)  # type: ignore
+    photo = list(annotated_photos(heldout))[2]
+    assert isinstance(photo, AnnotatedPhoto)
+    Predictor(model).embed(photo.image)
+    assert torch.equal(batch.image[:1], seen[0])
+    assert batch.truth == (photo.truth, ())
+    assert batch.image_hw[0] == photo.image.shape[:2]
+
+
+def test_model_that_does_not_understand_is_refused_before_it_trains() -> None:
+    released = PromptEncoderConfig(max_points=6, negative_clicks=False, mask_prompts=False)
+    check_understood(ValidationConfig(clicks=(1, 6)), released)
+    with pytest.raises(UserError, match=r"validation.clicks=\[1, 7\] makes prompts of 7 points"):
+        check_understood(ValidationConfig(clicks=(1, 7)), released)
+    with pytest.raises(UserError, match=r"corrections needs negative clicks and mask"):
+        check_understood(ValidationConfig(later_clicks="corrections"), released)
+    check_understood(ValidationConfig(clicks=(1,), later_clicks="corrections"), released)
+
+
+@pytest.fixture
+def uneven(tmp_path: Path, shards: Path) -> Path:
+    """The shards, with one of the four held-out photos broken."""
+    folder = tmp_path / "uneven"
+    folder.mkdir()
+    for path in shards.glob("*.tar"):
+        data = bytearray(path.read_bytes())
+        if path.name.startswith("heldout"):
+            begin = [i for i in range(0, len(data), 512) if data[i : i + 3] == b"\xff\xd8\xff"][1]
+            data[begin : begin + 2] = b"\x00\x00"
+        (folder / path.name).write_bytes(bytes(data))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_score_what_one_does(
+    strategy: str, uneven: Path, model_file: Path, stage_files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of three photos one rank has two; the other's only one cannot be read."""
+
+    def arguments(name: str, *own: str) -> list[str]:
+        folder = tmp_path / name
+        folder.mkdir()
+        given = [*overrides(uneven, model_file, folder), "trainer.max_steps=2", *own]
+        given += ["trainer.validate_every_steps=1", "trainer.ema_decay=0.5"]
+        return [str(stage_files["finetune"]), str(folder / "out"), *given]
+
+    main(*arguments("one", "trainer.micro_batch=4"))
+    two = ["trainer.micro_batch=1", "trainer.devices=2", f"trainer.strategy={strategy}"]
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments("two", *two)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {name: json.loads((tmp_path / name / "out").read_text()) for name in ("one", "two")}
+    for part in ("start", "now"):
+        assert found["two"][part] == pytest.approx(found["one"][part], abs=1e-5, nan_ok=True)
+    start = found["one"]["start"]
+    assert start["heldout/damaged_photos"] == 1
+    assert start["heldout/scored_photos"] == 2
+    first_three = list(annotated_photos(open_shards(f"{uneven}/heldout-*.tar")))[:3]
+    whole = [photo for photo in first_three if isinstance(photo, AnnotatedPhoto)]
+    assert start["heldout/scored_masks"] == sum(len(photo.truth) for photo in whole)
+
+
+class Written(L.Callback):
+    """Writes what was scored."""
+
+    def __init__(self, path: Path, scores: HeldoutScores) -> None:
+        self._path, self._scores = path, scores
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+        now = {k: float(v) for k, v in trainer.callback_metrics.items() if k in self._scores.best}
+        if trainer.is_global_zero:
+            self._path.write_text(json.dumps({"start": self._scores.start, "now": now}))
+
+
+def main(file: str, out: str, *given: str) -> None:
+    """One rank of `test_two_processes_score_what_one_does`; Lightning starts the others."""
+    torch.set_num_threads(1)
+    scores = HeldoutScores(ValidationConfig(photos=3, prompts_at_once=2), seed=0)
+    fit(configs.load(FinetuneConfig, [file], given), scores, Written(Path(out), scores))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.datasets.train import LOSS_FACTOR, MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.data.datasets.train import LOSS_FACTOR, MASK_SUFFIXES, Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import EpochOrder, Slot
+from efficientsam_pl.data.sampler import EpochOrder, SampleRef
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.structures import Label, MaskBatch
 from efficientsam_pl.visualization.overlay import DrawnPrompt, overlay
@@ -37,12 +37,12 @@ def main() -> int:
     selection = MaskSelectionConfig(
         masks_per_image=arguments.masks, clicks=_CLICKS, flip=arguments.flip
     )
-    reader = SampleReader([shards], MASKED_ENDINGS)
+    reader = SampleReader([shards], MASK_SUFFIXES)
     frame = Frame(arguments.side, arguments.resize)
-    stream = MaskedImages(reader, selection, frame, arguments.seed)
+    stream = MaskDataset(reader, selection, frame, arguments.seed)
     order = EpochOrder(shards.sizes(), arguments.seed, 0, block_shards=8)
     numbers = order.samples(0, min(arguments.count, len(shards)))
-    batch = stream.collate(stream.__getitems__([Slot(0, number) for number in numbers]))
+    batch = stream.collate(stream.__getitems__([SampleRef(0, number) for number in numbers]))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for place, key in enumerate(batch.key):
         path = arguments.out / f"{key}.png"

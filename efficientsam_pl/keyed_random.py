@@ -20,7 +20,7 @@ _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def draw_key(seed: int, epoch: int, sample: str) -> int:
+def sample_key(seed: int, epoch: int, sample: str) -> int:
     """The key of one sample in one epoch of a run with this seed; 63 bits, not negative."""
     digest = hashlib.blake2b(
         f"{seed}/{epoch}/{sample}".encode("utf-8", "surrogateescape"), digest_size=8
@@ -34,7 +34,7 @@ def uniform(
     """`count` numbers in [0, 1) for each key, the same on every device.
 
     Args:
-        key: One key a sample, from `draw_key`.
+        key: One key a sample, from `sample_key`.
         count: How many numbers a sample needs.
         purpose: Names the use; two uses of one key draw independently.
     """
@@ -43,7 +43,7 @@ def uniform(
     return _shift_right(mixed, 40).float() / 2**24
 
 
-def apart(key: Int64[Tensor, "*batch"], count: int) -> Int64[Tensor, "*batch {count}"]:
+def split_key(key: Int64[Tensor, "*batch"], count: int) -> Int64[Tensor, "*batch {count}"]:
     """Keys of `count` things of each sample, such as its masks, that draw independently."""
     number = torch.arange(1, count + 1, device=key.device)
     return _mix(_mix(key ^ _salt("apart"))[..., None] + number * _GOLDEN)
@@ -59,7 +59,7 @@ def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{coun
 
 @lru_cache(maxsize=256)
 def _salt(purpose: str) -> int:
-    return draw_key(0, 0, purpose)
+    return sample_key(0, 0, purpose)
 
 
 def _mix_array(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:

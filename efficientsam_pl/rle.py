@@ -102,8 +102,8 @@ def _written(numbers: Int[np.ndarray, "n"]) -> tuple[str, Int[np.ndarray, "n"]]:
 
 def decode(rle: Rle) -> Bool[np.ndarray, "h w"]:
     """The mask itself."""
-    decoded: Bool[np.ndarray, "h w"] = coco_mask.decode(rle).view(bool)
-    return decoded
+    decode_features: Bool[np.ndarray, "h w"] = coco_mask.decode(rle).view(bool)
+    return decode_features
 
 
 def from_coco(segmentation: Any, height: int, width: int) -> Rle:

@@ -53,7 +53,7 @@ class _OnDevice:
 
 
 @dataclass(frozen=True)
-class Damage:
+class CorruptSample:
     """One sample that could not be used: where it lies and what is wrong with it."""
 
     shard: str
@@ -74,7 +74,7 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class InstancePhoto:
+class InstanceImage:
     """A photo of an annotated set, which has not been read yet.
 
     `exhaustive` False (LVIS): a detection of category c counts as wrong only where c is among
@@ -95,16 +95,16 @@ class InstancePhoto:
 class ImageBatch(_OnDevice):
     """Photos for pretraining, already cropped to the student's size.
 
-    `draw_key` is a number made of (seed, epoch, sample): every random choice about a sample
+    `sample_key` is a number made of (seed, epoch, sample): every random choice about a sample
     is a function of it, so that another world size draws the same. `features` are the stored
     teacher's for these crops, row-major over the student's grid; None where it runs online.
     """
 
     image: UInt8[Tensor, "b 3 h w"]
-    draw_key: Int64[Tensor, "b"]
+    sample_key: Int64[Tensor, "b"]
     valid: Bool[Tensor, "b"]
     key: tuple[str, ...]
-    damage: tuple[Damage, ...] = ()
+    damage: tuple[CorruptSample, ...] = ()
     features: Float[Tensor, "b n c"] | None = None
 
     def __len__(self) -> int:
@@ -126,9 +126,9 @@ class MaskBatch(_OnDevice):
     boxes_xyxy_px: Float[Tensor, "b q 4"]
     clicks_px: Float[Tensor, "b q p 2"]
     valid: Bool[Tensor, "b q"]
-    draw_key: Int64[Tensor, "b"]
+    sample_key: Int64[Tensor, "b"]
     key: tuple[str, ...]
-    damage: tuple[Damage, ...] = ()
+    damage: tuple[CorruptSample, ...] = ()
 
     def __len__(self) -> int:
         return len(self.key)
@@ -148,7 +148,7 @@ class ScoringBatch(_OnDevice):
     truth: tuple[tuple[Rle, ...], ...]
     valid: Bool[Tensor, "b"]
     key: tuple[str, ...]
-    damage: tuple[Damage, ...] = ()
+    damage: tuple[CorruptSample, ...] = ()
 
     def __len__(self) -> int:
         return len(self.key)
@@ -158,14 +158,14 @@ class ScoringBatch(_OnDevice):
 class MaskTargets(_OnDevice):
     """Masks to be found, and what is needed to point at them; as in MaskBatch.
 
-    `draw_key` is one key a mask, so that some of the masks draw what they draw among all.
+    `sample_key` is one key a mask, so that some of the masks draw what they draw among all.
     """
 
     masks: Bool[Tensor, "b q mh mw"]
     boxes_xyxy_px: Float[Tensor, "b q 4"]
     clicks_px: Float[Tensor, "b q p 2"]
     valid: Bool[Tensor, "b q"]
-    draw_key: Int64[Tensor, "b q"]
+    sample_key: Int64[Tensor, "b q"]
 
     def parts(self, at_once: int | None) -> list[Self]:
         """The masks of every photo in parts of at most `at_once`; None: all in one."""
@@ -205,7 +205,7 @@ class Prompts(_OnDevice):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreviousRound:
     """What was asked in a round and what was answered: the next round's prompts follow from it.
 
     `answer` holds the logits of one mask a prompt, without a gradient.
@@ -246,7 +246,7 @@ class Prediction(_OnDevice):
 
 
 @runtime_checkable
-class Prompter(Protocol):
+class PromptSampler(Protocol):
     """Asks for masks, in as many rounds as it needs."""
 
     @property
@@ -258,7 +258,7 @@ class Prompter(Protocol):
         """The masks to ask for, each with its own key for what is drawn."""
         ...
 
-    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
         """The prompts of round `number`; `earlier` is the round before, None in the first."""
         ...
 

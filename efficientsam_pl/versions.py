@@ -13,7 +13,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: _version(name) for name in packages}
 
 
-def own_version() -> str:
+def package_version() -> str:
     """The version of this package, also of a checkout that is not installed."""
     return _version(_PACKAGE.name)
 

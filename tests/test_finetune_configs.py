@@ -12,13 +12,13 @@ import pytest
 from efficientsam_pl.config.diff import flatten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.config import FreezeConfig
-from efficientsam_pl.prompts.samplers import build_prompter
+from efficientsam_pl.prompts.samplers import build_prompt_sampler
 from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.recipes.root_configs import FinetuneConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/finetune"
 PAPER = ("ti", "s", "ti_interactive", "s_interactive")
-SA1B_PHOTOS = 1000 * 11_185  # tars times photos a tar
+SA1B_IMAGES = 1000 * 11_185  # tars times photos a tar
 
 
 def load(name: str, *more: str) -> FinetuneConfig:
@@ -45,7 +45,7 @@ def test_length_batch_and_optimizer_are_the_papers(name: str) -> None:
     config = load(name)
     trainer, optim = config.trainer, config.optim
     assert trainer.global_batch == 128
-    assert trainer.max_steps * 128 / SA1B_PHOTOS == pytest.approx(5, rel=1e-3)
+    assert trainer.max_steps * 128 / SA1B_IMAGES == pytest.approx(5, rel=1e-3)
     assert (optim.peak_lr, optim.peak_lr_batch, optim.decay) == (4e-4, None, "linear")
     assert (optim.betas, optim.weight_decay) == ((0.9, 0.999), 0.1)
     assert config.masks.flip == 0
@@ -76,7 +76,7 @@ def test_the_papers_recipe_has_the_released_layout(name: str, width: int) -> Non
 
 @pytest.mark.parametrize("name", ["ti", "s"])
 def test_an_answer_follows_each_of_the_first_six_points(name: str) -> None:
-    prompter = build_prompter(load(name).prompts, 1024)
+    prompter = build_prompt_sampler(load(name).prompts, 1024)
     assert prompter.rounds == 6
     assert {prompter.answer(number) for number in range(6)} == {"candidates"}
     assert load(name).prompts.box_share == 0.5
@@ -86,7 +86,7 @@ def test_an_answer_follows_each_of_the_first_six_points(name: str) -> None:
 def test_sams_loop_has_eleven_steps(name: str) -> None:
     config = load(name)
     prompts = config.prompts
-    assert build_prompter(prompts, 1024).rounds == 11
+    assert build_prompt_sampler(prompts, 1024).rounds == 11
     assert (prompts.corrections, prompts.repeats) == (8, 2)
     assert (prompts.box_jitter, prompts.box_jitter_max_px) == (0.1, 20)
     model = configs.segmenter_config(config.model.name).prompts
@@ -111,7 +111,7 @@ def test_the_small_model_is_trained_as_the_tiny_one() -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_needs_no_more_than_photos(name: str, tmp_path: Path) -> None:
+def test_a_recipe_needs_no_more_than_images(name: str, tmp_path: Path) -> None:
     (tmp_path / "a-0.tar").touch()
     configs.require(load(name, f"data.train={tmp_path}/a-*.tar"))
     with pytest.raises(UserError, match=r"data\.train= must be given"):

@@ -58,14 +58,14 @@ def test_points_and_boxes_come_back(image_hw: tuple[int, int], rule: ResizeRule)
     torch.testing.assert_close(resize.boxes_back(resize.boxes_forward(boxes)), boxes, **exactly)
 
 
-def test_padded_photo_is_pillows() -> None:
+def test_padded_image_is_pillows() -> None:
     image = photo(60, 90)
     found = Resize.fit((60, 90), 64, "pad").image_forward(image)
     expected = np.array(Image.fromarray(image).resize((64, 43), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
 
 
-def test_squashed_photo_is_torchs() -> None:
+def test_squashed_image_is_torchs() -> None:
     image = photo(60, 90)
     found = Resize.fit((60, 90), 64, "squash").image_forward(image)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
@@ -74,7 +74,7 @@ def test_squashed_photo_is_torchs() -> None:
 
 
 @both_rules
-def test_photo_of_the_models_size_is_left_alone(rule: ResizeRule) -> None:
+def test_image_of_the_models_size_is_left_alone(rule: ResizeRule) -> None:
     image = photo(64, 64)
     found = Resize.fit((64, 64), 64, rule).image_forward(image)
     np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), image)
@@ -82,12 +82,12 @@ def test_photo_of_the_models_size_is_left_alone(rule: ResizeRule) -> None:
 
 @both_rules
 @pytest.mark.parametrize("image_hw", [(48, 64), (97, 31)])
-def test_masks_back_are_as_large_as_the_photo(image_hw: tuple[int, int], rule: ResizeRule) -> None:
+def test_masks_back_are_as_large_as_the_image(image_hw: tuple[int, int], rule: ResizeRule) -> None:
     masks = Resize.fit(image_hw, 64, rule).masks_back(torch.zeros(2, 3, 16, 16))
     assert masks.shape == (2, 3, *image_hw)
 
 
-def test_masks_at_the_photos_scale_come_back_unchanged_without_the_padding() -> None:
+def test_masks_at_the_images_scale_come_back_unchanged_without_the_padding() -> None:
     low_res = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     whole = Resize.fit((32, 32), 32, "squash").masks_back(low_res)
     torch.testing.assert_close(whole, low_res, rtol=0, atol=0)

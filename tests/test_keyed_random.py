@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam_pl.keyed_random import apart, draw_key, uniform, uniform_of
+from efficientsam_pl.keyed_random import sample_key, split_key, uniform, uniform_of
 
 WORD = (1 << 64) - 1
 
@@ -15,7 +15,7 @@ def splitmix64(x: int) -> int:
 
 
 def slow_uniform(key: int, count: int, purpose: str) -> list[float]:
-    state = splitmix64((key & WORD) ^ draw_key(0, 0, purpose))
+    state = splitmix64((key & WORD) ^ sample_key(0, 0, purpose))
     steps = ((state + step * 0x9E3779B97F4A7C15) & WORD for step in range(1, count + 1))
     return [(splitmix64(state) >> 40) / 2**24 for state in steps]
 
@@ -33,7 +33,7 @@ def test_draws_equal_unbounded_integers(key: int) -> None:
 
 
 def test_draws_do_not_depend_on_the_batch() -> None:
-    keys = torch.tensor([draw_key(0, 0, f"sample {index}") for index in range(6)])
+    keys = torch.tensor([sample_key(0, 0, f"sample {index}") for index in range(6)])
     together = uniform(keys, 5, "masks")
     alone = torch.stack([uniform(key, 5, "masks") for key in keys])
     assert torch.equal(together, alone)
@@ -67,48 +67,48 @@ def test_another_purpose_or_key_draws_independently(key: int, purpose: str) -> N
 
 def test_keys_differ_by_seed_epoch_and_sample_and_fit_in_int64() -> None:
     keys = {
-        draw_key(seed, epoch, sample)
+        sample_key(seed, epoch, sample)
         for seed in range(10)
         for epoch in range(10)
         for sample in ("a", "b", "1/a")
     }
     assert len(keys) == 300
     assert all(0 <= key < 1 << 63 for key in keys)
-    assert draw_key(1, 2, "a") == draw_key(1, 2, "a")
+    assert sample_key(1, 2, "a") == sample_key(1, 2, "a")
 
 
 def test_draws_without_torch_are_the_same() -> None:
-    for key in [0, 1, 2**62 + 12345, draw_key(3, 1, "photo")]:
+    for key in [0, 1, 2**62 + 12345, sample_key(3, 1, "photo")]:
         for purpose, count in (("crop", 42), ("flip", 1), ("none", 0)):
             expected = uniform(torch.tensor(key), count, purpose).numpy()
             np.testing.assert_array_equal(uniform_of(key, count, purpose), expected)
 
 
 def test_names_that_are_no_utf8_have_keys_too() -> None:
-    assert draw_key(0, 0, "photo\udcff") != draw_key(0, 0, "photo\udcfe")
+    assert sample_key(0, 0, "photo\udcff") != sample_key(0, 0, "photo\udcfe")
 
 
 def test_keys_apart_are_the_generators_sequence() -> None:
     for key in (0, 12345, (1 << 63) - 1):
-        state = splitmix64(key ^ draw_key(0, 0, "apart"))
+        state = splitmix64(key ^ sample_key(0, 0, "apart"))
         expected = [splitmix64((state + step * 0x9E3779B97F4A7C15) & WORD) for step in range(1, 6)]
-        assert [k & WORD for k in apart(torch.tensor(key), 5).tolist()] == expected
+        assert [k & WORD for k in split_key(torch.tensor(key), 5).tolist()] == expected
 
 
 def test_keys_apart_do_not_depend_on_the_batch_nor_on_how_many_there_are() -> None:
-    keys = torch.tensor([draw_key(0, 0, str(i)) for i in range(6)])
-    together = apart(keys, 8)
-    assert torch.equal(apart(keys.flip(0), 8), together.flip(0))
-    assert torch.equal(apart(keys.view(2, 3), 3), together.view(2, 3, 8)[..., :3])
+    keys = torch.tensor([sample_key(0, 0, str(i)) for i in range(6)])
+    together = split_key(keys, 8)
+    assert torch.equal(split_key(keys.flip(0), 8), together.flip(0))
+    assert torch.equal(split_key(keys.view(2, 3), 3), together.view(2, 3, 8)[..., :3])
     assert together.unique().numel() == 48
 
 
 def test_things_of_one_sample_draw_independently() -> None:
     """Of each other, of the sample's own draws, and of what lies beside them."""
-    sample = torch.tensor([draw_key(0, 0, "photo")])
-    masks = uniform(apart(sample, 20), 4096, "clicks")[0]
+    sample = torch.tensor([sample_key(0, 0, "photo")])
+    masks = uniform(split_key(sample, 20), 4096, "clicks")[0]
     own = uniform(sample, 4096, "clicks")
     correlation = torch.corrcoef(torch.cat([own, masks]))
     assert correlation.triu(1).abs().max() < 6 / 4096**0.5  # six standard errors, 210 pairs
-    first = uniform(apart(torch.arange(4096), 2), 1, "clicks")[..., 0].T
+    first = uniform(split_key(torch.arange(4096), 2), 1, "clicks")[..., 0].T
     assert torch.corrcoef(first)[0, 1].abs() < 5 / 4096**0.5

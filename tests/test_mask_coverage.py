@@ -64,7 +64,7 @@ def test_coverage_equals_the_average_of_the_decoded_mask(
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_cells_beyond_the_photo_are_partly_or_not_covered(mirrored: bool) -> None:
+def test_cells_beyond_the_image_are_partly_or_not_covered(mirrored: bool) -> None:
     grid = Grid((30, 50), (16, 16), (0.26, 0.26), mirrored)  # content ends within cells 7 and 13
     masks = masks_of((30, 50))
     for mask, own in zip(masks, coverage(runs_of(masks), grid), strict=True):

@@ -219,7 +219,7 @@ def test_polygons_that_lead_nowhere_are_refused(corner: float) -> None:
         rle.from_coco([[0.0, 0.0, corner, 0.0, 5.0, 5.0]], HEIGHT, WIDTH)
 
 
-def test_polygon_that_reaches_beyond_the_photo_is_cut_at_its_edge() -> None:
+def test_polygon_that_reaches_beyond_the_image_is_cut_at_its_edge() -> None:
     mask = rle.decode(rle.from_coco([[-20, -20, 50, -20, 50, 50, -20, 50]], HEIGHT, WIDTH))
     assert mask.all()
 

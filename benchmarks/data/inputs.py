@@ -31,10 +31,10 @@ class Inputs:
     packed: str  # pattern: the same with --long-side 1024
     imagenet: str  # pattern
     photos: tuple[Path, ...]
-    imagenet_photos: tuple[Path, ...]
+    imagenet_images: tuple[Path, ...]
 
 
-def shared_photos() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def shared_images() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """SA-1B's and ImageNet's photos in EFFICIENTSAM_SHARED.
 
     Raises:
@@ -50,7 +50,7 @@ def shared_photos() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 
 def make_inputs(folder: Path, copies: int) -> Inputs:
     """Writes the shards; `copies` of SA-1B's photos make the sets larger."""
-    photos, imagenet = shared_photos()
+    photos, imagenet = shared_images()
     (folder / "original").mkdir(parents=True)
     write_sa1b(folder / "original" / "sa_000000.tar", photos, copies)
     pattern = f"{folder}/original/*.tar"

@@ -17,8 +17,8 @@ from PIL import Image
 from benchmarks.data.inputs import Inputs
 from benchmarks.harness import Row, alternate
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Slot
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.sampler import SampleRef
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 
 Decoder = Callable[[bytes], object]
@@ -26,21 +26,21 @@ Decoder = Callable[[bytes], object]
 
 def decoder_rows(inputs: Inputs, rounds: int) -> list[Row]:
     """Every decoder against Pillow: whole photos, and SA-1B's at half their size."""
-    packed = SampleReader([open_shards(inputs.packed)], PHOTO_ENDINGS).read(
-        [Slot(0, i) for i in range(len(inputs.photos))]
+    packed = SampleReader([open_shards(inputs.packed)], IMAGE_SUFFIXES).read(
+        [SampleRef(0, i) for i in range(len(inputs.photos))]
     )
     sets = {
         "sa1b": [photo.read_bytes() for photo in inputs.photos],
         "packed": [bytes(read.files["jpg"]) for read in packed if read is not None],
-        "imagenet": [photo.read_bytes() for photo in inputs.imagenet_photos],
+        "imagenet": [photo.read_bytes() for photo in inputs.imagenet_images],
     }
     rows = [
-        row for name, jpegs in sets.items() for row in _rows(name, jpegs, whole_photo(), rounds)
+        row for name, jpegs in sets.items() for row in _rows(name, jpegs, whole_image(), rounds)
     ]
-    return [*rows, *_rows("sa1b_half", sets["sa1b"], half_photo(), rounds)]
+    return [*rows, *_rows("sa1b_half", sets["sa1b"], half_image(), rounds)]
 
 
-def whole_photo() -> dict[str, Decoder]:
+def whole_image() -> dict[str, Decoder]:
     """Decoders to RGB at full size."""
     decoders: dict[str, Decoder] = {"pillow": _pillow, "simplejpeg": simplejpeg.decode_jpeg}
     if importlib.util.find_spec("cv2"):
@@ -49,7 +49,7 @@ def whole_photo() -> dict[str, Decoder]:
     return decoders
 
 
-def half_photo() -> dict[str, Decoder]:
+def half_image() -> dict[str, Decoder]:
     """Decoders that scale in the DCT, to half."""
     decoders: dict[str, Decoder] = {"pillow": _pillow_half, "simplejpeg": _simplejpeg_half}
     if importlib.util.find_spec("cv2"):

@@ -20,30 +20,30 @@ from benchmarks.data.jpeg_decoders import decoder_rows
 from benchmarks.harness import Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import training_loader
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, CroppedImages, Frame, MaskedImages
-from efficientsam_pl.data.decode import photo_size
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, CropDataset, Frame, MaskDataset
+from efficientsam_pl.data.decode import image_size_of
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import (
-    EndlessBatches,
+    DatasetOrder,
     EpochOrder,
     Position,
-    SetCourse,
-    Share,
-    Slot,
+    RankShard,
+    SampleRef,
+    TrainingBatchSampler,
 )
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.transforms import crop_scale, random_crop
 from efficientsam_pl.data.workers import keep_memory
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.storage.ranges import Range, merged
 
 NAME = "data"
 _SELECTION = MaskSelectionConfig(masks_per_image=32, clicks=1)
 _SIDE, _CROP = 1024, 224
-_PHOTO = "photo of 2250x1500 with 100 masks to 1024 and 32 masks at 256, a click and box each"
+_IMAGE = "photo of 2250x1500 with 100 masks to 1024 and 32 masks at 256, a click and box each"
 _HELD = 64  # masks that the common way keeps at full size, as EfficientViT-SAM does
 
 
@@ -77,8 +77,8 @@ def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
     photos, small = encoded(inputs.original, count), encoded(inputs.packed, count)
     taken = alternate(
         {
-            "ours": lambda: [ours[Slot(0, i)] for i in range(count)],
-            "packed": lambda: [packed[Slot(0, i)] for i in range(count)],
+            "ours": lambda: [ours[SampleRef(0, i)] for i in range(count)],
+            "packed": lambda: [packed[SampleRef(0, i)] for i in range(count)],
             "common": lambda: [common_way(*files) for files in photos],
             "decode": lambda: [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in photos],
             "decode packed": lambda: [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in small],
@@ -90,7 +90,7 @@ def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
     return [
         faster(
             id="data.masked_photo",
-            work=f"{_PHOTO}, one core; reference: every mask decoded to float32, then resized",
+            work=f"{_IMAGE}, one core; reference: every mask decoded to float32, then resized",
             value=rate["ours"],
             reference=rate["common"],
             goal=8,
@@ -127,7 +127,7 @@ def memory_rows(inputs: Inputs) -> list[Row]:
     return [
         Row(
             id="data.masked_photo_memory",
-            work=f"rise of resident memory for one {_PHOTO}",
+            work=f"rise of resident memory for one {_IMAGE}",
             value=ours,
             unit="MB",
             goal=60,
@@ -141,16 +141,16 @@ def memory_rows(inputs: Inputs) -> list[Row]:
     ]
 
 
-def masked(pattern: str) -> MaskedImages:
+def masked(pattern: str) -> MaskDataset:
     """The finetuning stream of a set, squashed to 1024."""
-    reader = SampleReader([open_shards(pattern)], MASKED_ENDINGS)
-    return MaskedImages(reader, _SELECTION, Frame(_SIDE, "squash"), seed=0)
+    reader = SampleReader([open_shards(pattern)], MASK_SUFFIXES)
+    return MaskDataset(reader, _SELECTION, Frame(_SIDE, "squash"), seed=0)
 
 
 def encoded(pattern: str, count: int) -> list[tuple[bytes, bytes]]:
     """JPEG and JSON of the first samples, one for each photo."""
     shards = open_shards(pattern)
-    read = SampleReader([shards], MASKED_ENDINGS).read([Slot(0, i) for i in range(count)])
+    read = SampleReader([shards], MASK_SUFFIXES).read([SampleRef(0, i) for i in range(count)])
     return [(bytes(r.files["jpg"]), bytes(r.files["json"])) for r in read if r is not None]
 
 
@@ -165,12 +165,12 @@ def common_way(jpeg: bytes, record: bytes) -> list[torch.Tensor]:
     image = np.array(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     square = F.interpolate(pixels, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
-    decoded: list[torch.Tensor] = []
+    decode_features: list[torch.Tensor] = []
     for annotation in json.loads(record)["annotations"]:
         mask = coco_mask.decode(annotation["segmentation"])
-        if len(decoded) < _HELD:
-            decoded.append(torch.from_numpy(mask).float())
-    masks = torch.stack(decoded)
+        if len(decode_features) < _HELD:
+            decode_features.append(torch.from_numpy(mask).float())
+    masks = torch.stack(decode_features)
     chosen = torch.randperm(len(masks))[:32]
     small = [F.interpolate(masks[i][None, None], (256, 256), mode="bilinear") for i in chosen]
     clicks, boxes = [], []
@@ -189,17 +189,17 @@ def one_masked(pattern: str, way: str) -> Callable[[], object]:
     warm, ours = masked(packed), masked(pattern)
     small, files = encoded(packed, 1)[0], encoded(pattern, 1)[0]
     if way == "ours":
-        warm[Slot(0, 0)]
-        return lambda: ours[Slot(0, 0)]
+        warm[SampleRef(0, 0)]
+        return lambda: ours[SampleRef(0, 0)]
     common_way(*small)
     return lambda: common_way(*files)
 
 
 def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
     """Random crops of 224, bicubic with antialiasing, against decoding alone at the same scale."""
-    reader = SampleReader([open_shards(inputs.imagenet)], PHOTO_ENDINGS)
-    stream = CroppedImages(reader, CropConfig(), _CROP, seed=0)
-    slots = [Slot(0, i) for i in range(len(inputs.imagenet_photos))]
+    reader = SampleReader([open_shards(inputs.imagenet)], IMAGE_SUFFIXES)
+    stream = CropDataset(reader, CropConfig(), _CROP, seed=0)
+    slots = [SampleRef(0, i) for i in range(len(inputs.imagenet_images))]
     read = [(r.sample.key, bytes(r.files["jpg"])) for r in reader.read(slots) if r is not None]
 
     scaled = [_scaling(key, jpeg) for key, jpeg in read]
@@ -226,8 +226,8 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 def _scaling(key: str, jpeg: bytes) -> dict[str, int]:
     """How small the stream decodes this photo."""
-    height, width = photo_size(jpeg)
-    crop = random_crop((height, width), CropConfig(), draw_key(0, 0, key))
+    height, width = image_size_of(jpeg)
+    crop = random_crop((height, width), CropConfig(), sample_key(0, 0, key))
     scale = next((s for s in (8, 4, 2) if s <= crop_scale(crop, _CROP)), 1)
     return {"min_height": -(-height // scale), "min_width": -(-width // scale), "min_factor": scale}
 
@@ -236,13 +236,13 @@ def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
     """Bytes of an epoch in shuffled order, against cat; and how many reads they take."""
     shards = open_shards(inputs.original)
     order = EpochOrder(shards.sizes(), 0, 0, 8).samples(0, len(shards))
-    reader = SampleReader([shards], MASKED_ENDINGS)
+    reader = SampleReader([shards], MASK_SUFFIXES)
     size = sum(shard.bytes for shard in shards.shards) / 1e6
     paths = [shard.path for shard in shards.shards]
 
     def stream() -> None:
         for first in range(0, len(order), 16):
-            reader.read([Slot(0, sample) for sample in order[first : first + 16]])
+            reader.read([SampleRef(0, sample) for sample in order[first : first + 16]])
 
     def cat() -> None:
         subprocess.run(["cat", *paths], stdout=subprocess.DEVNULL, check=True)
@@ -267,7 +267,9 @@ def _reads_row(neighbours: int) -> Row:
     """Reads of a rank of 8 in blocks of eight shards of a thousand ImageNet photos."""
     apart = 110 * 1024
     sizes, micro, steps = [1000] * 16, 64, 20
-    batches = EndlessBatches(SetCourse(sizes, 0, 8, neighbours), Share(3, 8, micro, 8 * micro))
+    batches = TrainingBatchSampler(
+        DatasetOrder(sizes, 0, 8, neighbours), RankShard(3, 8, micro, 8 * micro)
+    )
     reads = samples = 0
     for slots in islice(iter(batches), steps):
         at = [divmod(slot.sample or 0, 1000) for slot in slots]
@@ -287,7 +289,7 @@ def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
     tree = folder / "tree"
     for copy in range(12):
         (tree / f"class-{copy}").mkdir(parents=True)
-        for photo in (*inputs.photos, *inputs.imagenet_photos):
+        for photo in (*inputs.photos, *inputs.imagenet_images):
             (tree / f"class-{copy}" / f"{photo.stem}_{copy}.jpg").write_bytes(photo.read_bytes())
     size = sum(file.stat().st_size for file in tree.rglob("*.jpg")) / 1e6
     turns = iter(range(1_000_000))
@@ -322,7 +324,7 @@ def workers_row(inputs: Inputs, photos: int, rounds: int) -> Row:
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for workers, measured in rates.items():
-            batches = EndlessBatches(SetCourse([samples], 0, 1), Share(0, 1, 4, 4))
+            batches = TrainingBatchSampler(DatasetOrder([samples], 0, 1), RankShard(0, 1, 4, 4))
             loader = iter(training_loader(stream, batches, DataConfig(workers=workers)))
             for _ in range(2 * workers):
                 next(loader)  # until all are at work
@@ -351,11 +353,13 @@ def resume_rows(folder: Path, rounds: int) -> list[Row]:
     for _ in range(rounds):
         start = time.perf_counter()
         shards = open_shards(pattern)
-        stream = MaskedImages(
-            SampleReader([shards], MASKED_ENDINGS), _SELECTION, Frame(64, "squash"), seed=0
+        stream = MaskDataset(
+            SampleReader([shards], MASK_SUFFIXES), _SELECTION, Frame(64, "squash"), seed=0
         )
         place = Position(3, int(draw.integers(len(shards))))
-        batches = EndlessBatches(SetCourse(shards.sizes(), 0, 8), Share(0, 1, 32, 32), place)
+        batches = TrainingBatchSampler(
+            DatasetOrder(shards.sizes(), 0, 8), RankShard(0, 1, 32, 32), place
+        )
         next(iter(training_loader(stream, batches, replace(config, read_ahead=1))))
         seconds.append(time.perf_counter() - start)
     return [

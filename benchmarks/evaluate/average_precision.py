@@ -10,12 +10,12 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.finetune.mask_ap import EncodedPhoto, encoded, masked_photos
+from benchmarks.finetune.mask_ap import EncodedImage, encoded, masked_images
 from benchmarks.harness import Row, alternate, timed_rows
 from efficientsam_pl.evaluation.metrics.matching import averages
-from efficientsam_pl.evaluation.metrics.overlaps import FoundMasks, coco_overlaps
+from efficientsam_pl.evaluation.metrics.overlaps import PredictedMasks, coco_overlaps
 from efficientsam_pl.rle import area
-from efficientsam_pl.structures import Instance, InstancePhoto
+from efficientsam_pl.structures import Instance, InstanceImage
 
 _MASKS = 30  # of a photo, and as many found
 _DRAWN = 4  # photos; the others repeat their masks with other scores and categories
@@ -26,17 +26,17 @@ _ROUNDS, _SECONDS = 3, 300.0  # of the 5000 photos: no round begins that would e
 class Evaluated:
     """A photo and what was found in it."""
 
-    photo: InstancePhoto
-    found: FoundMasks
+    photo: InstanceImage
+    found: PredictedMasks
 
 
 def rows(quick: bool) -> list[Row]:
     """Masks of one category, as where only masks are judged, and of COCO's eighty."""
     count = 50 if quick else 5000
-    drawn = [encoded(photo) for photo in masked_photos(_DRAWN, _MASKS)]
+    drawn = [encoded(photo) for photo in masked_images(_DRAWN, _MASKS)]
     measured = []
     for categories, name in ((1, "one_category"), (80, "eighty_categories")):
-        measured += compared(evaluated_photos(drawn, count, categories), categories, name)
+        measured += compared(evaluated_images(drawn, count, categories), categories, name)
     return measured
 
 
@@ -76,8 +76,8 @@ def compared(photos: Sequence[Evaluated], categories: int, name: str) -> list[Ro
     ]
 
 
-def evaluated_photos(
-    drawn: Sequence[EncodedPhoto], photos: int, categories: int
+def evaluated_images(
+    drawn: Sequence[EncodedImage], photos: int, categories: int
 ) -> list[Evaluated]:
     """So many photos with the masks of a few, with categories and scores of their own."""
     draw = np.random.default_rng(1)
@@ -89,9 +89,9 @@ def evaluated_photos(
             Instance(place, kind, mask, float(area(mask)))
             for place, (kind, mask) in enumerate(zip(kinds, masks.truth, strict=True))
         )
-        photo = InstancePhoto(number, "", (480, 640), instances)
+        photo = InstanceImage(number, "", (480, 640), instances)
         scores = draw.random(len(masks.found)).tolist()
-        made.append(Evaluated(photo, FoundMasks(kinds, masks.found, scores)))
+        made.append(Evaluated(photo, PredictedMasks(kinds, masks.found, scores)))
     return made
 
 

@@ -13,10 +13,10 @@ from pycocotools import mask as coco_mask
 
 from benchmarks.finetune.released_decoder import released_decode
 from benchmarks.harness import Row, Taken, alternate, timed_rows
-from efficientsam_pl.evaluation.protocols.base import Asking
+from efficientsam_pl.evaluation.protocols.base import EvalContext
 from efficientsam_pl.evaluation.protocols.detector_boxes import DetectorBoxes, MaskRule
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.inference.evaluator_adapter import EvaluatedModel, EvaluatedPhoto
+from efficientsam_pl.inference.evaluator_adapter import EvaluatorImage, EvaluatorModel
 from efficientsam_pl.inference.predictor import EmbeddedImage
 from efficientsam_pl.models.config import NAMED, SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
@@ -89,14 +89,14 @@ def rule_rows(config: SegmenterConfig, rule: MaskRule, boxes: int, rounds: int) 
     ]
 
 
-def prepared(config: SegmenterConfig) -> tuple[EvaluatedModel, EvaluatedPhoto]:
+def prepared(config: SegmenterConfig) -> tuple[EvaluatorModel, EvaluatorImage]:
     """Seeded weights and features."""
     torch.manual_seed(0)
-    segmenter = EvaluatedModel(model := Segmenter(config).eval())
+    segmenter = EvaluatorModel(model := Segmenter(config).eval())
     grid = config.encoder.grid()
     resize = Resize.fit(_IMAGE_HW, config.encoder.image_size, config.resize)
     features = torch.randn(1, config.encoder.neck_channels, grid, grid)
-    return segmenter, EvaluatedPhoto(EmbeddedImage(model, features, resize), segmenter.at_once)
+    return segmenter, EvaluatorImage(EmbeddedImage(model, features, resize), segmenter.at_once)
 
 
 def drawn_boxes(count: int) -> list[DetectedBox]:
@@ -108,11 +108,11 @@ def drawn_boxes(count: int) -> list[DetectedBox]:
 
 
 def ours(
-    segmenter: EvaluatedModel, photo: EvaluatedPhoto, boxes: list[DetectedBox], rule: MaskRule
+    segmenter: EvaluatorModel, photo: EvaluatorImage, boxes: list[DetectedBox], rule: MaskRule
 ) -> list[Rle]:
     """Through the protocol."""
-    asking = Asking(segmenter=segmenter, photo=photo, key="0", at_once=len(boxes))
-    return [one.mask for one in DetectorBoxes(rule=rule).ask(asking, boxes, _IMAGE_HW)]
+    context = EvalContext(segmenter=segmenter, photo=photo, key="0", at_once=len(boxes))
+    return [one.mask for one in DetectorBoxes(rule=rule).ask(context, boxes, _IMAGE_HW)]
 
 
 @torch.inference_mode()

@@ -11,7 +11,10 @@ from jaxtyping import Bool, Int
 from scipy.ndimage import distance_transform_edt
 
 from benchmarks.harness import Row, alternate, timed_rows
-from efficientsam_pl.evaluation.protocols.error_centers import centre_clicks, error_clicks
+from efficientsam_pl.evaluation.protocols.error_centers import (
+    centre_clicks,
+    point_from_error_center,
+)
 from efficientsam_pl.rle import Rle, decode, encode_many
 
 _HEIGHT, _WIDTH = 480, 640
@@ -34,7 +37,7 @@ def rows(quick: bool) -> list[Row]:
         (
             "error_clicks",
             "the centre of the larger error region of each",
-            lambda: error_clicks(truth, found).points_xy,
+            lambda: point_from_error_center(truth, found).points_xy,
             partial(whole_errors, truth, found),
         ),
     ):

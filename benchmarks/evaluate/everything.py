@@ -18,7 +18,7 @@ from torchvision.ops import nms
 from benchmarks.finetune.released_decoder import released_decode
 from benchmarks.harness import Row, alternate, peak_memory_rise
 from efficientsam_pl.inference.automask.config import NOTEBOOK, EverythingConfig
-from efficientsam_pl.inference.automask.crops import clicks, crops
+from efficientsam_pl.inference.automask.crops import build_point_grid, generate_crop_boxes
 from efficientsam_pl.inference.automask.generator import generate_masks
 from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor
 from efficientsam_pl.models.config import NAMED
@@ -33,7 +33,7 @@ _PASSING = 0.5  # share of the masks at full size that are stable enough to be k
 
 def rows(quick: bool) -> list[Row]:
     """Seconds a prompt, for all candidates and for the notebook's setting; the peak of a photo."""
-    model, image = _model(), _photo()
+    model, image = _model(), _image()
     embed = partial(Predictor(model).embed, image)
     every = _passing_half(embed(), EverythingConfig(pred_iou_thresh=0.0))
     notebook = _passing_half(embed(), replace(NOTEBOOK, pred_iou_thresh=0.0))
@@ -44,7 +44,7 @@ def rows(quick: bool) -> list[Row]:
     found += _prompt_rows(
         "evaluate.everything_notebook", "best of 3", model, image, notebook, rounds
     )
-    risen = peak_memory_rise(partial(_whole_photo, replace(every, points_per_side=_SIDE)))
+    risen = peak_memory_rise(partial(_whole_image, replace(every, points_per_side=_SIDE)))
     found.append(
         Row(
             id="evaluate.everything_peak_rise",
@@ -120,8 +120,10 @@ def at_once(embedded: EmbeddedImage, config: EverythingConfig) -> Sequence[Rle]:
 
 def _forward(embedded: EmbeddedImage, config: EverythingConfig) -> Prediction:
     """All clicks in one call of the released decoder."""
-    crop = crops(embedded.resize.image_hw, 0, 0.0)[0]
-    points = embedded.resize.points_forward(torch.from_numpy(clicks(crop, config))).float()
+    crop = generate_crop_boxes(embedded.resize.image_hw, 0, 0.0)[0]
+    points = embedded.resize.points_forward(
+        torch.from_numpy(build_point_grid(crop, config))
+    ).float()
     prompts = Prompts.of_clicks(points[None, :, None])
     return released_decode(embedded.model, embedded.features, prompts).candidates()
 
@@ -143,8 +145,8 @@ def _passing_half(embedded: EmbeddedImage, config: EverythingConfig) -> Everythi
     )
 
 
-def _whole_photo(config: EverythingConfig) -> Callable[[], object]:
-    model, image = _model(), _photo()
+def _whole_image(config: EverythingConfig) -> Callable[[], object]:
+    model, image = _model(), _image()
     generate_masks(model, image, replace(config, points_per_side=2))
     return partial(generate_masks, model, image, config)
 
@@ -165,7 +167,7 @@ def _model() -> Segmenter:
     return model
 
 
-def _photo() -> UInt8[np.ndarray, "h w 3"]:
+def _image() -> UInt8[np.ndarray, "h w 3"]:
     """Smooth shapes."""
     coarse = np.random.default_rng(0).integers(0, 256, (1, 3, 9, 16)).astype(np.float32)
     smooth = torch.nn.functional.interpolate(

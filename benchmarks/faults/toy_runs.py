@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
 
@@ -124,14 +124,14 @@ def build_toy(folder: Path) -> Toy:
     """Makes the shards and configs, which are the same ones every time."""
     shards = folder / "shards"
     if not (folder / "finetune.yaml").is_file():
-        pack_photos(map(noise_with_discs, range(PHOTOS)), shards, "train", samples_per_shard=7)
+        pack_images(map(noise_with_discs, range(PHOTOS)), shards, "train", samples_per_shard=7)
         (folder / "model.yaml").write_text(json.dumps(_MODEL))
         for stage in STAGES:
             (folder / f"{stage}.yaml").write_text(json.dumps(_COMMON | _STAGE[stage]))
     return Toy(folder)
 
 
-def noise_with_discs(number: int) -> MaskedPhoto:
+def noise_with_discs(number: int) -> MaskedImage:
     """Coloured noise with one to three discs."""
     draw = np.random.default_rng(number)
     small = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -141,4 +141,4 @@ def noise_with_discs(number: int) -> MaskedPhoto:
         np.hypot(y - draw.integers(20, 100), x - draw.integers(20, 140)) < draw.integers(8, 30)
         for _ in range(1 + number % _MASKS)
     ]
-    return MaskedPhoto(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))
+    return MaskedImage(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from efficientsam_pl.checkpoints.layout import pointed_to
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 
 _TOLD = 5  # of the keys or steps that are wrong, in a sentence
 
@@ -84,7 +84,7 @@ def left_by(run: Path) -> Left:
     checkpoint = pointed_to(run / "latest")
     if checkpoint is None:
         raise ValueError(f"{run} has no checkpoint")
-    return Left(tuple(consumed_by(run)), StoredCheckpoint(checkpoint).whole_state())
+    return Left(tuple(consumed_by(run)), CheckpointReader(checkpoint).whole_state())
 
 
 def consumed_by(run: Path) -> list[Consumed]:

@@ -28,16 +28,16 @@ def measure() -> Iterator[Row]:
             config = NAMED[name]
             found = largest_that_fits(partial(_step, config, masks), _FIRST_BATCH)
             row_id = f"finetune.gpu_{name.removeprefix('efficient_sam_')}_{masks}"
-            work, flop = f"{name}, {masks} boxes a photo", photo_flop(config, masks)
+            work, flop = f"{name}, {masks} boxes a photo", image_flop(config, masks)
             yield from gpu_rows(row_id, work, found, flop, PEAK, goal)
 
 
-def photo_flop(config: SegmenterConfig, masks: int) -> int:
+def image_flop(config: SegmenterConfig, masks: int) -> int:
     """Of one photo in a training step, attention counted."""
     batch = boxes_batch(config.encoder.image_size, 1, masks)
 
     def loss(model: Segmenter, image: Tensor) -> Tensor:
-        return LESSON.in_one_graph(model, model.encode(image), batch)
+        return LESSON.loss_for_flops(model, model.encode(image), batch)
 
     return step_flops(partial(Segmenter, config), loss, config.encoder.image_size)
 

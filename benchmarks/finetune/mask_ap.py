@@ -32,7 +32,7 @@ _DRAWN = 10  # photos; the others repeat their masks with other scores
 
 
 @dataclass(frozen=True)
-class MaskedPhoto:
+class MaskedImage:
     """Objects, and what was found of each."""
 
     truth: Bool[Tensor, "q h w"]
@@ -41,7 +41,7 @@ class MaskedPhoto:
 
 
 @dataclass(frozen=True)
-class EncodedPhoto:
+class EncodedImage:
     """The same as run-lengths."""
 
     truth: list[Rle]
@@ -52,7 +52,7 @@ class EncodedPhoto:
 def rows(quick: bool) -> list[Row]:
     """Time from masks to AP, the share of the backend, equality, and COCO val's memory."""
     count, rounds = (60, 3) if quick else (1000, 3)
-    photos = masked_photos(count, masks=30)
+    photos = masked_images(count, masks=30)
     taken = alternate(
         {"ours": partial(ours, photos), "torchmetrics": partial(by_torchmetrics, photos)}, rounds
     )
@@ -73,7 +73,7 @@ def rows(quick: bool) -> list[Row]:
     return measured
 
 
-def backend_rows(photos: Sequence[EncodedPhoto], work: str) -> list[Row]:
+def backend_rows(photos: Sequence[EncodedImage], work: str) -> list[Row]:
     """Run-lengths to the twelve numbers by each program, and how far ours are from COCO's."""
     metric = filled(photos)
     backends: dict[str, Callable[[], object]] = {"ours": metric.compute}
@@ -119,22 +119,22 @@ def memory_row() -> Row:
     )
 
 
-def masked_photos(count: int, masks: int) -> list[MaskedPhoto]:
+def masked_images(count: int, masks: int) -> list[MaskedImage]:
     """Photos of wavy discs, each found a little beside its place."""
     draw = np.random.default_rng(0)
     drawn = [_discs(draw, masks) for _ in range(min(count, _DRAWN))]
     return [
-        MaskedPhoto(*drawn[number % len(drawn)], torch.from_numpy(draw.random(masks)))
+        MaskedImage(*drawn[number % len(drawn)], torch.from_numpy(draw.random(masks)))
         for number in range(count)
     ]
 
 
-def ours(photos: Sequence[MaskedPhoto]) -> object:
+def ours(photos: Sequence[MaskedImage]) -> object:
     """Dense masks to AP by this package."""
     return filled(map(encoded, photos)).compute()
 
 
-def by_torchmetrics(photos: Sequence[MaskedPhoto]) -> object:
+def by_torchmetrics(photos: Sequence[MaskedImage]) -> object:
     """Dense masks to AP by torchmetrics, over pycocotools."""
     metric = MeanAveragePrecision(
         iou_type="segm",
@@ -150,13 +150,13 @@ def by_torchmetrics(photos: Sequence[MaskedPhoto]) -> object:
     return metric.compute()
 
 
-def encoded(photo: MaskedPhoto) -> EncodedPhoto:
+def encoded(photo: MaskedImage) -> EncodedImage:
     """A photo with its masks as run-lengths."""
     truth, found = (encode_many(masks.cpu().numpy()) for masks in (photo.truth, photo.found))
-    return EncodedPhoto(truth, found, photo.scores)
+    return EncodedImage(truth, found, photo.scores)
 
 
-def filled(photos: Iterable[EncodedPhoto]) -> MaskAp:
+def filled(photos: Iterable[EncodedImage]) -> MaskAp:
     """The metric with these photos counted in."""
     metric = MaskAp()
     for number, photo in enumerate(photos):
@@ -164,7 +164,7 @@ def filled(photos: Iterable[EncodedPhoto]) -> MaskAp:
     return metric
 
 
-def by_coco(photos: Sequence[EncodedPhoto], dataset: Any, evaluation: Any) -> object:
+def by_coco(photos: Sequence[EncodedImage], dataset: Any, evaluation: Any) -> object:
     """COCO's own evaluation, or one with its interface."""
     annotations: list[dict[str, Any]] = []
     results = []
@@ -194,7 +194,7 @@ def by_coco(photos: Sequence[EncodedPhoto], dataset: Any, evaluation: Any) -> ob
 
 def prepare_coco_val(photos: int, masks: int) -> Callable[[], object]:
     """Fills a metric with as many photos and masks, and computes."""
-    drawn = [encoded(photo) for photo in masked_photos(_DRAWN, masks=30)]
+    drawn = [encoded(photo) for photo in masked_images(_DRAWN, masks=30)]
     draw = np.random.default_rng(0)
     counts = np.bincount(draw.integers(0, photos, masks), minlength=photos)
 

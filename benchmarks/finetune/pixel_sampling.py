@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from benchmarks.harness import Options, Row, alternate, parse_options, report
-from efficientsam_pl.data.packing.coco import coco_photos, read_coco
+from efficientsam_pl.data.packing.coco import coco_images, read_coco
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.losses.mask_losses import MaskLosses, segmentation_losses
 from efficientsam_pl.mask_coverage import half_covered
@@ -52,7 +52,7 @@ class Answers:
         )
 
     def _keys(self, draw: int) -> Int64[Tensor, "1 q"]:
-        return torch.tensor([[draw_key(0, draw, str(q)) for q in range(self.truth.shape[1])]])
+        return torch.tensor([[sample_key(0, draw, str(q)) for q in range(self.truth.shape[1])]])
 
 
 def rows(options: Options) -> list[Row]:
@@ -66,7 +66,7 @@ def truth(limit: int) -> Bool[Tensor, "1 q h w"]:
     folder = Path(os.environ["EFFICIENTSAM_SHARED"]) / "data/coco/COCO-MINI"
     entries = read_coco(str(folder / "annotations/instances_val2017.json"), str(folder / "val2017"))
     masks: list[Tensor] = []
-    for photo in coco_photos(entries, []):
+    for photo in coco_images(entries, []):
         runs = run_lengths([a.rle for a in photo.annotations if not a.crowd and a.area > 0])
         grid = Resize.fit(photo.image.shape[:2], 4 * CELLS, "squash").mask_grid(CELLS)
         masks += torch.from_numpy(half_covered(runs, grid))
@@ -132,7 +132,7 @@ def times(rounds: int) -> Iterator[Row]:
 
     def learn(points: int | None) -> None:
         config = MaskLossConfig(sampled_points=points)
-        losses = segmentation_losses(prediction, masks, config, draw_key=keys)
+        losses = segmentation_losses(prediction, masks, config, sample_key=keys)
         torch.autograd.grad(losses.total.sum(), logits)
 
     variants = {"all": partial(learn, None)} | {

@@ -12,8 +12,8 @@ from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import finetune_optim
-from efficientsam_pl.recipes.promptable.prompt_loop import Lesson
-from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prompts
+from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
+from efficientsam_pl.structures import MaskBatch, MaskTargets, PreviousRound, Prompts
 from efficientsam_pl.training.parallelize import apply_compile
 
 
@@ -25,10 +25,10 @@ class BoxPrompter:
 
     def targets(self, batch: MaskBatch) -> MaskTargets:
         """All masks; nothing is drawn."""
-        keys = batch.draw_key[:, None].expand(batch.valid.shape)
+        keys = batch.sample_key[:, None].expand(batch.valid.shape)
         return MaskTargets(batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, keys)
 
-    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
         """The boxes as they are."""
         return Prompts.of_boxes(targets.boxes_xyxy_px)
 
@@ -37,7 +37,7 @@ class BoxPrompter:
         return "candidates"
 
 
-LESSON = Lesson(BoxPrompter(), MaskLossConfig())
+LESSON = PromptLoop(BoxPrompter(), MaskLossConfig())
 
 
 class PromptedStep:
@@ -57,7 +57,7 @@ class PromptedStep:
 
     def __call__(self) -> None:
         """One step."""
-        use = partial(LESSON.give, self.model, batch=self._batch)
+        use = partial(LESSON.chunked_loss, self.model, batch=self._batch)
         with self._precision:
             sums: Tensor = self.model(self._batch.image, use, self._batch.content_hw)
         (sums[0] / self._batch.valid.sum()).backward()
@@ -83,6 +83,6 @@ def boxes_batch(side: int, batch: int, masks: int) -> MaskBatch:
         boxes_xyxy_px=4.0 * boxes,
         clicks_px=torch.zeros(batch, masks, 0, 2),
         valid=torch.ones(batch, masks, dtype=torch.bool),
-        draw_key=torch.arange(batch),
+        sample_key=torch.arange(batch),
         key=tuple(str(number) for number in range(batch)),
     )

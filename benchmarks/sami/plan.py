@@ -61,7 +61,7 @@ class Cost:
     embedding_hours: float  # GPU-hours, once
     training_hours: float  # GPU-hours
     storage: float  # bytes, photos included
-    photo_rate: float  # photos a second that one GPU trains on
+    image_rate: float  # photos a second that one GPU trains on
     read_rate: float  # bytes a second that one GPU needs
 
 
@@ -116,7 +116,7 @@ def cost(way: Way, student_step_flop: int, run: Run, machine: Machine) -> Cost:
         embedding_hours=run.photos * way.embedding_flop / machine.teacher / 3600,
         training_hours=run.samples() * seconds / 3600,
         storage=run.photos * (run.jpeg_bytes + way.stored_bytes),
-        photo_rate=1 / seconds,
+        image_rate=1 / seconds,
         read_rate=(run.jpeg_bytes + way.read_bytes) / seconds,
     )
 
@@ -139,8 +139,8 @@ def table(student_step_flop: int, run: Run, machine: Machine) -> str:
         for gpus in _GPUS:
             cells += [
                 f"{hours / gpus:.1f}",
-                f"{gpus * found.photo_rate:,.0f}",
-                f"{gpus * found.photo_rate / run.crops_a_core:.0f}",
+                f"{gpus * found.image_rate:,.0f}",
+                f"{gpus * found.image_rate / run.crops_a_core:.0f}",
                 f"{gpus * found.read_rate / 1e9:.1f}",
             ]
         lines.append("| " + " | ".join(cells) + " |")

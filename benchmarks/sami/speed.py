@@ -16,7 +16,7 @@ from benchmarks.sami import gpu
 from benchmarks.sami.flop import mae_flop, step_flop
 from benchmarks.sami.mae_reference import HOW_TO_GET_IT, mae_folder, mae_model
 from benchmarks.sami.timed_step import CHANNELS, STUDENTS, MaeStep, StudentStep
-from efficientsam_pl.data.features.codec import coded
+from efficientsam_pl.data.features.codec import encode_features
 from efficientsam_pl.models.config import SamiConfig, TeacherConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
 
@@ -130,7 +130,7 @@ def online_row(
 def int8_row(config: SamiConfig) -> Row:
     """Bytes of a stored view, in both kinds of numbers, with their header."""
     view = torch.randn(1, config.student.grid() ** 2, CHANNELS)
-    int8, float16 = (len(coded(view, numbers).file(0)) for numbers in ("int8", "float16"))
+    int8, float16 = (len(encode_features(view, numbers).file(0)) for numbers in ("int8", "float16"))
     return Row(
         id="sami.int8_bytes",
         work="a view's features as stored in int8, scales and header included; reference: float16",

@@ -44,9 +44,9 @@ class Work:
     global_batch: int
     micro_batch: int  # at most; a rank's share of the batch is cut into equal ones
     steps: int
-    photo_bytes: int  # read for a sample, stored features included
-    photos_a_core: float  # decoded a second by one worker
-    shard_photos: int
+    image_bytes: int  # read for a sample, stored features included
+    images_a_core: float  # decoded a second by one worker
+    shard_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,10 @@ def step(work: Work, nodes: int, node: Node) -> Step | None:
     at_once = max(n for n in range(1, min(photos, work.micro_batch) + 1) if photos % n == 0)
     turns = photos // at_once
     computing = photos * sum(flop / (share * node.flops) for flop, share in work.parts)
-    asking = work.operations / node.operations_a_kernel * node.kernel_s
-    python = turns * (node.loop_s + asking)
+    context = work.operations / node.operations_a_kernel * node.kernel_s
+    python = turns * (node.loop_s + context)
     busy = max(computing, python)
-    decoding = photos / (work.photos_a_core * node.decoding_cores)
+    decoding = photos / (work.images_a_core * node.decoding_cores)
     plain = ddp(work.weights)
     sums = network_seconds(plain, nodes, node)
     shards = turns_of(fsdp(work.weights, ranks, _BF16), turns)
@@ -134,7 +134,7 @@ def gathering_seconds(size: float, calls: int, nodes: int, node: Node) -> float:
     return network_seconds(payload, nodes, node)
 
 
-def photo_rate(work: Work, found: Step) -> float:
+def image_rate(work: Work, found: Step) -> float:
     """Photos a second, all GPUs together, under DDP."""
     return work.global_batch / found.seconds
 
@@ -150,8 +150,8 @@ def shards_open(work: Work, found: Step, node: Node) -> int:
     Enough that no file is asked for more than it gives, and that a step's photos come from a pool
     eight times as large.
     """
-    of_rate = photo_rate(work, found) * work.photo_bytes / node.file_rate
-    of_pool = 8 * work.global_batch / work.shard_photos
+    of_rate = image_rate(work, found) * work.image_bytes / node.file_rate
+    of_pool = 8 * work.global_batch / work.shard_images
     return math.ceil(max(of_rate, of_pool, 8))
 
 

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import fully_shard
 from benchmarks.harness import Row, parse_options, report
 from benchmarks.sami.timed_step import CHANNELS, STUDENTS
 from benchmarks.scaling.cluster import Node
-from benchmarks.scaling.inputs import RECIPES, write_configs, write_photos
+from benchmarks.scaling.inputs import RECIPES, write_configs, write_images
 from benchmarks.scaling.projection import SHARES
 from benchmarks.scaling.recipes import finetuning, pretraining
 from benchmarks.scaling.timed_run import Record
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def step_rows(home: Path) -> list[Row]:
     """Both stages, sharded and whole."""
-    shards = write_photos(home / "shards")
+    shards = write_images(home / "shards")
     runner = Runner(home, write_configs(home / "configs", shards, RECIPES))
     flops = {"pretrain": pretraining("s").flop, "finetune": finetuning("ti").flop}
     shares = {"pretrain": SHARES["pretrain s"], "finetune": SHARES["finetune ti"]}

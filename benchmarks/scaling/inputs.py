@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
 
-_PHOTOS, _MASKS, _HEIGHT, _WIDTH = 64, 8, 240, 320
+_IMAGES, _MASKS, _HEIGHT, _WIDTH = 64, 8, 240, 320
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ LEAST = Size(
 )
 
 
-def write_photos(folder: Path, photos: int = _PHOTOS, masks: int = _MASKS) -> str:
+def write_images(folder: Path, photos: int = _IMAGES, masks: int = _MASKS) -> str:
     """Write shards of coloured noise with discs, and return their pattern."""
-    images = (_photo(number, masks) for number in range(photos))
-    pack_photos(images, folder, "train", samples_per_shard=16)
+    images = (_image(number, masks) for number in range(photos))
+    pack_images(images, folder, "train", samples_per_shard=16)
     return f"{folder}/train-*.tar"
 
 
@@ -87,7 +87,7 @@ def write_configs(folder: Path, shards: str, size: Size) -> dict[str, Path]:
     return files
 
 
-def _photo(number: int, count: int) -> MaskedPhoto:
+def _image(number: int, count: int) -> MaskedImage:
     draw = np.random.default_rng(number)
     small = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     image = np.array(small.resize((_WIDTH, _HEIGHT), Image.Resampling.BILINEAR))
@@ -96,4 +96,4 @@ def _photo(number: int, count: int) -> MaskedPhoto:
         np.hypot(y - draw.integers(40, 200), x - draw.integers(40, 280)) < draw.integers(10, 40)
         for _ in range(count)
     ]
-    return MaskedPhoto(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))
+    return MaskedImage(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))

@@ -16,7 +16,7 @@ from benchmarks.scaling.cluster import (
     checkpoint_bytes,
     gathering_seconds,
     hours,
-    photo_rate,
+    image_rate,
     shards_open,
     step,
 )
@@ -94,7 +94,7 @@ def time_table(work: Work, node: Node) -> str:
     head += ["step, ms", "under FSDP2, ms", "limit", "photos/s", "of linear", "hours"]
     rows, alone = [], _rate(work, 1, node)
     for nodes, found in _steps(work, node):
-        rate = photo_rate(work, found)
+        rate = image_rate(work, found)
         parts = (found.computing, found.python, found.ddp, found.fsdp)
         cells = [f"{nodes}", f"{nodes * node.gpus}", f"{found.photos}"]
         cells += [f"{1e3 * s:.2f}" for s in (*parts, found.seconds, found.seconds_fsdp)]
@@ -110,8 +110,8 @@ def demands_table(work: Work, node: Node) -> str:
     head += ["decoding workers a GPU", "data.block_shards"]
     rows = []
     for nodes, found in _steps(work, node):
-        rate = photo_rate(work, found)
-        reads = rate * work.photo_bytes / 1e9
+        rate = image_rate(work, found)
+        reads = rate * work.image_bytes / 1e9
         sent = (found.gpu_sends, found.node_sends, found.node_sends_fsdp)
         rows.append(
             [
@@ -119,7 +119,7 @@ def demands_table(work: Work, node: Node) -> str:
                 *(f"{size / 1e6:,.0f}" for size in sent),
                 f"{reads / nodes:.2f}",
                 f"{reads:.1f}",
-                f"{rate / nodes / node.gpus / work.photos_a_core:.1f}",
+                f"{rate / nodes / node.gpus / work.images_a_core:.1f}",
                 f"{shards_open(work, found, node)}",
             ]
         )
@@ -146,9 +146,9 @@ def _firsts(work: Work, node: Node) -> list[str]:
     alone = _rate(work, 1, node)
     tests: list[Callable[[int, Step], bool]] = [
         lambda _, found: found.python > found.computing,
-        lambda nodes, found: photo_rate(work, found) < _HALF * alone * nodes,
+        lambda nodes, found: image_rate(work, found) < _HALF * alone * nodes,
         lambda _, found: found.node_sends_fsdp > 2 * found.node_sends,
-        lambda _, found: photo_rate(work, found) * work.photo_bytes > _FILE_SYSTEM,
+        lambda _, found: image_rate(work, found) * work.image_bytes > _FILE_SYSTEM,
         lambda _, found: found.limit == "decoding",
     ]
     return [_first(work, node, test) for test in tests]
@@ -221,7 +221,7 @@ def tables(node: Node) -> str:
 def _rate(work: Work, nodes: int, node: Node) -> float:
     found = step(work, nodes, node)
     assert found is not None, "one node shares every recipe's batch"
-    return photo_rate(work, found)
+    return image_rate(work, found)
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -20,9 +20,9 @@ from efficientsam_pl.models.config import TeacherConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.teacher import FrozenTeacher
-from efficientsam_pl.prompts.samplers import build_prompter
+from efficientsam_pl.prompts.samplers import build_prompt_sampler
 from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.promptable.prompt_loop import Lesson
+from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
 from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
 from efficientsam_pl.training.flops import step_flops
 
@@ -90,7 +90,9 @@ def finetuning(name: str) -> Learner:
     config = configs.load(FinetuneConfig, [f"finetune/{name}"], ["data.train=none"])
     shape, trainer = configs.segmenter_config(config.model.name), config.trainer
     side, masks = shape.encoder.image_size, config.masks
-    lesson = Lesson(build_prompter(config.prompts, side), config.loss, masks.decoded_at_once)
+    lesson = PromptLoop(
+        build_prompt_sampler(config.prompts, side), config.loss, masks.decoded_at_once
+    )
     batch = boxes_batch(side, 1, masks.masks_per_image)
     batch = replace(batch, clicks_px=torch.zeros(1, masks.masks_per_image, masks.clicks, 2))
 
@@ -98,7 +100,7 @@ def finetuning(name: str) -> Learner:
         return Segmenter(shape)
 
     def learn(model: Segmenter, image: Tensor) -> Tensor:
-        return lesson.in_one_graph(model, model.encode(image), batch)
+        return lesson.loss_for_flops(model, model.encode(image), batch)
 
     return Learner(
         flop=step_flops(built, learn, side),

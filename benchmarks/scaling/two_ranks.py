@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness import Row, parse_options, report
-from benchmarks.scaling.inputs import LEAST, PAPERS, SMALL, Size, write_configs, write_photos
+from benchmarks.scaling.inputs import LEAST, PAPERS, SMALL, Size, write_configs, write_images
 from benchmarks.scaling.link import Link
 from benchmarks.scaling.timed_run import UNTIMED, Record, read_records
 from benchmarks.scaling.traffic import Payload, ddp, fsdp, through_gloo
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        shards = write_photos(home / "shards")
+        shards = write_images(home / "shards")
         link = measured_link(home / "store")
         rows = link_rows(link)
         size = SMALL if options.quick else PAPERS

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scaling.inputs import write_photos
+from benchmarks.scaling.inputs import write_images
 from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.recipes.promptable import recipe as finetune
 from efficientsam_pl.recipes.sami import recipe as pretrain
 
 RECIPES = ("finetune-each", "finetune-interactive", "sami-stored")
 SAMI = "sami-stored"
-_LEAST_PHOTOS = 24  # in the shards
+_LEAST_IMAGES = 24  # in the shards
 _TEACHER = {
     "encoder": {"width": 24, "depth": 1, "heads": 3, "global_blocks": [0], "neck_channels": 256},
     "precision": "fp32",
@@ -59,7 +59,7 @@ def run_command(request: StepRequest, home: Path) -> None:
 
 def _common(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:
     masks = _masks(request)
-    shards = write_photos(home / "shards", max(_LEAST_PHOTOS, request.images), masks)
+    shards = write_images(home / "shards", max(_LEAST_IMAGES, request.images), masks)
     return {
         "data": {"train": shards, "workers": 1 if request.small else 0},
         "trainer": {

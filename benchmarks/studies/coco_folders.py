@@ -30,16 +30,16 @@ class LabelledBox:
     xywh: tuple[float, float, float, float]
 
 
-LabelledPhoto = tuple[Path, tuple[LabelledBox, ...]]
+LabelledImage = tuple[Path, tuple[LabelledBox, ...]]
 
 
 @dataclass(frozen=True)
-class PackedPhotos:
+class PackedImages:
     """Patterns of shards, and how many photos they hold."""
 
     train: str
     heldout: str
-    train_photos: int
+    train_images: int
     heldout_photos: int
 
 
@@ -55,14 +55,14 @@ def data_folder() -> Path:
     return folder.resolve()
 
 
-def coco_photos_at_hand() -> list[LabelledPhoto]:
+def coco_images_at_hand() -> list[LabelledImage]:
     """The photos of all COCO folders, each once whichever set it is in, without crowds."""
-    return labelled_photos([(data_folder() / a, data_folder() / p) for a, p in _COCO])
+    return labelled_images([(data_folder() / a, data_folder() / p) for a, p in _COCO])
 
 
-def labelled_photos(sets: Iterable[tuple[Path, Path]]) -> list[LabelledPhoto]:
+def labelled_images(sets: Iterable[tuple[Path, Path]]) -> list[LabelledImage]:
     """File and boxes of the photos that are there; COCO's ids tell one photo in two sets."""
-    found: dict[int, LabelledPhoto] = {}
+    found: dict[int, LabelledImage] = {}
     for annotations, photos in sets:
         content = json.loads(annotations.read_text())
         names = {category["id"]: category["name"] for category in content["categories"]}
@@ -78,13 +78,13 @@ def labelled_photos(sets: Iterable[tuple[Path, Path]]) -> list[LabelledPhoto]:
     return list(found.values())
 
 
-def photos_at_hand() -> list[Path]:
+def images_at_hand() -> list[Path]:
     """ImageNet's sample, then the COCO folders' photos."""
     imagenet = sorted((data_folder() / "imagenet_sample").glob("*/*.JPEG"))
-    return [*imagenet, *(path for path, _ in coco_photos_at_hand())]
+    return [*imagenet, *(path for path, _ in coco_images_at_hand())]
 
 
-def pack(photos: Sequence[Path], folder: Path, heldout_every: int, long_side: int) -> PackedPhotos:
+def pack(photos: Sequence[Path], folder: Path, heldout_every: int, long_side: int) -> PackedImages:
     """Packs photos as `efficientsam pack imagenet` does, every n-th one held out.
 
     Which ones is decided by their names alone, not by their order.
@@ -95,10 +95,13 @@ def pack(photos: Sequence[Path], folder: Path, heldout_every: int, long_side: in
         heldout_every: n.
         long_side: Of the packed photos, pixels at most.
     """
-    by_name = sorted(photos, key=lambda path: hashlib.sha256(path.name.encode()).digest())
-    heldout = by_name[::heldout_every]
+    key_by_name = sorted(photos, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    heldout = key_by_name[::heldout_every]
     packed = {}
-    sides = {"train": [path for path in by_name if path not in set(heldout)], "heldout": heldout}
+    sides = {
+        "train": [path for path in key_by_name if path not in set(heldout)],
+        "heldout": heldout,
+    }
     for name, own in sides.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         listed = folder / f"{name}.txt"
@@ -106,6 +109,6 @@ def pack(photos: Sequence[Path], folder: Path, heldout_every: int, long_side: in
         source = Imagenet(str(listed), long_side, samples_per_shard=100)
         summary = run_packing(source, str(folder / name), ArrayShare(), 0, lambda _: None)
         packed[name] = summary.samples  # a photo that cannot be decoded is left out
-    return PackedPhotos(
+    return PackedImages(
         f"{folder}/train/*.tar", f"{folder}/heldout/*.tar", packed["train"], packed["heldout"]
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Options, Row, common_parser, report
-from benchmarks.studies.coco_folders import PackedPhotos, pack, photos_at_hand
+from benchmarks.studies.coco_folders import PackedImages, images_at_hand, pack
 from benchmarks.studies.sami_runs import Setting, Spread, online_loss, study_config, write_markdown
 from efficientsam_pl.commands import embed_teacher
 from efficientsam_pl.data.packing.runner import ArrayShare
@@ -32,7 +32,7 @@ PROGRAM = "studies.feature_store"
 _HELDOUT_EVERY = 5  # photos
 _VIEWS = 4
 # The whole-photo teacher's input and the tokens a side that are kept: SAM's own
-_PHOTO_SIDE, _PHOTO_GRID = 1024, 64
+_IMAGE_SIDE, _IMAGE_GRID = 1024, 64
 _EMBEDDED_AT_ONCE = 2  # photos: a global block's attention over 4096 tokens is large
 
 
@@ -52,7 +52,7 @@ class Outcome:
     online: Spread  # held-out loss against the online teacher's features
     own: Spread  # against the features that it learned from
     mean_feature: Spread  # the same, of the mean feature at each position
-    bytes_a_photo: float  # of its training shards, all views; 0 where nothing is stored
+    bytes_a_image: float  # of its training shards, all views; 0 where nothing is stored
     relative_error: float  # of the stored numbers, root of mean squares over that of the features
 
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args(argv)
     setting = Setting(steps=given.steps, measured=1)
-    stores, seeds, photos = kinds(_PHOTO_SIDE, _PHOTO_GRID), given.seeds, photos_at_hand()
+    stores, seeds, photos = kinds(_IMAGE_SIDE, _IMAGE_GRID), given.seeds, images_at_hand()
     if given.quick:
         setting = replace(setting, steps=min(given.steps, 20), side=64, width=64, depth=2)
         stores, seeds, photos = kinds(256, 16), 1, photos[:40]
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def outcome(
-    store: Store, setting: Setting, packed: PackedPhotos, folder: Path, seeds: Sequence[int]
+    store: Store, setting: Setting, packed: PackedImages, folder: Path, seeds: Sequence[int]
 ) -> Outcome:
     """Embeds where something is stored, then trains and measures once a seed."""
     online, own, mean_feature, stored = [], [], [], []
@@ -121,7 +121,7 @@ def outcome(
         online=Spread(tuple(online)),
         own=Spread(tuple(own)),
         mean_feature=Spread(tuple(mean_feature)),
-        bytes_a_photo=_mean([told["bytes"] / told["samples"] for told in stored]),
+        bytes_a_image=_mean([told["bytes"] / told["samples"] for told in stored]),
         relative_error=_mean([told["relative_error"] for told in stored]),
     )
 
@@ -153,8 +153,8 @@ def store_rows(outcomes: Mapping[str, Outcome]) -> list[Row]:
             "views_int8",
             "bytes_to_float16",
             "bytes of a photo's views with their scales and the tar's headers; reference: float16",
-            rounded.bytes_a_photo,
-            reference=kept.bytes_a_photo,
+            rounded.bytes_a_image,
+            reference=kept.bytes_a_image,
             unit="bytes",
         ),
         _row(
@@ -197,7 +197,7 @@ def _rows_of(name: str, found: Outcome, noise: Spread) -> list[Row]:
             name,
             "bytes",
             "a photo, tar headers included",
-            found.bytes_a_photo,
+            found.bytes_a_image,
             unit="bytes",
         ),
         _row(
@@ -228,9 +228,9 @@ def _row(
     )
 
 
-def _told(setting: Setting, packed: PackedPhotos, whole: Store) -> str:
+def _told(setting: Setting, packed: PackedImages, whole: Store) -> str:
     return (
-        f"{packed.train_photos} training and {packed.heldout_photos} held-out photos (ImageNet's "
+        f"{packed.train_images} training and {packed.heldout_photos} held-out photos (ImageNet's "
         f"sample and the COCO folders, each photo once), crops of {setting.side} pixels, student "
         f"of width {setting.width} and depth {setting.depth}, {setting.steps} steps of "
         f"{setting.batch}; seeded teacher of width {setting.teacher_width}, depth 4; whole photos "
@@ -248,9 +248,9 @@ def _table(outcomes: Mapping[str, Outcome]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in outcomes.items():
-        apart = found.online.less(noise).text(5) if found.bytes_a_photo else ""
-        size = f"{found.bytes_a_photo:.0f}" if found.bytes_a_photo else "0"
-        error = f"{found.relative_error:.1e}" if found.bytes_a_photo else ""
+        apart = found.online.less(noise).text(5) if found.bytes_a_image else ""
+        size = f"{found.bytes_a_image:.0f}" if found.bytes_a_image else "0"
+        error = f"{found.relative_error:.1e}" if found.bytes_a_image else ""
         losses = (found.online.text(), apart, found.own.text(), found.mean_feature.text())
         cells = (name, *losses, size, error)
         lines.append(f"| {' | '.join(cells)} |")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Options, Row, report
-from benchmarks.studies.coco_folders import pack, photos_at_hand
+from benchmarks.studies.coco_folders import images_at_hand, pack
 from benchmarks.studies.finetune_runs import (
     Setting,
     finetuned,
@@ -148,7 +148,7 @@ def start(setting: Setting, out: Path, seeds: int) -> list[Row]:
     """
     sides = packed_mini(out / "photos", _LONG_SIDE)
     pretraining = Pretraining(steps=3 * setting.steps, width=setting.width, depth=setting.depth)
-    photos = pack(photos_at_hand(), out / "pretraining", 5, pretraining.long_side)
+    photos = pack(images_at_hand(), out / "pretraining", 5, pretraining.long_side)
     encoders = {
         name: recipe.run(config_of(name, pretraining, photos, out / name, 0, None)).encoder
         for name in _PRETRAINED

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.studies.coco_folders import PackedPhotos, data_folder
+from benchmarks.studies.coco_folders import PackedImages, data_folder
 from efficientsam_pl.commands import consolidate
-from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
-from efficientsam_pl.data.packing.coco import coco_photos, read_coco
-from efficientsam_pl.data.packing.images import MaskedPhoto, limit_side, pack_photos
+from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
+from efficientsam_pl.data.packing.coco import coco_images, read_coco
+from efficientsam_pl.data.packing.images import MaskedImage, limit_side, pack_images
 from efficientsam_pl.data.packing.split import parted
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.prompt_metrics import PhotoScores, Scores
-from efficientsam_pl.evaluation.training_protocols import AskedPhoto, Questions
+from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores
+from efficientsam_pl.evaluation.training_protocols import PromptedImage, Questions
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.predictor import Predictor
@@ -26,7 +26,7 @@ from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.prompts.clicks import correction
+from efficientsam_pl.prompts.clicks import sample_point_from_errors
 from efficientsam_pl.recipes.promptable import recipe
 from efficientsam_pl.recipes.root_configs import FinetuneConfig, dump, from_dict
 from efficientsam_pl.rle import area, decode, run_lengths
@@ -91,27 +91,27 @@ class Trained:
     model: Segmenter
 
 
-def packed_mini(folder: Path, long_side: int, photos_learned: int | None = None) -> PackedPhotos:
+def packed_mini(folder: Path, long_side: int, images_learned: int | None = None) -> PackedImages:
     """COCO-MINI's photos, four fifths to learn from and one held out, by name.
 
-    `photos_learned`: so many of the four fifths; None: all.
+    `images_learned`: so many of the four fifths; None: all.
     """
     annotations, images = (str(data_folder() / part) for part in MINI)
-    photos = list(coco_photos(read_coco(annotations, images), []))
+    photos = list(coco_images(read_coco(annotations, images), []))
     masked = [photo for photo in photos if any(not a.crowd for a in photo.annotations)]
-    sides: dict[str, Sequence[MaskedPhoto]] = dict(
+    sides: dict[str, Sequence[MaskedImage]] = dict(
         zip(("train", "heldout"), parted([p.key for p in masked], masked, 0.2), strict=True)
     )
-    sides["train"] = sides["train"][:photos_learned]
+    sides["train"] = sides["train"][:images_learned]
     for name, own in sides.items():
-        pack_photos([limit_side(photo, long_side) for photo in own], folder, name)
+        pack_images([limit_side(photo, long_side) for photo in own], folder, name)
     patterns = (f"{folder}/train-*.tar", f"{folder}/heldout-*.tar")
-    return PackedPhotos(*patterns, len(sides["train"]), len(sides["heldout"]))
+    return PackedImages(*patterns, len(sides["train"]), len(sides["heldout"]))
 
 
 def finetuned(
     setting: Setting,
-    sides: PackedPhotos,
+    sides: PackedImages,
     folder: Path,
     seed: int,
     changes: Mapping[str, Mapping[str, Any]],
@@ -181,22 +181,22 @@ def scored(
         smallest: Masks of a smaller share of their photo are left out.
     """
     side = model.config.encoder.image_size
-    correct = partial(correction, side=side) if corrected else None
-    scores = PhotoScores(Questions(clicks, correct=correct))
-    for photo in photos_of(pattern):
+    correct = partial(sample_point_from_errors, side=side) if corrected else None
+    scores = ImageScores(Questions(clicks, correct=correct))
+    for photo in images_of(pattern):
         embedded = Predictor(model).embed(photo.image)
         answer = partial(model.decode, embedded.features)
         least = smallest * photo.image.shape[0] * photo.image.shape[1]
         truth = tuple(rle for rle in photo.truth if area(rle) >= least)
-        asked = AskedPhoto(photo.key, truth, embedded.resize, answer, torch.device("cpu"))
+        asked = PromptedImage(photo.key, truth, embedded.resize, answer, torch.device("cpu"))
         scores.add(asked)
     return scores.compute()
 
 
-def photos_of(pattern: str) -> Iterator[AnnotatedPhoto]:
+def images_of(pattern: str) -> Iterator[AnnotatedImage]:
     """The photos of some shards, which must all be readable."""
-    for photo in annotated_photos(open_shards(pattern)):
-        assert isinstance(photo, AnnotatedPhoto), photo
+    for photo in annotated_images(open_shards(pattern)):
+        assert isinstance(photo, AnnotatedImage), photo
         yield photo
 
 
@@ -204,7 +204,7 @@ def grid_ceiling(pattern: str, side: int) -> float:
     """mIoU of the true masks after they have been through a model's mask grid and back."""
     values: list[Tensor] = []
     cells = side // 4
-    for photo in photos_of(pattern):
+    for photo in images_of(pattern):
         resize = Resize.fit(photo.image.shape[:2], side, "squash")
         coarse = torch.from_numpy(half_covered(run_lengths(photo.truth), resize.mask_grid(cells)))
         logits = torch.where(coarse, 1.0, -1.0)[:, None]

@@ -25,14 +25,14 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from benchmarks.harness import Options, Row, common_parser, report
-from benchmarks.studies.coco_folders import LabelledBox, coco_photos_at_hand
+from benchmarks.studies.coco_folders import LabelledBox, coco_images_at_hand
 from efficientsam_pl.data.decode import decode_smaller
-from efficientsam_pl.data.schema import DamagedSampleError
+from efficientsam_pl.data.schema import CorruptSampleError
 from efficientsam_pl.data.transforms import Crop, cut
 from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.vit import PlainViT
-from efficientsam_pl.models.weights import load_strictly, part, read_weights
+from efficientsam_pl.models.weights import load_strictly, read_weights, strip_prefix
 from efficientsam_pl.recipes.root_configs import from_dict
 
 NAME = "probe"
@@ -40,8 +40,8 @@ PROGRAM = "studies.linear_probe"
 _ENLARGED = 1.2  # side of the crop over the longer side of its box
 _SMALLEST_PX = 32  # shorter side of a box; what is smaller shows nothing
 _CATEGORIES = 8
-_FEWEST_PHOTOS = 6  # that show a category
-_MOST_A_PHOTO = 3  # crops of one category: a bowl of oranges is no thirty photos
+_FEWEST_IMAGES = 6  # that show a category
+_MOST_A_IMAGE = 3  # crops of one category: a bowl of oranges is no thirty photos
 _RAW_SIDE = 16  # pixels a side of the raw-pixel baseline
 _FOLDS, _INNER_FOLDS = 5, 3
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation
@@ -80,7 +80,7 @@ def measure(given: argparse.Namespace) -> list[Row]:
     """Rows of every encoder; `--quick` deals the photos once."""
     shapes = [encoder_shape(path) for path in given.encoders]
     shape = shapes[0] if shapes else EncoderConfig(image_size=96, depth=4)
-    crops = object_crops(coco_photos_at_hand(), shape.image_size)
+    crops = object_crops(coco_images_at_hand(), shape.image_size)
     seeds = range(1 if given.quick else given.seeds)
     found = {"raw pixels": raw_pixels(crops.images)}
     found["untrained"] = encoder_features(untrained(shape, seed=0), crops.images)
@@ -138,7 +138,7 @@ def object_crops(photos: Sequence[tuple[Path, tuple[LabelledBox, ...]]], side: i
             continue
         try:
             photo = decode_smaller(path.read_bytes(), 1.0)
-        except DamagedSampleError:  # one of them is: training leaves it out too
+        except CorruptSampleError:  # one of them is: training leaves it out too
             continue
         for box in of_interest:
             images.append(cut(photo, square_around(box.xywh, photo.image_hw), side))
@@ -171,7 +171,7 @@ def encoder_shape(path: Path) -> EncoderConfig:
 def load_encoder(path: Path) -> PlainViT:
     """The encoder of a pretraining run."""
     trunk = PlainViT(encoder_shape(path))
-    state = part(read_weights(str(path)).state, "image_encoder.trunk.")
+    state = strip_prefix(read_weights(str(path)).state, "image_encoder.trunk.")
     load_strictly(trunk, state, str(path))
     return trunk.eval()
 
@@ -246,7 +246,7 @@ def _spread(boxes: Sequence[LabelledBox]) -> list[LabelledBox]:
     return [
         box
         for own in of_category.values()
-        for box in sorted(own, key=lambda one: -one.xywh[2] * one.xywh[3])[:_MOST_A_PHOTO]
+        for box in sorted(own, key=lambda one: -one.xywh[2] * one.xywh[3])[:_MOST_A_IMAGE]
     ]
 
 
@@ -259,7 +259,7 @@ def _frequent(kept: Sequence[Sequence[LabelledBox]]) -> tuple[str, ...]:
             crops[box.category] += 1
         for category in {box.category for box in boxes}:
             photos[category] += 1
-    enough = [name for name in crops if photos[name] >= _FEWEST_PHOTOS]
+    enough = [name for name in crops if photos[name] >= _FEWEST_IMAGES]
     return tuple(sorted(enough, key=lambda name: (-crops[name], name))[:_CATEGORIES])
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.studies.finetune_runs import photos_of
+from benchmarks.studies.finetune_runs import images_of
 from efficientsam_pl.inference.predictor import Predictor
-from efficientsam_pl.keyed_random import draw_key, uniform
+from efficientsam_pl.keyed_random import sample_key, uniform
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.clicks import uniform_click
@@ -34,7 +34,7 @@ def negative_click(model: Segmenter, pattern: str) -> Shrunk | None:
     """
     before, after, obeyed = [], [], []
     side = model.config.encoder.image_size
-    for photo in photos_of(pattern):
+    for photo in images_of(pattern):
         embedded = Predictor(model).embed(photo.image)
         boxes = torch.from_numpy(boxes_xyxy(photo.truth)).float()
         corners = embedded.resize.boxes_forward(boxes)
@@ -48,7 +48,7 @@ def negative_click(model: Segmenter, pattern: str) -> Shrunk | None:
             surplus = (own > 0) & ~real
             if not surplus.any():
                 continue
-            key = torch.tensor(draw_key(0, 0, f"{photo.key}/{number}"))
+            key = torch.tensor(sample_key(0, 0, f"{photo.key}/{number}"))
             click = uniform_click(surplus, uniform(key, 1, "negative")[0], side)
             asked = Prompts(
                 torch.cat([corners[number].view(2, 2), click[None]])[None, None],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Options, Row, report
-from benchmarks.studies.coco_folders import PackedPhotos, coco_photos_at_hand, pack, photos_at_hand
+from benchmarks.studies.coco_folders import PackedImages, coco_images_at_hand, images_at_hand, pack
 from benchmarks.studies.linear_probe import (
     Crops,
     encoder_features,
@@ -65,7 +65,7 @@ def study(setting: Setting, seeds: int, out: Path, teacher: str | None) -> list[
         out: For everything that is left.
         teacher: A released SAM checkpoint; None: the seeded one.
     """
-    packed = pack(photos_at_hand(), out / "photos", _HELDOUT_EVERY, setting.long_side)
+    packed = pack(images_at_hand(), out / "photos", _HELDOUT_EVERY, setting.long_side)
     runs = {
         way: [
             recipe.run(config_of(way, setting, packed, out / f"{way}-{seed}", seed, teacher))
@@ -73,7 +73,7 @@ def study(setting: Setting, seeds: int, out: Path, teacher: str | None) -> list[
         ]
         for way in _WAYS
     }
-    crops = object_crops(coco_photos_at_hand(), setting.side)
+    crops = object_crops(coco_images_at_hand(), setting.side)
     probed = probed_accuracies(runs, setting, crops, seeds)
     rows = [*loss_rows(runs, setting), *accuracy_rows(probed, crops)]
     for way in _WAYS:
@@ -85,7 +85,7 @@ def study(setting: Setting, seeds: int, out: Path, teacher: str | None) -> list[
 
 
 def config_of(
-    way: str, setting: Setting, packed: PackedPhotos, folder: Path, seed: int, teacher: str | None
+    way: str, setting: Setting, packed: PackedImages, folder: Path, seed: int, teacher: str | None
 ) -> PretrainConfig:
     """The config of one run."""
     if way == "mae":
@@ -100,11 +100,11 @@ def config_of(
 
 
 def probed_accuracies(
-    runs: dict[str, list[recipe.Pretrained]], setting: Setting, crops: Crops, seeds: int
+    runs: dict[str, list[recipe.PretrainResult]], setting: Setting, crops: Crops, seeds: int
 ) -> dict[str, Spread]:
     """Balanced accuracy of each encoder; the folds are a seed's own, and the same for all."""
     found: dict[str, list[float]] = {name: [] for name in (*_WAYS, "untrained", "raw_pixels")}
-    shape = study_config(setting, PackedPhotos("-", "-", 0, 0), Path("-"), 0).sami.student
+    shape = study_config(setting, PackedImages("-", "-", 0, 0), Path("-"), 0).sami.student
     for seed in range(seeds):
         features = {way: load_encoder(runs[way][seed].encoder) for way in _WAYS}
         features["untrained"] = untrained(shape, seed)
@@ -114,7 +114,7 @@ def probed_accuracies(
     return {name: Spread(tuple(values)) for name, values in found.items()}
 
 
-def loss_rows(runs: dict[str, list[recipe.Pretrained]], setting: Setting) -> list[Row]:
+def loss_rows(runs: dict[str, list[recipe.PretrainResult]], setting: Setting) -> list[Row]:
     """Held-out losses beside the mean feature's, and whether they still fell."""
     rows = []
     for way, own in runs.items():
@@ -185,29 +185,29 @@ def accuracy_rows(probed: dict[str, Spread], crops: Crops) -> list[Row]:
     return rows
 
 
-def final_losses(runs: Sequence[recipe.Pretrained]) -> Spread:
+def final_losses(runs: Sequence[recipe.PretrainResult]) -> Spread:
     """Held-out losses at the end."""
     return Spread(tuple(_known(run.heldout_loss) for run in runs))
 
 
-def baselines(runs: Sequence[recipe.Pretrained]) -> Spread:
+def baselines(runs: Sequence[recipe.PretrainResult]) -> Spread:
     """Held-out losses of the mean feature."""
     return Spread(tuple(_known(run.mean_feature_loss) for run in runs))
 
 
-def draw_losses(path: Path, way: str, runs: Sequence[recipe.Pretrained]) -> None:
+def draw_losses(path: Path, way: str, runs: Sequence[recipe.PretrainResult]) -> None:
     """Held-out losses along the steps, beside the mean feature's."""
     losses = {f"seed {seed}": list(_along(run).values()) for seed, run in enumerate(runs)}
     baseline = {"mean feature": baselines(runs).mean()}
     loss_curve(path, f"held-out loss: {way}", list(_along(runs[0])), losses, baseline)
 
 
-def _along(run: recipe.Pretrained) -> dict[int, float]:
+def _along(run: recipe.PretrainResult) -> dict[int, float]:
     """Held-out loss by step; the last one, measured twice, once."""
     return dict(run.history.heldout)
 
 
-def _halfway(run: recipe.Pretrained) -> int:
+def _halfway(run: recipe.PretrainResult) -> int:
     steps = list(_along(run))
     return steps[(len(steps) - 1) // 2]
 
@@ -217,7 +217,7 @@ def _known(loss: float | None) -> float:
     return loss
 
 
-def _told(setting: Setting, packed: PackedPhotos, teacher: str | None) -> str:
+def _told(setting: Setting, packed: PackedImages, teacher: str | None) -> str:
     taught = (
         f"a seeded teacher (SAM's architecture, width {setting.teacher_width}, depth 4, nothing "
         "learned)"
@@ -225,14 +225,14 @@ def _told(setting: Setting, packed: PackedPhotos, teacher: str | None) -> str:
         else f"the released {Path(teacher).name}"
     )
     return (
-        f"{packed.train_photos} training and {packed.heldout_photos} held-out photos (ImageNet's "
+        f"{packed.train_images} training and {packed.heldout_photos} held-out photos (ImageNet's "
         f"sample and the COCO folders, each photo once), crops of {setting.side} pixels, student "
         f"of width {setting.width} and depth {setting.depth}, batch {setting.batch}; {taught}. "
         "The probe's photos are among those pretrained on, without their labels."
     )
 
 
-def _loss_table(runs: dict[str, list[recipe.Pretrained]]) -> str:
+def _loss_table(runs: dict[str, list[recipe.PretrainResult]]) -> str:
     """Held-out losses along the steps, mean and standard deviation over the seeds."""
     lines = ["| step | SAMI | MAE control |", "|---|---|---|"]
     means = [f"{baselines(runs[way]).mean():.4f}" for way in _WAYS]

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Row, common_parser, machine, versions
-from benchmarks.studies.coco_folders import PackedPhotos
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from benchmarks.studies.coco_folders import PackedImages
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.select import newest_checkpoint
-from efficientsam_pl.data.build import reader_of
+from efficientsam_pl.data.build import build_reader
 from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import CroppedImages
-from efficientsam_pl.data.sampler import Share
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.sampler import RankShard
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.losses.feature_loss import feature_losses
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import build_target
-from efficientsam_pl.models.weights import load_strictly, part
+from efficientsam_pl.models.weights import load_strictly, strip_prefix
 from efficientsam_pl.recipes.root_configs import PretrainConfig, from_dict
 from efficientsam_pl.structures import ImageBatch
 
@@ -53,7 +53,7 @@ class Setting:
 
 def study_config(
     setting: Setting,
-    packed: PackedPhotos,
+    packed: PackedImages,
     folder: Path,
     seed: int,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
@@ -123,12 +123,12 @@ def online_loss(config: PretrainConfig, run: Path) -> float:
     assert checkpoint is not None, "a finished run has saved its last step"
     target = build_target(config.teacher, config.sami.student, stored=False)
     model = Sami(config.sami, target.width)
-    state = part(StoredCheckpoint(checkpoint).whole_state(), "model.")
+    state = strip_prefix(CheckpointReader(checkpoint).whole_state(), "model.")
     load_strictly(model, state, str(checkpoint))
     model.eval()
     total, photos = 0.0, 0
     for batch in heldout_batches(config):
-        predicted, split = model(batch.image, batch.draw_key)
+        predicted, split = model(batch.image, batch.sample_key)
         losses = feature_losses(predicted, target(batch), split.masked, batch.valid, config.loss)
         valid = int(batch.valid.sum())
         total, photos = total + float(losses.total) * valid, photos + valid
@@ -139,14 +139,14 @@ def heldout_batches(config: PretrainConfig) -> Iterator[ImageBatch]:
     """The centre crops of the held-out photos, each once, with the same masks for every run."""
     assert config.data.heldout is not None, "a study holds photos out"
     shards = open_shards(config.data.heldout)
-    stream = CroppedImages(
-        reader_of((shards,), PHOTO_ENDINGS, config.data),
+    stream = CropDataset(
+        build_reader((shards,), IMAGE_SUFFIXES, config.data),
         None,
         config.sami.student.image_size,
         _EVALUATION_SEED,
         exact=True,
     )
-    yield from once_loader(stream, len(shards), Share(0, 1, _BATCH, _BATCH), workers=0)
+    yield from once_loader(stream, len(shards), RankShard(0, 1, _BATCH, _BATCH), workers=0)
 
 
 @dataclass(frozen=True)

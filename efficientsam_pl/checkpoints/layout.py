@@ -137,7 +137,7 @@ def manifest_of(folder: Path) -> Manifest:
     )
 
 
-def damage_of(folder: Path) -> str | None:
+def corruption_of(folder: Path) -> str | None:
     """What of a checkpoint is not as it was written; None: nothing, all checksums are right.
 
     Raises:

@@ -22,7 +22,7 @@ from efficientsam_pl.checkpoints.layout import (
 )
 
 
-class StoredCheckpoint:
+class CheckpointReader:
     """A whole checkpoint on a disk; nothing large is read before it is asked for."""
 
     def __init__(self, folder: Path) -> None:

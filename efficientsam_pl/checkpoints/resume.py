@@ -7,14 +7,14 @@ from typing import Any
 import torch.distributed as dist
 
 from efficientsam_pl.checkpoints.layout import CheckpointError
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.select import sound_checkpoint
 from efficientsam_pl.config.diff import first_difference, flatten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT
 
 
-def agreed_checkpoint(where: Path, check: Callable[[StoredCheckpoint], None]) -> StoredCheckpoint:
+def agreed_checkpoint(where: Path, check: Callable[[CheckpointReader], None]) -> CheckpointReader:
     """The checkpoint to go on from, the same on all ranks; all of them call this.
 
     Args:
@@ -28,7 +28,7 @@ def agreed_checkpoint(where: Path, check: Callable[[StoredCheckpoint], None]) ->
     if not _several() or dist.get_rank() == 0:
         try:
             chosen = sound_checkpoint(where)
-            check(StoredCheckpoint(chosen))
+            check(CheckpointReader(chosen))
             told = [(chosen, None)]
         except UserError as error:
             told = [(None, str(error))]
@@ -37,10 +37,10 @@ def agreed_checkpoint(where: Path, check: Callable[[StoredCheckpoint], None]) ->
     chosen, trouble = told[0]
     if trouble is not None:
         raise CheckpointError(trouble)
-    return StoredCheckpoint(chosen)
+    return CheckpointReader(chosen)
 
 
-def check_resumable(stored: StoredCheckpoint, header: dict[str, Any]) -> None:
+def check_resumable(stored: CheckpointReader, header: dict[str, Any]) -> None:
     """Before any tensor is loaded: whether a run can go on from a checkpoint.
 
     Args:

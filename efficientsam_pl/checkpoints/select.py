@@ -6,7 +6,7 @@ from pathlib import Path
 from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
     CheckpointError,
-    damage_of,
+    corruption_of,
     pointed_to,
     whole_checkpoints,
 )
@@ -29,7 +29,7 @@ def sound_checkpoint(where: Path) -> Path:
     """
     newest = newest_checkpoint(where)
     if newest is None and not (where / "checkpoints").is_dir():
-        if damage := damage_of(where):
+        if damage := corruption_of(where):
             raise CheckpointError(f"the checkpoint {where} is damaged: {damage}")
         return where
     others = whole_checkpoints(where / "checkpoints")
@@ -57,7 +57,7 @@ def named_checkpoint(path: Path, which: str = "latest") -> Path:
 
 def _trouble(folder: Path) -> str | None:
     try:
-        return damage_of(folder)
+        return corruption_of(folder)
     except CheckpointError as error:
         return str(error)
     except OSError as error:  # such as a part that cannot be read from its disk

@@ -9,7 +9,7 @@ from efficientsam_pl.cli.argument_types import command
 from efficientsam_pl.cli.training import listed
 from efficientsam_pl.config.shipped import find_config, near_configs, shipped_configs
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.versions import own_version
+from efficientsam_pl.versions import package_version
 
 
 class Version(argparse.Action):
@@ -20,7 +20,7 @@ class Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Prints it and ends."""
-        print(f"{parser.prog} {own_version()}")
+        print(f"{parser.prog} {package_version()}")
         parser.exit()
 
 

@@ -31,7 +31,7 @@ _OF_TRAINING = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingCommand:
     """A command whose root config is `root`; `keys`, `folders` and `example` stand in its help."""
 
     name: str
@@ -45,7 +45,7 @@ class Stage:
 STAGES = {
     one.name: one
     for one in (
-        Stage(
+        TrainingCommand(
             "pretrain",
             configs.PretrainConfig,
             "SAMI on shards of photos",
@@ -61,7 +61,7 @@ STAGES = {
             "efficientsam pretrain -c pretrain/ti 'data.train=shards/*.tar' \\\n"
             "    teacher.weights=sam_vit_h_4b8939.pth run.dir=runs/ti",
         ),
-        Stage(
+        TrainingCommand(
             "finetune",
             configs.FinetuneConfig,
             "prompts to masks on shards",
@@ -80,7 +80,7 @@ STAGES = {
             "efficientsam finetune -c finetune/ti 'data.train=shards/sa_*.tar' \\\n"
             "    model.encoder=runs/ti/encoder.safetensors run.dir=runs/ti_masks",
         ),
-        Stage(
+        TrainingCommand(
             "evaluate",
             configs.EvaluateConfig,
             "mIoU by named protocols and AP with boxes",
@@ -127,7 +127,7 @@ def add(commands: Any, name: str) -> None:
     parser.set_defaults(run=run)
 
 
-def explained(stage: Stage) -> str:
+def explained(stage: TrainingCommand) -> str:
     """The main keys with what they mean, the shipped configs, and an example."""
     meaning = {
         leaf.key: as_yaml(f"{leaf.comment} {choices(leaf.type)}".strip())

@@ -127,6 +127,6 @@ def _note(name: str, number: int) -> None:
     if not folder:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    aside = Path(folder) / f".{name}.{os.getpid()}"
-    aside.write_text(f"{number}\n")
-    aside.replace(Path(folder) / name)
+    paused = Path(folder) / f".{name}.{os.getpid()}"
+    paused.write_text(f"{number}\n")
+    paused.replace(Path(folder) / name)

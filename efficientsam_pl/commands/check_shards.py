@@ -11,7 +11,7 @@ from efficientsam_pl.data.shard_checks import CheckedShard, check_shards
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import atomic_write
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 _TOLD = 20  # of the list; all of it is in the report
 REPORT_VERSION = 1
@@ -45,7 +45,7 @@ def run(pattern: str, report: Path | None, index_dir: str | None, workers: int) 
     return not bad
 
 
-def _write(path: Path, checked: list[CheckedShard], bad: list[Damage]) -> None:
+def _write(path: Path, checked: list[CheckedShard], bad: list[CorruptSample]) -> None:
     whole = {
         "version": REPORT_VERSION,
         "shards": len(checked),

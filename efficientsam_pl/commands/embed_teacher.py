@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efficientsam_pl.cluster.devices import chosen_device
 from efficientsam_pl.commands.pack import account_for
-from efficientsam_pl.data.build import open_sets
+from efficientsam_pl.data.build import open_splits
 from efficientsam_pl.data.features.codec import Rounding
 from efficientsam_pl.data.features.store import ROUNDING, is_claimed, written_features
 from efficientsam_pl.data.features.writer import Embed, Embedding, FeatureSource
@@ -33,7 +33,7 @@ from efficientsam_pl.training.parallelize import apply_compile
 def run(config: PretrainConfig, share: ArrayShare) -> None:
     """Writes a share of the features of every set that the config names."""
     device = chosen_device(config.trainer.accelerator, "trainer.accelerator")
-    parts = store_parts(config, open_sets(config.data))
+    parts = store_parts(config, open_splits(config.data))
     for part in parts:
         with named(config, part):  # before the teacher is built
             is_claimed(part.folder, describe(config, part.heldout))

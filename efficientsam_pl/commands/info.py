@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.config.shipped import config_folders
-from efficientsam_pl.versions import ABSENT, own_version, versions
+from efficientsam_pl.versions import ABSENT, package_version, versions
 
 _PACKAGES = (
     "torch",
@@ -83,7 +83,7 @@ def info() -> dict[str, Any]:
     package = Path(__file__).parents[1]
     return {
         "versions": {
-            "efficientsam_pl": own_version(),
+            "efficientsam_pl": package_version(),
             "commit": _commit(package.parent),
             "python": platform.python_version(),
             **versions(*_PACKAGES),

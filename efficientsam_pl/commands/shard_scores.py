@@ -7,13 +7,13 @@ from itertools import islice
 import torch
 from rich.progress import track
 
-from efficientsam_pl.data.dataloaders import annotated_photos
+from efficientsam_pl.data.dataloaders import annotated_images
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.evaluation.prompt_metrics import PhotoScores, Scores
-from efficientsam_pl.evaluation.training_protocols import AskedPhoto, Questions
+from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores
+from efficientsam_pl.evaluation.training_protocols import PromptedImage, Questions
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 
 @torch.inference_mode()
@@ -23,7 +23,7 @@ def score(
     seed: int,
     clicks: tuple[int, ...] = (1,),
     images: int | None = None,
-) -> tuple[Scores, list[Damage]]:
+) -> tuple[Scores, list[CorruptSample]]:
     """Scores every photo of a set; those that cannot be read are returned, not scored.
 
     Args:
@@ -33,22 +33,22 @@ def score(
         clicks: After how many there is a score.
         images: The first so many are scored; None: all.
     """
-    damage: list[Damage] = list(shards.damage)
+    damage: list[CorruptSample] = list(shards.damage)
     predictor = Predictor(model)
-    scores = PhotoScores(Questions(clicks, seed=seed))
+    scores = ImageScores(Questions(clicks, seed=seed))
     for photo in track(
-        islice(annotated_photos(shards), images),
+        islice(annotated_images(shards), images),
         "Scoring",
         len(shards) if images is None else min(images, len(shards)),
         transient=True,
         disable=not sys.stdout.isatty(),
     ):
-        if isinstance(photo, Damage):
+        if isinstance(photo, CorruptSample):
             damage.append(photo)
             scores.add_damaged(1)
             continue
         embedded = predictor.embed(photo.image)
         features = embedded.features
         decode = partial(model.decode, features)
-        scores.add(AskedPhoto(photo.key, photo.truth, embedded.resize, decode, features.device))
+        scores.add(PromptedImage(photo.key, photo.truth, embedded.resize, decode, features.device))
     return scores.compute(), damage

@@ -16,7 +16,7 @@ from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import Rle, area, check_polygons, from_coco, run_lengths
 from efficientsam_pl.storage.files import with_retries
 from efficientsam_pl.storage.filesystems import HTTP, store
-from efficientsam_pl.structures import Damage, Instance, InstancePhoto
+from efficientsam_pl.structures import CorruptSample, Instance, InstanceImage
 
 Kind = Literal["coco", "lvis"]
 Record = Mapping[str, Any]
@@ -33,7 +33,7 @@ class Category:
 
 
 @dataclass(frozen=True)
-class UndrawnInstance:
+class UnrasterizedInstance:
     """An annotation whose mask can be drawn; `area` is None where the file states none."""
 
     id: int
@@ -50,20 +50,20 @@ class UndrawnInstance:
 
 
 @dataclass(frozen=True)
-class UndrawnPhoto:
-    """A photo with its annotations; `absent` and `incomplete` as in InstancePhoto."""
+class UnrasterizedImage:
+    """A photo with its annotations; `absent` and `incomplete` as in InstanceImage."""
 
     id: int
     path: str
     image_hw: tuple[int, int]
-    instances: tuple[UndrawnInstance, ...]
+    instances: tuple[UnrasterizedInstance, ...]
     exhaustive: bool
     absent: frozenset[int]
     incomplete: frozenset[int]
 
-    def drawn(self) -> InstancePhoto:
+    def drawn(self) -> InstanceImage:
         """The same with its masks."""
-        return InstancePhoto(
+        return InstanceImage(
             self.id,
             self.path,
             self.image_hw,
@@ -83,7 +83,7 @@ class AnnotationFile:
     images: dict[int, Record]
     categories: tuple[Category, ...]
     annotations: Sequence[Record]
-    damage: list[Damage] = field(default_factory=list)
+    damage: list[CorruptSample] = field(default_factory=list)
 
     @staticmethod
     def parsed(content: bytes, path: str, kind: Kind) -> AnnotationFile:
@@ -124,10 +124,10 @@ class AnnotationFile:
             )
         return paths
 
-    def photos(self, paths: Mapping[int, str]) -> list[UndrawnPhoto]:
+    def photos(self, paths: Mapping[int, str]) -> list[UnrasterizedImage]:
         """The photos that lie somewhere, by rising id."""
         own = self._own_annotations()
-        entries = (self._photo(number, paths[number], own[number]) for number in sorted(paths))
+        entries = (self._image(number, paths[number], own[number]) for number in sorted(paths))
         return [entry for entry in entries if entry is not None]
 
     def _names(self, record: Record) -> list[str]:
@@ -157,7 +157,7 @@ class AnnotationFile:
                 own[record["image_id"]].append(record)
         return own
 
-    def _photo(self, number: int, path: str, own: Sequence[Record]) -> UndrawnPhoto | None:
+    def _image(self, number: int, path: str, own: Sequence[Record]) -> UnrasterizedImage | None:
         record = self.images[number]
         try:
             image_hw = (int(record["height"]), int(record["width"]))
@@ -167,7 +167,7 @@ class AnnotationFile:
             self._damaged(f"image {number}", "photo without a size", repr(error))
             return None
         absent, incomplete = (self._told(record, key) for key in _FEDERATED)
-        return UndrawnPhoto(
+        return UnrasterizedImage(
             number,
             path,
             image_hw,
@@ -187,7 +187,7 @@ class AnnotationFile:
 
     def _instances(
         self, own: Sequence[Record], image_hw: tuple[int, int]
-    ) -> tuple[UndrawnInstance, ...]:
+    ) -> tuple[UnrasterizedInstance, ...]:
         every = [one.get("segmentation") for one in own]
         polygons = list(chain.from_iterable(one for one in every if isinstance(one, list)))
         try:  # all at once, since nearly always all are sound
@@ -218,7 +218,7 @@ class AnnotationFile:
         return found
 
     def _damaged(self, key: str, kind: str, detail: str) -> None:
-        self.damage.append(Damage(self.path, key, kind, detail))
+        self.damage.append(CorruptSample(self.path, key, kind, detail))
 
 
 _LISTS = ("images", "annotations", "categories")
@@ -244,7 +244,7 @@ def _categories(records: Sequence[Record], path: str, kind: Kind) -> tuple[Categ
     return tuple(found[number] for number in sorted(found))
 
 
-def _instance(record: Record, image_hw: tuple[int, int], *, checked: bool) -> UndrawnInstance:
+def _instance(record: Record, image_hw: tuple[int, int], *, checked: bool) -> UnrasterizedInstance:
     """An annotation of which it is known that it can be drawn."""
     segmentation = record["segmentation"]
     if not isinstance(segmentation, list):
@@ -256,7 +256,9 @@ def _instance(record: Record, image_hw: tuple[int, int], *, checked: bool) -> Un
     if stated is not None and not 0 <= stated < float("inf"):
         raise ValueError(f"area={stated}")
     crowd = bool(record.get("iscrowd", 0))
-    return UndrawnInstance(int(record["id"]), record["category_id"], segmentation, stated, crowd)
+    return UnrasterizedInstance(
+        int(record["id"]), record["category_id"], segmentation, stated, crowd
+    )
 
 
 def _among(value: Any, ids: Collection[int]) -> bool:

@@ -7,23 +7,23 @@ from pathlib import Path
 
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.reader import Companion, SampleReader
-from efficientsam_pl.data.sampler import Course, MixedCourse, SetCourse
+from efficientsam_pl.data.sampler import DatasetOrder, MixtureOrder, SampleOrder
 from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
 from efficientsam_pl.storage.cache import ShardCache
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainingSets:
+class DatasetSplits:
     """The sets that are trained on, and the one that is held out."""
 
     train: tuple[ShardSet, ...]
     weights: tuple[float, ...]
     heldout: ShardSet | None
 
-    def damage(self) -> list[Damage]:
+    def damage(self) -> list[CorruptSample]:
         """What is known to be broken before a sample is read."""
         return [damage for shards in self.train for damage in shards.damage]
 
@@ -32,7 +32,7 @@ class TrainingSets:
         return sum(map(len, self.train))
 
 
-def open_sets(config: DataConfig) -> TrainingSets:
+def open_splits(config: DataConfig) -> DatasetSplits:
     """Opens what the config names. Held-out shards are left out of the training sets.
 
     Raises:
@@ -51,7 +51,7 @@ def open_sets(config: DataConfig) -> TrainingSets:
         )
         for number, one in enumerate(sets)
     )
-    return TrainingSets(train, tuple(one.weight for one in sets), heldout)
+    return DatasetSplits(train, tuple(one.weight for one in sets), heldout)
 
 
 def _opened(key: str, pattern: str, index_dir: str | None, without: str | None = None) -> ShardSet:
@@ -61,18 +61,18 @@ def _opened(key: str, pattern: str, index_dir: str | None, without: str | None =
         raise ShardsError(f"{key}: {error}") from error
 
 
-def course_of(sets: TrainingSets, config: DataConfig, seed: int) -> Course:
+def build_order(sets: DatasetSplits, config: DataConfig, seed: int) -> SampleOrder:
     """The order of the training samples."""
     single = [
-        SetCourse(one.sizes(), seed, config.block_shards, config.neighbours, config.last_batch)
+        DatasetOrder(one.sizes(), seed, config.block_shards, config.neighbours, config.last_batch)
         for one in sets.train
     ]
-    return single[0] if len(single) == 1 else MixedCourse(single, sets.weights, seed)
+    return single[0] if len(single) == 1 else MixtureOrder(single, sets.weights, seed)
 
 
-def reader_of(
+def build_reader(
     sets: tuple[ShardSet, ...],
-    endings: tuple[str, ...],
+    suffixes: tuple[str, ...],
     config: DataConfig,
     companion: Companion | None = None,
 ) -> SampleReader:
@@ -85,7 +85,7 @@ def reader_of(
         companion: Files in other shards to read with them; see SampleReader.
     """
     if config.cache_dir is None:
-        return SampleReader(sets, endings, companion=companion)
+        return SampleReader(sets, suffixes, companion=companion)
     limit = int(config.cache_gib * 2**30)
     open_at_once = sum(
         heapq.nlargest(config.block_shards, (s.bytes for one in sets for s in one.shards))
@@ -99,4 +99,4 @@ def reader_of(
             open_at_once / 2**30,
         )
     cache = ShardCache(Path(config.cache_dir), limit)
-    return SampleReader(sets, endings, cache, companion)
+    return SampleReader(sets, suffixes, cache, companion)

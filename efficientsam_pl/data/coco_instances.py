@@ -12,22 +12,22 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from efficientsam_pl.data.annotation_files import AnnotationFile, Category, Kind, UndrawnPhoto
+from efficientsam_pl.data.annotation_files import AnnotationFile, Category, Kind, UnrasterizedImage
 from efficientsam_pl.data.packing.coco import annotation_file
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import exists, read_file
-from efficientsam_pl.structures import Damage, InstancePhoto
+from efficientsam_pl.structures import CorruptSample, InstanceImage
 
 _ROUNDED = 0.01  # pixels: files round boxes, so that touching the border may lie so far outside
 
 
-class Photos(Sequence[InstancePhoto]):
+class ImageTable(Sequence[InstanceImage]):
     """Photos by rising id; the masks of one are drawn whenever it is asked for.
 
     A slice draws nothing, nor does `ids`.
     """
 
-    def __init__(self, undrawn: Sequence[UndrawnPhoto]) -> None:
+    def __init__(self, undrawn: Sequence[UnrasterizedImage]) -> None:
         self._undrawn = tuple(undrawn)
 
     @property
@@ -48,15 +48,15 @@ class Photos(Sequence[InstancePhoto]):
         return len(self._undrawn)
 
     @overload
-    def __getitem__(self, place: int) -> InstancePhoto: ...
+    def __getitem__(self, place: int) -> InstanceImage: ...
     @overload
-    def __getitem__(self, place: slice) -> Photos: ...
-    def __getitem__(self, place: int | slice) -> InstancePhoto | Photos:
+    def __getitem__(self, place: slice) -> ImageTable: ...
+    def __getitem__(self, place: int | slice) -> InstanceImage | ImageTable:
         if isinstance(place, slice):
-            return Photos(self._undrawn[place])
+            return ImageTable(self._undrawn[place])
         return self._undrawn[place].drawn()
 
-    def __iter__(self) -> Iterator[InstancePhoto]:
+    def __iter__(self) -> Iterator[InstanceImage]:
         return (photo.drawn() for photo in self._undrawn)
 
 
@@ -73,10 +73,10 @@ class InstanceSet:
     annotations: str
     sha256: str
     kind: Kind
-    photos: Photos
+    photos: ImageTable
     categories: tuple[Category, ...]
     listed: frozenset[int]
-    damage: tuple[Damage, ...] = ()
+    damage: tuple[CorruptSample, ...] = ()
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -100,7 +100,7 @@ def read_instances(annotations: str, images: str, kind: Kind) -> InstanceSet:
     """
     content = annotation_file(annotations, images)
     file = AnnotationFile.parsed(content, annotations, kind)
-    photos = Photos(file.photos(file.paths(images)))
+    photos = ImageTable(file.photos(file.paths(images)))
     return InstanceSet(
         annotations,
         hashlib.sha256(content).hexdigest(),

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float16, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
+from efficientsam_pl.structures import CorruptSample, ImageBatch, MaskBatch
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class PreparedImage:
     """One cropped photo, and its stored features where they are read; None where there is none."""
 
     key: str
-    draw_key: int
+    sample_key: int
     image: UInt8[Tensor, "3 s s"] | None
-    damage: Damage | None = None
+    damage: CorruptSample | None = None
     features: Float16[Tensor, "n c"] | None = None
 
 
@@ -39,9 +39,9 @@ class PreparedMaskedImage:
     """One masked photo; `content` None where there is none."""
 
     key: str
-    draw_key: int
+    sample_key: int
     content: PreparedMasks | None
-    damage: Damage | None = None
+    damage: CorruptSample | None = None
 
 
 def collate_images(
@@ -57,7 +57,7 @@ def collate_images(
     black = torch.zeros(3, side, side, dtype=torch.uint8)
     return ImageBatch(
         image=_stacked([black if s.image is None else s.image for s in samples]),
-        draw_key=torch.tensor([s.draw_key for s in samples]),
+        sample_key=torch.tensor([s.sample_key for s in samples]),
         valid=torch.tensor([s.image is not None for s in samples]),
         key=tuple(s.key for s in samples),
         damage=tuple(s.damage for s in samples if s.damage is not None),
@@ -78,7 +78,7 @@ def collate_masked(
         boxes_xyxy_px=_filled([c.boxes_xyxy_px for c in contents], masks_per_image),
         clicks_px=_filled([c.clicks_px for c in contents], masks_per_image),
         valid=_filled(real, masks_per_image),
-        draw_key=torch.tensor([s.draw_key for s in samples]),
+        sample_key=torch.tensor([s.sample_key for s in samples]),
         key=tuple(s.key for s in samples),
         damage=tuple(s.damage for s in samples if s.damage is not None),
     )

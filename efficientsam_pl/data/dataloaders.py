@@ -9,21 +9,26 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.datasets.eval import photo_to_score
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, SampleStream
+from efficientsam_pl.data.datasets.eval import prepare_eval_image
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, SampleDataset
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import EndlessBatches, OnceBatches, Share, Slot
-from efficientsam_pl.data.schema import DamagedSampleError
+from efficientsam_pl.data.sampler import (
+    InferenceBatchSampler,
+    RankShard,
+    SampleRef,
+    TrainingBatchSampler,
+)
+from efficientsam_pl.data.schema import CorruptSampleError
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.data.workers import worker_begin
 from efficientsam_pl.rle import Rle
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
-Stream: TypeAlias = SampleStream[Any]
+Stream: TypeAlias = SampleDataset[Any]
 
 
 @dataclass(frozen=True)
-class AnnotatedPhoto:
+class AnnotatedImage:
     """A photo at its own size with the masks to score."""
 
     key: str
@@ -32,7 +37,7 @@ class AnnotatedPhoto:
 
 
 def training_loader(
-    stream: Stream, batches: EndlessBatches, config: DataConfig, pin: bool = False
+    stream: Stream, batches: TrainingBatchSampler, config: DataConfig, pin: bool = False
 ) -> DataLoader[Any]:
     """Micro-batches of one rank, without an end; workers live as long as the loader."""
     return DataLoader(
@@ -48,12 +53,12 @@ def training_loader(
 
 
 def once_loader(
-    stream: Stream, samples: int, share: Share, workers: int, pin: bool = False
+    stream: Stream, samples: int, share: RankShard, workers: int, pin: bool = False
 ) -> DataLoader[Any]:
     """Every sample once over all ranks, padded to equally many batches a rank."""
     return DataLoader(
         stream,
-        batch_sampler=OnceBatches(samples, share),
+        batch_sampler=InferenceBatchSampler(samples, share),
         num_workers=workers,
         collate_fn=stream.collate,
         pin_memory=pin,
@@ -61,18 +66,18 @@ def once_loader(
     )
 
 
-def annotated_photos(shards: ShardSet) -> Iterator[AnnotatedPhoto | Damage]:
+def annotated_images(shards: ShardSet) -> Iterator[AnnotatedImage | CorruptSample]:
     """All photos of a set in order, at full size, for evaluation; damaged ones as Damage."""
-    reader = SampleReader([shards], MASKED_ENDINGS)
+    reader = SampleReader([shards], MASK_SUFFIXES)
     for number in range(len(shards)):
-        [read] = reader.read([Slot(0, number)])
+        [read] = reader.read([SampleRef(0, number)])
         assert read is not None, "no slot is padding"
         if read.damage is not None:
             yield read.damage
             continue
         try:
-            image, truth = photo_to_score(read.files)
-        except DamagedSampleError as error:
-            yield Damage(read.sample.shard, read.sample.key, error.kind, error.detail)
+            image, truth = prepare_eval_image(read.files)
+        except CorruptSampleError as error:
+            yield CorruptSample(read.sample.shard, read.sample.key, error.kind, error.detail)
             continue
-        yield AnnotatedPhoto(read.sample.key, image, truth)
+        yield AnnotatedImage(read.sample.key, image, truth)

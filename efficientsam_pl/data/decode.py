@@ -13,7 +13,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from efficientsam_pl.data.schema import DamagedSampleError
+from efficientsam_pl.data.schema import CorruptSampleError
 
 T = TypeVar("T")
 Data: TypeAlias = bytes | memoryview
@@ -22,7 +22,7 @@ _SCALES = (8, 4, 2)  # the ones for which libjpeg-turbo has fast code
 
 
 @dataclass(frozen=True)
-class Photo:
+class DecodedImage:
     """Decoded pixels. `scale` is by how much the stored photo is larger than these, 1, 2, 4, 8."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -30,25 +30,25 @@ class Photo:
     scale: int = 1
 
 
-def photo_size(data: Data) -> tuple[int, int]:
+def image_size_of(data: Data) -> tuple[int, int]:
     """Height and width of a JPEG or PNG, from its header.
 
     Raises:
-        DamagedSampleError: Not a photo, or one too large to be meant.
+        CorruptSampleError: Not a photo, or one too large to be meant.
     """
     return _jpeg_size(data) or _checked(_by_pillow(data, lambda photo: (photo.height, photo.width)))
 
 
-def decode_photo(data: Data) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(data: Data) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of a JPEG or PNG; grey photos become RGB.
 
     Raises:
-        DamagedSampleError: Not a photo, or one that breaks off.
+        CorruptSampleError: Not a photo, or one that breaks off.
     """
     return decode_smaller(data, 1.0).pixels
 
 
-def decode_smaller(data: Data, largest_scale: float) -> Photo:
+def decode_smaller(data: Data, largest_scale: float) -> DecodedImage:
     """The photo, or, where it is a JPEG and that is enough, an 8th, 4th or half of it.
 
     Args:
@@ -56,20 +56,20 @@ def decode_smaller(data: Data, largest_scale: float) -> Photo:
         largest_scale: How many times smaller the photo may be; 1: at its own size.
 
     Raises:
-        DamagedSampleError: Not a photo, or one that breaks off.
+        CorruptSampleError: Not a photo, or one that breaks off.
     """
     image_hw = _jpeg_size(data)
     if image_hw is None:
         pixels = _by_pillow(data, _rgb)
-        return Photo(pixels, (pixels.shape[0], pixels.shape[1]))
+        return DecodedImage(pixels, (pixels.shape[0], pixels.shape[1]))
     height, width = image_hw
     scale = jpeg_scale(largest_scale)
     least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
     try:  # Pillow would make grey of what is broken, without a word
         pixels = simplejpeg.decode_jpeg(data, "RGB", **least, min_factor=scale)
     except ValueError as error:
-        raise DamagedSampleError("bad photo", str(error)) from error
-    return Photo(pixels, image_hw, scale)
+        raise CorruptSampleError("bad photo", str(error)) from error
+    return DecodedImage(pixels, image_hw, scale)
 
 
 def jpeg_scale(largest_scale: float) -> int:
@@ -88,7 +88,7 @@ def _jpeg_size(data: Data) -> tuple[int, int] | None:
 
 def _checked(image_hw: tuple[int, int]) -> tuple[int, int]:
     if image_hw[0] * image_hw[1] > _MOST_PIXELS:
-        raise DamagedSampleError("bad photo", f"{image_hw[0]} x {image_hw[1]} pixels")
+        raise CorruptSampleError("bad photo", f"{image_hw[0]} x {image_hw[1]} pixels")
     return image_hw
 
 
@@ -101,9 +101,9 @@ def _by_pillow(data: Data, read: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(io.BytesIO(data)) as photo:
             return read(photo)
-    except DamagedSampleError:
+    except CorruptSampleError:
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory
-        raise DamagedSampleError("bad photo", "neither a JPEG nor another known format") from error
+        raise CorruptSampleError("bad photo", "neither a JPEG nor another known format") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DamagedSampleError("bad photo", str(error).splitlines()[0]) from error
+        raise CorruptSampleError("bad photo", str(error).splitlines()[0]) from error

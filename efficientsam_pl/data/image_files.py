@@ -8,18 +8,18 @@ from PIL import Image
 
 from efficientsam_pl.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def photos_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The photos of a folder by name; what lies in its folders is none of them.
 
     Raises:
         UserError: There is none.
     """
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
-        raise UserError(f"--image: no photo in {folder} ({', '.join(ENDINGS)})")
+        raise UserError(f"--image: no photo in {folder} ({', '.join(SUFFIXES)})")
     return paths
 
 

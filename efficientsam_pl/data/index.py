@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from efficientsam_pl.data.schema import key_and_ending
+from efficientsam_pl.data.schema import key_and_suffix
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.ranges import Range
 from efficientsam_pl.storage.tar import TarMember, TarScan
@@ -61,26 +61,26 @@ class ShardIndex:
     def sample(self, shard: str, number: int) -> Sample:
         """The sample at this place of the shard that lies at `shard`."""
         files = {}
-        for ending, places in self.places.items():
+        for suffix, places in self.places.items():
             offset, size = places[number].tolist()
             if offset >= 0:
-                files[ending] = Range(shard, offset, size)
+                files[suffix] = Range(shard, offset, size)
         return Sample(shard, self.keys[number], files, self.sha256)
 
 
 def index_of(scan: TarScan, packed: dict[str, Any] | None = None) -> ShardIndex:
     """The index of a scanned tar; of two files of one name the later counts, as in any tar."""
     grouped = samples_of(scan.members)
-    endings = sorted({ending for files in grouped.values() for ending in files})
+    suffixes = sorted({suffix for files in grouped.values() for suffix in files})
     places = {
-        ending: np.array(
+        suffix: np.array(
             [
-                (files[ending].offset, files[ending].size) if ending in files else (-1, -1)
+                (files[suffix].offset, files[suffix].size) if suffix in files else (-1, -1)
                 for files in grouped.values()
             ],
             dtype=np.int64,
         ).reshape(-1, 2)
-        for ending in endings
+        for suffix in suffixes
     }
     damage = tuple(scan.damage) if scan.bytes else ("it has no bytes",)
     return ShardIndex(scan.bytes, scan.sha256, tuple(grouped), places, damage, packed)
@@ -90,7 +90,7 @@ def samples_of(members: Iterable[TarMember]) -> dict[str, dict[str, TarMember]]:
     """Files by key and ending."""
     grouped: dict[str, dict[str, TarMember]] = {}
     for member in members:
-        named = key_and_ending(member.name)
+        named = key_and_suffix(member.name)
         if named is not None:
             grouped.setdefault(named[0], {})[named[1]] = member
     return grouped
@@ -105,8 +105,8 @@ def to_bytes(index: ShardIndex) -> bytes:
         "sha256": index.sha256,
         "keys": list(index.keys),
         "files": {
-            ending: {"offset": places[:, 0].tolist(), "size": places[:, 1].tolist()}
-            for ending, places in index.places.items()
+            suffix: {"offset": places[:, 0].tolist(), "size": places[:, 1].tolist()}
+            for suffix, places in index.places.items()
         },
         "damage": list(index.damage),
         "packed": index.packed,

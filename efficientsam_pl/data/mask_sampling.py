@@ -31,7 +31,7 @@ def select_masks(record: Record, config: MaskSelectionConfig, key: int) -> list[
     return [fitting[i] for i in order[: config.masks_per_image].tolist()]
 
 
-def scorable(annotations: Sequence[Annotation]) -> list[Rle]:
+def evaluable_masks(annotations: Sequence[Annotation]) -> list[Rle]:
     """The masks that an evaluation scores: no crowd, not empty."""
     return [a.rle for a in annotations if not a.crowd and a.area > 0]
 

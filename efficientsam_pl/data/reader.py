@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from efficientsam_pl.data.index import Sample
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.storage.cache import ShardCache
 from efficientsam_pl.storage.files import ShortReadError
 from efficientsam_pl.storage.ranges import Range, RangeReader
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class ReadSample:
 
     sample: Sample
     files: dict[str, memoryview]
-    damage: Damage | None = None
+    damage: CorruptSample | None = None
 
 
 # Files that belong to a sample and lie in another shard; None: there are none. Sent to workers.
-Companion: TypeAlias = Callable[[Slot, Sample], Sample | None]
+Companion: TypeAlias = Callable[[SampleRef, Sample], Sample | None]
 
 
 class SampleReader:
@@ -39,15 +39,15 @@ class SampleReader:
     def __init__(
         self,
         sets: Sequence[ShardSet],
-        endings: Sequence[str],
+        suffixes: Sequence[str],
         cache: ShardCache | None = None,
         companion: Companion | None = None,
     ) -> None:
-        self._sets, self._endings, self._cache = tuple(sets), frozenset(endings), cache
+        self._sets, self._suffixes, self._cache = tuple(sets), frozenset(suffixes), cache
         self._companion = companion
         self._reader = RangeReader()
 
-    def read(self, slots: Sequence[Slot]) -> list[ReadSample | None]:
+    def read(self, slots: Sequence[SampleRef]) -> list[ReadSample | None]:
         """The samples of these slots, None for padding.
 
         Raises:
@@ -56,7 +56,7 @@ class SampleReader:
         samples = [None if s.sample is None else self._sets[s.set].sample(s.sample) for s in slots]
         wanted: list[_Wanted] = []
         ranges: list[Range] = []
-        damage: dict[int, Damage] = {}
+        damage: dict[int, CorruptSample] = {}
         for place, (slot, sample) in enumerate(zip(slots, samples, strict=True)):
             for part in self._parts(slot, sample):
                 try:
@@ -64,26 +64,26 @@ class SampleReader:
                 except OSError as error:
                     damage.setdefault(place, _unreadable(part, error))
                     continue
-                for ending, range_ in part.files.items():
-                    wanted.append(_Wanted(place, ending, part))
+                for suffix, range_ in part.files.items():
+                    wanted.append(_Wanted(place, suffix, part))
                     ranges.append(Range(where, range_.offset, range_.size))
         files: list[dict[str, memoryview]] = [{} for _ in slots]
-        sources = [one.part.files[one.ending] for one in wanted]
+        sources = [one.part.files[one.suffix] for one in wanted]
         for one, data in zip(wanted, self._answers(ranges, sources), strict=True):
             if isinstance(data, OSError):
                 damage.setdefault(one.place, _unreadable(one.part, data))
             else:
-                files[one.place][one.ending] = data
+                files[one.place][one.suffix] = data
         return [
             None if sample is None else ReadSample(sample, files[place], damage.get(place))
             for place, sample in enumerate(samples)
         ]
 
-    def _parts(self, slot: Slot, sample: Sample | None) -> list[Sample]:
+    def _parts(self, slot: SampleRef, sample: Sample | None) -> list[Sample]:
         """What to read of a sample, by the shard it lies in."""
         if sample is None:
             return []
-        files = {e: range_ for e, range_ in sample.files.items() if e in self._endings}
+        files = {e: range_ for e, range_ in sample.files.items() if e in self._suffixes}
         own = replace(sample, files=files)
         beside = None if self._companion is None else self._companion(slot, sample)
         return [own] if beside is None else [own, beside]
@@ -109,12 +109,12 @@ class SampleReader:
 
 class _Wanted(NamedTuple):
     place: int  # of the slot
-    ending: str
+    suffix: str
     part: Sample
 
 
-def _unreadable(sample: Sample, error: OSError) -> Damage:
+def _unreadable(sample: Sample, error: OSError) -> CorruptSample:
     if isinstance(error, FileNotFoundError):
-        return Damage(sample.shard, sample.key, "missing shard", "the file is not there")
+        return CorruptSample(sample.shard, sample.key, "missing shard", "the file is not there")
     kind = "truncated shard" if isinstance(error, ShortReadError) else "cannot be read"
-    return Damage(sample.shard, sample.key, kind, str(error))
+    return CorruptSample(sample.shard, sample.key, kind, str(error))

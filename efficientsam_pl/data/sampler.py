@@ -32,7 +32,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Slot:
+class SampleRef:
     """A place in a batch: which sample, in which epoch of its set. `sample` None is padding."""
 
     epoch: int
@@ -97,11 +97,11 @@ def _generator(purpose: int, *key: int) -> np.random.Generator:
     return np.random.default_rng([purpose, len(key), *key])
 
 
-class Course(ABC):
+class SampleOrder(ABC):
     """Global batches from any position on."""
 
     @abstractmethod
-    def batch(self, position: Position, size: int) -> tuple[list[Slot], Position]:
+    def batch(self, position: Position, size: int) -> tuple[list[SampleRef], Position]:
         """The global batch at a position, and the position after it."""
 
     @abstractmethod
@@ -113,7 +113,7 @@ class Course(ABC):
         """The position after so many batches, without going through them; after none, the same."""
 
 
-class SetCourse(Course):
+class DatasetOrder(SampleOrder):
     """One set, epoch after epoch. `last` says what becomes of a batch that an epoch cannot fill.
 
     carry: the next epoch's first samples fill it. drop: its samples are not used. pad: empty slots
@@ -133,19 +133,19 @@ class SetCourse(Course):
         self._samples = sum(sizes)
         self._orders: dict[int, EpochOrder] = {}
 
-    def batch(self, position: Position, size: int) -> tuple[list[Slot], Position]:
+    def batch(self, position: Position, size: int) -> tuple[list[SampleRef], Position]:
         """See Course."""
         here = self._canonical(position, size)
-        slots: list[Slot] = []
+        slots: list[SampleRef] = []
         while len(slots) < size:
             stop = min(self._samples, here.offset + size - len(slots))
             found = self._order(here.epoch).samples(here.offset, stop)
-            slots += [Slot(here.epoch, sample) for sample in found]
+            slots += [SampleRef(here.epoch, sample) for sample in found]
             here = Position(here.epoch, stop)
             if stop == self._samples:
                 here = Position(here.epoch + 1, 0)
                 if self._last == "pad":
-                    slots += [Slot(here.epoch - 1, None)] * (size - len(slots))
+                    slots += [SampleRef(here.epoch - 1, None)] * (size - len(slots))
         return slots, self._canonical(here, size)
 
     def after(self, position: Position, steps: int, size: int) -> Position:
@@ -189,7 +189,7 @@ class SetCourse(Course):
         return self._orders[epoch]
 
 
-class MixedCourse(Course):
+class MixtureOrder(SampleOrder):
     """Several sets in fixed shares. Each goes through its own epochs; the mixture has no end.
 
     The shares are kept within every cycle of a thousand places, in an order drawn anew for each,
@@ -198,7 +198,9 @@ class MixedCourse(Course):
 
     _PLACES = 1000
 
-    def __init__(self, courses: Sequence[SetCourse], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self, courses: Sequence[DatasetOrder], weights: Sequence[float], seed: int
+    ) -> None:
         self._courses, self._seed = courses, seed
         exact = np.array(weights) / np.sum(weights) * self._PLACES
         counts = np.floor(exact).astype(np.int64)
@@ -207,16 +209,18 @@ class MixedCourse(Course):
         self._counts = counts
         self._last_cycle: tuple[int, Int[np.ndarray, "n"]] = (-1, np.arange(0))
 
-    def batch(self, position: Position, size: int) -> tuple[list[Slot], Position]:
+    def batch(self, position: Position, size: int) -> tuple[list[SampleRef], Position]:
         """See Course."""
         places = range(position.offset, position.offset + size)
         sets = [int(self._cycle(p // self._PLACES)[p % self._PLACES]) for p in places]
-        slots: dict[int, Iterator[Slot]] = {}
+        slots: dict[int, Iterator[SampleRef]] = {}
         for number in set(sets):
             start = self._before(number, position.offset)
-            course = self._courses[number]
-            own, _ = course.batch(course.after(Position(), start, 1), sets.count(number))
-            slots[number] = iter([Slot(slot.epoch, slot.sample, number) for slot in own])
+            sample_order = self._courses[number]
+            own, _ = sample_order.batch(
+                sample_order.after(Position(), start, 1), sets.count(number)
+            )
+            slots[number] = iter([SampleRef(slot.epoch, slot.sample, number) for slot in own])
         return [next(slots[number]) for number in sets], self.after(position, 1, size)
 
     def after(self, position: Position, steps: int, size: int) -> Position:
@@ -242,7 +246,7 @@ class MixedCourse(Course):
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShard:
     """The part of every global batch that one rank takes, micro-batch by micro-batch."""
 
     rank: int
@@ -257,13 +261,15 @@ class Share:
             yield range(first, first + self.micro_batch)
 
 
-class EndlessBatches(Sampler[list[Slot]]):
+class TrainingBatchSampler(Sampler[list[SampleRef]]):
     """One rank's micro-batches from a position on, epoch after epoch without an end."""
 
-    def __init__(self, course: Course, share: Share, position: Position = Position()) -> None:
-        self._course, self._share, self._position = course, share, position
+    def __init__(
+        self, sample_order: SampleOrder, share: RankShard, position: Position = Position()
+    ) -> None:
+        self._course, self._share, self._position = sample_order, share, position
 
-    def __iter__(self) -> Iterator[list[Slot]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         position = self._position
         while True:
             slots, position = self._course.batch(position, self._share.global_batch)
@@ -271,18 +277,18 @@ class EndlessBatches(Sampler[list[Slot]]):
                 yield [slots[place] for place in places]
 
 
-class OnceBatches(Sampler[list[Slot]]):
+class InferenceBatchSampler(Sampler[list[SampleRef]]):
     """One rank's part of a single pass: every sample once over all ranks, then padding slots."""
 
-    def __init__(self, samples: int, share: Share) -> None:
+    def __init__(self, samples: int, share: RankShard) -> None:
         self._samples, self._share = samples, share
 
     def __len__(self) -> int:
         return math.ceil(self._samples / (self._share.micro_batch * self._share.world_size))
 
-    def __iter__(self) -> Iterator[list[Slot]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         size, world = self._share.micro_batch, self._share.world_size
         for batch in range(len(self)):
             first = (batch * world + self._share.rank) * size
             places = range(first, first + size)
-            yield [Slot(0, p if p < self._samples else None) for p in places]
+            yield [SampleRef(0, p if p < self._samples else None) for p in places]

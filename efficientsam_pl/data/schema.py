@@ -31,16 +31,16 @@ from typing import Any, NamedTuple
 from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco, run_lengths
 
 VERSION = 1
-PHOTO_ENDINGS = ("jpg", "jpeg", "png")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 RECORD_ENDING, CLASS_ENDING = "json", "cls"
 CENTRE_ENDING, WHOLE_ENDING = "centre.safetensors", "photo.safetensors"
-_VIEW_ENDING = re.compile(r"view\d+\.safetensors")
+_VIEW_SUFFIX = re.compile(r"view\d+\.safetensors")
 _OWN_KEY = "efficientsam_pl"
 # WebDataset's rule: the first dot after the folders; what has none is no part of a sample
-_KEY_AND_ENDING = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
+_KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 
-class DamagedSampleError(ValueError):
+class CorruptSampleError(ValueError):
     """A sample that cannot be used; `kind` counts in the run's report."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -71,21 +71,21 @@ class Record:
     original_hw: tuple[int, int] | None = None  # before the photo was shrunk, if it was
 
 
-def key_and_ending(name: str) -> tuple[str, str] | None:
+def key_and_suffix(name: str) -> tuple[str, str] | None:
     """A file's sample and its ending in lower case; None for what belongs to no sample."""
-    named = _KEY_AND_ENDING.fullmatch(name.removeprefix("./"))
+    named = _KEY_AND_SUFFIX.fullmatch(name.removeprefix("./"))
     return (named[1], named[2].lower()) if named else None
 
 
-def view_ending(view: int) -> str:
+def view_suffix(view: int) -> str:
     """Of the features of a crop by number."""
     return f"view{view}.safetensors"
 
 
-def holds_features(ending: str) -> bool:
+def holds_features(suffix: str) -> bool:
     """Whether files of this ending hold a teacher's features."""
-    known = ending in (CENTRE_ENDING, WHOLE_ENDING)
-    return known or _VIEW_ENDING.fullmatch(ending) is not None
+    known = suffix in (CENTRE_ENDING, WHOLE_ENDING)
+    return known or _VIEW_SUFFIX.fullmatch(suffix) is not None
 
 
 def to_json(file_name: str, record: Record) -> bytes:
@@ -114,20 +114,20 @@ def from_json(data: bytes) -> Record:
     """The record in a masked image's JSON, ours or SA-1B's.
 
     Raises:
-        DamagedSampleError: Not that form, run-lengths of another size, or a newer version of ours.
+        CorruptSampleError: Not that form, run-lengths of another size, or a newer version of ours.
     """
     try:
         loaded = json.loads(data)
         own = loaded.get(_OWN_KEY, {})
         version = own.get("version", VERSION)
         if version != VERSION:
-            raise DamagedSampleError("unknown version", f"{version}, this program reads {VERSION}")
+            raise CorruptSampleError("unknown version", f"{version}, this program reads {VERSION}")
         width, height = int(loaded["image"]["width"]), int(loaded["image"]["height"])
         annotations = tuple(_annotation(a, width, height) for a in loaded["annotations"])
         original = (
             (int(own["original_height"]), int(own["original_width"])) if len(own) > 1 else None
         )
-    except DamagedSampleError:
+    except CorruptSampleError:
         raise
     except (
         ValueError,
@@ -137,7 +137,7 @@ def from_json(data: bytes) -> Record:
         OverflowError,
         RecursionError,
     ) as error:
-        raise DamagedSampleError("bad json", repr(error)) from error
+        raise CorruptSampleError("bad json", repr(error)) from error
     return Record(width, height, annotations, original)
 
 
@@ -149,7 +149,7 @@ def annotation_of(rle: Rle, crowd: bool = False) -> Annotation:
 def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
     segmentation = entry["segmentation"]
     if isinstance(segmentation, dict) and list(segmentation["size"]) != [height, width]:
-        raise DamagedSampleError(
+        raise CorruptSampleError(
             "mask size", f"run-lengths of {segmentation['size']} in a photo of {[height, width]}"
         )
     rle = from_coco(segmentation, height, width)

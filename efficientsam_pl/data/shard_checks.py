@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from efficientsam_pl.data.datasets.train import check_size, photo_of, record_of
-from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.datasets.train import check_size, image_of, record_of
+from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.features.codec import read_map
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
 from efficientsam_pl.data.schema import (
     CLASS_ENDING,
-    PHOTO_ENDINGS,
+    IMAGE_SUFFIXES,
     RECORD_ENDING,
-    DamagedSampleError,
+    CorruptSampleError,
     holds_features,
 )
 from efficientsam_pl.data.shards import Shard, ShardSet
@@ -21,7 +21,7 @@ from efficientsam_pl.rle import run_lengths
 from efficientsam_pl.storage.files import from_beginning, read_file
 from efficientsam_pl.storage.ranges import RangeReader
 from efficientsam_pl.storage.tar import scan_tar
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class CheckedShard:
 
     shard: str
     samples: int
-    bad: tuple[Damage, ...]
+    bad: tuple[CorruptSample, ...]
 
 
 def check_shards(shards: ShardSet, workers: int) -> Iterator[CheckedShard]:
@@ -55,35 +55,37 @@ def check_shard(shard: Shard) -> CheckedShard:
     try:
         scan = from_beginning(shard.path, scan_tar)
     except OSError as error:
-        return CheckedShard(shard.path, 0, (Damage(shard.path, "", "cannot be read", str(error)),))
+        return CheckedShard(
+            shard.path, 0, (CorruptSample(shard.path, "", "cannot be read", str(error)),)
+        )
     now = index_of(scan)
-    bad = [Damage(shard.path, "", "broken tar", what) for what in scan.damage]
+    bad = [CorruptSample(shard.path, "", "broken tar", what) for what in scan.damage]
     if scan.sha256 != shard.sha256:
         what = f"sha256 {scan.sha256[:16]}…, when it was indexed {shard.sha256[:16]}…"
-        bad.append(Damage(shard.path, "", "checksum", what))
+        bad.append(CorruptSample(shard.path, "", "checksum", what))
     if not len(now):
-        bad.append(Damage(shard.path, "", "empty shard", "it holds no sample"))
+        bad.append(CorruptSample(shard.path, "", "empty shard", "it holds no sample"))
     names = Counter(member.name for member in scan.members)
     bad += [
-        Damage(shard.path, "", "file twice", f"{count} files are named {name}")
+        CorruptSample(shard.path, "", "file twice", f"{count} files are named {name}")
         for name, count in names.items()
         if count > 1
     ]
     try:
-        expected = _endings(shard)
+        expected = _suffixes(shard)
     except (OSError, IndexFormatError) as error:
         expected = {}
-        bad.append(Damage(shard.path, "", "bad index", str(error)))
+        bad.append(CorruptSample(shard.path, "", "bad index", str(error)))
     there = set(now.keys)
     bad += [
-        Damage(shard.path, key, "lost sample", "the index lists it, the tar has it no more")
+        CorruptSample(shard.path, key, "lost sample", "the index lists it, the tar has it no more")
         for key in expected
         if key not in there
     ]
     return CheckedShard(shard.path, len(now), (*bad, *_damaged_samples(shard.path, now, expected)))
 
 
-def _endings(shard: Shard) -> dict[str, set[str]]:
+def _suffixes(shard: Shard) -> dict[str, set[str]]:
     """The endings of each sample's files, as the index has them.
 
     Raises:
@@ -93,14 +95,14 @@ def _endings(shard: Shard) -> dict[str, set[str]]:
     if index.sha256 != shard.sha256:
         raise IndexFormatError(f"{shard.index} is not the one that the manifest names")
     return {
-        key: {ending for ending, places in index.places.items() if places[number, 0] >= 0}
+        key: {suffix for suffix, places in index.places.items() if places[number, 0] >= 0}
         for number, key in enumerate(index.keys)
     }
 
 
 def _damaged_samples(
     path: str, index: ShardIndex, expected: dict[str, set[str]]
-) -> Iterator[Damage]:
+) -> Iterator[CorruptSample]:
     reader = RangeReader()
     masked = {RECORD_ENDING} if RECORD_ENDING in index.places else set()
     for number, key in enumerate(index.keys):
@@ -109,35 +111,35 @@ def _damaged_samples(
         read = dict(zip(sample.files, reader.read(list(sample.files.values())), strict=True))
         cut = next((data for data in read.values() if isinstance(data, OSError)), None)
         if cut is not None:
-            yield Damage(path, key, "truncated shard", str(cut))
+            yield CorruptSample(path, key, "truncated shard", str(cut))
             continue
-        files = {ending: data for ending, data in read.items() if isinstance(data, memoryview)}
+        files = {suffix: data for suffix, data in read.items() if isinstance(data, memoryview)}
         try:
             _check_files(files, needed)
-        except DamagedSampleError as error:
-            yield Damage(path, key, error.kind, error.detail)
+        except CorruptSampleError as error:
+            yield CorruptSample(path, key, error.kind, error.detail)
     reader.close()
 
 
 def _check_files(files: dict[str, memoryview], needed: set[str]) -> None:
-    """Raises DamagedSampleError for what a stream could not use either, and for lost files."""
-    features = {ending: data for ending, data in files.items() if holds_features(ending)}
-    of_photo = {*PHOTO_ENDINGS, RECORD_ENDING, CLASS_ENDING} & files.keys()
-    if not of_photo and not features:
-        raise DamagedSampleError("unknown files", ", ".join(sorted(files)))
-    if of_photo:
-        _check_photo(files, RECORD_ENDING in needed)
-    for ending, data in sorted(features.items()):
-        read_map(data, ending)
+    """Raises CorruptSampleError for what a stream could not use either, and for lost files."""
+    features = {suffix: data for suffix, data in files.items() if holds_features(suffix)}
+    of_image = {*IMAGE_SUFFIXES, RECORD_ENDING, CLASS_ENDING} & files.keys()
+    if not of_image and not features:
+        raise CorruptSampleError("unknown files", ", ".join(sorted(files)))
+    if of_image:
+        _check_image(files, RECORD_ENDING in needed)
+    for suffix, data in sorted(features.items()):
+        read_map(data, suffix)
     lost = needed - files.keys()
     if lost:
-        raise DamagedSampleError(f"missing {min(lost)}", f"only {', '.join(sorted(files))}")
+        raise CorruptSampleError(f"missing {min(lost)}", f"only {', '.join(sorted(files))}")
     if CLASS_ENDING in files and not bytes(files[CLASS_ENDING]).strip().isdigit():
-        raise DamagedSampleError("bad class", repr(bytes(files[CLASS_ENDING])[:20]))
+        raise CorruptSampleError("bad class", repr(bytes(files[CLASS_ENDING])[:20]))
 
 
-def _check_photo(files: dict[str, memoryview], with_record: bool) -> None:
-    image = decode_photo(photo_of(files))
+def _check_image(files: dict[str, memoryview], with_record: bool) -> None:
+    image = decode_image(image_of(files))
     if not with_record:
         return
     record = record_of(files)
@@ -145,4 +147,4 @@ def _check_photo(files: dict[str, memoryview], with_record: bool) -> None:
     try:
         run_lengths([annotation.rle for annotation in record.annotations])
     except ValueError as error:
-        raise DamagedSampleError("bad mask", str(error)) from error
+        raise CorruptSampleError("bad mask", str(error)) from error

@@ -50,7 +50,7 @@ from efficientsam_pl.storage.files import (
     same_file,
 )
 from efficientsam_pl.storage.tar import scan_tar
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 MANIFEST_VERSION = 1
 MANIFEST = "manifest.json"
@@ -83,7 +83,7 @@ class ShardSet:
     """The samples of a data set, shard by shard, and what is known to be broken."""
 
     shards: tuple[Shard, ...]
-    damage: tuple[Damage, ...] = ()
+    damage: tuple[CorruptSample, ...] = ()
 
     def sizes(self) -> list[int]:
         """Samples in each shard, those included that a damaged shard has lost."""
@@ -246,11 +246,11 @@ def _known(folder: str, index_dir: str | None) -> dict[str, Shard]:
     return known
 
 
-def _damage(shards: Sequence[Shard], found: dict[str, int]) -> Iterator[Damage]:
+def _damage(shards: Sequence[Shard], found: dict[str, int]) -> Iterator[CorruptSample]:
     for shard in shards:
         if shard.path not in found:
             what = f"{shard.samples} samples; the manifest beside {shard.index} lists it"
-            yield Damage(shard.path, "", "missing shard", what)
+            yield CorruptSample(shard.path, "", "missing shard", what)
             continue
         if found[shard.path] > shard.bytes:
             raise ShardsError(
@@ -259,11 +259,13 @@ def _damage(shards: Sequence[Shard], found: dict[str, int]) -> Iterator[Damage]:
             )
         if 0 <= found[shard.path] < shard.bytes:
             what = f"{found[shard.path]} of {shard.bytes} bytes"
-            yield Damage(shard.path, "", "truncated shard", what)
+            yield CorruptSample(shard.path, "", "truncated shard", what)
         for detail in shard.damage:
-            yield Damage(shard.path, "", "broken tar" if shard.bytes else "empty shard", detail)
+            yield CorruptSample(
+                shard.path, "", "broken tar" if shard.bytes else "empty shard", detail
+            )
         if not shard.samples and not shard.damage:
-            yield Damage(shard.path, "", "empty shard", "it holds no sample")
+            yield CorruptSample(shard.path, "", "empty shard", "it holds no sample")
 
 
 def _read_manifest(place: str, folder: str) -> dict[str, Shard]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.decode import Photo
+from efficientsam_pl.data.decode import DecodedImage
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.keyed_random import uniform_of
 
@@ -62,7 +62,7 @@ def crop_scale(crop: Crop, side: int) -> float:
     return min(crop.height, crop.width) / side
 
 
-def cut(photo: Photo, crop: Crop, side: int) -> UInt8[Tensor, "3 s s"]:
+def cut(photo: DecodedImage, crop: Crop, side: int) -> UInt8[Tensor, "3 s s"]:
     """A crop resized to a square, bicubic with antialiasing as in MAE.
 
     Of a photo that was decoded smaller the crop's edges lie up to half a decoded pixel off.

@@ -25,13 +25,13 @@ class _Baseline:
 class GroundTruth(_Baseline):
     """Answers with the true mask, so every protocol must score 1.0: a test of the instrument.
 
-    It is told the truth by the protocols (`questions.asking.KnowsTruth`), one mask a prompt, and
+    It is told the truth by the protocols (`questions.asking.GroundTruthModel`), one mask a prompt, and
     the prompts themselves mean nothing to it. Whoever asks must have told it.
     """
 
-    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> KnownPhoto:
+    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> GroundTruthImage:
         """A photo whose truth has not been told yet."""
-        return KnownPhoto(image_hw=image.shape[:2])
+        return GroundTruthImage(image_hw=image.shape[:2])
 
 
 class FilledBox(_Baseline):
@@ -42,9 +42,9 @@ class FilledBox(_Baseline):
     nothing and are 0.
     """
 
-    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> BoxedPhoto:
+    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> FilledBoxImage:
         """A photo of which only the size matters."""
-        return BoxedPhoto(image_hw=image.shape[:2])
+        return FilledBoxImage(image_hw=image.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class OneMask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownPhoto:
+class GroundTruthImage:
     """A photo and the masks that the next prompts are about."""
 
     image_hw: tuple[int, int]
     truth: tuple[Rle, ...] = ()
 
-    def told(self, truth: Sequence[Rle]) -> KnownPhoto:
+    def told(self, truth: Sequence[Rle]) -> GroundTruthImage:
         """The same photo when the next prompts are about these masks, one a prompt."""
         return replace(self, truth=tuple(truth))
 
@@ -98,7 +98,7 @@ class KnownPhoto:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxedPhoto:
+class FilledBoxImage:
     """A photo of this size."""
 
     image_hw: tuple[int, int]

@@ -8,19 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.evaluation.interfaces import HasMaskGrid, PhotoSegmenter
+from efficientsam_pl.evaluation.interfaces import HasMaskGrid, PromptableModel
 from efficientsam_pl.evaluation.metrics.mean_iou import filled_box_iou
 from efficientsam_pl.evaluation.metrics.reachable import GridIous
-from efficientsam_pl.evaluation.protocols.base import Asking, Found, InstanceProtocol, askable
+from efficientsam_pl.evaluation.protocols.base import (
+    EvalContext,
+    InstanceProtocol,
+    InstanceResult,
+    askable,
+)
 from efficientsam_pl.evaluation.protocols.detector_boxes import BoxDetection, DetectorBoxes
-from efficientsam_pl.evaluation.results.record import FoundObject, Marks, PhotoRecord
-from efficientsam_pl.structures import InstancePhoto
+from efficientsam_pl.evaluation.results.record import ImageRecord, PredictedObject, ProtocolScores
+from efficientsam_pl.structures import InstanceImage
 
 ANY = 1  # the one category where there are none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
+class ImageEvaluator:
     """Who is asked, and all that is asked.
 
     `boxes` None: there is no detector. `keeps_boxed`: answers to tight boxes are kept as
@@ -28,7 +33,7 @@ class Examination:
     bounds memory and changes no answer.
     """
 
-    segmenter: PhotoSegmenter
+    segmenter: PromptableModel
     protocols: tuple[InstanceProtocol, ...]
     boxes: DetectorBoxes | None = None
     keeps_boxed: bool = False
@@ -50,9 +55,9 @@ class Examination:
         self,
         number: int,
         image: UInt8[np.ndarray, "h w 3"],
-        about: InstancePhoto,
+        about: InstanceImage,
         detections: Sequence[BoxDetection] = (),
-    ) -> PhotoRecord:
+    ) -> ImageRecord:
         """Asks about a photo; one with nothing to ask about is not embedded.
 
         Args:
@@ -62,28 +67,28 @@ class Examination:
             detections: Of a detector.
         """
         instances, skipped = askable(sorted(about.instances, key=lambda one: one.id))
-        marks = {one.name: Marks((), ()) for one in self.protocols}
-        found: list[FoundObject] = []
+        marks = {one.name: ProtocolScores((), ()) for one in self.protocols}
+        found: list[PredictedObject] = []
         truth = [one.mask for one in instances]
         grid = GridIous(np.zeros(0), np.zeros(0))
         if instances or detections:
-            asking = Asking(
+            context = EvalContext(
                 segmenter=self.segmenter,
                 photo=self.segmenter.embed(image),
                 key=str(about.id),
                 seed=self.seed,
                 at_once=self.prompts_at_once,
             )
-            answers = {one.name: one.ask(asking, instances) for one in self.protocols}
+            answers = {one.name: one.ask(context, instances) for one in self.protocols}
             marks = {name: _marks(some) for name, some in answers.items()}
-            if "box" in answers and isinstance(asking.photo, HasMaskGrid):
-                grid = asking.photo.grid_ious(truth)
+            if "box" in answers and isinstance(context.photo, HasMaskGrid):
+                grid = context.photo.grid_ious(truth)
             if self.keeps_boxed:
-                found = [FoundObject(ANY, one.score, one.mask) for one in answers["box"]]
+                found = [PredictedObject(ANY, one.score, one.mask) for one in answers["box"]]
             if self.boxes is not None:
-                masks = self.boxes.ask(asking, detections, about.image_hw, about.instances)
-                found = [FoundObject(one.category_id, one.score, one.mask) for one in masks]
-        return PhotoRecord(
+                masks = self.boxes.ask(context, detections, about.image_hw, about.instances)
+                found = [PredictedObject(one.category_id, one.score, one.mask) for one in masks]
+        return ImageRecord(
             photo=number,
             instances=tuple(one.id for one in instances),
             areas=tuple(float(one.area) for one in instances),
@@ -97,5 +102,5 @@ class Examination:
         )
 
 
-def _marks(found: Sequence[Found]) -> Marks:
-    return Marks(tuple(one.iou for one in found), tuple(one.best_iou for one in found))
+def _marks(found: Sequence[InstanceResult]) -> ProtocolScores:
+    return ProtocolScores(tuple(one.iou for one in found), tuple(one.best_iou for one in found))

@@ -35,7 +35,7 @@ class ImagePrompts:
 
 
 @runtime_checkable
-class Answers(Protocol):
+class MaskCandidates(Protocol):
     """k masks for each of q prompts; which of them is meant, the protocol chooses."""
 
     @property
@@ -61,17 +61,17 @@ class Answers(Protocol):
 
 
 @runtime_checkable
-class EmbeddedPhoto(Protocol):
+class PromptableImage(Protocol):
     """A photo that waits for prompts."""
 
-    def ask(self, prompts: ImagePrompts) -> Answers:
+    def ask(self, prompts: ImagePrompts) -> MaskCandidates:
         """Answers to all of them; a prompt's answer does not depend on the others beside it."""
         ...
 
 
 @runtime_checkable
 class HasMaskGrid(Protocol):
-    """An `EmbeddedPhoto` whose masks come from a coarse grid. Optional: results without it lack
+    """An `PromptableImage` whose masks come from a coarse grid. Optional: results without it lack
     `reachable_miou` and `filled_box_grid_miou`.
     """
 
@@ -81,7 +81,7 @@ class HasMaskGrid(Protocol):
 
 
 @runtime_checkable
-class PhotoSegmenter(Protocol):
+class PromptableModel(Protocol):
     """A promptable segmenter."""
 
     @property
@@ -94,6 +94,6 @@ class PhotoSegmenter(Protocol):
         """Whether `ImagePrompts.mask_logits` means anything to it."""
         ...
 
-    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> EmbeddedPhoto:
+    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> PromptableImage:
         """Reads a photo once; RGB."""
         ...

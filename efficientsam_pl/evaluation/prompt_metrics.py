@@ -16,7 +16,12 @@ from efficientsam_pl.evaluation.metrics.matching import AveragePrecision
 from efficientsam_pl.evaluation.metrics.mean_iou import Mean, MeanIouBySize
 from efficientsam_pl.evaluation.metrics.reachable import GridIouCache
 from efficientsam_pl.evaluation.metrics.sizes import SIZES, size_of
-from efficientsam_pl.evaluation.training_protocols import AskedPhoto, Marks, Questions, examine
+from efficientsam_pl.evaluation.training_protocols import (
+    PromptedImage,
+    ProtocolScores,
+    Questions,
+    examine,
+)
 from efficientsam_pl.rle import Rle, areas
 
 _BESIDE_CLICKS = ("box", "filled_box", "filled_box_grid", "reachable")
@@ -88,7 +93,7 @@ class Counted(Metric):
         return Counts(*self.counts.tolist())
 
 
-class PhotoScores(nn.Module):
+class ImageScores(nn.Module):
     """Asks about photos and keeps what is needed to score them: masks as run-lengths.
 
     What the mask grid makes of the truth is computed at a photo's first scoring and kept, also
@@ -102,7 +107,7 @@ class PhotoScores(nn.Module):
         self.ap, self.counted = MaskAp(), Counted()
         self._grid_values = GridIouCache()
 
-    def add(self, photo: AskedPhoto) -> None:
+    def add(self, photo: PromptedImage) -> None:
         """Asks about every mask of a photo and counts the answers in."""
         detections: list[Rle] = []
         scores: list[Tensor] = []
@@ -166,7 +171,7 @@ class PhotoScores(nn.Module):
         return cast(MeanIouBySize, self.means[name])
 
 
-def _named(marks: Marks) -> dict[str, Tensor]:
+def _named(marks: ProtocolScores) -> dict[str, Tensor]:
     clicks = {_click(count): iou for count, iou in marks.clicks.items()}
     return clicks | {name: getattr(marks, name) for name in _BESIDE_CLICKS}
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from efficientsam_pl.evaluation.metrics.mean_iou import filled_box_iou
 from efficientsam_pl.evaluation.metrics.reachable import GridIous, grid_ious
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.keyed_random import draw_key, uniform
+from efficientsam_pl.keyed_random import sample_key, uniform
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.rle import (
     Rle,
@@ -54,7 +54,7 @@ class Correct(Protocol):
         self,
         truth: Bool[Tensor, "b q mh mw"],
         answer: Float[Tensor, "b q mh mw"],
-        draw_key: Int64[Tensor, "b q"],
+        sample_key: Int64[Tensor, "b q"],
         number: int,
     ) -> tuple[Float[Tensor, "b q 2"], Int64[Tensor, "b q"]]:
         """A click a mask in model pixels and its label; `number` clicks have been made."""
@@ -72,7 +72,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class AskedPhoto:
+class PromptedImage:
     """A photo whose features wait for prompts, and the masks to find in it, none empty."""
 
     key: str
@@ -83,7 +83,7 @@ class AskedPhoto:
 
 
 @dataclass(frozen=True)
-class Marks:
+class ProtocolScores:
     """How some masks of a photo were found: IoU by protocol, and the answers to boxes."""
 
     box: Float[Tensor, "q"]
@@ -96,8 +96,8 @@ class Marks:
 
 
 def examine(
-    photo: AskedPhoto, questions: Questions, grid_values: GridValues = grid_ious
-) -> Iterator[Marks]:
+    photo: PromptedImage, questions: Questions, grid_values: GridValues = grid_ious
+) -> Iterator[ProtocolScores]:
     """Asks for every mask of a photo by every protocol, some masks at once."""
     for first in range(0, len(photo.truth), questions.at_once):
         some = photo.truth[first : first + questions.at_once]
@@ -124,7 +124,7 @@ def drawn_clicks(
 
 def mask_keys(photo: str, count: int, first: int, seed: int) -> Int64[Tensor, "q"]:
     """A key for what is drawn about each mask, of seed, photo and place."""
-    return torch.tensor([draw_key(seed, 0, f"{photo}/{first + i}") for i in range(count)])
+    return torch.tensor([sample_key(seed, 0, f"{photo}/{first + i}") for i in range(count)])
 
 
 class _Part:
@@ -135,7 +135,7 @@ class _Part:
     """
 
     def __init__(
-        self, photo: AskedPhoto, truth: Sequence[Rle], first: int, questions: Questions
+        self, photo: PromptedImage, truth: Sequence[Rle], first: int, questions: Questions
     ) -> None:
         self.photo, self.truth, self.first, self.questions = photo, truth, first, questions
         slots = min(questions.at_once, 1 << (len(truth) - 1).bit_length())
@@ -198,13 +198,13 @@ class _Part:
                 prompts = Prompts(points, labels, mask_logits=answer)
 
 
-def _marks(part: _Part, grid_values: GridValues) -> Marks:
+def _marks(part: _Part, grid_values: GridValues) -> ProtocolScores:
     boxes, truth = part.boxes(), part.truth
     prompts = Prompts.of_boxes(part.filled(part.photo.resize.boxes_forward(boxes)))
     by_box = part.photo.decode(prompts).candidates().best()
     detections = part.found(by_box)
     grid = grid_values(truth, part.photo.resize, by_box.low_res_logits.shape[-1])
-    return Marks(
+    return ProtocolScores(
         box=torch.from_numpy(pair_iou(detections, truth)),
         clicks={
             count: torch.from_numpy(pair_iou(part.found(one), truth))

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.streamed import write_streamed
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.weights import (
     FORMAT,
-    part,
     released_names,
     safetensors_header,
+    strip_prefix,
 )
 from efficientsam_pl.storage.atomic import atomic_write_local
 
@@ -42,13 +42,13 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
     Raises:
         UserError: Not a whole checkpoint, or a .pt file is asked for of another layout.
     """
-    stored = StoredCheckpoint(path)
+    stored = CheckpointReader(path)
     header = stored.values[FORMAT]
     averaged = any(name.startswith("average.") for name in stored.names())
     kept = "average." if averaged else "model."
     if out.suffix == ".pt":
         _check_released_layout(header)
-        state = part(dict(stored.tensors(lambda name: name.startswith(kept))), kept)
+        state = strip_prefix(dict(stored.tensors(lambda name: name.startswith(kept))), kept)
         with atomic_write_local(out) as file:
             torch.save({"model": released_names(state)}, file)
         return
@@ -99,10 +99,10 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
         raise UserError("a .pt file is for a finetuned model; an encoder goes to .safetensors")
     released, model = asdict(SegmenterConfig()), header["model"]
     differing = [
-        f"{part}.{key}={value}"
-        for part in ("prompts", "decoder")
-        for key, value in model[part].items()
-        if key not in _SIZES and value != released[part][key]
+        f"{strip_prefix}.{key}={value}"
+        for strip_prefix in ("prompts", "decoder")
+        for key, value in model[strip_prefix].items()
+        if key not in _SIZES and value != released[strip_prefix][key]
     ]
     encoder = model["encoder"]
     told = {

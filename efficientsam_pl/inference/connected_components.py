@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 
-def label_regions(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
+def connected_components(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
     """Numbers the 8-connected regions in reading order of their first pixels.
 
     Returns:

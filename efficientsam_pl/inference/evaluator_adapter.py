@@ -28,7 +28,7 @@ _AT_ONCE = {"cpu": 4}
 _AT_ONCE_ELSEWHERE = 32
 
 
-class EvaluatedModel:
+class EvaluatorModel:
     """A model ready to be evaluated.
 
     The decoder is always called with exactly `at_once` prompts, filled up with copies of the last:
@@ -58,24 +58,24 @@ class EvaluatedModel:
         """Whether the model takes earlier masks."""
         return self._predictor.model.config.prompts.mask_prompts
 
-    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> EvaluatedPhoto:
+    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> EvaluatorImage:
         """Features of one RGB photo.
 
         Raises:
             PromptError: Not uint8 [h, w, 3].
         """
-        return EvaluatedPhoto(self._predictor.embed(image), self.at_once)
+        return EvaluatorImage(self._predictor.embed(image), self.at_once)
 
 
 @dataclass(frozen=True)
-class EvaluatedPhoto:
+class EvaluatorImage:
     """A photo's features."""
 
     embedded: EmbeddedImage
     at_once: int
 
     @torch.inference_mode()
-    def ask(self, prompts: ImagePrompts) -> ModelAnswers:
+    def ask(self, prompts: ImagePrompts) -> ModelCandidates:
         """What all mask tokens answer.
 
         Raises:
@@ -93,7 +93,7 @@ class EvaluatedPhoto:
             iou.append(answer.iou[0, :count].float().cpu())
         if not logits:
             raise PromptError("no prompt")
-        return ModelAnswers(torch.cat(logits), torch.cat(iou), resize)
+        return ModelCandidates(torch.cat(logits), torch.cat(iou), resize)
 
     def grid_ious(self, truth: Sequence[Rle]) -> GridIous:
         """What the decoder's mask grid makes of true masks and of their boxes."""
@@ -120,7 +120,7 @@ class EvaluatedPhoto:
 
 
 @dataclass(frozen=True)
-class ModelAnswers:
+class ModelCandidates:
     """Logits of all mask tokens, token 0 first; only chosen masks are brought to full size."""
 
     low_res_logits: Float[Tensor, "q k mh mw"]

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from efficientsam_pl.models.config import NAMED, ModelConfig, SegmenterConfig
-from efficientsam_pl.models.extend_prompt_encoder import grown
+from efficientsam_pl.models.extend_prompt_encoder import extend_prompt_encoder
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.weights import (
     WeightsError,
     WeightsFile,
     load_strictly,
-    part,
     read_weights,
+    strip_prefix,
 )
 
 _RELEASED = {"EfficientSAM": "efficient_sam_ti", "SAM": "sam_vit_b"}
@@ -72,7 +72,7 @@ def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter
     if start.decoder is not None:
         state = _decoding_state(model, read_weights(start.decoder), start.decoder)
         for name in ("prompt_encoder", "mask_decoder"):
-            load_strictly(model.get_submodule(name), part(state, f"{name}."), start.decoder)
+            load_strictly(model.get_submodule(name), strip_prefix(state, f"{name}."), start.decoder)
     if start.encoder is not None:
         _load_encoder(model, start.encoder)
     return model
@@ -81,23 +81,23 @@ def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter
 def _decoding_state(model: Segmenter, file: WeightsFile, path: str) -> dict[str, Tensor]:
     """All of a file's tensors, and those that its prompt encoder lacks beside the model's."""
     _check_conventions(file, model.config, path, _DECODING)
-    prompts = part(file.state, "prompt_encoder.")
+    prompts = strip_prefix(file.state, "prompt_encoder.")
     if not prompts:
         raise WeightsError(f"{path} holds no prompt encoder and mask decoder")
-    more = grown(model.prompt_encoder, prompts)
+    more = extend_prompt_encoder(model.prompt_encoder, prompts)
     return file.state | {f"prompt_encoder.{name}": tensor for name, tensor in more.items()}
 
 
 def _load_encoder(model: Segmenter, path: str) -> None:
     file = read_weights(path)
-    state = part(file.state, "image_encoder.")
+    state = strip_prefix(file.state, "image_encoder.")
     if not state:
         raise WeightsError(f"{path} holds no image encoder")
     _check_heads(file, model.config, path)
     if any(name.startswith("neck.") for name in state):
         load_strictly(model.image_encoder, state, path)
     else:
-        load_strictly(model.image_encoder.trunk, part(state, "trunk."), path)
+        load_strictly(model.image_encoder.trunk, strip_prefix(state, "trunk."), path)
 
 
 def _check_heads(file: WeightsFile, config: SegmenterConfig, path: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 Pieces = Callable[[Tensor], Iterable[Float[Tensor, "values"]]]
 
 
-def summed_pieces(
+def chunked_loss(
     pieces: Pieces, features: Float[Tensor, "..."], parameters: Sequence[Tensor]
 ) -> Float[Tensor, "values"]:
     """The pieces' sum; its first value has the gradient of the whole, the others have none.

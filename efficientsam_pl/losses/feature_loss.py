@@ -75,6 +75,6 @@ def mse_per_token(
     return (predicted.float() - target.float()).square().mean(-1)
 
 
-def mean_over_valid(per_photo: Float[Tensor, "b"], valid: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
+def mean_over_valid(per_image: Float[Tensor, "b"], valid: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
     """Mean over the valid photos; 0, with a gradient of 0, where none is valid."""
-    return torch.where(valid, per_photo, 0.0).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, per_image, 0.0).sum() / valid.sum().clamp(min=1)

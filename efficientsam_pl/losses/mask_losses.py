@@ -83,7 +83,7 @@ def segmentation_losses(
     target: Bool[Tensor, "b q h w"],
     config: MaskLossConfig,
     answer: Literal["candidates", "single"] = "candidates",
-    draw_key: Int64[Tensor, "b q"] | None = None,
+    sample_key: Int64[Tensor, "b q"] | None = None,
 ) -> MaskLosses:
     """Of each mask: what is learned from an answer (SAM, section 3 and appendix A).
 
@@ -101,7 +101,7 @@ def segmentation_losses(
         ValueError: The config samples points, and there is no key to draw them from.
     """
     truth = target[:, :, None]
-    seen = _Seen.of(truth, config, draw_key)
+    seen = _Seen.of(truth, config, sample_key)
     single = prediction.single()
     focal, dice = seen.losses(single)
     parts = (focal[..., 0], dice[..., 0], _iou_error(single, truth)[..., 0])
@@ -130,14 +130,14 @@ class _Seen:
     def of(
         truth: Bool[Tensor, "b q 1 h w"],
         config: MaskLossConfig,
-        draw_key: Int64[Tensor, "b q"] | None,
+        sample_key: Int64[Tensor, "b q"] | None,
     ) -> "_Seen":
         flat = truth.flatten(-2)
         if config.sampled_points is None:
             return _Seen(config, flat, None, flat.shape[-1])
-        if draw_key is None:
+        if sample_key is None:
             raise ValueError("sampled_points= needs a key a mask to draw them from")
-        cells = sampled_cells(draw_key, config.sampled_points, truth.shape[-2:])[:, :, None]
+        cells = sampled_cells(sample_key, config.sampled_points, truth.shape[-2:])[:, :, None]
         return _Seen(config, flat.gather(-1, cells), cells, flat.shape[-1])
 
     def losses(

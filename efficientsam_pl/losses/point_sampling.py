@@ -15,7 +15,7 @@ _BITS = 24  # of what `uniform` draws
 
 
 def sampled_cells(
-    draw_key: Int64[Tensor, "b q"], points: int, mask_hw: Sequence[int]
+    sample_key: Int64[Tensor, "b q"], points: int, mask_hw: Sequence[int]
 ) -> Int64[Tensor, "b q n"]:
     """The pixels under one uniform point in each square of a grid laid over the mask.
 
@@ -33,8 +33,8 @@ def sampled_cells(
     """
     side = round(points**0.5)
     height, width = mask_hw
-    draws = uniform(draw_key, 2 * points, "loss-points").unflatten(-1, (2, side, side))
-    square = torch.arange(side, device=draw_key.device)
+    draws = uniform(sample_key, 2 * points, "loss-points").unflatten(-1, (2, side, side))
+    square = torch.arange(side, device=sample_key.device)
     y = _pixel(square[:, None], draws[..., 0, :, :], height)
     x = _pixel(square, draws[..., 1, :, :], width)
     return (y * width + x).flatten(-2)

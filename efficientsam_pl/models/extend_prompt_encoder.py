@@ -8,7 +8,7 @@ from torch import Tensor
 from efficientsam_pl.models.prompt_encoder import PromptEncoder
 
 
-def grown(encoder: PromptEncoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def extend_prompt_encoder(encoder: PromptEncoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A prompt encoder's weights, with those that a file lacks because its model knew less.
 
     A negative click begins as the vector of "not a point". Masks and drawn prompts add nothing to
@@ -26,12 +26,12 @@ def grown(encoder: PromptEncoder, state: Mapping[str, Tensor]) -> dict[str, Tens
         "mask_downscaling.": _silent,
         "map_downscaling.": _silent,
     }
-    grown = dict(state)
+    extend_prompt_encoder = dict(state)
     for part, start in starts.items():
         fresh = {name: tensor for name, tensor in own.items() if name.startswith(part)}
         if not any(name.startswith(part) for name in state):
-            grown |= start(fresh, state)
-    return grown
+            extend_prompt_encoder |= start(fresh, state)
+    return extend_prompt_encoder
 
 
 def _padding_vector(fresh: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

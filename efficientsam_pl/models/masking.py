@@ -28,7 +28,7 @@ class TokenSplit:
         return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def random_split(draw_key: Int64[Tensor, "b"], tokens: int, visible: int) -> TokenSplit:
+def random_split(sample_key: Int64[Tensor, "b"], tokens: int, visible: int) -> TokenSplit:
     """Uniform random masking as in MAE; a function of each sample's key alone."""
-    order = uniform(draw_key, tokens, "sami-mask").argsort(dim=1, stable=True)
+    order = uniform(sample_key, tokens, "sami-mask").argsort(dim=1, stable=True)
     return TokenSplit(order[:, :visible], order[:, visible:])

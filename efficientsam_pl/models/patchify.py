@@ -15,7 +15,7 @@ from efficientsam_pl.models.config import NAMED
 _EPSILON = 1e-6  # as in MAE's code
 
 
-def cut(pixels: Float[Tensor, "b c h w"], patch_size: int) -> Float[Tensor, "b gh gw c p p"]:
+def patchify(pixels: Float[Tensor, "b c h w"], patch_size: int) -> Float[Tensor, "b gh gw c p p"]:
     """The patches of photos whose sides are multiples of the patch size; a view, not a copy."""
     rows_and_columns = pixels.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
     patches: Tensor = rows_and_columns.permute(0, 2, 4, 1, 3, 5)
@@ -38,7 +38,7 @@ def patch_targets(
     return (values - mean) / (variance + _EPSILON).sqrt()
 
 
-def painted(
+def unpatchify(
     predicted: Float[Tensor, "b n values"], image: Num[Tensor, "b 3 s s"], patch_size: int
 ) -> UInt8[Tensor, "b 3 s s"]:
     """Predicted patches as pixels, each with the mean and the spread of the photo's own patch.
@@ -59,7 +59,7 @@ def _colours_of_patches(
     image: Num[Tensor, "b 3 s s"], patch_size: int
 ) -> Float[Tensor, "b n values"]:
     mean, std = _colour_scale(image.device)
-    patches = cut((image.float() - mean) / std, patch_size).permute(0, 1, 2, 4, 5, 3)
+    patches = patchify((image.float() - mean) / std, patch_size).permute(0, 1, 2, 4, 5, 3)
     return patches.flatten(3).flatten(1, 2)
 
 

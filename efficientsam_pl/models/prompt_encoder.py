@@ -108,7 +108,7 @@ class PromptEncoder(nn.Module):
         points = F.pad(points, (0, 0, 0, fill), value=-1.0)
         return points, F.pad(labels, (0, fill), value=int(Label.PADDING))
 
-    def never_asked(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
+    def unused_modules(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
         """Modules that prompts of these labels, with or without masks, do not reach."""
         used = {Label.PADDING, *labels}
         vectors = [

@@ -36,7 +36,7 @@ class Sami(nn.Module):
         self.decoder = build_decoder(config, target_width)
 
     def forward(
-        self, image: Num[Tensor, "b 3 s s"], draw_key: Int64[Tensor, "b"]
+        self, image: Num[Tensor, "b 3 s s"], sample_key: Int64[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b n target"], TokenSplit]:
         """Predicted target of all tokens, and which of them were seen.
 
@@ -45,7 +45,7 @@ class Sami(nn.Module):
             draw_key: Decides each photo's mask.
         """
         split = random_split(
-            draw_key, self.config.student.grid() ** 2, self.config.visible_tokens()
+            sample_key, self.config.student.grid() ** 2, self.config.visible_tokens()
         )
         encoded = self.encoder_norm(self.encoder(self.pixel_norm(image), split.visible))
         return self.decoder(encoded, split), split

@@ -86,14 +86,16 @@ class Segmenter(nn.Module):
         for name in parts:
             self.get_submodule(name).requires_grad_(False)
 
-    def never_asked(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
+    def unused_modules(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
         """Modules that prompts of these kinds do not reach, for `freeze`.
 
         Args:
             labels: Of all points and corners that will be given; padding need not be told.
             mask_logits: Whether masks will be given.
         """
-        return [f"prompt_encoder.{n}" for n in self.prompt_encoder.never_asked(labels, mask_logits)]
+        return [
+            f"prompt_encoder.{n}" for n in self.prompt_encoder.unused_modules(labels, mask_logits)
+        ]
 
     def decoding_parameters(self) -> list[nn.Parameter]:
         """Of what comes after the features."""

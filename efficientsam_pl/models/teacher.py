@@ -11,7 +11,7 @@ from efficientsam_pl.models.config import NAMED, TeacherConfig
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.timm_vit import TimmPatches
 from efficientsam_pl.models.vit import SamImageEncoder
-from efficientsam_pl.models.weights import load_strictly, part, read_weights
+from efficientsam_pl.models.weights import load_strictly, read_weights, strip_prefix
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -90,7 +90,9 @@ class FrozenTeacher(nn.Module):
             content_hw: The part of each frame that is photo.
         """
         parts = zip(image.split(self.at_once), content_hw.split(self.at_once), strict=True)
-        return torch.cat([self._encode(self.pixel_norm(some, part)) for some, part in parts])
+        return torch.cat(
+            [self._encode(self.pixel_norm(some, strip_prefix)) for some, strip_prefix in parts]
+        )
 
     def _encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         with torch.autocast(pixels.device.type, enabled=False):  # its precision is its own
@@ -113,7 +115,7 @@ def _sam_encoder(config: TeacherConfig) -> SamImageEncoder:
     if config.weights is None:
         _randomise(encoder)
     else:
-        state = part(read_weights(config.weights).state, "image_encoder.")
+        state = strip_prefix(read_weights(config.weights).state, "image_encoder.")
         load_strictly(encoder, state, config.weights)
     return encoder
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from efficientsam_pl.models.config import EncoderConfig
 from efficientsam_pl.models.neck import neck
-from efficientsam_pl.models.patchify import cut
+from efficientsam_pl.models.patchify import patchify
 from efficientsam_pl.models.position_encoding import positions_at
 
 _NORM_EPS = 1e-6
@@ -119,7 +119,7 @@ class PlainViT(nn.Module):
     ) -> Float[Tensor, "b v c"]:
         """The visible tokens alone: a convolution of whole patches is a linear of each."""
         projection = self.patch_embed.proj
-        grid = cut(pixels, projection.kernel_size[0])
+        grid = patchify(pixels, projection.kernel_size[0])
         rows, columns = grid.shape[1:3]
         photo = torch.arange(len(visible), device=visible.device)[:, None]
         patches = grid[photo, visible // columns, visible % columns].flatten(2)

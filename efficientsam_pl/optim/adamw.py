@@ -27,7 +27,7 @@ _NO_DECAY = (
 class _Group:
     """Parameters that learn alike."""
 
-    lr_share: float  # of the peak
+    lr_multiplier: float  # of the peak
     decays: bool
     named: tuple[tuple[str, nn.Parameter], ...]
 
@@ -42,7 +42,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
         {
             "params": [parameter for _, parameter in group.named],
             "weight_decay": config.weight_decay if group.decays else 0.0,
-            "lr": config.peak_lr * group.lr_share,
+            "lr": config.peak_lr * group.lr_multiplier,
         }
         for group in _grouped(module, config.layer_decay)
     ]
@@ -81,10 +81,10 @@ def _layer(name: str) -> int | None:
 
 def build_schedule(optimizer: AdamW, config: OptimConfig, total_steps: int) -> LambdaLR:
     """The schedule as torch steps it, once an optimizer step."""
-    return LambdaLR(optimizer, lambda step: lr_share(step, config, total_steps))
+    return LambdaLR(optimizer, lambda step: lr_multiplier(step, config, total_steps))
 
 
-def lr_share(step: int, config: OptimConfig, total_steps: int) -> float:
+def lr_multiplier(step: int, config: OptimConfig, total_steps: int) -> float:
     """The learning rate over its peak: linear warm-up, then decay to zero at `total_steps`."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
@@ -94,7 +94,7 @@ def lr_share(step: int, config: OptimConfig, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def lightning_form(module: nn.Module, config: OptimConfig, total_steps: int) -> dict[str, Any]:
+def optimizer_config(module: nn.Module, config: OptimConfig, total_steps: int) -> dict[str, Any]:
     """What a LightningModule's configure_optimizers returns."""
     optimizer = build_optimizer(module, config)
     schedule = build_schedule(optimizer, config, total_steps)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def by_name(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def key_by_name(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """An optimizer's state dict with these names for its numbers."""
     return _renamed(state, dict(enumerate(names)))
 
 
-def by_number(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What `by_name` made, for an optimizer that numbers its parameters in this order.
+def key_by_index(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What `key_by_name` made, for an optimizer that numbers its parameters in this order.
 
     Raises:
         KeyError: A parameter that this optimizer has not.

@@ -35,7 +35,7 @@ def jitter_boxes(
     return torch.stack([x0.minimum(x1), y0.minimum(y1), x0.maximum(x1), y0.maximum(y1)], dim=-1)
 
 
-def side_noise(draw_key: Int64[Tensor, "*q"]) -> Float[Tensor, "*q 4"]:
+def side_noise(sample_key: Int64[Tensor, "*q"]) -> Float[Tensor, "*q 4"]:
     """A standard normal number for each side of each mask's box."""
-    radius, angle = uniform(draw_key, 8, "box-jitter").chunk(2, dim=-1)
+    radius, angle = uniform(sample_key, 8, "box-jitter").chunk(2, dim=-1)
     return (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()  # Box and Muller

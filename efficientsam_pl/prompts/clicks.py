@@ -69,10 +69,10 @@ def squared_distance(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h
     return nearest
 
 
-def correction(
+def sample_point_from_errors(
     truth: Bool[Tensor, "b q h w"],
     answer: Float[Tensor, "b q h w"],
-    draw_key: Int64[Tensor, "b q"],
+    sample_key: Int64[Tensor, "b q"],
     number: int,
     side: int,
 ) -> tuple[Float[Tensor, "b q 2"], Int64[Tensor, "b q"]]:
@@ -93,7 +93,7 @@ def correction(
         is too much; -1 and PADDING where nothing is wrong.
     """
     wrong = (answer > 0) ^ truth
-    cell = _drawn_cell(wrong, uniform(draw_key, 1, f"correction-{number}")[..., 0])
+    cell = _drawn_cell(wrong, uniform(sample_key, 1, f"correction-{number}")[..., 0])
     is_mask = truth.flatten(-2).gather(-1, cell[..., None])[..., 0]
     labels = torch.where(is_mask, Label.POSITIVE, Label.NEGATIVE)
     nothing = ~wrong.flatten(-2).any(-1)

@@ -14,11 +14,11 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from efficientsam_pl.keyed_random import apart, uniform
+from efficientsam_pl.keyed_random import split_key, uniform
 from efficientsam_pl.prompts.boxes import jitter_boxes, side_noise
-from efficientsam_pl.prompts.clicks import centre_click, correction
+from efficientsam_pl.prompts.clicks import centre_click, sample_point_from_errors
 from efficientsam_pl.prompts.config import PromptingConfig
-from efficientsam_pl.structures import Asked, Label, MaskBatch, MaskTargets, Prompts
+from efficientsam_pl.structures import Label, MaskBatch, MaskTargets, PreviousRound, Prompts
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Pointing:
         if self.config.first_click == "centre":
             centre = centre_click(batch.masks, self.side).to(clicks.dtype)
             clicks = torch.cat([centre[:, :, None], clicks[:, :, 1:]], dim=2)
-        keys = apart(batch.draw_key, batch.valid.shape[1])
+        keys = split_key(batch.sample_key, batch.valid.shape[1])
         return MaskTargets(batch.masks, batch.boxes_xyxy_px, clicks, batch.valid, keys)
 
     def answer(self, number: int) -> Literal["candidates", "single"]:
@@ -50,13 +50,13 @@ class _Pointing:
         return 2 if self.config.box_share > 0 else 1
 
     def _is_box(self, targets: MaskTargets) -> Bool[Tensor, "b q"]:
-        return uniform(targets.draw_key, 1, "prompt-kind")[..., 0] < self.config.box_share
+        return uniform(targets.sample_key, 1, "prompt-kind")[..., 0] < self.config.box_share
 
     def _pointed(self, targets: MaskTargets, count: Int64[Tensor, "b q"], slots: int) -> Prompts:
         """The first `count` points of each mask: its clicks, or its box's corners and clicks."""
         boxes = jitter_boxes(
             targets.boxes_xyxy_px,
-            side_noise(targets.draw_key),
+            side_noise(targets.sample_key),
             self.config.box_jitter,
             self.config.box_jitter_max_px,
             self.side,
@@ -74,7 +74,7 @@ class _Pointing:
 
 
 @dataclass(frozen=True)
-class DrawnPrompter(_Pointing):
+class RandomPromptSampler(_Pointing):
     """One round: a box, or some clicks."""
 
     @property
@@ -82,16 +82,16 @@ class DrawnPrompter(_Pointing):
         """One."""
         return 1
 
-    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
         """A box, or 1..max_clicks clicks, their number drawn."""
-        share = uniform(targets.draw_key, 1, "clicks-shown")[..., 0]
+        share = uniform(targets.sample_key, 1, "clicks-shown")[..., 0]
         clicks = 1 + (share * self.config.max_clicks).long()
         count = torch.where(self._is_box(targets), 2, clicks)
         return self._pointed(targets, count, self.config.points())
 
 
 @dataclass(frozen=True)
-class EachPrompter(_Pointing):
+class IncrementalClickSampler(_Pointing):
     """An answer after each of the first points."""
 
     @property
@@ -99,7 +99,7 @@ class EachPrompter(_Pointing):
         """As many as clicks are shown at last."""
         return self.config.max_clicks
 
-    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
         """The first `number` + 1 points; a box is two, and is whole in the first round too."""
         points = number + 1
         count = torch.where(self._is_box(targets), max(points, 2), points)
@@ -107,7 +107,7 @@ class EachPrompter(_Pointing):
 
 
 @dataclass(frozen=True)
-class InteractivePrompter(_Pointing):
+class InteractiveSampler(_Pointing):
     """SAM's loop: a box or a click, then clicks where the answer is wrong (SAM, appendix A).
 
     From the second round on the answer before is a mask prompt. Some rounds bring no new point:
@@ -123,7 +123,7 @@ class InteractivePrompter(_Pointing):
         """Candidates where one prompt is ambiguous, token 0 where several are not."""
         return "candidates" if number == 0 else "single"
 
-    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
         """The points before, perhaps another one, and the answer before."""
         first = self._corners()
         if earlier is None:
@@ -132,12 +132,12 @@ class InteractivePrompter(_Pointing):
         slots = first + min(number, self.config.corrections)
         points, labels = _slots(earlier.prompts.points_px, slots), earlier.prompts.labels
         labels = F.pad(labels, (0, slots - labels.shape[-1]), value=int(Label.PADDING))
-        adds = self._adds(targets.draw_key)
+        adds = self._adds(targets.sample_key)
         place = first + adds[..., :number].sum(-1) - 1
         slot = torch.arange(slots, device=labels.device)
         here = adds[..., number - 1, None] & (slot == place[..., None])
-        click, label = correction(
-            targets.masks, earlier.answer, targets.draw_key, number, self.side
+        click, label = sample_point_from_errors(
+            targets.masks, earlier.answer, targets.sample_key, number, self.side
         )
         return Prompts(
             torch.where(here[..., None], click[:, :, None].to(points.dtype), points),
@@ -145,22 +145,24 @@ class InteractivePrompter(_Pointing):
             mask_logits=earlier.answer,
         )
 
-    def _adds(self, draw_key: Int64[Tensor, "b q"]) -> Bool[Tensor, "b q rounds"]:
+    def _adds(self, sample_key: Int64[Tensor, "b q"]) -> Bool[Tensor, "b q rounds"]:
         """Whether the second and every later round brings a new point."""
         last = min(self.config.repeats, 1)
         between = self.config.corrections + self.config.repeats - last
-        ranks = uniform(draw_key, between, "repeats").argsort(stable=True, dim=-1).argsort(dim=-1)
+        ranks = uniform(sample_key, between, "repeats").argsort(stable=True, dim=-1).argsort(dim=-1)
         adds = ranks >= self.config.repeats - last
         return F.pad(adds, (0, last), value=False)
 
 
-def build_prompter(
+def build_prompt_sampler(
     config: PromptingConfig, side: int
-) -> DrawnPrompter | EachPrompter | InteractivePrompter:
+) -> RandomPromptSampler | IncrementalClickSampler | InteractiveSampler:
     """The prompter of `config.rounds` for a model of `side` pixels."""
     if config.rounds == "drawn":
-        return DrawnPrompter(config, side)
-    return (EachPrompter if config.rounds == "each" else InteractivePrompter)(config, side)
+        return RandomPromptSampler(config, side)
+    return (IncrementalClickSampler if config.rounds == "each" else InteractiveSampler)(
+        config, side
+    )
 
 
 def _slots(points: Float[Tensor, "b q p 2"], slots: int) -> Float[Tensor, "b q slots 2"]:

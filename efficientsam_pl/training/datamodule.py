@@ -8,10 +8,16 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from efficientsam_pl.data.build import TrainingSets
+from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.dataloaders import Stream, once_loader, training_loader
-from efficientsam_pl.data.sampler import Course, EndlessBatches, Position, Share, Slot
+from efficientsam_pl.data.sampler import (
+    Position,
+    RankShard,
+    SampleOrder,
+    SampleRef,
+    TrainingBatchSampler,
+)
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig
@@ -20,20 +26,20 @@ _STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Streams:
+class TrainingDatasets:
     """What is trained and validated on, and in which order.
 
     `scored`: the held-out photos as they are scored; None: they are not.
     """
 
     train: Stream
-    course: Course
-    sets: TrainingSets
+    sample_order: SampleOrder
+    sets: DatasetSplits
     heldout: Stream | None
     scored: Stream | None = None
 
 
-class StreamDataModule(L.LightningDataModule):
+class TrainingDataModule(L.LightningDataModule):
     """Endless training batches from a position on, and exact passes over the held-out set.
 
     The position is derived from the optimizer's steps, so what workers have prefetched is not
@@ -43,7 +49,7 @@ class StreamDataModule(L.LightningDataModule):
     # Lightning stores a data module's state in checkpoints under this name and reads no state_key
     __qualname__ = "StreamDataModule"
 
-    def __init__(self, streams: Streams, data: DataConfig, config: TrainerConfig) -> None:
+    def __init__(self, streams: TrainingDatasets, data: DataConfig, config: TrainerConfig) -> None:
         super().__init__()
         self._streams, self._data, self._config = streams, data, config
         self._resumed_at = (Position(), 0)  # and the optimizer's step when this process began
@@ -62,25 +68,27 @@ class StreamDataModule(L.LightningDataModule):
         """Behind the last sample that the optimizer has used, over all ranks and restarts."""
         position, step = self._resumed_at
         steps = 0 if self.trainer is None else self.trainer.global_step - step
-        return self._streams.course.after(position, steps, self._config.global_batch)
+        return self._streams.sample_order.after(position, steps, self._config.global_batch)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """This rank's micro-batches from the position on, without an end."""
-        batches = EndlessBatches(self._streams.course, self._share(), self._resumed_at[0])
+        batches = TrainingBatchSampler(
+            self._streams.sample_order, self._share(), self._resumed_at[0]
+        )
         return training_loader(self._streams.train, batches, self._data, self._pinned())
 
     def first_batches(self) -> DataLoader[Any]:
         """This rank's micro-batches from the first epoch's beginning, read in this process."""
-        batches = EndlessBatches(self._streams.course, self._share())
+        batches = TrainingBatchSampler(self._streams.sample_order, self._share())
         here = replace(self._data, workers=0)
         return training_loader(self._streams.train, batches, here, self._pinned())
 
-    def first_photos(self, count: int) -> Any:
+    def first_images(self, count: int) -> Any:
         """The first held-out photos, or training photos where none is held out; on every rank."""
         heldout, shards = self._streams.heldout, self._streams.sets.heldout
         if heldout is None or shards is None:
             heldout, shards = self._streams.train, self._streams.sets.train[0]
-        slots = [Slot(0, number) for number in range(min(count, len(shards)))]
+        slots = [SampleRef(0, number) for number in range(min(count, len(shards)))]
         batch: ImageBatch | MaskBatch = heldout.collate(heldout.__getitems__(slots))
         return batch
 
@@ -122,7 +130,7 @@ class StreamDataModule(L.LightningDataModule):
             "offset": position.offset,
             "steps": 0 if self.trainer is None else self.trainer.global_step,
             "sets": self._fingerprints(),
-            "order": self._streams.course.decided_by(),
+            "order": self._streams.sample_order.decided_by(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -142,7 +150,7 @@ class StreamDataModule(L.LightningDataModule):
                 f"the checkpoint's data position is in other shards ({state_dict['sets']}) than "
                 f"data.train names now ({sets}); run.resume=none begins anew"
             )
-        for key, now in self._streams.course.decided_by().items():
+        for key, now in self._streams.sample_order.decided_by().items():
             before = state_dict["order"].get(key)
             if before != now:
                 raise UserError(
@@ -168,11 +176,11 @@ class StreamDataModule(L.LightningDataModule):
     def _fingerprints(self) -> list[str]:
         return [shards.fingerprint() for shards in self._streams.sets.train]
 
-    def _share(self) -> Share:
+    def _share(self) -> RankShard:
         rank, world = (
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )
-        return Share(rank, world, self._config.micro_batch, self._config.global_batch)
+        return RankShard(rank, world, self._config.micro_batch, self._config.global_batch)
 
     def _pinned(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

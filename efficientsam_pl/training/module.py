@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from efficientsam_pl.optim.adamw import lightning_form, parameter_names
+from efficientsam_pl.optim.adamw import optimizer_config, parameter_names
 from efficientsam_pl.optim.config import OptimConfig
-from efficientsam_pl.optim.state_keys import by_name, by_number
+from efficientsam_pl.optim.state_keys import key_by_index, key_by_name
 
 
-class Stage(L.LightningModule):
+class TrainingModule(L.LightningModule):
     """A model that is trained by AdamW on micro-batches of which some slots are empty.
 
     A step's gradient is that of the mean over the valid slots of the global batch, however they
@@ -30,7 +30,7 @@ class Stage(L.LightningModule):
         model: nn.Module,
         optim: OptimConfig,
         steps: int,
-        arrange: Callable[["Stage"], None],
+        arrange: Callable[["TrainingModule"], None],
         averaged: bool = False,
     ) -> None:
         """A stage.
@@ -58,29 +58,29 @@ class Stage(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule of what learns."""
-        return lightning_form(self.model, self.optim, self.steps)
+        return optimizer_config(self.model, self.optim, self.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Optimizer states go by name, as sharded ones do already (and only rank 0 has those)."""
         checkpoint["optimizer_states"] = [
-            by_name(state, self._names()) if 0 in state.get("state", {}) else state
+            key_by_name(state, self._names()) if 0 in state.get("state", {}) else state
             for state in checkpoint["optimizer_states"]
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Back to the optimizer's numbers; a sharded one has taken its part by name."""
         checkpoint["optimizer_states"] = [
-            by_number(state, self._names()) for state in checkpoint["optimizer_states"]
+            key_by_index(state, self._names()) for state in checkpoint["optimizer_states"]
         ]
 
     def _names(self) -> list[str]:
         return [f"model.{name}" for name in parameter_names(self.model, self.optim)]
 
-    def validated(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model that is validated and taken home."""
         return self.model if self.average is None else self.average
 
-    def learned_from(
+    def step_output(
         self, mean: Float[Tensor, ""], valid: Bool[Tensor, "*slots"]
     ) -> dict[str, Tensor]:
         """What a training step returns: a micro-batch's mean, weighted by its valid slots."""

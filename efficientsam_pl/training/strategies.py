@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import FSDPModule
 
 from efficientsam_pl.checkpoints.layout import SHARDS
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.resume import agreed_checkpoint
 from efficientsam_pl.checkpoints.state import joined, split
 from efficientsam_pl.checkpoints.writer import CheckpointWriter
@@ -36,10 +36,10 @@ class CheckpointFiles:
     """How a run's checkpoints are written, and which of them it can go on from."""
 
     writer: CheckpointWriter
-    check: Callable[[StoredCheckpoint], None]
+    check: Callable[[CheckpointReader], None]
 
 
-class PlainCheckpoints(CheckpointIO):
+class SingleFileCheckpointIO(CheckpointIO):
     """Checkpoints whose tensors lie in one file: of one process, or of ranks that are alike."""
 
     def __init__(self, files: CheckpointFiles) -> None:
@@ -62,7 +62,7 @@ class PlainCheckpoints(CheckpointIO):
         """Nothing: the run's shelf removes what it no longer keeps."""
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class FSDP2Strategy(ModelParallelStrategy):
     """Lightning's FSDP2, over all ranks, that does not reduce gradients amid an accumulation.
 
     Every rank writes and reads its own shards of a checkpoint.
@@ -108,7 +108,7 @@ class ShardedStrategy(ModelParallelStrategy):
         set_optimizer_state_dict(model, optimizer, checkpoint["optimizer_states"][0], options=whole)
         return joined({}, stored.values)
 
-    def _read(self, stored: StoredCheckpoint, optimizer: Any) -> Mapping[str, Tensor]:
+    def _read(self, stored: CheckpointReader, optimizer: Any) -> Mapping[str, Tensor]:
         """Whole tensors of a plain checkpoint, this rank's shards of a sharded one."""
         if stored.manifest.kind == "plain":
             return stored.whole_state()
@@ -142,7 +142,7 @@ def build_strategy(
     """What Lightning's Trainer takes."""
     timeout = timedelta(seconds=interruption.collective_timeout_s)
     if config.strategy == "fsdp":
-        return ShardedStrategy(files, config.world_size(), timeout)
+        return FSDP2Strategy(files, config.world_size(), timeout)
     if config.strategy == "ddp" or config.world_size() > 1:
         return DDPStrategy(
             gradient_as_bucket_view=True,

@@ -10,33 +10,33 @@ import lightning as L  # noqa: N812
 from rich.console import Console
 
 from efficientsam_pl.checkpoints.layout import CheckpointError, manifest_of
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.resume import check_resumable
 from efficientsam_pl.checkpoints.select import newest_checkpoint
 from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.cluster.launch import launch
-from efficientsam_pl.data.build import TrainingSets
+from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
 from efficientsam_pl.training.callbacks.data_report import DataReport
-from efficientsam_pl.training.callbacks.ema import AveragedWeights
-from efficientsam_pl.training.callbacks.loss_history import ConsumedTrace, LossHistory
-from efficientsam_pl.training.callbacks.nan_guard import DivergenceStop
+from efficientsam_pl.training.callbacks.ema import EmaWeights
+from efficientsam_pl.training.callbacks.loss_history import LossHistory, SampleTrace
+from efficientsam_pl.training.callbacks.nan_guard import NanGuard
 from efficientsam_pl.training.callbacks.overdue_validation import OverdueValidation
 from efficientsam_pl.training.callbacks.preemption import Preemption
-from efficientsam_pl.training.callbacks.progress_bar import StageProgress
-from efficientsam_pl.training.callbacks.rank_consistency import SameEverywhere
-from efficientsam_pl.training.callbacks.step_logger import LoggedSteps
+from efficientsam_pl.training.callbacks.progress_bar import TrainingProgressBar
+from efficientsam_pl.training.callbacks.rank_consistency import RankConsistency
+from efficientsam_pl.training.callbacks.step_logger import StepLogger
 from efficientsam_pl.training.callbacks.watchdog import Watchdog
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
-from efficientsam_pl.training.datamodule import StreamDataModule
+from efficientsam_pl.training.datamodule import TrainingDataModule
 from efficientsam_pl.training.run.folder import RunFolder
-from efficientsam_pl.training.run.retention import Shelf
+from efficientsam_pl.training.run.retention import CheckpointRetention
 from efficientsam_pl.training.strategies import CheckpointFiles
 from efficientsam_pl.training.trainer import build_trainer
 
 
 @dataclass(frozen=True)
-class RunSetting:
+class RunContext:
     """Where a run lives, on what it runs, and what its checkpoints tell about themselves."""
 
     run: RunConfig
@@ -44,18 +44,18 @@ class RunSetting:
     interruption: InterruptionConfig
     folder: RunFolder
     header: dict[str, Any]
-    shelf: Shelf
+    shelf: CheckpointRetention
     files: CheckpointFiles
 
 
-def run_setting(
+def run_context(
     run: RunConfig,
     trainer: TrainerConfig,
     interruption: InterruptionConfig,
     folder: RunFolder,
     header: dict[str, Any],
-    sets: TrainingSets,
-) -> RunSetting:
+    sets: DatasetSplits,
+) -> RunContext:
     """What the parts of a fit share.
 
     Args:
@@ -67,16 +67,16 @@ def run_setting(
         sets: The training sets.
     """
     header = header | {"data": _told(sets)}
-    shelf = Shelf(folder, trainer)
+    shelf = CheckpointRetention(folder, trainer)
     writer = CheckpointWriter(
         trainer.checkpoint_writing, shelf.placed, shelf.written, own_disk=folder.apart
     )
     files = CheckpointFiles(writer, partial(_check_and_print, header=header))
-    return RunSetting(run, trainer, interruption, folder, header, shelf, files)
+    return RunContext(run, trainer, interruption, folder, header, shelf, files)
 
 
 def standard_callbacks(
-    stage: str, setting: RunSetting, sets: TrainingSets, max_bad_fraction: float
+    stage: str, setting: RunContext, sets: DatasetSplits, max_bad_fraction: float
 ) -> list[L.Callback]:
     """What every run has: what it shows, what it keeps, and what stops it.
 
@@ -88,16 +88,16 @@ def standard_callbacks(
     """
     config, folder = setting.trainer, setting.folder.local
     callbacks: list[L.Callback] = [
-        SameEverywhere(setting.header | {"resumed from": _newest(setting)}),
-        StageProgress(stage, config.global_batch),
-        LoggedSteps(),
+        RankConsistency(setting.header | {"resumed from": _newest(setting)}),
+        TrainingProgressBar(stage, config.global_batch),
+        StepLogger(),
         DataReport(folder, sets, max_bad_fraction),
-        DivergenceStop(folder),
+        NanGuard(folder),
     ]
     if config.ema_decay is not None:
-        callbacks.append(AveragedWeights(config.ema_decay))
+        callbacks.append(EmaWeights(config.ema_decay))
     if setting.run.trace:
-        callbacks.append(ConsumedTrace(folder))
+        callbacks.append(SampleTrace(folder))
     # it saves what the others do, then the run may end
     checkpoints = RunCheckpoints(config, setting.header, setting.shelf, setting.files.writer)
     return [
@@ -110,8 +110,8 @@ def standard_callbacks(
 
 def fit(
     task: L.LightningModule,
-    data: StreamDataModule,
-    setting: RunSetting,
+    data: TrainingDataModule,
+    setting: RunContext,
     callbacks: Sequence[L.Callback],
 ) -> tuple[L.Trainer, LossHistory]:
     """Trains to the last step, from the checkpoint that the run's config names, if there is one.
@@ -133,13 +133,13 @@ def fit(
     return trainer, history
 
 
-def print_weights(setting: RunSetting, told: str) -> None:
+def print_weights(setting: RunContext, told: str) -> None:
     """Says where the weights come from, unless they are a checkpoint's, which is said later."""
     if _from(setting) is None and launch().rank == 0:
         _print(f"weights: {told}")
 
 
-def _check_and_print(stored: StoredCheckpoint, header: dict[str, Any]) -> None:
+def _check_and_print(stored: CheckpointReader, header: dict[str, Any]) -> None:
     """On rank 0, before a checkpoint is loaded."""
     check_resumable(stored, header)
     step = stored.manifest.step
@@ -150,7 +150,7 @@ def _print(line: str) -> None:
     Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _from(setting: RunSetting) -> Path | None:
+def _from(setting: RunContext) -> Path | None:
     """A run's folder or a checkpoint to go on from; which one exactly, rank 0 finds out."""
     resume = setting.folder.resume
     if resume == "none":
@@ -160,7 +160,7 @@ def _from(setting: RunSetting) -> Path | None:
     return setting.folder.local if newest_checkpoint(setting.folder.local) is not None else None
 
 
-def _first_step(setting: RunSetting) -> int:
+def _first_step(setting: RunContext) -> int:
     """The step that the run most likely goes on from: curves of later ones are drawn anew."""
     where = _from(setting)
     newest = None if where is None else newest_checkpoint(where) or where
@@ -170,14 +170,14 @@ def _first_step(setting: RunSetting) -> int:
         return 0
 
 
-def _newest(setting: RunSetting) -> str | None:
+def _newest(setting: RunContext) -> str | None:
     """What this rank would go on from, by name: ranks on other machines must see the same."""
     where = _from(setting)
     newest = None if where is None else newest_checkpoint(where) or where
     return None if newest is None else newest.name
 
 
-def _told(sets: TrainingSets) -> list[dict[str, Any]]:
+def _told(sets: DatasetSplits) -> list[dict[str, Any]]:
     """The training sets as provenance: from these counts and names anyone can tell them again."""
     return [
         {

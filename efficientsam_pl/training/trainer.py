@@ -16,7 +16,11 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 from efficientsam_pl.training.run.loggers import build_logger, check_logger
-from efficientsam_pl.training.strategies import CheckpointFiles, PlainCheckpoints, build_strategy
+from efficientsam_pl.training.strategies import (
+    CheckpointFiles,
+    SingleFileCheckpointIO,
+    build_strategy,
+)
 
 _KNOWN_NOISE = (
     ".*module.s. in eval mode at the start of training.*",  # the frozen teacher
@@ -113,4 +117,4 @@ def _plugins(config: TrainerConfig, files: CheckpointFiles) -> list[Any]:
     }[launch().kind]()
     if config.strategy == "fsdp":
         return [environment]
-    return [environment, PlainCheckpoints(files)]
+    return [environment, SingleFileCheckpointIO(files)]

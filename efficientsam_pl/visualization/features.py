@@ -63,7 +63,7 @@ class FeatureColours:
         return shown
 
 
-def seen_photos(
+def seen_images(
     photos: UInt8[np.ndarray, "b s s 3"], masked: Bool[np.ndarray, "b n"]
 ) -> UInt8[np.ndarray, "b s s 3"]:
     """The photos as the student sees them: masked patches grey."""
@@ -95,7 +95,7 @@ def feature_sheet(
     side = photos.shape[1]
     columns = {
         "photo": photos,
-        f"seen: {1 - masked.mean():.0%}": seen_photos(photos, masked),
+        f"seen: {1 - masked.mean():.0%}": seen_images(photos, masked),
         "teacher's features": over_patches(colours(target), side),
         "predicted features": over_patches(colours(predicted), side),
     }
@@ -112,7 +112,7 @@ def reconstruction_sheet(
     hidden = over_patches(masked, photos.shape[1])
     columns = {
         "photo": photos,
-        f"seen: {1 - masked.mean():.0%}": seen_photos(photos, masked),
+        f"seen: {1 - masked.mean():.0%}": seen_images(photos, masked),
         "predicted patches": np.where(hidden[..., None], predicted, photos),
     }
     return _sheet(columns, row_titles)

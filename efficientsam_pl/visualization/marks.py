@@ -28,7 +28,7 @@ class Pen:
     text: int
 
     @staticmethod
-    def for_photo(width: int, height: int, shown_px: int | None = None) -> Pen:
+    def for_image(width: int, height: int, shown_px: int | None = None) -> Pen:
         """Sizes that look alike on a small and on a large photo.
 
         Args:

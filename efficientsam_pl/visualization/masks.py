@@ -28,7 +28,7 @@ _TITLES = ("photo and prompts", "ground truth", "prediction", "")
 
 
 @dataclass(frozen=True)
-class Answers:
+class ProtocolMasks:
     """A photo that was asked for some of its masks in one way; everything in the same pixels."""
 
     key: str
@@ -48,7 +48,7 @@ class Answers:
         )
 
 
-def mask_sheet(answers: Sequence[Answers]) -> Image.Image:
+def mask_sheet(answers: Sequence[ProtocolMasks]) -> Image.Image:
     """Photo with its prompts, truth, prediction and error; a row an answer.
 
     A mask and its prompt have the same colour in all of them; the label at a predicted mask is its
@@ -65,7 +65,7 @@ def mask_sheet(answers: Sequence[Answers]) -> Image.Image:
     return sheet
 
 
-def _arranged(answers: Sequence[Answers]) -> tuple[list[Sequence[Answers]], int]:
+def _arranged(answers: Sequence[ProtocolMasks]) -> tuple[list[Sequence[ProtocolMasks]], int]:
     """Blocks of answers, and the largest size of their pictures that fits; fewer blocks first."""
     for cell_px in range(CELL_PX, _LEAST_CELL_PX - 1, -8):
         layout = SheetLayout.for_cell(cell_px)
@@ -77,20 +77,20 @@ def _arranged(answers: Sequence[Answers]) -> tuple[list[Sequence[Answers]], int]
     return _parts(answers, most), cell_px
 
 
-def _parts(answers: Sequence[Answers], count: int) -> list[Sequence[Answers]]:
+def _parts(answers: Sequence[ProtocolMasks], count: int) -> list[Sequence[ProtocolMasks]]:
     """In order, all as long as the first but for the last."""
     length = max(1, -(-len(answers) // count))
     return [answers[first : first + length] for first in range(0, max(1, len(answers)), length)]
 
 
-def _height(answers: Sequence[Answers], layout: SheetLayout) -> int:
+def _height(answers: Sequence[ProtocolMasks], layout: SheetLayout) -> int:
     shapes = (one.photo.shape for one in answers)
     heights = (layout.cell * height // max(height, width) for height, width, _ in shapes)
     head = layout.gap + layout.title_height
     return int(head + sum(layout.title_height + height + layout.gap for height in heights))
 
 
-def _block(answers: Sequence[Answers], cell_px: int) -> Image.Image:
+def _block(answers: Sequence[ProtocolMasks], cell_px: int) -> Image.Image:
     rows = [_row(one, cell_px) for one in answers]
     sheet = contact_sheet(rows, _TITLES, [one.title() for one in answers], cell_px)
     layout = SheetLayout.for_cell(cell_px)
@@ -99,7 +99,7 @@ def _block(answers: Sequence[Answers], cell_px: int) -> Image.Image:
     return sheet
 
 
-def _row(one: Answers, cell_px: int) -> list[Image.Image]:
+def _row(one: ProtocolMasks, cell_px: int) -> list[Image.Image]:
     return [
         overlay(one.photo, one.truth[:0], one.prompts, shown_px=cell_px),
         overlay(one.photo, one.truth, shown_px=cell_px),

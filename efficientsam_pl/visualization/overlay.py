@@ -90,7 +90,7 @@ def overlay(
     if len(inks) < max(len(masks), len(prompts)):
         raise ValueError(f"{len(inks)} colours for {len(masks)} masks and {len(prompts)} prompts")
     canvas = Image.fromarray(image)
-    pen = Pen.for_photo(*canvas.size, shown_px)
+    pen = Pen.for_image(*canvas.size, shown_px)
     drawn = [_cut_out(mask, ink) for mask, ink in zip(masks, inks, strict=False)]
     large_first = sorted(filter(None, drawn), key=lambda m: -np.count_nonzero(m.inside))
     for mask in large_first:
@@ -111,7 +111,7 @@ def overlay_runs(
 ) -> Image.Image:
     """As `overlay`, of very many masks: one after the other is decoded."""
     canvas = Image.fromarray(image)
-    pen = Pen.for_photo(*canvas.size)
+    pen = Pen.for_image(*canvas.size)
     large_first = sorted(zip(masks, colours, strict=True), key=lambda pair: -area(pair[0]))
     for mask, ink in large_first:
         if (drawn := _cut_out(decode(mask), ink)) is not None:
@@ -155,10 +155,10 @@ def _grow(region: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"
         rows[1:] |= region[:-1]
         rows[:-1] |= region[1:]
         sideways = rows if step % 2 else region
-        grown = rows.copy()
-        grown[:, 1:] |= sideways[:, :-1]
-        grown[:, :-1] |= sideways[:, 1:]
-        region = grown
+        extend_prompt_encoder = rows.copy()
+        extend_prompt_encoder[:, 1:] |= sideways[:, :-1]
+        extend_prompt_encoder[:, :-1] |= sideways[:, 1:]
+        region = extend_prompt_encoder
     return region
 
 

@@ -48,7 +48,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """A PNG file, embedded when the report is written."""
 
     png: Path
@@ -90,7 +90,7 @@ class Section:
     title: str
     text: str
     tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[Figure, ...] = ()
     commands: tuple[Command, ...] = ()
 
 
@@ -102,7 +102,7 @@ class Report:
     summary: str
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
-    hero: Picture | None = None  # on the first screen
+    hero: Figure | None = None  # on the first screen
     tables: tuple[Table, ...] = ()  # beside it
 
 

@@ -9,24 +9,24 @@ import pytest
 from PIL import Image
 
 from efficientsam_pl.data.datasets.image_sources import (
-    PackedPhotos,
-    PhotoFiles,
-    ReadPhoto,
-    ahead,
-    content_of_photos,
+    ImageFiles,
+    LoadedImage,
+    PackedImages,
+    content_of_images,
+    prefetch,
 )
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.rle import encode
-from efficientsam_pl.structures import Damage, Instance, InstancePhoto
+from efficientsam_pl.structures import CorruptSample, Instance, InstanceImage
 
 
-def photo(number: int) -> InstancePhoto:
+def photo(number: int) -> InstanceImage:
     masks = np.zeros((2, 6, 8), dtype=bool)
     masks[0, :3, : 1 + number % 4], masks[1, 4:] = True, True
     made = [Instance(10 * number + i, 1, encode(m), float(m.sum())) for i, m in enumerate(masks)]
-    return InstancePhoto(number, f"{number}.png", (6, 8), tuple(made))
+    return InstanceImage(number, f"{number}.png", (6, 8), tuple(made))
 
 
 def test_results_come_in_order_and_no_more_wait_than_may() -> None:
@@ -37,7 +37,7 @@ def test_results_come_in_order_and_no_more_wait_than_may() -> None:
             begun[0] += 1
         return place * place
 
-    for used, value in enumerate(ahead(read, range(40), threads=3, most=4)):
+    for used, value in enumerate(prefetch(read, range(40), threads=3, most=4)):
         assert value == used * used
         assert begun[0] <= used + 1 + 4
     assert begun[0] == 40
@@ -45,7 +45,7 @@ def test_results_come_in_order_and_no_more_wait_than_may() -> None:
 
 def test_reading_stops_where_nobody_wants_more() -> None:
     begun: list[int] = []
-    results = ahead(begun.append, range(1000), threads=1, most=2)
+    results = prefetch(begun.append, range(1000), threads=1, most=2)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert len(begun) <= 4
@@ -56,17 +56,17 @@ def test_a_fault_of_reading_is_raised() -> None:
         raise RuntimeError(f"place {place}")
 
     with pytest.raises(RuntimeError, match="place 0"):
-        list(ahead(read, range(3), threads=2, most=2))
+        list(prefetch(read, range(3), threads=2, most=2))
 
 
 def test_content_is_one_for_any_order_and_path_and_another_for_any_change() -> None:
     photos = [photo(number) for number in range(5)]
-    known = content_of_photos(photos)
+    known = content_of_images(photos)
     mixed = [
         replace(one, path=f"/elsewhere/{one.path}", instances=one.instances[::-1])
         for one in photos[::-1]
     ]
-    assert content_of_photos(mixed) == known
+    assert content_of_images(mixed) == known
     first = photos[0].instances[0]
     for other in (
         replace(first, crowd=True),
@@ -75,9 +75,9 @@ def test_content_is_one_for_any_order_and_path_and_another_for_any_change() -> N
         replace(first, mask=photos[1].instances[0].mask),
     ):
         changed = replace(photos[0], instances=(other, photos[0].instances[1]))
-        assert content_of_photos([changed, *photos[1:]]) != known
-    assert content_of_photos(photos[1:]) != known
-    assert content_of_photos([replace(photos[0], exhaustive=False), *photos[1:]]) != known
+        assert content_of_images([changed, *photos[1:]]) != known
+    assert content_of_images(photos[1:]) != known
+    assert content_of_images([replace(photos[0], exhaustive=False), *photos[1:]]) != known
 
 
 def test_damaged_files_are_told_and_others_read(tmp_path: Path) -> None:
@@ -86,29 +86,29 @@ def test_damaged_files_are_told_and_others_read(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "0.png")
     Image.fromarray(pixels[:5]).save(tmp_path / "1.png")
     (tmp_path / "2.png").write_bytes(b"no photo")
-    set_ = PhotoFiles(photos, range(4), ())
+    set_ = ImageFiles(photos, range(4), ())
     whole = set_.read(0)
-    assert isinstance(whole, ReadPhoto)
+    assert isinstance(whole, LoadedImage)
     np.testing.assert_array_equal(whole.image, pixels)
     assert (whole.number, whole.about) == (0, photos[0])
     for place, kind in ((1, "size mismatch"), (2, "bad photo"), (3, "missing photo")):
         damage = set_.read(place)
-        assert isinstance(damage, Damage)
+        assert isinstance(damage, CorruptSample)
         assert (damage.kind, damage.key, damage.shard) == (kind, str(place), f"{place}.png")
 
 
-def test_packed_photos_tell_the_same_with_and_without_pixels(tmp_path: Path) -> None:
+def test_packed_images_tell_the_same_with_and_without_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     photos = [
-        MaskedPhoto(f"p{n}", pixels, tuple(annotation_of(i.mask) for i in photo(n).instances))
+        MaskedImage(f"p{n}", pixels, tuple(annotation_of(i.mask) for i in photo(n).instances))
         for n in range(5)
     ]
-    pack_photos(photos, tmp_path, "set", samples_per_shard=2)
-    set_ = PackedPhotos(open_shards(f"{tmp_path}/*.tar"))
+    pack_images(photos, tmp_path, "set", samples_per_shard=2)
+    set_ = PackedImages(open_shards(f"{tmp_path}/*.tar"))
     assert list(set_.numbers) == list(range(5))
     ids = set()
-    for read in ahead(set_.read, set_.numbers, threads=3, most=3):
-        assert isinstance(read, ReadPhoto)
+    for read in prefetch(set_.read, set_.numbers, threads=3, most=3):
+        assert isinstance(read, LoadedImage)
         assert set_.annotations(read.number) == read.about
         expected = photo(read.number).instances
         assert [one.mask for one in read.about.instances] == [one.mask for one in expected]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientsam_pl.data.build import course_of, open_sets, reader_of
+from efficientsam_pl.data.build import build_order, build_reader, open_splits
 from efficientsam_pl.data.config import DataConfig, SetConfig
 from efficientsam_pl.data.shards import ShardsError, open_shards
 
@@ -29,7 +29,7 @@ def shards(tmp_path: Path, tar_of: TarOf) -> Path:
 )
 def test_heldout_shards_are_left_out_however_they_are_named(heldout: str, shards: Path) -> None:
     config = DataConfig(train=f"{shards}/*.tar", heldout=heldout.format(shards))
-    sets = open_sets(config)
+    sets = open_splits(config)
     assert [shard.samples for shard in sets.train[0].shards] == [1, 2, 3]
     assert sets.heldout is not None
     assert sets.heldout.sizes() == [4]
@@ -56,7 +56,7 @@ def test_relative_patterns_name_the_same_shards(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shards)
-    sets = open_sets(DataConfig(train="../shards/*.tar", heldout="s-0.tar"))
+    sets = open_splits(DataConfig(train="../shards/*.tar", heldout="s-0.tar"))
     assert sets.train[0].sizes() == [2, 3, 4]
 
 
@@ -84,12 +84,12 @@ def test_pattern_without_shards_is_named_with_its_key(
         ),
     )
     with pytest.raises(ShardsError, match=f"^{key}no shard matches '/nowhere"):
-        open_sets(here)
+        open_splits(here)
 
 
 def test_order_is_decided_by_seed_blocks_and_shares(shards: Path) -> None:
     config = DataConfig(train=f"{shards}/*.tar", block_shards=3, neighbours=2)
-    assert course_of(open_sets(config), config, 5).decided_by() == {
+    assert build_order(open_splits(config), config, 5).decided_by() == {
         "run.seed": 5,
         "data.block_shards": 3,
         "data.neighbours": 2,
@@ -100,7 +100,7 @@ def test_order_is_decided_by_seed_blocks_and_shares(shards: Path) -> None:
             SetConfig(shards=f"{shards}/s-1.tar"),
         )
     )
-    decided = course_of(open_sets(mixture), mixture, 5).decided_by()
+    decided = build_order(open_splits(mixture), mixture, 5).decided_by()
     assert [750, 250] in decided.values()
 
 
@@ -110,5 +110,5 @@ def test_cache_too_small_for_a_block_is_told(
     config = DataConfig(
         train=f"{shards}/*.tar", cache_dir=str(tmp_path / "cache"), cache_gib=1e-6, block_shards=2
     )
-    reader_of(open_sets(config).train, ("txt",), config)
+    build_reader(open_splits(config).train, ("txt",), config)
     assert "holds less than data.block_shards=2 shards" in caplog.text

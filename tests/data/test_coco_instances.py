@@ -87,7 +87,7 @@ def test_a_set_holds_what_pycocotools_reads(
     assert any(one.crowd for photo in found.photos for one in photo.instances)
 
 
-def test_lvis_photos_lie_by_their_own_url(shared: Path) -> None:
+def test_lvis_images_lie_by_their_own_url(shared: Path) -> None:
     folder = shared / "data/lvis_val_100"
     content = json.loads((folder / "lvis_val_100.json").read_text())
     found = read_instances(str(folder / "lvis_val_100.json"), str(folder / "images"), "lvis")
@@ -105,7 +105,7 @@ def test_lvis_photos_lie_by_their_own_url(shared: Path) -> None:
         assert photo.incomplete == set(images[photo.id]["not_exhaustive_category_ids"])
 
 
-def test_lvis_photos_of_train_and_val_are_told_apart(write: Write) -> None:
+def test_lvis_images_of_train_and_val_are_told_apart(write: Write) -> None:
     url = "http://images.cocodataset.org/{}2017/{}.jpg"
     told = {"neg_category_ids": [], "not_exhaustive_category_ids": [1]}
     images = [
@@ -125,7 +125,7 @@ def test_lvis_photos_of_train_and_val_are_told_apart(write: Write) -> None:
     assert found.damage == ()
 
 
-def test_photos_are_sliced_by_rising_id_and_travel_between_processes(write: Write) -> None:
+def test_images_are_sliced_by_rising_id_and_travel_between_processes(write: Write) -> None:
     found = read_instances(*write(coco_file()), "coco")
     assert found.photos.ids == (1, 2)
     assert [photo.id for photo in found.photos[1:]] == [2]
@@ -237,7 +237,7 @@ def test_missing_files_are_named(write: Write) -> None:
         read_detections(f"{folder}/nowhere.json", known)
 
 
-def test_photos_may_lie_in_any_store() -> None:
+def test_images_may_lie_in_any_store() -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -264,7 +264,7 @@ def detections(path: Path, content: Any) -> str:
     return str(path)
 
 
-def test_detections_are_a_photos_own_in_the_files_order(tmp_path: Path, known: InstanceSet) -> None:
+def test_detections_are_a_images_own_in_the_files_order(tmp_path: Path, known: InstanceSet) -> None:
     file = detections(
         tmp_path / "found.json",
         [result(2, score=0.1), result(1, score=0.2, category_id=9), result(2, score=1)],

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl.data.decode import decode_photo, decode_smaller, photo_size
-from efficientsam_pl.data.schema import DamagedSampleError
+from efficientsam_pl.data.decode import decode_image, decode_smaller, image_size_of
+from efficientsam_pl.data.schema import CorruptSampleError
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -32,14 +32,14 @@ def by_pillow(data: bytes) -> np.ndarray:
 def test_jpeg_is_pillows_pixel_by_pixel(subsampling: int, progressive: bool) -> None:
     image = Image.fromarray(smooth(97, 131))
     data = saved(image, subsampling=subsampling, progressive=progressive)
-    np.testing.assert_array_equal(decode_photo(data), by_pillow(data))
-    np.testing.assert_array_equal(decode_photo(memoryview(data)), by_pillow(data))
+    np.testing.assert_array_equal(decode_image(data), by_pillow(data))
+    np.testing.assert_array_equal(decode_image(memoryview(data)), by_pillow(data))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_grey_and_cmyk_jpegs_become_rgb(mode: str) -> None:
     data = saved(Image.fromarray(smooth(40, 50)).convert(mode))
-    difference = decode_photo(data).astype(int) - by_pillow(data)
+    difference = decode_image(data).astype(int) - by_pillow(data)
     assert np.abs(difference).max() <= (1 if mode == "CMYK" else 0)  # two roundings of one product
     assert decode_smaller(data, 4.0).image_hw == (40, 50)
 
@@ -47,7 +47,7 @@ def test_grey_and_cmyk_jpegs_become_rgb(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
 def test_png_under_any_name_becomes_rgb(mode: str) -> None:
     data = saved(Image.fromarray(smooth(40, 50)).convert(mode), "PNG")
-    assert photo_size(data) == (40, 50)
+    assert image_size_of(data) == (40, 50)
     photo = decode_smaller(data, 8.0)
     assert (photo.scale, photo.image_hw) == (1, (40, 50))
     np.testing.assert_array_equal(photo.pixels, by_pillow(data))
@@ -70,15 +70,15 @@ def test_jpeg_is_decoded_as_small_as_is_allowed(largest: float, scale: int) -> N
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 20, 300, -200, -2])
-def test_jpeg_that_breaks_off_is_a_bad_photo(kept: int) -> None:
+def test_jpeg_that_breaks_off_is_a_bad_image(kept: int) -> None:
     data = saved(Image.fromarray(smooth(97, 131)))
-    with pytest.raises(DamagedSampleError) as caught:
-        decode_photo(data[:kept])
+    with pytest.raises(CorruptSampleError) as caught:
+        decode_image(data[:kept])
     assert caught.value.kind == "bad photo"
     assert "0x" not in str(caught.value)  # one kind of damage is told in the same words
 
 
-def test_jpeg_with_garbage_in_it_is_a_bad_photo_not_grey_pixels() -> None:
+def test_jpeg_with_garbage_in_it_is_a_bad_image_not_grey_pixels() -> None:
     data = saved(Image.fromarray(smooth(300, 400)), quality=95)
     draw, refused = np.random.default_rng(0), 0
     for _ in range(40):
@@ -86,25 +86,25 @@ def test_jpeg_with_garbage_in_it_is_a_bad_photo_not_grey_pixels() -> None:
         at = int(draw.integers(700, len(data) - 300))
         broken[at : at + 200] = draw.bytes(200)
         try:
-            decode_photo(bytes(broken))
-        except DamagedSampleError:
+            decode_image(bytes(broken))
+        except CorruptSampleError:
             refused += 1
     assert refused >= 36  # entropy-coded data may also decode to other pixels unnoticed
-    with pytest.raises(DamagedSampleError, match="bad photo"):
-        decode_photo(data[: len(data) // 2] + b"\xff\xd9")  # cut, and ended as if it were whole
+    with pytest.raises(CorruptSampleError, match="bad photo"):
+        decode_image(data[: len(data) // 2] + b"\xff\xd9")  # cut, and ended as if it were whole
 
 
-def test_photo_of_absurd_size_is_not_decoded() -> None:
+def test_image_of_absurd_size_is_not_decoded() -> None:
     data = bytearray(saved(Image.fromarray(smooth(16, 16))))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = b"\xff\x00\xff\x00"  # 65280 x 65280 pixels
-    with pytest.raises(DamagedSampleError, match="65280 x 65280"):
-        decode_photo(bytes(data))
+    with pytest.raises(CorruptSampleError, match="65280 x 65280"):
+        decode_image(bytes(data))
 
 
-def test_real_photos_are_pillows(shared: Path) -> None:
+def test_real_images_are_pillows(shared: Path) -> None:
     photos = sorted((shared / "data/imagenet_sample").glob("*/*.JPEG"))[::6]
     photos += sorted((shared / "data/sa1b_images").glob("*.jpg"))[:2]
     for photo in photos:
         data = photo.read_bytes()
-        np.testing.assert_array_equal(decode_photo(data), by_pillow(data))
+        np.testing.assert_array_equal(decode_image(data), by_pillow(data))

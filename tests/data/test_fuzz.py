@@ -10,13 +10,13 @@ import pytest
 from efficientsam_pl.data import shards as module
 from efficientsam_pl.data.collate import PreparedImage, PreparedMaskedImage
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, CroppedImages, Frame, MaskedImages
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, CropDataset, Frame, MaskDataset
 from efficientsam_pl.data.index import from_bytes, to_bytes
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 SAMPLES, ROUNDS = 8, 20
@@ -57,10 +57,10 @@ def harmed(data: bytes, draw: np.random.Generator) -> bytes:
 
 def prepared(shards: ShardSet) -> list[list[PreparedImage] | list[PreparedMaskedImage]]:
     """All samples through both streams and their collation."""
-    reader = SampleReader([shards], MASKED_ENDINGS)
-    slots = [Slot(0, number) for number in range(len(shards))]
-    masked = MaskedImages(reader, MaskSelectionConfig(), Frame(32, "squash"), seed=1)
-    cropped = CroppedImages(reader, CropConfig(), 16, seed=1)
+    reader = SampleReader([shards], MASK_SUFFIXES)
+    slots = [SampleRef(0, number) for number in range(len(shards))]
+    masked = MaskDataset(reader, MaskSelectionConfig(), Frame(32, "squash"), seed=1)
+    cropped = CropDataset(reader, CropConfig(), 16, seed=1)
     whole, crops = masked.__getitems__(slots), cropped.__getitems__(slots)
     assert len(masked.collate(whole)) == len(cropped.collate(crops)) == len(slots)
     return [whole, crops]
@@ -70,7 +70,7 @@ def assert_each_is_good_or_reported(shards: ShardSet) -> None:
     for samples in prepared(shards):
         for one in samples:
             good = one.content if isinstance(one, PreparedMaskedImage) else one.image
-            assert (good is None) == isinstance(one.damage, Damage)
+            assert (good is None) == isinstance(one.damage, CorruptSample)
         assert len(samples) == len(shards)
 
 

@@ -124,8 +124,8 @@ def test_index_survives_its_file(index: ShardIndex) -> None:
     assert astuple(again)[:3] == astuple(index)[:3]
     assert (again.damage, again.packed) == (index.damage, index.packed)
     assert again.places.keys() == index.places.keys()
-    for ending, places in index.places.items():
-        np.testing.assert_array_equal(again.places[ending], places)
+    for suffix, places in index.places.items():
+        np.testing.assert_array_equal(again.places[suffix], places)
 
 
 def test_index_of_nothing_survives_its_file() -> None:

@@ -1,7 +1,12 @@
 import numpy as np
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.mask_sampling import random_clicks, scorable, select_masks, tight_boxes
+from efficientsam_pl.data.mask_sampling import (
+    evaluable_masks,
+    random_clicks,
+    select_masks,
+    tight_boxes,
+)
 from efficientsam_pl.data.schema import Annotation, Record, annotation_of
 from efficientsam_pl.rle import area, encode, run_lengths
 
@@ -24,7 +29,7 @@ def test_masks_too_small_too_large_empty_or_crowds_are_left_out() -> None:
     assert [area(rle) for rle in chosen] == [9, 25]
     everything = select_masks(record, MaskSelectionConfig(max_area=1.0), key=1)
     assert [area(rle) for rle in everything] == [1, 9, 25, 100]
-    assert [area(rle) for rle in scorable(every)] == [1, 9, 25, 100]
+    assert [area(rle) for rle in evaluable_masks(every)] == [1, 9, 25, 100]
 
 
 def test_scores_below_the_limits_are_left_out_and_none_stated_passes() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from efficientsam_pl.data.index import IndexFormatError
 from efficientsam_pl.data.reader import ReadSample, SampleReader
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.storage.ranges import RangeReader
 
@@ -39,7 +39,7 @@ def told(read: list[ReadSample | None]) -> list[tuple[str, str, str] | None]:
 
 def test_slots_are_answered_in_their_order(shards: ShardSet) -> None:
     order = [5, 0, 3, 3, 1, 4, 2]
-    read = SampleReader([shards], ["jpg", "json"]).read([Slot(0, n) for n in order])
+    read = SampleReader([shards], ["jpg", "json"]).read([SampleRef(0, n) for n in order])
     for number, one in zip(order, read, strict=True):
         n, k = divmod(number, 3)
         assert one is not None
@@ -51,12 +51,12 @@ def test_slots_are_answered_in_their_order(shards: ShardSet) -> None:
 
 def test_padding_keeps_its_place(shards: ShardSet) -> None:
     reader = SampleReader([shards], ["json"])
-    first, second, third = reader.read([Slot(0, None), Slot(0, 2), Slot(0, None)])
+    first, second, third = reader.read([SampleRef(0, None), SampleRef(0, 2), SampleRef(0, None)])
     assert (first, third) == (None, None)
     assert second is not None
     assert second.files == {"json": b"record 02"}
     assert reader.read([]) == []
-    assert reader.read([Slot(0, None)]) == [None]
+    assert reader.read([SampleRef(0, None)]) == [None]
 
 
 def test_other_endings_stay_where_they_are(
@@ -65,7 +65,7 @@ def test_other_endings_stay_where_they_are(
     asked = []
     read = RangeReader.read
     monkeypatch.setattr(RangeReader, "read", lambda self, r: (asked.extend(r), read(self, r))[1])
-    [one] = SampleReader([shards], ["json", "cls"]).read([Slot(0, 0)])
+    [one] = SampleReader([shards], ["json", "cls"]).read([SampleRef(0, 0)])
     assert one is not None
     assert one.files == {"json": b"record 00"}
     assert asked == [shards.sample(0).files["json"]]
@@ -76,7 +76,7 @@ def test_slot_of_a_mixture_is_read_from_its_set(
 ) -> None:
     tar_of(tmp_path / "other.tar", {"x.json": b"other"})
     reader = SampleReader([shards, open_shards(f"{tmp_path}/other.tar")], ["json"])
-    read = reader.read([Slot(0, 0, 1), Slot(0, 0, 0)])
+    read = reader.read([SampleRef(0, 0, 1), SampleRef(0, 0, 0)])
     assert [one and one.files["json"] for one in read] == [b"other", b"record 00"]
 
 
@@ -84,7 +84,7 @@ def test_cut_shard_is_damage_of_the_samples_behind_the_cut(shards: ShardSet) -> 
     path = Path(shards.shards[0].path)
     cut = shards.sample(2).files["json"].offset + 3
     path.write_bytes(path.read_bytes()[:cut])
-    read = SampleReader([shards], ["jpg", "json"]).read([Slot(0, n) for n in range(6)])
+    read = SampleReader([shards], ["jpg", "json"]).read([SampleRef(0, n) for n in range(6)])
     assert told(read) == [None, None, ("s-0.tar", "02", "truncated shard"), None, None, None]
     assert read[2] is not None
     assert read[2].damage is not None
@@ -93,7 +93,7 @@ def test_cut_shard_is_damage_of_the_samples_behind_the_cut(shards: ShardSet) -> 
 
 def test_missing_shard_is_damage_of_all_its_samples(shards: ShardSet) -> None:
     Path(shards.shards[1].path).unlink()
-    read = SampleReader([shards], ["json"]).read([Slot(0, n) for n in (5, 0, 3)])
+    read = SampleReader([shards], ["json"]).read([SampleRef(0, n) for n in (5, 0, 3)])
     missing = "missing shard"
     assert told(read) == [("s-1.tar", "12", missing), None, ("s-1.tar", "10", missing)]
 
@@ -102,19 +102,19 @@ def test_shard_that_cannot_be_read_is_damage_not_a_crash(shards: ShardSet) -> No
     path = Path(shards.shards[1].path)
     path.unlink()
     path.mkdir()
-    read = SampleReader([shards], ["json"]).read([Slot(0, 0), Slot(0, 3)])
+    read = SampleReader([shards], ["json"]).read([SampleRef(0, 0), SampleRef(0, 3)])
     assert told(read) == [None, ("s-1.tar", "10", "cannot be read")]
 
 
 def test_index_lost_during_a_run_is_one_line(shards: ShardSet) -> None:
     Path(shards.shards[1].index).unlink()
     with pytest.raises(IndexFormatError, match=r"s-1\.tar\.index\.json cannot be read") as caught:
-        SampleReader([shards], ["json"]).read([Slot(0, 3)])
+        SampleReader([shards], ["json"]).read([SampleRef(0, 3)])
     assert "\n" not in str(caught.value)
 
 
 def test_reader_goes_to_another_process(shards: ShardSet) -> None:
     reader = SampleReader([shards], ["json"])
-    reader.read([Slot(0, 0)])
+    reader.read([SampleRef(0, 0)])
     again = pickle.loads(pickle.dumps(reader))
-    assert again.read([Slot(0, 4)]) == reader.read([Slot(0, 4)])
+    assert again.read([SampleRef(0, 4)]) == reader.read([SampleRef(0, 4)])

@@ -13,9 +13,9 @@ from pycocotools import mask as coco_mask
 
 from efficientsam_pl.data.config import MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Share
+from efficientsam_pl.data.sampler import RankShard
 from efficientsam_pl.data.schema import from_json
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.geometry import Resize, ResizeRule
@@ -98,10 +98,10 @@ def test_metas_own_tar_is_streamed_as_it_is(
     metas: tuple[Path, dict[str, list[np.ndarray]]], rule: ResizeRule
 ) -> None:
     path, truth = metas
-    reader = SampleReader([open_shards(str(path))], MASKED_ENDINGS)
+    reader = SampleReader([open_shards(str(path))], MASK_SUFFIXES)
     selection = MaskSelectionConfig(masks_per_image=MASKS + 2, clicks=3)
-    stream = MaskedImages(reader, selection, Frame(1024, rule), seed=0)
-    [batch] = once_loader(stream, 2, Share(0, 1, 2, 2), workers=0)
+    stream = MaskDataset(reader, selection, Frame(1024, rule), seed=0)
+    [batch] = once_loader(stream, 2, RankShard(0, 1, 2, 2), workers=0)
     assert batch.key == tuple(SIZES)
     assert batch.damage == ()
     assert batch.image.shape == (2, 3, 1024, 1024)

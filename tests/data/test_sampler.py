@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from efficientsam_pl.data.config import LastBatch
 from efficientsam_pl.data.sampler import (
-    Course,
-    EndlessBatches,
+    DatasetOrder,
     EpochOrder,
-    MixedCourse,
-    OnceBatches,
+    InferenceBatchSampler,
+    MixtureOrder,
     Position,
-    SetCourse,
-    Share,
-    Slot,
+    RankShard,
+    SampleOrder,
+    SampleRef,
+    TrainingBatchSampler,
 )
 
 TRIALS = range(25)
@@ -37,23 +37,29 @@ def order_of(sizes: list[int], seed: int, epoch: int, block: int, neighbours: in
 
 
 def rank_batches(
-    course: Course, share: Share, position: Position, steps: int, accumulate: int
-) -> list[list[Slot]]:
+    sample_order: SampleOrder, share: RankShard, position: Position, steps: int, accumulate: int
+) -> list[list[SampleRef]]:
     batches = list(
-        itertools.islice(iter(EndlessBatches(course, share, position)), steps * accumulate)
+        itertools.islice(
+            iter(TrainingBatchSampler(sample_order, share, position)), steps * accumulate
+        )
     )
     assert all(len(batch) == share.micro_batch for batch in batches)
     return batches
 
 
 def global_batches(
-    course: Course, size: int, ranks: tuple[int, int, int], position: Position, steps: int
-) -> list[list[Slot]]:
+    sample_order: SampleOrder,
+    size: int,
+    ranks: tuple[int, int, int],
+    position: Position,
+    steps: int,
+) -> list[list[SampleRef]]:
     """What all ranks together use in each step, in the order of the places in the batch."""
     world, micro, accumulate = ranks
     assert size == world * micro * accumulate
     mine = [
-        rank_batches(course, Share(rank, world, micro, size), position, steps, accumulate)
+        rank_batches(sample_order, RankShard(rank, world, micro, size), position, steps, accumulate)
         for rank in range(world)
     ]
     return [
@@ -89,13 +95,13 @@ def test_stops_and_other_ranks_leave_the_global_batches_as_they_are(
         sizes.append(size)
     arguments = (sizes, trial, draw.randint(1, 4), draw.randint(1, 3), last)
     steps = 3 * sum(sizes) // size + 2
-    straight = global_batches(SetCourse(*arguments), size, (1, size, 1), Position(), steps)
-    stopped: list[list[Slot]] = []
+    straight = global_batches(DatasetOrder(*arguments), size, (1, size, 1), Position(), steps)
+    stopped: list[list[SampleRef]] = []
     position = Position()
     while len(stopped) < steps:  # each turn is a new process on other ranks
-        course, some = SetCourse(*arguments), draw.randint(1, 4)
-        stopped += global_batches(course, size, split(size, draw), position, some)
-        position = course.after(position, some, size)
+        sample_order, some = DatasetOrder(*arguments), draw.randint(1, 4)
+        stopped += global_batches(sample_order, size, split(size, draw), position, some)
+        position = sample_order.after(position, some, size)
     assert stopped[:steps] == straight
 
 
@@ -104,7 +110,7 @@ def test_carried_batches_use_every_sample_once_an_epoch(trial: int) -> None:
     draw = random.Random(trial)
     sizes, size = random_sizes(draw), draw.randint(1, 7)
     steps = 3 * sum(sizes) // size + 1
-    batches = global_batches(SetCourse(sizes, 0, 2), size, (1, size, 1), Position(), steps)
+    batches = global_batches(DatasetOrder(sizes, 0, 2), size, (1, size, 1), Position(), steps)
     slots = [slot for batch in batches for slot in batch]
     epochs = [slots[i : i + sum(sizes)] for i in range(0, 3 * sum(sizes), sum(sizes))]
     for number, epoch in enumerate(epochs):
@@ -120,9 +126,9 @@ def test_padded_epochs_have_every_sample_once_and_dropped_ones_lack_less_than_a_
     sizes = [*random_sizes(draw), 7]
     size, samples = draw.randint(1, 7), sum(sizes)
     for last, batches in (("pad", -(-samples // size)), ("drop", samples // size)):
-        course = SetCourse(sizes, trial, 2, 1, last)  # type: ignore[arg-type]
-        used = global_batches(course, size, (1, size, 1), Position(), 2 * batches)
-        assert course.after(Position(), batches, size) == Position(1, 0)
+        sample_order = DatasetOrder(sizes, trial, 2, 1, last)  # type: ignore[arg-type]
+        used = global_batches(sample_order, size, (1, size, 1), Position(), 2 * batches)
+        assert sample_order.after(Position(), batches, size) == Position(1, 0)
         for epoch in range(2):
             slots = [s for batch in used[epoch * batches : (epoch + 1) * batches] for s in batch]
             assert {slot.epoch for slot in slots} == {epoch}
@@ -137,33 +143,33 @@ def test_padded_epochs_have_every_sample_once_and_dropped_ones_lack_less_than_a_
 def test_position_after_steps_is_where_the_batches_lead(trial: int, last: LastBatch) -> None:
     draw = random.Random(trial)
     sizes, size = [*random_sizes(draw), 6], draw.randint(1, 6)
-    course = SetCourse(sizes, trial, 3, 1, last)
-    position = start = course.after(Position(), draw.randint(0, 9), size)
+    sample_order = DatasetOrder(sizes, trial, 3, 1, last)
+    position = start = sample_order.after(Position(), draw.randint(0, 9), size)
     for steps in range(20):
-        assert course.after(start, steps, size) == position
-        _, position = course.batch(position, size)
+        assert sample_order.after(start, steps, size) == position
+        _, position = sample_order.batch(position, size)
 
 
 def test_epoch_of_seven_in_batches_of_three_by_hand() -> None:
     ends = {"carry": Position(0, 6), "drop": Position(1, 0), "pad": Position(0, 6)}
     for last, end in ends.items():
-        course = SetCourse([7], 0, 1, 1, last)  # type: ignore[arg-type]
-        assert course.after(Position(), 2, 3) == end
-    third, _ = SetCourse([7], 0, 1, 1, "pad").batch(Position(0, 6), 3)
+        sample_order = DatasetOrder([7], 0, 1, 1, last)  # type: ignore[arg-type]
+        assert sample_order.after(Position(), 2, 3) == end
+    third, _ = DatasetOrder([7], 0, 1, 1, "pad").batch(Position(0, 6), 3)
     assert [slot.sample is None for slot in third] == [False, True, True]
-    third, after = SetCourse([7], 0, 1, 1, "carry").batch(Position(0, 6), 3)
+    third, after = DatasetOrder([7], 0, 1, 1, "carry").batch(Position(0, 6), 3)
     assert [slot.epoch for slot in third] == [0, 1, 1]
     assert after == Position(1, 2)
 
 
-class Slots(Dataset[Slot]):
+class Slots(Dataset[SampleRef]):
     """Gives every slot back, so that a loader tells what it was asked for."""
 
-    def __getitem__(self, slot: Slot) -> Slot:
+    def __getitem__(self, slot: SampleRef) -> SampleRef:
         return slot
 
 
-def as_they_are(slots: list[Slot]) -> list[Slot]:
+def as_they_are(slots: list[SampleRef]) -> list[SampleRef]:
     return slots
 
 
@@ -171,15 +177,17 @@ def as_they_are(slots: list[Slot]) -> list[Slot]:
 def test_workers_do_not_change_the_batches(trial: int) -> None:
     draw = random.Random(trial)
     sizes, size = random_sizes(draw), 6
-    course = SetCourse(sizes, trial, 2)
-    straight = global_batches(course, size, (1, size, 1), Position(), 12)
+    sample_order = DatasetOrder(sizes, trial, 2)
+    straight = global_batches(sample_order, size, (1, size, 1), Position(), 12)
     position, got = Position(), []
     for workers in draw.sample([0, 1, 2], 3):
         ranks, steps = split(size, draw), draw.randint(1, 4)
         world, micro, accumulate = ranks
         mine = []
         for rank in range(world):
-            batches = EndlessBatches(course, Share(rank, world, micro, size), position)
+            batches = TrainingBatchSampler(
+                sample_order, RankShard(rank, world, micro, size), position
+            )
             loader = DataLoader(
                 Slots(), batch_sampler=batches, num_workers=workers, collate_fn=as_they_are
             )
@@ -187,7 +195,7 @@ def test_workers_do_not_change_the_batches(trial: int) -> None:
         for step in range(steps):
             turns = range(step * accumulate, (step + 1) * accumulate)
             got.append([s for turn in turns for rank in range(world) for s in mine[rank][turn]])
-        position = course.after(position, steps, size)
+        position = sample_order.after(position, steps, size)
     assert got == straight[: len(got)]
 
 
@@ -249,9 +257,13 @@ def test_each_sample_is_first_about_equally_often() -> None:
             assert firsts[sample] == pytest.approx(600 * share / 3, abs=45)  # 4.5 deviations
 
 
-def mixture(seed: int = 0) -> MixedCourse:
-    courses = [SetCourse([5, 4], seed, 2), SetCourse([100], seed, 1), SetCourse([3], seed, 1)]
-    return MixedCourse(courses, [1.0, 2.0, 0.5], seed)
+def mixture(seed: int = 0) -> MixtureOrder:
+    courses = [
+        DatasetOrder([5, 4], seed, 2),
+        DatasetOrder([100], seed, 1),
+        DatasetOrder([3], seed, 1),
+    ]
+    return MixtureOrder(courses, [1.0, 2.0, 0.5], seed)
 
 
 @pytest.mark.parametrize("trial", range(8))
@@ -259,9 +271,9 @@ def test_mixture_goes_on_from_any_position(trial: int) -> None:
     draw = random.Random(trial)
     straight = global_batches(mixture(), 4, (1, 4, 1), Position(), 300)
     start = draw.randint(0, 290)
-    course = mixture()
-    position = course.after(Position(), start, 4)
-    assert global_batches(course, 4, (2, 1, 2), position, 10) == straight[start : start + 10]
+    sample_order = mixture()
+    position = sample_order.after(Position(), start, 4)
+    assert global_batches(sample_order, 4, (2, 1, 2), position, 10) == straight[start : start + 10]
 
 
 def test_sets_of_a_mixture_keep_their_shares_and_their_own_epochs() -> None:
@@ -280,15 +292,18 @@ def test_sets_of_a_mixture_keep_their_shares_and_their_own_epochs() -> None:
 
 def test_shares_of_all_ranks_are_the_global_batch() -> None:
     # by hand: micro-batches are dealt out in turn, rank 0 first
-    assert list(Share(0, 2, 2, 8).offsets()) == [range(2), range(4, 6)]
-    assert list(Share(1, 2, 2, 8).offsets()) == [range(2, 4), range(6, 8)]
+    assert list(RankShard(0, 2, 2, 8).offsets()) == [range(2), range(4, 6)]
+    assert list(RankShard(1, 2, 2, 8).offsets()) == [range(2, 4), range(6, 8)]
 
 
 @pytest.mark.parametrize("trial", TRIALS)
 def test_one_pass_is_exact_and_equally_long_on_all_ranks(trial: int) -> None:
     draw = random.Random(trial)
     samples, world, micro = draw.randint(1, 40), draw.randint(1, 5), draw.randint(1, 4)
-    ranks = [OnceBatches(samples, Share(r, world, micro, micro * world)) for r in range(world)]
+    ranks = [
+        InferenceBatchSampler(samples, RankShard(r, world, micro, micro * world))
+        for r in range(world)
+    ]
     batches = [list(rank) for rank in ranks]
     assert {len(b) for b in batches} == {len(ranks[0])}
     slots = [slot for mine in batches for batch in mine for slot in batch]

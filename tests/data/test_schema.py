@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from efficientsam_pl.data.schema import (
     VERSION,
     Annotation,
-    DamagedSampleError,
+    CorruptSampleError,
     Record,
     annotation_of,
     from_json,
@@ -35,7 +35,7 @@ def sa1b(**changes: Any) -> dict[str, Any]:
 
 
 def damage(content: Any) -> str:
-    with pytest.raises(DamagedSampleError) as caught:
+    with pytest.raises(CorruptSampleError) as caught:
         from_json(content if isinstance(content, bytes) else json.dumps(content).encode())
     return caught.value.kind
 

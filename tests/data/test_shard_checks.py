@@ -9,7 +9,7 @@ import pytest
 
 from efficientsam_pl.commands import check_shards as command
 from efficientsam_pl.data import shard_checks
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shard_checks import CheckedShard, check_shards
@@ -29,8 +29,8 @@ def folder(tmp_path: Path, noise: Noise) -> Path:
     """Five masked photos in three shards: p0 p1, p2 p3, p4."""
     mask = np.zeros((40, 60), dtype=bool)
     mask[:, :30] = True
-    photos = [MaskedPhoto(f"p{i}", noise(i), (annotation_of(encode(mask)),)) for i in range(5)]
-    pack_photos(photos, tmp_path / "set", "set", samples_per_shard=2)
+    photos = [MaskedImage(f"p{i}", noise(i), (annotation_of(encode(mask)),)) for i in range(5)]
+    pack_images(photos, tmp_path / "set", "set", samples_per_shard=2)
     return tmp_path / "set"
 
 
@@ -64,7 +64,7 @@ def test_good_set_is_good(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [{"cls": b"7"}, {"cls": b"7\n"}, {}], ids=["7", "line", "none"])
-def test_plain_photos_are_good_with_and_without_a_class(
+def test_plain_images_are_good_with_and_without_a_class(
     files: Sample, tmp_path: Path, jpeg_of: JpegOf, noise: Noise
 ) -> None:
     photos = [PackedSample(f"p{i}", {"jpg": jpeg_of(noise(i))} | files) for i in range(2)]
@@ -98,7 +98,7 @@ def test_damaged_sample_is_found(
     assert found(folder) == {(SHARD, "p1", kind)}
 
 
-def test_photo_that_breaks_off_is_found(folder: Path, tar_of: TarOf) -> None:
+def test_image_that_breaks_off_is_found(folder: Path, tar_of: TarOf) -> None:
     with tarfile.open(folder / SHARD) as tar:
         photo = tar.extractfile("p1.jpg").read()  # type: ignore[union-attr]
     rewritten(folder / SHARD, tar_of, {"p1.jpg": photo[: len(photo) // 2]})
@@ -143,7 +143,7 @@ def test_damaged_header_loses_a_file_and_is_told(folder: Path) -> None:
     }
 
 
-def test_lost_class_of_a_plain_photo_is_told(tmp_path: Path, jpeg_of: JpegOf, noise: Noise) -> None:
+def test_lost_class_of_a_plain_image_is_told(tmp_path: Path, jpeg_of: JpegOf, noise: Noise) -> None:
     photos = [PackedSample(f"p{i}", {"jpg": jpeg_of(noise(i)), "cls": b"7"}) for i in range(2)]
     write_shard(f"{tmp_path}/a.tar", photos)
     content = bytearray((tmp_path / "a.tar").read_bytes())

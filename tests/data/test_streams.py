@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos, once_loader
+from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images, once_loader
 from efficientsam_pl.data.datasets.train import (
-    MASKED_ENDINGS,
-    CroppedImages,
+    MASK_SUFFIXES,
+    CropDataset,
     Frame,
-    MaskedImages,
+    MaskDataset,
     SampleFaultError,
 )
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Share, Slot
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.sampler import RankShard, SampleRef
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet, open_shards
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 HW = (40, 60)
@@ -57,13 +57,13 @@ def rings(
 
 def masked(
     index: ShardSet, selection: MaskSelectionConfig = SELECTION, rule: str = "squash"
-) -> MaskedImages:
-    reader = SampleReader([index], MASKED_ENDINGS)
-    return MaskedImages(reader, selection, Frame(64, rule), seed=3)  # type: ignore[arg-type]
+) -> MaskDataset:
+    reader = SampleReader([index], MASK_SUFFIXES)
+    return MaskDataset(reader, selection, Frame(64, rule), seed=3)  # type: ignore[arg-type]
 
 
-def cropped(index: ShardSet, seed: int) -> CroppedImages:
-    return CroppedImages(SampleReader([index], PHOTO_ENDINGS), CropConfig(), 32, seed)
+def cropped(index: ShardSet, seed: int) -> CropDataset:
+    return CropDataset(SampleReader([index], IMAGE_SUFFIXES), CropConfig(), 32, seed)
 
 
 def to_image(points: Tensor) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_clicks_and_boxes_are_of_the_masks_at_image_precision(
 ) -> None:
     index, masks = rings
     for number, truth in enumerate(masks[:4]):  # up to four masks: all are taken, in order
-        content = masked(index)[Slot(epoch, number)].content
+        content = masked(index)[SampleRef(epoch, number)].content
         assert content is not None
         assert len(content.masks) == len(truth)
         for clicks, box, mask in zip(
@@ -97,7 +97,7 @@ def test_clicks_are_uniform_over_the_mask(
 ) -> None:
     index, masks = rings
     stream = masked(index, MaskSelectionConfig(masks_per_image=1, clicks=50, max_area=1.0))
-    clicks = [stream[Slot(epoch, 0)].content for epoch in range(40)]
+    clicks = [stream[SampleRef(epoch, 0)].content for epoch in range(40)]
     xy = np.concatenate([to_image(c.clicks_px)[0] for c in clicks if c is not None])
     xs = np.nonzero(masks[0][0])[1]
     deviation = xs.std() / np.sqrt(len(xy))
@@ -106,14 +106,14 @@ def test_clicks_are_uniform_over_the_mask(
     assert (xy[:, 0].round() < np.median(xs)).mean() == pytest.approx(left, abs=0.05)
 
 
-def test_flip_moves_photo_masks_boxes_and_clicks_together(
+def test_flip_moves_image_masks_boxes_and_clicks_together(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
     index, _ = rings
-    straight = masked(index)[Slot(0, 2)].content
+    straight = masked(index)[SampleRef(0, 2)].content
     flipped = masked(
         index, MaskSelectionConfig(masks_per_image=4, clicks=5, max_area=1.0, flip=1.0)
-    )[Slot(0, 2)].content
+    )[SampleRef(0, 2)].content
     assert straight is not None
     assert flipped is not None
     difference = (flipped.image.flip(-1).int() - straight.image.int()).abs()
@@ -129,7 +129,7 @@ def test_flip_moves_photo_masks_boxes_and_clicks_together(
     )
 
 
-def test_half_of_the_photos_are_flipped(
+def test_half_of_the_images_are_flipped(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
     index, _ = rings
@@ -137,7 +137,7 @@ def test_half_of_the_photos_are_flipped(
     never = masked(index)
     flips = 0
     for epoch in range(24):
-        one, other = half[Slot(epoch, 0)].content, never[Slot(epoch, 0)].content
+        one, other = half[SampleRef(epoch, 0)].content, never[SampleRef(epoch, 0)].content
         assert one is not None
         assert other is not None
         flips += not torch.equal(one.image, other.image)
@@ -150,8 +150,8 @@ def test_sample_is_the_same_whoever_asks(
 ) -> None:
     index, _ = rings
     first, second = masked(index, rule=rule), masked(index, rule=rule)
-    first[Slot(0, 5)]  # another sample in between
-    one, other = first[Slot(2, 4)].content, second[Slot(2, 4)].content
+    first[SampleRef(0, 5)]  # another sample in between
+    one, other = first[SampleRef(2, 4)].content, second[SampleRef(2, 4)].content
     assert one is not None
     assert other is not None
     assert all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("image", "clicks_px"))
@@ -166,7 +166,7 @@ def test_more_masks_than_slots_are_drawn_uniformly(
     boxes = [tuple(b) for m in masks[5] for b in [(np.nonzero(m)[1].min(), np.nonzero(m)[0].max())]]
     drawn = np.zeros(6)
     for epoch in range(60):
-        content = stream[Slot(epoch, 5)].content
+        content = stream[SampleRef(epoch, 5)].content
         assert content is not None
         assert len(content.masks) == 2
         for x0, _, _, y1 in to_image(content.boxes_xyxy_px.unflatten(1, (2, 2))).reshape(2, 4):
@@ -181,8 +181,8 @@ def test_crops_of_pretraining_are_reproducible_and_differ_by_epoch(
     index, _ = rings
     stream = cropped(index, 1)
     again = cropped(index, 1)
-    first = [stream[Slot(e, s)].image for e in range(2) for s in range(6)]
-    second = [again[Slot(e, s)].image for e in range(2) for s in range(6)]
+    first = [stream[SampleRef(e, s)].image for e in range(2) for s in range(6)]
+    second = [again[SampleRef(e, s)].image for e in range(2) for s in range(6)]
     for one, other in zip(first, second, strict=True):
         assert one is not None
         assert other is not None
@@ -200,14 +200,16 @@ def test_batch_fills_missing_masks_and_slots_with_padding(
 ) -> None:
     index, _ = rings
     stream = masked(index)
-    batch = stream.collate([stream[Slot(0, 0)], stream[Slot(0, 5)], stream[Slot(0, None)]])
+    batch = stream.collate(
+        [stream[SampleRef(0, 0)], stream[SampleRef(0, 5)], stream[SampleRef(0, None)]]
+    )
     assert batch.valid.tolist() == [[True, False, False, False], [True] * 4, [False] * 4]
     assert batch.masks.shape == (3, 4, 16, 16)
     assert batch.clicks_px.shape == (3, 4, 5, 2)
     assert not batch.masks[~batch.valid].any()
     assert batch.key == ("p0", "p5", "")
     assert batch.damage == ()
-    assert batch.draw_key[0] != batch.draw_key[1]
+    assert batch.sample_key[0] != batch.sample_key[1]
 
 
 @pytest.fixture
@@ -258,29 +260,29 @@ def test_damaged_samples_keep_their_slot_with_their_kind(
     index, kinds = damaged
     stream = masked(index)
     samples = list(index.samples())
-    batch = stream.collate([stream[Slot(0, i)] for i in range(len(samples))])
+    batch = stream.collate([stream[SampleRef(0, i)] for i in range(len(samples))])
     assert batch.key == tuple(sample.key for sample in samples)
     assert {d.key: d.kind for d in batch.damage} == kinds
     assert all(d.shard.endswith("damaged.tar") for d in batch.damage)
     assert batch.valid.any(1).tolist() == [key == "good" for key in batch.key]
 
 
-def test_pretraining_asks_for_photos_only(damaged: tuple[ShardSet, dict[str, str]]) -> None:
+def test_pretraining_asks_for_images_only(damaged: tuple[ShardSet, dict[str, str]]) -> None:
     index, kinds = damaged
     stream = cropped(index, 0)
-    batch = stream.collate([stream[Slot(0, i)] for i in range(len(index))])
+    batch = stream.collate([stream[SampleRef(0, i)] for i in range(len(index))])
     photos = {k: v for k, v in kinds.items() if v.endswith("photo")}
     assert {d.key: d.kind for d in batch.damage} == photos
     assert batch.valid.tolist() == [key not in photos for key in batch.key]
 
 
-def test_evaluation_tells_damaged_photos_from_scored_ones(
+def test_evaluation_tells_damaged_images_from_scored_ones(
     damaged: tuple[ShardSet, dict[str, str]],
 ) -> None:
     index, kinds = damaged
-    items = list(annotated_photos(index))
-    assert [i.key for i in items if isinstance(i, AnnotatedPhoto)] == ["good"]
-    broken = {i.key: i.kind for i in items if isinstance(i, Damage)}
+    items = list(annotated_images(index))
+    assert [i.key for i in items if isinstance(i, AnnotatedImage)] == ["good"]
+    broken = {i.key: i.kind for i in items if isinstance(i, CorruptSample)}
     assert broken.keys() == kinds.keys()
     assert broken == kinds
 
@@ -291,30 +293,30 @@ def test_shard_that_shrank_since_it_was_indexed_is_damage(
     path = tar_of(tmp_path / "a.tar", {f"x.{e}": data for e, data in good_sample.items()})
     index = open_shards(str(path))
     path.write_bytes(path.read_bytes()[:600])
-    prepared = masked(index)[Slot(0, 0)]
+    prepared = masked(index)[SampleRef(0, 0)]
     assert prepared.content is None
     assert prepared.damage is not None
     assert prepared.damage.kind == "truncated shard"
 
 
-def test_photo_without_masks_is_no_damage(
+def test_image_without_masks_is_no_damage(
     tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes], json_of: Callable[..., bytes]
 ) -> None:
     tar_of(tmp_path / "a.tar", {"x.jpg": good_sample["jpg"], "x.json": json_of([])})
     stream = masked(open_shards(str(tmp_path / "a.tar")))
-    batch = stream.collate([stream[Slot(0, 0)]])
+    batch = stream.collate([stream[SampleRef(0, 0)]])
     assert batch.damage == ()
     assert not batch.valid.any()
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_one_pass_over_two_ranks_is_every_photo_once(
+def test_one_pass_over_two_ranks_is_every_image_once(
     rings: tuple[ShardSet, list[list[np.ndarray]]], size: int
 ) -> None:
     index, _ = rings
     keys: list[str] = []
     for rank in range(2):
-        loader = once_loader(masked(index), 6, Share(rank, 2, size, 2 * size), workers=0)
+        loader = once_loader(masked(index), 6, RankShard(rank, 2, size, 2 * size), workers=0)
         for batch in loader:
             keys += [key for key in batch.key if key]
     assert sorted(keys) == [f"p{i}" for i in range(6)]
@@ -329,7 +331,7 @@ def test_fault_of_the_program_names_shard_and_sample(
     rings: tuple[ShardSet, list[list[np.ndarray]]], workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("efficientsam_pl.data.datasets.train.frame", broken_cut)
-    loader = once_loader(masked(rings[0]), 6, Share(0, 1, 2, 2), workers)
+    loader = once_loader(masked(rings[0]), 6, RankShard(0, 1, 2, 2), workers)
     with pytest.raises(SampleFaultError, match=r"rings\.tar: sample p0: ZeroDivisionError"):
         next(iter(loader))
 
@@ -338,9 +340,9 @@ def test_a_micro_batch_is_read_at_once_and_equals_its_samples_one_by_one(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
     stream = masked(rings[0])
-    slots = [Slot(0, number) for number in (4, 1, 5)]
-    together = stream.collate(stream.__getitems__([*slots, Slot(0, None)]))
-    apart = stream.collate([stream[slot] for slot in [*slots, Slot(0, None)]])
+    slots = [SampleRef(0, number) for number in (4, 1, 5)]
+    together = stream.collate(stream.__getitems__([*slots, SampleRef(0, None)]))
+    apart = stream.collate([stream[slot] for slot in [*slots, SampleRef(0, None)]])
     assert together.key == apart.key == ("p4", "p1", "p5", "")
     for name in ("image", "masks", "boxes_xyxy_px", "clicks_px", "valid"):
         assert torch.equal(getattr(together, name), getattr(apart, name))
@@ -350,7 +352,7 @@ def test_batches_lie_in_memory_as_gpus_like_them(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
     stream = masked(rings[0])
-    batch = stream.collate(stream.__getitems__([Slot(0, 0), Slot(0, 1)]))
+    batch = stream.collate(stream.__getitems__([SampleRef(0, 0), SampleRef(0, 1)]))
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -364,6 +366,6 @@ def test_masks_without_a_pixel_are_left_out_whatever_area_is_stated(
     }
     files = {"x.jpg": good_sample["jpg"], "x.json": json.dumps(record).encode()}
     tar_of(tmp_path / "a.tar", files)
-    content = masked(open_shards(str(tmp_path / "a.tar")))[Slot(0, 0)].content
+    content = masked(open_shards(str(tmp_path / "a.tar")))[SampleRef(0, 0)].content
     assert content is not None
     assert len(content.masks) == len(content.clicks_px) == 1

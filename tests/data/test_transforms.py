@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.decode import Photo
+from efficientsam_pl.data.decode import DecodedImage
 from efficientsam_pl.data.transforms import (
     Crop,
     centre_crop,
@@ -18,13 +18,13 @@ from efficientsam_pl.data.transforms import (
     random_crop,
 )
 from efficientsam_pl.geometry import Resize, ResizeRule
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.rle import encode, run_lengths
 
 
 def keys(count: int) -> list[int]:
-    return [draw_key(0, 0, f"photo-{i}") for i in range(count)]
+    return [sample_key(0, 0, f"photo-{i}") for i in range(count)]
 
 
 def test_crop_is_a_function_of_the_key() -> None:
@@ -67,13 +67,13 @@ def test_mean_area_is_that_of_a_uniform_draw() -> None:
         ((1000, 10), Crop(493, 0, 13, 10, False)),
     ],
 )
-def test_photo_too_narrow_for_any_crop_gets_the_largest_centre_one(
+def test_image_too_narrow_for_any_crop_gets_the_largest_centre_one(
     hw: tuple[int, int], expected: Crop
 ) -> None:
     assert random_crop(hw, CropConfig(flip=0.0), 7) == expected
 
 
-def test_tiny_photos_still_give_a_crop() -> None:
+def test_tiny_images_still_give_a_crop() -> None:
     for hw in [(1, 1), (1, 2), (2, 1), (3, 500), (1, 500)]:
         for key in keys(20):
             crop = random_crop(hw, CropConfig(), key)
@@ -90,7 +90,7 @@ def test_centre_crop_is_the_middle_square() -> None:
 
 def test_crop_of_the_models_size_is_the_pixels_themselves() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    photo = Photo(image, (50, 70))
+    photo = DecodedImage(image, (50, 70))
     there = cut(photo, Crop(8, 20, 32, 32, False), 32)
     np.testing.assert_array_equal(there.permute(1, 2, 0).numpy(), image[8:40, 20:52])
     mirrored = cut(photo, Crop(8, 20, 32, 32, True), 32)
@@ -148,7 +148,7 @@ def test_padded_masks_of_the_models_size_are_cells_half_covered() -> None:
 
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
-def test_masks_follow_their_photo_when_it_is_flipped(rule: ResizeRule) -> None:
+def test_masks_follow_their_image_when_it_is_flipped(rule: ResizeRule) -> None:
     masks, resize = random_blobs(12, (37, 53)), Resize.fit((37, 53), 64, rule)
     assert torch.equal(
         reduced(masks, resize, mirrored=True), reduced(masks[:, :, ::-1].copy(), resize)
@@ -157,7 +157,7 @@ def test_masks_follow_their_photo_when_it_is_flipped(rule: ResizeRule) -> None:
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
 @pytest.mark.parametrize("hw", [(40, 60), (150, 90), (64, 64), (700, 1000)])
-def test_framed_photo_is_the_predictors_within_a_level(
+def test_framed_image_is_the_predictors_within_a_level(
     rule: ResizeRule, hw: tuple[int, int]
 ) -> None:
     draw = np.random.default_rng(0)
@@ -171,13 +171,13 @@ def test_framed_photo_is_the_predictors_within_a_level(
     assert torch.equal(flipped.flip(-1), framed)
 
 
-def test_cut_of_a_smaller_decoded_photo_is_where_it_was() -> None:
+def test_cut_of_a_smaller_decoded_image_is_where_it_was() -> None:
     ramp = np.linspace(0, 255, 256).astype(np.uint8)
     image = np.stack([np.tile(ramp, (128, 1))] * 3, axis=-1)
     crop = Crop(32, 64, 64, 128, False)
-    whole = cut(Photo(image, (128, 256)), crop, 32).float()
+    whole = cut(DecodedImage(image, (128, 256)), crop, 32).float()
     half = image.reshape(64, 2, 128, 2, 3).mean(axis=(1, 3)).astype(np.uint8)
-    small = cut(Photo(half, (128, 256), 2), crop, 32).float()
+    small = cut(DecodedImage(half, (128, 256), 2), crop, 32).float()
     assert float((whole - small).abs().max()) <= 2
     assert crop_scale(crop, 32) == 2
 

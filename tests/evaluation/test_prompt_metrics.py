@@ -9,8 +9,8 @@ import torch
 
 from efficientsam_pl import rle
 from efficientsam_pl.evaluation.metrics import reachable
-from efficientsam_pl.evaluation.prompt_metrics import PhotoScores
-from efficientsam_pl.evaluation.training_protocols import AskedPhoto, Questions
+from efficientsam_pl.evaluation.prompt_metrics import ImageScores
+from efficientsam_pl.evaluation.training_protocols import PromptedImage, Questions
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.structures import Prediction, Prompts
 
@@ -30,14 +30,14 @@ def block(height: int, width: int) -> rle.Rle:
     return rle.encode(mask)
 
 
-def photo(key: str, *masks: rle.Rle) -> AskedPhoto:
+def photo(key: str, *masks: rle.Rle) -> PromptedImage:
     resize = Resize.fit((SIDE, SIDE), SIDE, "squash")
-    return AskedPhoto(key, masks, resize, everything, torch.device("cpu"))
+    return PromptedImage(key, masks, resize, everything, torch.device("cpu"))
 
 
 def test_means_by_size_are_those_of_masks_on_and_below_the_borders() -> None:
     """The whole image as an answer scores a mask's share of it."""
-    scores = PhotoScores(Questions((1, 3), at_once=2))
+    scores = ImageScores(Questions((1, 3), at_once=2))
     scores.add(photo("a", block(31, 32), block(32, 32), block(96, 96)))
     scores.add(photo("b", block(16, 62)))
     found = scores.compute()
@@ -60,7 +60,7 @@ def test_means_by_size_are_those_of_masks_on_and_below_the_borders() -> None:
 
 
 def test_a_size_without_a_mask_has_no_mean() -> None:
-    scores = PhotoScores(Questions((1,)))
+    scores = ImageScores(Questions((1,)))
     scores.add(photo("a", block(96, 96)))
     small = scores.compute().by_size["small"]
     assert small.masks == 0
@@ -74,7 +74,7 @@ def test_values_of_the_grid_are_computed_at_the_first_scoring_alone(
     calls = []
     whole = reachable.grid_ious
     monkeypatch.setattr(reachable, "grid_ious", lambda *given: (calls.append(1), whole(*given))[1])
-    scores = PhotoScores(Questions((1,)))
+    scores = ImageScores(Questions((1,)))
     found = []
     for _ in range(3):
         scores.reset()

@@ -12,8 +12,8 @@ from torch import Tensor
 from efficientsam_pl import rle
 from efficientsam_pl.evaluation.metrics.reachable import grid_ious
 from efficientsam_pl.evaluation.training_protocols import (
-    AskedPhoto,
-    Marks,
+    PromptedImage,
+    ProtocolScores,
     Questions,
     examine,
     mask_keys,
@@ -21,7 +21,7 @@ from efficientsam_pl.evaluation.training_protocols import (
 )
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.predictor import EmbeddedImage
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import (
@@ -71,17 +71,17 @@ def filled(mask: rle.Rle) -> Tensor:
     return box
 
 
-def photo_of(embedded: EmbeddedImage, truth: list[rle.Rle]) -> AskedPhoto:
+def image_of(embedded: EmbeddedImage, truth: list[rle.Rle]) -> PromptedImage:
     decode = partial(embedded.model.decode, embedded.features)
-    return AskedPhoto("photo", tuple(truth), embedded.resize, decode, torch.device("cpu"))
+    return PromptedImage("photo", tuple(truth), embedded.resize, decode, torch.device("cpu"))
 
 
 @torch.no_grad()
-def examined(photo: AskedPhoto, questions: Questions) -> dict[str, Tensor]:
+def examined(photo: PromptedImage, questions: Questions) -> dict[str, Tensor]:
     """The marks of all parts, one after the other."""
     parts = list(examine(photo, questions))
 
-    def joined(of: Callable[[Marks], Tensor]) -> Tensor:
+    def joined(of: Callable[[ProtocolScores], Tensor]) -> Tensor:
         return torch.cat([of(part) for part in parts])
 
     found = {"box": joined(lambda part: part.box), "scores": joined(lambda part: part.scores)}
@@ -98,7 +98,7 @@ def test_marks_are_those_of_masks_asked_for_one_by_one(
     embedded: EmbeddedImage, at_once: int
 ) -> None:
     truth = masks(5)
-    found = examined(photo_of(embedded, truth), Questions((1, 3), at_once, seed=7))
+    found = examined(image_of(embedded, truth), Questions((1, 3), at_once, seed=7))
     assert len(set(found["box"].tolist())) > 1
     for number, mask in enumerate(truth):
         dense = torch.from_numpy(rle.decode(mask))[None]
@@ -148,13 +148,13 @@ def test_corrections_follow_the_answer_that_is_fed_back(embedded: EmbeddedImage)
         points = torch.stack([10.0 * number + side, 3 * side.float()], dim=-1)
         return points[None], torch.full((1, len(side)), Label.NEGATIVE)
 
-    found = examined(photo_of(embedded, truth), Questions((1, 3), seed=7, correct=correct))
+    found = examined(image_of(embedded, truth), Questions((1, 3), seed=7, correct=correct))
     assert [number for *_, number in clicked] == [1, 2]
     runs = rle.run_lengths(truth)
     low = torch.from_numpy(half_covered(runs, embedded.resize.mask_grid(16)))
     assert torch.equal(clicked[0][0][0, :3], low)
     assert torch.equal(clicked[0][2][0, :3], mask_keys("photo", 3, 0, 7))
-    assert clicked[0][2][0, 1] == draw_key(7, 0, "photo/1")
+    assert clicked[0][2][0, 1] == sample_key(7, 0, "photo/1")
     for number, mask in enumerate(truth):
         first = torch.from_numpy(random_clicks("photo", [mask], number, 7))
         points = embedded.resize.points_forward(first)[None]
@@ -191,7 +191,7 @@ def test_decoders_see_few_shapes() -> None:
     resize = Resize.fit((HEIGHT, WIDTH), SIDE, "squash")
     for count in range(1, 20):
         truth = tuple(masks(count))
-        photo = AskedPhoto("photo", truth, resize, decode, torch.device("cpu"))
+        photo = PromptedImage("photo", truth, resize, decode, torch.device("cpu"))
         marks = list(examine(photo, Questions((1,), at_once=6)))
         assert sum(len(part.box) for part in marks) == count
     assert set(shapes) == {1, 2, 4, 6}

@@ -12,19 +12,19 @@ from torch import Tensor
 from efficientsam_pl import rle
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.interfaces import (
-    Answers,
-    EmbeddedPhoto,
     HasMaskGrid,
     ImagePrompts,
-    PhotoSegmenter,
+    MaskCandidates,
+    PromptableImage,
+    PromptableModel,
 )
 from efficientsam_pl.evaluation.metrics.reachable import grid_ious
-from efficientsam_pl.evaluation.protocols.base import Asking, Found
+from efficientsam_pl.evaluation.protocols.base import EvalContext, InstanceResult
 from efficientsam_pl.evaluation.protocols.detector_boxes import fitting
 from efficientsam_pl.evaluation.protocols.registry import protocol
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference import evaluator_adapter
-from efficientsam_pl.inference.evaluator_adapter import EvaluatedModel, ModelAnswers
+from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel, ModelCandidates
 from efficientsam_pl.inference.predictor import Predictor, PromptError
 from efficientsam_pl.models.config import (
     EncoderConfig,
@@ -78,7 +78,7 @@ def test_every_token_answers_as_through_the_predictor(
     make: object, model: Segmenter, image: np.ndarray
 ) -> None:
     prompts = make(9)
-    answers = EvaluatedModel(model).embed(image).ask(prompts)
+    answers = EvaluatorModel(model).embed(image).ask(prompts)
     embedded = Predictor(model).embed(image)
     given = {
         "points": prompts.points_xy,
@@ -100,10 +100,10 @@ def test_every_token_answers_as_through_the_predictor(
 
 
 def test_it_is_what_evaluation_asks_for(model: Segmenter, image: np.ndarray) -> None:
-    segmenter = EvaluatedModel(model)
-    assert isinstance(segmenter, PhotoSegmenter)
-    assert isinstance(segmenter.embed(image), EmbeddedPhoto)
-    assert isinstance(segmenter.embed(image).ask(clicks(1)), Answers)
+    segmenter = EvaluatorModel(model)
+    assert isinstance(segmenter, PromptableModel)
+    assert isinstance(segmenter.embed(image), PromptableImage)
+    assert isinstance(segmenter.embed(image).ask(clicks(1)), MaskCandidates)
     assert (segmenter.negative_clicks, segmenter.mask_prompts) == (True, True)
 
 
@@ -125,13 +125,13 @@ def test_answers_are_the_same_to_the_last_bit(
     name: str, model: Segmenter, image: np.ndarray
 ) -> None:
     """However many are asked together, in whatever order."""
-    segmenter, asked = EvaluatedModel(model), instances(11)
+    segmenter, asked = EvaluatorModel(model), instances(11)
     photo = segmenter.embed(image)
     order = np.random.default_rng(1).permutation(11)
 
-    def found(at_once: int, some: list[Instance]) -> list[Found]:
-        asking = Asking(segmenter=segmenter, photo=photo, key="1", at_once=at_once)
-        return protocol(name).ask(asking, some)
+    def found(at_once: int, some: list[Instance]) -> list[InstanceResult]:
+        context = EvalContext(segmenter=segmenter, photo=photo, key="1", at_once=at_once)
+        return protocol(name).ask(context, some)
 
     expected = found(64, asked)
     assert found(1, asked) == expected
@@ -152,7 +152,7 @@ def test_the_decoder_sees_one_shape(
         return decode(self, features, prompts)
 
     monkeypatch.setattr(Segmenter, "decode", watched)
-    photo = EvaluatedModel(model, at_once=5).embed(image)
+    photo = EvaluatorModel(model, at_once=5).embed(image)
     assert len(photo.ask(clicks(11)).iou) == 11
     photo.ask(clicks(2))
     assert seen == [(1, 5, 2)] * 4
@@ -161,7 +161,7 @@ def test_the_decoder_sees_one_shape(
 def test_little_memory_gives_the_same_masks(
     model: Segmenter, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = EvaluatedModel(model).embed(image).ask(clicks(9))
+    answers = EvaluatorModel(model).embed(image).ask(clicks(9))
     expected = answers.masks(torch.full((9,), 2))
     monkeypatch.setattr(evaluator_adapter, "_FLOATS", 1)
     assert answers.masks(torch.full((9,), 2)) == expected
@@ -169,7 +169,7 @@ def test_little_memory_gives_the_same_masks(
 
 def test_prompts_that_the_model_does_not_know_are_refused(image: np.ndarray) -> None:
     known = PromptEncoderConfig(max_points=6)
-    photo = EvaluatedModel(Segmenter(replace(CONFIG, prompts=known))).embed(image)
+    photo = EvaluatorModel(Segmenter(replace(CONFIG, prompts=known))).embed(image)
     with pytest.raises(PromptError, match="label 0 needs negative clicks"):
         photo.ask(clicks(3))
     positive = replace(clicks(3), labels=torch.ones(3, 2, dtype=torch.long))
@@ -181,10 +181,10 @@ def test_prompts_that_the_model_does_not_know_are_refused(image: np.ndarray) -> 
     with pytest.raises(PromptError, match="no prompt"):
         photo.ask(ImagePrompts(torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.long)))
     with pytest.raises(UserError, match="at_once=0"):
-        EvaluatedModel(photo.embedded.model, at_once=0)
+        EvaluatorModel(photo.embedded.model, at_once=0)
 
 
-def smooth_answers(count: int, resize: Resize, roughness: int) -> ModelAnswers:
+def smooth_answers(count: int, resize: Resize, roughness: int) -> ModelCandidates:
     """Blobs, of which the candidates of a prompt are more or less alike."""
     draw = torch.Generator().manual_seed(roughness)
     coarse = torch.randn(count, 1, roughness, roughness, generator=draw)
@@ -193,7 +193,7 @@ def smooth_answers(count: int, resize: Resize, roughness: int) -> ModelAnswers:
     logits = torch.nn.functional.interpolate(
         coarse + alike * own - 0.5, (32, 32), mode="bicubic", align_corners=False
     )
-    return ModelAnswers(8 * logits, torch.rand(count, 4, generator=draw), resize)
+    return ModelCandidates(8 * logits, torch.rand(count, 4, generator=draw), resize)
 
 
 def random_pixels(count: int, image_hw: tuple[int, int]) -> np.ndarray:
@@ -223,13 +223,13 @@ def test_of_equal_candidates_the_first_is_chosen() -> None:
     resize = Resize.fit((64, 64), 128, "squash")
     logits = torch.full((1, 4, 32, 32), -5.0)
     logits[:, 2:, 8:16, 8:16] = 5.0
-    answers = ModelAnswers(logits, torch.rand(1, 4), resize)
+    answers = ModelCandidates(logits, torch.rand(1, 4), resize)
     assert answers.fitting(np.array([[16, 16, 32, 32]])).tolist() == [2]
     assert answers.fitting(np.array([[50, 50, 60, 60]])).tolist() == [1]
 
 
 def test_the_grid_is_that_of_the_decoders_logits(model: Segmenter, image: np.ndarray) -> None:
-    photo = EvaluatedModel(model).embed(image)
+    photo = EvaluatorModel(model).embed(image)
     assert isinstance(photo, HasMaskGrid)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     truth = [rle.encode(np.hypot(y - 20, x - 30) < radius) for radius in (3, 11)]

@@ -27,7 +27,7 @@ from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.data.workers import worker_begin
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.callbacks.preemption import Preemption
-from efficientsam_pl.training.callbacks.rank_consistency import SameEverywhere
+from efficientsam_pl.training.callbacks.rank_consistency import RankConsistency
 from efficientsam_pl.training.callbacks.watchdog import Watchdog
 from efficientsam_pl.training.config import InterruptionConfig
 from efficientsam_pl.training.run.folder import RunFolder
@@ -123,7 +123,7 @@ def run(way: str, folder: Path, steps: int, accumulated: int = 1) -> None:
         max_steps=steps,
         accumulate_grad_batches=accumulated,
         callbacks=[
-            SameEverywhere(header),
+            RankConsistency(header),
             diary,
             Preemption(
                 interruption,

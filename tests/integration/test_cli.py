@@ -16,8 +16,8 @@ import webdataset
 from PIL import Image
 
 from efficientsam_pl.cli import main as cli
-from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.export.consolidate import write_safetensors
@@ -205,8 +205,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask[5 : 20 + i, 8:40] = True
         masks = tuple(annotation_of(encode(m)) for m in (mask, ~mask))
         image = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        photos.append(MaskedPhoto(f"p{i}", image, masks))
-    pack_photos(photos, folder, "set")
+        photos.append(MaskedImage(f"p{i}", image, masks))
+    pack_images(photos, folder, "set")
     (folder / "set-999999.tar").write_bytes(b"broken off")
     return folder
 
@@ -493,7 +493,7 @@ def test_packed_coco_set_is_read_back_by_webdataset(
             assert ours["area"] == pytest.approx(theirs["area"], rel=0.25, abs=40)
 
 
-def test_packed_photos_are_shrunk_with_their_masks(
+def test_packed_images_are_shrunk_with_their_masks(
     shared: Path, tmp_path: Path, here: InProcess
 ) -> None:
     folder = shared / "data/coco/tiny_coco"
@@ -502,10 +502,10 @@ def test_packed_photos_are_shrunk_with_their_masks(
         "--annotations", folder / "annotations/instances_val2017.json",
         "--images", folder / "images/val2017",
     )  # fmt: skip
-    photos = list(annotated_photos(open_shards(str(tmp_path / "small/*.tar"))))
+    photos = list(annotated_images(open_shards(str(tmp_path / "small/*.tar"))))
     assert photos
     for photo in photos:
-        assert isinstance(photo, AnnotatedPhoto)
+        assert isinstance(photo, AnnotatedImage)
         assert max(photo.image.shape) == 100
         assert all(tuple(rle["size"]) == photo.image.shape[:2] for rle in photo.truth)
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.data.config import CocoConfig, DataConfig, MaskSelectionConfig
-from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.geometry import ResizeRule
@@ -70,7 +70,7 @@ def keys(config: DataConfig) -> tuple[set[str], set[str]]:
     """Of the photos on both sides."""
     assert config.heldout is not None
     train, heldout = (
-        [p.key for p in annotated_photos(open_shards(pattern)) if isinstance(p, AnnotatedPhoto)]
+        [p.key for p in annotated_images(open_shards(pattern)) if isinstance(p, AnnotatedImage)]
         for pattern in (config.train, config.heldout)
     )
     assert len(train) + len(heldout) == len({*train, *heldout})
@@ -82,7 +82,7 @@ def files(run: Path) -> dict[str, tuple[bytes, int]]:
     return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (run / "shards").glob("*")}
 
 
-def test_a_fifth_of_the_photos_is_held_out(tmp_path: Path) -> None:
+def test_a_fifth_of_the_images_is_held_out(tmp_path: Path) -> None:
     config = filled(tmp_path / "set").config()
     packed = packed_coco(config, tmp_path / "run")
     train, heldout = keys(packed)
@@ -98,14 +98,14 @@ def test_a_config_without_a_set_stays_as_it_is(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_photos_and_masks_are_those_of_the_set(tmp_path: Path) -> None:
+def test_images_and_masks_are_those_of_the_set(tmp_path: Path) -> None:
     own = filled(tmp_path / "set", 4)
     packed = packed_coco(own.config(), tmp_path / "run")
     assert packed.heldout is not None
     seen = 0
     for pattern in (packed.train, packed.heldout):
-        for photo in annotated_photos(open_shards(pattern)):
-            assert isinstance(photo, AnnotatedPhoto)
+        for photo in annotated_images(open_shards(pattern)):
+            assert isinstance(photo, AnnotatedImage)
             seen += 1
             square, triangle = map(decode, photo.truth)
             expected = np.zeros((30, 40), bool)
@@ -118,7 +118,7 @@ def test_photos_and_masks_are_those_of_the_set(tmp_path: Path) -> None:
     assert seen == 4
 
 
-def test_more_photos_keep_the_same_set_of_their_own_apart(tmp_path: Path) -> None:
+def test_more_images_keep_the_same_set_of_their_own_apart(tmp_path: Path) -> None:
     """Which are held out follows from keys, not from the file's order."""
     own = filled(tmp_path / "set")
     first = keys(packed_coco(own.config(), tmp_path / "one"))
@@ -213,7 +213,7 @@ def test_a_file_of_its_own_is_held_out_and_never_learned(tmp_path: Path) -> None
     assert train == {f"p{i}" for i in range(4, 10)}
 
 
-def test_held_out_photos_may_lie_elsewhere(tmp_path: Path) -> None:
+def test_held_out_images_may_lie_elsewhere(tmp_path: Path) -> None:
     own, other = filled(tmp_path / "set", 3), Set(tmp_path / "val")
     other.add("p0.png", mask())  # named as a photo of the set is, but another
     other.config("val.json")
@@ -265,7 +265,7 @@ def no_masks(own: Set) -> None:
     own.add("b.png", mask([]))
 
 
-def one_photo(own: Set) -> None:
+def one_image(own: Set) -> None:
     own.add("a.png", mask())
     own.add("b.png")
 
@@ -292,13 +292,13 @@ def torn(own: Set) -> None:
     [
         (nothing, "0 photos with masks; at least two are needed"),
         (no_masks, "0 photos with masks; at least two are needed"),
-        (one_photo, "1 photo with masks; at least two are needed"),
+        (one_image, "1 photo with masks; at least two are needed"),
         (no_files, "0 of 2 images of .*set.json were found in data.coco.images="),
         (no_usable_masks, "0 photos with masks; at least two are needed"),
         (torn, "nothing could be packed (.*[ab].png: bad photo"),
     ],
 )
-def test_a_set_without_photos_to_learn_from_is_told_in_a_line(
+def test_a_set_without_images_to_learn_from_is_told_in_a_line(
     tmp_path: Path, fill: Callable[[Set], None], told: str
 ) -> None:
     own = Set(tmp_path / "set")
@@ -311,7 +311,7 @@ def test_a_set_without_photos_to_learn_from_is_told_in_a_line(
         packed_coco(own.config(), tmp_path / "another")
 
 
-def test_a_side_that_lost_its_photos_is_told(tmp_path: Path) -> None:
+def test_a_side_that_lost_its_images_is_told(tmp_path: Path) -> None:
     own = filled(tmp_path / "set", 3)
     _, heldout = keys(packed_coco(own.config(), tmp_path / "run"))
     next(own.folder.glob(f"{heldout.pop()}.*")).write_bytes(b"no photo")
@@ -340,18 +340,18 @@ def test_what_is_no_coco_file_is_told(tmp_path: Path) -> None:
 def batch_of(config: DataConfig, rule: ResizeRule) -> MaskBatch:
     """All training photos at 64 pixels with two masks each."""
     shards = open_shards(config.train)
-    stream = MaskedImages(
-        SampleReader([shards], MASKED_ENDINGS),
+    stream = MaskDataset(
+        SampleReader([shards], MASK_SUFFIXES),
         MaskSelectionConfig(masks_per_image=2, max_area=1.0, clicks=3),
         Frame(64, rule),
         seed=0,
     )
-    return stream.collate(stream.__getitems__([Slot(0, i) for i in range(len(shards))]))
+    return stream.collate(stream.__getitems__([SampleRef(0, i) for i in range(len(shards))]))
 
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
 @pytest.mark.parametrize("hw", [(1, 1), (1, 3000), (3000, 1), (2, 1)])
-def test_photos_of_any_shape_are_learned_from(
+def test_images_of_any_shape_are_learned_from(
     tmp_path: Path, hw: tuple[int, int], rule: ResizeRule
 ) -> None:
     """Photos of one pixel and of one row: the mask survives, and what points at it is inside."""
@@ -389,8 +389,8 @@ def test_mini_coco_is_packed_whole(tmp_path: Path, shared: Path) -> None:
     truth = {
         photo.key: len(photo.truth)
         for pattern in (packed.train, packed.heldout)
-        for photo in annotated_photos(open_shards(pattern))
-        if isinstance(photo, AnnotatedPhoto)
+        for photo in annotated_images(open_shards(pattern))
+        if isinstance(photo, AnnotatedImage)
     }
     names = {i["id"]: Path(i["file_name"]).stem for i in content["images"]}
     assert truth == {names[p]: sum(a["image_id"] == p for a in real) for p in photos}

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from efficientsam_pl.cli import main as cli
-from efficientsam_pl.data.build import open_sets
+from efficientsam_pl.data.build import open_splits
 from efficientsam_pl.data.config import SetConfig
 from efficientsam_pl.data.dataloaders import once_loader
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
-from efficientsam_pl.data.sampler import Share, Slot
+from efficientsam_pl.data.sampler import RankShard, SampleRef
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.teacher import FrozenTeacher
@@ -129,12 +129,12 @@ def stores(folder: Path) -> dict[str, Path]:
 
 def batches(given: PretrainConfig, heldout: bool = False) -> list[ImageBatch]:
     """The first epoch."""
-    sets = open_sets(given.data)
+    sets = open_splits(given.data)
     train, held = stored_streams(given, sets)
     stream = held if heldout else train
     assert stream is not None
     samples = len(sets.heldout or ()) if heldout else sets.samples()
-    return list(once_loader(stream, samples, Share(0, 1, 3, 3), 0))
+    return list(once_loader(stream, samples, RankShard(0, 1, 3, 3), 0))
 
 
 @pytest.mark.parametrize("heldout", [False, True])
@@ -167,7 +167,7 @@ def test_int8_is_near_float16(folder: Path, stores: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("heldout", [False, True])
-def test_features_of_whole_photos_train_a_student(
+def test_features_of_whole_images_train_a_student(
     heldout: bool, folder: Path, stores: dict[str, Path]
 ) -> None:
     given = config(folder, stores["photos"], *PHOTOS)
@@ -177,7 +177,7 @@ def test_features_of_whole_photos_train_a_student(
         assert batch.features.shape == (3, 4, 16)
         assert batch.features.dtype == torch.float16
         assert bool(batch.features[batch.valid].abs().amax() > 0.1)
-    predicted, _ = model(batch.image, batch.draw_key)
+    predicted, _ = model(batch.image, batch.sample_key)
     assert predicted.shape == batch.features.shape
 
 
@@ -234,8 +234,10 @@ def test_mixture_has_a_folder_a_set(folder: Path, tmp_path: Path, efficientsam: 
     mixed = config(folder, tmp_path / "s")
     patterns = (f"{folder}/shards/train-0.tar", f"{folder}/shards/train-[12].tar")
     data = replace(mixed.data, train="", mixture=tuple(SetConfig(shards=p) for p in patterns))
-    train, _ = stored_streams(replace(mixed, data=data), open_sets(data))
-    batch = train.collate(train.__getitems__([Slot(0, 0, 0), Slot(0, 0, 1), Slot(3, 2, 1)]))
+    train, _ = stored_streams(replace(mixed, data=data), open_splits(data))
+    batch = train.collate(
+        train.__getitems__([SampleRef(0, 0, 0), SampleRef(0, 0, 1), SampleRef(3, 2, 1)])
+    )
     assert batch.key == ("p0", "p3", "p5")
     assert batch.valid.tolist() == [True] * 3
 
@@ -294,7 +296,7 @@ def test_store_of_another_kind_is_refused(
     assert f"features.dir={stores['views']}, data.train: " in line
     other = config(folder, stores["views"], *change.split())
     with pytest.raises(UserError, match=re.escape(told)):
-        stored_streams(other, open_sets(other.data))
+        stored_streams(other, open_splits(other.data))
     assert tars(stores["views"]) == before
 
 
@@ -341,7 +343,7 @@ def test_weights_are_told_apart_by_their_bytes(folder: Path, tmp_path: Path) -> 
     assert len(told[0]["teacher.weights (SHA-256)"]) == 64
 
 
-def test_photos_that_changed_are_told_before_the_teacher_is_built(
+def test_images_that_changed_are_told_before_the_teacher_is_built(
     folder: Path, stores: dict[str, Path], tmp_path: Path, efficientsam: Command
 ) -> None:
     other = tmp_path / "shards"
@@ -399,7 +401,7 @@ def test_store_that_was_never_written_is_one_line_for_training(
 ) -> None:
     given = config(folder, tmp_path / "none")
     with pytest.raises(UserError, match=r"none/train holds no features; `efficientsam embed-t"):
-        stored_streams(given, open_sets(given.data))
+        stored_streams(given, open_splits(given.data))
 
 
 def test_config_is_printed_without_writing(

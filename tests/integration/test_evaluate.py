@@ -24,7 +24,7 @@ from efficientsam_pl.cli import main as cli
 from efficientsam_pl.commands.evaluate.command import evaluate
 from efficientsam_pl.commands.shard_scores import score
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.interfaces import PhotoSegmenter
+from efficientsam_pl.evaluation.interfaces import PromptableModel
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.load import load_segmenter
@@ -250,7 +250,7 @@ def test_batch_size_changes_no_digit(
         assert numbers(out) == numbers(reference)
 
 
-def test_order_of_photos_changes_no_digit(
+def test_order_of_images_changes_no_digit(
     discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str]
 ) -> None:
     listed = json.loads((discs.folder / "set.json").read_text())
@@ -309,7 +309,7 @@ def test_killed_evaluation_goes_on_with_two_ranks_and_scores_nothing_twice(
     ("number", "code", "why"),
     [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C; the same command continues")],
 )
-def test_evaluation_that_is_asked_to_stop_finishes_its_photo(
+def test_evaluation_that_is_asked_to_stop_finishes_its_image(
     discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str],
     number: signal.Signals, code: int, why: str,
 ) -> None:  # fmt: skip
@@ -336,7 +336,7 @@ def test_model_is_read_from_its_own_file_and_a_name_must_not_contradict_it(
     assert "tiny.safetensors holds weights of another model" in said
 
 
-def test_photos_of_another_model_are_not_mixed_in(
+def test_images_of_another_model_are_not_mixed_in(
     discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str]
 ) -> None:
     out = f"out={tmp_path}/a.json"
@@ -360,7 +360,7 @@ def test_photos_of_another_model_are_not_mixed_in(
         ("photos=3", "data.photos=7 for 3"),
     ],
 )
-def test_what_differs_from_the_photos_at_hand_is_named(
+def test_what_differs_from_the_images_at_hand_is_named(
     change: str, key: str, discs: Set, reference: Path, here: Callable[..., str]
 ) -> None:
     assert key in here(discs.arguments(f"out={reference}", change), code=2)
@@ -378,7 +378,7 @@ def test_done_evaluation_is_not_done_again(
     assert (parts / "rank-0.jsonl").read_bytes() == lines
 
 
-def test_damaged_photo_is_counted_and_scored_once_it_is_whole(
+def test_damaged_image_is_counted_and_scored_once_it_is_whole(
     discs: Set, reference: Path, tmp_path: Path, here: Callable[..., str]
 ) -> None:
     photos = tmp_path / "photos"
@@ -399,7 +399,7 @@ def test_damaged_photo_is_counted_and_scored_once_it_is_whole(
     assert numbers(tmp_path / "a.json") == numbers(reference)
 
 
-def test_missing_photo_is_told(discs: Set, tmp_path: Path, here: Callable[..., str]) -> None:
+def test_missing_image_is_told(discs: Set, tmp_path: Path, here: Callable[..., str]) -> None:
     listed = json.loads((discs.folder / "set.json").read_text())
     listed["images"][2]["file_name"] = "gone.jpg"
     (tmp_path / "set.json").write_text(json.dumps(listed))
@@ -611,7 +611,7 @@ def test_adapter_of_the_guide_scores_as_the_built_in_model(
     exec(adapter, defined)
     model = load_model(f"{discs.folder}/tiny.yaml", f"{discs.folder}/tiny.safetensors")
     segmenter = defined["Adapter"](SamPredictor(model))
-    assert isinstance(segmenter, PhotoSegmenter)
+    assert isinstance(segmenter, PromptableModel)
     arguments = discs.arguments(f"out={tmp_path}/a.json", "protocols=[box,click_random_3]")
     config = configs.load(configs.EvaluateConfig, [], arguments[1:])
     assert evaluate(config, segmenter, {"name": "theirs"}) == tmp_path / "a.json"

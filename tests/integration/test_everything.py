@@ -82,7 +82,7 @@ def run(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, s
     return code, said.out, said.err
 
 
-def test_a_photos_masks_are_written(
+def test_a_images_masks_are_written(
     tiny: Set, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out, records = tmp_path / "out", tmp_path / "deep" / "a.json"
@@ -110,7 +110,7 @@ def test_a_photos_masks_are_written(
         assert (np.array(overlay) != np.array(Image.open(tiny.photo))).any()
 
 
-def test_a_folders_photos_become_shards_that_train(
+def test_a_folders_images_become_shards_that_train(
     tiny: Set, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out, shards, records = (tmp_path / name for name in ("out", "shards", "json"))

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, Frame, MaskedImages
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.geometry import ResizeRule
@@ -58,14 +58,14 @@ def blob(height: int, width: int) -> np.ndarray:
 
 def batch_of(folder: Path, pixels: np.ndarray, mask: np.ndarray, rule: ResizeRule) -> MaskBatch:
     """What training makes of a photo with one mask."""
-    pack_photos([MaskedPhoto("photo", pixels, (annotation_of(encode(mask)),))], folder, "set")
-    stream = MaskedImages(
-        SampleReader([open_shards(f"{folder}/set-*.tar")], MASKED_ENDINGS),
+    pack_images([MaskedImage("photo", pixels, (annotation_of(encode(mask)),))], folder, "set")
+    stream = MaskDataset(
+        SampleReader([open_shards(f"{folder}/set-*.tar")], MASK_SUFFIXES),
         MaskSelectionConfig(masks_per_image=1, clicks=5),
         Frame(SIDE, rule, exact=True),
         seed=0,
     )
-    return stream.collate(stream.__getitems__([Slot(0, 0)]))
+    return stream.collate(stream.__getitems__([SampleRef(0, 0)]))
 
 
 def stored(folder: Path) -> np.ndarray:

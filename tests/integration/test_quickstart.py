@@ -193,7 +193,7 @@ def test_every_command_of_the_report_runs_as_it_is_printed(
     assert scored["box"]["miou"]["all"] == pytest.approx(value, abs=1e-6)
 
 
-def test_photos_of_a_folder_are_used_and_broken_ones_named(
+def test_images_of_a_folder_are_used_and_broken_ones_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = tmp_path / "photos", tmp_path / "out"

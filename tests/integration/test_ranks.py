@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from efficientsam_pl.cli import main as cli
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
 
@@ -34,16 +34,16 @@ teacher:
 """
 
 
-def photo(number: int) -> MaskedPhoto:
+def photo(number: int) -> MaskedImage:
     image = np.full((32, 32, 3), 20 * number % 256, dtype=np.uint8)
-    return MaskedPhoto(f"photo{number}", image, (annotation_of(encode(np.eye(32, dtype=bool))),))
+    return MaskedImage(f"photo{number}", image, (annotation_of(encode(np.eye(32, dtype=bool))),))
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """Ten photos in shards of three, one of them broken, and five held out."""
-    pack_photos(map(photo, range(10)), tmp_path / "shards", "train", samples_per_shard=3)
-    pack_photos(map(photo, range(20, 25)), tmp_path / "shards", "heldout")
+    pack_images(map(photo, range(10)), tmp_path / "shards", "train", samples_per_shard=3)
+    pack_images(map(photo, range(20, 25)), tmp_path / "shards", "heldout")
     path = tmp_path / "shards" / "train-000001.tar"
     data = bytearray(path.read_bytes())
     start = data.index(b"\xff\xd8\xff")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from efficientsam_pl.visualization.report import (
     Command,
-    Picture,
+    Figure,
     Report,
     Section,
     Table,
@@ -46,7 +46,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, size in (("wide", (1072, 640)), ("narrow", (546, 1200))):
         pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}.png")
-    wide = Picture(folder / "wide.png", "What is shown " * 8, narrow=folder / "narrow.png")
+    wide = Figure(folder / "wide.png", "What is shown " * 8, narrow=folder / "narrow.png")
     columns = ("mIoU", "trained", "filled box", "reachable", "filled box in the grid", "untrained")
     rows = tuple(("box, medium, under 96² pixels (305)", *["0.123"] * 5) for _ in range(5))
     table = Table(columns, rows, highlight=0)

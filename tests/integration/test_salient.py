@@ -126,7 +126,7 @@ def test_same_seed_gives_the_same_files_and_another_one_other_clicks(folders: Fo
     assert clicks != others
 
 
-def test_photo_alone_gives_what_it_gives_in_its_folder(folders: Folders) -> None:
+def test_image_alone_gives_what_it_gives_in_its_folder(folders: Folders) -> None:
     both = [folders.root / "all.json", folders.root / "one.json"]
     one = {"image": folders.root / "photos/boat.png", "saliency": folders.root / "maps/boat.png"}
     assert cli.main(folders.options(json=both[0])) == 0

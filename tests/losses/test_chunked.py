@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from efficientsam_pl.losses.chunked import summed_pieces
+from efficientsam_pl.losses.chunked import chunked_loss
 
 
 class Head(nn.Module):
@@ -62,7 +62,7 @@ def test_value_and_gradients_are_the_sums(head: Head, count: int) -> None:
     expected[0].backward()
     wanted, of_features = gradients(head), features.grad
     features.grad = None
-    found = summed_pieces(pieces_of(head, count), features, list(head.parameters()))
+    found = chunked_loss(pieces_of(head, count), features, list(head.parameters()))
     torch.testing.assert_close(found, expected)
     found[0].backward()
     assert_alike(gradients(head), wanted)
@@ -72,7 +72,7 @@ def test_value_and_gradients_are_the_sums(head: Head, count: int) -> None:
 def test_a_parameter_that_no_piece_uses_has_zeros(head: Head) -> None:
     """Ranks must agree on what has a gradient, and another rank may have used it."""
     features = torch.randn(4, 6)
-    summed_pieces(pieces_of(head), features, list(head.parameters()))[0].backward()
+    chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
     assert head.never.weight.grad is not None
     assert not head.never.weight.grad.any()
 
@@ -91,7 +91,7 @@ def test_it_is_a_part_of_a_larger_graph(head: Head) -> None:
     expected = loss(lambda features: plain_sum(head, features))
     expected.backward()
     wanted = gradients(whole)
-    found = loss(lambda f: summed_pieces(pieces_of(head), f, list(head.parameters())))
+    found = loss(lambda f: chunked_loss(pieces_of(head), f, list(head.parameters())))
     torch.testing.assert_close(found, expected)
     found.backward()
     assert_alike(gradients(whole), wanted)
@@ -102,13 +102,13 @@ def test_gradients_add_to_those_that_are_there(head: Head) -> None:
     plain_sum(head, features)[0].backward()
     wanted = gradients(head)
     for _ in range(2):
-        summed_pieces(pieces_of(head), features, list(head.parameters()))[0].backward()
+        chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
     doubled = {name: None if g is None else 2 * g for name, g in wanted.items()}
     assert_alike(gradients(head), doubled)
 
 
 def test_values_that_are_told_teach_nothing(head: Head) -> None:
-    summed_pieces(pieces_of(head), torch.randn(4, 6), list(head.parameters()))[1].backward()
+    chunked_loss(pieces_of(head), torch.randn(4, 6), list(head.parameters()))[1].backward()
     assert all(g is None or not g.any() for g in gradients(head).values())
 
 
@@ -117,7 +117,7 @@ def test_frozen_features_and_parameters_have_no_gradient(head: Head) -> None:
     features = torch.randn(4, 6)
     plain_sum(head, features)[0].backward()
     wanted = gradients(head)
-    summed_pieces(pieces_of(head), features, list(head.parameters()))[0].backward()
+    chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
     assert features.grad is None
     found = gradients(head)
     assert found["twice.weight"] is None
@@ -128,7 +128,7 @@ def test_features_may_learn_where_no_parameter_does(head: Head) -> None:
     head.requires_grad_(False)
     features = torch.randn(4, 6, requires_grad=True)
     wanted = torch.autograd.grad(plain_sum(head, features)[0], features)[0]
-    summed_pieces(pieces_of(head), features, list(head.parameters()))[0].backward()
+    chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
     torch.testing.assert_close(features.grad, wanted)
 
 
@@ -138,10 +138,10 @@ def test_without_gradients_only_the_values_are_summed(head: Head, frozen: bool) 
     features = torch.randn(4, 6)
     expected = plain_sum(head, features).detach()
     if frozen:
-        found = summed_pieces(pieces_of(head.requires_grad_(False)), features, [])
+        found = chunked_loss(pieces_of(head.requires_grad_(False)), features, [])
     else:
         with torch.no_grad():
-            found = summed_pieces(pieces_of(head), features, list(head.parameters()))
+            found = chunked_loss(pieces_of(head), features, list(head.parameters()))
     assert not found.requires_grad
     torch.testing.assert_close(found, expected)
 
@@ -155,7 +155,7 @@ def test_under_autocast_gradients_are_those_of_autocast(head: Head) -> None:
     wanted = gradients(whole)
     with torch.autocast("cpu", torch.bfloat16):
         features = below(data)
-        found = summed_pieces(pieces_of(head), features, list(head.parameters()))
+        found = chunked_loss(pieces_of(head), features, list(head.parameters()))
     assert features.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected)
     found[0].backward()
@@ -173,7 +173,7 @@ def test_under_autocast_gradients_are_those_of_autocast(head: Head) -> None:
 def test_many_small_gradients_of_bf16_features_still_count() -> None:
     """300 pieces that each add 1: in bf16, where 256 + 1 = 256, a sum would stop there."""
     features = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
-    total = summed_pieces(lambda shared: (shared.float() for _ in range(300)), features, [])
+    total = chunked_loss(lambda shared: (shared.float() for _ in range(300)), features, [])
     total[0].backward()
     assert features.grad is not None
     assert features.grad.item() == 300
@@ -199,7 +199,7 @@ def test_each_piece_is_made_after_the_one_before_is_forgotten(head: Head) -> Non
             assert not alive
             yield Counted.apply(head(shared, number))
 
-    summed_pieces(pieces, torch.randn(4, 6), list(head.parameters()))[0].backward()
+    chunked_loss(pieces, torch.randn(4, 6), list(head.parameters()))[0].backward()
     assert not alive
 
 
@@ -211,11 +211,11 @@ def test_a_piece_that_raises_leaves_nothing_behind(head: Head) -> None:
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        summed_pieces(pieces, features, list(head.parameters()))
+        chunked_loss(pieces, features, list(head.parameters()))
     assert features.grad is None
     assert all(g is None for g in gradients(head).values())
     assert torch.is_grad_enabled()
     plain_sum(head, features)[0].backward()
     wanted = gradients(head)
-    summed_pieces(pieces_of(head), features, list(head.parameters()))[0].backward()
+    chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
     assert_alike(gradients(head), wanted)

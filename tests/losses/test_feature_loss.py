@@ -54,12 +54,12 @@ def test_half_precision_is_compared_in_single(kind: str) -> None:
     assert feature_losses(ones, ones.half(), MASKED, VALID, config).total.dtype == torch.float32
 
 
-def test_mean_is_over_the_valid_photos() -> None:
+def test_mean_is_over_the_valid_images() -> None:
     valid = torch.tensor([True, False, True])
     assert float(mean_over_valid(torch.tensor([2.0, 30.0, 6.0]), valid)) == 4.0
 
 
-def test_batch_without_a_valid_photo_costs_zero_with_zero_gradient() -> None:
+def test_batch_without_a_valid_image_costs_zero_with_zero_gradient() -> None:
     predicted = torch.randn(1, 4, 2, requires_grad=True)
     none = torch.tensor([False])
     loss = feature_losses(predicted, TARGET, MASKED, none, FeatureLossConfig()).total

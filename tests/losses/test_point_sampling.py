@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.losses.mask_losses import segmentation_losses
 from efficientsam_pl.losses.point_sampling import sampled_cells
@@ -15,7 +15,7 @@ from efficientsam_pl.structures import Prediction
 
 
 def keys(count: int) -> Tensor:
-    return torch.tensor([[draw_key(0, 0, str(i)) for i in range(count)]])
+    return torch.tensor([[sample_key(0, 0, str(i)) for i in range(count)]])
 
 
 def case(masks: int = 1, height: int = 16, width: int = 16) -> tuple[Prediction, Tensor]:
@@ -121,7 +121,7 @@ def test_the_best_candidate_is_the_best_at_the_points() -> None:
     logits[0, 0, 1, cell], logits[0, 0, 2, cell] = -5.0, 5.0
     prediction = Prediction(logits.view(1, 1, 4, 4, 4).requires_grad_(), torch.zeros(1, 1, 4))
     config = MaskLossConfig(sampled_points=1, single_mask=0.0)
-    segmentation_losses(prediction, target, config, draw_key=keys(1)).total.sum().backward()
+    segmentation_losses(prediction, target, config, sample_key=keys(1)).total.sum().backward()
     leaf = prediction.low_res_logits
     assert leaf.grad is not None
     assert leaf.grad.flatten(-2).nonzero().tolist() == [[0, 0, 2, cell]]

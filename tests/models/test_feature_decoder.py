@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.feature_decoder import (
     CrossAttentionBlock,
@@ -28,7 +28,7 @@ both = pytest.mark.parametrize("config", [CROSS, SELF], ids=["cross", "self"])
 
 
 def split_of(*samples: str) -> TokenSplit:
-    return random_split(torch.tensor([draw_key(0, 0, sample) for sample in samples]), 16, 4)
+    return random_split(torch.tensor([sample_key(0, 0, sample) for sample in samples]), 16, 4)
 
 
 def randomised(module: nn.Module) -> nn.Module:

@@ -3,12 +3,12 @@ import math
 import torch
 from torch import Tensor
 
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.models.masking import TokenSplit, random_split
 
 
 def keys(*samples: str, epoch: int = 0) -> Tensor:
-    return torch.tensor([draw_key(0, epoch, sample) for sample in samples])
+    return torch.tensor([sample_key(0, epoch, sample) for sample in samples])
 
 
 def test_visible_and_masked_tokens_are_each_token_once() -> None:

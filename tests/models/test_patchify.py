@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.models.patchify import cut, painted, patch_targets
+from efficientsam_pl.models.patchify import patch_targets, patchify, unpatchify
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of 0..255
 
@@ -14,9 +14,9 @@ def photos(count: int, side: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def test_patches_lie_where_the_photo_has_them() -> None:
+def test_patches_lie_where_the_image_has_them() -> None:
     photo = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).reshape(2, 3, 4, 6)
-    patches = cut(photo, 2)
+    patches = patchify(photo, 2)
     assert patches.shape == (2, 2, 3, 3, 2, 2)
     for row in range(2):
         for column in range(3):
@@ -26,7 +26,7 @@ def test_patches_lie_where_the_photo_has_them() -> None:
 
 def test_a_side_of_no_whole_patches_is_refused() -> None:
     with pytest.raises(RuntimeError, match="16"):
-        cut(torch.zeros(1, 3, 32, 40), 16)
+        patchify(torch.zeros(1, 3, 32, 40), 16)
 
 
 def test_target_is_maes_worked_out_pixel_by_pixel() -> None:
@@ -69,9 +69,9 @@ def test_brightness_and_contrast_of_a_patch_do_not_matter() -> None:
     )
 
 
-def test_targets_painted_are_the_photo_again() -> None:
+def test_targets_painted_are_the_image_again() -> None:
     image = photos(2, 12)
-    assert torch.equal(painted(patch_targets(image, 4), image, 4), image)
+    assert torch.equal(unpatchify(patch_targets(image, 4), image, 4), image)
 
 
 def test_patch_painted_one_lighter_by_its_own_spread() -> None:
@@ -81,12 +81,12 @@ def test_patch_painted_one_lighter_by_its_own_spread() -> None:
     r, g, b = ((v - mean) / std for v, mean, std in zip((100, 0, 0), MEAN, STD, strict=True))
     mean = (r + g + b) / 3
     spread = (4 * ((r - mean) ** 2 + (g - mean) ** 2 + (b - mean) ** 2) / 11) ** 0.5
-    found = painted(patch_targets(image, 2) + 0.5, image, 2)
+    found = unpatchify(patch_targets(image, 2) + 0.5, image, 2)
     expected = [round(v + 0.5 * spread * std) for v, std in zip((100, 0, 0), STD, strict=True)]
     assert found[0, :, 0, 0].tolist() == expected
 
 
 def test_what_is_painted_stays_within_bytes() -> None:
     image = photos(1, 8)
-    assert (painted(torch.full((1, 4, 48), 99.0), image, 4) == 255).all()
-    assert (painted(torch.full((1, 4, 48), -99.0), image, 4) == 0).all()
+    assert (unpatchify(torch.full((1, 4, 48), 99.0), image, 4) == 255).all()
+    assert (unpatchify(torch.full((1, 4, 48), -99.0), image, 4) == 0).all()

@@ -190,7 +190,7 @@ def test_several_boxes_in_one_call_answer_as_one_by_one(tiny: Segmenter) -> None
         )
 
 
-def assert_photos_answer_as_one_by_one(model: Segmenter, prompts: Prompts) -> None:
+def assert_images_answer_as_one_by_one(model: Segmenter, prompts: Prompts) -> None:
     together = decode(model, features(2), prompts)
     for i in range(2):
         here = slice(i, i + 1)
@@ -202,13 +202,13 @@ def assert_photos_answer_as_one_by_one(model: Segmenter, prompts: Prompts) -> No
         )
 
 
-def test_two_photos_answer_as_one_by_one(tiny: Segmenter) -> None:
-    assert_photos_answer_as_one_by_one(tiny, clicks(2, 3, 2))
+def test_two_images_answer_as_one_by_one(tiny: Segmenter) -> None:
+    assert_images_answer_as_one_by_one(tiny, clicks(2, 3, 2))
 
 
-def test_two_photos_with_masks_answer_as_one_by_one(tiny_sam: Segmenter) -> None:
+def test_two_images_with_masks_answer_as_one_by_one(tiny_sam: Segmenter) -> None:
     mask = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    assert_photos_answer_as_one_by_one(tiny_sam, replace(clicks(2, 3, 2), mask_logits=mask))
+    assert_images_answer_as_one_by_one(tiny_sam, replace(clicks(2, 3, 2), mask_logits=mask))
 
 
 def test_positions_by_hand(tiny_sam: Segmenter) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig, TeacherConfig
 from efficientsam_pl.models.patchify import patch_targets
 from efficientsam_pl.models.sami import Sami
@@ -22,7 +22,7 @@ TEACHER = TeacherConfig(
 
 
 def keys(*samples: str) -> Tensor:
-    return torch.tensor([draw_key(0, 0, sample) for sample in samples])
+    return torch.tensor([sample_key(0, 0, sample) for sample in samples])
 
 
 def photos(count: int, side: int) -> Tensor:
@@ -76,7 +76,7 @@ def test_prediction_and_target_share_the_grid_of_224_pixels(output: str, teacher
     assert split.visible.shape == (1, 49)  # a quarter of 14 * 14
 
 
-def test_the_control_predicts_the_photos_own_patches() -> None:
+def test_the_control_predicts_the_images_own_patches() -> None:
     control = Sami(VARIANTS["MAE's decoder"], 3 * 16**2)
     image = photos(2, 64)
     predicted, _ = control(image, keys("a", "b"))
@@ -101,7 +101,7 @@ def test_what_is_masked_is_not_seen() -> None:
     torch.testing.assert_close(sami(blackened, key)[0], sami(image, key)[0], rtol=0, atol=0)
 
 
-def test_photos_do_not_see_each_other() -> None:
+def test_images_do_not_see_each_other() -> None:
     sami = Sami(CONFIG, 8).eval()
     image, key = photos(2, 64), keys("a", "b")
     with torch.inference_mode():

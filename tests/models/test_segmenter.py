@@ -17,7 +17,7 @@ def test_pixels_by_hand() -> None:
     assert PixelNorm(MEAN, STD)(image).flatten().tolist() == [5, 0, -2]
 
 
-def test_padding_becomes_exact_zeros_and_the_photo_does_not_notice() -> None:
+def test_padding_becomes_exact_zeros_and_the_image_does_not_notice() -> None:
     image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     norm = PixelNorm(MEAN, STD)
     content_hw = torch.tensor([[8, 5], [3, 8]])
@@ -42,18 +42,18 @@ def test_what_lies_in_the_padding_does_not_matter(tiny_sam: Segmenter) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_a_photo_embedded_once_answers_as_the_whole_model(tiny: Segmenter) -> None:
+def test_a_image_embedded_once_answers_as_the_whole_model(tiny: Segmenter) -> None:
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     content_hw = torch.tensor([[64, 64], [48, 64]])
     prompts = Prompts.of_clicks(torch.rand(2, 3, 2, 2) * 64)
     with torch.inference_mode():
         features = tiny.encode(image, content_hw)
-        decoded = tiny.decode(features, prompts)
+        decode_features = tiny.decode(features, prompts)
         whole = tiny(image, lambda features: tiny.decode(features, prompts), content_hw)
     assert features.shape == (2, 32, 4, 4)
-    assert decoded.low_res_logits.shape == (2, 3, 4, 16, 16)  # four mask tokens
-    torch.testing.assert_close(decoded.low_res_logits, whole.low_res_logits, rtol=0, atol=0)
-    torch.testing.assert_close(decoded.iou, whole.iou, rtol=0, atol=0)
+    assert decode_features.low_res_logits.shape == (2, 3, 4, 16, 16)  # four mask tokens
+    torch.testing.assert_close(decode_features.low_res_logits, whole.low_res_logits, rtol=0, atol=0)
+    torch.testing.assert_close(decode_features.iou, whole.iou, rtol=0, atol=0)
 
 
 def test_every_parameter_but_the_unused_learns_from_a_mask(tiny: Segmenter) -> None:
@@ -140,13 +140,13 @@ def test_what_is_never_asked_is_what_no_prompt_reaches(
     rounds += [Prompts(points, kinds, mask_logits=mask)] if with_masks else []
     sum(loss_of(tiny_sam, prompts) for prompts in rounds).backward()
     names = {n for n, p in tiny_sam.named_parameters() if p.grad is None or not p.grad.any()}
-    idle = tiny_sam.never_asked(labels, with_masks)
+    idle = tiny_sam.unused_modules(labels, with_masks)
     assert names == {n for n, _ in tiny_sam.named_parameters() if n.startswith(tuple(idle))}
     assert len(idle) == 2 - with_negatives - with_masks
 
 
 def test_what_a_model_lacks_is_no_idle_part_of_it(tiny_efficient_sam: Segmenter) -> None:
-    assert tiny_efficient_sam.never_asked([Label.POSITIVE], mask_logits=False) == [
+    assert tiny_efficient_sam.unused_modules([Label.POSITIVE], mask_logits=False) == [
         "prompt_encoder.label_vectors.top_left",
         "prompt_encoder.label_vectors.bottom_right",
     ]

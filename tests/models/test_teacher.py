@@ -138,7 +138,7 @@ def test_half_precision_is_near_single(sam_small_teacher: TeacherConfig) -> None
     assert 1e-6 < float(error) < 1e-3  # bfloat16 keeps 8 bits
 
 
-def test_map_of_a_padded_photo_is_sams_own(
+def test_map_of_a_padded_image_is_sams_own(
     sam_small_teacher: TeacherConfig, sam_small: Segmenter
 ) -> None:
     teacher = FrozenTeacher(replace(sam_small_teacher, image_size=1024), grid=14)

@@ -195,7 +195,7 @@ def test_the_blocks_see_only_what_is_visible() -> None:
         torch.testing.assert_close(found, vit(image.masked_fill(patch_hidden, 9.0), visible))
 
 
-def test_all_tokens_visible_in_any_order_is_the_whole_photo() -> None:
+def test_all_tokens_visible_in_any_order_is_the_whole_image() -> None:
     vit = PlainViT(SMALL).eval()
     order = torch.randperm(36, generator=torch.Generator().manual_seed(0))[None]
     with torch.inference_mode():
@@ -233,7 +233,7 @@ def test_a_class_token_runs_along_and_is_not_handed_out() -> None:
 
 @both_kinds
 @pytest.mark.parametrize("side", [64, 96, 160])
-def test_any_photo_of_whole_patches_is_encoded(kind: str, side: int) -> None:
+def test_any_image_of_whole_patches_is_encoded(kind: str, side: int) -> None:
     _, encoder = small(kind)
     with torch.inference_mode():
         features = encoder(pixels(side, count=2))

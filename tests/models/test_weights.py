@@ -12,11 +12,11 @@ from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.weights import (
     WeightsError,
     load_strictly,
-    part,
     read_weights,
     released_names,
     rename_released,
     safetensors_header,
+    strip_prefix,
 )
 
 CONFIG = {"resize": "pad", "encoder": {"width": 32}}
@@ -185,7 +185,7 @@ def test_a_model_survives_our_file(tmp_path: Path, tiny: Segmenter) -> None:
 
 def test_a_part_is_what_lies_below_its_prefix() -> None:
     state = {"image_encoder.neck.0.weight": torch.ones(1), "mask_decoder.bias": torch.zeros(1)}
-    assert list(part(state, "image_encoder.")) == ["neck.0.weight"]
+    assert list(strip_prefix(state, "image_encoder.")) == ["neck.0.weight"]
 
 
 @pytest.mark.parametrize("name", ["efficient_sam_ti", "efficient_sam_s"])

@@ -9,7 +9,12 @@ from torch.optim import AdamW
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig, SegmenterConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.optim.adamw import build_optimizer, build_schedule, lr_share, parameter_names
+from efficientsam_pl.optim.adamw import (
+    build_optimizer,
+    build_schedule,
+    lr_multiplier,
+    parameter_names,
+)
 from efficientsam_pl.optim.config import OptimConfig
 
 ENCODER = EncoderConfig(width=24, depth=1, image_size=64, position_grid=4, neck_channels=32)
@@ -59,14 +64,14 @@ def test_fixed_positions_are_in_no_group() -> None:
 
 def test_linear_schedule_by_hand() -> None:
     config = OptimConfig(warmup_steps=4, decay="linear")
-    shares = [lr_share(step, config, 14) for step in range(15)]
+    shares = [lr_multiplier(step, config, 14) for step in range(15)]
     assert shares[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert shares[4:] == pytest.approx([1 - done / 10 for done in range(11)])
 
 
 def test_cosine_schedule_by_hand() -> None:
     config = OptimConfig(warmup_steps=2, decay="cosine")
-    shares = [lr_share(step, config, 10) for step in range(11)]
+    shares = [lr_multiplier(step, config, 10) for step in range(11)]
     assert shares[:2] == pytest.approx([1 / 3, 2 / 3])
     assert shares[2] == 1
     assert shares[4] == pytest.approx((1 + math.sqrt(0.5)) / 2)  # a quarter of the way
@@ -75,7 +80,7 @@ def test_cosine_schedule_by_hand() -> None:
 
 
 def test_schedule_without_warm_up_starts_at_its_peak() -> None:
-    assert lr_share(0, OptimConfig(warmup_steps=0), 10) == 1
+    assert lr_multiplier(0, OptimConfig(warmup_steps=0), 10) == 1
 
 
 def test_optimizer_steps_with_the_scheduled_rate() -> None:
@@ -151,7 +156,7 @@ def test_schedule_keeps_the_layers_proportions() -> None:
 def test_names_are_in_the_optimizers_order(module: nn.Module, layer_decay: float | None) -> None:
     config = OptimConfig(layer_decay=layer_decay)
     numbered = [p for g in build_optimizer(module, config).param_groups for p in g["params"]]
-    by_name = dict(module.named_parameters())
+    key_by_name = dict(module.named_parameters())
     names = parameter_names(module, config)
-    assert [id(by_name[name]) for name in names] == [id(p) for p in numbered]
+    assert [id(key_by_name[name]) for name in names] == [id(p) for p in numbered]
     assert len(names) == len(set(names)) == len([p for p in numbered if p.requires_grad])

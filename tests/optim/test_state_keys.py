@@ -6,7 +6,7 @@ from torch import nn
 
 from efficientsam_pl.optim.adamw import build_optimizer, parameter_names
 from efficientsam_pl.optim.config import OptimConfig
-from efficientsam_pl.optim.state_keys import by_name, by_number
+from efficientsam_pl.optim.state_keys import key_by_index, key_by_name
 
 CONFIG = OptimConfig()
 
@@ -23,7 +23,7 @@ def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def test_every_moment_goes_by_its_parameters_name() -> None:
     module, optimizer = trained()
-    named = by_name(optimizer.state_dict(), parameter_names(module, CONFIG))
+    named = key_by_name(optimizer.state_dict(), parameter_names(module, CONFIG))
     assert named["state"].keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
     for name, parameter in module.named_parameters():
         assert torch.equal(named["state"][name]["exp_avg"], 0.1 * parameter.grad)
@@ -37,7 +37,7 @@ def test_numbers_come_back() -> None:
     module, optimizer = trained()
     state = optimizer.state_dict()
     names = parameter_names(module, CONFIG)
-    again = by_number(by_name(state, names), names)
+    again = key_by_index(key_by_name(state, names), names)
     assert again["state"].keys() == state["state"].keys()
     assert all(again["state"][i] is state["state"][i] for i in state["state"])
     assert again["param_groups"] == state["param_groups"]
@@ -45,6 +45,6 @@ def test_numbers_come_back() -> None:
 
 def test_state_of_another_model_is_told() -> None:
     module, optimizer = trained()
-    named = by_name(optimizer.state_dict(), parameter_names(module, CONFIG))
+    named = key_by_name(optimizer.state_dict(), parameter_names(module, CONFIG))
     with pytest.raises(KeyError, match=r"1\.weight"):
-        by_number(named, ["0.weight", "0.bias"])
+        key_by_index(named, ["0.weight", "0.bias"])

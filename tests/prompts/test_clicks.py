@@ -8,10 +8,10 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from efficientsam_pl.keyed_random import draw_key, uniform
+from efficientsam_pl.keyed_random import sample_key, uniform
 from efficientsam_pl.prompts.clicks import (
     centre_click,
-    correction,
+    sample_point_from_errors,
     squared_distance,
     uniform_click,
 )
@@ -83,7 +83,7 @@ def test_the_largest_draw_stays_inside_a_mask_of_every_cell() -> None:
 
 def test_clicks_are_uniform_over_the_mask() -> None:
     mask = blobs(3, 1)
-    keys = torch.tensor([draw_key(0, 0, str(i)) for i in range(20_000)])
+    keys = torch.tensor([sample_key(0, 0, str(i)) for i in range(20_000)])
     share = uniform(keys, 1, "clicks")[:, 0]
     found = cells(uniform_click(mask.expand(len(keys), 16, 16), share, SIDE))
     counts = torch.zeros(16, 16)
@@ -121,7 +121,7 @@ def test_an_empty_mask_gives_a_point_and_no_error() -> None:
 
 
 def keys(count: int) -> Tensor:
-    return torch.tensor([draw_key(0, 0, str(i)) for i in range(count)])
+    return torch.tensor([sample_key(0, 0, str(i)) for i in range(count)])
 
 
 def slow_correction(truth: Tensor, answer: Tensor, key: Tensor, number: int) -> tuple[Tensor, int]:
@@ -146,7 +146,7 @@ def test_a_correction_agrees_with_a_slow_loop(number: int) -> None:
     answer[:, ::3] = torch.where(truth[:, ::3], 2.0, -2.0)  # right
     answer[:, 1::3] = -1.0  # nothing found
     key = keys(truth[:, :, 0, 0].numel()).view(truth.shape[:2])
-    points, labels = correction(truth, answer, key, number, SIDE)
+    points, labels = sample_point_from_errors(truth, answer, key, number, SIDE)
     for b in range(truth.shape[0]):
         for q in range(truth.shape[1]):
             point, label = slow_correction(truth[b, q], answer[b, q], key[b, q], number)
@@ -162,7 +162,9 @@ def test_corrections_are_uniform_over_what_is_wrong() -> None:
     answer[..., 6:10, 4:8] = 1.0  # half of it missed, half of the answer too much
     many = keys(20_000)[None]
     shape = (1, many.shape[1], 16, 16)
-    points, labels = correction(truth.expand(shape), answer.expand(shape), many, 1, SIDE)
+    points, labels = sample_point_from_errors(
+        truth.expand(shape), answer.expand(shape), many, 1, SIDE
+    )
     counts = torch.zeros(16, 16)
     for (y, x), label in zip(cells(points), labels[0].tolist(), strict=True):
         counts[y, x] += 1
@@ -173,7 +175,9 @@ def test_corrections_are_uniform_over_what_is_wrong() -> None:
 
 def test_a_right_answer_is_not_corrected() -> None:
     truth = special()[None]
-    points, labels = correction(truth, torch.where(truth, 1.0, -1.0), keys(5)[None], 1, SIDE)
+    points, labels = sample_point_from_errors(
+        truth, torch.where(truth, 1.0, -1.0), keys(5)[None], 1, SIDE
+    )
     assert bool((points == -1).all())
     assert bool((labels == Label.PADDING).all())
 
@@ -182,7 +186,9 @@ def test_what_covers_padding_is_too_much() -> None:
     """A photo twice as wide as high in a padded square; the answer covers all of the square."""
     truth = torch.zeros(1, 500, 16, 16, dtype=torch.bool)
     truth[..., :8, :] = True
-    points, labels = correction(truth, torch.ones(truth.shape), keys(500)[None], 1, SIDE)
+    points, labels = sample_point_from_errors(
+        truth, torch.ones(truth.shape), keys(500)[None], 1, SIDE
+    )
     assert bool((points[..., 1] > 31).all())
     assert bool((labels == Label.NEGATIVE).all())
 
@@ -191,7 +197,8 @@ def test_every_round_draws_anew_and_again_the_same() -> None:
     truth = blobs(5, 1).expand(1, 50, 16, 16)
     answer = torch.full(truth.shape, -1.0)
     first, again, second = (
-        correction(truth, answer, keys(50)[None], number, SIDE)[0] for number in (1, 1, 2)
+        sample_point_from_errors(truth, answer, keys(50)[None], number, SIDE)[0]
+        for number in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert float((first == second).all(-1).float().mean()) < 0.2

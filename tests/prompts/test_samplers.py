@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from efficientsam_pl.keyed_random import draw_key
-from efficientsam_pl.prompts.clicks import correction
+from efficientsam_pl.keyed_random import sample_key
+from efficientsam_pl.prompts.clicks import sample_point_from_errors
 from efficientsam_pl.prompts.config import PromptingConfig
-from efficientsam_pl.prompts.samplers import build_prompter
-from efficientsam_pl.structures import Asked, Label, MaskBatch, Prompts
+from efficientsam_pl.prompts.samplers import build_prompt_sampler
+from efficientsam_pl.structures import Label, MaskBatch, PreviousRound, Prompts
 
 SIDE = 128
 BOX = [int(Label.TOP_LEFT), int(Label.BOTTOM_RIGHT)]
@@ -28,14 +28,14 @@ def batch_of(photos: int, masks: int = 4, clicks: int = 6, first: int = 0) -> Ma
         boxes_xyxy_px=torch.cat([corner, corner + 40], dim=-1),
         clicks_px=torch.stack([100 * torch.rand(masks, clicks, 2, generator=g) for g in draw]),
         valid=torch.ones(photos, masks, dtype=torch.bool),
-        draw_key=torch.tensor([draw_key(0, 0, str(i)) for i in numbers]),
+        sample_key=torch.tensor([sample_key(0, 0, str(i)) for i in numbers]),
         key=tuple(str(i) for i in numbers),
     )
 
 
 def asked(config: PromptingConfig, batch: MaskBatch) -> Prompts:
     """The only round's prompts."""
-    prompter = build_prompter(config, SIDE)
+    prompter = build_prompt_sampler(config, SIDE)
     assert prompter.rounds == 1
     return prompter.ask(prompter.targets(batch), 0, None)
 
@@ -144,11 +144,11 @@ def answers(batch: MaskBatch, number: int) -> Tensor:
 
 def conversation(config: PromptingConfig, batch: MaskBatch) -> list[Prompts]:
     """The prompts of every round of one prompter."""
-    prompter = build_prompter(config, SIDE)
+    prompter = build_prompt_sampler(config, SIDE)
     targets, earlier, said = prompter.targets(batch), None, []
     for number in range(prompter.rounds):
         prompts = prompter.ask(targets, number, earlier)
-        earlier = Asked(prompts, answers(batch, number))
+        earlier = PreviousRound(prompts, answers(batch, number))
         said.append(prompts)
     return said
 
@@ -200,7 +200,7 @@ def test_a_jittered_box_stays_where_it_is_in_later_rounds() -> None:
 
 def test_sams_loop_has_eleven_rounds() -> None:
     config = PromptingConfig(rounds="interactive")
-    prompter = build_prompter(config, SIDE)
+    prompter = build_prompt_sampler(config, SIDE)
     assert prompter.rounds == 11
     assert [prompter.answer(n) for n in range(11)] == ["candidates"] + 10 * ["single"]
     said = conversation(config, masked())
@@ -222,7 +222,7 @@ def test_every_correction_lies_where_the_answer_was_wrong(corrections: int, repe
     """Each mask's conversation against a plain loop."""
     batch = masked(photos=6)
     config = PromptingConfig(rounds="interactive", corrections=corrections, repeats=repeats)
-    keys = build_prompter(config, SIDE).targets(batch).draw_key
+    keys = build_prompt_sampler(config, SIDE).targets(batch).sample_key
     said = conversation(config, batch)
     rounds_without = []
     for b in range(6):
@@ -232,7 +232,7 @@ def test_every_correction_lies_where_the_answer_was_wrong(corrections: int, repe
             without = []
             for number in range(1, len(said)):
                 one = slice(q, q + 1)
-                point, label = correction(
+                point, label = sample_point_from_errors(
                     batch.masks[b : b + 1, one],
                     answers(batch, number - 1)[b : b + 1, one],
                     keys[b : b + 1, one],
@@ -257,11 +257,13 @@ def test_every_correction_lies_where_the_answer_was_wrong(corrections: int, repe
 
 def test_the_round_without_a_new_point_is_anywhere_alike() -> None:
     batch = masked(photos=900, masks=2)
-    prompter = build_prompter(PromptingConfig(rounds="interactive"), SIDE)
+    prompter = build_prompt_sampler(PromptingConfig(rounds="interactive"), SIDE)
     targets, earlier, counts = prompter.targets(batch), None, []
     for number in range(10):
         prompts = prompter.ask(targets, number, earlier)
-        earlier = Asked(prompts, torch.ones(batch.masks.shape))  # something is always too much
+        earlier = PreviousRound(
+            prompts, torch.ones(batch.masks.shape)
+        )  # something is always too much
         counts.append((prompts.labels != Label.PADDING).sum(-1))
     stays = torch.stack(counts).diff(dim=0) == 0
     assert bool((stays.sum(0) == 1).all())
@@ -287,16 +289,16 @@ def test_the_first_click_may_be_the_centre() -> None:
 def test_parts_of_the_masks_draw_what_they_draw_among_all(rounds: str, first_click: str) -> None:
     batch = masked(masks=5)
     config = PromptingConfig(rounds=rounds, first_click=first_click)  # type: ignore[arg-type]
-    prompter = build_prompter(config, SIDE)
+    prompter = build_prompt_sampler(config, SIDE)
     parts = prompter.targets(batch).parts(2)
     assert len(parts) == 3
-    earlier: list[Asked | None] = [None] * len(parts)
+    earlier: list[PreviousRound | None] = [None] * len(parts)
     for number, whole in enumerate(conversation(config, batch)):
         said = [prompter.ask(*pair) for pair in zip(parts, [number] * 3, earlier, strict=True)]
         assert torch.equal(torch.cat([p.labels for p in said], 1), whole.labels)
         assert torch.equal(torch.cat([p.points_px for p in said], 1), whole.points_px)
         logits = answers(batch, number).split(2, dim=1)
-        earlier = [Asked(*pair) for pair in zip(said, logits, strict=True)]
+        earlier = [PreviousRound(*pair) for pair in zip(said, logits, strict=True)]
 
 
 @pytest.mark.parametrize("rounds", ["drawn", "each", "interactive"])
@@ -305,7 +307,7 @@ def test_shapes_do_not_follow_from_the_masks_and_nothing_waits_for_the_device(ro
     batch = masked()
     config = PromptingConfig(rounds=rounds, first_click="centre")  # type: ignore[arg-type]
     expected = [p.labels.shape for p in conversation(config, batch)]
-    prompter = build_prompter(config, SIDE)
+    prompter = build_prompt_sampler(config, SIDE)
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         fields: dict[str, Any] = {
             name: mode.from_tensor(value)
@@ -316,7 +318,7 @@ def test_shapes_do_not_follow_from_the_masks_and_nothing_waits_for_the_device(ro
         for number in range(prompter.rounds):
             prompts = prompter.ask(targets, number, earlier)
             assert prompts.labels.shape == expected[number]
-            earlier = Asked(prompts, torch.randn(batch.masks.shape))
+            earlier = PreviousRound(prompts, torch.randn(batch.masks.shape))
 
 
 def test_a_slot_without_a_mask_gives_finite_prompts() -> None:

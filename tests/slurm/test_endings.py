@@ -24,7 +24,7 @@ fi
 
 
 @pytest.fixture
-def ending(tmp_path: Path) -> Ending:
+def suffix(tmp_path: Path) -> Ending:
     """ending(codes): a two-node job whose starts end with these, over; see PROGRAM."""
 
     def run(codes: Sequence[str]) -> Job:
@@ -40,22 +40,22 @@ def ending(tmp_path: Path) -> Ending:
 
 
 @pytest.mark.parametrize("code", [0, 2, 75, 130])
-def test_end_that_is_meant_is_left(code: int, ending: Ending) -> None:
+def test_end_that_is_meant_is_left(code: int, suffix: Ending) -> None:
     """Though srun's own code is that of the other rank, which it kills."""
-    job = ending([str(code)])
+    job = suffix([str(code)])
     assert (job.exit_code(), job.restarts()) == (code, 0)
 
 
 def test_job_that_saves_nothing_three_times_in_a_row_stays_down(
-    ending: Ending,
+    suffix: Ending,
 ) -> None:
-    job = ending(["1", "1", "1:4", "1", "1", "1", "0"])
+    job = suffix(["1", "1", "1:4", "1", "1", "1", "0"])
     assert job.restarts() == 5
     assert job.state() == "FAILED"
     assert job.log().count("is requeued") == 5
     assert "has failed 3 times in a row and saved nothing" in job.log()
 
 
-def test_failure_is_followed_by_another_start(ending: Ending) -> None:
-    job = ending(["1", "0"])
+def test_failure_is_followed_by_another_start(suffix: Ending) -> None:
+    job = suffix(["1", "0"])
     assert (job.exit_code(), job.restarts(), job.state()) == (0, 1, "COMPLETED")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.recipes.promptable import recipe as finetune
@@ -72,7 +72,7 @@ PROMPTS = "prompts: {negative_clicks: true, mask_prompts: true, min_points: 6, m
 Run = Callable[..., Any]
 
 
-def masked_photo(number: int) -> MaskedPhoto:
+def masked_image(number: int) -> MaskedImage:
     """Coloured noise with one to three discs."""
     draw = np.random.default_rng(number)
     small = Image.fromarray(draw.integers(0, 256, (4, 5, 3), dtype=np.uint8))
@@ -82,7 +82,7 @@ def masked_photo(number: int) -> MaskedPhoto:
         np.hypot(y - draw.integers(8, 40), x - draw.integers(8, 52)) < draw.integers(4, 12)
         for _ in range(1 + number % MASKS)
     ]
-    return MaskedPhoto(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))
+    return MaskedImage(f"photo{number}", image, tuple(annotation_of(encode(m)) for m in masks))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten photos in three shards, and four held out."""
     folder = tmp_path_factory.mktemp("shards")
     for name, numbers in (("train", range(PHOTOS)), ("heldout", range(100, 104))):
-        pack_photos(map(masked_photo, numbers), folder, name, samples_per_shard=4)
+        pack_images(map(masked_image, numbers), folder, name, samples_per_shard=4)
     return folder
 
 

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from efficientsam_pl.data.build import TrainingSets
-from efficientsam_pl.training.callbacks.image_logger import Showcase
-from efficientsam_pl.training.callbacks.step_logger import LoggedSteps
+from efficientsam_pl.data.build import DatasetSplits
+from efficientsam_pl.training.callbacks.image_logger import ImageLogger
+from efficientsam_pl.training.callbacks.step_logger import StepLogger
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
 from efficientsam_pl.training.run.folder import RunFolder
-from efficientsam_pl.training.train import run_setting
+from efficientsam_pl.training.train import run_context
 from efficientsam_pl.training.trainer import build_trainer
 
 
@@ -43,18 +43,18 @@ class OnePicture(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         picture = Image.new("RGB", (30, 20), (255, 0, 0))
-        Showcase(self._folder, "pictures/masks").show(trainer, picture, trainer.global_step)
+        ImageLogger(self._folder, "pictures/masks").show(trainer, picture, trainer.global_step)
 
 
 def main(folder: str, *resumes: Any) -> None:
     warnings.filterwarnings("ignore")
     config = TrainerConfig(max_steps=2, accelerator="cpu", logger="wandb")
-    no_sets = TrainingSets((), (), None)
+    no_sets = DatasetSplits((), (), None)
     for resume in resumes:
         run = RunConfig(dir=folder, resume=resume)
-        callbacks = [LoggedSteps(), OnePicture(Path(folder) / "pictures")]
+        callbacks = [StepLogger(), OnePicture(Path(folder) / "pictures")]
         place = RunFolder(Path(folder), None, resume)
-        setting = run_setting(run, config, InterruptionConfig(), place, {}, no_sets)
+        setting = run_context(run, config, InterruptionConfig(), place, {}, no_sets)
         trainer = build_trainer(
             run, config, callbacks, False, setting.interruption, setting.files, 0
         )

@@ -7,7 +7,7 @@ import lightning as L  # noqa: N812
 import pytest
 import torch
 
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.state import joined
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.errors import UserError
@@ -59,7 +59,7 @@ def scripted(run: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def best_of(folder: Path) -> tuple[int, dict[str, Any]]:
     """The step of the best checkpoint, and what it holds."""
-    stored = StoredCheckpoint(folder / (folder / "best").read_text().strip())
+    stored = CheckpointReader(folder / (folder / "best").read_text().strip())
     loaded = joined(stored.whole_state(), stored.values)
     assert stored.folder.name == f"step-{loaded['global_step']:08d}"
     return loaded["global_step"], loaded
@@ -100,7 +100,7 @@ def test_best_value_survives_a_resume(scripted: Any, tmp_path: Path) -> None:
     assert best_of(tmp_path / "run")[0] == 3
     scripted("heldout/box_miou", [0, 0, 0, 0.8, 0.7, 0.6])
     assert best_of(tmp_path / "run")[0] == 3
-    state = StoredCheckpoint(tmp_path / "run/checkpoints/step-00000006").values
+    state = CheckpointReader(tmp_path / "run/checkpoints/step-00000006").values
     assert state["callbacks"]["RunCheckpoints"]["best"] == pytest.approx(0.9)
 
 

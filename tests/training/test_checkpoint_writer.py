@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from efficientsam_pl.checkpoints import writer
 from efficientsam_pl.checkpoints.layout import MANIFEST, manifest_of
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.select import newest_checkpoint, sound_checkpoint
 from efficientsam_pl.checkpoints.state import is_weight
 from efficientsam_pl.commands import consolidate
@@ -31,7 +31,7 @@ def steps(folder: Path) -> list[int]:
 
 def same(one: Path, other: Path, step: int) -> bool:
     name = f"checkpoints/step-{step:08d}"
-    first, second = (StoredCheckpoint(at / name).whole_state() for at in (one, other))
+    first, second = (CheckpointReader(at / name).whole_state() for at in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
@@ -154,7 +154,7 @@ def test_shards_become_one_file_without_a_process_group(
     assert manifest_of(newest).kind == "sharded"
     assert len(list((newest / "state").glob("*.distcp"))) == 2
     out = consolidate.run(folder, tmp_path / "out.safetensors")
-    held = dict(StoredCheckpoint(newest).tensors(is_weight))
+    held = dict(CheckpointReader(newest).tensors(is_weight))
     for name, tensor in load_file(out).items():
         own = name.replace("image_encoder.trunk.", "model.encoder.")
         assert torch.equal(tensor, held[own])

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from efficientsam_pl.checkpoints.layout import replace_values
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.structures import Damage
-from efficientsam_pl.training.callbacks.data_report import Tally
+from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.training.callbacks.data_report import SampleCounts
 
 Run = Callable[..., Any]
 PHOTOS = {f"photo{i}" for i in range(10)}
@@ -68,7 +68,7 @@ def test_position_in_other_shards_or_of_another_version_is_refused(
     with pytest.raises(UserError, match=r"in other shards .* run\.resume=none begins anew"):
         run("pretrain", folder, f"data.train={shards}/heldout-*.tar")
     [checkpoint] = (folder / "checkpoints").glob("step-*")
-    values = StoredCheckpoint(checkpoint).values
+    values = CheckpointReader(checkpoint).values
     values["StreamDataModule"]["version"] = 1
     torch.save(values, checkpoint / "of_version_1.pt")
     replace_values(checkpoint, "of_version_1.pt")
@@ -163,9 +163,16 @@ def test_damage_is_told_in_the_log(
 
 
 def test_tallies_add_up_and_survive_being_written() -> None:
-    one, other = Tally(), Tally(shards={Damage("c", "", "missing shard", "d"): None})
-    one.add(5, [Damage("a", "k", "bad photo", "d"), Damage("a", "l", "bad json", "d")])
-    other.add(7, [Damage("a", "k", "bad photo", "d"), Damage("b", "m", "bad json", "d")])
+    one, other = (
+        SampleCounts(),
+        SampleCounts(shards={CorruptSample("c", "", "missing shard", "d"): None}),
+    )
+    one.add(
+        5, [CorruptSample("a", "k", "bad photo", "d"), CorruptSample("a", "l", "bad json", "d")]
+    )
+    other.add(
+        7, [CorruptSample("a", "k", "bad photo", "d"), CorruptSample("b", "m", "bad json", "d")]
+    )
     one.merge(other)
     written = one.as_json()
     assert (written["seen"], written["good"]) == (12, 8)
@@ -173,7 +180,7 @@ def test_tallies_add_up_and_survive_being_written() -> None:
     assert written["shards"] == {"a": {"bad json": 1, "bad photo": 2}, "b": {"bad json": 1}}
     assert len(written["list"]) == 3
     assert [broken["shard"] for broken in written["broken_shards"]] == ["c"]
-    assert Tally.from_json(json.loads(json.dumps(written))).as_json() == written
+    assert SampleCounts.from_json(json.loads(json.dumps(written))).as_json() == written
 
 
 def test_heldout_damage_is_reported_apart(
@@ -186,7 +193,7 @@ def test_heldout_damage_is_reported_apart(
     assert (found["heldout"]["seen"], found["heldout"]["bad"]) == (10, {"bad photo": 1})
 
 
-def test_one_damaged_photo_among_the_first_stops_no_run(
+def test_one_damaged_image_among_the_first_stops_no_run(
     run: Run, one_broken: Path, tmp_path: Path
 ) -> None:
     train = f"data.train={one_broken}/*.tar"

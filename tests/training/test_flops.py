@@ -52,7 +52,7 @@ def forward_by_hand(config: SamiConfig) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("decoder", ["cross_attention", "self_attention"])
-def test_step_is_three_forwards_less_the_photos_own_gradient(
+def test_step_is_three_forwards_less_the_images_own_gradient(
     decoder: Literal["cross_attention", "self_attention"],
 ) -> None:
     config = sami(decoder)

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from efficientsam_pl.data.build import TrainingSets
+from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.training.callbacks.data_report import DataReport
-from efficientsam_pl.training.callbacks.image_logger import Showcase
-from efficientsam_pl.training.callbacks.loss_history import ConsumedTrace
+from efficientsam_pl.training.callbacks.image_logger import ImageLogger
+from efficientsam_pl.training.callbacks.loss_history import SampleTrace
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
-from efficientsam_pl.training.run.disk_guard import DiskRoom
+from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 from efficientsam_pl.training.run.loggers import TensorBoardFiles, build_logger
 
 MountDisk = Callable[..., Any]
@@ -39,7 +39,7 @@ class Ranks(L.Trainer):
         self.strategy = SimpleNamespace(barrier=lambda: world > 1 and dist.barrier())
 
 
-def consume(trace: ConsumedTrace, trainer: Any, *steps: int) -> None:
+def consume(trace: SampleTrace, trainer: Any, *steps: int) -> None:
     for step in steps:
         trainer.global_step = step
         trace.on_train_batch_start(trainer)
@@ -57,7 +57,7 @@ def told(caplog: pytest.LogCaptureFixture, words: str) -> int:
 
 
 def test_resumed_trace_holds_what_the_checkpoint_holds_and_goes_on(tmp_path: Path) -> None:
-    first, resumed = ConsumedTrace(tmp_path), ConsumedTrace(tmp_path)
+    first, resumed = SampleTrace(tmp_path), SampleTrace(tmp_path)
     first.on_train_start(Ranks())
     consume(first, Ranks(), 0, 1, 2, 3)
     with (tmp_path / "consumed.jsonl").open("a") as file:
@@ -74,7 +74,7 @@ def test_trace_waits_for_room_and_loses_no_line(
 ) -> None:
     monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._AGAIN_S", 0.0)
     disk, trainer = mount_disk(), Ranks()
-    trace = ConsumedTrace(disk.path)
+    trace = SampleTrace(disk.path)
     trace.on_train_start(trainer)
     consume(trace, trainer, 0)
     disk.fill()
@@ -92,7 +92,7 @@ def two_nodes(folder: Path, rank: int) -> None:
     """Rank 1 is on another node: it must never touch the file itself."""
     dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=2)
     trainer = Ranks(rank, world=2, nodes=2)
-    trace = ConsumedTrace(folder / "run" if rank == 0 else folder / "not there")
+    trace = SampleTrace(folder / "run" if rank == 0 else folder / "not there")
     trace.on_train_start(trainer)
     consume(trace, trainer, 0, 1)
     trace.on_save_checkpoint(trainer)
@@ -205,7 +205,7 @@ def test_pictures_are_left_out_while_the_disk_is_full(
 ) -> None:
     disk, picture = mount_disk(), Image.effect_noise((64, 64), 100)
     trainer = Ranks()
-    showcase = Showcase(disk.path / "pictures", "drawn")
+    showcase = ImageLogger(disk.path / "pictures", "drawn")
     showcase.show(trainer, picture, 1)
     disk.fill()
     showcase.show(trainer, picture, 2)
@@ -221,7 +221,7 @@ def test_report_that_found_no_room_is_the_one_before(
     mount_disk: MountDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk, trainer = mount_disk(), Ranks()
-    report = DataReport(disk.path, TrainingSets(train=(), weights=(), heldout=None), 0.1)
+    report = DataReport(disk.path, DatasetSplits(train=(), weights=(), heldout=None), 0.1)
     path = disk.path / "data_report.json"
     report.on_save_checkpoint(trainer)
     before = path.read_text()
@@ -238,7 +238,7 @@ def test_report_that_found_no_room_is_the_one_before(
 
 def test_other_errors_than_a_full_disk_are_raised(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    room = DiskRoom("a thing", "it waits")
+    room = BestEffortWriter("a thing", "it waits")
 
     def refuse() -> None:
         raise PermissionError(13, "Permission denied")
@@ -251,7 +251,7 @@ def test_other_errors_than_a_full_disk_are_raised(caplog: pytest.LogCaptureFixtu
 
 def test_what_is_written_every_step_is_tried_now_and_then() -> None:
     now = [0.0]
-    room = DiskRoom("a thing", "it waits", clock=lambda: now[0])
+    room = BestEffortWriter("a thing", "it waits", clock=lambda: now[0])
 
     def refuse() -> None:
         raise ValueError("wrapped") from OSError(28, "No space left on device")

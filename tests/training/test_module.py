@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientsam_pl.optim.config import OptimConfig
-from efficientsam_pl.training.module import Stage
+from efficientsam_pl.training.module import TrainingModule
 
 
 class Weight(nn.Module):
@@ -19,7 +19,7 @@ class Weight(nn.Module):
         return self.weight * x
 
 
-class LoggedStage(Stage):
+class LoggedStage(TrainingModule):
     """What it logs is at hand."""
 
     logged: dict[str, Tensor]
@@ -40,7 +40,7 @@ def step(made: LoggedStage, micro_batches: list[tuple[list[float], list[bool]]])
         real = torch.tensor(valid)
         per_slot = made.model(torch.tensor(numbers))
         mean = torch.where(real, per_slot, 0.0).sum() / real.sum().clamp(min=1)
-        (made.learned_from(mean, real)["loss"] / len(micro_batches)).backward()
+        (made.step_output(mean, real)["loss"] / len(micro_batches)).backward()
     made.configure_gradient_clipping(optimizer)
     gradient: Tensor = made.model.weight.grad
     return gradient
@@ -95,15 +95,15 @@ def test_an_endless_gradient_stays_visible_in_the_norm() -> None:
 
 
 def test_model_is_laid_out_once() -> None:
-    seen: list[Stage] = []
-    made = Stage(Weight(), OptimConfig(), 9, arrange=seen.append)
+    seen: list[TrainingModule] = []
+    made = TrainingModule(Weight(), OptimConfig(), 9, arrange=seen.append)
     made.configure_model()
     made.configure_model()
     assert seen == [made]
 
 
 def test_averages_begin_as_the_model_and_do_not_learn() -> None:
-    made = Stage(Weight(), OptimConfig(), 9, arrange=lambda _: None, averaged=True)
-    assert made.validated() is made.average is not made.model
+    made = TrainingModule(Weight(), OptimConfig(), 9, arrange=lambda _: None, averaged=True)
+    assert made.eval_model() is made.average is not made.model
     assert not any(p.requires_grad for p in made.average.parameters())
-    assert Stage(Weight(), OptimConfig(), 9, arrange=lambda _: None).average is None
+    assert TrainingModule(Weight(), OptimConfig(), 9, arrange=lambda _: None).average is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.state import is_weight
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.targets import OnlineTarget
@@ -31,7 +31,7 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_poisoned")
 @pytest.mark.parametrize("micro_batch", [4, 2])
-def test_run_stops_with_the_photos_and_the_last_good_checkpoint(
+def test_run_stops_with_the_images_and_the_last_good_checkpoint(
     run: Any, tmp_path: Path, micro_batch: int
 ) -> None:
     folder = tmp_path / "run"
@@ -45,7 +45,7 @@ def test_run_stops_with_the_photos_and_the_last_good_checkpoint(
     assert "photo7" in photos
     assert len(photos) == micro_batch  # those of the micro-batch alone
     assert f"{folder}/latest" in told
-    saved = StoredCheckpoint(folder / (folder / "latest").read_text().strip())
+    saved = CheckpointReader(folder / (folder / "latest").read_text().strip())
     assert saved.manifest.step == saved.values["global_step"] == bad_step - 1
     assert all(bool(tensor.isfinite().all()) for _, tensor in saved.tensors(is_weight))
 

@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.state import is_weight
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.data.shards import open_shards
@@ -19,7 +19,7 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT, read_weights
 from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.recipes.root_configs import PretrainConfig
-from efficientsam_pl.training.datamodule import StreamDataModule
+from efficientsam_pl.training.datamodule import TrainingDataModule
 
 Run = Callable[..., Any]
 
@@ -29,7 +29,7 @@ def traced(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    stored = StoredCheckpoint(folder / (folder / "latest").read_text().strip())
+    stored = CheckpointReader(folder / (folder / "latest").read_text().strip())
     return dict(stored.tensors(is_weight))
 
 
@@ -64,7 +64,7 @@ def test_averaged_weights_are_a_plain_loop(stage: str, run: Run, tmp_path: Path)
     every = ("trainer.checkpoint_every_steps=1", "trainer.checkpoints_kept=9")
     run(stage, folder, *every, "trainer.ema_decay=0.75", "trainer.max_steps=4")
     states = [
-        dict(StoredCheckpoint(path).tensors(is_weight))
+        dict(CheckpointReader(path).tensors(is_weight))
         for path in sorted((folder / "checkpoints").iterdir())
     ]
     for name in (n for n in states[0] if n.startswith("model.")):
@@ -197,7 +197,7 @@ def test_loss_of_a_step_is_the_mean_over_all_its_micro_batches_hold(
     """Photos, or masks, of which photo n has 1 + n % 3."""
     folder = tmp_path / "run"
     run(stage, folder, "trainer.micro_batch=1", "trainer.max_steps=2")
-    logged = StoredCheckpoint(folder / "checkpoints/step-00000002").values
+    logged = CheckpointReader(folder / "checkpoints/step-00000002").values
     last = [line for line in traced(folder) if line["step"] == 1]
     assert len(last) == 4
     photos = [int(line["keys"][0].removeprefix("photo")) for line in last]
@@ -216,13 +216,13 @@ def test_one_key_says_in_both_stages_how_many_images_are_drawn(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read, counts = StreamDataModule.first_photos, list[int]()
+    read, counts = TrainingDataModule.first_images, list[int]()
 
-    def counted(data: StreamDataModule, count: int) -> Any:
+    def counted(data: TrainingDataModule, count: int) -> Any:
         counts.append(count)
         return read(data, count)
 
-    monkeypatch.setattr(StreamDataModule, "first_photos", counted)
+    monkeypatch.setattr(TrainingDataModule, "first_images", counted)
     heldout = f"data.heldout={shards}/heldout-*.tar"
     run(stage, tmp_path, heldout, "trainer.max_steps=3", f"trainer.visualized_images={images}")
     assert counts == ([images] if images else [])

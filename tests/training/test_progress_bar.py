@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from efficientsam_pl.training.callbacks import progress_bar
-from efficientsam_pl.training.callbacks.progress_bar import StageProgress, console_of
+from efficientsam_pl.training.callbacks.progress_bar import TrainingProgressBar, console_of
 
 DAY = 86_400
 
@@ -29,7 +29,7 @@ class Steps:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, total: int, first: int = 0) -> None:
         self.now = 1000.0
         monkeypatch.setattr(progress_bar.time, "monotonic", lambda: self.now)
-        self.bar = StageProgress("Finetuning", photos_per_step=4)
+        self.bar = TrainingProgressBar("Finetuning", images_per_step=4)
         self.bar.console.file = io.StringIO()
         self.trainer = Place(first, total, self.bar)
         self.bar.on_train_start(self.trainer, L.LightningModule())

@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from efficientsam_pl.commands.shard_scores import score
-from efficientsam_pl.data.build import course_of, open_sets, reader_of
-from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
-from efficientsam_pl.data.datasets.eval import ScoredPhotos
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, Frame, MaskedImages
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.build import build_order, build_reader, open_splits
+from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
+from efficientsam_pl.data.datasets.eval import EvalDataset
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.config import ValidationConfig
@@ -34,7 +34,7 @@ from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.recipes.promptable.validate import (
-    HeldoutScores,
+    PromptValidation,
     _table,
     check_understood,
     named,
@@ -43,14 +43,14 @@ from efficientsam_pl.recipes.root_configs import FinetuneConfig, as_dict
 from efficientsam_pl.structures import MaskBatch, Prompts
 from efficientsam_pl.training import train as runs
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
-from efficientsam_pl.training.datamodule import StreamDataModule, Streams
-from efficientsam_pl.training.module import Stage
+from efficientsam_pl.training.datamodule import TrainingDataModule, TrainingDatasets
+from efficientsam_pl.training.module import TrainingModule
 from efficientsam_pl.training.parallelize import parallelize
 from efficientsam_pl.training.run.folder import RunFolder
-from efficientsam_pl.training.train import run_setting
+from efficientsam_pl.training.train import run_context
 
 
-class Boxes(Stage):
+class Boxes(TrainingModule):
     """Learns something of box prompts: what the callback needs of the real stage."""
 
     def training_step(self, batch: MaskBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ class Boxes(Stage):
             every = self.model.decode(features, Prompts.of_boxes(batch.boxes_xyxy_px))
             return every.low_res_logits.square().mean() + every.iou.square().mean()
 
-        return self.learned_from(self.model(batch.image, use, batch.content_hw), batch.valid)
+        return self.step_output(self.model(batch.image, use, batch.content_hw), batch.valid)
 
     def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
         self.log("heldout/photos", float(len(batch)), reduce_fx="sum", sync_dist=True)
@@ -70,21 +70,21 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
     torch.manual_seed(config.run.seed)
     shape = segmenter_config(config.model.name)
     model = Segmenter(shape)
-    sets = open_sets(config.data)
+    sets = open_splits(config.data)
     assert sets.heldout is not None
     frame = Frame(shape.encoder.image_size, shape.resize, exact=True)
-    trained = MaskedImages(
-        reader_of(sets.train, MASKED_ENDINGS, config.data), config.masks, frame, 0
+    trained = MaskDataset(
+        build_reader(sets.train, MASK_SUFFIXES, config.data), config.masks, frame, 0
     )
-    heldout = reader_of((sets.heldout,), MASKED_ENDINGS, config.data)
-    streams = Streams(
+    heldout = build_reader((sets.heldout,), MASK_SUFFIXES, config.data)
+    streams = TrainingDatasets(
         train=trained,
-        course=course_of(sets, config.data, 0),
+        sample_order=build_order(sets, config.data, 0),
         sets=sets,
-        heldout=MaskedImages(heldout, config.masks, frame, 0),
-        scored=ScoredPhotos(heldout, frame),
+        heldout=MaskDataset(heldout, config.masks, frame, 0),
+        scored=EvalDataset(heldout, frame),
     )
-    data = StreamDataModule(streams, config.data, config.trainer)
+    data = TrainingDataModule(streams, config.data, config.trainer)
     task = Boxes(
         model,
         config.optim,
@@ -93,7 +93,7 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
         averaged=config.trainer.ema_decay is not None,
     )
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
-    setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
+    setting = run_context(config.run, config.trainer, config.interruption, folder, header, sets)
     saving = RunCheckpoints(config.trainer, setting.header, setting.shelf, setting.files.writer)
     runs.fit(task, data, setting, [*callbacks, saving])
     return task
@@ -131,7 +131,7 @@ class Kept(L.Callback):
         self.weights: list[dict[str, Tensor]] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        state = pl_module.validated().state_dict()
+        state = pl_module.eval_model().state_dict()
         self.weights.append({name: tensor.clone() for name, tensor in state.items()})
 
 
@@ -141,7 +141,7 @@ def test_callback_logs_what_evaluate_scores(
     """Photo by photo and prompt by prompt alike, so that no sum is taken in another order."""
     config = replace(config, trainer=replace(config.trainer, micro_batch=1, max_steps=3))
     kept = Kept()
-    fit(config, kept, HeldoutScores(ValidationConfig(), seed=5))
+    fit(config, kept, PromptValidation(ValidationConfig(), seed=5))
     model = Segmenter(segmenter_config(config.model.name))
     model.load_state_dict(kept.weights[0])
     heldout = open_shards(f"{shards}/heldout-*.tar")
@@ -159,7 +159,7 @@ def test_start_is_scored_before_the_first_step_and_once(
 ) -> None:
     torch.manual_seed(config.run.seed)
     start = Segmenter(segmenter_config(config.model.name))
-    callback = HeldoutScores(ValidationConfig(), seed=0)
+    callback = PromptValidation(ValidationConfig(), seed=0)
     fit(config, callback)
     scores, _ = score(start, open_shards(f"{shards}/heldout-*.tar"), 0, (1, 3))
     assert named(scores).keys() == set(ValidationConfig().metrics())
@@ -203,7 +203,7 @@ def test_a_run_begun_without_the_newer_scores_goes_on(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = {"heldout/box_miou": 0.25, "heldout/filled_box_miou": 0.5}
-    first, again = (HeldoutScores(ValidationConfig(), seed=0) for _ in range(2))
+    first, again = (PromptValidation(ValidationConfig(), seed=0) for _ in range(2))
     monkeypatch.setattr(first, "state_dict", lambda: {"start": older, "best": dict(older)})
     fit(replace(config, trainer=replace(config.trainer, max_steps=3)), first)
     fit(config, again)
@@ -215,7 +215,7 @@ def test_a_run_begun_without_the_newer_scores_goes_on(
 def test_best_of_the_validations_is_shown_after_a_resume(
     config: FinetuneConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, again = (HeldoutScores(ValidationConfig(), seed=0) for _ in range(2))
+    first, again = (PromptValidation(ValidationConfig(), seed=0) for _ in range(2))
     first.best = {"heldout/box_miou": 0.987}  # better than any that follows
     fit(replace(config, trainer=replace(config.trainer, max_steps=3)), first)
     capsys.readouterr()
@@ -229,15 +229,15 @@ def test_best_of_the_validations_is_shown_after_a_resume(
 
 
 def test_training_goes_on_as_if_nothing_had_been_scored(config: FinetuneConfig) -> None:
-    one = fit(config, HeldoutScores(ValidationConfig(), seed=0))
+    one = fit(config, PromptValidation(ValidationConfig(), seed=0))
     other = fit(replace(config, run=replace(config.run, resume="none")))
     assert one.model.training
     for name, value in other.state_dict().items():
         assert torch.equal(one.state_dict()[name], value), name
 
 
-def test_no_more_photos_than_asked_for_are_scored(config: FinetuneConfig, tmp_path: Path) -> None:
-    fit(config, HeldoutScores(ValidationConfig(photos=3), seed=0))
+def test_no_more_images_than_asked_for_are_scored(config: FinetuneConfig, tmp_path: Path) -> None:
+    fit(config, PromptValidation(ValidationConfig(photos=3), seed=0))
     assert {value for _, value in logged(tmp_path, "heldout/scored_photos")} == {3.0}
 
 
@@ -246,26 +246,26 @@ def test_corrections_are_scored(config: FinetuneConfig, model_file: Path, tmp_pa
     parts = "prompts: {negative_clicks: true, mask_prompts: true, max_points: 6}\n"
     interactive.write_text(model_file.read_text() + parts)
     config = replace(config, model=replace(config.model, name=str(interactive)))
-    fit(config, HeldoutScores(ValidationConfig(later_clicks="corrections"), seed=0))
+    fit(config, PromptValidation(ValidationConfig(later_clicks="corrections"), seed=0))
     first, third = (dict(logged(tmp_path, f"heldout/click{n}_miou")) for n in (1, 3))
     assert first.keys() == third.keys()
     assert first != third
 
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
-def test_photos_are_laid_as_the_predictor_lays_them(
+def test_images_are_laid_as_the_predictor_lays_them(
     rule: Any, config: FinetuneConfig, shards: Path
 ) -> None:
     shape = replace(segmenter_config(config.model.name), resize=rule)
     heldout = open_shards(f"{shards}/heldout-*.tar")
-    stream = ScoredPhotos(reader_of((heldout,), MASKED_ENDINGS, config.data), Frame(64, rule))
-    batch = stream.collate(stream.__getitems__([Slot(0, 2), Slot(0, None)]))
+    stream = EvalDataset(build_reader((heldout,), MASK_SUFFIXES, config.data), Frame(64, rule))
+    batch = stream.collate(stream.__getitems__([SampleRef(0, 2), SampleRef(0, None)]))
     assert batch.valid.tolist() == [True, False]
     seen: list[Tensor] = []
     model = Segmenter(shape)
     model.encode = lambda image, content_hw: seen.append(image) or torch.zeros(1, 32, 4, 4)  # type: ignore
-    photo = list(annotated_photos(heldout))[2]
-    assert isinstance(photo, AnnotatedPhoto)
+    photo = list(annotated_images(heldout))[2]
+    assert isinstance(photo, AnnotatedImage)
     Predictor(model).embed(photo.image)
     assert torch.equal(batch.image[:1], seen[0])
     assert batch.truth == (photo.truth, ())
@@ -327,15 +327,15 @@ def test_two_processes_score_what_one_does(
     start = found["one"]["start"]
     assert start["heldout/damaged_photos"] == 1
     assert start["heldout/scored_photos"] == 2
-    first_three = list(annotated_photos(open_shards(f"{uneven}/heldout-*.tar")))[:3]
-    whole = [photo for photo in first_three if isinstance(photo, AnnotatedPhoto)]
+    first_three = list(annotated_images(open_shards(f"{uneven}/heldout-*.tar")))[:3]
+    whole = [photo for photo in first_three if isinstance(photo, AnnotatedImage)]
     assert start["heldout/scored_masks"] == sum(len(photo.truth) for photo in whole)
 
 
 class Written(L.Callback):
     """Writes what was scored."""
 
-    def __init__(self, path: Path, scores: HeldoutScores) -> None:
+    def __init__(self, path: Path, scores: PromptValidation) -> None:
         self._path, self._scores = path, scores
 
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -347,7 +347,7 @@ class Written(L.Callback):
 def main(file: str, out: str, *given: str) -> None:
     """One rank of `test_two_processes_score_what_one_does`; Lightning starts the others."""
     torch.set_num_threads(1)
-    scores = HeldoutScores(ValidationConfig(photos=3, prompts_at_once=2), seed=0)
+    scores = PromptValidation(ValidationConfig(photos=3, prompts_at_once=2), seed=0)
     fit(configs.load(FinetuneConfig, [file], given), scores, Written(Path(out), scores))
 
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
     CheckpointError,
-    damage_of,
+    corruption_of,
     measured,
     point,
     put_in_place,
@@ -214,7 +214,7 @@ def test_run_from_another_runs_checkpoint_sets_its_own_past_aside(
     save(began(run), 9, content="own")
     there = f"{other.dir}/checkpoints/step-00000003"
     folder = began(replace(run, resume=there), {"optim": {"peak_lr": 1.0}})
-    assert damage_of(Path(folder.resume)) is None
+    assert corruption_of(Path(folder.resume)) is None
     assert (Path(folder.resume) / "state.pt").read_text() == "other 3"
     assert "before-1/checkpoints/step-00000009/state.pt" in everything(run.dir)
     whole = began(replace(run, resume=other.dir))
@@ -307,7 +307,7 @@ class TestRunInAStore:
         save(began(run), 3, 6)
         folder = began(elsewhere(run, tmp_path))
         newest = folder.local / (folder.local / "latest").read_text().strip()
-        assert (newest.name, damage_of(newest)) == ("step-00000006", None)
+        assert (newest.name, corruption_of(newest)) == ("step-00000006", None)
         for name, content in RECORDS.items():
             assert (folder.local / name).read_bytes() == content
         older = folder.local / "checkpoints/step-00000003"  # known, so that it can be removed
@@ -393,7 +393,7 @@ class TestRunInAStore:
             **{2: True, 3: True},
         }
         for folder in folders.values():
-            assert damage_of(folder.local / "checkpoints/step-00000003") is None
+            assert corruption_of(folder.local / "checkpoints/step-00000003") is None
         assert not (folders[2].local / "consumed.jsonl").exists()  # rank 0 alone writes it
 
     def test_unchanged_files_are_not_sent_again(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.state import joined
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.export.consolidate import consolidate
@@ -149,7 +149,7 @@ def ranks(engine: Engine) -> Engine:
 
 
 def checkpoint(folder: Path, step: int) -> dict[str, Any]:
-    stored = StoredCheckpoint(folder / f"checkpoints/step-{step:08d}")
+    stored = CheckpointReader(folder / f"checkpoints/step-{step:08d}")
     return joined(stored.whole_state(), stored.values)
 
 

@@ -80,7 +80,7 @@ class Aside(L.Callback):
             trainer.save_checkpoint(self.file)
             self.clock.seconds += CHECKPOINT
         if self.last % 5 == 0:
-            with self.meter.aside():
+            with self.meter.paused():
                 self.clock.seconds += PICTURE
 
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -149,8 +149,8 @@ def _quiet() -> Iterator[None]:
 
 
 ORDERS: dict[str, Callable[[Throughput, Aside], list[L.Callback]]] = {
-    "last": lambda meter, aside: [aside, meter],
-    "first": lambda meter, aside: [meter, aside],
+    "last": lambda meter, paused: [paused, meter],
+    "first": lambda meter, paused: [meter, paused],
 }
 
 
@@ -186,7 +186,7 @@ def test_resumed_run_counts_its_own_steps_alone(clock: Clock, tmp_path: Path) ->
     assert all(speeds["speed/images_per_second"] == pytest.approx(1) for _, speeds in lines)
 
 
-def test_ranks_share_the_photos_and_the_first_one_tells(clock: Clock) -> None:
+def test_ranks_share_the_images_and_the_first_one_tells(clock: Clock) -> None:
     logged: list[dict[str, float]] = []
     for rank in range(4):
         meter = Throughput(GLOBAL_BATCH, lambda: FLOPS, torch.float32)

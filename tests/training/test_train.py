@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.reader import StoredCheckpoint
+from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.state import joined
 from efficientsam_pl.commands import consolidate
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.models.weights import FORMAT, read_weights
@@ -45,7 +45,7 @@ def losses(folder: Path, stage: str = "pretrain") -> list[float]:
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:
-    stored = StoredCheckpoint(folder / (folder / "latest").read_text().strip())
+    stored = CheckpointReader(folder / (folder / "latest").read_text().strip())
     return joined(stored.whole_state(), stored.values)
 
 
@@ -386,13 +386,13 @@ def test_gradient_is_clipped_where_asked(stage: str, run: Run, tmp_path: Path) -
     assert float(norm) <= 1e-6
 
 
-def test_packed_photo_without_masks_is_trained_around(
+def test_packed_image_without_masks_is_trained_around(
     run: Run, shards: Path, tmp_path: Path
 ) -> None:
-    pack_photos(map(bare_photo, range(4)), tmp_path, "bare")
+    pack_images(map(bare_image, range(4)), tmp_path, "bare")
     run("finetune", tmp_path / "run", f"data.train={tmp_path}/bare-*.tar")
     assert [line["loss"] for line in trace(tmp_path / "run")] == [0.0] * 6
 
 
-def bare_photo(number: int) -> MaskedPhoto:
-    return MaskedPhoto(f"bare{number}", np.full((32, 32, 3), 9 * number, dtype=np.uint8), ())
+def bare_image(number: int) -> MaskedImage:
+    return MaskedImage(f"bare{number}", np.full((32, 32, 3), 9 * number, dtype=np.uint8), ())

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.sami import Sami
-from efficientsam_pl.recipes.sami.visualize import FeaturePictures
+from efficientsam_pl.recipes.sami.visualize import FeatureVisualizer
 from efficientsam_pl.structures import ImageBatch
 from efficientsam_pl.training.run.loggers import TensorBoardFiles
 
@@ -57,13 +57,13 @@ class Pretraining(L.LightningModule):
         pooled = nn.functional.avg_pool2d(batch.image.float() / 255, PATCH // 2)
         return nn.functional.unfold(pooled, kernel_size=2, stride=2).transpose(1, 2)
 
-    def validated(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         return self.model
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         self.modes.append(self.model.training)
         self.draws.append(torch.rand(1))
-        predicted, _ = self.model(batch.image, batch.draw_key)
+        predicted, _ = self.model(batch.image, batch.sample_key)
         return (predicted - self.target(batch)).square().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -103,7 +103,7 @@ def test_pictures_are_drawn_when_due_and_at_the_end(tmp_path: Path) -> None:
         read.append(1)
         return photos(3, seed=99)
 
-    train(tmp_path, FeaturePictures(tmp_path, 2, shown))
+    train(tmp_path, FeatureVisualizer(tmp_path, 2, shown))
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["step-00000002.png", "step-00000004.png", "step-00000005.png"]
     assert read == [1]
@@ -116,7 +116,7 @@ def test_pictures_are_drawn_when_due_and_at_the_end(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_as_if_no_picture_had_been_drawn(tmp_path: Path) -> None:
-    one = train(tmp_path / "with", FeaturePictures(tmp_path / "with", 1, lambda: photos(3, 99)))
+    one = train(tmp_path / "with", FeatureVisualizer(tmp_path / "with", 1, lambda: photos(3, 99)))
     other = train(tmp_path / "without")
     assert one.modes == [True] * 10
     assert torch.equal(torch.stack(one.draws), torch.stack(other.draws))
@@ -124,9 +124,9 @@ def test_training_goes_on_as_if_no_picture_had_been_drawn(tmp_path: Path) -> Non
         assert torch.equal(one.state_dict()[name], value), name
 
 
-def test_photo_that_could_not_be_read_is_left_out(tmp_path: Path) -> None:
+def test_image_that_could_not_be_read_is_left_out(tmp_path: Path) -> None:
     batch = replace(photos(3, 99), valid=torch.tensor([True, False, True]))
-    train(tmp_path, FeaturePictures(tmp_path, 9, lambda: batch), steps=1, accumulate=1)
+    train(tmp_path, FeatureVisualizer(tmp_path, 9, lambda: batch), steps=1, accumulate=1)
     with Image.open(tmp_path / "pictures/step-00000001.png") as picture:
         assert picture.height == 13 + 34 + 2 * (34 + 256 + 13)
 
@@ -136,7 +136,7 @@ def test_pixels_are_painted_where_they_were_masked(tmp_path: Path) -> None:
         assert predicted.shape == (2, 16, CHANNELS)
         return torch.full_like(image, 255)
 
-    pictures = FeaturePictures(tmp_path, 9, lambda: photos(2, 99), paint=white)
+    pictures = FeatureVisualizer(tmp_path, 9, lambda: photos(2, 99), paint=white)
     train(tmp_path, pictures, steps=1, accumulate=1)
     with Image.open(tmp_path / "pictures/step-00000001.png") as picture:
         assert picture.width == 13 + 3 * (256 + 13)
@@ -150,7 +150,7 @@ def test_work_is_done_aside(tmp_path: Path) -> None:
     entered: list[str] = []
 
     @contextmanager
-    def aside() -> Iterator[None]:
+    def paused() -> Iterator[None]:
         entered.append("in")
         yield
         entered.append("out")
@@ -159,7 +159,7 @@ def test_work_is_done_aside(tmp_path: Path) -> None:
         entered.append("read")
         return photos(2, 99)
 
-    train(tmp_path, FeaturePictures(tmp_path, 9, shown, aside=aside), steps=1)
+    train(tmp_path, FeatureVisualizer(tmp_path, 9, shown, paused=paused), steps=1)
     assert entered == ["in", "read", "out"]
 
 
@@ -175,6 +175,6 @@ def test_other_ranks_compute_and_write_nothing(
     whole = Sami.forward
     monkeypatch.setattr(Sami, "forward", forward)
     monkeypatch.setattr(L.Trainer, "is_global_zero", property(lambda trainer: False))
-    train(tmp_path, FeaturePictures(tmp_path, 9, lambda: photos(2, 99)), steps=1, accumulate=1)
+    train(tmp_path, FeatureVisualizer(tmp_path, 9, lambda: photos(2, 99)), steps=1, accumulate=1)
     assert called == [True, False]  # the training step, then the picture
     assert not (tmp_path / "pictures").exists()

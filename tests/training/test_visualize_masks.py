@@ -32,13 +32,13 @@ from efficientsam_pl.recipes.promptable.prompted_images import (
     drawable,
     largest_apart,
     one_by_one,
-    pictured_kinds,
+    visualized_protocols,
 )
-from efficientsam_pl.recipes.promptable.visualize import MaskPictures
+from efficientsam_pl.recipes.promptable.visualize import MaskVisualizer
 from efficientsam_pl.structures import Label, MaskBatch, Prediction, Prompts
 from efficientsam_pl.training.run.loggers import TensorBoardFiles
 from efficientsam_pl.visualization.contact_sheet import SheetLayout
-from efficientsam_pl.visualization.masks import CELL_PX, Answers
+from efficientsam_pl.visualization.masks import CELL_PX, ProtocolMasks
 
 SIDE, LOW, CLICKS = 64, 16, 3
 CONFIG = SegmenterConfig(
@@ -48,12 +48,12 @@ CONFIG = SegmenterConfig(
     prompts=PromptEncoderConfig(negative_clicks=True, mask_prompts=True),
     decoder=MaskDecoderConfig(mlp_width=32, iou_head_width=32),
 )
-KINDS = pictured_kinds(ValidationConfig(), SIDE, CLICKS)
+KINDS = visualized_protocols(ValidationConfig(), SIDE, CLICKS)
 LAYOUT = SheetLayout.for_cell(216)  # the largest of which six rows fit a screen, in steps of 8
 ROW = LAYOUT.title_height + LAYOUT.cell + LAYOUT.gap  # of a square photo
 
 
-def masked_photos(count: int, seed: int) -> MaskBatch:
+def masked_images(count: int, seed: int) -> MaskBatch:
     """Noise with three squares of 8, 4 and 2 cells a side in three corners."""
     draw = np.random.default_rng(seed)
     masks = torch.zeros(count, 3, LOW, LOW, dtype=torch.bool)
@@ -67,7 +67,7 @@ def masked_photos(count: int, seed: int) -> MaskBatch:
         boxes_xyxy_px=boxes.expand(count, 3, 4).clone(),
         clicks_px=middles[None, :, None].repeat(count, 1, CLICKS, 1),
         valid=torch.ones(count, 3, dtype=torch.bool),
-        draw_key=torch.from_numpy(draw.integers(0, 2**62, count)),
+        sample_key=torch.from_numpy(draw.integers(0, 2**62, count)),
         key=tuple(f"photo{i}" for i in range(count)),
     )
 
@@ -86,7 +86,7 @@ class Finetuning(L.LightningModule):
         self.modes: list[bool] = []
         self.draws: list[Tensor] = []
 
-    def validated(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         return self.model
 
     def training_step(self, batch: MaskBatch, batch_idx: int) -> Tensor:
@@ -131,7 +131,7 @@ def train(folder: Path, *callbacks: L.Callback, steps: int = 4, accumulate: int 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    batches = [masked_photos(2, seed) for seed in range(steps * accumulate)]
+    batches = [masked_images(2, seed) for seed in range(steps * accumulate)]
 
     def loader(some: list[MaskBatch]) -> DataLoader[Any]:
         return DataLoader(some, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
@@ -145,9 +145,9 @@ def test_pictures_are_drawn_at_the_start_and_at_every_validation(tmp_path: Path)
 
     def shown() -> MaskBatch:
         read.append(1)
-        return masked_photos(2, seed=99)
+        return masked_images(2, seed=99)
 
-    train(tmp_path, MaskPictures(tmp_path, shown, KINDS))
+    train(tmp_path, MaskVisualizer(tmp_path, shown, KINDS))
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["step-00000000.png", "step-00000002.png", "step-00000004.png"]
     assert read == [1]
@@ -160,7 +160,7 @@ def test_pictures_are_drawn_at_the_start_and_at_every_validation(tmp_path: Path)
 
 
 def test_training_goes_on_as_if_no_picture_had_been_drawn(tmp_path: Path) -> None:
-    pictures = MaskPictures(tmp_path / "with", lambda: masked_photos(2, 99), KINDS)
+    pictures = MaskVisualizer(tmp_path / "with", lambda: masked_images(2, 99), KINDS)
     one, other = train(tmp_path / "with", pictures), train(tmp_path / "without")
     assert one.modes == [True] * 8
     assert torch.equal(torch.stack(one.draws), torch.stack(other.draws))
@@ -168,26 +168,26 @@ def test_training_goes_on_as_if_no_picture_had_been_drawn(tmp_path: Path) -> Non
         assert torch.equal(one.state_dict()[name], value), name
 
 
-def test_photo_without_a_valid_mask_is_left_out(tmp_path: Path) -> None:
-    batch = masked_photos(3, 99)
+def test_image_without_a_valid_mask_is_left_out(tmp_path: Path) -> None:
+    batch = masked_images(3, 99)
     damaged = replace(batch, valid=batch.valid & torch.tensor([True, False, True])[:, None])
-    train(tmp_path, MaskPictures(tmp_path, lambda: damaged, KINDS), steps=1)
+    train(tmp_path, MaskVisualizer(tmp_path, lambda: damaged, KINDS), steps=1)
     with Image.open(tmp_path / "pictures/step-00000000.png") as picture:
         assert picture.height == LAYOUT.gap + LAYOUT.title_height + 6 * ROW
 
 
-def test_nothing_is_drawn_where_all_photos_are_damaged(tmp_path: Path) -> None:
-    batch = masked_photos(1, 99)
+def test_nothing_is_drawn_where_all_images_are_damaged(tmp_path: Path) -> None:
+    batch = masked_images(1, 99)
     damaged = replace(batch, valid=torch.zeros_like(batch.valid))
-    train(tmp_path, MaskPictures(tmp_path, lambda: damaged, KINDS), steps=2)
+    train(tmp_path, MaskVisualizer(tmp_path, lambda: damaged, KINDS), steps=2)
     assert not (tmp_path / "pictures").exists()
 
 
-def test_only_the_drawn_masks_are_decoded_and_photos_are_encoded_one_by_one(
+def test_only_the_drawn_masks_are_decoded_and_images_are_encoded_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    decoded: list[int] = []
+    decode_features: list[int] = []
     encode, decode = Segmenter.encode, Segmenter.decode
 
     def counted_encode(self: Segmenter, image: Tensor, *args: Any) -> Tensor:
@@ -195,10 +195,10 @@ def test_only_the_drawn_masks_are_decoded_and_photos_are_encoded_one_by_one(
         return encode(self, image, *args)
 
     def counted_decode(self: Segmenter, features: Tensor, prompts: Prompts) -> Prediction:
-        decoded.append(prompts.labels.shape[1])
+        decode_features.append(prompts.labels.shape[1])
         return decode(self, features, prompts)
 
-    many = masked_photos(2, 99)
+    many = masked_images(2, 99)
     many = replace(
         many,
         masks=many.masks.repeat(1, 4, 1, 1),
@@ -206,14 +206,14 @@ def test_only_the_drawn_masks_are_decoded_and_photos_are_encoded_one_by_one(
         clicks_px=many.clicks_px.repeat(1, 4, 1, 1),
         valid=many.valid.repeat(1, 4),
     )
-    pictures = MaskPictures(tmp_path, lambda: many, KINDS)
+    pictures = MaskVisualizer(tmp_path, lambda: many, KINDS)
     monkeypatch.setattr(Segmenter, "encode", counted_encode)
     monkeypatch.setattr(Segmenter, "decode", counted_decode)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     pictures.on_train_start(trainer, Finetuning())
     # a box, a click, and a round for each of three clicks; of twelve masks three are drawn
     assert encoded == [1, 1]
-    assert decoded == [3] * (2 * 5)
+    assert decode_features == [3] * (2 * 5)
 
 
 def test_other_ranks_compute_and_write_nothing(
@@ -228,7 +228,7 @@ def test_other_ranks_compute_and_write_nothing(
 
     monkeypatch.setattr(Segmenter, "forward", forward)
     monkeypatch.setattr(L.Trainer, "is_global_zero", property(lambda trainer: False))
-    pictures = MaskPictures(tmp_path, lambda: masked_photos(1, 99), KINDS)
+    pictures = MaskVisualizer(tmp_path, lambda: masked_images(1, 99), KINDS)
     train(tmp_path, pictures, steps=1, accumulate=1)
     assert called == [False, True]  # the picture, then the training step
     assert not (tmp_path / "pictures").exists()
@@ -238,16 +238,16 @@ def test_work_is_done_aside(tmp_path: Path) -> None:
     entered: list[str] = []
 
     @contextmanager
-    def aside() -> Iterator[None]:
+    def paused() -> Iterator[None]:
         entered.append("in")
         yield
         entered.append("out")
 
     def shown() -> MaskBatch:
         entered.append("read")
-        return masked_photos(1, 99)
+        return masked_images(1, 99)
 
-    train(tmp_path, MaskPictures(tmp_path, shown, KINDS, aside), steps=2)
+    train(tmp_path, MaskVisualizer(tmp_path, shown, KINDS, paused), steps=2)
     assert entered == ["in", "read", "out", "in", "out"]
 
 
@@ -265,8 +265,8 @@ def test_largest_masks_that_hardly_overlap_are_chosen_by_hand() -> None:
     assert largest_apart(masks[:0], valid[:0], 3) == []
 
 
-def test_photo_alone_keeps_what_belongs_to_its_masks() -> None:
-    batch = masked_photos(3, 5)
+def test_image_alone_keeps_what_belongs_to_its_masks() -> None:
+    batch = masked_images(3, 5)
     shuffled = replace(batch, masks=batch.masks[:, [2, 0, 1]])  # the largest comes second
     last = list(one_by_one(shuffled))[2]
     assert last.key == ("photo2",)
@@ -278,21 +278,21 @@ def test_photo_alone_keeps_what_belongs_to_its_masks() -> None:
 
 
 def test_kinds_are_those_that_are_measured_and_can_be_shown() -> None:
-    assert list(pictured_kinds(ValidationConfig(clicks=(1, 3, 5)), SIDE, 3)) == [
+    assert list(visualized_protocols(ValidationConfig(clicks=(1, 3, 5)), SIDE, 3)) == [
         "box",
         "1 click",
         "3 clicks",
     ]
     corrected = ValidationConfig(clicks=(1, 5), later_clicks="corrections")
-    assert list(pictured_kinds(corrected, SIDE, 1)) == ["box", "1 click", "5 clicks"]
+    assert list(visualized_protocols(corrected, SIDE, 1)) == ["box", "1 click", "5 clicks"]
 
 
 @pytest.mark.parametrize("later_clicks", ["random", "corrections"])
 def test_prompts_are_the_tight_box_and_the_clicks(later_clicks: Any) -> None:
     validation = ValidationConfig(later_clicks=later_clicks)
-    photo = next(one_by_one(masked_photos(1, 0)))
+    photo = next(one_by_one(masked_images(1, 0)))
     model = segmenter()
-    ask = partial(ask_all, model, pictured_kinds(validation, SIDE, CLICKS), photo)
+    ask = partial(ask_all, model, visualized_protocols(validation, SIDE, CLICKS), photo)
     with torch.no_grad():
         asked = model(photo.image, ask, photo.content_hw)
     box, one, three = (drawable(photo, kind, last) for kind, last in asked.items())
@@ -314,7 +314,7 @@ def last_round(logits: Tensor, prompts: Prompts) -> LastRound:
 
 
 def one_mask() -> MaskBatch:
-    batch = masked_photos(1, 0)
+    batch = masked_images(1, 0)
     return replace(
         batch,
         masks=batch.masks[:, :1],
@@ -324,7 +324,7 @@ def one_mask() -> MaskBatch:
     )
 
 
-def test_answer_is_compared_where_there_is_photo() -> None:
+def test_answer_is_compared_where_there_is_image() -> None:
     """The lower half is padding: what is answered there does not count."""
     photo = replace(one_mask(), content_hw=torch.tensor([[SIDE // 2, SIDE]]))
     logits = torch.full((1, LOW, LOW), -5.0)
@@ -356,15 +356,15 @@ def test_negative_clicks_and_corners_are_told_apart() -> None:
     ("content_hw", "size"),
     [((SIDE, 1), (CELL_PX, 4)), ((1, SIDE), (4, CELL_PX)), ((1, 1), (CELL_PX, CELL_PX))],
 )
-def test_extreme_photo_is_drawn(
+def test_extreme_image_is_drawn(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     content_hw: tuple[int, int],
     size: tuple[int, int],
 ) -> None:
-    drawn: list[Answers] = []
+    drawn: list[ProtocolMasks] = []
     draw = visualize.mask_sheet
     monkeypatch.setattr(visualize, "mask_sheet", lambda some: drawn.extend(some) or draw(some))
-    thin = replace(masked_photos(1, 0), content_hw=torch.tensor([content_hw]))
-    train(tmp_path, MaskPictures(tmp_path, lambda: thin, KINDS), steps=1)
+    thin = replace(masked_images(1, 0), content_hw=torch.tensor([content_hw]))
+    train(tmp_path, MaskVisualizer(tmp_path, lambda: thin, KINDS), steps=1)
     assert [one.photo.shape[:2] for one in drawn] == [size] * 3

@@ -41,7 +41,7 @@ def test_a_sheet_holds_each_mask_and_at_most_64() -> None:
     assert everything_sheet(photo, masks[:64], "p").size == many.size
 
 
-def test_no_mask_leaves_the_photo() -> None:
+def test_no_mask_leaves_the_image() -> None:
     photo = np.full((120, 160, 3), 128, np.uint8)
     np.testing.assert_array_equal(np.array(everything_overlay(photo, [])), photo)
     assert everything_sheet(photo, [], "photo").width > 160

@@ -7,7 +7,7 @@ from efficientsam_pl.visualization.features import (
     feature_sheet,
     over_patches,
     reconstruction_sheet,
-    seen_photos,
+    seen_images,
 )
 
 
@@ -67,7 +67,7 @@ def test_two_channels_are_refused() -> None:
 
 def test_masked_patches_are_grey_and_the_others_as_they_were() -> None:
     photos = np.full((1, 4, 4, 3), 7, np.uint8)
-    seen = seen_photos(photos, np.array([[False, True, False, False]]))
+    seen = seen_images(photos, np.array([[False, True, False, False]]))
     expected = np.full((4, 4), 7)
     expected[:2, 2:] = 128  # row-major: the second patch is the upper right one
     np.testing.assert_array_equal(seen[0, ..., 0], expected)

@@ -2,18 +2,18 @@ import numpy as np
 import pytest
 
 from efficientsam_pl.visualization.contact_sheet import SheetLayout
-from efficientsam_pl.visualization.masks import CELL_PX, Answers, mask_sheet
+from efficientsam_pl.visualization.masks import CELL_PX, ProtocolMasks, mask_sheet
 from efficientsam_pl.visualization.overlay import DrawnPrompt
 
 BOX = DrawnPrompt((), (), (64.0, 32.0, 191.0, 95.0))
 CLICK = DrawnPrompt(((100.0, 60.0),), (1,), None)
 
 
-def answers(prompt: DrawnPrompt, shift: int = 0, iou: float = 1.0) -> Answers:
+def answers(prompt: DrawnPrompt, shift: int = 0, iou: float = 1.0) -> ProtocolMasks:
     """A grey photo, half as high as wide, with one rectangle; the answer is moved to the right."""
     truth = np.zeros((1, CELL_PX // 2, CELL_PX), bool)
     truth[:, 32:96, 64:192] = True
-    return Answers(
+    return ProtocolMasks(
         key="photo",
         asked="box",
         photo=np.full((CELL_PX // 2, CELL_PX, 3), 100, np.uint8),
@@ -25,7 +25,7 @@ def answers(prompt: DrawnPrompt, shift: int = 0, iou: float = 1.0) -> Answers:
     )
 
 
-def cells(one: Answers) -> list[np.ndarray]:
+def cells(one: ProtocolMasks) -> list[np.ndarray]:
     sheet, layout = np.array(mask_sheet([one])), SheetLayout.for_cell(CELL_PX)
     top = layout.gap + 2 * layout.title_height
     height = one.photo.shape[0]
@@ -35,7 +35,7 @@ def cells(one: Answers) -> list[np.ndarray]:
     ]
 
 
-def test_title_tells_photo_prompt_and_both_ious() -> None:
+def test_title_tells_image_prompt_and_both_ious() -> None:
     assert answers(BOX, iou=0.755).title() == "photo, box: IoU 0.76 (predicted 0.50)"
 
 
@@ -51,13 +51,13 @@ def test_sheet_has_a_row_for_each_answer() -> None:
 def test_sheet_of_many_answers_fits_a_screen(count: int, hw: tuple[int, int]) -> None:
     masks = np.zeros((1, *hw), bool)
     photo = np.full((*hw, 3), 100, np.uint8)
-    one = Answers("photo", "box", photo, (), masks, masks, (1.0,), (1.0,))
+    one = ProtocolMasks("photo", "box", photo, (), masks, masks, (1.0,), (1.0,))
     width, height = mask_sheet([one] * count).size
     assert max(width, height) <= 1600
     assert width >= SheetLayout.for_cell(CELL_PX).left(4)
 
 
-def test_photo_shows_the_prompt_alone() -> None:
+def test_image_shows_the_prompt_alone() -> None:
     shown, plain = cells(answers(BOX))[0], answers(BOX).photo.astype(int)
     changed = (shown != plain).any(-1)
     assert changed[32, 64:192].all()  # the box's upper side
@@ -85,10 +85,10 @@ def test_moved_answer_misses_on_one_side_and_has_too_much_on_the_other() -> None
 
 
 @pytest.mark.parametrize("size", [(1, 256), (256, 1), (3, 200)])
-def test_extreme_photo_is_drawn(size: tuple[int, int]) -> None:
+def test_extreme_image_is_drawn(size: tuple[int, int]) -> None:
     masks = np.ones((1, *size), bool)
     photo = np.zeros((*size, 3), np.uint8)
-    one = Answers("thin", "box", photo, (BOX,), masks, masks, (1.0,), (1.0,))
+    one = ProtocolMasks("thin", "box", photo, (BOX,), masks, masks, (1.0,), (1.0,))
     assert mask_sheet([one]).width == SheetLayout.for_cell(CELL_PX).left(4)
 
 

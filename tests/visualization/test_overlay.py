@@ -15,7 +15,7 @@ from efficientsam_pl.visualization.palette import MASK_COLOURS, WHITE, ink_on
 GREY = 100
 
 
-def grey_photo(height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+def grey_image(height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     return np.full((height, width, 3), GREY, np.uint8)
 
 
@@ -26,10 +26,10 @@ def rectangle(height: int, width: int, box: tuple[int, int, int, int]) -> Bool[n
     return mask
 
 
-def test_line_is_inside_the_mask_edge_outside_and_the_rest_of_the_photo_untouched() -> None:
+def test_line_is_inside_the_mask_edge_outside_and_the_rest_of_the_image_untouched() -> None:
     mask = rectangle(120, 160, (40, 30, 99, 79))
-    drawn = np.array(overlay(grey_photo(120, 160), mask))
-    pen = Pen.for_photo(160, 120)
+    drawn = np.array(overlay(grey_image(120, 160), mask))
+    pen = Pen.for_image(160, 120)
     assert (pen.line, pen.edge) == (2, 1)
     row = drawn[55]  # through the middle: photo, edge, line, tint, line, edge, photo
     colour = MASK_COLOURS[0]
@@ -45,21 +45,21 @@ def test_line_is_inside_the_mask_edge_outside_and_the_rest_of_the_photo_untouche
 
 
 def test_overlay_leaves_its_arguments_as_they_were() -> None:
-    photo, mask = grey_photo(50, 60), rectangle(50, 60, (10, 10, 40, 40))
+    photo, mask = grey_image(50, 60), rectangle(50, 60, (10, 10, 40, 40))
     overlay(photo, mask, [DrawnPrompt(((20.0, 20.0),), (1,), None)], [0.5])
-    np.testing.assert_array_equal(photo, grey_photo(50, 60))
+    np.testing.assert_array_equal(photo, grey_image(50, 60))
     np.testing.assert_array_equal(mask, rectangle(50, 60, (10, 10, 40, 40)))
 
 
-def test_no_masks_and_an_empty_mask_give_the_photo_back() -> None:
+def test_no_masks_and_an_empty_mask_give_the_image_back() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for count in (0, 2):
         drawn = overlay(photo, np.zeros((count, 40, 50), bool))
         np.testing.assert_array_equal(np.array(drawn), photo)
 
 
-def test_whole_photo_as_mask_has_its_line_along_the_frame() -> None:
-    drawn = np.array(overlay(grey_photo(30, 40), np.ones((1, 30, 40), bool)))
+def test_whole_image_as_mask_has_its_line_along_the_frame() -> None:
+    drawn = np.array(overlay(grey_image(30, 40), np.ones((1, 30, 40), bool)))
     border = np.ones((30, 40), bool)
     border[2:-2, 2:-2] = False
     np.testing.assert_array_equal((drawn == MASK_COLOURS[0]).all(-1), border)
@@ -68,7 +68,7 @@ def test_whole_photo_as_mask_has_its_line_along_the_frame() -> None:
 def test_small_mask_is_seen_on_a_large_one_whatever_their_order() -> None:
     large = rectangle(200, 200, (20, 20, 180, 180))
     small = rectangle(200, 200, (90, 90, 110, 110))
-    photo = grey_photo(200, 200)
+    photo = grey_image(200, 200)
     for order, colour in (((large, small), MASK_COLOURS[1]), ((small, large), MASK_COLOURS[0])):
         drawn = overlay(photo, np.concatenate(order))
         assert drawn.getpixel((90, 100)) == colour
@@ -76,8 +76,8 @@ def test_small_mask_is_seen_on_a_large_one_whatever_their_order() -> None:
 
 def test_positive_click_is_green_and_negative_red_within_their_radius() -> None:
     prompt = DrawnPrompt(((50.0, 60.0), (150.0, 60.0)), (Label.POSITIVE, Label.NEGATIVE), None)
-    drawn = np.array(overlay(grey_photo(120, 200), np.zeros((0, 120, 200), bool), [prompt]))
-    radius = Pen.for_photo(200, 120).click_radius
+    drawn = np.array(overlay(grey_image(120, 200), np.zeros((0, 120, 200), bool), [prompt]))
+    radius = Pen.for_image(200, 120).click_radius
     changed_y, changed_x = np.nonzero((drawn != GREY).any(-1))
     nearest = np.minimum(
         np.hypot(changed_x - 50, changed_y - 60), np.hypot(changed_x - 150, changed_y - 60)
@@ -92,7 +92,7 @@ def test_positive_click_is_green_and_negative_red_within_their_radius() -> None:
 
 
 def test_padding_points_are_not_drawn() -> None:
-    photo = grey_photo(60, 60)
+    photo = grey_image(60, 60)
     prompt = DrawnPrompt(((30.0, 30.0),), (Label.PADDING,), None)
     drawn = overlay(photo, np.zeros((0, 60, 60), bool), [prompt])
     np.testing.assert_array_equal(np.array(drawn), photo)
@@ -101,7 +101,7 @@ def test_padding_points_are_not_drawn() -> None:
 def test_box_is_a_frame_in_the_colour_of_its_mask() -> None:
     boxes = ((20.0, 30.0, 80.0, 90.0), (140.0, 90.0, 100.0, 30.0))  # the second one inside out
     prompts = [DrawnPrompt((), (), box) for box in boxes]
-    drawn = overlay(grey_photo(120, 160), np.zeros((0, 120, 160), bool), prompts)
+    drawn = overlay(grey_image(120, 160), np.zeros((0, 120, 160), bool), prompts)
     for x0, x1, colour in ((20, 80, MASK_COLOURS[0]), (100, 140, MASK_COLOURS[1])):
         for point in ((x0, 60), (x1, 60), ((x0 + x1) // 2, 30), ((x0 + x1) // 2, 90)):
             assert drawn.getpixel(point) == colour
@@ -109,7 +109,7 @@ def test_box_is_a_frame_in_the_colour_of_its_mask() -> None:
 
 
 def test_iou_is_written_near_its_mask_in_its_colour() -> None:
-    photo, mask = grey_photo(300, 400), rectangle(300, 400, (250, 150, 300, 250))
+    photo, mask = grey_image(300, 400), rectangle(300, 400, (250, 150, 300, 250))
     without, labelled = overlay(photo, mask), overlay(photo, mask, iou=[0.93])
     changed = (np.array(without) != np.array(labelled)).any(-1)
     rows, columns = np.nonzero(changed)
@@ -120,7 +120,7 @@ def test_iou_is_written_near_its_mask_in_its_colour() -> None:
 
 
 def test_chips_of_masks_at_one_place_do_not_cover_each_other() -> None:
-    canvas, pen = Image.new("RGB", (400, 300)), Pen.for_photo(400, 300)
+    canvas, pen = Image.new("RGB", (400, 300)), Pen.for_image(400, 300)
     frames: list[tuple[float, float, float, float]] = []
     for _ in range(8):
         frames.append(
@@ -134,7 +134,7 @@ def test_chips_of_masks_at_one_place_do_not_cover_each_other() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (700, 2), (256, 256), (1500, 2250)])
-def test_any_size_of_photo_is_drawn_at_its_own_size(size: tuple[int, int]) -> None:
+def test_any_size_of_image_is_drawn_at_its_own_size(size: tuple[int, int]) -> None:
     masks = np.ones((2, *size), bool)
     masks[1] = False
     prompt = DrawnPrompt(((0.0, 0.0), (5000.0, -20.0)), (1, 0), (-5.0, -5.0, 3000.0, 3000.0))
@@ -142,18 +142,18 @@ def test_any_size_of_photo_is_drawn_at_its_own_size(size: tuple[int, int]) -> No
     assert (drawn.height, drawn.width, drawn.mode) == (*size, "RGB")
 
 
-def test_marks_grow_with_the_photo_and_with_how_small_it_will_be_shown() -> None:
-    small, large = Pen.for_photo(256, 256), Pen.for_photo(2560, 2560)
+def test_marks_grow_with_the_image_and_with_how_small_it_will_be_shown() -> None:
+    small, large = Pen.for_image(256, 256), Pen.for_image(2560, 2560)
     assert large.text >= 4 * small.text
     assert large.click_radius >= 4 * small.click_radius
-    reduced = Pen.for_photo(2560, 2560, shown_px=256)
+    reduced = Pen.for_image(2560, 2560, shown_px=256)
     assert reduced.text == 10 * small.text
     assert reduced.line == 10 * small.line
 
 
 def test_wrong_numbers_of_values_are_refused() -> None:
     with pytest.raises(ValueError, match="1 IoU values for 2 masks"):
-        overlay(grey_photo(8, 8), np.zeros((2, 8, 8), bool), iou=[0.5])
+        overlay(grey_image(8, 8), np.zeros((2, 8, 8), bool), iou=[0.5])
     with pytest.raises(ValueError, match="1 points, but 2 labels"):
         DrawnPrompt(((1.0, 2.0),), (1, 0), None)
 
@@ -193,7 +193,7 @@ def test_real_masks_change_their_pixels_and_no_distant_ones(shared: Path) -> Non
     changed = (np.array(overlay(photo, masks)) != photo).any(-1)
     union = masks.any(0)
     assert changed[union].mean() > 0.99
-    reach = Pen.for_photo(width, height).edge
+    reach = Pen.for_image(width, height).edge
     near = np.zeros_like(union)
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):

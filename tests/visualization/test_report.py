@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl.visualization.report import Picture, Report, Section, Table, write_report
+from efficientsam_pl.visualization.report import Figure, Report, Section, Table, write_report
 
 NASTY = '<script>alert("x")</script> & <b>'
 
@@ -46,7 +46,7 @@ def noise_png(path: Path) -> Path:
 
 def test_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
     png = noise_png(tmp_path / "a.png")
-    html = written(tmp_path, Section("s", "t", pictures=(Picture(png, "noise"),)))
+    html = written(tmp_path, Section("s", "t", pictures=(Figure(png, "noise"),)))
     for outside in ("http://", "https://", "<script", "<link", "url(", "@import"):
         assert outside not in html
     for tag, attributes in Page(html).tags:
@@ -56,7 +56,7 @@ def test_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
 
 def test_picture_in_the_page_is_the_file_to_the_byte(tmp_path: Path) -> None:
     png = noise_png(tmp_path / "a.png")
-    html = written(tmp_path, Section("s", "t", pictures=(Picture(png, "noise & more"),)))
+    html = written(tmp_path, Section("s", "t", pictures=(Figure(png, "noise & more"),)))
     (image,) = [attributes for tag, attributes in Page(html).tags if tag == "img"]
     kind, content = (image["src"] or "").split(",")
     assert kind == "data:image/png;base64"
@@ -66,7 +66,7 @@ def test_picture_in_the_page_is_the_file_to_the_byte(tmp_path: Path) -> None:
 
 def test_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     table = Table((NASTY,), ((NASTY,),), caption=NASTY)
-    picture = Picture(noise_png(tmp_path / "a.png"), '" onload="alert(1)')
+    picture = Figure(noise_png(tmp_path / "a.png"), '" onload="alert(1)')
     section = Section(NASTY, NASTY, (table,), (picture,))
     write_report(tmp_path / "r.html", Report(NASTY, NASTY, (NASTY,), (section,)))
     page = Page((tmp_path / "r.html").read_text("utf-8"))
@@ -125,4 +125,4 @@ def test_wrong_tables_and_pictures_are_refused(tmp_path: Path) -> None:
         Table(("a",), (("1",), ("2",)), highlight=2)
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ValueError, match=r"a\.jpg is not a PNG"):
-        Picture(tmp_path / "a.jpg", "").data_uri()
+        Figure(tmp_path / "a.jpg", "").data_uri()

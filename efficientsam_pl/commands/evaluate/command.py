@@ -21,26 +21,26 @@ from efficientsam_pl.cluster.devices import chosen_device
 from efficientsam_pl.cluster.launch import Launch, launch, note_progress
 from efficientsam_pl.cluster.signals import Request, StopRequests, catch_signals
 from efficientsam_pl.cluster.slurm import requeue
-from efficientsam_pl.commands.evaluate.dataset import EvaluatedSet, name_of, open_set
+from efficientsam_pl.commands.evaluate.dataset import EvaluationSet, name_of, open_set
 from efficientsam_pl.commands.evaluate.plots import draw
 from efficientsam_pl.commands.evaluate.result import RunNotes, merged, settings_of, summary
 from efficientsam_pl.commands.evaluate.table import result_table
-from efficientsam_pl.data.datasets.image_sources import ahead
+from efficientsam_pl.data.datasets.image_sources import prefetch
 from efficientsam_pl.errors import SavedAndStopped
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
-from efficientsam_pl.evaluation.evaluator import Examination
-from efficientsam_pl.evaluation.interfaces import PhotoSegmenter
+from efficientsam_pl.evaluation.evaluator import ImageEvaluator
+from efficientsam_pl.evaluation.interfaces import PromptableModel
 from efficientsam_pl.evaluation.protocols.detector_boxes import DetectorBoxes
 from efficientsam_pl.evaluation.protocols.registry import protocol
-from efficientsam_pl.evaluation.results.journal import Finished, Parts
-from efficientsam_pl.evaluation.results.record import PhotoRecord
+from efficientsam_pl.evaluation.results.journal import Finished, ResultJournal
+from efficientsam_pl.evaluation.results.record import ImageRecord
 from efficientsam_pl.evaluation.results.result_file import write_result
-from efficientsam_pl.inference.evaluator_adapter import EvaluatedModel
+from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model, weights_sha256
 from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.plural import counted
 from efficientsam_pl.recipes.root_configs import EvaluateConfig, as_dict
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 _DECODERS, _AHEAD = 2, 6  # threads that decode photos, and photos that may wait
 
@@ -50,9 +50,9 @@ class _Work:
     """What a rank does, and where."""
 
     config: EvaluateConfig
-    photos: EvaluatedSet
-    examination: Examination
-    parts: Parts
+    photos: EvaluationSet
+    evaluator: ImageEvaluator
+    parts: ResultJournal
     rank: Launch
     requests: StopRequests
 
@@ -74,11 +74,11 @@ def run(config: EvaluateConfig) -> None:
         "resize": f"{model.config.resize} {model.config.encoder.image_size}",
         "config": as_dict(model.config),
     }
-    evaluate(config, EvaluatedModel(model), told)
+    evaluate(config, EvaluatorModel(model), told)
 
 
 def evaluate(
-    config: EvaluateConfig, segmenter: PhotoSegmenter, about: Mapping[str, Any]
+    config: EvaluateConfig, segmenter: PromptableModel, about: Mapping[str, Any]
 ) -> Path | None:
     """Evaluates any segmenter.
 
@@ -98,7 +98,7 @@ def evaluate(
     requests, begun = catch_signals(), time.monotonic()
     try:
         photos = open_set(config)
-        examination = Examination(
+        evaluator = ImageEvaluator(
             segmenter=segmenter,
             protocols=tuple(map(protocol, config.protocols)),
             boxes=None
@@ -110,11 +110,11 @@ def evaluate(
             seed=config.seed,
             prompts_at_once=config.prompts_at_once,
         )
-        examination.check()
+        evaluator.check()
         out = Path(config.out)
-        parts = Parts(out.with_suffix(".parts"))
-        parts.begin(settings_of(config, photos, examination, about), _start(), config.fresh)
-        work = _Work(config, photos, examination, parts, launch(), requests)
+        parts = ResultJournal(out.with_suffix(".parts"))
+        parts.begin(settings_of(config, photos, evaluator, about), _start(), config.fresh)
+        work = _Work(config, photos, evaluator, parts, launch(), requests)
         _examine(work)
         return _merge(work, about, begun)
     finally:
@@ -127,18 +127,18 @@ def _examine(work: _Work) -> None:
     _tell_torn(work, finished)
     done, world = finished.whole(), work.rank.nodes * work.rank.ranks_per_node
     mine = [p for p in range(work.rank.rank, len(numbers), world) if numbers[p] not in done]
-    ready = ahead(work.photos.photos.read, mine, _DECODERS, _AHEAD)
+    ready = prefetch(work.photos.photos.read, mine, _DECODERS, _AHEAD)
     bar = work.rank.rank == 0 and sys.stdout.isatty()
     kept = f"photos that are done are kept in {work.parts.folder}"
     with work.requests.saving(lambda: kept), work.parts.writer(work.rank.rank) as writer:
         shown = track(mine, "Evaluating", len(mine), transient=True, disable=not bar)
         for count, (place, read) in enumerate(zip(shown, ready, strict=True), 1):
             number = numbers[place]
-            if isinstance(read, Damage):
-                record = PhotoRecord(number, damage=(read.kind, name_of(read), read.detail))
+            if isinstance(read, CorruptSample):
+                record = ImageRecord(number, damage=(read.kind, name_of(read), read.detail))
             else:
                 boxes = work.photos.boxes(number)
-                record = work.examination.record(number, read.image, read.about, boxes)
+                record = work.evaluator.record(number, read.image, read.about, boxes)
             if writer.add(record) and work.rank.rank == 0:
                 note_progress(len(done) + count)
             if work.requests.strongest is not Request.NONE and count < len(mine):
@@ -167,7 +167,7 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
             host=platform.node(),
             device=_device_name(work.config),
         )
-        whole = merged(work.config, work.photos, work.examination, finished, about, notes)
+        whole = merged(work.config, work.photos, work.evaluator, finished, about, notes)
         write_result(whole.result, out)
         if work.config.plots:
             draw(whole, out)

@@ -14,26 +14,26 @@ from efficientsam_pl.data.coco_instances import (
     read_instances,
 )
 from efficientsam_pl.data.datasets.image_sources import (
-    AnnotatedPhotos,
-    PackedPhotos,
-    PhotoFiles,
-    content_of_photos,
+    AnnotatedImages,
+    ImageFiles,
+    PackedImages,
+    content_of_images,
     content_of_shards,
 )
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.recipes.root_configs import EvaluateConfig
-from efficientsam_pl.structures import Damage, InstancePhoto
+from efficientsam_pl.structures import CorruptSample, InstanceImage
 
 
 @dataclass(frozen=True)
-class EvaluatedSet:
+class EvaluationSet:
     """Photos in a fixed order, which ranks share out by place.
 
     `numbers` tell them apart. Of COCO and LVIS `annotated` is the set, else `shards` is.
     """
 
     kind: str
-    photos: AnnotatedPhotos
+    photos: AnnotatedImages
     numbers: tuple[int, ...]
     annotated: InstanceSet | None = None
     shards: ShardSet | None = None
@@ -45,9 +45,9 @@ class EvaluatedSet:
         """COCO's or LVIS's."""
         return () if self.annotated is None else self.annotated.categories
 
-    def about(self, number: int) -> InstancePhoto:
+    def about(self, number: int) -> InstanceImage:
         """The annotations of a photo that could be read."""
-        if isinstance(self.photos, PackedPhotos):
+        if isinstance(self.photos, PackedImages):
             return self.photos.annotations(number)
         assert self.annotated is not None, "what does not lie in shards is an annotated set"
         return self.annotated.photos[self.places[number]]
@@ -75,15 +75,15 @@ class EvaluatedSet:
         """A sha256 of what is asked about, whatever the order in a file."""
         if self.shards is not None:
             return content_of_shards(self.shards)
-        return content_of_photos(map(self.about, self.numbers))
+        return content_of_images(map(self.about, self.numbers))
 
 
-def name_of(damage: Damage) -> str:
+def name_of(damage: CorruptSample) -> str:
     """What is damaged, without the folder in which it lies."""
     return f"{Path(damage.shard).name} {damage.key}".strip()
 
 
-def open_set(config: EvaluateConfig) -> EvaluatedSet:
+def open_set(config: EvaluateConfig) -> EvaluationSet:
     """The set that a config names.
 
     Raises:
@@ -91,9 +91,9 @@ def open_set(config: EvaluateConfig) -> EvaluatedSet:
     """
     if config.kind == "shards":
         shards = open_shards(config.shards)
-        packed = PackedPhotos(shards)
+        packed = PackedImages(shards)
         numbers = tuple(packed.numbers[: config.photos])
-        return EvaluatedSet("shards", packed, numbers, shards=shards)
+        return EvaluationSet("shards", packed, numbers, shards=shards)
     assert config.annotations is not None, "it is among the config's needs"
     assert config.images is not None, "it is among the config's needs"
     annotated = read_instances(config.annotations, config.images, config.kind)
@@ -101,9 +101,9 @@ def open_set(config: EvaluateConfig) -> EvaluatedSet:
     found = None
     if config.detector.results is not None:
         found = read_detections(config.detector.results, annotated)
-    return EvaluatedSet(
+    return EvaluationSet(
         config.kind,
-        PhotoFiles(annotated.photos, ids, annotated.damage),
+        ImageFiles(annotated.photos, ids, annotated.damage),
         ids[: config.photos],
         annotated=annotated,
         detections=found,

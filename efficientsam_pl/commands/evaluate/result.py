@@ -6,20 +6,20 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from efficientsam_pl.commands.evaluate.dataset import EvaluatedSet
-from efficientsam_pl.evaluation.evaluator import ANY, Examination
+from efficientsam_pl.commands.evaluate.dataset import EvaluationSet
+from efficientsam_pl.evaluation.evaluator import ANY, ImageEvaluator
 from efficientsam_pl.evaluation.metrics.lvis import lvis_averages
 from efficientsam_pl.evaluation.metrics.matching import averages
 from efficientsam_pl.evaluation.metrics.overlaps import (
-    FoundMasks,
     ImageOverlaps,
+    PredictedMasks,
     coco_overlaps,
     lvis_overlaps,
 )
 from efficientsam_pl.evaluation.protocols.base import askable
 from efficientsam_pl.evaluation.results.description import described
 from efficientsam_pl.evaluation.results.journal import Finished
-from efficientsam_pl.evaluation.results.record import PhotoRecord
+from efficientsam_pl.evaluation.results.record import ImageRecord
 from efficientsam_pl.evaluation.results.result_file import Result
 from efficientsam_pl.evaluation.results.tally import Tally
 from efficientsam_pl.plural import counted
@@ -41,15 +41,15 @@ class RunNotes:
 
 def settings_of(
     config: EvaluateConfig,
-    photos: EvaluatedSet,
-    examination: Examination,
+    photos: EvaluationSet,
+    evaluator: ImageEvaluator,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that decides the numbers: photos of an evaluation with other settings are no use."""
     return {
         "model": dict(about),
         "data": photos.identity(),
-        "protocols": _protocols(photos, examination),
+        "protocols": _protocols(photos, evaluator),
         "seed": config.seed,
         "versions": versions(*_PROGRAMS),
     }
@@ -67,14 +67,14 @@ class Merged:
 
 def merged(
     config: EvaluateConfig,
-    photos: EvaluatedSet,
-    examination: Examination,
+    photos: EvaluationSet,
+    evaluator: ImageEvaluator,
     finished: Finished,
     about: Mapping[str, Any],
     notes: RunNotes,
 ) -> Merged:
     """The result of photos that are all done, in the order of their numbers."""
-    tally = Tally(one.name for one in examination.protocols)
+    tally = Tally(one.name for one in evaluator.protocols)
     wanted, overlaps = frozenset(photos.numbers), []
     damage = photos.damage()
     for record in finished.records():
@@ -83,19 +83,19 @@ def merged(
         tally.add(record)
         if record.damage is not None:
             damage.append(record.damage)
-        elif photos.detections is not None or examination.keeps_boxed:
+        elif photos.detections is not None or evaluator.keeps_boxed:
             overlaps.append(_overlaps(photos, record))
     categories = [one.id for one in photos.categories] or [ANY]
     numbers = tally.numbers()
     if photos.detections is not None:
         numbers["detector_boxes"] = {"ap": _average_precision(photos, overlaps)}
-    elif examination.keeps_boxed:
+    elif evaluator.keeps_boxed:
         numbers["box"]["ap"] = averages(overlaps, categories)._asdict()
     result = Result(
         model=dict(about),
         data=_data(photos),
         seed=config.seed,
-        protocols=_protocols(photos, examination),
+        protocols=_protocols(photos, evaluator),
         numbers=numbers,
         counts=tally.counts(),
         damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(damage)],
@@ -136,10 +136,10 @@ def _shown(value: float | None) -> str:
     return "of nothing" if value is None else f"{value:.4f}"
 
 
-def _overlaps(photos: EvaluatedSet, record: PhotoRecord) -> ImageOverlaps:
+def _overlaps(photos: EvaluationSet, record: ImageRecord) -> ImageOverlaps:
     """What a photo's detections overlap."""
     about, found = photos.about(record.photo), record.detections
-    masks = FoundMasks(
+    masks = PredictedMasks(
         [one.category_id for one in found],
         [one.mask for one in found],
         [one.score for one in found],
@@ -151,14 +151,14 @@ def _overlaps(photos: EvaluatedSet, record: PhotoRecord) -> ImageOverlaps:
     return coco_overlaps(about, masks)
 
 
-def _average_precision(photos: EvaluatedSet, overlaps: list[ImageOverlaps]) -> dict[str, float]:
+def _average_precision(photos: EvaluationSet, overlaps: list[ImageOverlaps]) -> dict[str, float]:
     if photos.kind == "lvis":
         named = {one.id: one.frequency for one in photos.categories if one.frequency is not None}
         return lvis_averages(overlaps, named)._asdict()
     return averages(overlaps, [one.id for one in photos.categories])._asdict()
 
 
-def _data(photos: EvaluatedSet) -> dict[str, Any]:
+def _data(photos: EvaluationSet) -> dict[str, Any]:
     told: dict[str, Any] = {
         "kind": photos.kind,
         "photos": len(photos.numbers),
@@ -172,7 +172,7 @@ def _data(photos: EvaluatedSet) -> dict[str, Any]:
     return told
 
 
-def _run(config: EvaluateConfig, photos: EvaluatedSet, notes: RunNotes) -> dict[str, Any]:
+def _run(config: EvaluateConfig, photos: EvaluationSet, notes: RunNotes) -> dict[str, Any]:
     return {
         **asdict(notes),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -182,15 +182,15 @@ def _run(config: EvaluateConfig, photos: EvaluatedSet, notes: RunNotes) -> dict[
     }
 
 
-def _protocols(photos: EvaluatedSet, examination: Examination) -> dict[str, dict[str, Any]]:
+def _protocols(photos: EvaluationSet, evaluator: ImageEvaluator) -> dict[str, dict[str, Any]]:
     told = {
-        one.name: described(one.name, examination.segmenter.mask_prompts)
-        for one in examination.protocols
+        one.name: described(one.name, evaluator.segmenter.mask_prompts)
+        for one in evaluator.protocols
     }
-    if examination.boxes is not None and photos.detections is not None:
+    if evaluator.boxes is not None and photos.detections is not None:
         told["detector_boxes"] = described("detector_boxes", False) | {
-            "mask_rule": examination.boxes.rule,
-            "second_pass": examination.boxes.passes == 2,
+            "mask_rule": evaluator.boxes.rule,
+            "second_pass": evaluator.boxes.passes == 2,
             "detector_sha256": photos.detections.sha256,
         }
     return told

@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from efficientsam_pl.cluster.devices import Accelerator, chosen_device
-from efficientsam_pl.commands.everything.labelled_shards import LabelledPhoto, write_labelled
-from efficientsam_pl.data.image_files import photos_in, read_image
+from efficientsam_pl.commands.everything.labelled_shards import LabelledImage, write_labelled
+from efficientsam_pl.data.image_files import images_in, read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.config import EverythingConfig
 from efficientsam_pl.inference.automask.generator import generate_masks
@@ -56,7 +56,7 @@ def run(options: EverythingOptions) -> Done:
     Raises:
         UserError: A wrong path, weights of another model, or no photo that can be read.
     """
-    photos = _photos(options.image)
+    photos = _images(options.image)
     _check_outputs(options)
     model = load_model(options.model, options.weights).to(
         chosen_device(options.accelerator, "--accelerator")
@@ -84,7 +84,7 @@ def _labelled(
     options: EverythingOptions,
     done: Done,
     advance: Callable[[float], None],
-) -> Iterator[LabelledPhoto]:
+) -> Iterator[LabelledImage]:
     """Each photo with its masks, once its pictures and records are written."""
     for key, path in photos.items():
         try:
@@ -100,7 +100,7 @@ def _labelled(
         done.photos += 1
         done.masks += len(records)
         if any(record["area"] for record in records):
-            yield LabelledPhoto(key, path, image, records)
+            yield LabelledImage(key, path, image, records)
         else:
             done.without_masks.append(path.name)
 
@@ -119,8 +119,8 @@ def _write(
     everything_overlay(image, masks).save(options.out / f"{key}_overlay.png")
     everything_sheet(image, masks, key).save(options.out / f"{key}_masks.png")
     if options.json is not None:
-        one_photo = options.image.is_file()
-        place = options.json if one_photo else options.json / f"{key}.json"
+        one_image = options.image.is_file()
+        place = options.json if one_image else options.json / f"{key}.json"
         atomic_write_bytes(place, json.dumps(records, allow_nan=False).encode() + b"\n")
 
 
@@ -143,11 +143,11 @@ def _tell(done: Done, options: EverythingOptions, seconds: float) -> None:
             print(f"-> {place}")
 
 
-def _photos(image: Path) -> dict[str, Path]:
+def _images(image: Path) -> dict[str, Path]:
     """Photos by the name of what is written about them: stems, made unique, without dots."""
     if image.is_file():
         return {_key(image.stem): image}
-    paths = photos_in(image)
+    paths = images_in(image)
     found: dict[str, Path] = {}
     for path in paths:
         names = (path.stem, path.name, *(f"{path.name}_{i}" for i in range(2, len(paths) + 2)))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from efficientsam_pl.data.packing.images import MaskedPhoto, sample_of
+from efficientsam_pl.data.packing.images import MaskedImage, sample_of
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.schema import RECORD_ENDING, Annotation
 from efficientsam_pl.data.shards import write_manifest
@@ -18,11 +18,11 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.records import MaskRecord
 from efficientsam_pl.storage.files import full_path, list_files
 
-_PREFIX, _PHOTOS_A_SHARD = "everything", 1000
+_PREFIX, _IMAGES_A_SHARD = "everything", 1000
 
 
 @dataclass(frozen=True)
-class LabelledPhoto:
+class LabelledImage:
     """A photo, where it came from, and its masks."""
 
     key: str
@@ -31,7 +31,7 @@ class LabelledPhoto:
     records: list[MaskRecord]
 
 
-def write_labelled(photos: Iterable[LabelledPhoto], folder: str) -> PackSummary:
+def write_labelled(photos: Iterable[LabelledImage], folder: str) -> PackSummary:
     """Writes `FOLDER/everything-000000.tar`..., photo by photo as they come.
 
     Raises:
@@ -43,7 +43,7 @@ def write_labelled(photos: Iterable[LabelledPhoto], folder: str) -> PackSummary:
     samples = map(_sample, photos)
     while True:
         path = f"{out}/{_PREFIX}-{len(summary.shards):06d}.tar"
-        shard, packed = write_shard(path, islice(samples, _PHOTOS_A_SHARD))
+        shard, packed = write_shard(path, islice(samples, _IMAGES_A_SHARD))
         if shard is None:
             break
         summary.add(shard, packed, done_before=False)
@@ -51,7 +51,7 @@ def write_labelled(photos: Iterable[LabelledPhoto], folder: str) -> PackSummary:
     return summary
 
 
-def _sample(photo: LabelledPhoto) -> PackedSample:
+def _sample(photo: LabelledImage) -> PackedSample:
     """The stored photo where it is a plain JPEG; where its masks came from beside the masks."""
     records = [record for record in photo.records if record["area"] > 0]
     annotations = tuple(
@@ -63,7 +63,7 @@ def _sample(photo: LabelledPhoto) -> PackedSample:
         )
         for record in records
     )
-    masked = MaskedPhoto(photo.key, photo.image, annotations)
+    masked = MaskedImage(photo.key, photo.image, annotations)
     sample = sample_of(masked, _stored_jpeg(photo.path))
     whole = json.loads(sample.files[RECORD_ENDING])
     for entry, record in zip(whole["annotations"], records, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from efficientsam_pl.cluster.devices import chosen_device
-from efficientsam_pl.commands.figure.spec import FigurePhoto, FigureSpec
+from efficientsam_pl.commands.figure.spec import FigureImage, FigureSpec
 from efficientsam_pl.commands.salient.files import read_map
 from efficientsam_pl.data.image_files import read_image
 from efficientsam_pl.errors import UserError
@@ -55,7 +55,7 @@ class _Question:
     """A photo asked in one way: a row that waits for its answers."""
 
     kind: str
-    about: FigurePhoto
+    about: FigureImage
     photo: UInt8[np.ndarray, "h w 3"]
     prompts: tuple[DrawnPrompt, ...]
     saliency: np.ndarray | None = None
@@ -93,7 +93,7 @@ def run(options: FigureOptions) -> FigureContent:
     return content
 
 
-def _questions(about: FigurePhoto, spec: FigureSpec) -> list[_Question]:
+def _questions(about: FigureImage, spec: FigureSpec) -> list[_Question]:
     photo = read_image(Path(about.image))
     try:
         clicked = [click[:2] for click in (*about.points, *about.clicks)]
@@ -122,7 +122,7 @@ def _box(corners: list[Any]) -> tuple[float, float, float, float]:
 
 
 def _salient_question(
-    about: FigurePhoto, photo: UInt8[np.ndarray, "h w 3"], spec: FigureSpec
+    about: FigureImage, photo: UInt8[np.ndarray, "h w 3"], spec: FigureSpec
 ) -> _Question:
     assert about.saliency is not None
     stored = read_map(Path(about.saliency), "saliency")

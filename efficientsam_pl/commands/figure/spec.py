@@ -13,7 +13,7 @@ from efficientsam_pl.inference.salient.config import SalientConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigurePhoto:
+class FigureImage:
     """A photo; each way of asking that is given makes a row. Coordinates are its pixels (x, y).
 
     Their numbers are checked here, since OmegaConf leaves those in nested lists as they are.
@@ -46,7 +46,7 @@ class FigurePhoto:
 class FigureSpec:
     """The figure."""
 
-    photos: tuple[FigurePhoto, ...] = ()
+    photos: tuple[FigureImage, ...] = ()
     input_title: str = "Input"
     everything: EverythingConfig = NOTEBOOK  # frozen; for every model
     salient: SalientConfig = field(default_factory=SalientConfig)

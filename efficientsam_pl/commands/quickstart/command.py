@@ -18,14 +18,14 @@ from efficientsam_pl.commands.quickstart.scoring import Split, score_split, spli
 from efficientsam_pl.commands.quickstart.sources import (
     Source,
     coco_set,
-    folder_photos,
+    folder_images,
     generated_world,
 )
 from efficientsam_pl.commands.quickstart.state import QuickstartState, begin
 from efficientsam_pl.commands.quickstart.teacher import announce_cost, teacher_encoder
-from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.image_files import save_image
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.evaluation.training_protocols import random_clicks
 from efficientsam_pl.inference.hub import load_model
@@ -52,7 +52,7 @@ class QuickstartOptions:
 
 
 @dataclass
-class Stopwatch:
+class PhaseTimer:
     """Seconds of each stage, beside what is expected of them on one quiet core."""
 
     expected: dict[str, float]
@@ -97,7 +97,7 @@ def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
         What `metrics.json` holds.
     """
     torch.set_num_threads(1)
-    watch, out = Stopwatch(_expected_seconds(config)), options.out
+    watch, out = PhaseTimer(_expected_seconds(config)), options.out
     state = begin(out, _identity(options, config))
     watch.begin("packing")
     state = _pack(options, config, state)
@@ -165,7 +165,7 @@ def _pack(
         counts: dict[str, dict[str, int]] = {}
         for split, images in source.splits.items():
             shown = _progress(images, split, source.counts[split])
-            summary = pack_photos(shown, state.folder / "shards", split)
+            summary = pack_images(shown, state.folder / "shards", split)
             counts[split] = {"images": summary.samples, "masks": summary.masks}
         packed = {
             "counts": counts,
@@ -190,11 +190,11 @@ def _source(options: QuickstartOptions, config: QuickstartConfig) -> Source:
     if options.coco is not None:
         return coco_set(*options.coco, config)
     if options.images is not None:
-        return folder_photos(options.images, config)
+        return folder_images(options.images, config)
     return generated_world(config, options.seed)
 
 
-def _progress(images: Iterable[MaskedPhoto], split: str, count: int) -> Iterable[MaskedPhoto]:
+def _progress(images: Iterable[MaskedImage], split: str, count: int) -> Iterable[MaskedImage]:
     """The same images, with a bar on a terminal."""
     silent = not sys.stdout.isatty()
     return track(images, f"Packing {split}", count, transient=True, disable=silent)
@@ -255,8 +255,8 @@ def _scored(state: QuickstartState, config: QuickstartConfig) -> dict[str, int |
 
 def _predict_one(out: Path, weights: Path) -> Example:
     """Masks for the first held-out image, by the command that users run."""
-    images = annotated_photos(open_shards(_pattern(out, "heldout")))
-    image = next(i for i in images if isinstance(i, AnnotatedPhoto) and i.truth)
+    images = annotated_images(open_shards(_pattern(out, "heldout")))
+    image = next(i for i in images if isinstance(i, AnnotatedImage) and i.truth)
     file = out / "predict" / f"{image.key}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     save_image(image.image, file)
@@ -278,7 +278,7 @@ def _predict_one(out: Path, weights: Path) -> Example:
     return Example(file, (int(x), int(y)))
 
 
-def _metrics(pretrained: pretrain.Pretrained, splits: dict[str, Split]) -> dict[str, Any]:
+def _metrics(pretrained: pretrain.PretrainResult, splits: dict[str, Split]) -> dict[str, Any]:
     """Everything that a seed decides, and nothing that a clock does."""
     finetuning = {name: split_metrics(split) for name, split in splits.items()}
     finetuning["heldout"]["ap"] = splits["heldout"].trained.ap.ap

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.commands.quickstart.visualize import Pictures, draw_pictures
+from efficientsam_pl.commands.quickstart.visualize import Figures, draw_pictures
 from efficientsam_pl.models.prompt_maps import LOGITS_PER_TOKEN
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.plural import counted
 from efficientsam_pl.training.callbacks.loss_history import LossHistory
 from efficientsam_pl.visualization.report import (
     Command,
-    Picture,
+    Figure,
     Report,
     Section,
     Table,
@@ -61,7 +61,7 @@ def write_report_page(out: Path, results: Results) -> None:
     report = Report(
         title="A small Segment Anything model, trained here",
         summary=_summary(results),
-        hero=Picture(
+        hero=Figure(
             pictures.examples,
             f"Held-out {results.packed['noun']}s: the first with several objects, not picked. "
             "Above: the image with a box or a click for each object. Below: the predicted masks, "
@@ -73,7 +73,7 @@ def write_report_page(out: Path, results: Results) -> None:
         sections=(
             _sami_section(out, results, pictures),
             _finetune_section(out, results, pictures),
-            *_photo_section(results, pictures),
+            *_image_section(results, pictures),
             _next_section(out, results),
         ),
     )
@@ -150,7 +150,7 @@ def _row(title: str, values: dict[str, float | None]) -> tuple[str, ...]:
     return (title, *cells)
 
 
-def _sami_section(out: Path, results: Results, pictures: Pictures) -> Section:
+def _sami_section(out: Path, results: Results, pictures: Figures) -> Section:
     sami = results.metrics["sami"]
     share = 1 - sami["loss"] / sami["mean_feature_loss"]
     side = "below" if share >= 0 else "above"
@@ -168,11 +168,11 @@ def _sami_section(out: Path, results: Results, pictures: Pictures) -> Section:
         "all of them. A model that only knows where a patch lies, and nothing of the image, can "
         "do no better than the mean feature of that position: this is the baseline."
     )
-    shown = [Picture(pictures.sami_loss, "Training loss, held-out loss where it was measured, and "
+    shown = [Figure(pictures.sami_loss, "Training loss, held-out loss where it was measured, and "
                      "the baseline.")]  # fmt: skip
     if pictures.features is not None:
         shown.append(
-            Picture(
+            Figure(
                 pictures.features,
                 "Features as colours (their first three principal components): image, what the "
                 "student sees of it, the teacher's features, the student's prediction.",
@@ -187,7 +187,7 @@ def _sami_section(out: Path, results: Results, pictures: Pictures) -> Section:
     return Section("Stage 1: SAMI pretraining", text, (table,), tuple(shown), (command,))
 
 
-def _finetune_section(out: Path, results: Results, pictures: Pictures) -> Section:
+def _finetune_section(out: Path, results: Results, pictures: Figures) -> Section:
     tuned = results.metrics["finetune"]
     text = (
         "The pretrained encoder gets a prompt encoder and a mask decoder, and all of it learns "
@@ -196,13 +196,13 @@ def _finetune_section(out: Path, results: Results, pictures: Pictures) -> Sectio
         f"{_memorised(tuned)} Mask AP from boxes on held-out images: {tuned['heldout']['ap']:.3f}."
     )
     shown = (
-        Picture(pictures.finetune_loss, "Training loss, and held-out loss where it was measured."),
-        Picture(
+        Figure(pictures.finetune_loss, "Training loss, and held-out loss where it was measured."),
+        Figure(
             pictures.heldout,
             "Held-out images: true masks, and what the model makes of each object's box before "
             "and after training.",
         ),
-        Picture(pictures.train, "Training images, the same way."),
+        Figure(pictures.train, "Training images, the same way."),
     )
     again = [
         "finetune",
@@ -239,7 +239,7 @@ def _memorised(tuned: dict[str, Any]) -> str:
     )
 
 
-def _photo_section(results: Results, pictures: Pictures) -> tuple[Section, ...]:
+def _image_section(results: Results, pictures: Figures) -> tuple[Section, ...]:
     """Real photos, where the run has scored some beside generated scenes."""
     scores = results.metrics["finetune"].get("photos")
     if scores is None or pictures.photos is None:
@@ -251,9 +251,7 @@ def _photo_section(results: Results, pictures: Pictures) -> tuple[Section, ...]:
     )
     masks = sum(size["masks"] for size in scores["by_size"].values())
     table = _score_table(scores, f"{masks} regions of 2 photos, mean IoU")
-    shown = (
-        Picture(pictures.photos, "True regions, and masks from their boxes before and after."),
-    )
+    shown = (Figure(pictures.photos, "True regions, and masks from their boxes before and after."),)
     return (Section("Real photos", text, (table,), shown),)
 
 
@@ -278,7 +276,7 @@ def _next_section(out: Path, results: Results) -> Section:
         ),
     )
     shown = (
-        Picture(
+        Figure(
             out / "predict" / "overlay.png",
             "What predict writes: a mask for each of some boxes, each with the IoU that the model "
             "predicts for it.",

@@ -22,7 +22,7 @@ from efficientsam_pl.commands.quickstart.shapes import (
     train_families,
     turned,
 )
-from efficientsam_pl.data.packing.images import MaskedPhoto
+from efficientsam_pl.data.packing.images import MaskedImage
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
 
@@ -95,12 +95,12 @@ def open_world(split: str, folder: Path, side: int, smallest_mask: float) -> Wor
     return World(split, families, textures, side, smallest_mask)
 
 
-def scene_photos(world: World, count: int, seed: int) -> Iterator[MaskedPhoto]:
+def scene_images(world: World, count: int, seed: int) -> Iterator[MaskedImage]:
     """Scenes as samples to pack; each depends on the seed, the split and its number alone."""
     for number in range(count):
         scene = draw_scene(world, np.random.default_rng([seed, len(world.split), number]))
         masks = tuple(annotation_of(encode(mask)) for mask in scene.masks)
-        yield MaskedPhoto(f"scene_{world.split}_{number:05d}", scene.image, masks)
+        yield MaskedImage(f"scene_{world.split}_{number:05d}", scene.image, masks)
 
 
 def draw_scene(world: World, rng: np.random.Generator) -> Scene:

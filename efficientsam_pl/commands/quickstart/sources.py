@@ -13,20 +13,20 @@ from efficientsam_pl.commands.quickstart.scenes import (
     HELDOUT_TEXTURES,
     TRAIN_TEXTURES,
     open_world,
-    scene_photos,
+    scene_images,
 )
-from efficientsam_pl.data.decode import decode_photo
-from efficientsam_pl.data.packing.coco import check_photos, coco_photos, read_coco
-from efficientsam_pl.data.packing.images import MaskedPhoto, limit_side
+from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.packing.coco import check_images, coco_images, read_coco
+from efficientsam_pl.data.packing.images import MaskedImage, limit_side
 from efficientsam_pl.data.packing.split import parted
-from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
+from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import encode
 
 # Photos of the held-out scenes' textures that show objects
-REAL_PHOTOS = ("chelsea.png", "coffee.png")
-_ENDINGS = (".jpg", ".jpeg", ".png")
+REAL_IMAGES = ("chelsea.png", "coffee.png")
+_SUFFIXES = (".jpg", ".jpeg", ".png")
 _REGIONS = (
     "their masks are regions of one colour and texture found by Felzenszwalb's method, which "
     "stand in for SA-1B's masks and are not objects"
@@ -43,7 +43,7 @@ class Source:
         skipped: Files that could not be read.
     """
 
-    splits: dict[str, Iterable[MaskedPhoto]]
+    splits: dict[str, Iterable[MaskedImage]]
     counts: dict[str, int]
     noun: str
     origin: str
@@ -66,16 +66,16 @@ def generated_world(config: QuickstartConfig, seed: int) -> Source:
         ) from error
     folder = Path(skimage.__file__).parent / "data"
     counts = {"train": config.scenes, "heldout": config.heldout_scenes}
-    splits: dict[str, Iterable[MaskedPhoto]] = {
-        split: scene_photos(
+    splits: dict[str, Iterable[MaskedImage]] = {
+        split: scene_images(
             open_world(split, folder, config.scene_side, config.smallest_mask), count, seed
         )
         for split, count in counts.items()
     }
-    splits["photos"] = [_with_regions(folder / name, config) for name in REAL_PHOTOS]
+    splits["photos"] = [_with_regions(folder / name, config) for name in REAL_IMAGES]
     return Source(
         splits,
-        counts | {"photos": len(REAL_PHOTOS)},
+        counts | {"photos": len(REAL_IMAGES)},
         "scene",
         "generated scenes: overlapping shapes with textures cut from the photos that ship with "
         f"scikit-image. Training scenes use {len(TRAIN_TEXTURES)} photos, held-out scenes "
@@ -84,22 +84,22 @@ def generated_world(config: QuickstartConfig, seed: int) -> Source:
         "The scenes are drawn by a program, with objects more colourful than what is behind them. "
         "They show that the model learns to find the outline of things it has never seen; they do "
         "not show how well it would do on photographs. Of "
-        f"real photos there are {len(REAL_PHOTOS)}, never trained on, and {_REGIONS}.",
+        f"real photos there are {len(REAL_IMAGES)}, never trained on, and {_REGIONS}.",
     )
 
 
-def folder_photos(folder: Path, config: QuickstartConfig) -> Source:
+def folder_images(folder: Path, config: QuickstartConfig) -> Source:
     """All photos of a folder with Felzenszwalb regions.
 
     Raises:
         UserError: Fewer than two photos that can be read.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
     photos, skipped = [], []
     for path in paths:
         try:
             photos.append(_with_regions(path, config))
-        except DamagedSampleError as error:
+        except CorruptSampleError as error:
             skipped.append(f"{path}: {error}")
     return _split(
         photos,
@@ -120,8 +120,8 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Sourc
     """
     skipped: list[str] = []
     entries = read_coco(str(annotations), str(images))
-    check_photos(entries, str(annotations), "--coco", str(images))
-    photos = coco_photos(entries, skipped)
+    check_images(entries, str(annotations), "--coco", str(images))
+    photos = coco_images(entries, skipped)
     limited = (limit_side(photo, config.photo_side) for photo in photos)
     large = map(partial(_large, config), limited)
     masked = [photo for photo in large if any(not a.crowd for a in photo.annotations)]
@@ -151,16 +151,16 @@ def felzenszwalb_regions(
         yield labels == label
 
 
-def _with_regions(path: Path, config: QuickstartConfig) -> MaskedPhoto:
-    whole = MaskedPhoto(path.stem.replace(".", "_"), decode_photo(path.read_bytes()), ())
+def _with_regions(path: Path, config: QuickstartConfig) -> MaskedImage:
+    whole = MaskedImage(path.stem.replace(".", "_"), decode_image(path.read_bytes()), ())
     photo = limit_side(whole, config.photo_side)
     masks: tuple[Annotation, ...] = tuple(
         annotation_of(encode(region)) for region in felzenszwalb_regions(photo.image, config)
     )
-    return MaskedPhoto(photo.key, photo.image, masks)
+    return MaskedImage(photo.key, photo.image, masks)
 
 
-def _large(config: QuickstartConfig, photo: MaskedPhoto) -> MaskedPhoto:
+def _large(config: QuickstartConfig, photo: MaskedImage) -> MaskedImage:
     """The photo with those of its masks that are large enough."""
     height, width = photo.image.shape[:2]
     least = config.smallest_mask * height * width
@@ -168,7 +168,7 @@ def _large(config: QuickstartConfig, photo: MaskedPhoto) -> MaskedPhoto:
 
 
 def _split(
-    photos: Sequence[MaskedPhoto],
+    photos: Sequence[MaskedImage],
     config: QuickstartConfig,
     source: str,
     origin: str,
@@ -180,6 +180,6 @@ def _split(
         raise UserError(f"{source}: {count} with masks, at least two are needed")
     keys = [photo.key for photo in photos]
     train, heldout = parted(keys, photos, config.heldout_fraction)
-    splits: dict[str, Iterable[MaskedPhoto]] = {"train": train, "heldout": heldout}
+    splits: dict[str, Iterable[MaskedImage]] = {"train": train, "heldout": heldout}
     counts = {"train": len(train), "heldout": len(heldout)}
     return Source(splits, counts, "photo", origin, caution, skipped)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from efficientsam_pl.data.dataloaders import AnnotatedPhoto, annotated_photos
+from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.evaluation.training_protocols import random_clicks
 from efficientsam_pl.inference.predictor import Predictor
@@ -32,7 +32,7 @@ _ROW_MASKS = 6  # of each
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Figures:
     """Files of the pictures; None where the run has nothing to draw."""
 
     examples: Path
@@ -51,7 +51,7 @@ def draw_pictures(
     models: tuple[Segmenter, Segmenter],
     curves: tuple[LossHistory, LossHistory],
     metrics: dict[str, Any],
-) -> Pictures:
+) -> Figures:
     """Draw everything that the report shows.
 
     Args:
@@ -75,7 +75,7 @@ def draw_pictures(
         sheets[split] = folder / f"masks_{split}.png"
         _sheet(islice(_images(out, split), _ROWS), models).save(sheets[split])
     drawn = sorted((out / "pretrain" / "pictures").glob("step-*.png"))
-    return Pictures(
+    return Figures(
         **files,
         heldout=sheets["heldout"],
         train=sheets["train"],
@@ -84,14 +84,14 @@ def draw_pictures(
     )
 
 
-def _images(out: Path, split: str) -> Iterator[AnnotatedPhoto]:
+def _images(out: Path, split: str) -> Iterator[AnnotatedImage]:
     """The images of a split that have masks, in order."""
-    for image in annotated_photos(open_shards(str(out / "shards" / f"{split}-*.tar"))):
-        if isinstance(image, AnnotatedPhoto) and image.truth:
+    for image in annotated_images(open_shards(str(out / "shards" / f"{split}-*.tar"))):
+        if isinstance(image, AnnotatedImage) and image.truth:
             yield image
 
 
-def _first(out: Path) -> list[AnnotatedPhoto]:
+def _first(out: Path) -> list[AnnotatedImage]:
     """The first held-out images with several masks, else those with fewer: none is picked."""
     images = list(_images(out, "heldout"))
     several = [image for image in images if len(image.truth) >= _EXAMPLE_MASKS]
@@ -99,7 +99,7 @@ def _first(out: Path) -> list[AnnotatedPhoto]:
 
 
 def _example(
-    image: AnnotatedPhoto, number: int, model: Segmenter
+    image: AnnotatedImage, number: int, model: Segmenter
 ) -> tuple[str, Image.Image, Image.Image]:
     """A title, the image with its prompts, and the masks predicted from them."""
     rles = _largest(image.truth, _EXAMPLE_MASKS)
@@ -144,14 +144,14 @@ def _curve(path: Path, title: str, history: LossHistory, baselines: dict[str, fl
     loss_curve(path, title, steps, losses, baselines, validated)
 
 
-def _sheet(images: Iterator[AnnotatedPhoto], models: tuple[Segmenter, Segmenter]) -> Image.Image:
+def _sheet(images: Iterator[AnnotatedImage], models: tuple[Segmenter, Segmenter]) -> Image.Image:
     shown = list(images)
     titles = ("image", "true masks", "before training", "after training")
     rows = [list(_row(image, models)) for image in shown]
     return contact_sheet(rows, titles, [image.key for image in shown], _CELL)
 
 
-def _row(image: AnnotatedPhoto, models: tuple[Segmenter, Segmenter]) -> Iterator[Image.Image]:
+def _row(image: AnnotatedImage, models: tuple[Segmenter, Segmenter]) -> Iterator[Image.Image]:
     """Image, truth, and each model's masks from the boxes of the largest masks."""
     rles = _largest(image.truth, _ROW_MASKS)
     boxes = [box_xyxy(rle) for rle in rles]

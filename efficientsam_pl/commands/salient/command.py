@@ -12,9 +12,9 @@ from rich.table import Table
 
 from efficientsam_pl.cluster.devices import chosen_device
 from efficientsam_pl.commands.salient.files import (
-    MappedPhoto,
+    ImageWithMap,
     Skipped,
-    mapped_photos,
+    mapped_images,
     read_map,
     read_truth,
 )
@@ -28,7 +28,7 @@ from efficientsam_pl.evaluation.metrics.saliency import (
 from efficientsam_pl.inference.hub import load_model, weights_sha256
 from efficientsam_pl.inference.predictor import Predictor, PromptError
 from efficientsam_pl.inference.salient.config import SalientConfig
-from efficientsam_pl.inference.salient.segment import SalientInstance, SalientPhoto, segment_salient
+from efficientsam_pl.inference.salient.segment import SalientImage, SalientInstance, segment_salient
 from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import area, box_xyxy, decode
 from efficientsam_pl.storage.atomic import atomic_write_bytes
@@ -78,7 +78,7 @@ def run(options: SalientOptions) -> dict[str, Any]:
         UserError: A wrong argument; or damage in the only photo, or in all of them.
     """
     found = _Findings()
-    photos = mapped_photos(options.image, options.saliency, options.truth, found.skipped)
+    photos = mapped_images(options.image, options.saliency, options.truth, found.skipped)
     model = load_model(options.model, options.weights)
     predictor = Predictor(model.to(chosen_device("auto")))
     for photo in photos:
@@ -101,7 +101,7 @@ def run(options: SalientOptions) -> dict[str, Any]:
 
 
 def _segment(
-    photo: MappedPhoto, predictor: Predictor, options: SalientOptions, found: _Findings
+    photo: ImageWithMap, predictor: Predictor, options: SalientOptions, found: _Findings
 ) -> None:
     image, stored = read_image(photo.image), read_map(photo.saliency)
     image_hw = (image.shape[0], image.shape[1])
@@ -129,7 +129,7 @@ def _segment(
 
 def _draw(
     image: UInt8[np.ndarray, "h w 3"],
-    answer: SalientPhoto,
+    answer: SalientImage,
     union: Bool[np.ndarray, "h w"],
     out: Path,
     name: str,

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image
 
-from efficientsam_pl.data.image_files import photos_in
+from efficientsam_pl.data.image_files import images_in
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.metrics.saliency import truth_mask
 
@@ -15,7 +15,7 @@ _MAPS = (".png", ".npy", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # the first 
 
 
 @dataclass(frozen=True)
-class MappedPhoto:
+class ImageWithMap:
     """A photo, its saliency map, and its ground truth where there is one."""
 
     image: Path
@@ -46,9 +46,9 @@ class Skipped:
         ]
 
 
-def mapped_photos(
+def mapped_images(
     image: Path, saliency: Path, truth: Path | None, skipped: Skipped
-) -> list[MappedPhoto]:
+) -> list[ImageWithMap]:
     """The photos of a file or folder with their maps, in the order of their names.
 
     Args:
@@ -66,7 +66,7 @@ def mapped_photos(
             raise UserError(f"{option}: no such file or folder: {path}")
         if path is not None and path.is_file() and image.is_dir():
             raise UserError(f"{option}: {path} is one file, but --image is a folder: give a folder")
-    photos = [image] if image.is_file() else photos_in(image)
+    photos = [image] if image.is_file() else images_in(image)
     _check_stems(photos)
     found = []
     for photo in photos:
@@ -77,7 +77,7 @@ def mapped_photos(
         own_truth = None if truth is None else _belonging(photo, truth)
         if truth is not None and own_truth is None:
             skipped.add("photo without ground truth (not scored)", photo.name)
-        found.append(MappedPhoto(photo, own_map, own_truth))
+        found.append(ImageWithMap(photo, own_map, own_truth))
     if not found:
         named = f"{photos[0].stem}.png" if len(photos) == 1 else f"for any of {len(photos)} photos"
         raise UserError(f"--saliency: {saliency} holds no map {named}")
@@ -129,7 +129,7 @@ def _belonging(photo: Path, there: Path) -> Path | None:
     """The file itself, or the folder's one of the photo's stem."""
     if there.is_file():
         return there
-    candidates = (there / f"{photo.stem}{ending}" for ending in _MAPS)
+    candidates = (there / f"{photo.stem}{suffix}" for suffix in _MAPS)
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -12,13 +12,19 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from efficientsam_pl.data.datasets.train import Frame, SampleStream, annotated, foreground, guarded
-from efficientsam_pl.data.mask_sampling import scorable
+from efficientsam_pl.data.datasets.train import (
+    Frame,
+    SampleDataset,
+    annotated,
+    catch_corrupt_sample,
+    foreground,
+)
+from efficientsam_pl.data.mask_sampling import evaluable_masks
 from efficientsam_pl.data.reader import ReadSample, SampleReader
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.rle import Rle
-from efficientsam_pl.structures import Damage, ScoringBatch
+from efficientsam_pl.structures import CorruptSample, ScoringBatch
 
 
 @dataclass(frozen=True)
@@ -29,23 +35,23 @@ class PreparedScoring:
     image: Float[Tensor, "3 s s"] | None
     resize: Resize
     truth: tuple[Rle, ...] = ()
-    damage: Damage | None = None
+    damage: CorruptSample | None = None
 
 
-def photo_to_score(
+def prepare_eval_image(
     files: dict[str, memoryview],
 ) -> tuple[UInt8[ndarray, "h w 3"], tuple[Rle, ...]]:
     """A photo as it is stored, and its masks that are no crowd and not empty.
 
     Raises:
-        DamagedSampleError: One of its files is missing or cannot be used.
+        CorruptSampleError: One of its files is missing or cannot be used.
     """
     image, record = annotated(files)
-    rles, _ = foreground(scorable(record.annotations))
+    rles, _ = foreground(evaluable_masks(record.annotations))
     return image, tuple(rles)
 
 
-class ScoredPhotos(SampleStream[PreparedScoring]):
+class EvalDataset(SampleDataset[PreparedScoring]):
     """Validation: a photo resized as for prediction, in floats, with all masks to score."""
 
     def __init__(self, reader: SampleReader, to: Frame) -> None:
@@ -66,12 +72,12 @@ class ScoredPhotos(SampleStream[PreparedScoring]):
             damage=tuple(s.damage for s in samples if s.damage is not None),
         )
 
-    def _prepared(self, slot: Slot, read: ReadSample | None) -> PreparedScoring:
+    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedScoring:
         side, rule = self._to.side, self._to.rule
         none = Resize.fit((side, side), side, rule)
         if read is None:
             return PreparedScoring("", None, none)
-        content, damage = guarded(read, lambda: photo_to_score(read.files))
+        content, damage = catch_corrupt_sample(read, lambda: prepare_eval_image(read.files))
         if content is None:
             return PreparedScoring(read.sample.key, None, none, damage=damage)
         image, truth = content

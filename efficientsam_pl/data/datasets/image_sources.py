@@ -15,31 +15,31 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS, annotated, record_of
-from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, annotated, record_of
+from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Slot
-from efficientsam_pl.data.schema import RECORD_ENDING, DamagedSampleError, Record
+from efficientsam_pl.data.sampler import SampleRef
+from efficientsam_pl.data.schema import RECORD_ENDING, CorruptSampleError, Record
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.rle import areas, run_lengths
 from efficientsam_pl.storage.files import read_file
-from efficientsam_pl.structures import Damage, Instance, InstancePhoto
+from efficientsam_pl.structures import CorruptSample, Instance, InstanceImage
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ReadPhoto:
+class LoadedImage:
     """A photo at its own size and what is in it; `number` tells it from the set's others."""
 
     number: int
     image: UInt8[np.ndarray, "h w 3"]
-    about: InstancePhoto
+    about: InstanceImage
 
 
 @runtime_checkable
-class AnnotatedPhotos(Protocol):
+class AnnotatedImages(Protocol):
     """A set whose photos can be read in any order, by several threads at once."""
 
     @property
@@ -48,16 +48,16 @@ class AnnotatedPhotos(Protocol):
         ...
 
     @property
-    def damage(self) -> Sequence[Damage]:
+    def damage(self) -> Sequence[CorruptSample]:
         """What of the set is no photo that could be read."""
         ...
 
-    def read(self, place: int) -> ReadPhoto | Damage:
+    def read(self, place: int) -> LoadedImage | CorruptSample:
         """The photo at a place, or what is wrong with it."""
         ...
 
 
-class PhotoFiles:
+class ImageFiles:
     """Photos that lie in folders, numbered by their ids.
 
     Args:
@@ -67,65 +67,68 @@ class PhotoFiles:
     """
 
     def __init__(
-        self, photos: Sequence[InstancePhoto], numbers: Sequence[int], damage: Sequence[Damage]
+        self,
+        photos: Sequence[InstanceImage],
+        numbers: Sequence[int],
+        damage: Sequence[CorruptSample],
     ) -> None:
-        self._photos, self.numbers, self.damage = photos, tuple(numbers), tuple(damage)
+        self._images, self.numbers, self.damage = photos, tuple(numbers), tuple(damage)
 
-    def read(self, place: int) -> ReadPhoto | Damage:
-        """See AnnotatedPhotos."""
-        about = self._photos[place]
+    def read(self, place: int) -> LoadedImage | CorruptSample:
+        """See AnnotatedImages."""
+        about = self._images[place]
         name = PurePosixPath(about.path).name
         try:
-            image = decode_photo(read_file(about.path))
+            image = decode_image(read_file(about.path))
         except FileNotFoundError as error:
-            return Damage(name, str(about.id), "missing photo", str(error))
+            return CorruptSample(name, str(about.id), "missing photo", str(error))
         except OSError as error:
-            return Damage(name, str(about.id), "cannot be read", str(error))
-        except DamagedSampleError as error:
-            return Damage(name, str(about.id), error.kind, error.detail)
+            return CorruptSample(name, str(about.id), "cannot be read", str(error))
+        except CorruptSampleError as error:
+            return CorruptSample(name, str(about.id), error.kind, error.detail)
         height, width = image.shape[:2]
         if (height, width) != about.image_hw:  # masks would lie elsewhere
             what = f"photo {(height, width)}, annotations {about.image_hw}"
-            return Damage(name, str(about.id), "size mismatch", what)
-        return ReadPhoto(about.id, image, about)
+            return CorruptSample(name, str(about.id), "size mismatch", what)
+        return LoadedImage(about.id, image, about)
 
 
-class PackedPhotos:
+class PackedImages:
     """Photos in shards, numbered by their places; what is drawn about one depends on its key."""
 
     def __init__(self, shards: ShardSet) -> None:
-        self._reader = SampleReader([shards], MASKED_ENDINGS)
+        self._reader = SampleReader([shards], MASK_SUFFIXES)
         self._records = SampleReader([shards], [RECORD_ENDING])
         self._one = threading.Lock()  # a reader is not for several threads; decoding is
         self.numbers, self.damage = range(len(shards)), shards.damage
 
-    def read(self, place: int) -> ReadPhoto | Damage:
-        """See AnnotatedPhotos."""
+    def read(self, place: int) -> LoadedImage | CorruptSample:
+        """See AnnotatedImages."""
         with self._one:
-            [read] = self._reader.read([Slot(0, place)])
+            [read] = self._reader.read([SampleRef(0, place)])
         assert read is not None, "no slot is padding"
         if read.damage is not None:
             return read.damage
         shard, key = read.sample.shard, read.sample.key
         try:
             image, record = annotated(read.files)
-            return ReadPhoto(place, image, _about(key, record))
-        except DamagedSampleError as error:
-            return Damage(shard, key, error.kind, error.detail)
+            return LoadedImage(place, image, _about(key, record))
+        except CorruptSampleError as error:
+            return CorruptSample(shard, key, error.kind, error.detail)
 
-    def annotations(self, place: int) -> InstancePhoto:
+    def annotations(self, place: int) -> InstanceImage:
         """What `read` tells about a photo that is not damaged, without decoding it.
 
         Raises:
-            DamagedSampleError: It is.
+            CorruptSampleError: It is.
         """
         with self._one:
-            [read] = self._records.read([Slot(0, place)])
+            [read] = self._records.read([SampleRef(0, place)])
         assert read is not None, "no slot is padding"
         return _about(read.sample.key, record_of(read.files))
 
 
-def content_of_photos(photos: Iterable[InstancePhoto]) -> str:
+def content_of_images(photos: Iterable[InstanceImage]) -> str:
     """A sha256 of photos' annotations, whatever their order and wherever the photos lie."""
     every = "\n".join(sorted(hashlib.sha256(_told(one).encode()).hexdigest() for one in photos))
     return hashlib.sha256(every.encode()).hexdigest()
@@ -137,7 +140,9 @@ def content_of_shards(shards: ShardSet) -> str:
     return hashlib.sha256(every.encode()).hexdigest()
 
 
-def ahead(read: Callable[[int], T], places: Iterable[int], threads: int, most: int) -> Iterator[T]:
+def prefetch(
+    read: Callable[[int], T], places: Iterable[int], threads: int, most: int
+) -> Iterator[T]:
     """What `read` gives of each place, in their order, while what was given is still in use.
 
     Args:
@@ -160,7 +165,7 @@ def ahead(read: Callable[[int], T], places: Iterable[int], threads: int, most: i
                 one.cancel()
 
 
-def _told(photo: InstancePhoto) -> str:
+def _told(photo: InstanceImage) -> str:
     told = {
         "id": photo.id,
         "image_hw": photo.image_hw,
@@ -172,20 +177,20 @@ def _told(photo: InstancePhoto) -> str:
     return json.dumps(told, sort_keys=True)
 
 
-def _about(key: str, record: Record) -> InstancePhoto:
+def _about(key: str, record: Record) -> InstanceImage:
     """Instances of one category, numbered by their places in the record.
 
     Raises:
-        DamagedSampleError: Run-lengths that cannot be read.
+        CorruptSampleError: Run-lengths that cannot be read.
     """
     rles = [one.rle for one in record.annotations]
     try:
         run_lengths(rles)
     except ValueError as error:
-        raise DamagedSampleError("bad mask", str(error)) from error
+        raise CorruptSampleError("bad mask", str(error)) from error
     counted = areas(rles)  # a file may state an area that was measured before it was shrunk
     instances = tuple(
         Instance(place, 1, one.rle, float(counted[place]), one.crowd)
         for place, one in enumerate(record.annotations)
     )
-    return InstancePhoto(draw_key(0, 0, key), key, (record.height, record.width), instances)
+    return InstanceImage(sample_key(0, 0, key), key, (record.height, record.width), instances)

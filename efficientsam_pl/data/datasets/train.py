@@ -24,19 +24,19 @@ from efficientsam_pl.data.collate import (
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
 from efficientsam_pl.data.decode import (
     Data,
-    Photo,
-    decode_photo,
+    DecodedImage,
+    decode_image,
     decode_smaller,
+    image_size_of,
     jpeg_scale,
-    photo_size,
 )
 from efficientsam_pl.data.mask_sampling import random_clicks, select_masks, tight_boxes
 from efficientsam_pl.data.reader import ReadSample, SampleReader
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import (
-    PHOTO_ENDINGS,
+    IMAGE_SUFFIXES,
     RECORD_ENDING,
-    DamagedSampleError,
+    CorruptSampleError,
     Record,
     from_json,
 )
@@ -50,30 +50,30 @@ from efficientsam_pl.data.transforms import (
     mirror_points,
 )
 from efficientsam_pl.geometry import Resize, ResizeRule
-from efficientsam_pl.keyed_random import draw_key, uniform_of
+from efficientsam_pl.keyed_random import sample_key, uniform_of
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.rle import Rle, run_lengths
-from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
+from efficientsam_pl.structures import CorruptSample, ImageBatch, MaskBatch
 
 T = TypeVar("T")
 Prepared = TypeVar("Prepared")
 LOSS_FACTOR = 4  # the mask decoder's logits are a quarter of the model's side
-MASKED_ENDINGS = (*PHOTO_ENDINGS, RECORD_ENDING)
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, RECORD_ENDING)
 
 
 class SampleFaultError(RuntimeError):
     """A fault of this program met at one sample; the message names shard and sample."""
 
 
-def photo_of(files: dict[str, memoryview]) -> Data:
+def image_of(files: dict[str, memoryview]) -> Data:
     """The photo among a sample's files, still encoded.
 
     Raises:
-        DamagedSampleError: There is none.
+        CorruptSampleError: There is none.
     """
-    photo = next((files[ending] for ending in PHOTO_ENDINGS if ending in files), None)
+    photo = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
     if photo is None:
-        raise DamagedSampleError("missing photo", f"only {', '.join(sorted(files)) or 'nothing'}")
+        raise CorruptSampleError("missing photo", f"only {', '.join(sorted(files)) or 'nothing'}")
     return photo
 
 
@@ -81,17 +81,17 @@ def record_of(files: dict[str, memoryview]) -> Record:
     """The annotations among a sample's files.
 
     Raises:
-        DamagedSampleError: There are none, or they cannot be read.
+        CorruptSampleError: There are none, or they cannot be read.
     """
     if RECORD_ENDING not in files:
-        raise DamagedSampleError("missing json", f"only {', '.join(sorted(files)) or 'nothing'}")
+        raise CorruptSampleError("missing json", f"only {', '.join(sorted(files)) or 'nothing'}")
     return from_json(bytes(files[RECORD_ENDING]))
 
 
 def check_size(record: Record, image_hw: tuple[int, int]) -> None:
-    """Raises DamagedSampleError where annotations belong to a photo of another size."""
+    """Raises CorruptSampleError where annotations belong to a photo of another size."""
     if image_hw != (record.height, record.width):
-        raise DamagedSampleError(
+        raise CorruptSampleError(
             "size mismatch", f"photo {image_hw}, json {(record.height, record.width)}"
         )
 
@@ -100,9 +100,9 @@ def annotated(files: dict[str, memoryview]) -> tuple[UInt8[np.ndarray, "h w 3"],
     """A masked image as it is stored.
 
     Raises:
-        DamagedSampleError: One of its files is missing or cannot be used.
+        CorruptSampleError: One of its files is missing or cannot be used.
     """
-    image = decode_photo(photo_of(files))
+    image = decode_image(image_of(files))
     record = record_of(files)
     check_size(record, (image.shape[0], image.shape[1]))
     return image, record
@@ -120,9 +120,9 @@ def squares(
         exact: A JPEG is decoded at full size; if not, smaller where a crop needs no more.
 
     Raises:
-        DamagedSampleError: The photo cannot be decoded.
+        CorruptSampleError: The photo cannot be decoded.
     """
-    photos: dict[int, Photo] = {}
+    photos: dict[int, DecodedImage] = {}
     for crop in crops:
         scale = jpeg_scale(1.0 if exact else crop_scale(crop, side))
         if scale not in photos:
@@ -130,16 +130,16 @@ def squares(
         yield cut(photos[scale], crop, side)
 
 
-class SampleStream(Dataset[Prepared], ABC, Generic[Prepared]):
+class SampleDataset(Dataset[Prepared], ABC, Generic[Prepared]):
     """What the stages share: a micro-batch is read at once, then prepared one by one."""
 
     def __init__(self, reader: SampleReader, seed: int) -> None:
         self._reader, self._seed = reader, seed
 
-    def __getitem__(self, slot: Slot) -> Prepared:
+    def __getitem__(self, slot: SampleRef) -> Prepared:
         return self.__getitems__([slot])[0]
 
-    def __getitems__(self, slots: Sequence[Slot]) -> list[Prepared]:
+    def __getitems__(self, slots: Sequence[SampleRef]) -> list[Prepared]:
         read = self._reader.read(slots)
         return [self._prepared(slot, one) for slot, one in zip(slots, read, strict=True)]
 
@@ -148,13 +148,13 @@ class SampleStream(Dataset[Prepared], ABC, Generic[Prepared]):
         """A batch of what `__getitems__` gives."""
 
     @abstractmethod
-    def _prepared(self, slot: Slot, read: ReadSample | None) -> Prepared: ...
+    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> Prepared: ...
 
-    def _key(self, slot: Slot, read: ReadSample) -> int:
-        return draw_key(self._seed, slot.epoch, read.sample.key)
+    def _key(self, slot: SampleRef, read: ReadSample) -> int:
+        return sample_key(self._seed, slot.epoch, read.sample.key)
 
 
-class CroppedImages(SampleStream[PreparedImage]):
+class CropDataset(SampleDataset[PreparedImage]):
     """Pretraining: one random crop of a photo (crop None: the centre, for held-out photos)."""
 
     def __init__(
@@ -173,15 +173,15 @@ class CroppedImages(SampleStream[PreparedImage]):
         """A batch of what `__getitems__` gives."""
         return collate_images(samples, self._side)
 
-    def _prepared(self, slot: Slot, read: ReadSample | None) -> PreparedImage:
+    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedImage:
         if read is None:
             return PreparedImage("", 0, None)
         key = self._key(slot, read)
-        image, damage = guarded(read, lambda: self._view(photo_of(read.files), key))
+        image, damage = catch_corrupt_sample(read, lambda: self._view(image_of(read.files), key))
         return PreparedImage(read.sample.key, key, image, damage)
 
     def _view(self, data: Data, key: int) -> UInt8[Tensor, "3 s s"]:
-        crop = crop_of(photo_size(data), self._crop, key)
+        crop = crop_of(image_size_of(data), self._crop, key)
         return next(squares(data, [crop], self._side, self._exact))
 
 
@@ -194,7 +194,7 @@ class Frame:
     exact: bool = False
 
 
-class MaskedImages(SampleStream[PreparedMaskedImage]):
+class MaskDataset(SampleDataset[PreparedMaskedImage]):
     """Finetuning: a photo in the model's frame with some of its masks and points inside them."""
 
     def __init__(
@@ -215,16 +215,16 @@ class MaskedImages(SampleStream[PreparedMaskedImage]):
         )
         return collate_masked(samples, empty, self._selection.masks_per_image)
 
-    def _prepared(self, slot: Slot, read: ReadSample | None) -> PreparedMaskedImage:
+    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedMaskedImage:
         if read is None:
             return PreparedMaskedImage("", 0, None)
         key = self._key(slot, read)
-        content, damage = guarded(read, lambda: self._content(read, key))
+        content, damage = catch_corrupt_sample(read, lambda: self._content(read, key))
         return PreparedMaskedImage(read.sample.key, key, content, damage)
 
     def _content(self, read: ReadSample, key: int) -> PreparedMasks:
-        data, record = photo_of(read.files), record_of(read.files)
-        image_hw = photo_size(data)
+        data, record = image_of(read.files), record_of(read.files)
+        image_hw = image_size_of(data)
         check_size(record, image_hw)
         rles, runs = foreground(select_masks(record, self._selection, key))
         boxes = tight_boxes(rles)
@@ -252,17 +252,19 @@ def foreground(rles: Sequence[Rle]) -> tuple[list[Rle], list[Int[np.ndarray, "_"
     """The masks that have a pixel, whatever area their file states, with their run lengths.
 
     Raises:
-        DamagedSampleError: Run-lengths that cannot be read.
+        CorruptSampleError: Run-lengths that cannot be read.
     """
     try:
         runs = run_lengths(rles)
     except ValueError as error:
-        raise DamagedSampleError("bad mask", str(error)) from error
+        raise CorruptSampleError("bad mask", str(error)) from error
     real = [i for i, own in enumerate(runs) if own[1::2].any()]
     return [rles[i] for i in real], [runs[i] for i in real]
 
 
-def guarded(read: ReadSample, prepare: Callable[[], T]) -> tuple[T | None, Damage | None]:
+def catch_corrupt_sample(
+    read: ReadSample, prepare: Callable[[], T]
+) -> tuple[T | None, CorruptSample | None]:
     """What `prepare` makes of a sample, or what is wrong with the sample.
 
     Raises:
@@ -273,7 +275,7 @@ def guarded(read: ReadSample, prepare: Callable[[], T]) -> tuple[T | None, Damag
         return None, read.damage
     try:
         return prepare(), None
-    except DamagedSampleError as error:
-        return None, Damage(shard, key, error.kind, error.detail)
+    except CorruptSampleError as error:
+        return None, CorruptSample(shard, key, error.kind, error.detail)
     except Exception as error:
         raise SampleFaultError(f"{shard}: sample {key}: {error!r}") from error

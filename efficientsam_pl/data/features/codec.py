@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float16, Float32, Shaped
 from safetensors import SafetensorError
 from torch import Tensor
 
-from efficientsam_pl.data.schema import DamagedSampleError
+from efficientsam_pl.data.schema import CorruptSampleError
 
 Numbers = Literal["float16", "int8"]
 VERSION = 1
@@ -28,15 +28,15 @@ _KIND = "bad features"
 
 
 @dataclass(frozen=True)
-class Coded:
+class EncodedFeatures:
     """Maps in the numbers that are stored; `scale` is None for float16."""
 
     values: Shaped[Tensor, "b *place c"]
     scale: Float32[Tensor, "b c"] | None
 
-    def cpu(self) -> "Coded":
+    def cpu(self) -> "EncodedFeatures":
         """The same in the processor's memory."""
-        return Coded(self.values.cpu(), None if self.scale is None else self.scale.cpu())
+        return EncodedFeatures(self.values.cpu(), None if self.scale is None else self.scale.cpu())
 
     def file(self, number: int) -> bytes:
         """One of the maps as a file."""
@@ -47,20 +47,20 @@ class Coded:
         return data
 
 
-def coded(features: Float[Tensor, "b *place c"], numbers: Numbers) -> Coded:
+def encode_features(features: Float[Tensor, "b *place c"], numbers: Numbers) -> EncodedFeatures:
     """Maps rounded to the numbers that are stored; what `storable` denies becomes inf or nan."""
     exact = features.float()
     if numbers == "float16":
-        return Coded(exact.half(), None)
+        return EncodedFeatures(exact.half(), None)
     places = exact.flatten(1, -2)
     scale = places.abs().amax(1) / _STEPS
     step = scale.reshape(len(exact), *[1] * (exact.ndim - 2), -1)
     # a channel of nothing but zeros has no step
     values = torch.where(step > 0, exact / step, 0).round().clamp(-_STEPS, _STEPS)
-    return Coded(values.to(torch.int8), scale)
+    return EncodedFeatures(values.to(torch.int8), scale)
 
 
-def decoded(stored: Coded) -> Float16[Tensor, "b *place c"]:
+def decode_features(stored: EncodedFeatures) -> Float16[Tensor, "b *place c"]:
     """What training reads."""
     if stored.scale is None:
         return stored.values
@@ -84,18 +84,18 @@ def read_map(
         shape: That the map must have; None: any.
 
     Raises:
-        DamagedSampleError: It is no map, of another version or shape, or holds an inf or nan.
+        CorruptSampleError: It is no map, of another version or shape, or holds an inf or nan.
     """
     try:
-        features = decoded(_read(bytes(data)))[0]
+        features = decode_features(_read(bytes(data)))[0]
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedSampleError(_KIND, f"{name}: {error!r}") from error
+        raise CorruptSampleError(_KIND, f"{name}: {error!r}") from error
     if shape is not None and features.shape != shape:
         was = list(features.shape)
-        raise DamagedSampleError(_KIND, f"{name}: a map of {was} where {list(shape)} is needed")
+        raise CorruptSampleError(_KIND, f"{name}: a map of {was} where {list(shape)} is needed")
     # quicker than isfinite, and as sure: finite halves cannot add up to more than a float32 holds
     if not math.isfinite(float(features.sum(dtype=torch.float32))):
-        raise DamagedSampleError(_KIND, f"{name}: a number is inf or nan")
+        raise CorruptSampleError(_KIND, f"{name}: a number is inf or nan")
     return features
 
 
@@ -107,10 +107,10 @@ class Rounding:
     squared_features: float = 0.0
     largest_error: float = 0.0
 
-    def measure(self, features: Float[Tensor, "b *place c"], stored: Coded) -> None:
+    def measure(self, features: Float[Tensor, "b *place c"], stored: EncodedFeatures) -> None:
         """Adds the difference between features and what training will read of them."""
         exact = features.double()
-        error = decoded(stored).double() - exact
+        error = decode_features(stored).double() - exact
         self.squared_error += float(error.square().sum())
         self.squared_features += float(exact.square().sum())
         self.largest_error = max(self.largest_error, float(error.abs().max()))
@@ -128,7 +128,7 @@ class Rounding:
         return math.sqrt(self.squared_error / self.squared_features)
 
 
-def _read(data: bytes) -> Coded:
+def _read(data: bytes) -> EncodedFeatures:
     """Raises ValueError and others for what is no map of this version."""
     size = int.from_bytes(data[:8], "little")
     version = json.loads(data[8 : 8 + size])["__metadata__"][_VERSION_KEY]
@@ -143,7 +143,7 @@ def _read(data: bytes) -> Coded:
     if values.ndim < 2 or not values.numel():
         raise ValueError(f"features of {list(values.shape)}")
     if scale is None:
-        return Coded(values[None], None)
+        return EncodedFeatures(values[None], None)
     if scale.shape != values.shape[-1:]:
         raise ValueError(f"scales of {list(scale.shape)} for features of {list(values.shape)}")
-    return Coded(values[None], scale[None])
+    return EncodedFeatures(values[None], scale[None])

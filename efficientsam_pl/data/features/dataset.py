@@ -10,16 +10,21 @@ from torch import Tensor
 
 from efficientsam_pl.data.collate import PreparedImage, collate_images
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.datasets.train import SampleStream, guarded, photo_of, squares
-from efficientsam_pl.data.decode import photo_size
+from efficientsam_pl.data.datasets.train import (
+    SampleDataset,
+    catch_corrupt_sample,
+    image_of,
+    squares,
+)
+from efficientsam_pl.data.decode import image_size_of
 from efficientsam_pl.data.features.codec import read_map
-from efficientsam_pl.data.features.image_maps import PhotoMaps
+from efficientsam_pl.data.features.image_maps import ImageMaps
 from efficientsam_pl.data.features.store import FeatureSet
 from efficientsam_pl.data.features.views import Views
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.reader import ReadSample, SampleReader
-from efficientsam_pl.data.sampler import Slot
-from efficientsam_pl.data.schema import WHOLE_ENDING, DamagedSampleError
+from efficientsam_pl.data.sampler import SampleRef
+from efficientsam_pl.data.schema import WHOLE_ENDING, CorruptSampleError
 from efficientsam_pl.data.transforms import crop_of
 from efficientsam_pl.structures import ImageBatch
 
@@ -41,14 +46,14 @@ class ViewFiles:
     views: Views
     seed: int  # of the run
 
-    def view(self, slot: Slot, sample: str) -> int:
+    def view(self, slot: SampleRef, sample: str) -> int:
         """The view's number."""
         return self.views.of_epoch(self.seed, slot.epoch, sample)
 
-    def __call__(self, slot: Slot, sample: Sample) -> Sample | None:
+    def __call__(self, slot: SampleRef, sample: Sample) -> Sample | None:
         """See Companion."""
-        ending = self.views.ending(self.view(slot, sample.key))
-        return self.sets[slot.set].find(sample, ending)
+        suffix = self.views.suffix(self.view(slot, sample.key))
+        return self.sets[slot.set].find(sample, suffix)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class MapFiles:
 
     sets: tuple[FeatureSet, ...]
 
-    def __call__(self, slot: Slot, sample: Sample) -> Sample | None:
+    def __call__(self, slot: SampleRef, sample: Sample) -> Sample | None:
         """See Companion."""
         return self.sets[slot.set].find(sample, WHOLE_ENDING)
 
@@ -67,8 +72,8 @@ class _Content(NamedTuple):
     features: Float16[Tensor, "n c"]
 
 
-class _StoredFeatures(SampleStream[PreparedImage]):
-    """Crops with their features; `draw_key` is of the run and the epoch, as it is online."""
+class _StoredFeatures(SampleDataset[PreparedImage]):
+    """Crops with their features; `sample_key` is of the run and the epoch, as it is online."""
 
     def __init__(self, reader: SampleReader, student: Student, seed: int) -> None:
         super().__init__(reader, seed)
@@ -79,37 +84,37 @@ class _StoredFeatures(SampleStream[PreparedImage]):
         own = self._student
         return collate_images(samples, own.side, (own.grid**2, own.channels))
 
-    def _prepared(self, slot: Slot, read: ReadSample | None) -> PreparedImage:
+    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedImage:
         if read is None:
             return PreparedImage("", 0, None)
         key = self._key(slot, read)
-        content, damage = guarded(read, lambda: self._content(slot, read, key))
+        content, damage = catch_corrupt_sample(read, lambda: self._content(slot, read, key))
         if content is None:
             return PreparedImage(read.sample.key, key, None, damage)
         return PreparedImage(read.sample.key, key, content.image, damage, content.features)
 
     @abstractmethod
-    def _content(self, slot: Slot, read: ReadSample, key: int) -> _Content: ...
+    def _content(self, slot: SampleRef, read: ReadSample, key: int) -> _Content: ...
 
 
-class StoredViews(_StoredFeatures):
+class StoredViewDataset(_StoredFeatures):
     """The crops that the teacher saw, one an epoch; the reader's companion is `files`."""
 
     def __init__(self, reader: SampleReader, student: Student, files: ViewFiles) -> None:
         super().__init__(reader, student, files.seed)
         self._files = files
 
-    def _content(self, slot: Slot, read: ReadSample, key: int) -> _Content:
+    def _content(self, slot: SampleRef, read: ReadSample, key: int) -> _Content:
         views, sample, own = self._files.views, read.sample.key, self._student
-        view, data = self._files.view(slot, sample), photo_of(read.files)
-        crop = views.crop_of(view, sample, photo_size(data))
+        view, data = self._files.view(slot, sample), image_of(read.files)
+        crop = views.crop_of(view, sample, image_size_of(data))
         image = next(squares(data, [crop], views.side, views.exact))
-        ending = views.ending(view)
-        stored = read_map(_file(read, ending), ending, (own.grid**2, own.channels))
+        suffix = views.suffix(view)
+        stored = read_map(_file(read, suffix), suffix, (own.grid**2, own.channels))
         return _Content(image, stored)
 
 
-class StoredMaps(_StoredFeatures):
+class StoredMapDataset(_StoredFeatures):
     """Crops as online (crop None: the centre), their features taken from the whole photo's."""
 
     def __init__(
@@ -117,15 +122,15 @@ class StoredMaps(_StoredFeatures):
         reader: SampleReader,
         student: Student,
         crop: CropConfig | None,
-        maps: PhotoMaps,
+        maps: ImageMaps,
         seed: int,
     ) -> None:
         super().__init__(reader, student, seed)
         self._crop, self._maps = crop, maps
 
-    def _content(self, slot: Slot, read: ReadSample, key: int) -> _Content:
-        maps, own, data = self._maps, self._student, photo_of(read.files)
-        image_hw = photo_size(data)
+    def _content(self, slot: SampleRef, read: ReadSample, key: int) -> _Content:
+        maps, own, data = self._maps, self._student, image_of(read.files)
+        image_hw = image_size_of(data)
         crop = crop_of(image_hw, self._crop, key)
         image = next(squares(data, [crop], own.side, maps.exact))
         shape = (*maps.cells(maps.resize(image_hw).content_hw), own.channels)
@@ -133,7 +138,7 @@ class StoredMaps(_StoredFeatures):
         return _Content(image, maps.of_crop(stored, crop, image_hw, own.grid).half())
 
 
-def _file(read: ReadSample, ending: str) -> memoryview:
-    if ending not in read.files:
-        raise DamagedSampleError("missing features", f"none were stored as {ending}")
-    return read.files[ending]
+def _file(read: ReadSample, suffix: str) -> memoryview:
+    if suffix not in read.files:
+        raise CorruptSampleError("missing features", f"none were stored as {suffix}")
+    return read.files[suffix]

@@ -10,16 +10,16 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Float32, Num
 from torch import Tensor
 
-from efficientsam_pl.data.decode import Data, decode_smaller, photo_size
-from efficientsam_pl.data.features.roi_average import cell_means
-from efficientsam_pl.data.features.teacher_inputs import Shown
+from efficientsam_pl.data.decode import Data, decode_smaller, image_size_of
+from efficientsam_pl.data.features.roi_average import roi_average
+from efficientsam_pl.data.features.teacher_inputs import TeacherInputSpec
 from efficientsam_pl.data.schema import WHOLE_ENDING
 from efficientsam_pl.data.transforms import Crop, frame
 from efficientsam_pl.geometry import Resize
 
 
 @dataclass(frozen=True)
-class PhotoMaps:
+class ImageMaps:
     """Photos in SAM's frame: the longer side is the square's, padding right and below.
 
     `side` is the square's in pixels, `grid` the map's cells along it. `exact`: JPEGs are decoded
@@ -39,16 +39,16 @@ class PhotoMaps:
         height, width = content_hw
         return -(-height * self.grid // self.side), -(-width * self.grid // self.side)
 
-    def shown(self, data: Data, sample: str) -> Shown:
+    def shown(self, data: Data, sample: str) -> TeacherInputSpec:
         """The photo in the square.
 
         Raises:
-            DamagedSampleError: It cannot be decoded.
+            CorruptSampleError: It cannot be decoded.
         """
-        resize = self.resize(photo_size(data))
+        resize = self.resize(image_size_of(data))
         photo = decode_smaller(data, 1.0 if self.exact else 1 / max(resize.scale_xy()))
         square = frame(photo.pixels, resize, mirrored=False)
-        return Shown({WHOLE_ENDING: square}, resize.content_hw)
+        return TeacherInputSpec({WHOLE_ENDING: square}, resize.content_hw)
 
     def kept(
         self, features: Float[Tensor, "c g g"], content_hw: tuple[int, int]
@@ -57,7 +57,7 @@ class PhotoMaps:
 
         A block at the photo's edge is the mean of those of its cells that hold photo.
         """
-        of_teacher = PhotoMaps(self.side, features.shape[-1], self.exact)
+        of_teacher = ImageMaps(self.side, features.shape[-1], self.exact)
         rows, cols = of_teacher.cells(content_hw)
         content = features[:, :rows, :cols]
         block = of_teacher.grid // self.grid
@@ -80,5 +80,5 @@ class PhotoMaps:
         pixels = torch.tensor([corners], dtype=torch.float64)
         in_square = self.resize(image_hw).boxes_forward(pixels)
         left, top, right, bottom = (in_square[0] * self.grid / self.side).tolist()
-        means = cell_means(stored, (left, top, right, bottom), grid)
+        means = roi_average(stored, (left, top, right, bottom), grid)
         return (means.flip(1) if crop.flip else means).flatten(0, 1)

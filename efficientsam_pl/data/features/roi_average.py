@@ -31,7 +31,7 @@ def cell_weights(start: float, end: float, cells: int, size: int) -> Float64[Ten
     return weights * cells / (end - start)
 
 
-def cell_means(
+def roi_average(
     features: Num[Tensor, "rows cols c"], box: tuple[float, float, float, float], grid: int
 ) -> Float32[Tensor, "{grid} {grid} c"]:
     """The means over a grid of equal cells laid over a rectangle of a map.

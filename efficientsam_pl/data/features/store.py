@@ -30,7 +30,7 @@ class FeatureSet:
     shards: dict[str, Shard]
     channels: int
 
-    def find(self, sample: Sample, ending: str) -> Sample | None:
+    def find(self, sample: Sample, suffix: str) -> Sample | None:
         """The file with a photo's features; None where they were not stored."""
         shard = self.shards.get(sample.shard)
         if shard is None:
@@ -39,9 +39,9 @@ class FeatureSet:
         if sample.key not in places:
             return None
         files = index.sample(shard.path, places[sample.key]).files
-        if ending not in files:
+        if suffix not in files:
             return None
-        return Sample(shard.path, sample.key, {ending: files[ending]}, index.sha256)
+        return Sample(shard.path, sample.key, {suffix: files[suffix]}, index.sha256)
 
 
 def feature_shards(folder: str, photos: ShardSet) -> dict[str, str]:

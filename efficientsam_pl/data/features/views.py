@@ -6,11 +6,11 @@ import numpy as np
 
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.datasets.train import squares
-from efficientsam_pl.data.decode import Data, photo_size
-from efficientsam_pl.data.features.teacher_inputs import Shown
-from efficientsam_pl.data.schema import CENTRE_ENDING, view_ending
+from efficientsam_pl.data.decode import Data, image_size_of
+from efficientsam_pl.data.features.teacher_inputs import TeacherInputSpec
+from efficientsam_pl.data.schema import CENTRE_ENDING, view_suffix
 from efficientsam_pl.data.transforms import Crop, crop_of
-from efficientsam_pl.keyed_random import draw_key, uniform_of
+from efficientsam_pl.keyed_random import sample_key, uniform_of
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Views:
 
     def crop_of(self, view: int, sample: str, image_hw: tuple[int, int]) -> Crop:
         """A view's rectangle of a photo of this size."""
-        return crop_of(image_hw, self.crop, draw_key(self.seed, view, sample))
+        return crop_of(image_hw, self.crop, sample_key(self.seed, view, sample))
 
-    def ending(self, view: int) -> str:
+    def suffix(self, view: int) -> str:
         """Of the file with a view's features."""
-        return CENTRE_ENDING if self.crop is None else view_ending(view)
+        return CENTRE_ENDING if self.crop is None else view_suffix(view)
 
     def of_epoch(self, seed: int, epoch: int, sample: str) -> int:
         """The view that an epoch of a run with this seed uses.
@@ -41,16 +41,18 @@ class Views:
         In every `count` epochs each is used once, in an order drawn anew for each sample.
         """
         cycle, turn = divmod(epoch, self.count)
-        drawn = uniform_of(draw_key(seed, cycle, sample), self.count, "view order")
+        drawn = uniform_of(sample_key(seed, cycle, sample), self.count, "view order")
         return int(np.argsort(drawn, kind="stable")[turn])
 
-    def shown(self, data: Data, sample: str) -> Shown:
+    def shown(self, data: Data, sample: str) -> TeacherInputSpec:
         """All views of a photo.
 
         Raises:
-            DamagedSampleError: It cannot be decoded.
+            CorruptSampleError: It cannot be decoded.
         """
-        image_hw = photo_size(data)
+        image_hw = image_size_of(data)
         crops = [self.crop_of(view, sample, image_hw) for view in range(self.count)]
         cut = squares(data, crops, self.side, self.exact)
-        return Shown({self.ending(v): one for v, one in enumerate(cut)}, (self.side, self.side))
+        return TeacherInputSpec(
+            {self.suffix(v): one for v, one in enumerate(cut)}, (self.side, self.side)
+        )

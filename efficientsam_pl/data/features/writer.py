@@ -11,16 +11,20 @@ from typing import Any, TypeAlias
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from efficientsam_pl.data.build import reader_of
+from efficientsam_pl.data.build import build_reader
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.features.codec import Numbers, Rounding, coded, storable
+from efficientsam_pl.data.features.codec import Numbers, Rounding, encode_features, storable
 from efficientsam_pl.data.features.store import CHANNELS, PHOTOS, ROUNDING, feature_shards
-from efficientsam_pl.data.features.teacher_inputs import Show, ShownBatch, ShownPhotos
+from efficientsam_pl.data.features.teacher_inputs import (
+    Show,
+    TeacherInputBatch,
+    TeacherInputDataset,
+)
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import Noted, PackedSample, Skipped
-from efficientsam_pl.data.sampler import Share
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.sampler import RankShard
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import Shard, ShardSet
 from efficientsam_pl.errors import UserError
 
@@ -45,7 +49,7 @@ class Embedding:
 
     show: Show
     embed: Embed
-    squares_per_photo: int
+    squares_per_image: int
     batch: int
     numbers: Numbers
 
@@ -69,12 +73,12 @@ class FeatureUnit:
         coder = _Coder(self.photos.path, self.embedding)
         for batch in self._batches():
             files = coder.files(batch)
-            for key, endings, damage in zip(batch.key, batch.endings, batch.damage, strict=True):
-                own = {ending: next(files) for ending in endings}
+            for key, suffixes, damage in zip(batch.key, batch.suffixes, batch.damage, strict=True):
+                own = {suffix: next(files) for suffix in suffixes}
                 if damage is not None:
                     yield Skipped(key, f"{damage.kind}: {damage.detail}")
                     continue
-                real = {ending: file for ending, file in own.items() if file is not None}
+                real = {suffix: file for suffix, file in own.items() if file is not None}
                 if len(real) < len(own):
                     yield Skipped(key, "a feature is larger than float16 can hold")
                 else:
@@ -87,11 +91,11 @@ class FeatureUnit:
             }
         )
 
-    def _batches(self) -> Iterable[ShownBatch]:
-        reader = reader_of((ShardSet((self.photos,)),), PHOTO_ENDINGS, self.data)
-        together = max(1, self.embedding.batch // self.embedding.squares_per_photo)
-        alone = Share(0, 1, together, together)
-        stream = ShownPhotos(reader, self.embedding.show)
+    def _batches(self) -> Iterable[TeacherInputBatch]:
+        reader = build_reader((ShardSet((self.photos,)),), IMAGE_SUFFIXES, self.data)
+        together = max(1, self.embedding.batch // self.embedding.squares_per_image)
+        alone = RankShard(0, 1, together, together)
+        stream = TeacherInputDataset(reader, self.embedding.show)
         return once_loader(stream, self.photos.samples, alone, self.data.workers)
 
 
@@ -102,7 +106,7 @@ class FeatureSource:
         self, photos: ShardSet, embedding: Embedding, described: dict[str, Any], data: DataConfig
     ) -> None:
         self._places = feature_shards("", photos)
-        self._photos = [shard for shard in photos.shards if shard.path in self._places]
+        self._images = [shard for shard in photos.shards if shard.path in self._places]
         self._embedding, self._described, self._data = embedding, described, data
 
     def described(self) -> dict[str, Any]:
@@ -120,10 +124,10 @@ class FeatureSource:
             yield FeatureUnit(name, self._squares(shard), shard, self._embedding, self._data)
 
     def _own(self, share: ArrayShare) -> list[Shard]:
-        return self._photos[share.index :: share.count]
+        return self._images[share.index :: share.count]
 
     def _squares(self, shard: Shard) -> int:
-        return shard.samples * self._embedding.squares_per_photo
+        return shard.samples * self._embedding.squares_per_image
 
 
 class _Coder:
@@ -133,9 +137,9 @@ class _Coder:
         self._shard, self._embedding = shard, embedding
         self.rounding, self.channels = Rounding(), 0
 
-    def files(self, batch: ShownBatch) -> Iterator[bytes | None]:
+    def files(self, batch: TeacherInputBatch) -> Iterator[bytes | None]:
         """One for each of a batch's squares, None where float16 cannot hold a number."""
-        keys = iter(k for k, own in zip(batch.key, batch.endings, strict=True) for _ in own)
+        keys = iter(k for k, own in zip(batch.key, batch.suffixes, strict=True) for _ in own)
         size = self._embedding.batch
         for squares, content_hw in zip(
             batch.squares.split(size), batch.content_hw.split(size), strict=True
@@ -155,7 +159,7 @@ class _Coder:
                 "inf: are teacher.weights what they should be?"
             )
         fits = storable(features)
-        stored = coded(features[fits], self._embedding.numbers)
+        stored = encode_features(features[fits], self._embedding.numbers)
         if len(stored.values):
             self.rounding.measure(features[fits], stored)
         self.channels, here = features.shape[-1], stored.cpu()

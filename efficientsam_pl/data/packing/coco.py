@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.data.decode import decode_photo
-from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
+from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, sample_of
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
-from efficientsam_pl.data.schema import Annotation, DamagedSampleError, annotation_of
+from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco, run_lengths
 from efficientsam_pl.storage.files import exists, is_local, read_file
@@ -125,7 +125,7 @@ def record_lists(content: bytes, path: str, keys: Sequence[str]) -> dict[str, li
     return {key: loaded[key] for key in keys}
 
 
-def check_photos(entries: Sequence[CocoEntry], annotations: str, key: str, images: str) -> None:
+def check_images(entries: Sequence[CocoEntry], annotations: str, key: str, images: str) -> None:
     """Raises a CocoError where photos are listed and none of them lies where it should.
 
     Args:
@@ -163,17 +163,17 @@ def _stated(image: dict[str, Any], what: str, path: str) -> tuple[int, int] | No
         raise _no_coco(path, f"{what} has {size}, no whole numbers") from error
 
 
-def masked_photo(entry: CocoEntry, data: bytes) -> tuple[MaskedPhoto, list[Skipped]]:
+def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipped]]:
     """The photo with its masks, and the annotations that cannot be used.
 
     Raises:
-        DamagedSampleError: The photo cannot be decoded, or is not of the size that is stated.
+        CorruptSampleError: The photo cannot be decoded, or is not of the size that is stated.
     """
-    image = decode_photo(data)
+    image = decode_image(data)
     height, width = image.shape[:2]
     if entry.stated_hw not in (None, (height, width)):  # polygons would lie elsewhere
         what = f"photo {(height, width)}, annotations {entry.stated_hw}"
-        raise DamagedSampleError("size mismatch", what)
+        raise CorruptSampleError("size mismatch", what)
     masks: list[Annotation] = []
     skipped = []
     for annotation in entry.annotations:
@@ -188,27 +188,27 @@ def masked_photo(entry: CocoEntry, data: bytes) -> tuple[MaskedPhoto, list[Skipp
             skipped.append(Skipped(what, str(error)))
             continue
         masks.append(annotation_of(rle, bool(annotation.get("iscrowd", 0))))
-    return MaskedPhoto(entry.key, image, tuple(masks)), skipped
+    return MaskedImage(entry.key, image, tuple(masks)), skipped
 
 
-def masked_photos(
+def masked_images(
     entries: Iterable[CocoEntry],
-) -> Iterator[tuple[CocoEntry, MaskedPhoto, bytes] | Skipped]:
+) -> Iterator[tuple[CocoEntry, MaskedImage, bytes] | Skipped]:
     """The photos with their masks and as they are stored, and whatever cannot be used."""
     for entry in entries:
         try:
             data = read_file(entry.path)
-            photo, skipped = masked_photo(entry, data)
-        except (OSError, DamagedSampleError) as error:
+            photo, skipped = masked_image(entry, data)
+        except (OSError, CorruptSampleError) as error:
             yield Skipped(entry.path, str(error))
             continue
         yield from skipped
         yield entry, photo, data
 
 
-def coco_photos(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedPhoto]:
+def coco_images(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedImage]:
     """The photos with their masks; what cannot be read is named in `skipped`."""
-    for found in masked_photos(entries):
+    for found in masked_images(entries):
         if isinstance(found, Skipped):
             skipped.append(f"{found.what}: {found.why}")
         else:
@@ -232,7 +232,7 @@ class CocoUnit:
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
         yield from self.orphans
-        for found in masked_photos(self.entries):
+        for found in masked_images(self.entries):
             if isinstance(found, Skipped):
                 yield found
                 continue
@@ -255,7 +255,7 @@ class Coco:
         self._long_side, self._limit = long_side, samples_per_shard
         if not self._entries:
             raise CocoError(f"{annotations} lists no photo")
-        check_photos(self._entries, annotations, "--images", images)
+        check_images(self._entries, annotations, "--images", images)
 
     def described(self) -> dict[str, Any]:
         """See Source."""

@@ -12,9 +12,9 @@ from efficientsam_pl.data.packing.coco import (
     CocoEntry,
     CocoError,
     annotation_file,
-    check_photos,
+    check_images,
     entries_of,
-    masked_photos,
+    masked_images,
 )
 from efficientsam_pl.data.packing.images import sample_of
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
@@ -50,7 +50,7 @@ class MaskedUnit:
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
         yield from self.skipped
-        for found in masked_photos(self.entries):
+        for found in masked_images(self.entries):
             if isinstance(found, Skipped):
                 yield found
                 continue
@@ -61,7 +61,7 @@ class MaskedUnit:
                 yield Skipped(entry.path, "none of its annotations is a mask that can be used")
 
 
-class OwnCoco:
+class CustomCoco:
     """Shards `train-000000.tar`, ... and `heldout-000000.tar`, ... of the photos with masks.
 
     Photos keep their size: they are validated on as they are. Without a file of its own the
@@ -143,7 +143,7 @@ class OwnCoco:
             CocoError: Not a photo is in the folder, which the user names by `key`.
         """
         entries, orphans = entries_of(self._content[named], *named)
-        check_photos(entries, named[0], key, named[1])
+        check_images(entries, named[0], key, named[1])
         skipped = sorted(orphans, key=lambda orphan: orphan.what)
         is_near = is_local(named[1])  # a distant store would be asked for each of its photos
         masked = []

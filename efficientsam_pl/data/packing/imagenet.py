@@ -16,11 +16,11 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from efficientsam_pl.data.decode import decode_photo, photo_size
+from efficientsam_pl.data.decode import decode_image, image_size_of
 from efficientsam_pl.data.packing.images import JPEG_QUALITY, encoded, shrunk_image, smaller
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
-from efficientsam_pl.data.schema import CLASS_ENDING, DamagedSampleError
+from efficientsam_pl.data.schema import CLASS_ENDING, CorruptSampleError
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import (
     exists,
@@ -33,7 +33,7 @@ from efficientsam_pl.storage.files import (
 from efficientsam_pl.storage.ranges import Range, RangeReader
 from efficientsam_pl.storage.tar import Seekable, TarMember, scan_headers
 
-_ENDINGS = (".jpg", ".jpeg", ".png")
+_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ImagenetUnit:
             try:
                 data = _bytes(reader, item.where)
                 files = {"jpg": self._jpeg(data)}
-            except (OSError, DamagedSampleError) as error:
+            except (OSError, CorruptSampleError) as error:
                 yield Skipped(item.key, str(error))
                 continue
             if item.label is not None:
@@ -74,10 +74,10 @@ class ImagenetUnit:
         reader.close()
 
     def _jpeg(self, data: bytes) -> bytes:
-        image_hw = photo_size(data)
+        image_hw = image_size_of(data)
         if self.long_side is None or max(image_hw) <= self.long_side:
             return data
-        return encoded(shrunk_image(decode_photo(data), smaller(image_hw, self.long_side)))
+        return encoded(shrunk_image(decode_image(data), smaller(image_hw, self.long_side)))
 
 
 class Imagenet:
@@ -162,7 +162,7 @@ def _in_tar(source: str) -> list[_Found]:
 def _in_opened_tar(source: str, file: Seekable) -> list[_Found]:
     outer = scan_headers(file)
     _check(source, outer.damage)
-    found = [_member(source, m, "", None) for m in outer.members if _is_photo(m.name)]
+    found = [_member(source, m, "", None) for m in outer.members if _is_image(m.name)]
     tars = [member for member in outer.members if member.name.endswith(".tar")]
     labels = _numbered(Path(tar.name).stem for tar in tars)
     for tar in tars:
@@ -170,7 +170,7 @@ def _in_opened_tar(source: str, file: Seekable) -> list[_Found]:
         _check(f"{source}: {tar.name}", inner.damage)
         stem = Path(tar.name).stem
         found += [
-            _member(source, m, stem, labels[stem]) for m in inner.members if _is_photo(m.name)
+            _member(source, m, stem, labels[stem]) for m in inner.members if _is_image(m.name)
         ]
     return found
 
@@ -187,7 +187,7 @@ def _check(source: str, damage: list[str]) -> None:
 
 def _in_folder(source: str) -> list[_Found]:
     root = full_path(source).rstrip("/")
-    folders = [(f"{root}/{name}", name.rpartition("/")[0]) for name in sorted(_photos_under(root))]
+    folders = [(f"{root}/{name}", name.rpartition("/")[0]) for name in sorted(_images_under(root))]
     labels = _numbered(folder.split("/")[0] for _, folder in folders if folder)
     return [
         _Found(folder, Path(path).stem, Range(path, 0, -1), labels.get(folder.split("/")[0]))
@@ -195,15 +195,15 @@ def _in_folder(source: str) -> list[_Found]:
     ]
 
 
-def _photos_under(root: str) -> Iterator[str]:
+def _images_under(root: str) -> Iterator[str]:
     """Photos' paths from a folder on; links are followed, as torchvision's ImageFolder does."""
     if is_local(root):
         for folder, _, names in os.walk(local_path(root), followlinks=True):
             inside = Path(folder).relative_to(local_path(root)).as_posix()
-            yield from (n if inside == "." else f"{inside}/{n}" for n in names if _is_photo(n))
+            yield from (n if inside == "." else f"{inside}/{n}" for n in names if _is_image(n))
         return
     fs, path = fsspec.core.url_to_fs(root)
-    yield from (name[len(path) + 1 :] for name in fs.find(path) if _is_photo(name))
+    yield from (name[len(path) + 1 :] for name in fs.find(path) if _is_image(name))
 
 
 def _in_list(source: str) -> list[_Found]:
@@ -219,7 +219,7 @@ def _in_list(source: str) -> list[_Found]:
         path, *last = line.strip().rsplit(maxsplit=1)
         labelled = bool(last) and last[0].isdecimal()
         name = path if labelled else line.strip()
-        if not _is_photo(name):
+        if not _is_image(name):
             raise UserError(f"--source: {source}, line {number}: {name!r} is no photo")
         where = name if "://" in name or name.startswith("/") else f"{folder}/{name}"
         inside = Path(name).parent.name
@@ -228,8 +228,8 @@ def _in_list(source: str) -> list[_Found]:
     return found
 
 
-def _is_photo(name: str) -> bool:
-    return name.lower().endswith(_ENDINGS)
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES)
 
 
 def _numbered(classes: Iterable[str]) -> dict[str, int]:

@@ -21,7 +21,7 @@ JPEG_QUALITY = 92  # of photos that are encoded anew, without colour subsampling
 
 
 @dataclass(frozen=True)
-class MaskedPhoto:
+class MaskedImage:
     """A photo with its masks at the photo's size."""
 
     key: str
@@ -30,7 +30,7 @@ class MaskedPhoto:
     original_hw: tuple[int, int] | None = None  # before it was first shrunk, if it was
 
 
-def limit_side(photo: MaskedPhoto, longest: int) -> MaskedPhoto:
+def limit_side(photo: MaskedImage, longest: int) -> MaskedImage:
     """The photo and its masks scaled down together so that no side exceeds `longest` pixels.
 
     The photo is resized bicubically with antialiasing; of a mask stay the pixels that it covers
@@ -40,7 +40,7 @@ def limit_side(photo: MaskedPhoto, longest: int) -> MaskedPhoto:
     small = smaller(image_hw, longest)
     if small == image_hw:
         return photo
-    return MaskedPhoto(
+    return MaskedImage(
         photo.key,
         shrunk_image(photo.image, small),
         shrunk_masks(photo.annotations, image_hw, small),
@@ -94,7 +94,7 @@ def encoded(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return data
 
 
-def sample_of(photo: MaskedPhoto, jpeg: bytes | None = None) -> PackedSample:
+def sample_of(photo: MaskedImage, jpeg: bytes | None = None) -> PackedSample:
     """The files of a masked image; `jpeg` where the photo need not be encoded anew."""
     height, width = photo.image.shape[:2]
     record = Record(width, height, photo.annotations, photo.original_hw)
@@ -105,8 +105,8 @@ def sample_of(photo: MaskedPhoto, jpeg: bytes | None = None) -> PackedSample:
     return PackedSample(photo.key, files, len(photo.annotations))
 
 
-def pack_photos(
-    photos: Iterable[MaskedPhoto], folder: Path, prefix: str, samples_per_shard: int = 1000
+def pack_images(
+    photos: Iterable[MaskedImage], folder: Path, prefix: str, samples_per_shard: int = 1000
 ) -> PackSummary:
     """Writes photos that are at hand into `FOLDER/PREFIX-000000.tar`..."""
     out, summary = full_path(str(folder)), PackSummary()

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.data.decode import decode_photo, photo_size
+from efficientsam_pl.data.decode import decode_image, image_size_of
 from efficientsam_pl.data.index import samples_of
-from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedPhoto, limit_side, sample_of
+from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, sample_of
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import (
-    PHOTO_ENDINGS,
+    IMAGE_SUFFIXES,
     RECORD_ENDING,
-    DamagedSampleError,
+    CorruptSampleError,
     from_json,
 )
 from efficientsam_pl.errors import UserError
@@ -37,8 +37,8 @@ class Sa1bUnit:
         yield from self.damage
         reader = RangeReader()
         for key, files in self.entries:
-            endings = [e for e in files if e in (*PHOTO_ENDINGS, RECORD_ENDING)]
-            read = dict(zip(endings, reader.read([files[e] for e in endings]), strict=True))
+            suffixes = [e for e in files if e in (*IMAGE_SUFFIXES, RECORD_ENDING)]
+            read = dict(zip(suffixes, reader.read([files[e] for e in suffixes]), strict=True))
             yield self._packed(key, read)
         reader.close()
 
@@ -46,22 +46,22 @@ class Sa1bUnit:
         for data in read.values():
             if isinstance(data, OSError):
                 return Skipped(key, f"truncated: {data}")
-        photo = next((e for e in PHOTO_ENDINGS if e in read), None)
+        photo = next((e for e in IMAGE_SUFFIXES if e in read), None)
         if photo is None or RECORD_ENDING not in read:
             missing = "json" if photo else "photo"
             return Skipped(key, f"missing {missing}: only {', '.join(sorted(read)) or 'nothing'}")
         try:
             record = from_json(bytes(read[RECORD_ENDING]))
-            image_hw, said = photo_size(read[photo]), (record.height, record.width)
+            image_hw, said = image_size_of(read[photo]), (record.height, record.width)
             if image_hw != said:
                 return Skipped(key, f"size mismatch: photo {image_hw}, json {said}")
             if self.long_side is None:
-                files = {ending: bytes(data) for ending, data in read.items()}
+                files = {suffix: bytes(data) for suffix, data in read.items()}
                 return PackedSample(key, files, len(record.annotations))
-            image = decode_photo(read[photo])
-            whole = MaskedPhoto(key, image, record.annotations, record.original_hw)
+            image = decode_image(read[photo])
+            whole = MaskedImage(key, image, record.annotations, record.original_hw)
             small = limit_side(whole, self.long_side)
-        except (DamagedSampleError, ValueError) as error:
+        except (CorruptSampleError, ValueError) as error:
             return Skipped(key, str(error))
         return sample_of(small, bytes(read[photo]) if small is whole and photo != "png" else None)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 
 T = TypeVar("T")
 
@@ -16,6 +16,6 @@ def parted(keys: Sequence[str], items: Sequence[T], fraction: float) -> tuple[li
         items: At least two.
         fraction: Of the items, held out.
     """
-    ranked = [items[i] for i in sorted(range(len(keys)), key=lambda i: draw_key(0, 0, keys[i]))]
+    ranked = [items[i] for i in sorted(range(len(keys)), key=lambda i: sample_key(0, 0, keys[i]))]
     heldout = min(len(ranked) - 1, max(1, round(fraction * len(ranked))))
     return ranked[heldout:], ranked[:heldout]

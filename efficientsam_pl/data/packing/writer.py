@@ -112,12 +112,12 @@ class _Tar:
 
     def add(self, sample: PackedSample) -> None:
         """Writes the files in the order of their endings; equal samples make equal bytes."""
-        for ending in sorted(sample.files):
-            data = sample.files[ending]
-            self._writer.write({"__key__": sample.key, ending: data})
+        for suffix in sorted(sample.files):
+            data = sample.files[suffix]
+            self._writer.write({"__key__": sample.key, suffix: data})
             end = self._writer.tarstream.offset
             offset = end - -(-len(data) // BLOCK) * BLOCK
-            self._members.append(TarMember(f"{sample.key}.{ending}", offset, len(data)))
+            self._members.append(TarMember(f"{sample.key}.{suffix}", offset, len(data)))
 
     def close(self) -> None:
         """Ends the archive, unless it is ended."""

@@ -2,7 +2,7 @@
 
 A detection counts only where its category was looked for in the photo: where there are objects
 of it, or where it is known to be absent. One that hits nothing is pardoned where not all objects
-of its category are annotated (`structures.InstancePhoto`).
+of its category are annotated (`structures.InstanceImage`).
 
 Source:
     Gupta et al. 2019 (LVIS), as the `lvis` package 0.5.3 computes it.

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
 from efficientsam_pl.rle import Rle, areas
-from efficientsam_pl.structures import InstancePhoto
+from efficientsam_pl.structures import InstanceImage
 
 LEAST_IOU = 0.5  # no threshold lies below it
 COCO_DETECTIONS = 100  # of an image and category, the best first
@@ -25,7 +25,7 @@ CompareIou = Callable[[Int[np.ndarray, "d"], Int[np.ndarray, "g"]], Float[np.nda
 
 
 @dataclass(frozen=True)
-class FoundMasks:
+class PredictedMasks:
     """Masks that were found in a photo, at its size; the scores need not be sorted."""
 
     category_ids: Sequence[int]
@@ -69,17 +69,17 @@ class ImageOverlaps:
     iou: Float[np.ndarray, "p"]
 
 
-def coco_overlaps(photo: InstancePhoto, found: FoundMasks) -> ImageOverlaps:
+def coco_overlaps(photo: InstanceImage, found: PredictedMasks) -> ImageOverlaps:
     """By COCO's rules: the best hundred detections of each category.
 
     Raises:
         ValueError: Uneven numbers of masks, scores and categories, a score that is no finite
             number, or masks of another size than the photo's.
     """
-    return _of_photo(photo, found, per_category=COCO_DETECTIONS)
+    return _of_image(photo, found, per_category=COCO_DETECTIONS)
 
 
-def lvis_overlaps(photo: InstancePhoto, found: FoundMasks) -> ImageOverlaps:
+def lvis_overlaps(photo: InstanceImage, found: PredictedMasks) -> ImageOverlaps:
     """By LVIS's rules: the best 300 detections of the photo, of these and the objects those that
     have an area, no crowds.
 
@@ -88,9 +88,9 @@ def lvis_overlaps(photo: InstancePhoto, found: FoundMasks) -> ImageOverlaps:
     """
     best = ranked(_scores(photo, found), LVIS_DETECTIONS)
     best = best[areas([found.masks[at] for at in best.tolist()]) > 0]
-    few = FoundMasks(*([own[at] for at in best.tolist()] for own in _columns(found)))
+    few = PredictedMasks(*([own[at] for at in best.tolist()] for own in _columns(found)))
     real = tuple(replace(one, crowd=False) for one in photo.instances if one.area > 0)
-    return _of_photo(replace(photo, instances=real), few, per_category=LVIS_DETECTIONS)
+    return _of_image(replace(photo, instances=real), few, per_category=LVIS_DETECTIONS)
 
 
 def ranked(scores: Float[np.ndarray, "n"], most: int) -> Int[np.ndarray, "d"]:
@@ -153,7 +153,7 @@ def compare_shapes(detections: Sequence[Any], objects: Sequence[Any], crowd: Any
     return compare
 
 
-def _of_photo(photo: InstancePhoto, found: FoundMasks, per_category: int) -> ImageOverlaps:
+def _of_image(photo: InstanceImage, found: PredictedMasks, per_category: int) -> ImageOverlaps:
     scores = _scores(photo, found)
     masks, truth = list(found.masks), [one.mask for one in photo.instances]
     if odd := {tuple(mask["size"]) for mask in (*masks, *truth)} - {photo.image_hw}:
@@ -185,11 +185,11 @@ def _only(
     return some, [masks[at] for at in places.tolist()]
 
 
-def _columns(found: FoundMasks) -> tuple[Sequence[Any], ...]:
+def _columns(found: PredictedMasks) -> tuple[Sequence[Any], ...]:
     return found.category_ids, found.masks, found.scores
 
 
-def _scores(photo: InstancePhoto, found: FoundMasks) -> Float[np.ndarray, "d"]:
+def _scores(photo: InstanceImage, found: PredictedMasks) -> Float[np.ndarray, "d"]:
     counts = [len(column) for column in _columns(found)]
     if len(set(counts)) > 1:
         raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from efficientsam_pl.evaluation.interfaces import Answers, EmbeddedPhoto, PhotoSegmenter
+from efficientsam_pl.evaluation.interfaces import MaskCandidates, PromptableImage, PromptableModel
 from efficientsam_pl.rle import Rle, area, pair_iou
 from efficientsam_pl.structures import Instance
 
@@ -24,30 +24,30 @@ _PAIRS = 8  # masks that are compared at once: pycocotools compares each with ea
 
 
 @runtime_checkable
-class KnowsTruth(Protocol):
+class GroundTruthModel(Protocol):
     """A photo of a baseline that answers with the truth, which nobody else is told."""
 
-    def told(self, truth: Sequence[Rle]) -> EmbeddedPhoto:
+    def told(self, truth: Sequence[Rle]) -> PromptableImage:
         """The same photo when the next prompts are about these masks, one a prompt."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class EvalContext:
     """Who is asked about which photo, and how.
 
     `at_once` prompts are asked together: it bounds memory and time, and changes no answer.
     """
 
-    segmenter: PhotoSegmenter
-    photo: EmbeddedPhoto
+    segmenter: PromptableModel
+    photo: PromptableImage
     key: str  # of the photo in its set, such as its image id
     seed: int = 0
     at_once: int = 32
 
-    def about(self, truth: Sequence[Rle]) -> EmbeddedPhoto:
+    def about(self, truth: Sequence[Rle]) -> PromptableImage:
         """The photo to ask next, about these masks."""
-        return self.photo.told(truth) if isinstance(self.photo, KnowsTruth) else self.photo
+        return self.photo.told(truth) if isinstance(self.photo, GroundTruthModel) else self.photo
 
     def parts(self, things: Sequence[T]) -> Iterator[Sequence[T]]:
         """What is asked about, at most `at_once` of it together."""
@@ -56,7 +56,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Found:
+class InstanceResult:
     """How one instance was found.
 
     `iou` is that of the mask that the protocol chose, without looking at the truth; `best_iou` is
@@ -79,7 +79,7 @@ class InstanceProtocol(Protocol):
         """As in configs and results."""
         ...
 
-    def check(self, segmenter: PhotoSegmenter) -> None:
+    def check(self, segmenter: PromptableModel) -> None:
         """Refuses a segmenter that does not know such prompts.
 
         Raises:
@@ -87,7 +87,7 @@ class InstanceProtocol(Protocol):
         """
         ...
 
-    def ask(self, asking: Asking, instances: Sequence[Instance]) -> list[Found]:
+    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
         """Asks for each of some `askable` instances of one photo; one answer each, in order.
 
         Raises:
@@ -114,18 +114,20 @@ def askable(instances: Sequence[Instance]) -> tuple[list[Instance], dict[str, in
     return kept, dict(skipped)
 
 
-def best_candidate(answers: Answers) -> Int64[Tensor, "q"]:
+def best_candidate(answers: MaskCandidates) -> Int64[Tensor, "q"]:
     """Of each prompt the candidate that is expected to be best; of equals the first."""
     return answers.first_candidate + answers.iou[:, answers.first_candidate :].argmax(dim=1)
 
 
-def found_of(answers: Answers, chosen: Int64[Tensor, "q"], truth: Sequence[Rle]) -> list[Found]:
+def instance_result(
+    answers: MaskCandidates, chosen: Int64[Tensor, "q"], truth: Sequence[Rle]
+) -> list[InstanceResult]:
     """The chosen masks beside the truth, and the oracle's choice."""
     every = sorted({*range(answers.first_candidate, answers.iou.shape[1]), *chosen.tolist()})
     masks = {k: answers.masks(torch.full_like(chosen, k)) for k in every}
     ious = {k: ious_of(masks[k], truth) for k in every}
     return [
-        Found(
+        InstanceResult(
             mask=masks[k][place],
             iou=float(ious[k][place]),
             best_iou=float(max(ious[other][place] for other in every)),

@@ -14,15 +14,20 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.interfaces import Answers, ImagePrompts, PhotoSegmenter
-from efficientsam_pl.evaluation.protocols.base import Asking, Found, best_candidate, found_of
+from efficientsam_pl.evaluation.interfaces import ImagePrompts, MaskCandidates, PromptableModel
+from efficientsam_pl.evaluation.protocols.base import (
+    EvalContext,
+    InstanceResult,
+    best_candidate,
+    instance_result,
+)
 from efficientsam_pl.evaluation.protocols.error_centers import (
-    ErrorClicks,
+    ErrorCenters,
     centre_clicks,
-    error_clicks,
+    point_from_error_center,
 )
 from efficientsam_pl.evaluation.training_protocols import drawn_clicks
-from efficientsam_pl.keyed_random import draw_key
+from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.rle import Rle
 from efficientsam_pl.structures import Instance, Label
 
@@ -45,17 +50,17 @@ class RandomClicks:
         """As in configs and results."""
         return f"click_random_{self.count}"
 
-    def check(self, segmenter: PhotoSegmenter) -> None:
+    def check(self, segmenter: PromptableModel) -> None:
         """Every segmenter knows clicks."""
 
-    def ask(self, asking: Asking, instances: Sequence[Instance]) -> list[Found]:
+    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
         """Asks for each instance."""
-        found: list[Found] = []
-        for part in asking.parts(instances):
+        found: list[InstanceResult] = []
+        for part in context.parts(instances):
             truth = [one.mask for one in part]
-            keys = [draw_key(asking.seed, 0, f"{asking.key}/{one.id}") for one in part]
+            keys = [sample_key(context.seed, 0, f"{context.key}/{one.id}") for one in part]
             points = drawn_clicks(torch.tensor(keys), truth, self.count)
-            found += _found_by(asking, truth, torch.from_numpy(points))
+            found += _found_by(context, truth, torch.from_numpy(points))
         return found
 
 
@@ -72,15 +77,15 @@ class CentreClick:
         """As in configs and results."""
         return "click_center"
 
-    def check(self, segmenter: PhotoSegmenter) -> None:
+    def check(self, segmenter: PromptableModel) -> None:
         """Every segmenter knows clicks."""
 
-    def ask(self, asking: Asking, instances: Sequence[Instance]) -> list[Found]:
+    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
         """Asks for each instance."""
-        found: list[Found] = []
-        for part in asking.parts(instances):
+        found: list[InstanceResult] = []
+        for part in context.parts(instances):
             truth = [one.mask for one in part]
-            found += _found_by(asking, truth, _centres(truth))
+            found += _found_by(context, truth, _centres(truth))
         return found
 
 
@@ -106,7 +111,7 @@ class IterativeClicks:
         """As in configs and results."""
         return f"click_iterative_{self.count}"
 
-    def check(self, segmenter: PhotoSegmenter) -> None:
+    def check(self, segmenter: PromptableModel) -> None:
         """Refuses a segmenter without negative clicks.
 
         Raises:
@@ -118,40 +123,40 @@ class IterativeClicks:
                 f"click_random_{self.count} does not"
             )
 
-    def ask(self, asking: Asking, instances: Sequence[Instance]) -> list[Found]:
+    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
         """Asks for each instance, once a click."""
-        self.check(asking.segmenter)
-        found: list[Found] = []
-        for part in asking.parts(instances):
-            found += self._part([one.mask for one in part], asking)
+        self.check(context.segmenter)
+        found: list[InstanceResult] = []
+        for part in context.parts(instances):
+            found += self._part([one.mask for one in part], context)
         return found
 
-    def _part(self, truth: Sequence[Rle], asking: Asking) -> list[Found]:
-        found: dict[int, Found] = {}
+    def _part(self, truth: Sequence[Rle], context: EvalContext) -> list[InstanceResult]:
+        found: dict[int, InstanceResult] = {}
         places = list(range(len(truth)))  # of those that are still asked for
         prompts = _positive(_centres(truth))
         for number in range(1, self.count + 1):
             wanted = [truth[place] for place in places]
-            answers = asking.about(wanted).ask(prompts)
-            chosen = _chosen(answers, asking.segmenter, number)
+            answers = context.about(wanted).ask(prompts)
+            chosen = _chosen(answers, context.segmenter, number)
             if number == self.count:
-                found |= dict(zip(places, found_of(answers, chosen, wanted), strict=True))
+                found |= dict(zip(places, instance_result(answers, chosen, wanted), strict=True))
                 break
             masks = answers.masks(chosen)
-            clicks = error_clicks(wanted, masks)
+            clicks = point_from_error_center(wanted, masks)
             for i in np.flatnonzero(~clicks.wrong).tolist():
                 score = float(answers.iou[i, chosen[i]])
-                found[places[i]] = Found(masks[i], iou=1.0, best_iou=1.0, score=score)
+                found[places[i]] = InstanceResult(masks[i], iou=1.0, best_iou=1.0, score=score)
             places = [place for place, wrong in zip(places, clicks.wrong, strict=True) if wrong]
             if not places:
                 break
-            logits = answers.logits(chosen) if asking.segmenter.mask_prompts else None
+            logits = answers.logits(chosen) if context.segmenter.mask_prompts else None
             prompts = _corrected(prompts, clicks, logits)
         return [found[place] for place in range(len(truth))]
 
 
 def _corrected(
-    prompts: ImagePrompts, clicks: ErrorClicks, logits: Float[Tensor, "q mh mw"] | None
+    prompts: ImagePrompts, clicks: ErrorCenters, logits: Float[Tensor, "q mh mw"] | None
 ) -> ImagePrompts:
     """One click more for each prompt whose answer is wrong; the others are left out."""
     labels = torch.from_numpy(clicks.missing).long()  # NEGATIVE is 0, POSITIVE is 1
@@ -164,7 +169,7 @@ def _corrected(
     )
 
 
-def _chosen(answers: Answers, segmenter: PhotoSegmenter, number: int) -> Int64[Tensor, "q"]:
+def _chosen(answers: MaskCandidates, segmenter: PromptableModel, number: int) -> Int64[Tensor, "q"]:
     if number > 1 and segmenter.mask_prompts and answers.first_candidate == 1:
         return torch.zeros(len(answers.iou), dtype=torch.long)
     return best_candidate(answers)
@@ -178,6 +183,8 @@ def _positive(points: Float[Tensor, "q n 2"]) -> ImagePrompts:
     return ImagePrompts(points, torch.full(points.shape[:2], int(Label.POSITIVE)))
 
 
-def _found_by(asking: Asking, truth: Sequence[Rle], points: Float[Tensor, "q n 2"]) -> list[Found]:
-    answers = asking.about(truth).ask(_positive(points))
-    return found_of(answers, best_candidate(answers), truth)
+def _found_by(
+    context: EvalContext, truth: Sequence[Rle], points: Float[Tensor, "q n 2"]
+) -> list[InstanceResult]:
+    answers = context.about(truth).ask(_positive(points))
+    return instance_result(answers, best_candidate(answers), truth)

@@ -15,10 +15,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.interfaces import Answers, PhotoSegmenter
+from efficientsam_pl.evaluation.interfaces import MaskCandidates, PromptableModel
 from efficientsam_pl.evaluation.protocols.base import (
-    Asking,
-    KnowsTruth,
+    EvalContext,
+    GroundTruthModel,
     best_candidate,
     ious_of,
 )
@@ -93,7 +93,7 @@ class DetectorBoxes:
         """As in configs and results; rule and passes stand beside it there."""
         return "detector_boxes"
 
-    def check(self, segmenter: PhotoSegmenter) -> None:
+    def check(self, segmenter: PromptableModel) -> None:
         """Refuses a second pass for a segmenter that takes no masks.
 
         Raises:
@@ -104,7 +104,7 @@ class DetectorBoxes:
 
     def ask(
         self,
-        asking: Asking,
+        context: EvalContext,
         detections: Sequence[BoxDetection],
         image_hw: tuple[int, int],
         instances: Sequence[Instance] = (),
@@ -123,11 +123,11 @@ class DetectorBoxes:
         Raises:
             UserError: As `check`.
         """
-        self.check(asking.segmenter)
+        self.check(context.segmenter)
         if not detections:
             return []
         truth = None
-        if isinstance(asking.photo, KnowsTruth):
+        if isinstance(context.photo, GroundTruthModel):
             truth = matched_truth(detections, instances, image_hw)
             boxes = np.array([one.box_xyxy for one in detections], dtype=np.float64)
             places = np.arange(len(detections))
@@ -138,9 +138,9 @@ class DetectorBoxes:
                 return_inverse=True,
             )
         masks: list[Rle] = []
-        for part in asking.parts(range(len(boxes))):
+        for part in context.parts(range(len(boxes))):
             some = slice(part[0], part[-1] + 1)
-            masks += self._part(asking, boxes[some], image_hw, truth[some] if truth else ())
+            masks += self._part(context, boxes[some], image_hw, truth[some] if truth else ())
         return [
             MaskDetection(one.category_id, masks[place], one.score)
             for one, place in zip(detections, places.reshape(-1).tolist(), strict=True)
@@ -148,12 +148,12 @@ class DetectorBoxes:
 
     def _part(
         self,
-        asking: Asking,
+        context: EvalContext,
         boxes: Float[np.ndarray, "q 4"],
         image_hw: tuple[int, int],
         truth: Sequence[Rle],
     ) -> list[Rle]:
-        photo, pixels = asking.about(truth), covered_pixels(boxes, image_hw)
+        photo, pixels = context.about(truth), covered_pixels(boxes, image_hw)
         answers = photo.ask(box_prompts(boxes))
         chosen = self._chosen(answers, pixels, image_hw)
         if self.passes == 2:
@@ -162,7 +162,7 @@ class DetectorBoxes:
         return answers.masks(chosen)
 
     def _chosen(
-        self, answers: Answers, pixels: Int64[np.ndarray, "q 4"], image_hw: tuple[int, int]
+        self, answers: MaskCandidates, pixels: Int64[np.ndarray, "q 4"], image_hw: tuple[int, int]
     ) -> Int64[Tensor, "q"]:
         if self.rule == "token_0":
             return torch.zeros(len(pixels), dtype=torch.long)
@@ -174,7 +174,7 @@ class DetectorBoxes:
 
 
 def fitting(
-    answers: Answers, pixels: Int64[np.ndarray, "q 4"], image_hw: tuple[int, int]
+    answers: MaskCandidates, pixels: Int64[np.ndarray, "q 4"], image_hw: tuple[int, int]
 ) -> Int64[Tensor, "q"]:
     """Of each prompt the candidate with the highest IoU with the box's pixels; the first of equals.
 

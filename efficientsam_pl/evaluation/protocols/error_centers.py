@@ -36,7 +36,7 @@ class Depth:
 
 
 @dataclass(frozen=True)
-class ErrorClicks:
+class ErrorCenters:
     """Where answers are wrong: a click each; (0, 0) where nothing is `wrong`.
 
     `missing`: the click lies where mask is missing (positive), else where there is too much.
@@ -59,7 +59,7 @@ def centre_clicks(masks: Sequence[Rle]) -> Int[np.ndarray, "q 2"]:
     return np.array([(one.x, one.y) for one in depths], dtype=np.int64).reshape(-1, 2)
 
 
-def error_clicks(truth: Sequence[Rle], found: Sequence[Rle]) -> ErrorClicks:
+def point_from_error_center(truth: Sequence[Rle], found: Sequence[Rle]) -> ErrorCenters:
     """The centre of what is missing or of what is too much, whichever lies deeper.
 
     Of equals it is what is too much, as in SAM 2's code.
@@ -72,7 +72,7 @@ def error_clicks(truth: Sequence[Rle], found: Sequence[Rle]) -> ErrorClicks:
         chosen = less if missing[-1] else more
         points.append((chosen.x, chosen.y))
         wrong.append(chosen.squared > 0)
-    return ErrorClicks(
+    return ErrorCenters(
         points_xy=np.array(points, dtype=np.int64).reshape(-1, 2),
         missing=np.array(missing, dtype=bool),
         wrong=np.array(wrong, dtype=bool),

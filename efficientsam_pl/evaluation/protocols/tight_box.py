@@ -6,8 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from efficientsam_pl.evaluation.interfaces import ImagePrompts, PhotoSegmenter
-from efficientsam_pl.evaluation.protocols.base import Asking, Found, best_candidate, found_of
+from efficientsam_pl.evaluation.interfaces import ImagePrompts, PromptableModel
+from efficientsam_pl.evaluation.protocols.base import (
+    EvalContext,
+    InstanceResult,
+    best_candidate,
+    instance_result,
+)
 from efficientsam_pl.rle import boxes_xyxy
 from efficientsam_pl.structures import Instance
 
@@ -24,16 +29,16 @@ class TightBox:
         """As in configs and results."""
         return "box"
 
-    def check(self, segmenter: PhotoSegmenter) -> None:
+    def check(self, segmenter: PromptableModel) -> None:
         """Every segmenter knows boxes."""
 
-    def ask(self, asking: Asking, instances: Sequence[Instance]) -> list[Found]:
+    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
         """Asks for each instance."""
-        found: list[Found] = []
-        for part in asking.parts(instances):
+        found: list[InstanceResult] = []
+        for part in context.parts(instances):
             truth = [one.mask for one in part]
-            answers = asking.about(truth).ask(box_prompts(boxes_xyxy(truth)))
-            found += found_of(answers, best_candidate(answers), truth)
+            answers = context.about(truth).ask(box_prompts(boxes_xyxy(truth)))
+            found += instance_result(answers, best_candidate(answers), truth)
         return found
 
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from efficientsam_pl.config.diff import diff, join_first, shorten
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.results.record import VERSION, PhotoRecord, RecordError, from_line
+from efficientsam_pl.evaluation.results.record import VERSION, ImageRecord, RecordError, from_line
 from efficientsam_pl.storage.atomic import atomic_write_bytes
 from efficientsam_pl.storage.jsonl import truncate_torn_line
 
@@ -49,7 +49,7 @@ class Finished:
         """Photos that have results; damaged ones are tried again."""
         return {photo for photo, place in self.places.items() if not place.damaged}
 
-    def records(self) -> Iterator[PhotoRecord]:
+    def records(self) -> Iterator[ImageRecord]:
         """The photos' records in the order of `photo`, read one by one."""
         files: dict[Path, IO[bytes]] = {}
         try:
@@ -63,7 +63,7 @@ class Finished:
                 file.close()
 
 
-class Parts:
+class ResultJournal:
     """The folder of an evaluation's lines.
 
     Args:
@@ -208,7 +208,7 @@ class Writer:
     def __init__(self, lines: IO[bytes]) -> None:
         self._lines, self._synced = lines, time.monotonic()
 
-    def add(self, record: PhotoRecord) -> bool:
+    def add(self, record: ImageRecord) -> bool:
         """Writes a record; True where the disk has been waited for."""
         self._lines.write(record.line().encode())
         self._lines.flush()

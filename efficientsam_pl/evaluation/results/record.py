@@ -20,8 +20,8 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True)
-class Marks:
-    """How a photo's instances were found by one protocol, in the order of `PhotoRecord.instances`.
+class ProtocolScores:
+    """How a photo's instances were found by one protocol, in the order of `ImageRecord.instances`.
 
     `chosen` is the IoU of the mask that the protocol takes, `oracle` that of the best candidate.
     """
@@ -31,7 +31,7 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class FoundObject:
+class PredictedObject:
     """A mask for a detector's box; category and score are the detector's."""
 
     category_id: int
@@ -40,7 +40,7 @@ class FoundObject:
 
 
 @dataclass(frozen=True)
-class PhotoRecord:
+class ImageRecord:
     """One photo's results.
 
     Args:
@@ -64,8 +64,8 @@ class PhotoRecord:
     filled_box: tuple[float, ...] = ()
     filled_box_grid: tuple[float, ...] = ()
     reachable: tuple[float, ...] = ()
-    marks: dict[str, Marks] = field(default_factory=dict)
-    detections: tuple[FoundObject, ...] = ()
+    marks: dict[str, ProtocolScores] = field(default_factory=dict)
+    detections: tuple[PredictedObject, ...] = ()
     crowds: int = 0
     empty: int = 0
     damage: tuple[str, str, str] | None = None
@@ -103,8 +103,8 @@ class PhotoRecord:
         return json.dumps(told, separators=(",", ":"), allow_nan=False) + "\n"
 
 
-def from_line(line: str) -> PhotoRecord:
-    """The record that `PhotoRecord.line` wrote.
+def from_line(line: str) -> ImageRecord:
+    """The record that `ImageRecord.line` wrote.
 
     Raises:
         RecordError: The line is not whole, or none of ours.
@@ -113,7 +113,7 @@ def from_line(line: str) -> PhotoRecord:
         raise RecordError("a line that breaks off")
     try:
         told: dict[str, Any] = json.loads(line)
-        return PhotoRecord(
+        return ImageRecord(
             photo=int(told["photo"]),
             instances=tuple(map(int, told["instances"])),
             areas=tuple(map(float, told["areas"])),
@@ -121,11 +121,11 @@ def from_line(line: str) -> PhotoRecord:
             filled_box_grid=tuple(map(float, told["filled_box_grid"])),
             reachable=tuple(map(float, told["reachable"])),
             marks={
-                name: Marks(tuple(map(float, chosen)), tuple(map(float, oracle)))
+                name: ProtocolScores(tuple(map(float, chosen)), tuple(map(float, oracle)))
                 for name, (chosen, oracle) in told["marks"].items()
             },
             detections=tuple(
-                FoundObject(int(category), float(score), Rle(size=size, counts=counts))
+                PredictedObject(int(category), float(score), Rle(size=size, counts=counts))
                 for category, score, size, counts in told["detections"]
             ),
             crowds=int(told["crowds"]),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efficientsam_pl.evaluation.metrics.sizes import SIZES, size_of
-from efficientsam_pl.evaluation.results.record import PhotoRecord
+from efficientsam_pl.evaluation.results.record import ImageRecord
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Tally:
         self._seen: set[int] = set()
         self._counts = {"photos": 0, "damaged_photos": 0, "crowds": 0, "empty": 0, "detections": 0}
 
-    def add(self, record: PhotoRecord) -> None:
+    def add(self, record: ImageRecord) -> None:
         """Counts a photo in.
 
         Raises:

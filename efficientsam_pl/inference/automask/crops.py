@@ -35,7 +35,7 @@ class Crop:
         return [*self.xyxy[:2], width, height]
 
 
-def crops(image_hw: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
+def generate_crop_boxes(image_hw: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
     """The whole photo, then 4 crops, 16, ..., column by column, as in SAM's generator.
 
     Args:
@@ -60,7 +60,7 @@ def crops(image_hw: tuple[int, int], layers: int, overlap_ratio: float) -> list[
     return found
 
 
-def clicks(crop: Crop, config: EverythingConfig) -> Float[np.ndarray, "n 2"]:
+def build_point_grid(crop: Crop, config: EverythingConfig) -> Float[np.ndarray, "n 2"]:
     """Points (x, y) in pixels of the crop."""
     a_side = config.points_in_layer(crop.layer)
     height, width = crop.image_hw()

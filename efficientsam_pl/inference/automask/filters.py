@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torchvision.ops import batched_nms
 
 from efficientsam_pl.inference.automask.crops import Xyxy
-from efficientsam_pl.inference.automask.records import Found
+from efficientsam_pl.inference.automask.records import MaskSet
 from efficientsam_pl.inference.automask.small_regions import cleaned
 from efficientsam_pl.rle import Rle, boxes_xyxy
 
@@ -25,18 +25,18 @@ def mask_boxes(rles: list[Rle], empty_at: tuple[int, int] = (0, 0)) -> Int64[np.
     return boxes
 
 
-def cut_by_crop(
+def is_box_near_crop_edge(
     boxes: Int64[np.ndarray, "n 4"], crop: Xyxy, image_hw: tuple[int, int]
 ) -> Bool[np.ndarray, "n"]:
     """Boxes with a side within 20 pixels of the crop's, unless the photo ends there too."""
     photo = np.array((0, 0, image_hw[1], image_hw[0]))
     near_crop = np.abs(boxes - np.array(crop)) <= _EDGE_PX
-    near_photo = np.abs(boxes - photo) <= _EDGE_PX
-    cut: Bool[np.ndarray, "n"] = (near_crop & ~near_photo).any(axis=1)
+    near_image = np.abs(boxes - photo) <= _EDGE_PX
+    cut: Bool[np.ndarray, "n"] = (near_crop & ~near_image).any(axis=1)
     return cut
 
 
-def without_duplicates(found: Found, scores: Float[np.ndarray, "n"], threshold: float) -> Found:
+def without_duplicates(found: MaskSet, scores: Float[np.ndarray, "n"], threshold: float) -> MaskSet:
     """Of masks whose boxes overlap more than the threshold that with the highest score, in order.
 
     Args:
@@ -47,7 +47,7 @@ def without_duplicates(found: Found, scores: Float[np.ndarray, "n"], threshold: 
     return found.take(_kept(found.boxes_xyxy, scores, threshold))
 
 
-def without_small_regions(found: Found, min_area: int, threshold: float) -> Found:
+def without_small_regions(found: MaskSet, min_area: int, threshold: float) -> MaskSet:
     """Holes filled, islands dropped, and of duplicates that is kept which was not changed."""
     every = [cleaned(rle, min_area) for rle in found.rles]
     boxes = mask_boxes([one.rle for one in every])

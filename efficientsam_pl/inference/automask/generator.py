@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Bool, Float, Float64, UInt8
 
 from efficientsam_pl.inference.automask.config import EverythingConfig
-from efficientsam_pl.inference.automask.crops import Crop, clicks, crops
+from efficientsam_pl.inference.automask.crops import Crop, build_point_grid, generate_crop_boxes
 from efficientsam_pl.inference.automask.filters import (
-    cut_by_crop,
+    is_box_near_crop_edge,
     mask_boxes,
     without_duplicates,
     without_small_regions,
 )
-from efficientsam_pl.inference.automask.records import Found, MaskRecord
+from efficientsam_pl.inference.automask.records import MaskRecord, MaskSet
 from efficientsam_pl.inference.automask.upscaling import Upscaling
 from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor
 from efficientsam_pl.models.segmenter import Segmenter
@@ -71,7 +71,7 @@ def generate_masks(
     config = config or EverythingConfig()
     predictor = Predictor(model)
     image_hw = (image.shape[0], image.shape[1])
-    places = crops(image_hw, config.crop_n_layers, config.crop_overlap_ratio)
+    places = generate_crop_boxes(image_hw, config.crop_n_layers, config.crop_overlap_ratio)
     clicked = sum(config.points_in_layer(crop.layer) ** 2 for crop in places)
     parts = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -83,15 +83,15 @@ def generate_masks(
                 batches.append(found)
                 if advance is not None:
                     advance(points / clicked)
-            part = Found.joined(batches)
+            part = MaskSet.joined(batches)
             if config.suppression == "each_crop":
                 part = without_duplicates(part, part.iou, config.box_nms_thresh)
             parts.append(part)
-    return _in_photo(parts, config).records()
+    return _in_image(parts, config).records()
 
 
-def _in_photo(parts: list[Found], config: EverythingConfig) -> Found:
-    found = Found.joined(parts)
+def _in_image(parts: list[MaskSet], config: EverythingConfig) -> MaskSet:
+    found = MaskSet.joined(parts)
     if len(parts) > 1:
         smallness = 1 / found.crops_xywh[:, 2:].prod(axis=1).astype(np.float32)
         found = without_duplicates(found, smallness, config.crop_nms_thresh)
@@ -107,21 +107,21 @@ def _in_crop(
     image_hw: tuple[int, int],
     config: EverythingConfig,
     pool: Executor,
-) -> Iterator[tuple[Found, int]]:
+) -> Iterator[tuple[MaskSet, int]]:
     """The masks of one batch of clicks after the other, and how many clicks there were."""
     upscaling = Upscaling(embedded.resize, 4 * embedded.features.shape[-1])
 
-    def serialised(candidate: _Candidate) -> Found | None:
+    def serialised(candidate: _Candidate) -> MaskSet | None:
         return _serialised(candidate, upscaling, crop, image_hw, config)
 
-    points = clicks(crop, config)
-    waiting: deque[tuple[list[Future[Found | None]], int]] = deque()
+    points = build_point_grid(crop, config)
+    waiting: deque[tuple[list[Future[MaskSet | None]], int]] = deque()
     overlapping = _OVERLAPPING.get(embedded.features.device.type, _OVERLAPPING_ELSEWHERE)
 
-    def oldest() -> tuple[Found, int]:
+    def oldest() -> tuple[MaskSet, int]:
         futures, asked = waiting.popleft()
         done = [future.result() for future in futures]
-        return Found.joined([one for one in done if one is not None]), asked
+        return MaskSet.joined([one for one in done if one is not None]), asked
 
     for first in range(0, len(points), config.points_per_batch):
         some = points[first : first + config.points_per_batch]
@@ -157,7 +157,7 @@ def _serialised(
     crop: Crop,
     image_hw: tuple[int, int],
     config: EverythingConfig,
-) -> Found | None:
+) -> MaskSet | None:
     """The mask as run-lengths; None where it is not stable or ends where the crop does."""
     cut = upscaling.cut(candidate.low_res, config.stability_score_offset)
     if config.stability_score_thresh > 0 and cut.stability < np.float32(
@@ -167,9 +167,9 @@ def _serialised(
     x0, y0 = crop.xyxy[:2]
     rle = encode(_in_frame(cut.mask, crop, image_hw))
     boxes = mask_boxes([rle], empty_at=(x0, y0))
-    if cut_by_crop(boxes, crop.xyxy, image_hw)[0]:
+    if is_box_near_crop_edge(boxes, crop.xyxy, image_hw)[0]:
         return None
-    return Found(
+    return MaskSet(
         (rle,),
         boxes,
         np.array([candidate.iou]),

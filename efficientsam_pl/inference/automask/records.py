@@ -28,7 +28,7 @@ class MaskRecord(TypedDict):
 
 
 @dataclass(frozen=True)
-class Found:
+class MaskSet:
     """Masks in the photo's pixels, each with what it came from and how it is judged."""
 
     rles: tuple[Rle, ...]
@@ -38,10 +38,10 @@ class Found:
     points_xy: Float64[np.ndarray, "n 2"]
     crops_xywh: Int64[np.ndarray, "n 4"]
 
-    def take(self, chosen: Shaped[np.ndarray, "_"]) -> Found:
+    def take(self, chosen: Shaped[np.ndarray, "_"]) -> MaskSet:
         """Some of them, by number or by a bool for each."""
         numbers = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        return Found(
+        return MaskSet(
             tuple(self.rles[i] for i in numbers),
             self.boxes_xyxy[numbers],
             self.iou[numbers],
@@ -50,14 +50,14 @@ class Found:
             self.crops_xywh[numbers],
         )
 
-    def with_masks(self, rles: Sequence[Rle], boxes_xyxy: Int64[np.ndarray, "n 4"]) -> Found:
+    def with_masks(self, rles: Sequence[Rle], boxes_xyxy: Int64[np.ndarray, "n 4"]) -> MaskSet:
         """The same with other masks."""
         return replace(self, rles=tuple(rles), boxes_xyxy=boxes_xyxy)
 
     @staticmethod
-    def joined(parts: Sequence[Found]) -> Found:
+    def joined(parts: Sequence[MaskSet]) -> MaskSet:
         """The masks of all parts one after the other."""
-        empty = Found(
+        empty = MaskSet(
             (),
             np.zeros((0, 4), np.int64),
             np.zeros(0, np.float32),
@@ -71,7 +71,7 @@ class Found:
             return np.concatenate([getattr(part, name) for part in every])
 
         names = ("boxes_xyxy", "iou", "stability", "points_xy", "crops_xywh")
-        return Found(
+        return MaskSet(
             tuple(rle for part in every for rle in part.rles),
             **{name: together(name) for name in names},
         )

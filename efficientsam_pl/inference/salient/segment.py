@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.inference.connected_components import label_regions
+from efficientsam_pl.inference.connected_components import connected_components
 from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor
 from efficientsam_pl.inference.salient.config import SalientConfig
-from efficientsam_pl.keyed_random import draw_key, uniform_of
+from efficientsam_pl.keyed_random import sample_key, uniform_of
 from efficientsam_pl.rle import Rle, encode
 
 SaliencyModel: TypeAlias = Callable[[UInt8[np.ndarray, "h w 3"]], ArrayLike]
@@ -60,7 +60,7 @@ class SalientInstance:
 
 
 @dataclass(frozen=True)
-class SalientPhoto:
+class SalientImage:
     """What was found in a photo. `saliency` is the map at the photo's size, in [0, 1]."""
 
     saliency: Float[np.ndarray, "h w"]
@@ -74,7 +74,7 @@ def segment_salient(
     saliency: ArrayLike | SaliencyModel,
     config: SalientConfig,
     name: str = "",
-) -> SalientPhoto:
+) -> SalientImage:
     """`salient_instances` of a photo that is not embedded yet.
 
     Args:
@@ -90,7 +90,7 @@ def segment_salient(
 
 def salient_instances(
     embedded: EmbeddedImage, saliency: ArrayLike, config: SalientConfig, name: str
-) -> SalientPhoto:
+) -> SalientImage:
     """A mask for each salient region: of the model's candidates the one it thinks best.
 
     Args:
@@ -114,7 +114,7 @@ def salient_instances(
             at = first + index
             region = encode(regions.mask(at))
             found.append(SalientInstance(region, points[at], encode(mask), iou[index]))
-    return SalientPhoto(at_size, tuple(found), regions.small)
+    return SalientImage(at_size, tuple(found), regions.small)
 
 
 def saliency_map(saliency: ArrayLike, image_hw: tuple[int, int]) -> Float[np.ndarray, "h w"]:
@@ -149,7 +149,7 @@ def saliency_map(saliency: ArrayLike, image_hw: tuple[int, int]) -> Float[np.nda
 
 def salient_regions(saliency: Float[np.ndarray, "h w"], config: SalientConfig) -> SalientRegions:
     """The 8-connected regions from the threshold on, large ones first, ties in reading order."""
-    labels = label_regions(saliency >= config.threshold)
+    labels = connected_components(saliency >= config.threshold)
     areas = np.bincount(labels.reshape(-1))[1:]
     large = np.flatnonzero(areas >= config.min_region_area)
     order = large[np.argsort(-areas[large], kind="stable")]
@@ -160,7 +160,7 @@ def region_points(
     regions: SalientRegions, config: SalientConfig, name: str
 ) -> Float[np.ndarray, "n p 2"]:
     """Uniform random pixels (x, y) of each region, no pixel twice where it has enough."""
-    key, width = draw_key(config.seed, 0, name), regions.labels.shape[1]
+    key, width = sample_key(config.seed, 0, name), regions.labels.shape[1]
     points = np.zeros((len(regions), config.points, 2))
     for index in range(len(regions)):
         inside = np.flatnonzero(regions.mask(index))

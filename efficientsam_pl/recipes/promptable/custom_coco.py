@@ -8,7 +8,7 @@ from filelock import FileLock
 from efficientsam_pl.commands.pack import pack_source
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.config import CocoConfig, DataConfig
-from efficientsam_pl.data.packing.custom_coco import HELDOUT, TRAIN, OwnCoco
+from efficientsam_pl.data.packing.custom_coco import HELDOUT, TRAIN, CustomCoco
 from efficientsam_pl.data.packing.runner import ArrayShare, noted
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import exists, list_files
@@ -27,7 +27,7 @@ def packed_coco(config: DataConfig, run_dir: Path) -> DataConfig:
     """
     if config.coco.annotations is None:
         return config
-    source, out = OwnCoco(config.coco), run_dir / "shards"
+    source, out = CustomCoco(config.coco), run_dir / "shards"
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(run_dir / ".shards.lock"):
         if not _is_packed(out, source):
@@ -43,7 +43,7 @@ def packed_coco(config: DataConfig, run_dir: Path) -> DataConfig:
     return replace(config, train=patterns[TRAIN], heldout=patterns[HELDOUT], coco=CocoConfig())
 
 
-def _is_packed(out: Path, source: OwnCoco) -> bool:
+def _is_packed(out: Path, source: CustomCoco) -> bool:
     """Whether all of this source lies in the folder; the photos themselves are not compared."""
     before = noted(str(out))
     if before is None:

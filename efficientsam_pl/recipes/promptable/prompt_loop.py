@@ -11,25 +11,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from efficientsam_pl.losses.chunked import summed_pieces
+from efficientsam_pl.losses.chunked import chunked_loss
 from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.losses.mask_losses import MaskLosses, segmentation_losses
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.structures import Asked, MaskBatch, MaskTargets, Prompter
+from efficientsam_pl.structures import MaskBatch, MaskTargets, PreviousRound, PromptSampler
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PromptLoop:
     """How a segmenter is asked and what it learns from its answers.
 
     `at_once`: masks of a photo whose answers lie in memory together; None: all.
     """
 
-    prompter: Prompter
+    prompter: PromptSampler
     loss: MaskLossConfig
     at_once: int | None = None
 
-    def give(
+    def chunked_loss(
         self, model: Segmenter, features: Float[Tensor, "b c g g"], batch: MaskBatch
     ) -> Float[Tensor, "parts"]:
         """`MaskLosses` of the batch, stacked: each mask's mean over the rounds, summed over masks.
@@ -38,9 +38,9 @@ class Lesson:
         features' gradient.
         """
         pieces = partial(self.pieces, model, batch)
-        return summed_pieces(pieces, features, model.decoding_parameters())
+        return chunked_loss(pieces, features, model.decoding_parameters())
 
-    def in_one_graph(
+    def loss_for_flops(
         self, model: Segmenter, features: Float[Tensor, "b c g g"], batch: MaskBatch
     ) -> Float[Tensor, ""]:
         """The loss that `give` tells first, with all its graph: for counting what it computes."""
@@ -66,7 +66,7 @@ class Lesson:
             if number + 1 < self.prompter.rounds:
                 # of the candidates SAM feeds back the one of the best predicted IoU
                 shown = prediction.answer(answer).low_res_logits[:, :, 0]
-                earlier = Asked(prompts, shown.detach())
+                earlier = PreviousRound(prompts, shown.detach())
             yield segmentation_losses(
-                prediction, targets.masks, self.loss, answer, targets.draw_key
+                prediction, targets.masks, self.loss, answer, targets.sample_key
             )

@@ -14,16 +14,25 @@ from efficientsam_pl.geometry import Resize
 from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.config import PromptingConfig
-from efficientsam_pl.prompts.samplers import build_prompter
-from efficientsam_pl.structures import Asked, Label, MaskBatch, Prediction, Prompter, Prompts
-from efficientsam_pl.visualization.masks import CELL_PX, Answers
+from efficientsam_pl.prompts.samplers import build_prompt_sampler
+from efficientsam_pl.structures import (
+    Label,
+    MaskBatch,
+    Prediction,
+    PreviousRound,
+    Prompts,
+    PromptSampler,
+)
+from efficientsam_pl.visualization.masks import CELL_PX, ProtocolMasks
 from efficientsam_pl.visualization.overlay import DrawnPrompt
 
 MASKS = 3  # drawn of a photo
 _SHARED = 0.1  # of a drawn mask may lie in larger ones
 
 
-def pictured_kinds(config: ValidationConfig, side: int, clicks: int) -> dict[str, Prompter]:
+def visualized_protocols(
+    config: ValidationConfig, side: int, clicks: int
+) -> dict[str, PromptSampler]:
     """A tight box, and each number of clicks that is measured, by what stands in the title.
 
     Args:
@@ -32,7 +41,7 @@ def pictured_kinds(config: ValidationConfig, side: int, clicks: int) -> dict[str
         clicks: Points that are drawn in each mask; more of them cannot be shown.
     """
     box = PromptingConfig(box_share=1.0, box_jitter=0.0, max_clicks=1)
-    kinds: dict[str, Prompter] = {"box": build_prompter(box, side)}
+    kinds: dict[str, PromptSampler] = {"box": build_prompt_sampler(box, side)}
     corrected = config.later_clicks == "corrections"
     for count in config.clicks:
         asked = PromptingConfig(
@@ -43,7 +52,7 @@ def pictured_kinds(config: ValidationConfig, side: int, clicks: int) -> dict[str
             repeats=0,
         )
         if corrected or count <= clicks:
-            kinds[f"{count} click{'s' * (count > 1)}"] = build_prompter(asked, side)
+            kinds[f"{count} click{'s' * (count > 1)}"] = build_prompt_sampler(asked, side)
     return kinds
 
 
@@ -83,7 +92,7 @@ def one_by_one(batch: MaskBatch) -> Iterator[MaskBatch]:
                 boxes_xyxy_px=batch.boxes_xyxy_px[one, chosen],
                 clicks_px=batch.clicks_px[one, chosen],
                 valid=batch.valid[one, chosen],
-                draw_key=batch.draw_key[one],
+                sample_key=batch.sample_key[one],
                 key=(key,),
                 damage=(),
             )
@@ -91,7 +100,7 @@ def one_by_one(batch: MaskBatch) -> Iterator[MaskBatch]:
 
 def ask_all(
     model: Segmenter,
-    kinds: Mapping[str, Prompter],
+    kinds: Mapping[str, PromptSampler],
     photo: MaskBatch,
     features: Float[Tensor, "1 c g g"],
 ) -> dict[str, LastRound]:
@@ -100,18 +109,18 @@ def ask_all(
 
 
 def _last_round(
-    model: Segmenter, asks: Prompter, photo: MaskBatch, features: Float[Tensor, "1 c g g"]
+    model: Segmenter, asks: PromptSampler, photo: MaskBatch, features: Float[Tensor, "1 c g g"]
 ) -> LastRound:
     targets = asks.targets(photo)
-    earlier: Asked | None = None
+    earlier: PreviousRound | None = None
     for number in range(asks.rounds):
         prompts = asks.ask(targets, number, earlier)
         answer = model.decode(features, prompts).answer(asks.answer(number))
-        earlier = Asked(prompts, answer.low_res_logits[:, :, 0])
+        earlier = PreviousRound(prompts, answer.low_res_logits[:, :, 0])
     return LastRound(prompts, answer)
 
 
-def drawable(photo: MaskBatch, kind: str, asked: LastRound) -> Answers:
+def drawable(photo: MaskBatch, kind: str, asked: LastRound) -> ProtocolMasks:
     """What is drawn of a photo's answers, in pixels of the picture."""
     side, low = photo.image.shape[-1], photo.masks.shape[-1]
     height, width = photo.content_hw[0].tolist()
@@ -122,7 +131,7 @@ def drawable(photo: MaskBatch, kind: str, asked: LastRound) -> Answers:
     rows, columns = -(-height * low // side), -(-width * low // side)  # that hold some photo
     iou = mask_iou(logits[:, 0, :rows, :columns] > 0, truth[:, :rows, :columns])
     smooth = truth[:, None].float() - 0.5  # as logits are brought to the picture's size
-    return Answers(
+    return ProtocolMasks(
         key=photo.key[0],
         asked=kind,
         photo=_shown(photo.image[0, :, :height, :width], size),

@@ -10,41 +10,41 @@ from torch import Tensor
 from efficientsam_pl.checkpoints.select import newest_checkpoint
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import catch_signals
-from efficientsam_pl.data.build import TrainingSets, course_of, open_sets, reader_of
-from efficientsam_pl.data.datasets.eval import ScoredPhotos
-from efficientsam_pl.data.datasets.train import LOSS_FACTOR, MASKED_ENDINGS, Frame, MaskedImages
+from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader, open_splits
+from efficientsam_pl.data.datasets.eval import EvalDataset
+from efficientsam_pl.data.datasets.train import LOSS_FACTOR, MASK_SUFFIXES, Frame, MaskDataset
 from efficientsam_pl.inference.load import starting_segmenter
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.prompts.samplers import build_prompter
+from efficientsam_pl.prompts.samplers import build_prompt_sampler
 from efficientsam_pl.recipes.promptable.custom_coco import packed_coco
 from efficientsam_pl.recipes.promptable.module import PromptedSegmentation
-from efficientsam_pl.recipes.promptable.prompt_loop import Lesson
-from efficientsam_pl.recipes.promptable.prompted_images import pictured_kinds
-from efficientsam_pl.recipes.promptable.validate import HeldoutScores
-from efficientsam_pl.recipes.promptable.visualize import MaskPictures
+from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
+from efficientsam_pl.recipes.promptable.prompted_images import visualized_protocols
+from efficientsam_pl.recipes.promptable.validate import PromptValidation
+from efficientsam_pl.recipes.promptable.visualize import MaskVisualizer
 from efficientsam_pl.recipes.root_configs import FinetuneConfig, as_dict, dump
 from efficientsam_pl.structures import Label, MaskBatch
 from efficientsam_pl.training.callbacks.loss_history import LossHistory
 from efficientsam_pl.training.callbacks.throughput import Throughput
-from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.datamodule import TrainingDataModule, TrainingDatasets
 from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallelize import parallelize
 from efficientsam_pl.training.run.folder import open_run
-from efficientsam_pl.training.train import fit, print_weights, run_setting, standard_callbacks
+from efficientsam_pl.training.train import fit, print_weights, run_context, standard_callbacks
 from efficientsam_pl.training.trainer import check_hardware
 
 
 @dataclass(frozen=True)
-class Finetuned:
+class FinetuneResult:
     """What a run leaves: its last checkpoint and its losses."""
 
     checkpoint: Path
     history: LossHistory
 
 
-def run(config: FinetuneConfig) -> Finetuned:
+def run(config: FinetuneConfig) -> FinetuneResult:
     """Trains what is not frozen; the last checkpoint is named in `RUN/latest`."""
     catch_signals()
     asked = config.run
@@ -53,7 +53,7 @@ def run(config: FinetuneConfig) -> Finetuned:
     folder = open_run(asked, as_dict(config), dump(config), launch())
     config = replace(config, run=replace(asked, dir=str(folder.local)))
     config = replace(config, data=packed_coco(config.data, folder.local))
-    sets = open_sets(config.data)  # before the model is built: a pattern may match nothing
+    sets = open_splits(config.data)  # before the model is built: a pattern may match nothing
     model = starting_model(config)
     shape = model.config
     config = replace(
@@ -61,9 +61,9 @@ def run(config: FinetuneConfig) -> Finetuned:
         trainer=config.trainer.paced(sets.samples()),
         optim=config.optim.for_batch(config.trainer.global_batch),
     )
-    data = StreamDataModule(_streams(config, sets, shape), config.data, config.trainer)
-    lesson = Lesson(
-        build_prompter(config.prompts, shape.encoder.image_size),
+    data = TrainingDataModule(_streams(config, sets, shape), config.data, config.trainer)
+    lesson = PromptLoop(
+        build_prompt_sampler(config.prompts, shape.encoder.image_size),
         config.loss,
         config.masks.decoded_at_once,
     )
@@ -79,9 +79,9 @@ def run(config: FinetuneConfig) -> Finetuned:
         "stage": "finetune",
         "config": as_dict(replace(config, run=asked)),
         "model": as_dict(shape),
-        "frozen": sorted(_untaught(config, model)),
+        "frozen": sorted(frozen_modules(config, model)),
     }
-    setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
+    setting = run_context(config.run, config.trainer, config.interruption, folder, header, sets)
     print_weights(setting, _weights(config))
     throughput = _throughput(config, lesson, shape)
     callbacks = [
@@ -94,14 +94,14 @@ def run(config: FinetuneConfig) -> Finetuned:
         folder.send_records()
     checkpoint = newest_checkpoint(folder.local)
     assert checkpoint is not None, "a finished run has saved its last step"
-    return Finetuned(checkpoint, history)
+    return FinetuneResult(checkpoint, history)
 
 
 def starting_model(config: FinetuneConfig) -> Segmenter:
     """The model as the run begins with it; what no file gives is drawn from the run's seed."""
     torch.manual_seed(config.run.seed)
     model = starting_segmenter(segmenter_config(config.model.name), config.model)
-    model.freeze(_untaught(config, model))
+    model.freeze(frozen_modules(config, model))
     return model
 
 
@@ -119,7 +119,7 @@ def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _untaught(config: FinetuneConfig, model: Segmenter) -> list[str]:
+def frozen_modules(config: FinetuneConfig, model: Segmenter) -> list[str]:
     """Modules that are to stay as they are, or that nothing of this recipe would teach."""
     prompts, loss = config.prompts, config.loss
     corrects = prompts.rounds == "interactive" and prompts.corrections + prompts.repeats > 0
@@ -131,26 +131,28 @@ def _untaught(config: FinetuneConfig, model: Segmenter) -> list[str]:
         unweighted.append("mask_decoder.hypernetworks.0")
     return [
         *config.model.freeze.parts(),
-        *model.never_asked(asked, mask_logits=corrects),
+        *model.unused_modules(asked, mask_logits=corrects),
         *unweighted,
     ]
 
 
-def _streams(config: FinetuneConfig, sets: TrainingSets, shape: SegmenterConfig) -> Streams:
+def _streams(
+    config: FinetuneConfig, sets: DatasetSplits, shape: SegmenterConfig
+) -> TrainingDatasets:
     """Photos in the model's frame with some of their masks."""
     seed = config.run.seed
     frame = Frame(shape.encoder.image_size, shape.resize, exact=config.data.decoding == "exact")
     heldout, scored = None, None
     if sets.heldout:
-        reader = reader_of((sets.heldout,), MASKED_ENDINGS, config.data)
+        reader = build_reader((sets.heldout,), MASK_SUFFIXES, config.data)
         unflipped = replace(config.masks, flip=0.0)
-        heldout = MaskedImages(reader, unflipped, replace(frame, exact=True), seed)
-        scored = ScoredPhotos(reader, frame)
-    return Streams(
-        train=MaskedImages(
-            reader_of(sets.train, MASKED_ENDINGS, config.data), config.masks, frame, seed
+        heldout = MaskDataset(reader, unflipped, replace(frame, exact=True), seed)
+        scored = EvalDataset(reader, frame)
+    return TrainingDatasets(
+        train=MaskDataset(
+            build_reader(sets.train, MASK_SUFFIXES, config.data), config.masks, frame, seed
         ),
-        course=course_of(sets, config.data, seed),
+        sample_order=build_order(sets, config.data, seed),
         sets=sets,
         heldout=heldout,
         scored=scored,
@@ -158,36 +160,36 @@ def _streams(config: FinetuneConfig, sets: TrainingSets, shape: SegmenterConfig)
 
 
 def _watching(
-    config: FinetuneConfig, data: StreamDataModule, shape: SegmenterConfig, throughput: Throughput
-) -> list[HeldoutScores | MaskPictures]:
+    config: FinetuneConfig, data: TrainingDataModule, shape: SegmenterConfig, throughput: Throughput
+) -> list[PromptValidation | MaskVisualizer]:
     """What scores and draws the held-out photos; nothing where none are held out."""
     if not data.validates():
         return []
     side, told = shape.encoder.image_size, config.validation
     drawn = config.trainer.visualized_images
-    scores = HeldoutScores(told, config.run.seed)
+    scores = PromptValidation(told, config.run.seed)
     if drawn == 0:
         return [scores]
-    pictures = MaskPictures(
+    pictures = MaskVisualizer(
         Path(config.run.dir),
-        lambda: data.first_photos(drawn),
-        pictured_kinds(told, side, config.masks.clicks),
-        throughput.aside,
+        lambda: data.first_images(drawn),
+        visualized_protocols(told, side, config.masks.clicks),
+        throughput.paused,
     )
     return [scores, pictures]
 
 
-def _throughput(config: FinetuneConfig, lesson: Lesson, shape: SegmenterConfig) -> Throughput:
+def _throughput(config: FinetuneConfig, lesson: PromptLoop, shape: SegmenterConfig) -> Throughput:
     """Counts a photo with as many masks as a batch has room for."""
 
     def built() -> Segmenter:
         model = Segmenter(shape)
-        model.freeze(_untaught(config, model))
+        model.freeze(frozen_modules(config, model))
         return model
 
     def loss(model: Segmenter, image: Tensor) -> Tensor:
         batch = _blank(image, config.masks.masks_per_image, config.masks.clicks)
-        return lesson.in_one_graph(model, model.encode(image), batch)
+        return lesson.loss_for_flops(model, model.encode(image), batch)
 
     precision = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
     return Throughput(
@@ -207,6 +209,6 @@ def _blank(image: Tensor, masks: int, clicks: int) -> MaskBatch:
         boxes_xyxy_px=torch.zeros(1, masks, 4),
         clicks_px=torch.zeros(1, masks, clicks, 2),
         valid=torch.ones(1, masks, dtype=torch.bool),
-        draw_key=torch.zeros(1, dtype=torch.int64),
+        sample_key=torch.zeros(1, dtype=torch.int64),
         key=("",),
     )

@@ -12,24 +12,24 @@ from torch import Tensor
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.config import AP_NAMES, ValidationConfig
-from efficientsam_pl.evaluation.prompt_metrics import PhotoScores, Scores
-from efficientsam_pl.evaluation.training_protocols import AskedPhoto, Questions
+from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores
+from efficientsam_pl.evaluation.training_protocols import PromptedImage, Questions
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.models.config import PromptEncoderConfig
 from efficientsam_pl.models.prompt_kinds import PromptNeeds, unmet_needs
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.plural import counted
-from efficientsam_pl.prompts.clicks import correction
+from efficientsam_pl.prompts.clicks import sample_point_from_errors
 from efficientsam_pl.structures import ScoringBatch
 from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
 from efficientsam_pl.training.callbacks.progress_bar import console_of
 from efficientsam_pl.training.callbacks.watchdog import watched
-from efficientsam_pl.training.datamodule import StreamDataModule
+from efficientsam_pl.training.datamodule import TrainingDataModule
 
 _TOLD = 20  # damaged photos that a rank names in the log
 
 
-class HeldoutScores(L.Callback):
+class PromptValidation(L.Callback):
     """Scores the held-out photos before the first step and at every validation.
 
     Logs `heldout/ap` and its kin, `heldout/box_miou`, `heldout/click1_miou` and so on; what there
@@ -53,12 +53,12 @@ class HeldoutScores(L.Callback):
         Raises:
             UserError: It does not.
         """
-        config, shape = self._config, pl_module.validated().config
+        config, shape = self._config, pl_module.eval_model().config
         check_understood(config, shape.prompts)
         correct = None
         if config.later_clicks == "corrections":
-            correct = partial(correction, side=shape.encoder.image_size)
-        self._scores = PhotoScores(
+            correct = partial(sample_point_from_errors, side=shape.encoder.image_size)
+        self._scores = ImageScores(
             Questions(config.clicks, config.prompts_at_once, self._seed, correct)
         )
 
@@ -102,12 +102,12 @@ class HeldoutScores(L.Callback):
     @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
     def _measured(self, trainer: L.Trainer, pl_module: Any) -> Scores | None:
         """Scores of all ranks; None where no photos are held out."""
-        data: StreamDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data: TrainingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         batches = data.scoring_batches(self._config.photos)
         if not len(batches):
             return None
         device = trainer.strategy.root_device
-        model: Segmenter = pl_module.validated()
+        model: Segmenter = pl_module.eval_model()
         training = model.training
         model.eval()
         self._scores.to(device).reset()
@@ -125,7 +125,7 @@ class HeldoutScores(L.Callback):
         def use(features: Tensor) -> None:
             for number, key in enumerate(batch.key):
                 if batch.valid[number]:
-                    photo = AskedPhoto(
+                    photo = PromptedImage(
                         key,
                         batch.truth[number],
                         Resize.fit(batch.image_hw[number], side, rule),

@@ -11,12 +11,12 @@ import torch
 
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.recipes.promptable.prompted_images import ask_all, drawable, one_by_one
-from efficientsam_pl.structures import MaskBatch, Prompter
-from efficientsam_pl.training.callbacks.image_logger import Showcase
+from efficientsam_pl.structures import MaskBatch, PromptSampler
+from efficientsam_pl.training.callbacks.image_logger import ImageLogger
 from efficientsam_pl.visualization.masks import mask_sheet
 
 
-class MaskPictures(L.Callback):
+class MaskVisualizer(L.Callback):
     """Writes `pictures/step-N.png` before the first step and at every validation.
 
     The task gives `validated()`, a segmenter. Every rank asks it the same, since under FSDP2 a
@@ -31,8 +31,8 @@ class MaskPictures(L.Callback):
         self,
         folder: Path,
         photos: Callable[[], MaskBatch],
-        kinds: Mapping[str, Prompter],
-        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+        kinds: Mapping[str, PromptSampler],
+        paused: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Pictures of one run.
 
@@ -42,10 +42,10 @@ class MaskPictures(L.Callback):
             kinds: How each photo is asked, by what stands in the title.
             aside: What the work is done in, such as a clock that stands still.
         """
-        self._showcase = Showcase(folder / "pictures", "pictures/masks")
+        self._showcase = ImageLogger(folder / "pictures", "pictures/masks")
         self._read, self._kinds = photos, kinds
-        self._aside = aside
-        self._photos: list[MaskBatch] | None = None
+        self._aside = paused
+        self._images: list[MaskBatch] | None = None
         self._drawn_step: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -62,16 +62,16 @@ class MaskPictures(L.Callback):
         if trainer.global_step != self._drawn_step:
             self._drawn_step = trainer.global_step
             with self._aside():
-                self._draw(trainer, pl_module.validated())
+                self._draw(trainer, pl_module.eval_model())
 
     @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
     def _draw(self, trainer: L.Trainer, model: Segmenter) -> None:
-        if self._photos is None:
-            self._photos = list(one_by_one(self._read()))
+        if self._images is None:
+            self._images = list(one_by_one(self._read()))
         training = model.training
         model.eval()
         answers = []
-        for photo in self._photos:
+        for photo in self._images:
             here = photo.to(trainer.strategy.root_device)
             ask = partial(ask_all, model, self._kinds, here)
             with trainer.precision_plugin.forward_context():

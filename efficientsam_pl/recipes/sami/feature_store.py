@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from efficientsam_pl.config.diff import flatten
-from efficientsam_pl.data.build import TrainingSets, reader_of
+from efficientsam_pl.data.build import DatasetSplits, build_reader
 from efficientsam_pl.data.dataloaders import Stream
 from efficientsam_pl.data.features.codec import VERSION
 from efficientsam_pl.data.features.dataset import (
     MapFiles,
-    StoredMaps,
-    StoredViews,
+    StoredMapDataset,
+    StoredViewDataset,
     Student,
     ViewFiles,
 )
-from efficientsam_pl.data.features.image_maps import PhotoMaps
+from efficientsam_pl.data.features.image_maps import ImageMaps
 from efficientsam_pl.data.features.store import FeatureSet, is_claimed, open_features
 from efficientsam_pl.data.features.views import Views
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.hub import weights_sha256
@@ -49,7 +49,7 @@ class StorePart:
     heldout: bool
 
 
-def store_parts(config: PretrainConfig, sets: TrainingSets) -> list[StorePart]:
+def store_parts(config: PretrainConfig, sets: DatasetSplits) -> list[StorePart]:
     """The store's parts: the training sets, then the held-out one, if there is one.
 
     Raises:
@@ -120,9 +120,9 @@ def views_of(config: PretrainConfig, heldout: bool) -> Views:
     )
 
 
-def maps_of(config: PretrainConfig, heldout: bool) -> PhotoMaps:
+def maps_of(config: PretrainConfig, heldout: bool) -> ImageMaps:
     """How the features of whole photos are stored."""
-    return PhotoMaps(config.teacher.image_size, config.features.grid, _exact(config, heldout))
+    return ImageMaps(config.teacher.image_size, config.features.grid, _exact(config, heldout))
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def named(config: PretrainConfig, part: StorePart) -> Iterator[None]:
         raise UserError(f"features.dir={config.features.dir}, {part.key}: {error}") from error
 
 
-def stored_streams(config: PretrainConfig, sets: TrainingSets) -> tuple[Stream, Stream | None]:
+def stored_streams(config: PretrainConfig, sets: DatasetSplits) -> tuple[Stream, Stream | None]:
     """Crops with the features that `efficientsam embed-teacher` wrote, to train and validate on.
 
     Raises:
@@ -167,11 +167,11 @@ def _stream(
     student = Student(own.image_size, own.grid(), sets[0].channels)
     if config.features.kind == "views":
         of_views = ViewFiles(sets, views_of(config, heldout), seed)
-        reader = reader_of(photos, PHOTO_ENDINGS, config.data, of_views)
-        return StoredViews(reader, student, of_views)
-    reader = reader_of(photos, PHOTO_ENDINGS, config.data, MapFiles(sets))
+        reader = build_reader(photos, IMAGE_SUFFIXES, config.data, of_views)
+        return StoredViewDataset(reader, student, of_views)
+    reader = build_reader(photos, IMAGE_SUFFIXES, config.data, MapFiles(sets))
     crop = None if heldout else config.crop
-    return StoredMaps(reader, student, crop, maps_of(config, heldout), seed)
+    return StoredMapDataset(reader, student, crop, maps_of(config, heldout), seed)
 
 
 def _exact(config: PretrainConfig, heldout: bool) -> bool:

@@ -17,7 +17,7 @@ from efficientsam_pl.models.masking import random_split
 from efficientsam_pl.models.targets import Target
 from efficientsam_pl.structures import ImageBatch
 from efficientsam_pl.training.callbacks.watchdog import watched
-from efficientsam_pl.training.datamodule import StreamDataModule
+from efficientsam_pl.training.datamodule import TrainingDataModule
 
 # Random crops that the mean is taken over: so many a photo, and so many in all
 _VIEWS, _CROPS = 8, 2048
@@ -35,7 +35,7 @@ class MeanFeatureBaseline(L.Callback):
     @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Measures, unless a checkpoint has told it."""
-        data: StreamDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data: TrainingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if self.loss is not None or not data.validates():
             return
         device = trainer.strategy.root_device
@@ -76,7 +76,7 @@ class MeanFeatureBaseline(L.Callback):
         summed = torch.zeros(2, device=constant.device, dtype=torch.float64)
         for batch in batches:
             truth = target(batch)
-            masked = random_split(batch.draw_key, tokens, visible).masked
+            masked = random_split(batch.sample_key, tokens, visible).masked
             same = constant.expand_as(truth)
             loss = feature_losses(same, truth, masked, batch.valid, self._config).total
             photos = batch.valid.sum()

@@ -10,10 +10,10 @@ from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target
 from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.structures import ImageBatch
-from efficientsam_pl.training.module import Stage
+from efficientsam_pl.training.module import TrainingModule
 
 
-class SamiPretraining(Stage):
+class SamiPretraining(TrainingModule):
     """Predicts all tokens' features from the visible ones, learns from the mean error.
 
     The target is no part of the module: its weights are neither trained nor saved.
@@ -26,7 +26,7 @@ class SamiPretraining(Stage):
         loss: FeatureLossConfig,
         optim: OptimConfig,
         steps: int,
-        arrange: Callable[[Stage], None],
+        arrange: Callable[[TrainingModule], None],
         averaged: bool = False,
     ) -> None:
         super().__init__(model, optim, steps, arrange, averaged)
@@ -36,7 +36,7 @@ class SamiPretraining(Stage):
         """Logs the parts of this micro-batch's loss under `train/`."""
         losses = self.losses(batch)
         self.log_dict(losses.parts("train/"), batch_size=len(batch))
-        return self.learned_from(losses.total, batch.valid)
+        return self.step_output(losses.total, batch.valid)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Logs the same under `heldout/`: fixed crops and masks, so that two steps compare.
@@ -52,6 +52,6 @@ class SamiPretraining(Stage):
     def losses(self, batch: ImageBatch) -> FeatureLosses:
         """Of the weights that learn, or, outside of training, of those that are validated."""
         target = self.target(batch)  # first: it waits for nothing but the photos
-        model = self.model if self.training else self.validated()
-        predicted, split = model(batch.image, batch.draw_key)
+        model = self.model if self.training else self.eval_model()
+        predicted, split = model(batch.image, batch.sample_key)
         return feature_losses(predicted, target, split.masked, batch.valid, self.loss)

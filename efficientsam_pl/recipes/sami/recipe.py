@@ -9,11 +9,11 @@ import torch
 from efficientsam_pl.checkpoints.select import newest_checkpoint
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import catch_signals
-from efficientsam_pl.data.build import TrainingSets, course_of, open_sets, reader_of
-from efficientsam_pl.data.datasets.train import CroppedImages
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader, open_splits
+from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.export.consolidate import consolidate
-from efficientsam_pl.models.patchify import painted
+from efficientsam_pl.models.patchify import unpatchify
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target, build_target
 from efficientsam_pl.models.teacher import FrozenTeacher
@@ -21,19 +21,19 @@ from efficientsam_pl.recipes.root_configs import PretrainConfig, as_dict, dump
 from efficientsam_pl.recipes.sami.feature_store import describe, describe_teacher, stored_streams
 from efficientsam_pl.recipes.sami.mean_feature_baseline import MeanFeatureBaseline
 from efficientsam_pl.recipes.sami.module import SamiPretraining
-from efficientsam_pl.recipes.sami.visualize import FeaturePictures
+from efficientsam_pl.recipes.sami.visualize import FeatureVisualizer
 from efficientsam_pl.training.callbacks.loss_history import LossHistory
 from efficientsam_pl.training.callbacks.throughput import Throughput
-from efficientsam_pl.training.datamodule import StreamDataModule, Streams
+from efficientsam_pl.training.datamodule import TrainingDataModule, TrainingDatasets
 from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallelize import parallelize
 from efficientsam_pl.training.run.folder import open_run
-from efficientsam_pl.training.train import fit, print_weights, run_setting, standard_callbacks
+from efficientsam_pl.training.train import fit, print_weights, run_context, standard_callbacks
 from efficientsam_pl.training.trainer import check_hardware
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class PretrainResult:
     """What a run leaves: the encoder's file and its losses."""
 
     encoder: Path
@@ -42,7 +42,7 @@ class Pretrained:
     mean_feature_loss: float | None
 
 
-def run(config: PretrainConfig) -> Pretrained:
+def run(config: PretrainConfig) -> PretrainResult:
     """Trains, then writes the student's encoder to `RUN/encoder.safetensors`."""
     catch_signals()
     asked = config.run
@@ -50,13 +50,13 @@ def run(config: PretrainConfig) -> Pretrained:
     check_hardware(config.trainer)
     folder = open_run(asked, as_dict(config), dump(config), launch())
     config = replace(config, run=replace(asked, dir=str(folder.local)))
-    sets = open_sets(config.data)
+    sets = open_splits(config.data)
     config = replace(
         config,
         trainer=config.trainer.paced(sets.samples()),
         optim=config.optim.for_batch(config.trainer.global_batch),
     )
-    data = StreamDataModule(_streams(config, sets), config.data, config.trainer)
+    data = TrainingDataModule(_streams(config, sets), config.data, config.trainer)
     target = build_target(config.teacher, config.sami.student, config.features.dir is not None)
     baseline = MeanFeatureBaseline(config.sami, config.loss)
     task = SamiPretraining(
@@ -80,7 +80,7 @@ def run(config: PretrainConfig) -> Pretrained:
         "teacher": describe_teacher(config.teacher),
         "features": describe(config) if config.features.dir is not None else None,
     }
-    setting = run_setting(config.run, config.trainer, config.interruption, folder, header, sets)
+    setting = run_context(config.run, config.trainer, config.interruption, folder, header, sets)
     print_weights(setting, _weights(config))
     throughput = _throughput(config, target)
     callbacks = [
@@ -100,7 +100,7 @@ def run(config: PretrainConfig) -> Pretrained:
         measured = {"heldout/loss": heldout_loss, "heldout/mean_feature_loss": baseline.loss}
         _write_encoder(folder.local, encoder, measured)
         folder.send_records()
-    return Pretrained(encoder, history, heldout_loss, baseline.loss)
+    return PretrainResult(encoder, history, heldout_loss, baseline.loss)
 
 
 def _weights(config: PretrainConfig) -> str:
@@ -114,25 +114,25 @@ def _weights(config: PretrainConfig) -> str:
     return f"student from scratch (seed {config.run.seed}), {target}"
 
 
-def _streams(config: PretrainConfig, sets: TrainingSets) -> Streams:
+def _streams(config: PretrainConfig, sets: DatasetSplits) -> TrainingDatasets:
     """Crops of photos, with the stored teacher's features where there are any."""
-    course = course_of(sets, config.data, config.run.seed)
+    sample_order = build_order(sets, config.data, config.run.seed)
     if config.features.dir is not None:
         train, heldout = stored_streams(config, sets)
-        return Streams(train=train, course=course, sets=sets, heldout=heldout)
+        return TrainingDatasets(train=train, sample_order=sample_order, sets=sets, heldout=heldout)
     side, seed = config.sami.student.image_size, config.run.seed
-    return Streams(
-        train=CroppedImages(
-            reader_of(sets.train, PHOTO_ENDINGS, config.data),
+    return TrainingDatasets(
+        train=CropDataset(
+            build_reader(sets.train, IMAGE_SUFFIXES, config.data),
             config.crop,
             side,
             seed,
             exact=config.data.decoding == "exact",
         ),
-        course=course,
+        sample_order=sample_order,
         sets=sets,
-        heldout=CroppedImages(
-            reader_of((sets.heldout,), PHOTO_ENDINGS, config.data), None, side, seed, exact=True
+        heldout=CropDataset(
+            build_reader((sets.heldout,), IMAGE_SUFFIXES, config.data), None, side, seed, exact=True
         )
         if sets.heldout
         else None,
@@ -143,7 +143,7 @@ def _throughput(config: PretrainConfig, target: Target) -> Throughput:
     """Counts a student and, where it runs while training, a teacher, both without weights."""
     teacher = replace(config.teacher, weights=None)
 
-    def photo_flops() -> int:
+    def image_flops() -> int:
         return step_flops(
             lambda: Sami(config.sami, target.width),
             lambda student, image: student(image, torch.zeros(1, dtype=torch.int64))[0],
@@ -154,22 +154,22 @@ def _throughput(config: PretrainConfig, target: Target) -> Throughput:
         )
 
     precision = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
-    return Throughput(config.trainer.global_batch, photo_flops, precision)
+    return Throughput(config.trainer.global_batch, image_flops, precision)
 
 
 def _pictures(
-    config: PretrainConfig, data: StreamDataModule, throughput: Throughput
-) -> list[FeaturePictures]:
+    config: PretrainConfig, data: TrainingDataModule, throughput: Throughput
+) -> list[FeatureVisualizer]:
     """The callback that draws predicted features; none where no image is to be drawn."""
     patch, drawn = config.sami.student.patch_size, config.trainer.visualized_images
     if drawn == 0:
         return []
-    pictures = FeaturePictures(
+    pictures = FeatureVisualizer(
         Path(config.run.dir),
         config.trainer.picture_every_steps,
-        lambda: data.first_photos(drawn),
-        partial(painted, patch_size=patch) if config.teacher.kind == "pixels" else None,
-        throughput.aside,
+        lambda: data.first_images(drawn),
+        partial(unpatchify, patch_size=patch) if config.teacher.kind == "pixels" else None,
+        throughput.paused,
     )
     return [pictures]
 

@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from efficientsam_pl.structures import ImageBatch
-from efficientsam_pl.training.callbacks.image_logger import Showcase
+from efficientsam_pl.training.callbacks.image_logger import ImageLogger
 from efficientsam_pl.visualization.features import feature_sheet, reconstruction_sheet
 
 # Predicted patches as pixels: Float[b n c] and the photos they are of -> UInt8[b 3 s s]
 Paint = Callable[[Tensor, Tensor], Tensor]
 
 
-class FeaturePictures(L.Callback):
+class FeatureVisualizer(L.Callback):
     """Writes `pictures/step-N.png` every n steps and at the end, and to the run's logger.
 
     The task gives `validated()`, which maps photos and keys to predicted features and a split of
@@ -35,7 +35,7 @@ class FeaturePictures(L.Callback):
         every_steps: int,
         photos: Callable[[], ImageBatch],
         paint: Paint | None = None,
-        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+        paused: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Pictures of one run.
 
@@ -46,10 +46,10 @@ class FeaturePictures(L.Callback):
             paint: Makes pixels of a target that is pixels; None: features as colours.
             aside: What the work is done in, such as a clock that stands still.
         """
-        self._showcase = Showcase(folder / "pictures", "pictures/features")
+        self._showcase = ImageLogger(folder / "pictures", "pictures/features")
         self._every = every_steps
-        self._read, self._paint, self._aside = photos, paint, aside
-        self._photos: ImageBatch | None = None
+        self._read, self._paint, self._aside = photos, paint, paused
+        self._images: ImageBatch | None = None
         self._drawn_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -67,15 +67,15 @@ class FeaturePictures(L.Callback):
 
     @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
     def _draw(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
-        if self._photos is None:
-            self._photos = self._read()
-        batch = self._photos.to(trainer.strategy.root_device)
-        model = pl_module.validated()
+        if self._images is None:
+            self._images = self._read()
+        batch = self._images.to(trainer.strategy.root_device)
+        model = pl_module.eval_model()
         training = model.training
         model.eval()
         with trainer.precision_plugin.forward_context():
             target = pl_module.target(batch)
-            predicted, split = model(batch.image, batch.draw_key)
+            predicted, split = model(batch.image, batch.sample_key)
         model.train(training)
         if trainer.is_global_zero and batch.valid.any():
             sheet = self._sheet(batch, target.float(), predicted.float(), split.masked)
@@ -99,8 +99,8 @@ class FeaturePictures(L.Callback):
             if valid
         ]
         if self._paint is not None:
-            painted = _channels_last(self._paint(predicted, batch.image))[real]
-            return reconstruction_sheet(photos, hidden.numpy()[real], painted, titles)
+            unpatchify = _channels_last(self._paint(predicted, batch.image))[real]
+            return reconstruction_sheet(photos, hidden.numpy()[real], unpatchify, titles)
         theirs, ours = (features.cpu().numpy()[real] for features in (target, predicted))
         return feature_sheet(photos, hidden.numpy()[real], theirs, ours, titles)
 

@@ -10,7 +10,7 @@ from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT
 from efficientsam_pl.training.config import TrainerConfig
-from efficientsam_pl.training.run.retention import Shelf
+from efficientsam_pl.training.run.retention import CheckpointRetention
 from efficientsam_pl.versions import versions
 
 _REPORTED = ("torch", "lightning", "efficientsam_pl")
@@ -24,7 +24,11 @@ class RunCheckpoints(L.Callback):
     """
 
     def __init__(
-        self, config: TrainerConfig, header: dict[str, Any], shelf: Shelf, writer: CheckpointWriter
+        self,
+        config: TrainerConfig,
+        header: dict[str, Any],
+        shelf: CheckpointRetention,
+        writer: CheckpointWriter,
     ) -> None:
         """A run's checkpoints.
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-from efficientsam_pl.structures import Damage
+from efficientsam_pl.structures import CorruptSample
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class CorruptSampleLog:
     def __init__(self, most: int, last_words: str = "") -> None:
         self._most, self._last_words, self._logged = most, last_words, 0
 
-    def warn(self, samples: Iterable[Damage]) -> None:
+    def warn(self, samples: Iterable[CorruptSample]) -> None:
         """Log what is wrong with some samples."""
         for sample in samples:
             if self._logged == self._most:

@@ -11,12 +11,12 @@ import lightning as L  # noqa: N812
 import torch
 import torch.distributed as dist
 
-from efficientsam_pl.data.build import TrainingSets
+from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import atomic_write
-from efficientsam_pl.structures import Damage, ImageBatch, MaskBatch
+from efficientsam_pl.structures import CorruptSample, ImageBatch, MaskBatch
 from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
-from efficientsam_pl.training.run.disk_guard import DiskRoom
+from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 
 _LISTED = 10_000  # entries of the list at most; the counts are always complete
 _EVERY_STEPS = 10  # between two looks at all ranks' counts
@@ -25,16 +25,16 @@ _TOLD = 20  # samples a rank names in the log; the rest is in the report
 
 
 @dataclass
-class Tally:
+class SampleCounts:
     """Slots seen and what was wrong with the bad ones; shards that are broken as such, apart."""
 
     seen: int = 0
     bad: int = 0
     by_shard: dict[str, Counter[str]] = field(default_factory=dict)  # of slots
-    listed: dict[Damage, None] = field(default_factory=dict)  # in order, each once
-    shards: dict[Damage, None] = field(default_factory=dict)
+    listed: dict[CorruptSample, None] = field(default_factory=dict)  # in order, each once
+    shards: dict[CorruptSample, None] = field(default_factory=dict)
 
-    def add(self, seen: int, damage: Iterable[Damage]) -> None:
+    def add(self, seen: int, damage: Iterable[CorruptSample]) -> None:
         """Counts the slots of a batch."""
         self.seen += seen
         for one in damage:
@@ -43,7 +43,7 @@ class Tally:
             if len(self.listed) < _LISTED:
                 self.listed[one] = None
 
-    def merge(self, other: "Tally") -> None:
+    def merge(self, other: "SampleCounts") -> None:
         """Adds another rank's, or an earlier start's."""
         self.seen += other.seen
         self.bad += other.bad
@@ -69,14 +69,14 @@ class Tally:
         }
 
     @staticmethod
-    def from_json(report: dict[str, Any]) -> "Tally":
+    def from_json(report: dict[str, Any]) -> "SampleCounts":
         """The tally of a report."""
-        return Tally(
+        return SampleCounts(
             seen=report["seen"],
             bad=report["seen"] - report["good"],
             by_shard={shard: Counter(own) for shard, own in report["shards"].items()},
-            listed={Damage(**one): None for one in report["list"]},
-            shards={Damage(**one): None for one in report["broken_shards"]},
+            listed={CorruptSample(**one): None for one in report["list"]},
+            shards={CorruptSample(**one): None for one in report["broken_shards"]},
         )
 
 
@@ -88,14 +88,19 @@ class DataReport(L.Callback):
     held-out samples is of the last validation.
     """
 
-    def __init__(self, folder: Path, sets: TrainingSets, max_bad_fraction: float) -> None:
+    def __init__(self, folder: Path, sets: DatasetSplits, max_bad_fraction: float) -> None:
         self._path = folder / "data_report.json"
-        self._room = DiskRoom(str(self._path), "it is written again with the next checkpoint")
+        self._room = BestEffortWriter(
+            str(self._path), "it is written again with the next checkpoint"
+        )
         self._most = max_bad_fraction
         self._known = sets.damage()
         self._known_heldout = list(sets.heldout.damage) if sets.heldout else []
-        self._before, self._own = Tally(), Tally()  # of earlier starts and all ranks; of this rank
-        self._heldout = Tally()
+        self._before, self._own = (
+            SampleCounts(),
+            SampleCounts(),
+        )  # of earlier starts and all ranks; of this rank
+        self._heldout = SampleCounts()
         self._corrupt_samples = CorruptSampleLog(
             _TOLD, f"further damaged samples are told in {self._path} alone"
         )
@@ -137,7 +142,7 @@ class DataReport(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins the held-out samples' tally anew."""
-        self._heldout = Tally(shards=dict.fromkeys(self._known_heldout))
+        self._heldout = SampleCounts(shards=dict.fromkeys(self._known_heldout))
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
@@ -170,19 +175,19 @@ class DataReport(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting from a checkpoint's report."""
-        self._before, self._own = Tally.from_json(state_dict), Tally()
+        self._before, self._own = SampleCounts.from_json(state_dict), SampleCounts()
 
     def _whole(self) -> dict[str, Any]:
         """The report of all ranks and starts; every rank calls it."""
-        heldout = self._total(Tally(), self._heldout).as_json()
+        heldout = self._total(SampleCounts(), self._heldout).as_json()
         return self._total(self._before, self._own).as_json() | {"heldout": heldout}
 
-    def _total(self, before: Tally, own: Tally) -> Tally:
+    def _total(self, before: SampleCounts, own: SampleCounts) -> SampleCounts:
         tallies: list[Any] = [own]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             tallies = [None] * dist.get_world_size()
             dist.all_gather_object(tallies, own)
-        total = Tally()
+        total = SampleCounts()
         for tally in (before, *tallies):
             total.merge(tally)
         return total

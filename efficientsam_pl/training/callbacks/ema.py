@@ -6,7 +6,7 @@ import lightning as L  # noqa: N812
 import torch
 
 
-class AveragedWeights(L.Callback):
+class EmaWeights(L.Callback):
     """Moves the stage's `average` towards its `model` after each optimizer step.
 
     Lightning's own averages copy the whole module and cannot be sharded; this one is a model of

@@ -8,17 +8,19 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from efficientsam_pl.storage.atomic import atomic_write_bytes
-from efficientsam_pl.training.run.disk_guard import DiskRoom
+from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 from efficientsam_pl.training.run.loggers import TensorBoardFiles
 
 
-class Showcase:
+class ImageLogger:
     """Pictures of one kind; a disk that is full costs them, not the run."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """`folder`: of their files; `name`: under which the logger shows them."""
         self._folder, self._name = folder, name
-        self._room = DiskRoom(f"pictures in {folder}", "they are left out until there is room")
+        self._room = BestEffortWriter(
+            f"pictures in {folder}", "they are left out until there is room"
+        )
 
     def show(self, trainer: L.Trainer, image: Image.Image, step: int) -> None:
         """Writes `folder/step-N.png`, whole or not at all, and sends it to the run's logger."""

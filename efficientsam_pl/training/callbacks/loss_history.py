@@ -8,7 +8,7 @@ import lightning as L  # noqa: N812
 import torch.distributed as dist
 
 from efficientsam_pl.storage.jsonl import append_lines
-from efficientsam_pl.training.run.disk_guard import DiskRoom
+from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 from efficientsam_pl.training.run.rewind import cut_lines
 
 
@@ -57,7 +57,7 @@ class LossHistory(L.Callback):
         self.heldout = [(int(step), float(loss)) for step, loss in state_dict["heldout"]]
 
 
-class ConsumedTrace(L.Callback):
+class SampleTrace(L.Callback):
     """Appends a line a micro-batch to `consumed.jsonl`: step, rank, sample keys, loss.
 
     From it anyone can check that every sample was used once an epoch. `step` counts from 0; a
@@ -73,7 +73,9 @@ class ConsumedTrace(L.Callback):
         self._path = folder / "consumed.jsonl"
         self._step = 0
         self._waiting: list[bytes] = []
-        self._room = DiskRoom(str(self._path), "its lines wait in memory until there is room")
+        self._room = BestEffortWriter(
+            str(self._path), "its lines wait in memory until there is room"
+        )
 
     def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
         """Cuts what the run's checkpoint does not hold, before any rank adds a line."""

@@ -24,7 +24,7 @@ class _Step:
     norm: Tensor | None = None
 
 
-class DivergenceStop(L.Callback):
+class NanGuard(L.Callback):
     """Looks at each step's gradient norm one step later, so that the device is not waited for.
 
     The norm is over all ranks, so all of them stop at the same step. It is also looked at before

@@ -14,15 +14,15 @@ _FIRST_LINES_S = (5.0, 15.0, 30.0)  # of a log, after the first step was begun
 _LINES_S = (30.0, 900.0)  # then between two lines, ever longer
 
 
-class StageProgress(L.Callback):
+class TrainingProgressBar(L.Callback):
     """One bar for a stage; on a terminal it moves, elsewhere it prints a line now and then.
 
     A log gets its first line at once, three in the first half minute, one every half minute until
     the run is minutes old, and one every quarter of an hour when it is hours old.
     """
 
-    def __init__(self, stage: str, photos_per_step: int) -> None:
-        self._stage, self._photos_per_step = stage, photos_per_step
+    def __init__(self, stage: str, images_per_step: int) -> None:
+        self._stage, self._images_per_step = stage, images_per_step
         self.console = Console()
         self._task: TaskID | None = None
         self._bar = Progress(
@@ -51,7 +51,7 @@ class StageProgress(L.Callback):
         self._due = self._began + _FIRST_LINES_S[0]
         steps = counted(trainer.max_steps, "step")
         resumed = f" from step {self._first} on" if self._first else ""
-        self._print(f"{steps} of {counted(self._photos_per_step, 'image')}{resumed}")
+        self._print(f"{steps} of {counted(self._images_per_step, 'image')}{resumed}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any
@@ -63,8 +63,8 @@ class StageProgress(L.Callback):
             return
         self._told = done  # a step may have several micro-batches
         seconds = max(now - self._began, 1e-9)
-        rate = (done - self._first) * self._photos_per_step / seconds
-        left = (trainer.max_steps - done) * self._photos_per_step / rate
+        rate = (done - self._first) * self._images_per_step / seconds
+        left = (trainer.max_steps - done) * self._images_per_step / rate
         told = (
             f"{rate:.1f} images/s  loss {float(outputs['mean']):.4f}  time left {_duration(left)}"
         )
@@ -95,7 +95,7 @@ class StageProgress(L.Callback):
 
 def console_of(trainer: L.Trainer) -> Console:
     """Where other callbacks print: what goes past the bar's own console sticks to the bar."""
-    bars = [one for one in trainer.callbacks if isinstance(one, StageProgress)]  # type: ignore[attr-defined]
+    bars = [one for one in trainer.callbacks if isinstance(one, TrainingProgressBar)]  # type: ignore[attr-defined]
     return bars[0].console if bars else Console()
 
 

@@ -22,7 +22,7 @@ _CHARACTERS = 200  # of a value
 Facts = dict[str, Any]  # by a name that a user knows, such as a config's key
 
 
-class SameEverywhere(L.Callback):
+class RankConsistency(L.Callback):
     """Compares the ranks when they have met, before anything is built or loaded.
 
     A node with another checkout, other packages or another file behind the same path would train

@@ -7,7 +7,7 @@ import lightning as L  # noqa: N812
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 
-class LoggedSteps(LearningRateMonitor):
+class StepLogger(LearningRateMonitor):
     """Logs learning rates, and has Lightning count as checkpoints, pictures and the terminal do.
 
     Lightning's own count of logged values begins at 0 and falls behind by one at each resume. The

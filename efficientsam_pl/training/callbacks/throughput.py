@@ -12,7 +12,7 @@ import torch
 from efficientsam_pl.training.flops import matmul_rate, wait_for
 
 
-class WorkClock:
+class Stopwatch:
     """Seconds that went into training; those spent aside are taken out."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Throughput(L.Callback):
     """
 
     def __init__(
-        self, global_batch: int, photo_flops: Callable[[], int], precision: torch.dtype
+        self, global_batch: int, image_flops: Callable[[], int], precision: torch.dtype
     ) -> None:
         """A meter of one run.
 
@@ -50,8 +50,8 @@ class Throughput(L.Callback):
             photo_flops: Counts the FLOPs of a photo in a step; called once, on rank 0.
             precision: Of the computation.
         """
-        self._global_batch, self._count, self._precision = global_batch, photo_flops, precision
-        self._clock = WorkClock()
+        self._global_batch, self._count, self._precision = global_batch, image_flops, precision
+        self._clock = Stopwatch()
         self._ideal_seconds: float | None = None
         self._first_step = 0
         self._opened: tuple[int, float] | None = None  # step and moment that this span began with
@@ -60,7 +60,7 @@ class Throughput(L.Callback):
         self._saving: float | None = None  # since when
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Work of other callbacks that is no training, such as pictures."""
         since = self._clock.now()
         try:
@@ -118,12 +118,12 @@ class Throughput(L.Callback):
         device = trainer.strategy.root_device
         return {
             "speed/images_per_second": rate,
-            "speed/mfu": rate / trainer.world_size * self._photo_seconds(device),
+            "speed/mfu": rate / trainer.world_size * self._image_seconds(device),
             "speed/data_wait": self._waited / seconds,
             "speed/memory_gib": peak_memory(device) / 2**30,
         }
 
-    def _photo_seconds(self, device: torch.device) -> float:
+    def _image_seconds(self, device: torch.device) -> float:
         """Seconds that a rank would need for a photo at the rate of the matrix product."""
         if self._ideal_seconds is None:
             self._ideal_seconds = self._count() / matmul_rate(device, self._precision)

@@ -11,7 +11,7 @@ _AGAIN_S = 10.0  # what is written every step is tried so seldom while there is 
 _log = logging.getLogger(__name__)
 
 
-class DiskRoom:
+class BestEffortWriter:
     """Whether there is room for one kind of record, by the last try."""
 
     def __init__(self, what: str, meanwhile: str, clock: Callable[[], float] = time.monotonic):

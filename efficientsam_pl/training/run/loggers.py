@@ -14,7 +14,7 @@ from PIL import Image
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
-from efficientsam_pl.training.run.disk_guard import DiskRoom
+from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 
 _ROOM = 256 * 1024  # bytes that must be free before TensorBoard's next file is begun
 
@@ -51,7 +51,7 @@ def build_logger(run: RunConfig, config: TrainerConfig, step: int = 0) -> Logger
     folder = Path(run.dir)
     if config.logger == "tensorboard":
         return TensorBoardFiles(folder, step)
-    return OwnWandbRun(
+    return WandbRun(
         save_dir=folder / "log",
         project="efficientsam_pl",
         name=folder.resolve().name,
@@ -70,7 +70,9 @@ class TensorBoardFiles(TensorBoardLogger):
         """`step`: that the run goes on from; pictures of this very step are logged already."""
         begun = any((folder / "log").glob("events.out.tfevents.*"))
         super().__init__(folder, name="log", version="", purge_step=step + 1 if begun else None)
-        self._room = DiskRoom(f"TensorBoard's files in {self.log_dir}", "curves have a gap there")
+        self._room = BestEffortWriter(
+            f"TensorBoard's files in {self.log_dir}", "curves have a gap there"
+        )
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -131,7 +133,7 @@ def _check_room(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-class OwnWandbRun(WandbLogger):
+class WandbRun(WandbLogger):
     """W&B's run ends when the trainer's does: what the process trains next gets its own."""
 
     @rank_zero_only

@@ -19,7 +19,7 @@ from filelock import FileLock
 from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
     CheckpointError,
-    damage_of,
+    corruption_of,
     manifest_of,
     point,
 )
@@ -154,7 +154,7 @@ def _brought(mirror: Mirror, folder: Path, prefix: str, manifest: bytes) -> bool
             return True  # its checksums are looked at when it is read
         with ThreadPoolExecutor(_AT_ONCE, "download") as pool:
             list(pool.map(mirror.fetch, missing))
-        damage = damage_of(folder)
+        damage = corruption_of(folder)
     except (CheckpointError, FileNotFoundError) as error:
         damage = str(error)
     if damage is not None:

@@ -16,7 +16,7 @@ from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.run.folder import RunFolder
 
 
-class Shelf:
+class CheckpointRetention:
     """Rank 0's view of `checkpoints/`, `latest` and `best`; and of their mirror.
 
     Kept are the newest few, the best by a metric, and every n-th step for good.

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from efficientsam_pl.storage.files import atomic_write
-from efficientsam_pl.training.run.disk_guard import DiskRoom
+from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 
 _BLOCK = 64 * 1024
 
@@ -27,7 +27,7 @@ def cut_lines(path: Path, step: int) -> list[bytes]:
         if end < path.stat().st_size:
             os.truncate(path, end)
         return []
-    room = DiskRoom(str(path), "it is shortened where it is")
+    room = BestEffortWriter(str(path), "it is shortened where it is")
     if room.attempt(lambda: _rewrite(path, end, later)):
         return []
     os.truncate(path, end)

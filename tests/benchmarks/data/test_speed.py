@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.data import speed as data
 from benchmarks.data.inputs import MASKS, write_many_shards, write_sa1b
-from efficientsam_pl.data.datasets.train import MASKED_ENDINGS
+from efficientsam_pl.data.datasets.train import MASK_SUFFIXES
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import from_json
 from efficientsam_pl.data.shards import open_shards
 
@@ -20,29 +20,29 @@ def test_many_shards_are_whole(tmp_path: Path) -> None:
     assert shards.sizes() == [5, 5, 5]
     assert shards.damage == ()
     stream = data.masked(f"{tmp_path}/many/*.tar")
-    content = stream[Slot(0, 14)].content
+    content = stream[SampleRef(0, 14)].content
     assert content is not None
     assert len(content.masks) == 1
 
 
 @pytest.fixture
-def one_photo(shared: Path, tmp_path: Path) -> str:
+def one_image(shared: Path, tmp_path: Path) -> str:
     path = tmp_path / "sa_000000.tar"
     write_sa1b(path, [shared / "data/sa1b_images/sa_10039.jpg"], copies=2)
     return str(path)
 
 
-def test_both_ways_make_the_same_of_a_photo(
-    one_photo: str, monkeypatch: pytest.MonkeyPatch
+def test_both_ways_make_the_same_of_a_image(
+    one_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [(jpeg, record)] = data.encoded(one_photo, 1)
+    [(jpeg, record)] = data.encoded(one_image, 1)
     assert len(from_json(record).annotations) == MASKS
     monkeypatch.setattr(data, "_HELD", 32)
     monkeypatch.setattr(torch, "randperm", torch.arange)  # the first 32 masks, in order
     square, masks, clicks, boxes = data.common_way(jpeg, record)
-    ours = data.masked(one_photo)
+    ours = data.masked(one_image)
     monkeypatch.setattr("efficientsam_pl.data.datasets.train.select_masks", first_masks)
-    content = ours[Slot(0, 0)].content
+    content = ours[SampleRef(0, 0)].content
     assert content is not None
     assert float((content.image.float() - square[0]).abs().max()) <= 1
     assert clicks.shape == (32, 2)
@@ -59,9 +59,9 @@ def first_masks(record: object, config: object, key: int) -> list[object]:
     return [annotation.rle for annotation in record.annotations[:32]]  # type: ignore[attr-defined]
 
 
-def test_copies_have_keys_of_their_own(one_photo: str) -> None:
-    shards = open_shards(one_photo)
-    read = SampleReader([shards], MASKED_ENDINGS).read([Slot(0, 0), Slot(0, 1)])
+def test_copies_have_keys_of_their_own(one_image: str) -> None:
+    shards = open_shards(one_image)
+    read = SampleReader([shards], MASK_SUFFIXES).read([SampleRef(0, 0), SampleRef(0, 1)])
     one, other = (sample for sample in read if sample is not None)
     assert one.sample.key != other.sample.key
     np.testing.assert_array_equal(np.asarray(one.files["jpg"]), np.asarray(other.files["jpg"]))

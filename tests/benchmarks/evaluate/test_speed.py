@@ -33,6 +33,6 @@ def test_all_parts_are_asked_and_reported_in_order(monkeypatch: pytest.MonkeyPat
 
 def test_clicks_are_those_of_a_whole_distance_transform() -> None:
     truth, found = clicks.drawn_masks(4)
-    ours = clicks.error_clicks(truth, found).points_xy
+    ours = clicks.point_from_error_center(truth, found).points_xy
     assert (ours == clicks.whole_errors(truth, found)).all()
     assert (clicks.centre_clicks(truth) == clicks.whole_centres(truth)).all()

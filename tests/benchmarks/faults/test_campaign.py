@@ -13,7 +13,7 @@ from benchmarks.faults.injection import KINDS, damage_file, fill
 from benchmarks.faults.tally import Trial, write_tally
 from benchmarks.faults.toy_runs import GLOBAL_BATCH, PHOTOS, STEPS, Setting, build_toy
 from benchmarks.faults.trial_site import last_step, small_disk
-from efficientsam_pl.checkpoints.layout import CheckpointError, damage_of, measured, seal
+from efficientsam_pl.checkpoints.layout import CheckpointError, corruption_of, measured, seal
 from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
 
@@ -51,7 +51,7 @@ def test_trials_without_a_cluster_say_how_to_start_one(monkeypatch: pytest.Monke
         main(["--trials", "1"])
 
 
-def test_the_toy_has_as_many_photos_as_it_says_and_its_configs_are_accepted(tmp_path: Path) -> None:
+def test_the_toy_has_as_many_images_as_it_says_and_its_configs_are_accepted(tmp_path: Path) -> None:
     toy = build_toy(tmp_path)
     names = []
     for shard in sorted((tmp_path / "shards").glob("*.tar")):
@@ -93,9 +93,9 @@ def test_every_damage_is_one_that_the_checksums_find(
     assert changed[0] in told
     if changed == ["complete.json"]:
         with pytest.raises(CheckpointError):
-            damage_of(sealed)
+            corruption_of(sealed)
     else:
-        assert damage_of(sealed) is not None
+        assert corruption_of(sealed) is not None
 
 
 @pytest.fixture

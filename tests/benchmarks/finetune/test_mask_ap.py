@@ -12,7 +12,7 @@ from efficientsam_pl.evaluation.metrics.matching import AveragePrecision
 
 
 def test_all_ways_give_the_same_numbers() -> None:
-    photos = mask_ap.masked_photos(4, masks=5)
+    photos = mask_ap.masked_images(4, masks=5)
     found = mask_ap.ours(photos)
     assert isinstance(found, AveragePrecision)
     theirs: Any = mask_ap.by_torchmetrics(photos)
@@ -25,8 +25,8 @@ def test_all_ways_give_the_same_numbers() -> None:
 
 
 def test_quick_rows_leave_out_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = mask_ap.masked_photos(2, masks=3)
-    monkeypatch.setattr(mask_ap, "masked_photos", lambda count, masks: few)
+    few = mask_ap.masked_images(2, masks=3)
+    monkeypatch.setattr(mask_ap, "masked_images", lambda count, masks: few)
     rows = {row.id: row for row in mask_ap.rows(quick=True)}
     assert {"finetune.mask_ap", "finetune.mask_ap_backend.ours"} <= rows.keys()
     assert rows["finetune.mask_ap_difference"].met() is True

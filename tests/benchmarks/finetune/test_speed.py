@@ -73,9 +73,9 @@ def test_both_ways_learn_alike() -> None:
     batch = boxes_batch(64, 1, 3)
     gradients = []
     for model in random_pair():
-        model(batch.image, lambda features, model=model: LESSON.give(model, features, batch))[
-            0
-        ].backward()
+        model(
+            batch.image, lambda features, model=model: LESSON.chunked_loss(model, features, batch)
+        )[0].backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 100
     for ours, released in zip(*gradients, strict=True):
@@ -157,8 +157,8 @@ def test_rows_of_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.value == 3
 
 
-def test_a_photos_step_counts_the_encoder_once_and_the_decoder_for_every_mask() -> None:
-    one, two, three = (gpu.photo_flop(TINY, masks) for masks in (2, 3, 4))
+def test_a_images_step_counts_the_encoder_once_and_the_decoder_for_every_mask() -> None:
+    one, two, three = (gpu.image_flop(TINY, masks) for masks in (2, 3, 4))
     assert two - one == three - two > 0
     assert one > 3 * (two - one) / 2
 

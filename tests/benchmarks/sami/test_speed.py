@@ -288,7 +288,7 @@ def test_cost_of_an_online_teacher_by_hand() -> None:
     found = plan.cost(way(online_flop=4 * 10**12), 2 * 10**12, RUN, MACHINE)
     assert found.embedding_hours == 0
     assert found.training_hours == pytest.approx(1)
-    assert found.photo_rate == pytest.approx(2.5)
+    assert found.image_rate == pytest.approx(2.5)
     assert found.read_rate == pytest.approx(250_000)
     assert found.storage == 100_000_000
 

@@ -15,8 +15,8 @@ from benchmarks.scaling.cluster import (
     checkpoint_bytes,
     gathering_seconds,
     hours,
+    image_rate,
     network_seconds,
-    photo_rate,
     shards_open,
     step,
 )
@@ -51,9 +51,9 @@ WORK = Work(
     global_batch=8,
     micro_batch=2,
     steps=3600,
-    photo_bytes=1_000_000,
-    photos_a_core=1e9,
-    shard_photos=1,
+    image_bytes=1_000_000,
+    images_a_core=1e9,
+    shard_images=1,
 )
 
 
@@ -66,7 +66,7 @@ def test_a_node_computes_its_share_and_sums_inside() -> None:
     assert found.ddp == pytest.approx(0.1)
     assert (found.gpu_sends, found.node_sends) == (pytest.approx(1e9), 0)
     assert hours(WORK, found) == pytest.approx(0.4)
-    assert photo_rate(WORK, found) == pytest.approx(20)
+    assert image_rate(WORK, found) == pytest.approx(20)
 
 
 def test_between_nodes_the_network_is_waited_for() -> None:
@@ -105,7 +105,7 @@ def test_python_is_paid_for_each_micro_batch() -> None:
 
 def test_cores_that_decode_too_slowly_set_the_pace() -> None:
     """4 photos a GPU at 2 a second and core, by two cores."""
-    found = step(replace(WORK, photos_a_core=2), 1, replace(NODE, decoding_cores=2))
+    found = step(replace(WORK, images_a_core=2), 1, replace(NODE, decoding_cores=2))
     assert found is not None
     assert (found.limit, found.seconds, found.seconds_fsdp) == ("decoding", 1.0, 1.0)
 
@@ -123,7 +123,7 @@ def test_shards_open_for_the_read_rate_or_for_the_pool() -> None:
     """20 MB a second at 1 MB a file; or a pool of eight batches at one photo a shard."""
     found = step(WORK, 1, NODE)
     assert found is not None
-    assert shards_open(replace(WORK, shard_photos=100), found, NODE) == 20
+    assert shards_open(replace(WORK, shard_images=100), found, NODE) == 20
     assert shards_open(WORK, found, NODE) == 64
 
 

@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from benchmarks.harness import Options
 from benchmarks.scaling import two_ranks as scaling
 from benchmarks.scaling.collectives import Collectives, kind_of, sent_bytes
-from benchmarks.scaling.inputs import LEAST, write_configs, write_photos
+from benchmarks.scaling.inputs import LEAST, write_configs, write_images
 from benchmarks.scaling.link import Link, fitted
 from benchmarks.scaling.timed_run import Record, weights_of
 from benchmarks.scaling.traffic import Payload, Weights, ddp, fsdp, padded, through_gloo
@@ -147,7 +147,7 @@ def test_bytes_above_theory_miss_the_goal() -> None:
 @pytest.mark.parametrize("stage", scaling.STAGES)
 @pytest.mark.parametrize("way", ["ddp", "fsdp", "fsdp_bf16"])
 def test_two_ranks_send_what_theory_says(stage: str, way: str, tmp_path: Path) -> None:
-    shards = write_photos(tmp_path / "shards")
+    shards = write_images(tmp_path / "shards")
     runner = scaling.Runner(tmp_path, write_configs(tmp_path / "configs", shards, LEAST))
     steps = "trainer.max_steps=6"
     records = runner.run(stage, way, 4, 2, *scaling.WAYS[way], steps)
@@ -159,7 +159,7 @@ def test_two_ranks_send_what_theory_says(stage: str, way: str, tmp_path: Path) -
 def test_options_are_the_common_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Options] = []
     monkeypatch.setattr(scaling, "measured_link", lambda _: Link(1e-4, 1e9))
-    monkeypatch.setattr(scaling, "write_photos", lambda _: "none")
+    monkeypatch.setattr(scaling, "write_images", lambda _: "none")
     monkeypatch.setattr(scaling, "_quick_rows", lambda *_: [])
     monkeypatch.setattr(scaling, "report", lambda name, rows, options: seen.append(options))
     assert scaling.main(["--json", "--quick"]) == 0

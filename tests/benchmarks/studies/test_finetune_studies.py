@@ -11,12 +11,12 @@ from benchmarks.studies.custom_coco import joined
 from benchmarks.studies.finetune_runs import (
     Setting,
     grid_ceiling,
+    images_of,
     packed_mini,
-    photos_of,
     untrained,
 )
 from benchmarks.studies.negative_click import negative_click
-from efficientsam_pl.data.packing.images import MaskedPhoto, pack_photos
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.rle import encode
@@ -25,18 +25,18 @@ SMALL = Setting(steps=1, side=64, width=32, depth=1, neck=32)
 
 
 @pytest.fixture(autouse=True)
-def _photos(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _images(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFICIENTSAM_SHARED", str(shared))
 
 
-def one_photo(folder: Path, *masks: np.ndarray) -> str:
+def one_image(folder: Path, *masks: np.ndarray) -> str:
     image = np.full((*masks[0].shape, 3), 90, dtype=np.uint8)
-    photo = MaskedPhoto("photo", image, tuple(annotation_of(encode(mask)) for mask in masks))
-    pack_photos([photo], folder, "train")
+    photo = MaskedImage("photo", image, tuple(annotation_of(encode(mask)) for mask in masks))
+    pack_images([photo], folder, "train")
     return f"{folder}/train-*.tar"
 
 
-def test_the_joined_set_has_each_photo_once_where_it_says(shared: Path, tmp_path: Path) -> None:
+def test_the_joined_set_has_each_image_once_where_it_says(shared: Path, tmp_path: Path) -> None:
     content = json.loads(joined(tmp_path / "instances.json").read_text())
     ids = [image["id"] for image in content["images"]]
     assert len(ids) == len(set(ids))
@@ -50,31 +50,31 @@ def test_a_mask_of_whole_cells_survives_the_grid_but_for_its_corners(tmp_path: P
     """16 cells of 4 pixels a side: a half photo comes back whole, a single pixel does not."""
     half = np.zeros((64, 64), dtype=bool)
     half[:, :32] = True
-    assert grid_ceiling(one_photo(tmp_path / "half", half), 64) == 1.0
+    assert grid_ceiling(one_image(tmp_path / "half", half), 64) == 1.0
     dot = np.zeros((64, 64), dtype=bool)
     dot[30, 30] = True
-    assert grid_ceiling(one_photo(tmp_path / "dot", dot), 64) < 0.1
+    assert grid_ceiling(one_image(tmp_path / "dot", dot), 64) < 0.1
 
 
-def test_few_photos_are_the_first_of_all(tmp_path: Path) -> None:
+def test_few_images_are_the_first_of_all(tmp_path: Path) -> None:
     few, every = packed_mini(tmp_path / "few", 64, 3), packed_mini(tmp_path / "all", 64)
-    keys = [[photo.key for photo in photos_of(sides.train)] for sides in (few, every)]
+    keys = [[photo.key for photo in images_of(sides.train)] for sides in (few, every)]
     assert len(keys[0]) == 3
     assert set(keys[0]) < set(keys[1])
-    heldout = {photo.key for photo in photos_of(every.heldout)}
+    heldout = {photo.key for photo in images_of(every.heldout)}
     assert not heldout & set(keys[1])
-    assert heldout == {photo.key for photo in photos_of(few.heldout)}
+    assert heldout == {photo.key for photo in images_of(few.heldout)}
 
 
 def test_only_what_an_answer_has_too_much_is_clicked(tmp_path: Path) -> None:
     everything = np.ones((64, 64), dtype=bool)
     model = untrained(SMALL, tmp_path / "model", 0, interactive=True)
-    assert negative_click(model, one_photo(tmp_path / "whole", everything)) is None
+    assert negative_click(model, one_image(tmp_path / "whole", everything)) is None
     corner = np.zeros((64, 64), dtype=bool)
     corner[:8, :8] = True
     for parameter in model.mask_decoder.hypernetworks[1:].parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # an answer of about half of all cells
-    found = negative_click(model, one_photo(tmp_path / "corner", corner))
+    found = negative_click(model, one_image(tmp_path / "corner", corner))
     assert found is not None
     answer = Predictor(model).embed(np.full((64, 64, 3), 90, dtype=np.uint8))
     by_box = answer.predict(boxes=[[0, 0, 7, 7]])

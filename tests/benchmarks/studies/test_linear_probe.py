@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.studies.coco_folders import LabelledBox, labelled_photos, pack
+from benchmarks.studies.coco_folders import LabelledBox, labelled_images, pack
 from benchmarks.studies.linear_probe import (
     Crops,
     encoder_features,
@@ -27,7 +27,7 @@ from efficientsam_pl.recipes.root_configs import as_dict
 SHAPE = EncoderConfig(width=24, depth=1, heads=3, image_size=32, position_grid=2)
 
 
-def test_square_is_a_fifth_larger_than_the_longer_side_and_stays_in_the_photo() -> None:
+def test_square_is_a_fifth_larger_than_the_longer_side_and_stays_in_the_image() -> None:
     # 50 x 1.2 = 60 around the middle (125, 75)
     assert square_around((100, 60, 50, 30), (200, 300)) == Crop(45, 95, 60, 60, flip=False)
     # at the corner it is moved in
@@ -67,10 +67,10 @@ def folders(tmp_path: Path) -> list[tuple[Path, Path]]:
     return sets
 
 
-def test_a_photo_of_two_sets_is_taken_once_and_crowds_are_left_out(
+def test_a_image_of_two_sets_is_taken_once_and_crowds_are_left_out(
     folders: list[tuple[Path, Path]],
 ) -> None:
-    photos = labelled_photos(folders)
+    photos = labelled_images(folders)
     assert [path.name for path, _ in photos] == ["first1.png", "first2.png", "second3.png"]
     for _, boxes in photos:
         assert boxes == (
@@ -113,7 +113,7 @@ def test_features_that_tell_the_label_score_one() -> None:
     assert (score.balanced, score.top1) == (1, 1)
 
 
-def test_features_that_tell_the_photo_alone_score_chance() -> None:
+def test_features_that_tell_the_image_alone_score_chance() -> None:
     """A classifier that had seen other crops of a photo would be right about all of them."""
     photos = np.repeat(np.arange(40), 4)
     labels = np.repeat(np.random.default_rng(0).integers(0, 2, 40), 4)
@@ -144,14 +144,14 @@ def test_encoder_is_read_back_from_its_file(tmp_path: Path) -> None:
     assert np.abs(read - other).max() > 0.01
 
 
-def test_every_nth_photo_is_held_out_whatever_the_order(tmp_path: Path) -> None:
+def test_every_nth_image_is_held_out_whatever_the_order(tmp_path: Path) -> None:
     photos = []
     for i in range(7):
         path = tmp_path / f"{i}.jpg"
         Image.fromarray(np.full((40, 60, 3), 30 * i, np.uint8)).save(path)
         photos.append(path)
     packed = pack(photos, tmp_path / "one", heldout_every=3, long_side=30)
-    assert (packed.train_photos, packed.heldout_photos) == (4, 3)
+    assert (packed.train_images, packed.heldout_photos) == (4, 3)
     pack(photos[::-1], tmp_path / "two", heldout_every=3, long_side=30)
     one, two = ((tmp_path / name / "heldout.txt").read_text() for name in ("one", "two"))
     assert one == two

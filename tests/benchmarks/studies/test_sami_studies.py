@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.harness import Row
 from benchmarks.studies import coco_folders, feature_store, linear_probe, sami_learning
-from benchmarks.studies.coco_folders import PackedPhotos, pack
+from benchmarks.studies.coco_folders import PackedImages, pack
 from benchmarks.studies.sami_runs import Setting, Spread, online_loss, study_config, write_markdown
 from efficientsam_pl.recipes.root_configs import as_dict
 from efficientsam_pl.recipes.sami import recipe
@@ -21,7 +21,7 @@ def photos(shared: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def packed(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> PackedPhotos:
+def packed(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> PackedImages:
     return pack(photos, tmp_path_factory.mktemp("photos"), 3, TINY.long_side)
 
 
@@ -49,7 +49,7 @@ def test_markdown_holds_words_and_every_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["sami", "mae"])
 def test_both_ways_and_the_untrained_encoder_begin_with_the_same_weights(
-    way: str, packed: PackedPhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: str, packed: PackedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: dict[str, torch.Tensor] = {}
 
@@ -66,7 +66,7 @@ def test_both_ways_and_the_untrained_encoder_begin_with_the_same_weights(
         assert torch.equal(begun[name], value), name
 
 
-def test_control_differs_in_target_decoder_and_loss_alone(packed: PackedPhotos) -> None:
+def test_control_differs_in_target_decoder_and_loss_alone(packed: PackedImages) -> None:
     ours, control = (
         as_dict(sami_learning.config_of(way, TINY, packed, Path("run"), 0, None))
         for way in ("sami", "mae")
@@ -81,7 +81,7 @@ def test_control_differs_in_target_decoder_and_loss_alone(packed: PackedPhotos) 
 
 
 def test_loss_against_the_online_teacher_is_the_runs_own_where_it_learned_online(
-    packed: PackedPhotos, tmp_path: Path
+    packed: PackedImages, tmp_path: Path
 ) -> None:
     config = study_config(TINY, packed, tmp_path / "run", 0)
     left = recipe.run(config)
@@ -89,7 +89,7 @@ def test_loss_against_the_online_teacher_is_the_runs_own_where_it_learned_online
 
 
 def test_every_kind_of_store_is_embedded_learned_from_and_measured(
-    packed: PackedPhotos, tmp_path: Path
+    packed: PackedImages, tmp_path: Path
 ) -> None:
     outcomes = {
         store.name: feature_store.outcome(store, TINY, packed, tmp_path, range(1))
@@ -97,13 +97,13 @@ def test_every_kind_of_store_is_embedded_learned_from_and_measured(
     }
     online, *others = outcomes.values()
     assert online.online.values == pytest.approx(online.own.values, rel=1e-5)
-    assert (online.bytes_a_photo, online.relative_error) == (0, 0)
+    assert (online.bytes_a_image, online.relative_error) == (0, 0)
     for name, found in outcomes.items():
         assert found.mean_feature.mean() > 0
         if found is not online:
             shards = (tmp_path / f"{name}-features-0" / "train").glob("*.tar")
             size = sum(path.stat().st_size for path in shards)
-            assert found.bytes_a_photo == size / packed.train_photos
+            assert found.bytes_a_image == size / packed.train_images
     kept, rounded, whole = others
     # a float16 has 11 bits: what is rounded off is at most 2^-11 of a number
     assert kept.relative_error < 2**-11
@@ -142,9 +142,9 @@ def test_study_of_learning_leaves_rows_runs_and_pictures(
     shared: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EFFICIENTSAM_SHARED", str(shared))
-    monkeypatch.setattr(sami_learning, "photos_at_hand", lambda: photos)
+    monkeypatch.setattr(sami_learning, "images_at_hand", lambda: photos)
     monkeypatch.setattr(linear_probe, "_STRENGTHS", (1e-2,))
-    assert len(coco_folders.coco_photos_at_hand()) == 159  # 162 files, three of them twice
+    assert len(coco_folders.coco_images_at_hand()) == 159  # 162 files, three of them twice
     rows = {row.id: row for row in sami_learning.study(TINY, 2, tmp_path, None)}
     for way in ("sami", "mae"):
         assert rows[f"sami_learns.{way}.heldout_loss"].value > 0

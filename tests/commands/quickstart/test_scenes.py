@@ -17,7 +17,7 @@ from efficientsam_pl.commands.quickstart.scenes import (
     World,
     draw_scene,
     open_world,
-    scene_photos,
+    scene_images,
 )
 from efficientsam_pl.commands.quickstart.shapes import (
     Family,
@@ -26,7 +26,7 @@ from efficientsam_pl.commands.quickstart.shapes import (
     train_families,
     turned,
 )
-from efficientsam_pl.commands.quickstart.sources import REAL_PHOTOS
+from efficientsam_pl.commands.quickstart.sources import REAL_IMAGES
 from efficientsam_pl.evaluation.metrics.mean_iou import filled_box_iou
 from efficientsam_pl.rle import decode
 
@@ -53,10 +53,10 @@ def drawn(loops: list[Loop], side: int = 200) -> Bool[np.ndarray, "h w"]:
     return covered
 
 
-def test_splits_share_no_photo_and_no_family() -> None:
+def test_splits_share_no_image_and_no_family() -> None:
     assert not set(TRAIN_TEXTURES) & set(HELDOUT_TEXTURES)
     assert not set(train_families()) & set(heldout_families())
-    assert set(REAL_PHOTOS) <= set(HELDOUT_TEXTURES)
+    assert set(REAL_IMAGES) <= set(HELDOUT_TEXTURES)
     # one scene seen by two cameras lies on one side
     assert {"motorcycle_left.png", "motorcycle_right.png"} <= set(TRAIN_TEXTURES)
 
@@ -93,20 +93,20 @@ def test_front_objects_hide_those_behind() -> None:
 
 
 def test_a_scene_depends_on_seed_split_and_number_alone() -> None:
-    straight = list(scene_photos(world("train", 96), 3, seed=5))
-    again = list(scene_photos(world("train", 96), 3, seed=5))
+    straight = list(scene_images(world("train", 96), 3, seed=5))
+    again = list(scene_images(world("train", 96), 3, seed=5))
     for one, other in zip(straight, again, strict=True):
         assert np.array_equal(one.image, other.image)
         assert one.annotations == other.annotations
-    longer = list(scene_photos(world("train", 96), 4, seed=5))
+    longer = list(scene_images(world("train", 96), 4, seed=5))
     assert np.array_equal(longer[2].image, straight[2].image)
-    [other_seed] = scene_photos(world("train", 96), 1, seed=6)
+    [other_seed] = scene_images(world("train", 96), 1, seed=6)
     assert not np.array_equal(other_seed.image, straight[0].image)
 
 
-def test_heldout_scenes_are_no_easier_than_photographs() -> None:
+def test_heldout_scenes_are_no_easier_than_imagegraphs() -> None:
     """A filled box scores 0.5 to 0.7 as on photographs; a third is occluded or concave."""
-    photos = list(scene_photos(world("heldout"), 60, seed=0))
+    photos = list(scene_images(world("heldout"), 60, seed=0))
     rles = [annotation.rle for photo in photos for annotation in photo.annotations]
     assert 0.50 <= filled_box_iou(rles).mean() <= 0.70
     concave = np.mean([_is_concave(decode(rle)) for rle in rles])

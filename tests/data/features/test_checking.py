@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam_pl.data.features.codec import coded
+from efficientsam_pl.data.features.codec import encode_features
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.shard_checks import check_shards
 from efficientsam_pl.data.shards import beside, open_shards
@@ -22,7 +22,7 @@ def found(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def features(value: float = 1.0) -> bytes:
-    return coded(torch.full((1, 4, 2), value), "float16").file(0)
+    return encode_features(torch.full((1, 4, 2), value), "float16").file(0)
 
 
 @pytest.mark.parametrize("numbers", ["float16", "int8"])
@@ -70,7 +70,7 @@ def test_other_files_of_that_format_are_unknown(tmp_path: Path) -> None:
     assert found(tmp_path) == [("a.tar", "p", "unknown files")]
 
 
-def test_features_may_lie_beside_their_photo(
+def test_features_may_lie_beside_their_image(
     tmp_path: Path, jpeg_of: Callable[[np.ndarray], bytes], noise: Callable[..., np.ndarray]
 ) -> None:
     files = {"jpg": jpeg_of(noise(0)), "centre.safetensors": features()}

@@ -13,12 +13,12 @@ from torch import Tensor
 from efficientsam_pl.data.features.codec import (
     VERSION,
     Rounding,
-    coded,
-    decoded,
+    decode_features,
+    encode_features,
     read_map,
     storable,
 )
-from efficientsam_pl.data.schema import DamagedSampleError
+from efficientsam_pl.data.schema import CorruptSampleError
 
 BOTH = pytest.mark.parametrize("numbers", ["float16", "int8"])
 
@@ -29,7 +29,7 @@ def normal(*shape: int) -> Tensor:
 
 
 def file_of(features: Tensor, numbers: Literal["float16", "int8"] = "float16") -> bytes:
-    return coded(features[None], numbers).file(0)
+    return encode_features(features[None], numbers).file(0)
 
 
 def test_float16_file_holds_what_numpy_rounds_to(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_float16_file_holds_what_numpy_rounds_to(tmp_path: Path) -> None:
 def test_int8_by_hand() -> None:
     """Channels of largest magnitudes 254, 127 and 0: steps of 2, 1 and none."""
     features = torch.tensor([[0.0, 1.4, 0.0], [90.9, -127.0, 0.0], [-254.0, 1.6, 0.0]])
-    stored = coded(features[None], "int8")
+    stored = encode_features(features[None], "int8")
     assert stored.scale is not None
     assert stored.scale[0].tolist() == [2.0, 1.0, 0.0]
     assert stored.values[0].tolist() == [[0, 1, 0], [45, -127, 0], [-127, 2, 0]]
@@ -55,7 +55,7 @@ def test_int8_by_hand() -> None:
 
 def test_int8_is_off_by_half_a_step_of_its_channel_at_most() -> None:
     features = normal(4, 7, 9, 16)
-    error = (decoded(coded(features, "int8")).float() - features).abs()
+    error = (decode_features(encode_features(features, "int8")).float() - features).abs()
     largest = features.abs().amax(dim=(1, 2), keepdim=True)
     assert (error <= largest / 254 + largest * 2**-11).all()
 
@@ -68,7 +68,7 @@ def test_int8_is_half_the_bytes() -> None:
 @BOTH
 def test_maps_of_a_batch_are_coded_as_if_alone(numbers: Literal["float16", "int8"]) -> None:
     features = normal(3, 5, 4, 8)
-    together = coded(features, numbers)
+    together = encode_features(features, numbers)
     for number, one in enumerate(features):
         assert together.file(number) == file_of(one, numbers)
         assert read_map(together.file(number), "x", (5, 4, 8)).shape == (5, 4, 8)
@@ -95,7 +95,7 @@ def test_measured_error_by_hand() -> None:
     """float16 holds 2048 and 2050 but not 2049, and 0.5 exactly."""
     rounding = Rounding()
     features = torch.tensor([[[2049.0, 0.5], [0.0, -2048.0]]])
-    rounding.measure(features, coded(features, "float16"))
+    rounding.measure(features, encode_features(features, "float16"))
     assert rounding.squared_error == rounding.largest_error == 1
     whole = Rounding()
     for _ in range(3):
@@ -108,7 +108,7 @@ def test_measured_error_by_hand() -> None:
 def test_error_of_int8_is_near_that_of_uniform_steps() -> None:
     """A uniform error over a step of s has the variance s^2 / 12."""
     rounding, features = Rounding(), torch.rand(8, 400, 6, generator=torch.manual_seed(0))
-    rounding.measure(features, coded(features, "int8"))
+    rounding.measure(features, encode_features(features, "int8"))
     assert rounding.squared_error / features.numel() == pytest.approx(1 / 127**2 / 12, rel=0.1)
     assert Rounding().relative() == 0
 
@@ -154,7 +154,7 @@ HALF, SMALL = np.ones((4, 2), np.float16), np.ones((4, 2), np.int8)
     ids=range(19),
 )
 def test_what_is_no_map_is_damage_that_names_the_file(data: bytes, told: str) -> None:
-    with pytest.raises(DamagedSampleError, match=told) as caught:
+    with pytest.raises(CorruptSampleError, match=told) as caught:
         read_map(data, "x", (4, 2))
     assert caught.value.kind == "bad features"
     assert caught.value.detail.startswith("x: ")

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig, DataConfig
 from efficientsam_pl.data.dataloaders import training_loader
-from efficientsam_pl.data.datasets.train import CroppedImages
+from efficientsam_pl.data.datasets.train import CropDataset
 from efficientsam_pl.data.features.dataset import (
     MapFiles,
-    StoredMaps,
-    StoredViews,
+    StoredMapDataset,
+    StoredViewDataset,
     Student,
     ViewFiles,
 )
-from efficientsam_pl.data.features.image_maps import PhotoMaps
+from efficientsam_pl.data.features.image_maps import ImageMaps
 from efficientsam_pl.data.features.store import open_features
 from efficientsam_pl.data.features.views import Views
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import EndlessBatches, SetCourse, Share, Slot
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.sampler import DatasetOrder, RankShard, SampleRef, TrainingBatchSampler
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.storage.cache import ShardCache
 from efficientsam_pl.structures import ImageBatch
@@ -37,14 +37,14 @@ STUDENT = Student(side=32, grid=4, channels=5)
 
 def stored_views(
     photos: ShardSet, views: Views, folder: Path, seed: int = 7, cache: ShardCache | None = None
-) -> StoredViews:
+) -> StoredViewDataset:
     files = ViewFiles((open_features(str(folder), photos),), views, seed)
-    return StoredViews(SampleReader([photos], PHOTO_ENDINGS, cache, files), STUDENT, files)
+    return StoredViewDataset(SampleReader([photos], IMAGE_SUFFIXES, cache, files), STUDENT, files)
 
 
-def batch_of(stream: StoredViews | StoredMaps, epoch: int) -> ImageBatch:
-    slots = [Slot(epoch, number) for number in range(8)]
-    return stream.collate(stream.__getitems__([*slots, Slot(epoch, None)]))
+def batch_of(stream: StoredViewDataset | StoredMapDataset, epoch: int) -> ImageBatch:
+    slots = [SampleRef(epoch, number) for number in range(8)]
+    return stream.collate(stream.__getitems__([*slots, SampleRef(epoch, None)]))
 
 
 def test_features_are_the_online_teachers_rounded(
@@ -70,9 +70,7 @@ def test_crops_of_an_epoch_are_its_views(
     written()
     assert views.crop is not None
     stream = stored_views(photos, views, tmp_path / "store")
-    online = CroppedImages(
-        SampleReader([photos], PHOTO_ENDINGS), views.crop, views.side, views.seed
-    )
+    online = CropDataset(SampleReader([photos], IMAGE_SUFFIXES), views.crop, views.side, views.seed)
     used: Counter[tuple[str, int]] = Counter()
     for epoch in range(7):
         batch = batch_of(stream, epoch)
@@ -81,14 +79,14 @@ def test_crops_of_an_epoch_are_its_views(
             [view] = [
                 v
                 for v in range(views.count)
-                if torch.equal(batch.image[number], crop_of(online, Slot(v, number)))
+                if torch.equal(batch.image[number], crop_of(online, SampleRef(v, number)))
             ]
             used[key, view] += 1
     assert len(used) == 9
     assert set(used.values()) == {2, 3}
 
 
-def crop_of(online: CroppedImages, slot: Slot) -> Tensor:
+def crop_of(online: CropDataset, slot: SampleRef) -> Tensor:
     image = online[slot].image
     assert image is not None
     return image
@@ -99,10 +97,10 @@ def test_masks_differ_by_epoch_as_online(
 ) -> None:
     written()
     stream = stored_views(photos, views, tmp_path / "store")
-    online = CroppedImages(SampleReader([photos], PHOTO_ENDINGS), CropConfig(), 32, 7)
+    online = CropDataset(SampleReader([photos], IMAGE_SUFFIXES), CropConfig(), 32, 7)
     for epoch in (0, 5):
-        expected = [online[Slot(epoch, number)].draw_key for number in range(8)]
-        assert batch_of(stream, epoch).draw_key.tolist() == [*expected, 0]
+        expected = [online[SampleRef(epoch, number)].sample_key for number in range(8)]
+        assert batch_of(stream, epoch).sample_key.tolist() == [*expected, 0]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer cores
@@ -112,10 +110,10 @@ def test_batches_do_not_depend_on_workers(
 ) -> None:
     written()
     stream = stored_views(photos, views, tmp_path / "store")
-    course = SetCourse(photos.sizes(), 0, 2)
+    sample_order = DatasetOrder(photos.sizes(), 0, 2)
 
     def first(workers: int) -> list[ImageBatch]:
-        batches = EndlessBatches(course, Share(0, 1, 3, 3))
+        batches = TrainingBatchSampler(sample_order, RankShard(0, 1, 3, 3))
         loader = iter(training_loader(stream, batches, DataConfig(workers=workers)))
         return [next(loader) for _ in range(6)]
 
@@ -187,14 +185,14 @@ def test_features_of_another_size_are_damage(
 ) -> None:
     written()
     files = ViewFiles((open_features(f"{tmp_path}/store", photos),), views, 7)
-    reader = SampleReader([photos], PHOTO_ENDINGS, companion=files)
-    batch = batch_of(StoredViews(reader, Student(32, 5, 5), files), 0)
+    reader = SampleReader([photos], IMAGE_SUFFIXES, companion=files)
+    batch = batch_of(StoredViewDataset(reader, Student(32, 5, 5), files), 0)
     assert not batch.valid.any()
     assert {d.kind for d in batch.damage if d.key != "p5"} == {"bad features"}
     assert "[16, 5] where [25, 5]" in batch.damage[0].detail
 
 
-MAPS = PhotoMaps(side=64, grid=8, exact=False)
+MAPS = ImageMaps(side=64, grid=8, exact=False)
 
 
 def embed_positions(squares: Tensor, content_hw: Tensor) -> Iterator[Tensor]:
@@ -205,25 +203,25 @@ def embed_positions(squares: Tensor, content_hw: Tensor) -> Iterator[Tensor]:
         yield MAPS.kept(both, (height, width))[None]
 
 
-def stored_maps(photos: ShardSet, folder: Path, crop: CropConfig | None) -> StoredMaps:
+def stored_maps(photos: ShardSet, folder: Path, crop: CropConfig | None) -> StoredMapDataset:
     files = MapFiles((open_features(str(folder), photos),))
-    reader = SampleReader([photos], PHOTO_ENDINGS, companion=files)
-    return StoredMaps(reader, Student(32, 4, 2), crop, MAPS, seed=7)
+    reader = SampleReader([photos], IMAGE_SUFFIXES, companion=files)
+    return StoredMapDataset(reader, Student(32, 4, 2), crop, MAPS, seed=7)
 
 
-def test_crops_of_whole_photos_are_online_ones_with_the_features_under_them(
+def test_crops_of_whole_images_are_online_ones_with_the_features_under_them(
     written: Write, photos: ShardSet, tmp_path: Path
 ) -> None:
-    written(show=MAPS.shown, embed=embed_positions, squares_per_photo=1)
+    written(show=MAPS.shown, embed=embed_positions, squares_per_image=1)
     crop = CropConfig(min_area=0.3, flip=0.0)
     stream = stored_maps(photos, tmp_path / "store", crop)
-    online = CroppedImages(SampleReader([photos], PHOTO_ENDINGS), crop, 32, 7)
+    online = CropDataset(SampleReader([photos], IMAGE_SUFFIXES), crop, 32, 7)
     for epoch in range(3):
         batch = batch_of(stream, epoch)
         assert batch.features is not None
         assert batch.features.dtype == torch.float16
         for number in (0, 1, 2, 3, 4, 6, 7):
-            assert torch.equal(batch.image[number], crop_of(online, Slot(epoch, number)))
+            assert torch.equal(batch.image[number], crop_of(online, SampleRef(epoch, number)))
             y, x = batch.features[number].float().unflatten(0, (4, 4)).unbind(-1)
             assert (y.diff(dim=0) >= 0).all()
             assert (x.diff(dim=1) >= 0).all()
@@ -231,11 +229,11 @@ def test_crops_of_whole_photos_are_online_ones_with_the_features_under_them(
     assert not torch.equal(batch_of(stream, 0).image, batch_of(stream, 1).image)
 
 
-def test_held_out_photos_have_the_features_of_their_centre(
+def test_held_out_images_have_the_features_of_their_centre(
     written: Write, photos: ShardSet, tmp_path: Path
 ) -> None:
     """p2 is 64 x 64: its cells of 16 pixels have their centres' places, but for the edge's."""
-    written(show=MAPS.shown, embed=embed_positions, squares_per_photo=1)
+    written(show=MAPS.shown, embed=embed_positions, squares_per_image=1)
     batch = batch_of(stored_maps(photos, tmp_path / "store", None), 0)
     assert batch.features is not None
     y, x = batch.features[2].float().unflatten(0, (4, 4)).unbind(-1)
@@ -260,9 +258,11 @@ def test_mixture_reads_each_set_from_its_own_store(
     )
     assert shard is not None
     files = ViewFiles((first, first), views, 7)
-    reader = SampleReader([photos, ShardSet((shard,))], PHOTO_ENDINGS, companion=files)
-    batch = StoredViews(reader, STUDENT, files).collate(
-        StoredViews(reader, STUDENT, files).__getitems__([Slot(0, 0, 0), Slot(0, 0, 1)])
+    reader = SampleReader([photos, ShardSet((shard,))], IMAGE_SUFFIXES, companion=files)
+    batch = StoredViewDataset(reader, STUDENT, files).collate(
+        StoredViewDataset(reader, STUDENT, files).__getitems__(
+            [SampleRef(0, 0, 0), SampleRef(0, 0, 1)]
+        )
     )
     assert batch.valid.tolist() == [True, False]
     assert [d.kind for d in batch.damage] == ["missing features"]

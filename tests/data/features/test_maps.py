@@ -6,17 +6,17 @@ import torch
 from PIL import Image
 from torchvision.ops import roi_align
 
-from efficientsam_pl.data.features.image_maps import PhotoMaps
+from efficientsam_pl.data.features.image_maps import ImageMaps
 from efficientsam_pl.data.transforms import Crop
 
-MAPS = PhotoMaps(side=64, grid=4, exact=True)
+MAPS = ImageMaps(side=64, grid=4, exact=True)
 
 
 @pytest.mark.parametrize(
     ("content_hw", "cells"),
     [((64, 64), (4, 4)), ((64, 32), (4, 2)), ((33, 64), (3, 4)), ((64, 1), (4, 1))],
 )
-def test_cells_that_hold_photo_in_part_are_kept(
+def test_cells_that_hold_image_in_part_are_kept(
     content_hw: tuple[int, int], cells: tuple[int, int]
 ) -> None:
     assert MAPS.cells(content_hw) == cells
@@ -26,7 +26,7 @@ def test_cells_that_hold_photo_in_part_are_kept(
     assert torch.equal(kept[..., 0], features[0, : cells[0], : cells[1]])
 
 
-def test_blocks_at_the_edge_are_the_mean_of_the_cells_with_photo() -> None:
+def test_blocks_at_the_edge_are_the_mean_of_the_cells_with_image() -> None:
     """Of 8 x 8 cells of 8 pixels a photo of 40 x 64 holds five rows: blocks of 2, 2 and 1."""
     features = torch.full((1, 8, 8), 1000.0)  # what the padding has must not get in
     features[0, :5] = torch.arange(5.0)[:, None] * 10 + torch.arange(8.0)
@@ -36,13 +36,13 @@ def test_blocks_at_the_edge_are_the_mean_of_the_cells_with_photo() -> None:
     torch.testing.assert_close(kept[..., 0], expected)
 
 
-def test_photo_lies_in_the_square_as_sam_lays_it(
+def test_image_lies_in_the_square_as_sam_lays_it(
     jpeg_of: Callable[[np.ndarray], bytes], noise: Callable[..., np.ndarray]
 ) -> None:
     photo = noise(3, 90, 60)
     shown = MAPS.shown(jpeg_of(photo), "a")
-    [(ending, square)] = shown.squares.items()
-    assert (ending, shown.content_hw) == ("photo.safetensors", (64, 43))
+    [(suffix, square)] = shown.squares.items()
+    assert (suffix, shown.content_hw) == ("photo.safetensors", (64, 43))
     assert square.shape == (3, 64, 64)
     assert not square[:, :, 43:].any()
     resized = np.array(Image.fromarray(photo).resize((43, 64), Image.Resampling.BILINEAR))
@@ -85,7 +85,7 @@ def crop_box(crop: Crop) -> tuple[int, int, int, int]:
     return crop.top, crop.left, crop.height, crop.width
 
 
-def test_brighter_half_of_a_photo_has_the_brighter_features() -> None:
+def test_brighter_half_of_a_image_has_the_brighter_features() -> None:
     """By hand: a map that grows by one a column; a crop's cells have their centres' values."""
     stored = torch.arange(4.0).expand(4, 4)[..., None] + 0.5  # the value at x cells is x
     crop = Crop(0, 100, 200, 200, flip=False)  # a quarter to three quarters of 400 x 400

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from efficientsam_pl.data.features.roi_average import cell_means, cell_weights
+from efficientsam_pl.data.features.roi_average import cell_weights, roi_average
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def test_means_are_the_limit_of_roi_align(
     box: tuple[float, float, float, float], grid: int
 ) -> None:
     features = drawn(6, 9, 4)
-    exact = cell_means(features, box, grid)
+    exact = roi_average(features, box, grid)
     rois = torch.tensor([[0.0, *box]], dtype=torch.float64)  # in float32 its own sums drift
     of_map = features.permute(2, 0, 1)[None].double()
     sampled = roi_align(of_map, rois, (grid, grid), 1.0, 400, aligned=True)
@@ -61,6 +61,6 @@ def test_weights_of_every_cell_add_up_to_one() -> None:
 
 def test_mean_over_a_cell_is_the_mean_over_its_parts() -> None:
     features, box = drawn(5, 7, 3), (0.4, 0.2, 6.6, 4.1)
-    fine = cell_means(features, box, 6)
-    coarse = cell_means(features, box, 2)
+    fine = roi_average(features, box, 6)
+    coarse = roi_average(features, box, 2)
     torch.testing.assert_close(fine.unflatten(0, (2, 3)).unflatten(2, (2, 3)).mean((1, 3)), coarse)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.datasets.train import CroppedImages
+from efficientsam_pl.data.datasets.train import CropDataset
 from efficientsam_pl.data.features.views import Views
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Slot
-from efficientsam_pl.data.schema import PHOTO_ENDINGS
+from efficientsam_pl.data.sampler import SampleRef
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.data.transforms import Crop
 
@@ -44,21 +44,21 @@ def test_order_of_views_is_drawn_anew_for_samples_cycles_and_runs() -> None:
 def test_views_are_the_crops_that_online_training_draws(photos: ShardSet, views: Views) -> None:
     """Epoch v of a run with the store's seed crops as view v, to the pixel."""
     assert views.crop is not None
-    reader = SampleReader([photos], PHOTO_ENDINGS)
-    online = CroppedImages(reader, views.crop, views.side, views.seed)
+    reader = SampleReader([photos], IMAGE_SUFFIXES)
+    online = CropDataset(reader, views.crop, views.side, views.seed)
     for number in (0, 1, 3, 4):
-        [read] = reader.read([Slot(0, number)])
+        [read] = reader.read([SampleRef(0, number)])
         assert read is not None
         shown = views.shown(read.files["jpg"], read.sample.key)
         assert shown.content_hw == (32, 32)
         assert list(shown.squares) == [f"view{v}.safetensors" for v in range(3)]
         for view, square in enumerate(shown.squares.values()):
-            expected = online[Slot(view, number)].image
+            expected = online[SampleRef(view, number)].image
             assert expected is not None
             assert torch.equal(square, expected)
 
 
-def test_views_of_held_out_photos_are_the_centre(
+def test_views_of_held_out_images_are_the_centre(
     jpeg_of: Callable[[np.ndarray], bytes], noise: Callable[..., np.ndarray]
 ) -> None:
     views = Views(None, 1, seed=0, side=16, exact=True)

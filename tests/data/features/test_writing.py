@@ -31,7 +31,7 @@ def indexes(folder: Path) -> dict[str, dict[str, object]]:
     return {p.name: json.loads(p.read_text()) for p in folder.glob("*.tar.index.json")}
 
 
-def test_every_photo_has_a_file_for_each_view(
+def test_every_image_has_a_file_for_each_view(
     written: Write, photos: ShardSet, tmp_path: Path
 ) -> None:
     summary = written()
@@ -45,7 +45,7 @@ def test_every_photo_has_a_file_for_each_view(
     assert (skipped.what, skipped.why.split(":")[0]) == ("p5", "bad photo")
 
 
-def test_index_notes_the_photos_and_the_rounding(
+def test_index_notes_the_images_and_the_rounding(
     written: Write, photos: ShardSet, tmp_path: Path
 ) -> None:
     summary = written()
@@ -145,7 +145,7 @@ def test_teacher_that_gives_no_numbers_stops_the_job(
     assert tars(tmp_path / "store") == {}
 
 
-def test_store_of_other_photos_is_refused(written: Write, photos: ShardSet, tmp_path: Path) -> None:
+def test_store_of_other_images_is_refused(written: Write, photos: ShardSet, tmp_path: Path) -> None:
     written()
     other = [Shard(s.path, s.index, s.bytes, s.samples, "0" * 64) for s in photos.shards]
     with pytest.raises(UserError, match=r"store/set-0\.tar holds features of other photos"):
@@ -187,7 +187,7 @@ def test_store_that_has_lost_bytes_is_refused(
         open_features(f"{tmp_path}/store", photos)
 
 
-def test_photos_of_a_lost_shard_need_no_features(
+def test_images_of_a_lost_shard_need_no_features(
     written: Write, photos: ShardSet, tmp_path: Path
 ) -> None:
     Path(photos.shards[2].path).unlink()

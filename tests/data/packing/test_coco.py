@@ -10,9 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from efficientsam_pl.data.decode import decode_photo
-from efficientsam_pl.data.packing.coco import Coco, CocoError, coco_photos, read_coco
-from efficientsam_pl.data.packing.images import MaskedPhoto
+from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.packing.coco import Coco, CocoError, coco_images, read_coco
+from efficientsam_pl.data.packing.images import MaskedImage
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.schema import from_json
 from efficientsam_pl.errors import UserError
@@ -20,7 +20,7 @@ from efficientsam_pl.rle import area, decode
 
 HW = (40, 60)
 SQUARE = [30, 10, 45, 10, 45, 20, 30, 20]
-Read = Callable[..., tuple[list[MaskedPhoto], list[str]]]
+Read = Callable[..., tuple[list[MaskedImage], list[str]]]
 Pack = Callable[..., PackSummary]
 Unpacked = Callable[[Path], dict[str, bytes]]
 JpegOf = Callable[[np.ndarray], bytes]
@@ -31,7 +31,7 @@ Noise = Callable[..., np.ndarray]
 def read(tmp_path: Path, jpeg_of: JpegOf, noise: Noise) -> Read:
     """Reads a set of one photo with these segmentations."""
 
-    def of_one(*segmentations: Any, **extra: Any) -> tuple[list[MaskedPhoto], list[str]]:
+    def of_one(*segmentations: Any, **extra: Any) -> tuple[list[MaskedImage], list[str]]:
         (tmp_path / "photo.jpg").write_bytes(jpeg_of(noise(0)))
         annotations = [
             {"id": i, "image_id": 5, "segmentation": s, **extra}
@@ -40,7 +40,7 @@ def read(tmp_path: Path, jpeg_of: JpegOf, noise: Noise) -> Read:
         images = [{"id": 5, "file_name": "photo.jpg", "width": 60, "height": 40}]
         file = written(tmp_path, images, annotations)
         skipped: list[str] = []
-        return list(coco_photos(read_coco(file, str(tmp_path)), skipped)), skipped
+        return list(coco_images(read_coco(file, str(tmp_path)), skipped)), skipped
 
     return of_one
 
@@ -123,16 +123,16 @@ def test_broken_segmentation_is_named_and_the_others_are_kept(broken: Any, read:
     assert line.startswith("photo annotation 1: ")
 
 
-def test_missing_and_broken_photos_are_named(tmp_path: Path) -> None:
+def test_missing_and_broken_images_are_named(tmp_path: Path) -> None:
     images = [{"id": i, "file_name": name} for i, name in enumerate(["gone.jpg", "text.jpg"])]
     (tmp_path / "text.jpg").write_text("no photo")
     skipped: list[str] = []
     file = written(tmp_path, images, [])
-    assert list(coco_photos(read_coco(file, str(tmp_path)), skipped)) == []
+    assert list(coco_images(read_coco(file, str(tmp_path)), skipped)) == []
     assert ["gone.jpg" in skipped[0], "text.jpg" in skipped[1]] == [True, True]
 
 
-def test_photo_that_was_resized_after_it_was_annotated_is_skipped(
+def test_image_that_was_resized_after_it_was_annotated_is_skipped(
     tmp_path: Path, jpeg_of: JpegOf, noise: Noise, pack: Pack
 ) -> None:
     for name in ("half.jpg", "good.jpg"):
@@ -166,7 +166,7 @@ def test_missing_file_or_folder_is_named(tmp_path: Path) -> None:
         read_coco(written(tmp_path, [], []), str(tmp_path / "nowhere"))
 
 
-def test_set_without_photos_is_an_error(tmp_path: Path) -> None:
+def test_set_without_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lists no photo"):
         Coco(written(tmp_path, [], []), str(tmp_path), None, 10)
 
@@ -178,7 +178,7 @@ def test_keys_are_unique_and_free_of_dots(tmp_path: Path) -> None:
     assert keys == ["1_11", "1", "1_11_11", "x_y", "1_13"]
 
 
-def test_photos_without_masks_are_packed_and_jpegs_keep_their_bytes(
+def test_images_without_masks_are_packed_and_jpegs_keep_their_bytes(
     tmp_path: Path, jpeg_of: JpegOf, noise: Noise, pack: Pack, unpacked: Unpacked
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg_of(noise(0)))
@@ -188,7 +188,7 @@ def test_photos_without_masks_are_packed_and_jpegs_keep_their_bytes(
     files = unpacked(tmp_path / "out")
     assert list(files) == ["a.jpg", "a.json", "b.jpg", "b.json"]
     assert files["a.jpg"] == (tmp_path / "a.jpg").read_bytes()
-    assert np.abs(decode_photo(files["b.jpg"]).astype(int) - noise(1)).mean() < 3
+    assert np.abs(decode_image(files["b.jpg"]).astype(int) - noise(1)).mean() < 3
     assert from_json(files["b.json"]).annotations == ()
 
 
@@ -259,7 +259,7 @@ def test_real_set_is_what_pycocotools_reads(
     assert crowds == sum(bool(a["iscrowd"]) for a in stated["annotations"]) > 0
 
 
-def test_annotations_of_photos_that_are_not_listed_are_told(
+def test_annotations_of_images_that_are_not_listed_are_told(
     tmp_path: Path, jpeg_of: JpegOf, noise: Noise, pack: Pack
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg_of(noise(0)))

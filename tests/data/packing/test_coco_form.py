@@ -12,7 +12,7 @@ from efficientsam_pl.commands.quickstart.sources import coco_set
 from efficientsam_pl.data.coco_instances import read_instances
 from efficientsam_pl.data.config import CocoConfig
 from efficientsam_pl.data.packing.coco import Coco, CocoError
-from efficientsam_pl.data.packing.custom_coco import OwnCoco
+from efficientsam_pl.data.packing.custom_coco import CustomCoco
 from efficientsam_pl.data.packing.runner import ArrayShare
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}
@@ -30,7 +30,7 @@ def by_pack(annotations: str, images: str) -> None:
 
 
 def by_finetune(annotations: str, images: str) -> None:
-    list(OwnCoco(CocoConfig(annotations=annotations, images=images)).units(ArrayShare()))
+    list(CustomCoco(CocoConfig(annotations=annotations, images=images)).units(ArrayShare()))
 
 
 def by_quickstart(annotations: str, images: str) -> None:
@@ -117,7 +117,7 @@ def test_ids_that_are_text_are_ids_where_they_fit(tmp_path: Path) -> None:
     ("read", "key"),
     [(by_pack, "--images"), (by_finetune, "data.coco.images"), (by_quickstart, "--coco")],
 )
-def test_photos_that_are_elsewhere_are_told_with_the_folder(
+def test_images_that_are_elsewhere_are_told_with_the_folder(
     read: Read, key: str, tmp_path: Path
 ) -> None:
     images = [{**IMAGE, "id": i, "file_name": f"{i}.jpg"} for i in range(1, 33)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.packing.imagenet import Imagenet, read_source
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackSummary
@@ -93,7 +93,7 @@ def test_class_tars_are_numbered_by_names_without_their_ending(
     assert [(i.key, i.label) for i in items] == [("a-b1", 1), ("a1", 0)]  # "a" < "a-b"
 
 
-def test_photos_of_a_class_do_not_follow_each_other(tree: Path) -> None:
+def test_images_of_a_class_do_not_follow_each_other(tree: Path) -> None:
     [unit] = Imagenet(str(tree), None, 100).units(ArrayShare())
     labels = [item.label for item in unit.items]
     assert sorted(labels) == sorted([0, 1, 2] * 4)
@@ -125,7 +125,7 @@ def test_list_with_classes_gives_its_numbers(
     assert files["n01_0.jpg"] == (tree / "n01/n01_0.JPEG").read_bytes()
 
 
-def test_list_without_classes_makes_photos_alone(
+def test_list_without_classes_makes_images_alone(
     tree: Path, tmp_path: Path, pack: Pack, unpacked: Unpacked
 ) -> None:
     (tree / "my photo 3.jpg").write_bytes((tree / "n01/n01_0.JPEG").read_bytes())
@@ -142,7 +142,7 @@ def test_flat_folder_has_no_classes(
     assert set(unpacked(tmp_path / "out")) == {f"n01_{i}.jpg" for i in range(4)}
 
 
-def test_linked_photos_and_folders_are_followed(tree: Path, tmp_path: Path) -> None:
+def test_linked_images_and_folders_are_followed(tree: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     (linked / "n02").mkdir(parents=True)
     (linked / "n01").symlink_to(tree / "n01")
@@ -157,7 +157,7 @@ def test_folder_with_marks_of_a_pattern_in_its_name_is_read(tree: Path, tmp_path
     assert len(read_source(str(odd))) == 12
 
 
-def test_photos_of_one_name_in_two_classes_get_both_names(tree: Path, tmp_path: Path) -> None:
+def test_images_of_one_name_in_two_classes_get_both_names(tree: Path, tmp_path: Path) -> None:
     for name in ("n01", "n02"):
         (tree / name / "x.y.JPEG").write_bytes((tree / "n10/n10_0.JPEG").read_bytes())
     keys = {item.key: item.label for item in read_source(str(tree))}
@@ -173,7 +173,7 @@ def test_keys_of_a_tar_have_no_dot(tmp_path: Path, tar_of: TarOf, jpeg_of: JpegO
     assert [(i.key, i.label) for i in read_source(str(path))] == [("a_b", None)]
 
 
-def test_two_photos_that_cannot_be_told_apart_are_an_error(tree: Path) -> None:
+def test_two_images_that_cannot_be_told_apart_are_an_error(tree: Path) -> None:
     (tree / "n01" / "n01_0.png").write_bytes(b"the same name")
     with pytest.raises(UserError, match=r"two photos of .* are named n01_n01_0"):
         Imagenet(str(tree), None, 5)
@@ -197,14 +197,14 @@ def test_grey_cmyk_and_png_named_jpeg_keep_their_bytes_and_are_decoded(
     for name, content in odd.items():
         assert same[f"{name}.jpg"] == content
         whole = np.array(Image.open(io.BytesIO(content)).convert("RGB"))
-        assert np.abs(decode_photo(same[f"{name}.jpg"]).astype(int) - whole).max() <= 1
+        assert np.abs(decode_image(same[f"{name}.jpg"]).astype(int) - whole).max() <= 1
         shrunk = np.array(Image.open(io.BytesIO(small[f"{name}.jpg"])))
         reference = Image.fromarray(whole).resize((30, 20), Image.Resampling.BICUBIC)
         assert shrunk.shape == (20, 30, 3)
         assert np.abs(shrunk.astype(int) - np.array(reference)).mean() < 3
 
 
-def test_damaged_and_vanished_photos_are_skipped_and_told(
+def test_damaged_and_vanished_images_are_skipped_and_told(
     tree: Path, tmp_path: Path, pack: Pack, unpacked: Unpacked
 ) -> None:
     (tree / "n01/n01_0.JPEG").write_bytes(b"no photo")
@@ -253,7 +253,7 @@ def test_tree_and_tar_are_read_from_any_store(
     store.rm("/imagenet", recursive=True)
 
 
-def test_real_photos_are_packed_with_their_classes(
+def test_real_images_are_packed_with_their_classes(
     shared: Path, tmp_path: Path, pack: Pack, unpacked: Unpacked
 ) -> None:
     source = shared / "data/imagenet_sample"

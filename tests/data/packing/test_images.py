@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from efficientsam_pl.data.decode import decode_photo
+from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.packing.images import (
-    MaskedPhoto,
+    MaskedImage,
     limit_side,
-    pack_photos,
+    pack_images,
     sample_of,
     smaller,
 )
@@ -25,8 +25,8 @@ HW = (40, 60)
 Noise = Callable[..., np.ndarray]
 
 
-def photo_of(key: str, noise: Noise, *masks: np.ndarray) -> MaskedPhoto:
-    return MaskedPhoto(key, noise(len(key)), tuple(annotation_of(encode(m)) for m in masks))
+def image_of(key: str, noise: Noise, *masks: np.ndarray) -> MaskedImage:
+    return MaskedImage(key, noise(len(key)), tuple(annotation_of(encode(m)) for m in masks))
 
 
 def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
@@ -84,7 +84,7 @@ def disc(y: float, x: float, radius: float) -> np.ndarray:
 def test_shrunk_mask_is_the_exact_area_average(
     mask: np.ndarray, longest: int, noise: Noise
 ) -> None:
-    [small] = limit_side(photo_of("p", noise, mask), longest).annotations
+    [small] = limit_side(image_of("p", noise, mask), longest).annotations
     to_hw = smaller(HW, longest)
     expected = slowly_shrunk(mask, to_hw)
     np.testing.assert_array_equal(decode(small.rle), expected)
@@ -94,7 +94,7 @@ def test_shrunk_mask_is_the_exact_area_average(
 def test_random_masks_are_exact_area_averages(noise: Noise) -> None:
     draw = np.random.default_rng(3)
     masks = [draw.random(HW) < share for share in (0.02, 0.4, 0.6)]
-    small = limit_side(photo_of("p", noise, *masks), 17)
+    small = limit_side(image_of("p", noise, *masks), 17)
     for mask, annotation in zip(masks, small.annotations, strict=True):
         np.testing.assert_array_equal(decode(annotation.rle), slowly_shrunk(mask, (11, 17)))
 
@@ -115,33 +115,33 @@ def test_longer_side_is_limited_and_the_form_kept(
     assert smaller(hw, longest) == expected
 
 
-def test_photo_is_resized_as_by_pillow(noise: Noise) -> None:
-    small = limit_side(photo_of("p", noise), 33)
+def test_image_is_resized_as_by_pillow(noise: Noise) -> None:
+    small = limit_side(image_of("p", noise), 33)
     reference = Image.fromarray(noise(1)).resize((33, 22), Image.Resampling.BICUBIC)
     apart = np.abs(small.image.astype(int) - np.array(reference))
     assert apart.max() <= 2
     assert apart.mean() < 0.3
 
 
-def test_smaller_photo_is_left_alone(noise: Noise) -> None:
-    photo = photo_of("p", noise, box(0, 0, 40, 30))
+def test_smaller_image_is_left_alone(noise: Noise) -> None:
+    photo = image_of("p", noise, box(0, 0, 40, 30))
     assert limit_side(photo, 60) is photo
 
 
 def test_what_is_known_of_a_mask_is_kept(noise: Noise) -> None:
     whole = Annotation(encode(box(5, 5, 30, 50)), 1125, True, 0.93, 0.97)
-    [small] = limit_side(MaskedPhoto("p", noise(0), (whole,)), 30).annotations
+    [small] = limit_side(MaskedImage("p", noise(0), (whole,)), 30).annotations
     assert (small.crowd, small.predicted_iou, small.stability) == (True, 0.93, 0.97)
 
 
 def test_empty_masks_are_left_out_and_a_dot_stays(noise: Noise) -> None:
     dot, nothing = box(3, 3, 4, 4), np.zeros(HW, dtype=bool)
-    small = limit_side(photo_of("p", noise, dot, nothing), 15)
+    small = limit_side(image_of("p", noise, dot, nothing), 15)
     assert [a.area for a in small.annotations] == [1]
 
 
 def test_original_size_is_that_before_the_first_shrinking(noise: Noise) -> None:
-    once = limit_side(photo_of("p", noise, box(0, 0, 40, 30)), 30)
+    once = limit_side(image_of("p", noise, box(0, 0, 40, 30)), 30)
     twice = limit_side(once, 15)
     assert (once.original_hw, twice.original_hw) == (HW, HW)
     record = from_json(sample_of(twice).files["json"])
@@ -150,7 +150,7 @@ def test_original_size_is_that_before_the_first_shrinking(noise: Noise) -> None:
 
 def test_written_boxes_and_areas_are_pycocotools(noise: Noise) -> None:
     masks = [box(0, 0, 40, 60), box(7, 9, 8, 10), disc(20, 30, 9)]
-    photo = limit_side(photo_of("p", noise, *masks), 30)
+    photo = limit_side(image_of("p", noise, *masks), 30)
     written = json.loads(sample_of(photo).files["json"])["annotations"]
     for annotation in written:
         x, y, w, h = coco_mask.toBbox(annotation["segmentation"])
@@ -158,9 +158,9 @@ def test_written_boxes_and_areas_are_pycocotools(noise: Noise) -> None:
         assert annotation["area"] == coco_mask.area(annotation["segmentation"])
 
 
-def test_packed_photos_are_read_back(tmp_path: Path, noise: Noise) -> None:
-    photos = [photo_of(f"p{i}", noise, *[box(0, 0, 40, 30)] * i) for i in range(5)]
-    summary = pack_photos(photos, tmp_path / "out", "set", samples_per_shard=2)
+def test_packed_images_are_read_back(tmp_path: Path, noise: Noise) -> None:
+    photos = [image_of(f"p{i}", noise, *[box(0, 0, 40, 30)] * i) for i in range(5)]
+    summary = pack_images(photos, tmp_path / "out", "set", samples_per_shard=2)
     names = [f"set-00000{i}.tar" for i in range(3)]
     assert sorted(p.name for p in (tmp_path / "out").glob("*.tar")) == names
     assert (summary.samples, summary.masks, len(summary.shards)) == (5, 10, 3)
@@ -171,7 +171,7 @@ def test_packed_photos_are_read_back(tmp_path: Path, noise: Noise) -> None:
         files = {e: read(r.path, r.offset, r.size) for e, r in sample.files.items()}
         assert sample.key == photo.key
         assert from_json(files["json"]).annotations == photo.annotations
-        assert np.abs(decode_photo(files["jpg"]).astype(int) - photo.image).mean() < 3  # JPEG
+        assert np.abs(decode_image(files["jpg"]).astype(int) - photo.image).mean() < 3  # JPEG
 
 
 def read(path: str, offset: int, size: int) -> bytes:
@@ -182,19 +182,19 @@ def test_relative_folder_has_a_manifest_that_is_right(
     tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pack_photos([photo_of("p", noise)], Path("out"), "set")
+    pack_images([image_of("p", noise)], Path("out"), "set")
     monkeypatch.chdir("/")
     [sample] = open_shards(str(tmp_path / "out/*.tar")).samples()
     assert sample.key == "p"
 
 
 def test_nothing_to_write_makes_no_shard(tmp_path: Path) -> None:
-    assert pack_photos([], tmp_path, "set").shards == []
+    assert pack_images([], tmp_path, "set").shards == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_jpeg_is_written_without_colour_subsampling() -> None:
     stripes = np.zeros((16, 16, 3), dtype=np.uint8)
     stripes[:, ::2, 0] = 255  # one pixel wide: subsampling would blur the colour
-    read_back = decode_photo(sample_of(MaskedPhoto("s", stripes, ())).files["jpg"]).astype(int)
+    read_back = decode_image(sample_of(MaskedImage("s", stripes, ())).files["jpg"]).astype(int)
     assert read_back[:, ::2, 0].mean() - read_back[:, 1::2, 0].mean() > 200

@@ -124,7 +124,7 @@ def test_genuine_record_keeps_its_bytes(
                 assert small.stability == large.stability
 
 
-def test_shrunk_photo_and_masks_fit_each_other(
+def test_shrunk_image_and_masks_fit_each_other(
     tmp_path: Path, tar_of: TarOf, files: Files, pack: Pack, unpacked: Unpacked
 ) -> None:
     tar_of(tmp_path / "sa_1.tar", files(1))
@@ -145,7 +145,7 @@ def test_shrunk_photo_and_masks_fit_each_other(
     assert dot["predicted_iou"] == 0.9558961391448975 - 1 / 100
 
 
-def test_photo_within_the_limit_keeps_its_bytes(
+def test_image_within_the_limit_keeps_its_bytes(
     tmp_path: Path, tar_of: TarOf, files: Files, pack: Pack, unpacked: Unpacked
 ) -> None:
     tar_of(tmp_path / "sa_1.tar", files(1))

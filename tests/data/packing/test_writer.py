@@ -32,12 +32,12 @@ def test_files_are_read_back_by_the_standard_library(tmp_path: Path, unpacked: U
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
 @pytest.mark.parametrize("endings", [("jpg", "json"), ("jpg", "cls"), ("jpg",)], ids="+".join)
-def test_every_kind_is_read_back_by_webdataset(endings: tuple[str, ...], tmp_path: Path) -> None:
-    written = [PackedSample(f"s{i}", {e: f"{e}{i}".encode() for e in endings}) for i in range(3)]
+def test_every_kind_is_read_back_by_webdataset(suffixes: tuple[str, ...], tmp_path: Path) -> None:
+    written = [PackedSample(f"s{i}", {e: f"{e}{i}".encode() for e in suffixes}) for i in range(3)]
     write_shard(f"{tmp_path}/a.tar", written)
     read = list(webdataset.WebDataset(f"{tmp_path}/a.tar", shardshuffle=False))
     assert [s["__key__"] for s in read] == ["s0", "s1", "s2"]
-    assert [{e: s[e] for e in endings} for s in read] == [s.files for s in written]
+    assert [{e: s[e] for e in suffixes} for s in read] == [s.files for s in written]
 
 
 @pytest.mark.parametrize("key", ["s", "n" * 150, "ünï", "folder/s", "n" * 99])

@@ -13,7 +13,7 @@ import pytest
 
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.reader import ReadSample, SampleReader
-from efficientsam_pl.data.sampler import Slot
+from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.storage import cache as module
 from efficientsam_pl.storage import files as storage
@@ -230,7 +230,7 @@ def test_samples_are_read_through_a_cache_of_any_size(
     reader = SampleReader([shards], ["txt"], cache)
     order = [7, 0, 5, 2, 2, 6, 1, 4, 3]
     for _ in range(2):
-        read = reader.read([Slot(0, number) for number in order])
+        read = reader.read([SampleRef(0, number) for number in order])
         assert [one.damage for one in read if one is not None] == [None] * len(order)
         assert texts(read) == [b"%d%d" % divmod(number, 2) * 100 for number in order]
 
@@ -249,7 +249,7 @@ def test_shard_that_leaves_the_cache_just_before_it_is_read_is_read_at_its_sourc
 
     monkeypatch.setattr(RangeReader, "read", after_another_process_made_room)
     reader = SampleReader([shards], ["txt"], cache)
-    [one] = reader.read([Slot(0, 3)])
+    [one] = reader.read([SampleRef(0, 3)])
     assert one is not None
     assert (one.damage, bytes(one.files["txt"])) == (None, b"11" * 100)
 
@@ -261,7 +261,7 @@ def test_shard_missing_at_its_source_is_damage_of_its_samples(
     shards = open_shards(f"{served.url}/s-*.tar")
     (folder / "s-1.tar").unlink()
     cache = ShardCache(tmp_path / "cache", 10**6)
-    read = SampleReader([shards], ["txt"], cache).read([Slot(0, n) for n in range(4)])
+    read = SampleReader([shards], ["txt"], cache).read([SampleRef(0, n) for n in range(4)])
     assert [r and r.damage and r.damage.kind for r in read] == [None, None, *["missing shard"] * 2]
     sample: Sample = shards.sample(2)
     assert read[2] is not None

@@ -11,9 +11,9 @@ import pytest
 
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import CroppedImages
+from efficientsam_pl.data.datasets.train import CropDataset
 from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sampler import Share, Slot
+from efficientsam_pl.data.sampler import RankShard, SampleRef
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import one_line
 from efficientsam_pl.storage import files as storage
@@ -159,7 +159,7 @@ def test_set_is_the_same_wherever_it_lies(folder: Path, tmp_path: Path, put: Put
     assert there.damage == here.damage == ()
     assert there.sizes() == here.sizes() == [4, 4, 4]
     assert [s.sha256 for s in there.shards] == [s.sha256 for s in here.shards]
-    slots = [Slot(0, n) for n in (11, 3, 0, 7, 4)]
+    slots = [SampleRef(0, n) for n in (11, 3, 0, 7, 4)]
     both = [SampleReader([s], ["jpg", "json"]).read(slots) for s in (here, there)]
     for mine, other in zip(*both, strict=True):
         assert mine is not None
@@ -186,7 +186,7 @@ def test_shard_cut_between_samples_is_told_and_they_are_damage(folder: Path, put
     renew()
     shards = open_shards(f"{url}/*.tar")
     assert [(Path(d.shard).name, d.kind) for d in shards.damage] == [("s-1.tar", "truncated shard")]
-    read = SampleReader([shards], ["jpg"]).read([Slot(0, n) for n in range(12)])
+    read = SampleReader([shards], ["jpg"]).read([SampleRef(0, n) for n in range(12)])
     lost = [n for n, one in enumerate(read) if one is not None and one.damage is not None]
     assert lost == [6, 7]
 
@@ -217,11 +217,11 @@ def test_stopped_server_is_told_by_its_name_in_time(folder: Path, web: Serve) ->
     served = web(folder)
     shards = open_shards(f"{served.url}/*.tar")
     reader = SampleReader([shards], ["jpg"])
-    reader.read([Slot(0, 0)])
+    reader.read([SampleRef(0, 0)])
     served.stop()
     begin = time.monotonic()
     with pytest.raises(SourceLostError, match=rf"^{served.url}/s-0.tar does not answer after 5"):
-        reader.read([Slot(0, 0)])
+        reader.read([SampleRef(0, 0)])
     for pattern in (f"{served.url}/s-0.tar", f"{served.url}/*.tar"):
         with pytest.raises(SourceLostError, match="does not answer") as caught:
             open_shards(pattern)
@@ -239,18 +239,18 @@ def test_users_own_http_options_are_kept(
     assert fs.client_kwargs["timeout"].total is None
 
 
-def crops(folder_url: str, index_dir: Path | None = None) -> CroppedImages:
+def crops(folder_url: str, index_dir: Path | None = None) -> CropDataset:
     shards = open_shards(f"{folder_url}/*.tar", index_dir and str(index_dir))
     reader = SampleReader([shards], ["jpg"])
-    reader.read([Slot(0, 0)])  # the workers are forked after the store was used
-    return CroppedImages(reader, CropConfig(), 16, seed=1)
+    reader.read([SampleRef(0, 0)])  # the workers are forked after the store was used
+    return CropDataset(reader, CropConfig(), 16, seed=1)
 
 
 def test_workers_forked_after_use_read_every_sample(folder: Path, tmp_path: Path, put: Put) -> None:
     url, _ = put(folder)
     here = crops(str(folder), tmp_path / "indexes")
-    whole = list(once_loader(here, 12, Share(0, 1, 3, 3), workers=0))
-    there = list(once_loader(crops(url), 12, Share(0, 1, 3, 3), workers=2))
+    whole = list(once_loader(here, 12, RankShard(0, 1, 3, 3), workers=0))
+    there = list(once_loader(crops(url), 12, RankShard(0, 1, 3, 3), workers=2))
     assert [batch.key for batch in there] == [batch.key for batch in whole]
     for mine, other in zip(whole, there, strict=True):
         assert (mine.image == other.image).all()
@@ -262,7 +262,7 @@ def test_store_lost_in_a_worker_is_one_line(folder: Path, web: Serve) -> None:
     stream = crops(served.url)
     served.stop()
     with pytest.raises(SourceLostError) as caught:
-        list(once_loader(stream, 12, Share(0, 1, 3, 3), workers=1))
+        list(once_loader(stream, 12, RankShard(0, 1, 3, 3), workers=1))
     told = one_line(caught.value)
     assert told.startswith(f"{served.url}/s-0.tar does not answer after 5 tries: ")
     assert "\n" not in told

@@ -21,8 +21,8 @@ from efficientsam_pl.evaluation.metrics.average_precision import (
 )
 from efficientsam_pl.evaluation.metrics.matching import averages
 from efficientsam_pl.evaluation.metrics.mean_iou import MeanIouBySize
-from efficientsam_pl.evaluation.metrics.overlaps import FoundMasks, coco_overlaps
-from efficientsam_pl.structures import Instance, InstancePhoto
+from efficientsam_pl.evaluation.metrics.overlaps import PredictedMasks, coco_overlaps
+from efficientsam_pl.structures import Instance, InstanceImage
 
 # pycocotools on shared/data/coco_val2014_100, from its README
 ORACLE = {
@@ -58,7 +58,7 @@ def test_coco_gives_the_oracles_twelve_numbers(
     assert capsys.readouterr().out == ""
 
 
-def test_records_of_photos_give_the_oracles_numbers(shared: Path) -> None:
+def test_records_of_images_give_the_oracles_numbers(shared: Path) -> None:
     truth = read(shared, "instances_val2014_100.json")
     results = read(shared, "instances_val2014_fakesegm100_results.json")
     images = []
@@ -76,12 +76,12 @@ def test_records_of_photos_give_the_oracles_numbers(shared: Path) -> None:
             if one["image_id"] == image["id"]
         )
         own = [one for one in results if one["image_id"] == image["id"]]
-        found = FoundMasks(
+        found = PredictedMasks(
             [one["category_id"] for one in own],
             [rle.from_coco(one["segmentation"], *hw) for one in own],
             [one["score"] for one in own],
         )
-        images.append(coco_overlaps(InstancePhoto(image["id"], "", hw, instances), found))
+        images.append(coco_overlaps(InstanceImage(image["id"], "", hw, instances), found))
     assert any(one.objects.crowd.any() for one in images)
     ap = averages(images, [one["id"] for one in truth["categories"]])
     assert ap == pytest.approx(ORACLE["segm"], abs=1e-9)

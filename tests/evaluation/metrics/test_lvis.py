@@ -14,8 +14,8 @@ import pytest
 
 from efficientsam_pl import rle
 from efficientsam_pl.evaluation.metrics.lvis import lvis_averages
-from efficientsam_pl.evaluation.metrics.overlaps import FoundMasks, lvis_overlaps
-from efficientsam_pl.structures import Instance, InstancePhoto
+from efficientsam_pl.evaluation.metrics.overlaps import PredictedMasks, lvis_overlaps
+from efficientsam_pl.structures import Instance, InstanceImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")  # the package's
 
@@ -48,7 +48,7 @@ def by_us(truth: dict[str, Any], results: list[Any]) -> tuple[float, ...]:
     for image in truth["images"]:
         own = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
         hw = (image["height"], image["width"])
-        photo = InstancePhoto(
+        photo = InstanceImage(
             image["id"],
             "",
             hw,
@@ -66,7 +66,7 @@ def by_us(truth: dict[str, Any], results: list[Any]) -> tuple[float, ...]:
             incomplete=frozenset(image["not_exhaustive_category_ids"]),
         )
         found = [one for one in results if one["image_id"] == image["id"]]
-        masks = FoundMasks(
+        masks = PredictedMasks(
             [one["category_id"] for one in found],
             [one["segmentation"] for one in found],
             [one["score"] for one in found],
@@ -169,10 +169,10 @@ def test_drawn_rectangles_score_what_the_lvis_package_gives(
     assert by_us(truth, results) == pytest.approx(expected, abs=1e-12)
 
 
-def photo(*, absent: set[int], incomplete: set[int]) -> InstancePhoto:
+def photo(*, absent: set[int], incomplete: set[int]) -> InstanceImage:
     """One square of category 1."""
     instance = Instance(1, 1, square(0), 1600.0)
-    return InstancePhoto(
+    return InstanceImage(
         1, "", (90, 90), (instance,), False, frozenset(absent), frozenset(incomplete)
     )
 
@@ -191,7 +191,7 @@ def square(at: int) -> rle.Rle:
 def test_a_false_alarm_is_pardoned_where_objects_are_not_all_annotated(
     absent: set[int], incomplete: set[int], ap: float
 ) -> None:
-    found = FoundMasks(
+    found = PredictedMasks(
         [1, 1, 2, 3], [square(45), square(0), square(0), square(0)], [0.9, 0.8, 1.0, 1.0]
     )
     overlaps = lvis_overlaps(photo(absent=absent, incomplete=incomplete), found)
@@ -202,8 +202,8 @@ def test_a_false_alarm_is_pardoned_where_objects_are_not_all_annotated(
     assert (averages.ap_rare, averages.ap_common) == (pytest.approx(ap), -1)
 
 
-def test_three_hundred_detections_of_a_photo_are_looked_at() -> None:
-    found = FoundMasks([1] * 301, [square(45)] * 300 + [square(0)], [0.9] * 300 + [0.8])
+def test_three_hundred_detections_of_a_image_are_looked_at() -> None:
+    found = PredictedMasks([1] * 301, [square(45)] * 300 + [square(0)], [0.9] * 300 + [0.8])
     overlaps = lvis_overlaps(photo(absent=set(), incomplete=set()), found)
     assert len(overlaps.rank) == 300
     assert lvis_averages([overlaps], {1: "f"}).ar300 == 0
@@ -212,9 +212,9 @@ def test_three_hundred_detections_of_a_photo_are_looked_at() -> None:
 def test_wrong_masks_are_refused() -> None:
     own = photo(absent=set(), incomplete=set())
     with pytest.raises(ValueError, match="2 categories, 1 masks, 1 scores in photo 1"):
-        lvis_overlaps(own, FoundMasks([1, 1], [square(0)], [0.5]))
+        lvis_overlaps(own, PredictedMasks([1, 1], [square(0)], [0.5]))
     with pytest.raises(ValueError, match="photo 1 has a score that is no finite number"):
-        lvis_overlaps(own, FoundMasks([1], [square(0)], [float("nan")]))
+        lvis_overlaps(own, PredictedMasks([1], [square(0)], [float("nan")]))
     other = rle.encode(np.ones((3, 4), dtype=bool))
     with pytest.raises(ValueError, match=r"masks of size \(3, 4\) in photo 1 of \(90, 90\)"):
-        lvis_overlaps(own, FoundMasks([1], [other], [0.5]))
+        lvis_overlaps(own, PredictedMasks([1], [other], [0.5]))

@@ -188,7 +188,7 @@ def test_flipped_map_and_truth_have_the_same_f_and_mae() -> None:
     assert numbers(here)[:4] == pytest.approx(numbers(there)[:4])
 
 
-def test_best_f_of_several_photos_is_that_of_the_mean_curve() -> None:
+def test_best_f_of_several_images_is_that_of_the_mean_curve() -> None:
     truth = np.zeros((2, 2), dtype=bool)
     truth[0] = True
     tally = SaliencyTally()

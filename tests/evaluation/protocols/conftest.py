@@ -46,12 +46,12 @@ class Regions:
     first_candidate: int = 1
     asked: list[ImagePrompts] = field(default_factory=list)
 
-    def embed(self, image: np.ndarray) -> RegionsPhoto:
-        return RegionsPhoto(self, image[..., 0])
+    def embed(self, image: np.ndarray) -> RegionsImage:
+        return RegionsImage(self, image[..., 0])
 
 
 @dataclass(frozen=True)
-class RegionsPhoto:
+class RegionsImage:
     owner: Regions
     grey: np.ndarray
 

@@ -15,7 +15,7 @@ from efficientsam_pl import rle
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
 from efficientsam_pl.evaluation.interfaces import ImagePrompts
-from efficientsam_pl.evaluation.protocols.base import Asking
+from efficientsam_pl.evaluation.protocols.base import EvalContext
 from efficientsam_pl.evaluation.protocols.box_pixels import covered_pixels, enclosed_pixels, filled
 from efficientsam_pl.evaluation.protocols.detector_boxes import DetectorBoxes, MaskDetection
 from efficientsam_pl.structures import Instance
@@ -43,8 +43,8 @@ def detections(count: int) -> list[Detection]:
     return [found[i] for i in draw.permutation(len(found))]
 
 
-def asking(segmenter: Any, image: np.ndarray, at_once: int = 32) -> Asking:
-    return Asking(segmenter=segmenter, photo=segmenter.embed(image), key="42", at_once=at_once)
+def context(segmenter: Any, image: np.ndarray, at_once: int = 32) -> EvalContext:
+    return EvalContext(segmenter=segmenter, photo=segmenter.embed(image), key="42", at_once=at_once)
 
 
 def prompt(one: Detection, mask_logits: torch.Tensor | None = None) -> ImagePrompts:
@@ -90,7 +90,7 @@ def test_many_boxes_at_once_get_the_masks_of_one_after_the_other(
     assert rule == "token_0" or len(set(choices)) > 1
     protocol = DetectorBoxes(rule=rule, passes=passes)
     for at_once in (1, 7, 64):
-        asked = asking(segmenter, toy.image, at_once)
+        asked = context(segmenter, toy.image, at_once)
         assert protocol.ask(asked, boxes, (HEIGHT, WIDTH)) == expected
 
 
@@ -98,14 +98,14 @@ def test_a_box_of_several_categories_is_asked_for_once(
     toy: Any, regions: Callable[..., Any]
 ) -> None:
     segmenter, boxes = regions(), detections(20)
-    found = DetectorBoxes().ask(asking(segmenter, toy.image), boxes, (HEIGHT, WIDTH))
+    found = DetectorBoxes().ask(context(segmenter, toy.image), boxes, (HEIGHT, WIDTH))
     assert len(found) == len(boxes) > 20
     assert [len(prompts) for prompts in segmenter.asked] == [20]
 
 
 def test_no_detection_asks_nothing(toy: Any, regions: Callable[..., Any]) -> None:
     segmenter = regions()
-    assert DetectorBoxes().ask(asking(segmenter, toy.image), [], (HEIGHT, WIDTH)) == []
+    assert DetectorBoxes().ask(context(segmenter, toy.image), [], (HEIGHT, WIDTH)) == []
     assert segmenter.asked == []
 
 
@@ -120,7 +120,7 @@ def test_the_truth_answers_each_box_with_its_object(rule: Any, passes: Any, toy:
     asked = [Detection(instances[i].category_id, tuple(boxes[i].tolist()), i / 99) for i in order]
     asked.append(Detection(99, (1.0, 1.0, 9.0, 9.0), 0.5))
     found = DetectorBoxes(rule=rule, passes=passes).ask(
-        asking(GroundTruth(), toy.image, at_once=4), asked, (HEIGHT, WIDTH), instances
+        context(GroundTruth(), toy.image, at_once=4), asked, (HEIGHT, WIDTH), instances
     )
     assert [one.mask for one in found[:-1]] == [instances[i].mask for i in order]
     assert rle.area(found[-1].mask) == 0
@@ -129,7 +129,7 @@ def test_the_truth_answers_each_box_with_its_object(rule: Any, passes: Any, toy:
 
 def test_a_filled_box_is_the_pixels_whose_centres_it_encloses(toy: Any) -> None:
     one = Detection(1, (3.4, 5.0, 8.9, 7.0), 0.5)
-    (found,) = DetectorBoxes().ask(asking(FilledBox(), toy.image), [one], (HEIGHT, WIDTH))
+    (found,) = DetectorBoxes().ask(context(FilledBox(), toy.image), [one], (HEIGHT, WIDTH))
     expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
     expected[5:8, 4:9] = True  # columns 4..8 and rows 5..7
     assert (rle.decode(found.mask) == expected).all()
@@ -138,7 +138,7 @@ def test_a_filled_box_is_the_pixels_whose_centres_it_encloses(toy: Any) -> None:
 def test_a_second_pass_needs_mask_prompts(toy: Any, regions: Callable[..., Any]) -> None:
     segmenter = regions(mask_prompts=False)
     with pytest.raises(UserError, match="passes=2 needs a model that takes mask prompts"):
-        DetectorBoxes(passes=2).ask(asking(segmenter, toy.image), detections(1), (HEIGHT, WIDTH))
+        DetectorBoxes(passes=2).ask(context(segmenter, toy.image), detections(1), (HEIGHT, WIDTH))
     DetectorBoxes().check(segmenter)
 
 
@@ -196,6 +196,6 @@ def test_instances_are_only_for_those_who_know_the_truth(
             )
         ],
     )
-    asked = asking(regions(), toy.image)
+    asked = context(regions(), toy.image)
     without = DetectorBoxes().ask(asked, boxes, (HEIGHT, WIDTH))
     assert DetectorBoxes().ask(asked, boxes, (HEIGHT, WIDTH), instances) == without

@@ -11,7 +11,7 @@ from efficientsam_pl.evaluation.protocols.error_centers import (
     Depth,
     centre_clicks,
     deepest,
-    error_clicks,
+    point_from_error_center,
 )
 
 
@@ -112,7 +112,7 @@ def test_errors_are_clicked_where_they_reach_farthest() -> None:
         pairs.append((mask, np.roll(mask, shift, (0, 1)) ^ (draw.random(mask.shape) < 0.01)))
     for true_mask, found_mask in pairs:
         less, more = by_scipy(true_mask & ~found_mask), by_scipy(found_mask & ~true_mask)
-        clicks = error_clicks([rle.encode(true_mask)], [rle.encode(found_mask)])
+        clicks = point_from_error_center([rle.encode(true_mask)], [rle.encode(found_mask)])
         chosen = less if less.squared > more.squared else more
         assert bool(clicks.missing[0]) == (less.squared > more.squared)
         assert tuple(clicks.points_xy[0]) == (chosen.x, chosen.y)
@@ -122,5 +122,5 @@ def test_errors_are_clicked_where_they_reach_farthest() -> None:
 def test_of_equal_errors_the_one_that_is_too_much_is_clicked() -> None:
     true_mask, found_mask = np.zeros((2, 6, 9), dtype=bool)
     true_mask[1:5, 1:4] = found_mask[1:5, 5:8] = True
-    clicks = error_clicks([rle.encode(true_mask)], [rle.encode(found_mask)])
+    clicks = point_from_error_center([rle.encode(true_mask)], [rle.encode(found_mask)])
     assert (clicks.points_xy.tolist(), clicks.missing.tolist()) == ([[6, 2]], [False])

@@ -15,10 +15,10 @@ from scipy.stats import chi2
 from efficientsam_pl import rle
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
-from efficientsam_pl.evaluation.interfaces import ImagePrompts, PhotoSegmenter
-from efficientsam_pl.evaluation.protocols.base import Asking, Found, askable
+from efficientsam_pl.evaluation.interfaces import ImagePrompts, PromptableModel
+from efficientsam_pl.evaluation.protocols.base import EvalContext, InstanceResult, askable
 from efficientsam_pl.evaluation.protocols.registry import protocol
-from efficientsam_pl.keyed_random import draw_key, uniform_of
+from efficientsam_pl.keyed_random import sample_key, uniform_of
 from efficientsam_pl.structures import Instance
 
 NAMES = ("box", "click_random_1", "click_random_3", "click_center", "click_iterative_5")
@@ -26,16 +26,16 @@ NAMES = ("box", "click_random_1", "click_random_3", "click_center", "click_itera
 
 def asked(
     name: str,
-    segmenter: PhotoSegmenter,
+    segmenter: PromptableModel,
     image: np.ndarray,
     instances: Sequence[Instance],
     at_once: int = 32,
     seed: int = 0,
-) -> list[Found]:
-    asking = Asking(
+) -> list[InstanceResult]:
+    context = EvalContext(
         segmenter=segmenter, photo=segmenter.embed(image), key="42", seed=seed, at_once=at_once
     )
-    return protocol(name).ask(asking, instances)
+    return protocol(name).ask(context, instances)
 
 
 def deepest(mask: np.ndarray) -> tuple[int, int, int]:
@@ -75,30 +75,30 @@ class Plain:
         mask = self.mask(k)
         return (mask & self.truth).sum() / (mask | self.truth).sum()
 
-    def found(self) -> Found:
+    def found(self) -> InstanceResult:
         candidates = range(self.segmenter.first_candidate, self.answers.iou.shape[1])
-        return Found(
+        return InstanceResult(
             rle.encode(self.answer),
             self.iou(self.chosen),
             max(self.iou(k) for k in {*candidates, self.chosen}),
             self.expected(self.chosen),
         )
 
-    def box(self) -> Found:
+    def box(self) -> InstanceResult:
         rows, columns = np.nonzero(self.truth)
         box = [columns.min(), rows.min(), columns.max(), rows.max()]
         self.ask([], boxes_xyxy=torch.tensor([box]).float())
         return self.found()
 
-    def random(self, count: int, seed: int) -> Found:
-        key = draw_key(seed, 0, f"42/{self.instance.id}")
+    def random(self, count: int, seed: int) -> InstanceResult:
+        key = sample_key(seed, 0, f"42/{self.instance.id}")
         pixels = np.argwhere(self.truth.T)  # column by column
         shares = uniform_of(key, count, "click1").astype(np.float64)
         clicks = [pixels[int(share * len(pixels))] for share in shares]
         self.ask([(int(x), int(y), 1) for x, y in clicks])
         return self.found()
 
-    def iterative(self, count: int) -> Found:
+    def iterative(self, count: int) -> InstanceResult:
         x, y, _ = deepest(self.truth)
         clicks = [(x, y, 1)]
         self.ask(clicks)
@@ -115,7 +115,7 @@ class Plain:
                 self.ask(clicks)
         return self.found()
 
-    def by(self, name: str) -> Found:
+    def by(self, name: str) -> InstanceResult:
         if name == "box":
             return self.box()
         if name == "click_center":
@@ -194,7 +194,7 @@ def test_random_clicks_are_uniform_and_independent() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("name", ["box", "click_center", "click_random_1", "click_iterative_4"])
-def test_a_flipped_photo_gives_flipped_results(
+def test_a_flipped_image_gives_flipped_results(
     name: str, axis: int, regions: Callable[..., Any]
 ) -> None:
     """Objects of two or three colours, each part of another depth: no click is a matter of ties.
@@ -209,7 +209,7 @@ def test_a_flipped_photo_gives_flipped_results(
     if name == "click_random_1":
         truth = truth[:1]
 
-    def flipped_once(flip: Callable[[np.ndarray], np.ndarray]) -> list[Found]:
+    def flipped_once(flip: Callable[[np.ndarray], np.ndarray]) -> list[InstanceResult]:
         image = np.repeat(flip(grey)[..., None], 3, axis=2)
         instances = [
             Instance(id=i, category_id=1, mask=rle.encode(flip(one)), area=float(one.sum()))

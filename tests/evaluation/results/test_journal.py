@@ -11,25 +11,27 @@ import pytest
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.results import journal as parts_module
-from efficientsam_pl.evaluation.results.journal import Parts
-from efficientsam_pl.evaluation.results.record import VERSION, PhotoRecord
+from efficientsam_pl.evaluation.results.journal import ResultJournal
+from efficientsam_pl.evaluation.results.record import VERSION, ImageRecord
 
 SETTINGS = {"model": {"name": "tiny", "weights_sha256": "abc"}, "seed": 0, "protocols": ("box",)}
 
 
-def begun(folder: Path, started: str = "one", fresh: bool = False) -> Parts:
-    parts = Parts(folder / "a.parts")
+def begun(folder: Path, started: str = "one", fresh: bool = False) -> ResultJournal:
+    parts = ResultJournal(folder / "a.parts")
     parts.begin(SETTINGS, started, fresh)
     return parts
 
 
-def add(parts: Parts, rank: int, *photos: int, damage: tuple[str, str, str] | None = None) -> None:
+def add(
+    parts: ResultJournal, rank: int, *photos: int, damage: tuple[str, str, str] | None = None
+) -> None:
     with parts.writer(rank) as writer:
         for photo in photos:
-            writer.add(PhotoRecord(photo, damage=damage))
+            writer.add(ImageRecord(photo, damage=damage))
 
 
-def test_photos_of_all_ranks_come_in_order(tmp_path: Path) -> None:
+def test_images_of_all_ranks_come_in_order(tmp_path: Path) -> None:
     parts = begun(tmp_path)
     add(parts, 1, 7, 3)
     add(parts, 0, 10, 2)
@@ -60,7 +62,7 @@ def test_file_of_a_torn_line_alone_is_emptied(tmp_path: Path) -> None:
     assert parts.finished().whole() == {4}
 
 
-def test_damaged_photo_is_tried_again_and_its_result_counts(tmp_path: Path) -> None:
+def test_damaged_image_is_tried_again_and_its_result_counts(tmp_path: Path) -> None:
     parts = begun(tmp_path)
     add(parts, 0, 1, 2, damage=("missing photo", "a.jpg", ""))
     assert parts.finished().whole() == set()
@@ -73,7 +75,7 @@ def test_damaged_photo_is_tried_again_and_its_result_counts(tmp_path: Path) -> N
 def test_another_evaluation_is_refused_with_what_differs(tmp_path: Path) -> None:
     add(begun(tmp_path), 0, 1)
     other = {**SETTINGS, "model": {"name": "tiny", "weights_sha256": "def"}, "seed": 1}
-    parts = Parts(tmp_path / "a.parts")
+    parts = ResultJournal(tmp_path / "a.parts")
     with pytest.raises(UserError) as caught:
         parts.begin(other, "two", fresh=False)
     told = str(caught.value)
@@ -136,16 +138,16 @@ def test_two_processes_never_write_one_file(
     with (
         parts.writer(0),
         pytest.raises(UserError, match="another process is adding to it"),
-        Parts(parts.folder).writer(0),
+        ResultJournal(parts.folder).writer(0),
     ):
         pass
     add(parts, 0, 1)
 
 
 def _write_for_ever(folder: Path) -> None:
-    with Parts(folder).writer(0) as writer:
+    with ResultJournal(folder).writer(0) as writer:
         for photo in range(10**9):
-            writer.add(PhotoRecord(photo))
+            writer.add(ImageRecord(photo))
 
 
 def test_lines_written_before_a_kill_are_there(tmp_path: Path) -> None:

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from efficientsam_pl.evaluation.metrics.sizes import size_of
-from efficientsam_pl.evaluation.results.record import Marks, PhotoRecord
+from efficientsam_pl.evaluation.results.record import ImageRecord, ProtocolScores
 from efficientsam_pl.evaluation.results.tally import Tally
 
 
-def record(photo: int, count: int) -> PhotoRecord:
+def record(photo: int, count: int) -> ImageRecord:
     draw = np.random.default_rng(photo)
     chosen, more, filled = draw.random((3, count)).tolist()
     oracle = [max(pair) for pair in zip(chosen, more, strict=True)]
     areas = (draw.random(count) * 200) ** 2
-    marks = {name: Marks(tuple(chosen), tuple(oracle)) for name in ("box", "click_center")}
-    return PhotoRecord(
+    marks = {name: ProtocolScores(tuple(chosen), tuple(oracle)) for name in ("box", "click_center")}
+    return ImageRecord(
         photo,
         tuple(range(count)),
         tuple(areas.tolist()),
@@ -27,7 +27,7 @@ def record(photo: int, count: int) -> PhotoRecord:
     )
 
 
-def tally(records: list[PhotoRecord]) -> Tally:
+def tally(records: list[ImageRecord]) -> Tally:
     whole = Tally(["box", "click_center"])
     for one in records:
         whole.add(one)
@@ -37,14 +37,14 @@ def tally(records: list[PhotoRecord]) -> Tally:
 RECORDS = [record(photo, photo % 9) for photo in range(40)]
 
 
-def test_means_are_over_instances_not_over_photos() -> None:
-    first = PhotoRecord(1, (1,), (10.0,), (0.5,), marks={"box": Marks((1.0,), (1.0,))})
-    second = PhotoRecord(
+def test_means_are_over_instances_not_over_images() -> None:
+    first = ImageRecord(1, (1,), (10.0,), (0.5,), marks={"box": ProtocolScores((1.0,), (1.0,))})
+    second = ImageRecord(
         2,
         (1, 2, 3),
         (10.0, 5000.0, 99999.0),
         (0.5,) * 3,
-        marks={"box": Marks((0.0,) * 3, (0.4,) * 3)},
+        marks={"box": ProtocolScores((0.0,) * 3, (0.4,) * 3)},
     )
     whole = Tally(["box"])
     whole.add(first)
@@ -74,10 +74,13 @@ def test_means_are_numpys() -> None:
 
 
 def test_what_a_mask_grid_allows_stands_beside_the_filled_box_by_size() -> None:
-    marks = {"box": Marks((0.5, 0.5), (0.5, 0.5)), "click_center": Marks((0.5, 0.5), (0.5, 0.5))}
+    marks = {
+        "box": ProtocolScores((0.5, 0.5), (0.5, 0.5)),
+        "click_center": ProtocolScores((0.5, 0.5), (0.5, 0.5)),
+    }
     whole = tally([
-        PhotoRecord(1, (1, 2), (10.0, 5000.0), (0.8, 0.8), (0.4, 0.6), (0.7, 0.9), marks),
-        PhotoRecord(2, marks={name: Marks((), ()) for name in marks}),
+        ImageRecord(1, (1, 2), (10.0, 5000.0), (0.8, 0.8), (0.4, 0.6), (0.7, 0.9), marks),
+        ImageRecord(2, marks={name: ProtocolScores((), ()) for name in marks}),
     ])  # fmt: skip
     numbers = whole.numbers()
     assert numbers["box"]["filled_box_grid_miou"] == {
@@ -93,7 +96,7 @@ def test_a_segmenter_without_a_grid_has_no_such_numbers() -> None:
     assert set(tally(RECORDS).numbers()["box"]) == {"miou", "oracle_miou", "filled_box_miou"}
 
 
-def test_order_of_photos_changes_no_digit() -> None:
+def test_order_of_images_changes_no_digit() -> None:
     mixed = RECORDS.copy()
     for seed in range(20):
         random.Random(seed).shuffle(mixed)
@@ -102,7 +105,7 @@ def test_order_of_photos_changes_no_digit() -> None:
 
 
 def test_skipped_and_damaged_are_counted_and_not_scored() -> None:
-    damaged = PhotoRecord(99, damage=("bad photo", "a.jpg", ""))
+    damaged = ImageRecord(99, damage=("bad photo", "a.jpg", ""))
     counts = tally([*RECORDS, damaged]).counts()
     assert counts["photos"] == 40
     assert counts["damaged_photos"] == 1
@@ -111,7 +114,7 @@ def test_skipped_and_damaged_are_counted_and_not_scored() -> None:
     assert tally([*RECORDS, damaged]).numbers() == tally(RECORDS).numbers()
 
 
-def test_photo_is_never_scored_twice() -> None:
+def test_image_is_never_scored_twice() -> None:
     with pytest.raises(ValueError, match="photo 3 is scored twice"):
         tally([*RECORDS, RECORDS[3]])
 

@@ -1,19 +1,19 @@
 import numpy as np
 
 from efficientsam_pl.inference.automask.filters import (
-    cut_by_crop,
+    is_box_near_crop_edge,
     mask_boxes,
     without_duplicates,
     without_small_regions,
 )
-from efficientsam_pl.inference.automask.records import Found
+from efficientsam_pl.inference.automask.records import MaskSet
 from efficientsam_pl.rle import decode, encode
 
 
-def found(*masks: np.ndarray) -> Found:
+def found(*masks: np.ndarray) -> MaskSet:
     rles = tuple(encode(mask) for mask in masks)
     n = len(masks)
-    return Found(
+    return MaskSet(
         rles,
         mask_boxes(list(rles)),
         np.linspace(0.5, 0.9, n, dtype=np.float32),
@@ -35,7 +35,7 @@ def test_boxes_go_through_the_outermost_pixels_and_an_empty_mask_has_a_point() -
     assert mask_boxes(rles, (7, 8))[1].tolist() == [7, 8, 7, 8]
 
 
-def test_twenty_pixels_from_a_crops_edge_is_near_and_the_photos_edge_is_none() -> None:
+def test_twenty_pixels_from_a_crops_edge_is_near_and_the_images_edge_is_none() -> None:
     crop, image_hw = (100, 0, 300, 200), (200, 400)
     boxes = np.array(
         [
@@ -46,7 +46,13 @@ def test_twenty_pixels_from_a_crops_edge_is_near_and_the_photos_edge_is_none() -
             [150, 50, 279, 199],
         ]
     )
-    assert cut_by_crop(boxes, crop, image_hw).tolist() == [True, False, False, True, False]
+    assert is_box_near_crop_edge(boxes, crop, image_hw).tolist() == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_of_duplicates_the_better_stays_and_the_best_comes_first() -> None:
@@ -68,6 +74,6 @@ def test_of_masks_that_become_alike_the_unchanged_one_stays() -> None:
 
 
 def test_nothing_found_is_nothing_kept() -> None:
-    nothing = Found.joined([])
+    nothing = MaskSet.joined([])
     assert without_duplicates(nothing, nothing.iou, 0.7).records() == []
     assert without_small_regions(nothing, 9, 0.7).records() == []

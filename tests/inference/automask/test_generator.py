@@ -151,6 +151,6 @@ def test_records_can_be_written_as_json(tiny_sam: Segmenter) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_a_photo_of_floats_is_refused(tiny_sam: Segmenter) -> None:
+def test_a_image_of_floats_is_refused(tiny_sam: Segmenter) -> None:
     with pytest.raises((PromptError, TypeError), match=r"uint8|image"):
         generate_masks(tiny_sam, torch.zeros(3, 4, 4), OPEN)  # type: ignore[arg-type]

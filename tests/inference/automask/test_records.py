@@ -1,13 +1,13 @@
 import numpy as np
 
-from efficientsam_pl.inference.automask.records import Found
+from efficientsam_pl.inference.automask.records import MaskSet
 from efficientsam_pl.rle import encode
 
 
-def one(left: int, iou: float) -> Found:
+def one(left: int, iou: float) -> MaskSet:
     mask = np.zeros((6, 8), dtype=bool)
     mask[1:4, left : left + 2] = True
-    return Found(
+    return MaskSet(
         (encode(mask),),
         np.array([[left, 1, left + 1, 3]]),
         np.array([iou], np.float32),
@@ -31,7 +31,7 @@ def test_a_record_by_hand() -> None:
 
 
 def test_parts_are_joined_and_taken_by_number_or_bool() -> None:
-    every = Found.joined([one(0, 0.25), one(2, 0.5), Found.joined([]), one(4, 0.75)])
+    every = MaskSet.joined([one(0, 0.25), one(2, 0.5), MaskSet.joined([]), one(4, 0.75)])
     assert every.iou.tolist() == [0.25, 0.5, 0.75]
     assert every.take(np.array([2, 0])).iou.tolist() == [0.75, 0.25]
     assert every.take(np.array([False, True, False])).rles == one(2, 0.5).rles

@@ -39,7 +39,7 @@ def test_a_mask_empty_at_either_cut_has_no_stability() -> None:
     assert not cut.mask.any()
 
 
-def test_half_a_photo_by_hand() -> None:
+def test_half_a_image_by_hand() -> None:
     low_res = np.full((16, 16), -8, np.float32)
     low_res[:, :8] = 8
     cut = Upscaling(Resize.fit((16, 16), 64, "squash"), 16).cut(low_res, 1.0)

@@ -10,7 +10,7 @@ import torch
 
 from efficientsam_pl import rle
 from efficientsam_pl.config.load import from_dict
-from efficientsam_pl.inference.connected_components import label_regions
+from efficientsam_pl.inference.connected_components import connected_components
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.inference.predictor import Predictor, PromptError
 from efficientsam_pl.inference.salient.config import SalientConfig
@@ -61,16 +61,16 @@ def test_random_regions_are_those_of_scipy(seed: int) -> None:
     draw = np.random.default_rng(seed)
     mask = draw.random(draw.integers(1, 24, 2)) < draw.random()
     wanted, _ = scipy.ndimage.label(mask, EIGHT)
-    np.testing.assert_array_equal(label_regions(mask), wanted)
+    np.testing.assert_array_equal(connected_components(mask), wanted)
 
 
 def test_spiral_and_comb_are_one_region_each() -> None:
     comb = np.zeros((9, 30), dtype=bool)
     comb[:, ::2], comb[-1] = True, True  # teeth that meet in the last row only
-    assert label_regions(comb).max() == 1
+    assert connected_components(comb).max() == 1
     stairs = np.eye(12, dtype=bool)[:, ::-1]  # neighbours by corners alone
-    assert label_regions(stairs).max() == 1
-    assert label_regions(np.zeros((3, 4), dtype=bool)).max() == 0
+    assert connected_components(stairs).max() == 1
+    assert connected_components(np.zeros((3, 4), dtype=bool)).max() == 0
 
 
 def test_regions_come_by_size_and_small_ones_are_counted() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.keyed_random import apart, draw_key
+from efficientsam_pl.keyed_random import sample_key, split_key
 from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.losses.mask_losses import segmentation_losses
 from efficientsam_pl.models.config import (
@@ -17,8 +17,8 @@ from efficientsam_pl.models.config import (
     SegmenterConfig,
 )
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.recipes.promptable.prompt_loop import Lesson
-from efficientsam_pl.structures import Asked, Label, MaskBatch, MaskTargets, Prompts
+from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
+from efficientsam_pl.structures import Label, MaskBatch, MaskTargets, PreviousRound, Prompts
 
 SIDE, MASKS = 64, 5
 CONFIG = SegmenterConfig(
@@ -34,16 +34,16 @@ CONFIG = SegmenterConfig(
 class ThreeRounds:
     """A click, then the answer fed back beside more clicks; keeps what it was told."""
 
-    seen: list[Asked | None] = field(default_factory=list)
+    seen: list[PreviousRound | None] = field(default_factory=list)
     rounds: int = 3
 
     def targets(self, batch: MaskBatch) -> MaskTargets:
-        keys = apart(batch.draw_key, batch.valid.shape[1])
+        keys = split_key(batch.sample_key, batch.valid.shape[1])
         return MaskTargets(
-            batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, draw_key=keys
+            batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, sample_key=keys
         )
 
-    def ask(self, targets: MaskTargets, number: int, earlier: Asked | None) -> Prompts:
+    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
         self.seen.append(earlier)
         points = targets.clicks_px[:, :, : number + 1]
         labels = torch.full(points.shape[:3], int(Label.POSITIVE))
@@ -64,7 +64,7 @@ def batch_of(photos: int = 2) -> MaskBatch:
         boxes_xyxy_px=torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(photos, MASKS, 4),
         clicks_px=SIDE * torch.rand(photos, MASKS, 3, 2, generator=draw),
         valid=valid,
-        draw_key=torch.tensor([draw_key(0, 0, str(i)) for i in range(photos)]),
+        sample_key=torch.tensor([sample_key(0, 0, str(i)) for i in range(photos)]),
         key=tuple(map(str, range(photos))),
     )
 
@@ -94,7 +94,7 @@ def by_plain_autograd(model: Segmenter, batch: MaskBatch) -> Tensor:
         for b, q in batch.valid.nonzero().tolist():
             total = total + losses.total[b, q] / 3
         chosen = prediction.candidates().best() if number == 0 else prediction.single()
-        earlier = Asked(prompts, chosen.low_res_logits[:, :, 0].detach())
+        earlier = PreviousRound(prompts, chosen.low_res_logits[:, :, 0].detach())
     return total
 
 
@@ -105,9 +105,9 @@ def test_gradients_are_those_of_one_graph(model: Segmenter, at_once: int | None)
     expected.backward()
     plain = gradients(model)
     model.zero_grad(set_to_none=True)
-    lesson = Lesson(ThreeRounds(), MaskLossConfig(), at_once)
+    lesson = PromptLoop(ThreeRounds(), MaskLossConfig(), at_once)
     sums = model(
-        batch.image, lambda features: lesson.give(model, features, batch), batch.content_hw
+        batch.image, lambda features: lesson.chunked_loss(model, features, batch), batch.content_hw
     )
     sums[0].backward()
     torch.testing.assert_close(sums[0], expected)
@@ -123,7 +123,9 @@ def test_the_best_candidate_is_shown_then_the_single_mask(model: Segmenter) -> N
     batch, prompter = batch_of(), ThreeRounds()
     model(
         batch.image,
-        lambda features: Lesson(prompter, MaskLossConfig()).give(model, features, batch),
+        lambda features: PromptLoop(prompter, MaskLossConfig()).chunked_loss(
+            model, features, batch
+        ),
     )
     nothing, first, second = prompter.seen
     assert nothing is None
@@ -144,8 +146,8 @@ def test_the_best_candidate_is_shown_then_the_single_mask(model: Segmenter) -> N
 def test_a_batch_without_a_mask_teaches_nothing(model: Segmenter) -> None:
     batch = batch_of()
     batch.valid.zero_()
-    lesson = Lesson(ThreeRounds(), MaskLossConfig(), 2)
-    sums = model(batch.image, lambda features: lesson.give(model, features, batch))
+    lesson = PromptLoop(ThreeRounds(), MaskLossConfig(), 2)
+    sums = model(batch.image, lambda features: lesson.chunked_loss(model, features, batch))
     sums[0].backward()
     assert not sums.any()
     assert all(not gradient.any() for gradient in gradients(model).values())
@@ -155,11 +157,13 @@ def test_a_frozen_encoder_has_no_gradient_and_the_decoder_learns_the_same(
     model: Segmenter,
 ) -> None:
     batch = batch_of()
-    lesson = Lesson(ThreeRounds(), MaskLossConfig(), 2)
+    lesson = PromptLoop(ThreeRounds(), MaskLossConfig(), 2)
 
     def learned() -> dict[str, Tensor]:
         model.zero_grad(set_to_none=True)
-        model(batch.image, lambda features: lesson.give(model, features, batch))[0].backward()
+        model(batch.image, lambda features: lesson.chunked_loss(model, features, batch))[
+            0
+        ].backward()
         return gradients(model)
 
     whole = learned()
@@ -175,9 +179,9 @@ def test_sampled_points_are_the_same_in_parts_of_the_masks(model: Segmenter) -> 
     with torch.no_grad():
         features = model.encode(batch.image)
         whole, parts = (
-            Lesson(ThreeRounds(), config, at_once).give(model, features, batch)
+            PromptLoop(ThreeRounds(), config, at_once).chunked_loss(model, features, batch)
             for at_once in (None, 2)
         )
-        full = Lesson(ThreeRounds(), MaskLossConfig()).give(model, features, batch)
+        full = PromptLoop(ThreeRounds(), MaskLossConfig()).chunked_loss(model, features, batch)
     torch.testing.assert_close(parts, whole)
     assert not torch.allclose(whole, full, rtol=1e-3)

@@ -9,11 +9,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from efficientsam_pl.cluster.devices import chosen_device
-from efficientsam_pl.commands.pack import account_for
 from efficientsam_pl.data.build import open_splits
 from efficientsam_pl.data.features.codec import Rounding
 from efficientsam_pl.data.features.store import ROUNDING, is_claimed, written_features
 from efficientsam_pl.data.features.writer import Embed, Embedding, FeatureSource
+from efficientsam_pl.data.packing.account import account_for
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.models.teacher import FrozenTeacher

@@ -25,8 +25,8 @@ class _Baseline:
 class GroundTruth(_Baseline):
     """Answers with the true mask, so every protocol must score 1.0: a test of the instrument.
 
-    It is told the truth by the protocols (`questions.asking.GroundTruthModel`), one mask a prompt, and
-    the prompts themselves mean nothing to it. Whoever asks must have told it.
+    Protocols hand it the truth (`protocols.base.GroundTruthModel`), one mask a prompt, and the
+    prompts themselves mean nothing to it.
     """
 
     def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> GroundTruthImage:

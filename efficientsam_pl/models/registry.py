@@ -12,13 +12,3 @@ def segmenter_config(name: str) -> SegmenterConfig:
     if find_config(name) is None:
         raise ConfigError(f"unknown model {name!r}: one of {', '.join(NAMED)}, or a config file")
     return load(SegmenterConfig, [name], [])
-
-
-def _check_heldout(config: PretrainConfig | FinetuneConfig) -> None:
-    """Raises ConfigError where a metric is to choose a checkpoint, and nothing is validated."""
-    if config.trainer.best_metric is None or config.data.validates():
-        return
-    try:
-        refuse_unused(config, "without data.heldout=", "trainer.best_metric")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

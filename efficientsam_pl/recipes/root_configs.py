@@ -287,6 +287,16 @@ def _paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str, PathKind]]
             yield from _paths(value, f"{key}.")
 
 
+def _check_heldout(config: PretrainConfig | FinetuneConfig) -> None:
+    """Raises ConfigError where a metric is to choose a checkpoint, and nothing is validated."""
+    if config.trainer.best_metric is None or config.data.validates():
+        return
+    try:
+        refuse_unused(config, "without data.heldout=", "trainer.best_metric")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _check_frozen(model: ModelConfig) -> None:
     """Raises ConfigError where random weights would stay as they are."""
     sources = model.sources()

@@ -42,6 +42,11 @@ class TrainingCommand:
     example: str
 
 
+_RUNS = {  # imported after the arguments are parsed: they bring torch
+    "pretrain": "efficientsam_pl.recipes.sami.recipe",
+    "finetune": "efficientsam_pl.recipes.promptable.recipe",
+    "evaluate": "efficientsam_pl.commands.evaluate.command",
+}
 STAGES = {
     one.name: one
     for one in (
@@ -122,7 +127,7 @@ def add(commands: Any, name: str) -> None:
         launch()  # refuses an uneven allocation before torch is imported
         if isinstance(loaded, _TRAIN):
             catch_signals()  # torch is imported next, which takes a while
-        importlib.import_module(f"efficientsam_pl.commands.{name}").run(loaded)
+        importlib.import_module(_RUNS[name]).run(loaded)
 
     parser.set_defaults(run=run)
 

@@ -40,6 +40,7 @@ from efficientsam_pl.recipes.config_checks import (
     check_finetuning_keys,
     check_pretraining_keys,
     check_teacher,
+    refuse_unused,
 )
 from efficientsam_pl.storage.outputs import check_output
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig

@@ -512,7 +512,8 @@ def test_unknown_model_lists_the_known_ones() -> None:
 def test_configs_load_without_torch_and_numpy() -> None:
     program = (
         "import sys\n"
-        "from efficientsam_pl import cli, config\n"
+        "from efficientsam_pl.cli import main as cli\n"
+        "from efficientsam_pl.recipes import root_configs as config\n"
         "from efficientsam_pl.commands.quickstart.config import QuickstartConfig\n"
         "config.load(QuickstartConfig, ['quickstart'], [])\n"
         "config.load(config.PretrainConfig, ['pretrain/ti', 'debug/cpu'], [])\n"

@@ -48,7 +48,7 @@ class OperationCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.enabled = True
         self.launches: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
@@ -146,7 +146,7 @@ class OperationCounter(TorchDispatchMode):
                 del own[label.attribute]
 
     def _part_of_operation(self) -> str:
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             return f"{self._part}/fwd"
         number = node._sequence_nr()
@@ -191,5 +191,5 @@ def _flop(
     if name == "_scaled_dot_product_flash_attention_for_cpu":
         return float(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
     if name == "_scaled_dot_product_flash_attention_for_cpu_backward":
-        return 2.5 * sdpa_flop_count(*(tensor.shape for tensor in args[1:4]))
+        return 2.5 * float(sdpa_flop_count(*(tensor.shape for tensor in args[1:4])))
     return 0.0

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -72,10 +72,11 @@ def loop(request: StepRequest, steps: int) -> dict[str, Any]:
     """
     counter = OperationCounter()
     backend = StubBackend(counter, lower=False)
-    watch = _Watch(counter, backend, steps)
+    counting = ExitStack()
+    watch = _Watch(counter, counting, backend, steps)
 
     def fit(trainer: Any, original: Any, module: Any, *args: Any, **kwargs: Any) -> None:
-        trainer.callbacks.insert(0, _Start(counter, steps))
+        trainer.callbacks.insert(0, _Start(counter, counting, steps))
         trainer.callbacks.append(watch)
         original(trainer, module, *args, **kwargs)
 
@@ -89,19 +90,22 @@ def loop(request: StepRequest, steps: int) -> dict[str, Any]:
 class _Start(L.Callback):
     """Starts the counter in the last step but one, before every other callback."""
 
-    def __init__(self, counter: OperationCounter, steps: int) -> None:
-        self._counter, self._steps = counter, steps
+    def __init__(self, counter: OperationCounter, counting: ExitStack, steps: int) -> None:
+        self._counter, self._counting, self._steps = counter, counting, steps
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self._steps - 2:
-            self._counter.__enter__()
+            self._counting.enter_context(self._counter)
 
 
 class _Watch(L.Callback):
     """Times each step from the end of the one before, after every other callback."""
 
-    def __init__(self, counter: OperationCounter, backend: StubBackend, steps: int) -> None:
-        self._counter, self._backend, self._steps = counter, backend, steps
+    def __init__(
+        self, counter: OperationCounter, counting: ExitStack, backend: StubBackend, steps: int
+    ) -> None:
+        self._counter, self._counting = counter, counting
+        self._backend, self._steps = backend, steps
         self._began: tuple[float, float] | None = None
         self._cpu: list[float] = []
         self._wall: list[float] = []
@@ -120,7 +124,7 @@ class _Watch(L.Callback):
         self._breaks = sum(counters["graph_break"].values())
         self._began = time.process_time(), time.perf_counter()
         if trainer.global_step == self._steps - 1:
-            self._counter.__exit__(None, None, None)
+            self._counting.close()
         if trainer.global_step >= self._steps:
             raise Enough
 

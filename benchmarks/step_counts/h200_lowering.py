@@ -74,9 +74,9 @@ def _generated(
     graph: Any, inputs: list[Any], is_backward: bool, mode: FakeTensorMode
 ) -> tuple[str, int]:
     from torch._inductor import metrics
-    from torch._inductor.compile_fx import record_original_output_strides, view_to_reshape
+    from torch._inductor.compile_fx import record_original_output_strides
     from torch._inductor.debug import DebugContext
-    from torch._inductor.fx_passes.post_grad import post_grad_passes
+    from torch._inductor.fx_passes.post_grad import post_grad_passes, view_to_reshape
     from torch._inductor.graph import GraphLowering
     from torch._inductor.virtualized import V
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -112,7 +112,7 @@ def _pretended_h200() -> Iterator[None]:
         "get_device_properties": lambda *_: _H200,
         "synchronize": lambda *_: None,
     }
-    module = {
+    module: dict[str, Any] = {
         "get_device_capability": lambda *_: (9, 0),
         "get_device_name": lambda *_: _H200.name,
         "_lazy_init": lambda: None,

@@ -38,7 +38,8 @@ class StubBackend:
 
         name = f"region {self._graphs} ({call_site()})"
         self._graphs += 1
-        return compile_fx(graph, inputs, inner_compile=partial(self._stub, name))
+        inner_compile: Any = partial(self._stub, name)
+        return compile_fx(graph, inputs, inner_compile=inner_compile)
 
     def _stub(
         self, name: str, graph: Any, example_inputs: Any, *, is_backward: bool = False, **_: Any

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -32,6 +32,9 @@ from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.recipes.root_configs import PretrainConfig
 from efficientsam_pl.recipes.sami.feature_store import describe, stored_streams
 from efficientsam_pl.structures import ImageBatch
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import InProcess
 
 Command = Callable[..., tuple[int, list[str], str]]
 CONFIG = """\
@@ -90,27 +93,6 @@ def options(folder: Path, store: Path, *more: str) -> list[str]:
 def config(folder: Path, store: Path, *more: str) -> PretrainConfig:
     _, file, *overrides = options(folder, store, *more)
     return configs.load(PretrainConfig, [file], overrides)
-
-
-@pytest.fixture
-def efficientsam(capfd: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process: exit code, lines on stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, list[str], str]:
-        capfd.readouterr()
-        code = cli.main(list(map(str, arguments)))
-        said = capfd.readouterr()
-        return code, said.out.splitlines(), said.err
-
-    return run
-
-
-def mistake(outcome: tuple[int, list[str], str]) -> str:
-    code, _, said = outcome
-    assert code == 2, said
-    [line] = said.splitlines()
-    assert line.startswith("efficientsam: ")
-    return line
 
 
 def tars(folder: Path) -> dict[str, bytes]:
@@ -287,11 +269,11 @@ def test_measured_error_is_told(
     ids=lambda text: text.split()[0],
 )
 def test_store_of_another_kind_is_refused(
-    change: str, told: str, folder: Path, stores: dict[str, Path], efficientsam: Command
+    change: str, told: str, folder: Path, stores: dict[str, Path], here: "InProcess"
 ) -> None:
     before = tars(stores["views"])
     given = options(folder, stores["views"], *change.split())
-    line = mistake(efficientsam("embed-teacher", *given))
+    line = here.mistake("embed-teacher", *given)
     assert told in line
     assert f"features.dir={stores['views']}, data.train: " in line
     other = config(folder, stores["views"], *change.split())
@@ -319,10 +301,10 @@ def test_store_serves_runs_that_change_nothing_about_it(
 
 
 def test_features_of_another_version_are_refused(
-    folder: Path, stores: dict[str, Path], efficientsam: Command, monkeypatch: pytest.MonkeyPatch
+    folder: Path, stores: dict[str, Path], here: "InProcess", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("efficientsam_pl.recipes.sami.feature_store.VERSION", 2)
-    line = mistake(efficientsam("embed-teacher", *options(folder, stores["views"])))
+    line = here.mistake("embed-teacher", *options(folder, stores["views"]))
     assert "version was 1, now 2" in line
 
 
@@ -344,18 +326,16 @@ def test_weights_are_told_apart_by_their_bytes(folder: Path, tmp_path: Path) -> 
 
 
 def test_images_that_changed_are_told_before_the_teacher_is_built(
-    folder: Path, stores: dict[str, Path], tmp_path: Path, efficientsam: Command
+    folder: Path, stores: dict[str, Path], tmp_path: Path, here: "InProcess"
 ) -> None:
     other = tmp_path / "shards"
     for name in (*NAMES, "heldout.tar"):
         write_shard(f"{other}/{name}", [PackedSample("p0", {"jpg": jpeg(0)})])
-    line = mistake(
-        efficientsam(
-            "embed-teacher",
-            *options(tmp_path, stores["views"])[2:-1],
-            *("-c", f"{folder}/config.yaml"),
-            f"features.dir={stores['views']}",
-        )
+    line = here.mistake(
+        "embed-teacher",
+        *options(tmp_path, stores["views"])[2:-1],
+        *("-c", f"{folder}/config.yaml"),
+        f"features.dir={stores['views']}",
     )
     assert f"train/{NAMES[0]} holds features of other photos than {other}/{NAMES[0]}" in line
 
@@ -381,19 +361,17 @@ def test_images_that_changed_are_told_before_the_teacher_is_built(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_input_is_one_line(
-    change: list[str], told: str, folder: Path, tmp_path: Path, efficientsam: Command
+    change: list[str], told: str, folder: Path, tmp_path: Path, here: "InProcess"
 ) -> None:
     given = [*options(folder, tmp_path / "s"), *change]
-    assert told in mistake(efficientsam("embed-teacher", *given))
+    assert told in here.mistake("embed-teacher", *given)
     assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_gpu_that_is_not_there_is_one_line(
-    folder: Path, tmp_path: Path, efficientsam: Command
-) -> None:
+def test_gpu_that_is_not_there_is_one_line(folder: Path, tmp_path: Path, here: "InProcess") -> None:
     given = options(folder, tmp_path / "s", "trainer.accelerator=gpu")
-    assert "no GPU can be seen" in mistake(efficientsam("embed-teacher", *given))
+    assert "no GPU can be seen" in here.mistake("embed-teacher", *given)
 
 
 def test_store_that_was_never_written_is_one_line_for_training(

@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -15,17 +16,12 @@ from efficientsam_pl import rle
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.commands.figure.command import Column, FigureOptions, run
 from efficientsam_pl.commands.figure.spec import FigureSpec, read_spec
-from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.hub import load_model
-from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.inference.predictor import Predictor
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import SegmenterConfig
 
-MODEL = """\
-encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}
-decoder: {mlp_width: 32, iou_head_width: 32}
-"""
+if TYPE_CHECKING:
+    from tests.integration.conftest import InProcess
+
 HEIGHT, WIDTH = 48, 64
 EVERYTHING = {
     "points_per_side": 2,
@@ -53,15 +49,10 @@ class Folder:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+def folder(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Folder:
     root = tmp_path_factory.mktemp("figure")
-    (root / "tiny.yaml").write_text(MODEL)
-    config = configs.load(SegmenterConfig, [str(root / "tiny.yaml")], [])
     for seed in (0, 1):
-        torch.manual_seed(seed)
-        state, told = load_segmenter(config, None).state_dict(), configs.as_dict(config)
-        out = root / f"tiny{seed}.safetensors"
-        write_safetensors(out, state, state.values(), told, {"stage": "test"})
+        write_model(root / f"tiny{seed}.safetensors", seed)
     draw = np.random.default_rng(0)
     photo = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     Image.fromarray(photo).save(root / "photo.png")
@@ -69,13 +60,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     saliency[10:30, 10:40] = 255
     Image.fromarray(saliency).save(root / "map.png")
     return Folder(root)
-
-
-def mistake(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    capfd.readouterr()
-    assert cli.main(arguments) == 2
-    [line] = capfd.readouterr().err.splitlines()
-    return line
 
 
 def one(**asked: object) -> dict[str, object]:
@@ -161,9 +145,7 @@ def test_the_guides_spec_is_one(tmp_path: Path) -> None:
     assert spec.everything.candidates == "best"  # the notebook's, where nothing else is said
 
 
-def test_wrong_specs_are_one_line_with_the_key(
-    folder: Folder, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_specs_are_one_line_with_the_key(folder: Folder, here: "InProcess") -> None:
     (folder.root / "text.png").write_text("no map")
     cases = [
         ({"photos": []}, "photos= is empty"),
@@ -185,11 +167,11 @@ def test_wrong_specs_are_one_line_with_the_key(
         ({**one(everything=True), "salient": {"threshold": 2}}, "salient.threshold=2"),
     ]
     for content, told in cases:
-        assert told in mistake(capfd, folder.command(folder.spec(content))), content
-    assert "no such config file" in mistake(capfd, folder.command(folder.root / "gone.yaml"))
+        assert told in here.mistake(*folder.command(folder.spec(content))), content
+    assert "no such config file" in here.mistake(*folder.command(folder.root / "gone.yaml"))
 
 
-def test_wrong_options_are_one_line(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_one_line(folder: Folder, here: "InProcess") -> None:
     spec, weights = folder.spec(one(points=[[1, 2]])), folder.root / "tiny0.safetensors"
     for model, told in (
         (str(weights), "is not of the form TITLE=[NAME:]WEIGHTS"),
@@ -198,8 +180,8 @@ def test_wrong_options_are_one_line(folder: Folder, capfd: pytest.CaptureFixture
         ("Ours=gone.safetensors", "no such file: gone.safetensors"),
         (f"Ours=no_model:{weights}", "unknown model 'no_model'"),
     ):
-        assert told in mistake(capfd, folder.command(spec, model=model)), model
+        assert told in here.mistake(*folder.command(spec, model=model)), model
     twice = ["--model", f"Ours={weights}"]
-    assert "two columns are called 'Ours'" in mistake(capfd, folder.command(spec, *twice))
-    line = mistake(capfd, folder.command(spec, "--out", "f.jpg"))
+    assert "two columns are called 'Ours'" in here.mistake(*folder.command(spec, *twice))
+    line = here.mistake(*folder.command(spec, "--out", "f.jpg"))
     assert "--out: f.jpg must end in .png, .svg or .pdf" in line

@@ -11,6 +11,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from PIL import Image
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.data.schema import from_json
 from efficientsam_pl.data.shards import open_shards
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import InProcess
 
 PHOTOS = 12
 DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
@@ -51,19 +55,6 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["coco", "--annotations", str(file), "--images", str(folder)]
 
 
-@pytest.fixture
-def efficientsam(capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process: exit code, lines on stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, list[str], str]:
-        capsys.readouterr()
-        code = cli.main(list(map(str, arguments)))
-        said = capsys.readouterr()
-        return code, said.out.splitlines(), said.err
-
-    return run
-
-
 def small_shards(out: Path, *more: object) -> list[object]:
     return ["--out", out, "--long-side", 700, "--samples-per-shard", 1, "--workers", 0, *more]
 
@@ -78,14 +69,6 @@ def straight(coco: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("straight") / "out"
     assert cli.main(["pack", *coco, *map(str, small_shards(out))]) == 0
     return out
-
-
-def mistake(outcome: tuple[int, list[str], str]) -> str:
-    code, _, said = outcome
-    assert code == 2
-    [line] = said.splitlines()
-    assert line.startswith("efficientsam: ")
-    return line
 
 
 def started(coco: list[str], out: Path, workers: int) -> subprocess.Popen[bytes]:
@@ -282,10 +265,11 @@ def test_slurm_array_that_makes_no_shares_is_a_mistake(
     slurm: Callable[..., None],
     coco: list[str],
     tmp_path: Path,
+    here: "InProcess",
     efficientsam: Command,
 ) -> None:
     slurm(**task)
-    line = mistake(efficientsam("pack", *coco, *small_shards(tmp_path / "out")))
+    line = here.mistake("pack", *coco, *small_shards(tmp_path / "out"))
     assert "SLURM" in line
     assert "--array-index" in line
     share = ("--array-index", 1, "--array-count", 12)  # given ones are taken instead
@@ -293,7 +277,7 @@ def test_slurm_array_that_makes_no_shares_is_a_mistake(
 
 
 def test_mistakes_are_told_in_one_line_that_names_the_thing(
-    coco: list[str], straight: Path, tmp_path: Path, efficientsam: Command
+    coco: list[str], straight: Path, tmp_path: Path, here: "InProcess"
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "bad.json").write_text("{}")
@@ -317,8 +301,8 @@ def test_mistakes_are_told_in_one_line_that_names_the_thing(
         ([*coco, "--out", "nowhere://bucket/out"], "nowhere://bucket/out"),
         ([*coco, *out, "--long-side", 0], "--long-side"),
     ):
-        assert told in mistake(efficientsam("pack", *arguments, "--workers", 0))
-    assert "gone" in mistake(efficientsam("check-shards", f"{tmp_path}/gone/*.tar"))
+        assert told in here.mistake("pack", *arguments, "--workers", 0)
+    assert "gone" in here.mistake("check-shards", f"{tmp_path}/gone/*.tar")
 
 
 def test_what_is_skipped_is_told_and_lies_in_the_summary(

@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,16 +18,11 @@ from torch import Tensor, nn
 
 from efficientsam_pl import rle
 from efficientsam_pl.cli import main as cli
-from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.hub import load_model
-from efficientsam_pl.inference.load import load_segmenter
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import SegmenterConfig
 
-MODEL = """\
-encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}
-decoder: {mlp_width: 32, iou_head_width: 32}
-"""
+if TYPE_CHECKING:
+    from tests.integration.conftest import InProcess
+
 HEIGHT, WIDTH = 48, 64
 GUIDE = Path(__file__).parents[2] / "docs/salient.md"
 
@@ -57,12 +54,8 @@ def save(path: Path, grey: np.ndarray) -> None:
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    (tmp_path / "tiny.yaml").write_text(MODEL)
-    config = configs.load(SegmenterConfig, [str(tmp_path / "tiny.yaml")], [])
-    torch.manual_seed(0)
-    state, told = load_segmenter(config, None).state_dict(), configs.as_dict(config)
-    write_safetensors(tmp_path / "tiny.safetensors", state, state.values(), told, {"stage": "test"})
+def folders(tmp_path: Path, write_model: Callable[..., Path]) -> Folders:
+    write_model(tmp_path / "tiny.safetensors")
     draw = np.random.default_rng(0)
     for name in ("boat", "empty", "half"):
         photo = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -75,13 +68,6 @@ def folders(tmp_path: Path) -> Folders:
     for name in ("boat", "empty", "half"):
         save(tmp_path / f"truth/{name}.png", (two > 128).astype(np.uint8) * 255)
     return Folders(tmp_path)
-
-
-def mistake(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    capfd.readouterr()
-    assert cli.main(arguments) == 2
-    [line] = capfd.readouterr().err.splitlines()
-    return line
 
 
 def test_folder_is_segmented_scored_and_counted(
@@ -177,7 +163,7 @@ def test_truth_of_another_size_is_told_and_missing_truth_only_not_scored(
     assert "1 photo with ground truth" in out
 
 
-def test_mistakes_are_one_line_each(folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line_each(folders: Folders, here: "InProcess") -> None:
     root = folders.root
     (root / "nothing").mkdir()
     boat = {"image": root / "photos/boat.png"}
@@ -199,9 +185,9 @@ def test_mistakes_are_one_line_each(folders: Folders, capfd: pytest.CaptureFixtu
         ({"model": "no_model"}, "unknown model 'no_model'"),
     ]
     for changes, told in cases:
-        assert told in mistake(capfd, folders.options(**changes)), changes
+        assert told in here.mistake(*folders.options(**changes)), changes
     save(root / "photos/boat.jpg", np.zeros((9, 9, 3), dtype=np.uint8))
-    line = mistake(capfd, folders.options())
+    line = here.mistake(*folders.options())
     assert "boat.jpg and boat.png would write the same files" in line
 
 

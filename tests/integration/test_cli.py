@@ -22,12 +22,12 @@ from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.load import load_segmenter
+from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.recipes import root_configs as configs
 from efficientsam_pl.recipes.root_configs import (
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
-    SegmenterConfig,
 )
 from efficientsam_pl.rle import encode
 

@@ -31,7 +31,7 @@ def test_files_are_read_back_by_the_standard_library(tmp_path: Path, unpacked: U
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
-@pytest.mark.parametrize("endings", [("jpg", "json"), ("jpg", "cls"), ("jpg",)], ids="+".join)
+@pytest.mark.parametrize("suffixes", [("jpg", "json"), ("jpg", "cls"), ("jpg",)], ids="+".join)
 def test_every_kind_is_read_back_by_webdataset(suffixes: tuple[str, ...], tmp_path: Path) -> None:
     written = [PackedSample(f"s{i}", {e: f"{e}{i}".encode() for e in suffixes}) for i in range(3)]
     write_shard(f"{tmp_path}/a.tar", written)

@@ -23,12 +23,12 @@ PHOTOS = 7  # of the set of discs
 SLOW = """\
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-from efficientsam_pl.evaluation.evaluator import Examination
-quick = Examination.record
+from efficientsam_pl.evaluation.evaluator import ImageEvaluator
+quick = ImageEvaluator.record
 def slow(*given, **named):
     time.sleep(0.4)
     return quick(*given, **named)
-Examination.record = slow
+ImageEvaluator.record = slow
 from efficientsam_pl.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

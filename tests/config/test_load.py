@@ -348,7 +348,7 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
         (
             PretrainConfig,
             ["teacher.kind=timm", "teacher.timm_name=vit"],
-            "teacher.timm_name=vit must be a ViT whose name tells its patch",
+            "teacher.timm_name=vit must contain its patch size",
         ),
         (
             PretrainConfig,

@@ -117,7 +117,7 @@ class _Window:
         return self.mask, slice(self.row, below), slice(self.column, right)
 
     def threshold(self) -> float:
-        """Return one half, or the highest coverage if lower, minus rounding; 0 for an empty mask."""
+        """Return 0.5, or the highest coverage if lower, minus rounding; 0 for an empty mask."""
         return max(0.0, min(float(self.coverage.max(initial=0.0)), 0.5) - _ROUNDING)
 
 

@@ -167,7 +167,7 @@ def test_map_without_a_salient_region_gives_no_instance(
 def test_stored_kinds_of_maps_are_one_scale() -> None:
     eight = np.array([[0, 51, 255]], dtype=np.uint8)
     expected = np.array([[0.0, 0.2, 1.0]], dtype=np.float32)
-    for same in (eight, eight.astype(np.uint16) * 257, expected, wanted.astype(np.float64)):
+    for same in (eight, eight.astype(np.uint16) * 257, expected, expected.astype(np.float64)):
         np.testing.assert_allclose(saliency_map(same, (1, 3)), expected, atol=1e-7)
     assert saliency_map(np.array([[True, False]]), (1, 2)).tolist() == [[1.0, 0.0]]
 

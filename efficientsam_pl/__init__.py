@@ -1,7 +1,6 @@
 """Train small Segment Anything models, and use them.
 
-The few names that users import are loaded when first asked for, so that `import efficientsam_pl`
-stays free of torch.
+The public names are imported lazily, so that `import efficientsam_pl` does not import torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from efficientsam_pl.inference.predictor import Predictor, SamPredictor
 
 __all__ = ["EverythingConfig", "Predictor", "SamPredictor", "generate_masks", "load_model"]
-_HOMES = {
+_MODULES = {
     "EverythingConfig": "efficientsam_pl.inference.automask.config",
     "generate_masks": "efficientsam_pl.inference.automask.generator",
     "load_model": "efficientsam_pl.inference.hub",
@@ -23,8 +22,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m efficientsam_pl` is the console command."""
+"""Run the console command as `python -m efficientsam_pl`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""How a command ends early without a fault: a user's mistake, a request to stop, Ctrl-C."""
+"""Exceptions that end a command early without a fault: user errors, stop requests, Ctrl-C."""
 
 
 class UserError(ValueError):
@@ -6,9 +6,9 @@ class UserError(ValueError):
 
 
 class SavedAndStopped(Exception):  # noqa: N818
-    """A run that was asked to stop, has saved its state, and can go on later.
+    """A run that stopped on request after saving its state, so that it can be resumed.
 
-    `code` is the exit code: 75, or 130 after a Ctrl-C, which no scheduler is to start again.
+    `code` is the exit code: 75, or 130 after Ctrl-C, so that no scheduler restarts the run.
     """
 
     def __init__(self, message: str, code: int = 75) -> None:
@@ -17,14 +17,14 @@ class SavedAndStopped(Exception):  # noqa: N818
 
 
 class Interrupted(BaseException):
-    """Ctrl-C where there is nothing to save: exit code 130.
+    """Ctrl-C with nothing to save: exit code 130.
 
-    Raised instead of KeyboardInterrupt in a run, since Lightning ends the process on that one.
+    Raised instead of KeyboardInterrupt in a run, because Lightning exits the process on that.
     """
 
 
 def one_line(error: UserError) -> str:
-    """The message. Of an error that a data worker sent it is the last line of what arrives."""
+    """Return the message; for an error re-raised from a data worker, its last line."""
     text = str(error)
     if not text.startswith("Caught "):
         return text

@@ -1,6 +1,6 @@
-"""Random numbers that are functions of a key, so that ranks, workers and devices do not matter.
+"""Random numbers as functions of a key, independent of ranks, workers and devices.
 
-A key is one 64-bit number a sample, made of (seed, epoch, sample). The mixer is splitmix64
+A key is one 64-bit number per sample, a hash of (seed, epoch, sample). The mixer is splitmix64
 (Steele, Lea, Flood 2014: Fast splittable pseudorandom number generators), whose integer
 arithmetic is the same on every device.
 """
@@ -21,7 +21,7 @@ _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def sample_key(seed: int, epoch: int, sample: str) -> int:
-    """The key of one sample in one epoch of a run with this seed; 63 bits, not negative."""
+    """Hash a sample in an epoch of a run with this seed to a key of 63 bits."""
     digest = hashlib.blake2b(
         f"{seed}/{epoch}/{sample}".encode("utf-8", "surrogateescape"), digest_size=8
     ).digest()
@@ -31,12 +31,12 @@ def sample_key(seed: int, epoch: int, sample: str) -> int:
 def uniform(
     key: Int64[Tensor, "*batch"], count: int, purpose: str
 ) -> Float[Tensor, "*batch {count}"]:
-    """`count` numbers in [0, 1) for each key, the same on every device.
+    """Draw `count` numbers in [0, 1) for each key, the same on every device.
 
     Args:
-        key: One key a sample, from `sample_key`.
-        count: How many numbers a sample needs.
-        purpose: Names the use; two uses of one key draw independently.
+        key: One key per sample, from `sample_key`.
+        count: Numbers per sample.
+        purpose: Name of the use; two uses of one key draw independently.
     """
     counter = torch.arange(1, count + 1, device=key.device)
     mixed = _mix(_mix(key ^ _salt(purpose))[..., None] + counter * _GOLDEN)
@@ -44,13 +44,13 @@ def uniform(
 
 
 def split_key(key: Int64[Tensor, "*batch"], count: int) -> Int64[Tensor, "*batch {count}"]:
-    """Keys of `count` things of each sample, such as its masks, that draw independently."""
+    """Derive `count` independent keys from each sample's key, for instance one per mask."""
     number = torch.arange(1, count + 1, device=key.device)
     return _mix(_mix(key ^ _salt("apart"))[..., None] + number * _GOLDEN)
 
 
 def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{count}"]:
-    """What `uniform` draws for one key, without torch: for the data workers' many small draws."""
+    """Draw what `uniform` draws for one key, without torch: faster for many small draws."""
     counter = np.arange(1, count + 1, dtype=np.uint64)
     salted = np.array([key ^ _salt(purpose)], dtype=np.uint64)
     mixed = _mix_array(_mix_array(salted) + counter * np.uint64(_GOLDEN % 2**64))

@@ -1,9 +1,9 @@
-"""How much of each cell of a coarse grid a mask covers, straight from its run-lengths.
+"""Coverage of the cells of a coarse grid by masks, computed directly from run-lengths.
 
-No mask is decoded: the cost follows the number of runs and the cells that the masks touch, not
-the photo's pixels. Foreground is cut into vertical pieces, one a column and run. A piece that
-begins at height v (in cells) adds a ramp there and takes it away where it ends; the running sum
-down a column of cells then is the covered area, exactly.
+No mask is decoded: the cost depends on the number of runs and of touched cells, not on the image's
+pixels. Foreground is split into vertical pieces, one per column and run. A piece that begins at
+height v (in cells) adds a ramp there and subtracts it where it ends; the cumulative sum down a
+column of cells is then exactly the covered area.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells laid over a photo from its top left corner; they may reach beyond the photo."""
+    """A grid of cells over an image, from its top left corner; it may extend beyond the image."""
 
     image_hw: tuple[int, int]
     cells_hw: tuple[int, int]
     cells_per_pixel: tuple[float, float]  # down, across
-    mirrored: bool = False  # the photo is flipped left to right before the cells are laid
+    mirrored: bool = False  # the image is flipped horizontally first
 
     @staticmethod
     def over(image_hw: tuple[int, int], cells_hw: tuple[int, int]) -> Grid:
-        """Cells that together are exactly the photo."""
+        """Divide the image into cells exactly."""
         down, across = (cells / pixels for cells, pixels in zip(cells_hw, image_hw, strict=True))
         return Grid(image_hw, cells_hw, (down, across))
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Foreground in vertical pieces of one column; `mask` says whose."""
+    """Foreground as vertical pieces within one column; `mask` is the index of the mask."""
 
     mask: Int[np.ndarray, "n"]
     column: Int[np.ndarray, "n"]
@@ -49,54 +49,54 @@ class _Pieces:
 def half_covered(
     runs: Sequence[Int[np.ndarray, "_"]], grid: Grid
 ) -> Bool[np.ndarray, "q rows columns"]:
-    """The cells that each mask covers by half or more.
+    """Select the cells that each mask covers by half or more.
 
-    A mask too thin to cover half of any cell keeps its best-covered ones, so that none vanishes.
+    A mask too thin to cover half of any cell keeps its best-covered cells, so that none vanishes.
 
     Args:
-        runs: Run lengths of each mask, column by column, background first.
-        grid: The photo's size and the cells.
+        runs: Run lengths of each mask, column-major, background first.
+        grid: The image's size and the cells.
     """
     cells = np.zeros((len(runs), *grid.cells_hw), dtype=bool)
     for window in _windows(runs, grid):
         threshold = window.threshold()
         if threshold > 0:
-            cells[window.place()] = window.coverage >= threshold
+            cells[window.index()] = window.coverage >= threshold
     return cells
 
 
 def coverage(
     runs: Sequence[Int[np.ndarray, "_"]], grid: Grid
 ) -> Float[np.ndarray, "q rows columns"]:
-    """The share of each cell that each mask covers, in [0, 1]."""
+    """Compute the share of each cell that each mask covers, in [0, 1]."""
     cells = np.zeros((len(runs), *grid.cells_hw))
     for window in _windows(runs, grid):
-        cells[window.place()] = window.coverage
+        cells[window.index()] = window.coverage
     return cells
 
 
 def half_covered_runs(
     runs: Sequence[Int[np.ndarray, "_"]], grid: Grid
 ) -> list[Int[np.ndarray, "_"]]:
-    """What `half_covered` gives, as run lengths, without laying out whole grids."""
+    """Compute `half_covered` as run lengths, without allocating whole grids."""
     height, width = grid.cells_hw
-    found: list[Int[np.ndarray, "_"]] = [np.array([height * width])] * len(runs)
+    cell_runs: list[Int[np.ndarray, "_"]] = [np.array([height * width])] * len(runs)
     for window in _windows(runs, grid):
         threshold = window.threshold()
         if threshold > 0:
-            covered = (window.coverage >= threshold).T  # [columns, rows], as runs go
+            covered = (window.coverage >= threshold).T  # [columns, rows], the order of runs
             edges = np.diff(np.pad(covered, ((0, 0), (1, 1))).astype(np.int8), axis=1)
             column, row = np.nonzero(edges)
             flat = (window.column + column) * height + window.row + row
-            found[window.mask] = _runs_between(flat, height * width)
-    return found
+            cell_runs[window.mask] = _runs_between(flat, height * width)
+    return cell_runs
 
 
 def _runs_between(edges: Int[np.ndarray, "n"], pixels: int) -> Int[np.ndarray, "_"]:
-    """Run lengths between the places where background and foreground change."""
-    # a run that reaches a column's end and goes on in the next has two edges in one place
-    again = np.flatnonzero(edges[1:] == edges[:-1])
-    edges = np.delete(edges, np.concatenate([again, again + 1]))
+    """Convert the positions where background and foreground alternate to run lengths."""
+    # a run that continues from a column's end into the next has two edges at one position
+    repeated = np.flatnonzero(edges[1:] == edges[:-1])
+    edges = np.delete(edges, np.concatenate([repeated, repeated + 1]))
     runs = np.diff(np.concatenate([[0], edges, [pixels]]))
     return runs if runs[-1] else runs[:-1]
 
@@ -110,14 +110,14 @@ class _Window:
     column: int
     coverage: Float[np.ndarray, "rows columns"]
 
-    def place(self) -> tuple[int, slice, slice]:
-        """Where it lies among all masks' cells."""
+    def index(self) -> tuple[int, slice, slice]:
+        """Return the index of the window in the array of all masks' cells."""
         rows, columns = self.coverage.shape
         below, right = self.row + rows, self.column + columns
         return self.mask, slice(self.row, below), slice(self.column, right)
 
     def threshold(self) -> float:
-        """One half, or what the best cells have, less what sums round off; 0 for no mask."""
+        """Return 0.5, or the highest coverage if lower, minus rounding; 0 for an empty mask."""
         return max(0.0, min(float(self.coverage.max(initial=0.0)), 0.5) - _ROUNDING)
 
 
@@ -147,10 +147,12 @@ def _windows(runs: Sequence[Int[np.ndarray, "_"]], grid: Grid) -> Iterator[_Wind
             weights += [sign * (width - share), sign * share]
     place, weight = np.stack(places), np.stack(weights)
     for i, (start, count) in enumerate(zip(first.tolist(), pieces_of.tolist(), strict=True)):
-        own = slice(start, start + count)
+        pieces_of_mask = slice(start, start + count)
         size = int(rows[i] * columns[i])
-        flat = np.bincount(place[:, own].ravel(), weight[:, own].ravel(), minlength=size)[:size]
-        # each column of cells sums to nothing, so one running sum serves all of them
+        flat = np.bincount(
+            place[:, pieces_of_mask].ravel(), weight[:, pieces_of_mask].ravel(), minlength=size
+        )[:size]
+        # each column of cells sums to zero, so a single cumulative sum serves all of them
         area = np.cumsum(flat).reshape(columns[i], rows[i]).T
         corner_of = (int(above[i]), int(before[i]))
         inside = area[: grid.cells_hw[0] - corner_of[0], : grid.cells_hw[1] - corner_of[1]]
@@ -163,7 +165,7 @@ def _span(
     first: Int[np.ndarray, "q"],
     spill: int,
 ) -> tuple[Int[np.ndarray, "q"], Int[np.ndarray, "q"]]:
-    """How many cells each mask touches along an axis, and the first of them."""
+    """Return the number of cells that each mask touches along an axis, and the first of them."""
     begin = np.minimum.reduceat(low, first).astype(np.int64)
     end = np.maximum.reduceat(high, first)
     last = end.astype(np.int64) + spill if spill else np.ceil(end).astype(np.int64)
@@ -173,15 +175,15 @@ def _span(
 def _pieces(runs: Sequence[Int[np.ndarray, "_"]], height: int) -> _Pieces:
     whole = foreground_runs(runs)
     column = whole.begin // height
-    further = (whole.end - 1) // height - column  # columns that a run goes on into
+    further = (whole.end - 1) // height - column  # further columns that a run extends into
     top, bottom = whole.begin - column * height, whole.end - column * height
     if not further.any():
         return _Pieces(whole.mask, column, top, bottom)
-    of = np.repeat(np.arange(len(column)), further + 1)
-    step = np.arange(len(of)) - np.repeat(np.cumsum(further + 1) - (further + 1), further + 1)
+    run = np.repeat(np.arange(len(column)), further + 1)
+    step = np.arange(len(run)) - np.repeat(np.cumsum(further + 1) - (further + 1), further + 1)
     return _Pieces(
-        mask=whole.mask[of],
-        column=column[of] + step,
-        top=np.where(step == 0, top[of], 0),
-        bottom=np.where(step == further[of], bottom[of] - step * height, height),
+        mask=whole.mask[run],
+        column=column[run] + step,
+        top=np.where(step == 0, top[run], 0),
+        bottom=np.where(step == further[run], bottom[run] - step * height, height),
     )

@@ -1,4 +1,4 @@
-"""Intersection over union of boolean masks, as losses, metrics and pictures count it."""
+"""Intersection over union of boolean masks, shared by losses, metrics and visualization."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def mask_iou(masks: Bool[Tensor, "*n h w"], target: Bool[Tensor, "*#n h w"]) -> Float[Tensor, "*n"]:
-    """Shared pixels over pixels of either mask.
+    """Compute intersection over union.
 
-    Empty against empty is 0, as in pycocotools, by which AP and the protocols' IoU are counted
-    (`rle.pair_iou`), and in SAM 2's loss, whose union is at least one pixel: the IoU head learns
-    the very number that a metric would give. A match of nothing with nothing earns no score, so a
-    model cannot raise its mean IoU by predicting no mask.
+    Empty against empty is 0, as in pycocotools, which computes AP and the protocols' IoU
+    (`rle.pair_iou`), and as in SAM 2's loss, whose union is at least one pixel. So the IoU head
+    learns exactly what the metrics measure, and a model cannot raise its mean IoU by predicting
+    empty masks.
 
     Args:
         masks: Predicted masks.
@@ -21,6 +21,6 @@ def mask_iou(masks: Bool[Tensor, "*n h w"], target: Bool[Tensor, "*#n h w"]) -> 
     Returns:
         One value in [0, 1] per mask.
     """
-    shared = (masks & target).flatten(-2).sum(-1)
-    either = (masks | target).flatten(-2).sum(-1)
-    return shared / either.clamp(min=1)
+    intersection = (masks & target).flatten(-2).sum(-1)
+    union = (masks | target).flatten(-2).sum(-1)
+    return intersection / union.clamp(min=1)

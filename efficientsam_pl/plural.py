@@ -1,11 +1,11 @@
-"""Counts in sentences: 1 photo, 2 photos."""
+"""Counts in sentences: 1 image, 2 images."""
 
 
-def noun(count: int, one: str) -> str:
-    """A noun as it stands behind a count: `mask` behind 1, `masks` behind any other."""
-    return one if count == 1 else f"{one}s"
+def noun(count: int, singular: str) -> str:
+    """Inflect a noun for a count: `mask` for 1, `masks` for any other."""
+    return singular if count == 1 else f"{singular}s"
 
 
-def counted(count: int, one: str) -> str:
-    """A count and its noun, such as `1 mask` or `0 masks`."""
-    return f"{count} {noun(count, one)}"
+def counted(count: int, singular: str) -> str:
+    """Format a count with its noun, such as `1 mask` or `0 masks`."""
+    return f"{count} {noun(count, singular)}"

@@ -1,4 +1,4 @@
-"""What a result or a checkpoint says of the programs that made it."""
+"""Package versions, as recorded in results and checkpoints."""
 
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
@@ -9,17 +9,17 @@ _PACKAGE = Path(__file__).parent
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """By package, "not installed" for one that is missing; ours is that of the code that runs."""
+    """Map packages to versions, or "not installed"; ours is that of the running code."""
     return {name: _version(name) for name in packages}
 
 
 def package_version() -> str:
-    """The version of this package, also of a checkout that is not installed."""
+    """Return the version of this package, also for a checkout that is not installed."""
     return _version(_PACKAGE.name)
 
 
 def _version(package: str) -> str:
-    if package == _PACKAGE.name and (ours := _version_of_checkout()):
+    if package == _PACKAGE.name and (ours := _checkout_version()):
         return ours
     try:
         return version(package)
@@ -27,8 +27,8 @@ def _version(package: str) -> str:
         return ABSENT
 
 
-def _version_of_checkout() -> str | None:
-    """None for an installed package; a checkout's environment may hold none, or another release."""
+def _checkout_version() -> str | None:
+    """Read the version of a checkout, whose environment may lack it; None if installed."""
     pyproject = _PACKAGE.parent / "pyproject.toml"
     if not pyproject.exists():
         return None

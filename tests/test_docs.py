@@ -32,7 +32,9 @@ ROOTS: dict[str, type[Any]] = {
     "finetune": configs.FinetuneConfig,
     "evaluate": configs.EvaluateConfig,
 }
-PLACEHOLDERS = re.compile(r".*(\.\.\.|…|key=value|ARGUMENTS)$")  # for arguments of the reader's own
+PLACEHOLDERS = re.compile(
+    r".*(\.\.\.|…|key=value|ARGUMENTS)$"
+)  # arguments that the reader fills in
 DATA_FOLDER_NAMES = re.compile(r"data/(?!imagenet\b|sa1b\b)\w+")  # data/coco is no config
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(
@@ -73,7 +75,7 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 
 
 def is_complete(words: list[str]) -> bool:
-    """Inline code often names a command with one option; only whole commands can be parsed."""
+    """Inline code often names a command with a single option; only whole commands can be parsed."""
     parser, rest = build_parser(), list(words)
     while rest and rest[0] in subparsers(parser):
         parser = subparsers(parser)[rest.pop(0)]

@@ -1,4 +1,4 @@
-"""`make venv`: a clone's own environment holds its code, a shared one the dependencies alone."""
+"""`make venv`: a clone's private environment holds its code, a shared one only the dependencies."""
 
 import importlib.util
 import json
@@ -31,11 +31,11 @@ if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, in a small clone, with a Python that downloads nothing."""
-    found = importlib.util.spec_from_file_location("environment", ROOT / ".ci/environment.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("environment", ROOT / ".ci/environment.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     clone = tmp_path / "clone"
     clone.mkdir()
     (clone / "pyproject.toml").write_text(PYPROJECT)
@@ -71,7 +71,7 @@ def test_dependencies_of_this_project_are_requirements_and_never_itself(
 
 
 @pytest.mark.parametrize("name", [".venv", ".venv/", "./sub/../.venv", "{clone}/.venv"])
-def test_own_environment_holds_the_code_and_is_made_once(
+def test_private_environment_holds_the_code_and_is_made_once(
     name: str, environment: ModuleType, tmp_path: Path
 ) -> None:
     clone = tmp_path / "clone"
@@ -123,7 +123,7 @@ def test_second_clone_with_the_same_dependencies_installs_nothing(
         ({"url": "file:///other", "dir_info": {}}, False),
         ({"url": "file://{parent}", "dir_info": {"editable": True}}, False),
     ],
-    ids=["of another clone", "not editable", "of the clone whose own environment this is"],
+    ids=["of another clone", "not editable", "of the clone whose private environment this is"],
 )
 def test_clone_installed_into_a_shared_environment_is_removed(
     origin: dict[str, Any], removed: bool, environment: ModuleType, tmp_path: Path

@@ -18,7 +18,7 @@ from efficientsam_pl.recipes.root_configs import FinetuneConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/finetune"
 PAPER = ("ti", "s", "ti_interactive", "s_interactive")
-SA1B_IMAGES = 1000 * 11_185  # tars times photos a tar
+SA1B_IMAGES = 1000 * 11_185  # tars times images per tar
 
 
 def load(name: str, *more: str) -> FinetuneConfig:
@@ -26,13 +26,13 @@ def load(name: str, *more: str) -> FinetuneConfig:
 
 
 def changed(name: str, base: str) -> dict[str, Any]:
-    """What one recipe says otherwise than another."""
-    own, of_base = (flatten(configs.as_dict(load(one))) for one in (name, base))
-    assert own.keys() == of_base.keys()
-    return {key: value for key, value in own.items() if value != of_base[key]}
+    """Return the keys in which a recipe differs from another."""
+    values, base_values = (flatten(configs.as_dict(load(config))) for config in (name, base))
+    assert values.keys() == base_values.keys()
+    return {key: value for key, value in values.items() if value != base_values[key]}
 
 
-def test_own_set_can_be_trained_interactively() -> None:
+def test_a_custom_set_can_be_trained_interactively() -> None:
     assert load("custom_coco", "prompts.rounds=interactive").prompts.points() == 10
 
 
@@ -75,7 +75,7 @@ def test_the_papers_recipe_has_the_released_layout(name: str, width: int) -> Non
 
 
 @pytest.mark.parametrize("name", ["ti", "s"])
-def test_an_answer_follows_each_of_the_first_six_points(name: str) -> None:
+def test_a_prediction_follows_each_of_the_first_six_points(name: str) -> None:
     prompter = build_prompt_sampler(load(name).prompts, 1024)
     assert prompter.rounds == 6
     assert {prompter.answer(number) for number in range(6)} == {"candidates"}
@@ -118,7 +118,7 @@ def test_a_recipe_needs_no_more_than_images(name: str, tmp_path: Path) -> None:
         configs.require(load(name))
 
 
-def test_a_set_of_ones_own_needs_its_files(tmp_path: Path) -> None:
+def test_a_custom_set_needs_its_files(tmp_path: Path) -> None:
     for name in ("set.json", "weights.pt"):
         (tmp_path / name).touch()
     config = load(

@@ -9,7 +9,7 @@ from efficientsam_pl.geometry import Resize, ResizeRule
 both_rules = pytest.mark.parametrize("rule", ["squash", "pad"])
 
 
-def photo(height: int, width: int) -> np.ndarray:
+def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -59,25 +59,25 @@ def test_points_and_boxes_come_back(image_hw: tuple[int, int], rule: ResizeRule)
 
 
 def test_padded_image_is_pillows() -> None:
-    image = photo(60, 90)
-    found = Resize.fit((60, 90), 64, "pad").image_forward(image)
+    image = noise(60, 90)
+    actual = Resize.fit((60, 90), 64, "pad").image_forward(image)
     expected = np.array(Image.fromarray(image).resize((64, 43), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
+    np.testing.assert_array_equal(actual.permute(1, 2, 0).numpy(), expected)
 
 
 def test_squashed_image_is_torchs() -> None:
-    image = photo(60, 90)
-    found = Resize.fit((60, 90), 64, "squash").image_forward(image)
+    image = noise(60, 90)
+    actual = Resize.fit((60, 90), 64, "squash").image_forward(image)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     expected = F.interpolate(pixels, (64, 64), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @both_rules
 def test_image_of_the_models_size_is_left_alone(rule: ResizeRule) -> None:
-    image = photo(64, 64)
-    found = Resize.fit((64, 64), 64, rule).image_forward(image)
-    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), image)
+    image = noise(64, 64)
+    actual = Resize.fit((64, 64), 64, rule).image_forward(image)
+    np.testing.assert_array_equal(actual.permute(1, 2, 0).numpy(), image)
 
 
 @both_rules
@@ -120,9 +120,9 @@ def test_a_rectangle_drawn_in_the_model_comes_back_where_its_box_does(
     low_res[..., y0:y1, x0:x1] = 10.0
     mask = resize.masks_back(low_res)[0, 0] > 0
     rows, columns = torch.nonzero(mask, as_tuple=True)
-    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    # A mask pixel is at most 4 photo pixels wide, half of that may be rounded away
-    assert (torch.stack(found) - box[0]).abs().max() <= 2
+    actual = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    # A mask pixel is at most 4 image pixels wide, half of that may be rounded away
+    assert (torch.stack(actual) - box[0]).abs().max() <= 2
 
 
 @both_rules

@@ -59,9 +59,9 @@ def test_draws_are_uniform_in_the_unit_interval() -> None:
 
 @pytest.mark.parametrize(("key", "purpose"), [(7, "crop"), (8, "masks")])
 def test_another_purpose_or_key_draws_independently(key: int, purpose: str) -> None:
-    one = uniform(torch.tensor(7), 4096, "masks")
+    first = uniform(torch.tensor(7), 4096, "masks")
     other = uniform(torch.tensor(key), 4096, purpose)
-    correlation = torch.corrcoef(torch.stack([one, other]))[0, 1]
+    correlation = torch.corrcoef(torch.stack([first, other]))[0, 1]
     assert correlation.abs() < 5 / 4096**0.5  # five standard errors
 
 
@@ -104,11 +104,11 @@ def test_keys_apart_do_not_depend_on_the_batch_nor_on_how_many_there_are() -> No
 
 
 def test_things_of_one_sample_draw_independently() -> None:
-    """Of each other, of the sample's own draws, and of what lies beside them."""
+    """Independent of each other, of the sample's draws, and of neighbouring keys."""
     sample = torch.tensor([sample_key(0, 0, "photo")])
     masks = uniform(split_key(sample, 20), 4096, "clicks")[0]
-    own = uniform(sample, 4096, "clicks")
-    correlation = torch.corrcoef(torch.cat([own, masks]))
+    drawn = uniform(sample, 4096, "clicks")
+    correlation = torch.corrcoef(torch.cat([drawn, masks]))
     assert correlation.triu(1).abs().max() < 6 / 4096**0.5  # six standard errors, 210 pairs
     first = uniform(split_key(torch.arange(4096), 2), 1, "clicks")[..., 0].T
     assert torch.corrcoef(first)[0, 1].abs() < 5 / 4096**0.5

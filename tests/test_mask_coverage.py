@@ -12,7 +12,7 @@ sizes = pytest.mark.parametrize(("image_hw", "cells_hw"), SIZES)
 
 
 def overlaps(pixels: int, cells: int, cells_per_pixel: float) -> np.ndarray:
-    """How much of each cell each pixel fills along one axis, [cells, pixels]."""
+    """Share of each cell that each pixel fills along an axis, [cells, pixels]."""
     edge = np.arange(pixels + 1) * cells_per_pixel
     cell = np.arange(cells)[:, None]
     return np.clip(np.minimum(edge[1:], cell + 1) - np.maximum(edge[:-1], cell), 0, None)
@@ -58,18 +58,18 @@ def test_coverage_equals_the_average_of_the_decoded_mask(
     masks = masks_of(image_hw)
     scale = (cells_hw[0] / image_hw[0], cells_hw[1] / image_hw[1])
     grid = Grid(image_hw, cells_hw, scale, mirrored)
-    found = coverage(runs_of(masks), grid)
-    for mask, own in zip(masks, found, strict=True):
-        np.testing.assert_allclose(own, averaged(mask, grid), atol=1e-12)
+    shares = coverage(runs_of(masks), grid)
+    for mask, covered in zip(masks, shares, strict=True):
+        np.testing.assert_allclose(covered, averaged(mask, grid), atol=1e-12)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_cells_beyond_the_image_are_partly_or_not_covered(mirrored: bool) -> None:
     grid = Grid((30, 50), (16, 16), (0.26, 0.26), mirrored)  # content ends within cells 7 and 13
     masks = masks_of((30, 50))
-    for mask, own in zip(masks, coverage(runs_of(masks), grid), strict=True):
-        np.testing.assert_allclose(own, averaged(mask, grid), atol=1e-12)
-        assert np.abs(own[8:]).max() < 1e-12
+    for mask, covered in zip(masks, coverage(runs_of(masks), grid), strict=True):
+        np.testing.assert_allclose(covered, averaged(mask, grid), atol=1e-12)
+        assert np.abs(covered[8:]).max() < 1e-12
 
 
 def test_one_pixel_by_hand() -> None:
@@ -85,12 +85,12 @@ def test_half_covered_cells_and_the_best_ones_of_a_thin_mask(
     image_hw: tuple[int, int], cells_hw: tuple[int, int]
 ) -> None:
     masks, grid = masks_of(image_hw), Grid.over(image_hw, cells_hw)
-    for mask, own in zip(masks, half_covered(runs_of(masks), grid), strict=True):
+    for mask, covered in zip(masks, half_covered(runs_of(masks), grid), strict=True):
         share = averaged(mask, grid)
         threshold = min(0.5, share.max())
         clear = np.abs(share - threshold) > 1e-9
-        np.testing.assert_array_equal(own[clear], (share >= threshold)[clear])
-        assert own.any() == mask.any()
+        np.testing.assert_array_equal(covered[clear], (share >= threshold)[clear])
+        assert covered.any() == mask.any()
 
 
 @sizes
@@ -100,8 +100,8 @@ def test_smaller_run_lengths_are_the_half_covered_cells(
     masks, grid = masks_of(image_hw), Grid.over(image_hw, cells_hw)
     cells = half_covered(runs_of(masks), grid)
     small = half_covered_runs(runs_of(masks), grid)
-    for own, runs in zip(cells, small, strict=True):
-        expected = coco_mask.encode(np.asfortranarray(own.astype(np.uint8)))
+    for covered, runs in zip(cells, small, strict=True):
+        expected = coco_mask.encode(np.asfortranarray(covered.astype(np.uint8)))
         assert from_runs(runs, *cells_hw)["counts"] == expected["counts"].decode()
 
 

@@ -1,4 +1,4 @@
-"""IoU of masks: a slow loop, numbers by hand, and one answer for empty masks everywhere."""
+"""IoU of masks: a slow loop, numbers by hand, and the same value for empty masks everywhere."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_iou_equals_a_slow_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(2, 3, 5, 7, generator=generator) < 0.4
     target = torch.rand(2, 1, 5, 7, generator=generator) < 0.6
-    found = mask_iou(masks, target)
+    actual = mask_iou(masks, target)
     for i in range(2):
         for j in range(3):
             pairs = zip(
@@ -35,7 +35,7 @@ def test_iou_equals_a_slow_loop() -> None:
             )
             both = [(a and b, a or b) for a, b in pairs]
             expected = sum(shared for shared, _ in both) / sum(either for _, either in both)
-            assert found[i, j].item() == pytest.approx(expected, abs=1e-7)
+            assert actual[i, j].item() == pytest.approx(expected, abs=1e-7)
 
 
 def test_iou_of_two_overlapping_squares_is_one_seventh() -> None:
@@ -49,7 +49,7 @@ def test_iou_of_two_overlapping_squares_is_one_seventh() -> None:
 def test_loss_metric_and_pycocotools_agree(mask: Tensor, truth: Tensor, expected: float) -> None:
     """The IoU head, whose prediction is 0 here, errs by the square of the IoU that it learns."""
     assert mask_iou(mask, truth).item() == pytest.approx(expected, abs=1e-7)
-    encoded = [[encode(np.asarray(one))] for one in (mask, truth)]
+    encoded = [[encode(np.asarray(m))] for m in (mask, truth)]
     assert pair_iou(*encoded).tolist() == pytest.approx([expected], abs=1e-12)
     logits = torch.where(mask, 1.0, -1.0).expand(1, 1, 2, 3, 3)
     prediction = Prediction(logits, torch.zeros(1, 1, 2))

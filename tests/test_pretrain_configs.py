@@ -38,9 +38,9 @@ def load(name: str) -> PretrainConfig:
 def test_an_ablation_differs_from_its_base_only_where_meant(
     name: str, base: str, meant: dict[str, Any]
 ) -> None:
-    own, of_base = flatten(configs.as_dict(load(name))), flatten(configs.as_dict(load(base)))
-    assert own.keys() == of_base.keys()
-    changed = {key: value for key, value in own.items() if value != of_base[key]}
+    values, base_values = (flatten(configs.as_dict(load(config))) for config in (name, base))
+    assert values.keys() == base_values.keys()
+    changed = {key: value for key, value in values.items() if value != base_values[key]}
     assert changed == meant | {"run.dir": f"runs/pretrain_{name}"}
 
 

@@ -55,8 +55,8 @@ def slow_counts(mask: np.ndarray) -> list[int]:
 @mask_of_each_kind
 def test_encoding_equals_pycocotools(mask: np.ndarray) -> None:
     expected = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
-    found = rle.encode(mask)
-    assert (found["size"], found["counts"]) == (expected["size"], expected["counts"].decode())
+    actual = rle.encode(mask)
+    assert (actual["size"], actual["counts"]) == (expected["size"], expected["counts"].decode())
 
 
 @mask_of_each_kind
@@ -86,9 +86,9 @@ def test_runs_make_the_text_again(mask: np.ndarray) -> None:
     [
         ("", "without a run"),
         ("55", "runs of 10 pixels"),
-        ("P", "break off"),  # 0x20 set: a further digit must follow
-        ("5 5", "break off"),
-        ("5\x7f5", "break off"),
+        ("P", "truncated"),  # 0x20 set: a further digit must follow
+        ("5 5", "truncated"),
+        ("5\x7f5", "truncated"),
         ("ooooooooo5", "seven digits"),
         ("o06L1", "pixels"),
     ],
@@ -121,12 +121,12 @@ def test_counts_of_long_runs() -> None:
         1,
         33,
         700_000,
-    ]  # more than one base-32 digit, up and down
+    ]  # more than a single base-32 digit, up and down
     size = [sum(runs) // 7, 7]
     runs[-1] += size[0] * size[1] - sum(runs)
     text = coco_mask.frPyObjects({"size": size, "counts": runs}, *size)
-    [found] = rle.run_lengths([rle.from_coco(text, *size)])
-    assert found.tolist() == runs
+    [actual] = rle.run_lengths([rle.from_coco(text, *size)])
+    assert actual.tolist() == runs
 
 
 @mask_of_each_kind
@@ -171,8 +171,8 @@ def test_box_of_an_empty_mask_holds_no_pixel() -> None:
 def test_foreground_points_are_the_pixels_column_by_column(mask: np.ndarray) -> None:
     xy = np.stack(np.nonzero(mask.T), axis=-1)  # nonzero of the transpose walks down columns
     runs = rle.foreground_runs(rle.run_lengths([rle.encode(mask)]))
-    found = rle.foreground_points(runs, HEIGHT, np.arange(len(xy))[None])
-    np.testing.assert_array_equal(found[0], xy)
+    actual = rle.foreground_points(runs, HEIGHT, np.arange(len(xy))[None])
+    np.testing.assert_array_equal(actual[0], xy)
 
 
 def test_foreground_points_come_in_the_order_of_the_ranks() -> None:
@@ -203,8 +203,8 @@ def test_several_polygons_are_one_mask() -> None:
     triangle, square = [1, 1, 9, 1, 5, 8], [4, 4, 12, 4, 12, 11, 4, 11]
     apart = [coco_mask.frPyObjects([p], HEIGHT, WIDTH)[0] for p in (triangle, square)]
     union = (coco_mask.decode(apart) > 0).any(-1)
-    found = rle.decode(rle.from_coco([triangle, square], HEIGHT, WIDTH))
-    np.testing.assert_array_equal(found, union)
+    actual = rle.decode(rle.from_coco([triangle, square], HEIGHT, WIDTH))
+    np.testing.assert_array_equal(actual, union)
 
 
 @pytest.mark.parametrize("polygons", [[], [[1, 1, 5, 5]], [[1, 1, 5, 1, 5, 5], []]])
@@ -214,8 +214,8 @@ def test_polygons_without_three_corners_are_refused(polygons: Any) -> None:
 
 
 @pytest.mark.parametrize("corner", [1e9, -1e9, float("nan"), float("inf")])
-def test_polygons_that_lead_nowhere_are_refused(corner: float) -> None:
-    with pytest.raises(ValueError, match="nowhere"):
+def test_polygons_with_corners_far_away_or_not_finite_are_refused(corner: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
         rle.from_coco([[0.0, 0.0, corner, 0.0, 5.0, 5.0]], HEIGHT, WIDTH)
 
 
@@ -236,8 +236,8 @@ def test_dense_masks_of_any_size_are_encoded_as_pycocotools_does() -> None:
         count, height, width = draw.integers(1, (4, 40, 40))
         masks = draw.random((count, height, width)) < draw.choice([0, 0.02, 0.5, 0.98, 1])
         columns = np.asfortranarray(masks.transpose(1, 2, 0).view(np.uint8))
-        expected = [one["counts"].decode() for one in coco_mask.encode(columns)]
-        assert [one["counts"] for one in rle.encode_many(masks)] == expected
+        expected = [r["counts"].decode() for r in coco_mask.encode(columns)]
+        assert [r["counts"] for r in rle.encode_many(masks)] == expected
 
 
 def test_masks_that_lie_otherwise_in_memory_are_encoded_alike() -> None:
@@ -256,9 +256,9 @@ def test_flips_are_where_a_pixel_differs_from_the_one_before() -> None:
 def test_iou_of_pairs_equals_a_count_of_pixels() -> None:
     masks = [mask for mask in MASKS.values() if mask.any()]
     others = masks[1:] + masks[:1]
-    found = rle.pair_iou([rle.encode(m) for m in masks], [rle.encode(m) for m in others])
+    actual = rle.pair_iou([rle.encode(m) for m in masks], [rle.encode(m) for m in others])
     expected = [(m & o).sum() / (m | o).sum() for m, o in zip(masks, others, strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
     assert rle.areas([rle.encode(m) for m in masks]).tolist() == [m.sum() for m in masks]
 
 

@@ -65,7 +65,7 @@ def run(config: PretrainConfig, share: ArrayShare) -> None:
 
 def _embedding(config: PretrainConfig, heldout: bool, teacher: FrozenTeacher) -> Embedding:
     numbers = config.features.numbers
-    batch = min(config.trainer.micro_batch, teacher.at_once)  # a photo of 1024 pixels is large
+    batch = min(config.trainer.micro_batch, teacher.chunk_size)  # a photo of 1024 pixels is large
     if config.features.kind == "views":
         views = views_of(config, heldout)
         return Embedding(views.shown, _of_squares(teacher, batch), views.count, batch, numbers)
@@ -76,7 +76,7 @@ def _embedding(config: PretrainConfig, heldout: bool, teacher: FrozenTeacher) ->
         squares: UInt8[Tensor, "m 3 s s"], content_hw: Int64[Tensor, "m 2"]
     ) -> Iterator[Float[Tensor, "1 rows cols c"]]:
         whole, part = (_filled(of, batch).to(device) for of in (squares, content_hw))
-        features = teacher.map_of(whole, part)[: len(squares)].float()
+        features = teacher.feature_map(whole, part)[: len(squares)].float()
         for one, (height, width) in zip(features, content_hw.tolist(), strict=True):
             yield maps.kept(one, (height, width))[None]
 

@@ -8,7 +8,7 @@ import numpy as np
 from efficientsam_pl.data.image_files import read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.hub import load_model
-from efficientsam_pl.inference.predictor import ImagePrediction, Predictor, check_places
+from efficientsam_pl.inference.predictor import ImagePrediction, Predictor, check_coordinates
 from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import Label
 from efficientsam_pl.visualization.overlay import DrawnPrompt, mask_image, overlay
@@ -33,7 +33,7 @@ def run(options: PredictOptions) -> ImagePrediction:
     """Writes `overlay.png`, a PNG for each prompt's best mask, and the raw arrays if asked."""
     image = read_image(options.image)
     image_hw = (image.shape[0], image.shape[1])
-    check_places([point[:2] for point in options.points], options.boxes, image_hw)
+    check_coordinates([point[:2] for point in options.points], options.boxes, image_hw)
     drawn = _drawn(options)
     arguments = _arguments(options)
     model = load_model(options.model, options.weights)

@@ -32,9 +32,8 @@ def diff(before: Mapping[str, Any], now: Mapping[str, Any], absent: Any = None) 
 
     Args:
         before: Nested plain values.
-        now: Likewise.
-        absent: Stands for the value of a key that one side lacks; None makes a key that is null
-            on the other side no difference.
+        now: Nested plain values.
+        absent: Value of a key that one side lacks; with None, a missing key equals a null one.
     """
     old, new = flatten(before), flatten(now)
     pairs = (Difference(key, old.get(key, absent), new.get(key, absent)) for key in {**new, **old})
@@ -42,18 +41,18 @@ def diff(before: Mapping[str, Any], now: Mapping[str, Any], absent: Any = None) 
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Describe the first difference, as `seed was 3, now 4`; "" where there is none."""
+    """Describe the first difference, as `seed was 3, now 4`; "" if there is none."""
     for key, old, new in diff(before, now):
         return f"{key} was {old!r}, now {new!r}"
     return ""
 
 
-def join_first(texts: Sequence[str], most: int) -> str:
+def join_first(texts: Sequence[str], limit: int) -> str:
     """Join the first few texts and count the others: `a; b; and 3 more`."""
-    more = len(texts) - most
-    return "; ".join(texts[:most]) + (f"; and {more} more" if more > 0 else "")
+    more = len(texts) - limit
+    return "; ".join(texts[:limit]) + (f"; and {more} more" if more > 0 else "")
 
 
-def shorten(text: str, most: int) -> str:
-    """Cut a long value's text."""
-    return text if len(text) <= most else f"{text[:most]}..."
+def shorten(text: str, limit: int) -> str:
+    """Truncate a long text."""
+    return text if len(text) <= limit else f"{text[:limit]}..."

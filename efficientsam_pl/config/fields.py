@@ -1,7 +1,4 @@
-"""What a config's field says of itself beside its type and default: a path's kind, its comment.
-
-Imports no torch.
-"""
+"""Metadata of config fields: path kinds and the comments in the source. Imports no torch."""
 
 import ast
 import inspect
@@ -18,9 +15,9 @@ _KEY = "path"  # in a field's metadata
 
 @dataclass(frozen=True)
 class PathKind:
-    """A field that names files or folders; an empty value of it is a mistake.
+    """Metadata of a field that names files or folders; an empty value is an error.
 
-    `pattern`: it may stand for several files. `written`: what a command makes of it.
+    `pattern`: may match several files. `written`: whether a command writes a file or folder there.
     """
 
     pattern: bool = False
@@ -29,7 +26,7 @@ class PathKind:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A key that has a value of its own, with its type and what its comment says."""
+    """A key that holds a value, with its type and comment."""
 
     key: str
     type: Any
@@ -40,79 +37,80 @@ class Leaf:
 def path(
     default: str | None, *, pattern: bool = False, written: Literal["file", "folder"] | None = None
 ) -> Any:
-    """A config's field that names a file or a folder."""
+    """Declare a config field that names a file or a folder."""
     return field(default=default, metadata={_KEY: PathKind(pattern, written)})
 
 
-def path_kind(one: Field[Any]) -> PathKind | None:
-    """None: the field is no path."""
-    kind: PathKind | None = one.metadata.get(_KEY)
+def path_kind(config_field: Field[Any]) -> PathKind | None:
+    """Return the path metadata of a field; None if it is not a path."""
+    kind: PathKind | None = config_field.metadata.get(_KEY)
     return kind
 
 
-def parts(cls: Any) -> Iterator[tuple[Field[Any], Any, Any]]:
-    """Each field with its type and, where it is a list of dataclasses, their class."""
+def typed_fields(cls: Any) -> Iterator[tuple[Field[Any], Any, Any]]:
+    """Yield each field with its type and, if it is a list of dataclasses, their class."""
     hints = get_type_hints(cls)
-    for one in fields(cls):
-        hint = hints[one.name]
+    for config_field in fields(cls):
+        hint = hints[config_field.name]
         member = next(iter(get_args(hint)), None)
-        yield one, hint, member if is_dataclass(member) else None
+        yield config_field, hint, member if is_dataclass(member) else None
 
 
 def leaves(root: Any, prefix: str = "") -> Iterator[Leaf]:
-    """All keys below a config's class that have values, in its order."""
+    """Yield all keys of a config class that hold values, in order."""
     comments = comments_of(root)
-    for one, hint, _ in parts(root):
-        key = f"{prefix}{one.name}"
+    for config_field, hint, _ in typed_fields(root):
+        name = config_field.name
+        key = f"{prefix}{name}"
         if is_dataclass(hint):
             yield from leaves(hint, f"{key}.")
         else:
-            yield Leaf(key, hint, " ".join(comments.get(one.name, ())), path_kind(one))
+            yield Leaf(key, hint, " ".join(comments.get(name, ())), path_kind(config_field))
 
 
 def find_field(root: Any, key: str) -> Field[Any] | None:
-    """The field of a full key such as `data.mixture[0].shards`; None where there is none."""
+    """Look up the field of a full key such as `data.mixture[0].shards`; None if there is none."""
     name, _, rest = key.partition(".")
     name, _, entry = name.partition("[")
-    for one, hint, member in parts(root):
-        if one.name == name:
+    for config_field, hint, member in typed_fields(root):
+        if config_field.name == name:
             if not rest:
-                return None if entry else one
-            below = member if entry else hint
-            return find_field(below, rest) if is_dataclass(below) else None
+                return None if entry else config_field
+            section = member if entry else hint
+            return find_field(section, rest) if is_dataclass(section) else None
     return None
 
 
 @cache
 def comments_of(cls: Any) -> dict[str, tuple[str, ...]]:
-    """The comment of each field of a dataclass by its name, in lines, without their marks.
+    """Map the fields of a dataclass to the lines of their comments, without the `#`.
 
-    It is the lines above the field that hold nothing else, then those behind its value. Fields
-    without one, and classes without a source, have none.
+    A comment consists of the comment lines directly above the field and those after its value.
+    Fields without a comment are absent, and a class without source gives an empty dict.
     """
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):
         return {}
-    told: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("# noqa"):
-            told[token.start[0]] = token.string.lstrip("#").strip()
+            texts[token.start[0]] = token.string.lstrip("#").strip()
     lines = source.splitlines()
-    [body] = [one.body for one in ast.parse(source).body if isinstance(one, ast.ClassDef)]
+    [body] = [node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     comments = {}
     for statement in body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             first, last = statement.lineno, statement.end_lineno or statement.lineno
-            while first - 1 in told and lines[first - 2].lstrip().startswith("#"):
+            while first - 1 in texts and lines[first - 2].lstrip().startswith("#"):
                 first -= 1
-            own = tuple(told[line] for line in range(first, last + 1) if line in told)
-            if own:
-                comments[statement.target.id] = own
+            comment = tuple(texts[line] for line in range(first, last + 1) if line in texts)
+            if comment:
+                comments[statement.target.id] = comment
     return comments
 
 
-def about(cls: Any) -> str:
-    """The docstring that a class has of its own; "" where Python has made it up."""
+def class_docstring(cls: Any) -> str:
+    """Return the docstring of a class; "" if it is the one that dataclass generates."""
     text = inspect.cleandoc(cls.__doc__ or "")
     return "" if text.startswith(f"{cls.__name__}(") else text

@@ -1,7 +1,7 @@
-"""How configs are read: YAML files and key=value overrides over a dataclass's defaults.
+"""Load configs: merge YAML files and key=value overrides into a dataclass's defaults.
 
-They are laid over each other from left to right. The checks of a part name their own keys, which
-become full keys here. Imports no torch.
+Later sources override earlier ones. The checks of a section name their keys relative to it; here
+they become full keys. Imports no torch.
 """
 
 import logging
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from efficientsam_pl.cluster.launch import read_launch
-from efficientsam_pl.config.fields import find_field, leaves, parts, path_kind
+from efficientsam_pl.config.fields import find_field, leaves, path_kind, typed_fields
 from efficientsam_pl.config.shipped import find_config, near_configs
 from efficientsam_pl.config.suggestions import nearest_key
 from efficientsam_pl.errors import UserError
@@ -32,21 +32,23 @@ class ConfigError(UserError):
 
 
 def load(root: type[T], files: Sequence[str], overrides: Sequence[str]) -> T:
-    """Defaults, then files, then `key=value` overrides, each over the one before.
+    """Merge defaults, then files, then `key=value` overrides, and build the config.
 
     Raises:
         ConfigError: An unknown key, a wrong type, an empty path, a contradiction or a missing
             file; the message is one line with the full key.
     """
     config: Any = OmegaConf.structured(root)
-    renamed: dict[str, str] = {}  # old keys that are given
+    renamed: dict[str, str] = {}  # old keys in use
     for name in files:
         renamed |= _rename_keys(loaded := _read_yaml(name, root), root)
         config = _merge(config, loaded, f"{name}: ")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{override!r} is no option and no key=value{_meant(override, root)}")
+            raise ConfigError(
+                f"{override!r} is no option and no key=value{_advice(override, root)}"
+            )
         renamed |= _rename_keys(parsed := _parse(override), root)
         _refuse_empty_paths(root, value, key, "")
         config = _merge(config, parsed, "")
@@ -57,22 +59,22 @@ def load(root: type[T], files: Sequence[str], overrides: Sequence[str]) -> T:
 
 
 def dump(config: Any) -> str:
-    """The config as YAML that `load` reads back."""
+    """Convert a config to YAML that `load` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """The config as plain dicts, lists, numbers and strings."""
+    """Convert a config to plain dicts, lists, numbers and strings."""
     container = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
 
 def from_dict(root: type[T], values: dict[str, Any]) -> T:
-    """The config that `as_dict` made plain."""
-    given = OmegaConf.create(values)
-    _warn_renamed(_rename_keys(given, root))
-    config = _merge(OmegaConf.structured(root), given, "")
+    """Build the config from the plain values of `as_dict`."""
+    loaded = OmegaConf.create(values)
+    _warn_renamed(_rename_keys(loaded, root))
+    config = _merge(OmegaConf.structured(root), loaded, "")
     built: T = _build(root, config, "")
     return built
 
@@ -86,7 +88,7 @@ def _read_yaml(name: str, root: type[Any]) -> DictConfig:
         _refuse_empty_paths(root, path.read_text(), "", f"{name}: ")
     except ConfigError:
         raise
-    except Exception as error:  # the YAML parser has many kinds
+    except Exception as error:  # the YAML parser raises many types
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name} cannot be read as YAML: {reason}") from error
     if not isinstance(loaded, DictConfig):
@@ -94,55 +96,58 @@ def _read_yaml(name: str, root: type[Any]) -> DictConfig:
     return loaded
 
 
-def _rename_keys(given: DictConfig, root: type[Any], prefix: str = "") -> dict[str, str]:
-    """Moves the values of old keys to the new ones, in place; the old keys with the new ones.
+def _rename_keys(config: DictConfig, root: type[Any], prefix: str = "") -> dict[str, str]:
+    """Move the values of old keys to their new keys, in place; return the old with the new keys.
 
-    A command's config class names its old keys, all of them in a section, in `RENAMED_KEYS`.
+    A config class lists its old keys, each within a section, in `RENAMED_KEYS`.
 
     Raises:
-        ConfigError: An old key and its new one are both given.
+        ConfigError: An old key and its new one are both set.
     """
     renamed = {}
     for old, current in getattr(root, "RENAMED_KEYS", {}).items():
         key, new = prefix + old, prefix + current
-        value = _given(given, key)
+        value = _select(config, key)
         if value is _ABSENT:
             continue
-        if _given(given, new) is not _ABSENT:
+        if _select(config, new) is not _ABSENT:
             raise ConfigError(f"{key}= is now {new}=, which is given too; drop the first")
-        OmegaConf.update(given, new, value)
+        OmegaConf.update(config, new, value)
         section, _, name = key.rpartition(".")
-        del OmegaConf.select(given, section)[name]
+        del OmegaConf.select(config, section)[name]
         renamed[key] = new
-    for one, hint, _ in parts(root):
+    for field, hint, _ in typed_fields(root):
         if is_dataclass(hint) and isinstance(hint, type):
-            renamed |= _rename_keys(given, hint, f"{prefix}{one.name}.")
+            renamed |= _rename_keys(config, hint, f"{prefix}{field.name}.")
     return renamed
 
 
-def _given(config: DictConfig, key: str) -> Any:
-    """The value of a full key; _ABSENT where there is none, or no section of that name."""
+def _select(config: DictConfig, key: str) -> Any:
+    """Return the value of a full key; _ABSENT if the key or its section is missing."""
     try:
         return OmegaConf.select(config, key, default=_ABSENT)
-    except OmegaConfBaseException:  # the section is no section, which is refused later
+    except OmegaConfBaseException:  # the section is a plain value, which is refused later
         return _ABSENT
 
 
 def _warn_renamed(renamed: Mapping[str, str]) -> None:
-    """Warns once of each old key, on rank 0."""
+    """Warn once about each old key, on rank 0."""
     for old, new in renamed.items():
         if read_launch().rank == 0:
             _log.warning("%s= is now %s=; the old name still works", old, new)
 
 
 def _refuse_empty_paths(root: type[Any], text: str, key: str, source: str) -> None:
-    """Raises ConfigError where a path has no value, which YAML reads as null.
+    """Refuse a path without a value, which YAML reads as null.
 
     Args:
         root: The config's class.
         text: YAML.
-        key: Whose value it is; "" for a whole config.
-        source: What the message begins with.
+        key: The key that the YAML is the value of; "" for a whole config.
+        source: Prefix of the message.
+
+    Raises:
+        ConfigError: A path has no value.
     """
     for empty in _empty_values(yaml.compose(text, Loader=yaml.SafeLoader), key):
         field = find_field(root, empty) if empty else None
@@ -157,8 +162,8 @@ def _empty_values(node: Any, key: str) -> Iterator[str]:
         for name, value in node.value:
             yield from _empty_values(value, f"{key}.{name.value}" if key else str(name.value))
     elif isinstance(node, yaml.SequenceNode):
-        for place, value in enumerate(node.value):
-            yield from _empty_values(value, f"{key}[{place}]")
+        for index, value in enumerate(node.value):
+            yield from _empty_values(value, f"{key}[{index}]")
 
 
 def _empty_path(key: str, field: Field[Any]) -> str:
@@ -167,26 +172,27 @@ def _empty_path(key: str, field: Field[Any]) -> str:
 
 
 def _refuse_expanded(root: type[Any], overrides: Sequence[str]) -> None:
-    """Raises ConfigError where the shell has made words of a pattern: the last would win."""
-    for one, other in pairwise(override.partition("=")[::2] for override in overrides):
-        key, field = one[0], find_field(root, one[0])
+    """Refuse a pattern that the shell has expanded into several overrides: the last would win."""
+    pairs = pairwise(override.partition("=")[::2] for override in overrides)
+    for (key, first), (next_key, second) in pairs:
+        field = find_field(root, key)
         kind = None if field is None else path_kind(field)
-        if other[0] != key or kind is None or not kind.pattern:
+        if next_key != key or kind is None or not kind.pattern:
             continue
-        folders = {value.rpartition("/")[0] for _, value in (one, other)}
-        if one != other and len(folders) == 1 and not set("*?[") & set(one[1] + other[1]):
+        folders = {value.rpartition("/")[0] for value in (first, second)}
+        if first != second and len(folders) == 1 and not set("*?[") & set(first + second):
             raise ConfigError(
-                f"{key}= is given twice, as {one[1]} and {other[1]}; if the shell has expanded a "
+                f"{key}= is given twice, as {first} and {second}; if the shell has expanded a "
                 f"pattern, quote it: '{key}=PATTERN'"
             )
 
 
-def _meant(word: str, root: type[Any]) -> str:
-    """What to write instead of a word that is no key=value, as the rest of a sentence."""
+def _advice(word: str, root: type[Any]) -> str:
+    """Suggest what to write instead of a word that is no key=value, as the end of a sentence."""
     if find_config(word) is not None and not word.endswith(".tar"):
         return f"; give a config file as -c {word}"
     if "/" in word or Path(word).suffix:
-        patterns = [one.key for one in leaves(root) if one.path is not None and one.path.pattern]
+        patterns = [leaf.key for leaf in leaves(root) if leaf.path and leaf.path.pattern]
         example = f", such as '{patterns[0]}=DIR/*.tar'" if patterns else ""
         return f"; a pattern must be quoted{example}, or the shell makes several words of it"
     return ""
@@ -195,7 +201,7 @@ def _meant(word: str, root: type[Any]) -> str:
 def _parse(override: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([override])
-    except Exception as error:  # the YAML parser has many kinds
+    except Exception as error:  # the YAML parser raises many types
         reason = " ".join(str(error).split())
         raise ConfigError(f"{override!r} cannot be read as key=value: {reason}") from error
 
@@ -206,12 +212,12 @@ def _merge(config: Any, over: Any, source: str) -> Any:
     except OmegaConfBaseException as error:
         key = error.full_key or ", ".join(_keys(over))
         reason = str(error.msg or error).splitlines()[0]
-        if "$VALUE" in reason:  # OmegaConf's own template, not filled in within a list
+        if "$VALUE" in reason:  # a template that OmegaConf does not fill in for lists
             reason = f"{OmegaConf.select(over, key)} has entries of a wrong type"
         if "not in" in reason and key not in _keys(config):
-            inner = [one for one in _keys(over) if one.startswith(f"{key}.")]
-            if all(one.startswith(f"{other}.") for other, one in pairwise([key, *inner])):
-                key = [key, *inner][-1]  # a.b.c=1, where there is no section a
+            inner = [name for name in _keys(over) if name.startswith(f"{key}.")]
+            if all(name.startswith(f"{outer}.") for outer, name in pairwise([key, *inner])):
+                key = [key, *inner][-1]  # a.b.c=1 without a section a
             near = nearest_key(key, list(_keys(config)))
             hint = f"; did you mean {near}?" if near else ""
             raise ConfigError(f"{source}unknown key {key}{hint}") from error
@@ -227,38 +233,39 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _build_each(cls: Any, entries: Any, key: str) -> tuple[Any, ...]:
-    """A list's entries as dataclasses."""
+    """Build the dataclasses of a list."""
     built = []
-    for number, entry in enumerate(entries):
-        where = f"{key}[{number}]"
+    for index, entry in enumerate(entries):
+        full_key = f"{key}[{index}]"
         if not OmegaConf.is_dict(entry):
-            raise ConfigError(f"{where}: {entry!r} must hold keys and values")
+            raise ConfigError(f"{full_key}: {entry!r} must hold keys and values")
         built.append(
-            _build(cls, _merge(OmegaConf.structured(cls), entry, f"{where}: "), f"{where}.")
+            _build(cls, _merge(OmegaConf.structured(cls), entry, f"{full_key}: "), f"{full_key}.")
         )
     return tuple(built)
 
 
 def _build(cls: Any, config: Any, prefix: str) -> Any:
-    """Dataclasses from the inside out, so that a failed check can be given its full key."""
+    """Build dataclasses from the inside out, so that a failed check gets its full key."""
     hints = get_type_hints(cls)
     values = {}
-    for part in fields(cls):
+    for field in fields(cls):
+        name, hint = field.name, hints[field.name]
         try:
-            value = config[part.name]
+            value = config[name]
         except OmegaConfBaseException as error:  # an interpolation that leads nowhere
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"{prefix}{part.name}: {reason}") from error
-        kind, blank = path_kind(part), isinstance(value, str) and not value.strip()
-        if kind is not None and blank and value != part.default:
-            raise ConfigError(_empty_path(f"{prefix}{part.name}", part))
-        if is_dataclass(hints[part.name]):
-            values[part.name] = _build(hints[part.name], value, f"{prefix}{part.name}.")
-        elif is_dataclass(member := next(iter(get_args(hints[part.name])), None)):
-            values[part.name] = _build_each(member, value, f"{prefix}{part.name}")
+            raise ConfigError(f"{prefix}{name}: {reason}") from error
+        kind, blank = path_kind(field), isinstance(value, str) and not value.strip()
+        if kind is not None and blank and value != field.default:
+            raise ConfigError(_empty_path(f"{prefix}{name}", field))
+        if is_dataclass(hint):
+            values[name] = _build(hint, value, f"{prefix}{name}.")
+        elif is_dataclass(member := next(iter(get_args(hint)), None)):
+            values[name] = _build_each(member, value, f"{prefix}{name}")
         else:
             plain = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-            values[part.name] = tuple(plain) if isinstance(plain, list) else plain
+            values[name] = tuple(plain) if isinstance(plain, list) else plain
     try:
         return cls(**values)
     except ValueError as error:

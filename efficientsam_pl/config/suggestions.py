@@ -1,9 +1,9 @@
-"""Which key of a config was meant by one that is none."""
+"""Suggest the config key that an unknown key most likely means."""
 
 import difflib
 from collections.abc import Sequence
 
-# What other programs call a key of ours, by the last part of its name
+# Names of other programs for the last part of our keys
 ALIASES = {
     "lr": "peak_lr",
     "learning_rate": "peak_lr",
@@ -69,19 +69,19 @@ ALIASES = {
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The known key that was most likely meant; None where none is near.
+    """Return the known key that is most likely meant; None if none is close.
 
-    A key whose last part is right, or is another program's word for one, goes before one that is
-    only spelled alike; of several the one in the same section, else the highest and first.
+    Keys with the same last part, or another program's word for it, come before keys with a similar
+    spelling. Of several, the one in the same section is preferred, then the least nested.
     """
     section, _, last = key.rpartition(".")
     for name in filter(None, (last, ALIASES.get(last))):
-        same = [one for one in known if one.rpartition(".")[2] == name]
+        same = [other for other in known if other.rpartition(".")[2] == name]
         if same:
-            return min(same, key=lambda one: (one.rpartition(".")[0] != section, one.count(".")))
+            return min(same, key=lambda k: (k.rpartition(".")[0] != section, k.count(".")))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if near:
         return near[0]
-    lasts = [one.rpartition(".")[2] for one in known]
-    alike = difflib.get_close_matches(last, lasts, n=1, cutoff=0.6)
-    return known[lasts.index(alike[0])] if alike else None
+    lasts = [other.rpartition(".")[2] for other in known]
+    similar = difflib.get_close_matches(last, lasts, n=1, cutoff=0.6)
+    return known[lasts.index(similar[0])] if similar else None

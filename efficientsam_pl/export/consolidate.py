@@ -1,4 +1,4 @@
-"""A training checkpoint to one file, without a GPU and without a process group."""
+"""Convert a training checkpoint to one weights file, without a GPU or a process group."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -20,47 +20,52 @@ from efficientsam_pl.models.weights import (
 )
 from efficientsam_pl.storage.atomic import atomic_write_local
 
-# What another width or depth of the released layout may differ in, and a fresh model's draw
-_SIZES = ("candidates", "depth", "mlp_width", "iou_head_width", "position_scale")
+# Keys in which a model of the released layout may differ: sizes, and a scale used at initialisation
+_FREE_KEYS = ("candidates", "depth", "mlp_width", "iou_head_width", "position_scale")
 
 
 def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | None = None) -> None:
-    """Writes the model's weights of a checkpoint, averaged ones first, with their provenance.
+    """Write the weights of a checkpoint with their provenance; EMA weights if it has them.
 
-    A name that ends in .pt gets a finetuned model of the released layout under the released names
-    (without provenance), for programs that read EfficientSAM's own files.
+    A .pt file gets a finetuned model of the released layout under the released names (without
+    provenance), for programs that read EfficientSAM's own files.
 
-    A finetuning checkpoint gives the whole segmenter, a pretraining one the student's encoder
-    under the names that finetuning reads.
+    A finetuning checkpoint gives the whole segmenter, a pretraining checkpoint the student's
+    encoder under the names that finetuning reads.
 
     Args:
         path: The checkpoint's folder.
         out: A safetensors file, which is written a tensor at a time, or a .pt file in the released
             form.
-        measured: Losses of these very weights, known only after they were saved.
+        measured: Losses of these weights that were computed after they were saved.
 
     Raises:
-        UserError: Not a whole checkpoint, or a .pt file is asked for of another layout.
+        UserError: Not a complete checkpoint, or a .pt file for another layout.
     """
-    stored = CheckpointReader(path)
-    header = stored.values[FORMAT]
-    averaged = any(name.startswith("average.") for name in stored.names())
-    kept = "average." if averaged else "model."
+    checkpoint = CheckpointReader(path)
+    header = checkpoint.values[FORMAT]
+    has_ema = any(name.startswith("average.") for name in checkpoint.names())
+    prefix = "average." if has_ema else "model."
     if out.suffix == ".pt":
         _check_released_layout(header)
-        state = strip_prefix(dict(stored.tensors(lambda name: name.startswith(kept))), kept)
+        tensors = checkpoint.tensors(lambda name: name.startswith(prefix))
+        state = strip_prefix(dict(tensors), prefix)
         with atomic_write_local(out) as file:
             torch.save({"model": released_names(state)}, file)
         return
-    encoder_alone = header["stage"] == "pretrain"
-    theirs, ours = (f"{kept}encoder.", "image_encoder.trunk.") if encoder_alone else (kept, "")
+    if header["stage"] == "pretrain":
+        source, target = f"{prefix}encoder.", "image_encoder.trunk."
+    else:
+        source, target = prefix, ""
     names = {
-        ours + name.removeprefix(theirs): name for name in stored.names() if name.startswith(theirs)
+        target + name.removeprefix(source): name
+        for name in checkpoint.names()
+        if name.startswith(source)
     }
     provenance = {
         "stage": header["stage"],
-        "steps": stored.manifest.step,
-        "weights": "averaged" if averaged else "last",
+        "steps": checkpoint.manifest.step,
+        "weights": "averaged" if has_ema else "last",
         "losses": header["losses"] | dict(measured or {}),
         "data": header["data"],
         "teacher": header.get("teacher"),
@@ -68,9 +73,9 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
         "config": header["config"],
         "versions": header["versions"],
     }
-    shapes = {name: stored.shape(own) for name, own in names.items()}
-    tensors = (stored.tensor(own) for own in names.values())
-    write_safetensors(out, shapes, tensors, header["model"], provenance)
+    shapes = {name: checkpoint.shape(stored) for name, stored in names.items()}
+    chunks = (checkpoint.tensor(stored) for stored in names.values())
+    write_safetensors(out, shapes, chunks, header["model"], provenance)
 
 
 def write_safetensors(
@@ -80,14 +85,14 @@ def write_safetensors(
     model: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
-    """Write a file of ours a tensor at a time, atomically.
+    """Write a safetensors file with our metadata, a tensor at a time, atomically.
 
     Args:
         out: The file.
-        shapes: Tensors by name, of which only shape and type are looked at.
-        tensors: Their numbers, in the same order.
+        shapes: Tensors by name, used for shape and dtype only.
+        tensors: The tensors to write, in the same order.
         model: The model's config.
-        provenance: How the weights came about.
+        provenance: How the weights were produced.
     """
     header = safetensors_header(model, provenance)
     with atomic_write_local(out) as file:
@@ -99,21 +104,21 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
         raise UserError("a .pt file is for a finetuned model; an encoder goes to .safetensors")
     released, model = asdict(SegmenterConfig()), header["model"]
     differing = [
-        f"{strip_prefix}.{key}={value}"
-        for strip_prefix in ("prompts", "decoder")
-        for key, value in model[strip_prefix].items()
-        if key not in _SIZES and value != released[strip_prefix][key]
+        f"{section}.{key}={value}"
+        for section in ("prompts", "decoder")
+        for key, value in model[section].items()
+        if key not in _FREE_KEYS and value != released[section][key]
     ]
     encoder = model["encoder"]
-    told = {
+    layout = {
         "encoder.kind": encoder["kind"],
         "encoder.global_attention": encoder.get("global_attention", "all"),
         "resize": model["resize"],
     }
-    wanted = {"encoder.kind": "vit", "encoder.global_attention": "all", "resize": "squash"}
-    differing += [f"{key}={value}" for key, value in told.items() if value != wanted[key]]
+    expected = {"encoder.kind": "vit", "encoder.global_attention": "all", "resize": "squash"}
+    differing += [f"{key}={value}" for key, value in layout.items() if value != expected[key]]
     if differing:
         raise UserError(
-            "a .pt file is for the released layout, which this model has not "
-            f"({', '.join(differing)}); name a .safetensors file"
+            "a .pt file needs the released layout, from which this model differs "
+            f"({', '.join(differing)}); write a .safetensors file instead"
         )

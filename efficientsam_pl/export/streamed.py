@@ -1,4 +1,4 @@
-"""A safetensors file written a tensor at a time: safetensors' own writer wants all at once."""
+"""Write a safetensors file a tensor at a time: safetensors' own writer needs all in memory."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -25,31 +25,31 @@ def write_streamed(
     tensors: Iterable[Tensor],
     metadata: dict[str, str],
 ) -> None:
-    """Writes tensors as they come.
+    """Write tensors in the order in which they arrive.
 
     Args:
-        file: Open for writing, and empty.
-        shapes: By name; of each only shape and type are looked at (meta tensors will do).
-        tensors: One of each shape, in that order.
-        metadata: Kept in the file's header.
+        file: An empty file, open for writing.
+        shapes: Tensors by name, used for shape and dtype only (meta tensors suffice).
+        tensors: One tensor per entry of `shapes`, in that order.
+        metadata: String pairs for the file's header.
 
     Source:
-        The format's description: eight bytes with the header's length, a JSON header that names
-        type, shape and place of each tensor, then their bytes, little-endian and row by row.
+        The format's specification: eight bytes with the header's length, a JSON header with the
+        dtype, shape and offsets of each tensor, then their bytes, little-endian and row-major.
     """
     header: dict[str, object] = {"__metadata__": metadata}
-    place = 0
+    offset = 0
     for name, shape in shapes.items():
-        end = place + shape.nbytes
+        end = offset + shape.nbytes
         header[name] = {
             "dtype": _DTYPES[shape.dtype],
             "shape": list(shape.shape),
-            "data_offsets": [place, end],
+            "data_offsets": [offset, end],
         }
-        place = end
+        offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor, shape in zip(tensors, shapes.values(), strict=True):
-        assert (tensor.shape, tensor.dtype) == (shape.shape, shape.dtype), "as announced"
+        assert (tensor.shape, tensor.dtype) == (shape.shape, shape.dtype), "as in the header"
         file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Connected regions of a mask, from its runs: no pixel is visited twice.
+"""Connected components of a mask, computed from its runs instead of its pixels.
 
 Axes: h w pixels, r runs, n regions.
 """
@@ -10,17 +10,17 @@ from jaxtyping import Bool, Int
 
 
 def connected_components(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
-    """Numbers the 8-connected regions in reading order of their first pixels.
+    """Label the 8-connected regions in scan order of their first pixels.
 
     Returns:
-        0 outside, 1.. in the regions.
+        0 for background, 1.. for the regions.
     """
     height, width = mask.shape
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, begins = np.nonzero(edges == 1)
-    _, ends = np.nonzero(edges == -1)  # row by row too: the i-th end closes the i-th begin
-    owners = connected(len(rows), *touching(rows, begins, ends, width))
-    _, numbers = np.unique(owners, return_inverse=True)
+    _, ends = np.nonzero(edges == -1)  # also row by row, so the i-th end closes the i-th begin
+    roots = component_roots(len(rows), *adjacent_runs(rows, begins, ends, width))
+    _, numbers = np.unique(roots, return_inverse=True)
     lengths = ends - begins
     first = np.cumsum(lengths) - lengths
     within = np.arange(lengths.sum()) - np.repeat(first, lengths)
@@ -29,14 +29,14 @@ def connected_components(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"
     return labels.reshape(height, width)
 
 
-def touching(
+def adjacent_runs(
     rows: Int[np.ndarray, "r"],
     begins: Int[np.ndarray, "r"],
     ends: Int[np.ndarray, "r"],
     width: int,
 ) -> tuple[Int[np.ndarray, "e"], Int[np.ndarray, "e"]]:
-    """Pairs of runs in neighbouring rows that share a column or meet at a corner."""
-    stride = width + 2  # an end and the next row's begin stay apart
+    """Return pairs of runs in neighbouring rows that share a column or touch at a corner."""
+    stride = width + 2  # separates the end of a row from the begin of the next
     next_row = (rows + 1) * stride
     first = np.searchsorted(rows * stride + ends, next_row + begins)
     beyond = np.searchsorted(rows * stride + begins, next_row + ends, side="right")
@@ -46,17 +46,17 @@ def touching(
     return above, np.repeat(first, counts) + within
 
 
-def connected(
-    count: int, one: Int[np.ndarray, "e"], other: Int[np.ndarray, "e"]
+def component_roots(
+    count: int, source: Int[np.ndarray, "e"], target: Int[np.ndarray, "e"]
 ) -> Int[np.ndarray, "r"]:
-    """Of each of `count` nodes the lowest that edges lead to; all edges at once, a few times."""
+    """Return the lowest node of each node's component: a vectorised union-find over all edges."""
     root = np.arange(count)
     while True:
-        low, high = np.minimum(root[one], root[other]), np.maximum(root[one], root[other])
-        apart = low != high
-        if not apart.any():
+        low, high = np.minimum(root[source], root[target]), np.maximum(root[source], root[target])
+        unmerged = low != high
+        if not unmerged.any():
             return root
-        one, other = one[apart], other[apart]
-        np.minimum.at(root, high[apart], low[apart])
+        source, target = source[unmerged], target[unmerged]
+        np.minimum.at(root, high[unmerged], low[unmerged])
         while not np.array_equal(shorter := root[root], root):
             root = shorter

@@ -1,4 +1,4 @@
-"""Models by name, as users load them."""
+"""Load models by name."""
 
 import hashlib
 from functools import lru_cache
@@ -13,24 +13,24 @@ from efficientsam_pl.models.weights import read_weights
 
 
 def load_model(name: str | None = None, weights: str | None = None) -> Segmenter:
-    """A segmenter ready for `Predictor`.
+    """Load a segmenter in eval mode, ready for `Predictor`.
 
     Args:
         name: efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h}, or a config
-            file. None: what the weights file says about itself (files of `consolidate`).
-        weights: An officially released file, or one of ours; None: fresh random weights.
+            file. None: read from the weights file (files of `consolidate` contain it).
+        weights: An officially released file, or one of ours; None: random initialisation.
 
     Raises:
-        ConfigError: An unknown name, or none where the file does not tell.
-        WeightsError: A file that cannot be read, or of another model.
+        ConfigError: An unknown name, or no name and a file without a model config.
+        WeightsError: The file cannot be read or belongs to another model.
     """
     config = _config_in(weights) if name is None else segmenter_config(name)
     return load_segmenter(config, weights).eval()
 
 
-@lru_cache(maxsize=1)  # of two gigabytes, asked for by every part of a feature store
+@lru_cache(maxsize=1)  # every part of a feature store needs it, and the file may have gigabytes
 def weights_sha256(path: str) -> str:
-    """What tells a file of weights from all others."""
+    """Compute the SHA-256 of a weights file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -38,11 +38,12 @@ def weights_sha256(path: str) -> str:
 def _config_in(weights: str | None) -> SegmenterConfig:
     if weights is None:
         raise ConfigError("name a model or a weights file")
-    told = read_weights(weights).config
-    if told is None:
+    config = read_weights(weights).config
+    if config is None:
         raise ConfigError(
-            f"{weights} does not tell its model: name it (--model, or model.name= of evaluate)"
+            f"{weights} does not contain its model's config: name the model (--model, or "
+            "model.name= of evaluate)"
         )
-    if "encoder" not in told:
+    if "encoder" not in config:
         raise ConfigError(f"{weights} holds a pretrained encoder, not a segmenter")
-    return from_dict(SegmenterConfig, told)
+    return from_dict(SegmenterConfig, config)

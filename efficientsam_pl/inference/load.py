@@ -1,4 +1,4 @@
-"""A segmenter with its weights: whole, or put together as finetuning begins with it."""
+"""Build a segmenter with its weights: a whole model, or assembled as finetuning starts it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,8 +18,8 @@ from efficientsam_pl.models.weights import (
 )
 
 _RELEASED = {"EfficientSAM": "efficient_sam_ti", "SAM": "sam_vit_b"}
-# What decides how weights are used and cannot be told from their shapes: of what comes after the
-# features, of the encoder's blocks, and where they attend
+# Keys that change how weights are used but not their shapes, so that strict loading cannot notice:
+# prompt encoder and mask decoder, image encoder, window attention
 _DECODING = (
     "decoder.heads",
     "decoder.activation",
@@ -32,37 +32,37 @@ _WINDOWS = ("encoder.window", "encoder.global_blocks")
 
 
 def load_segmenter(config: SegmenterConfig, weights: str | None) -> Segmenter:
-    """A segmenter, freshly initialised or with the weights of a file.
+    """Build a segmenter and load the weights of a file, if given.
 
     Args:
-        config: Its shape.
-        weights: A file of the whole model, released or ours.
+        config: The model's config.
+        weights: A file of the whole model, released or ours; None: random initialisation.
 
     Raises:
-        WeightsError: A file that cannot be read or does not fit.
+        WeightsError: The file cannot be read or does not fit.
     """
     model = Segmenter(config)
     if weights is not None:
         file = read_weights(weights)
         windows = config.encoder.kind == "sam_vit" or config.encoder.global_attention == "listed"
-        own = (*_ENCODING, *(_WINDOWS if windows else ())) if file.layout is None else ()
-        _check_conventions(file, config, weights, (*_DECODING, *own))
+        encoding = (*_ENCODING, *(_WINDOWS if windows else ())) if file.layout is None else ()
+        _check_conventions(file, config, weights, (*_DECODING, *encoding))
         load_strictly(model, file.state, weights)
     return model
 
 
 def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter:
-    """The segmenter that finetuning begins with: a whole model, or parts, or fresh.
+    """Build the segmenter that finetuning starts from: a whole model, separate parts, or random.
 
-    Prompts that the files' models do not know are added so that what they do know is answered as
-    by them. An encoder's file may hold its neck or end before it.
+    Prompt types that a file's model lacks are added without changing its outputs for the others.
+    An encoder's file may contain the neck or not.
 
     Args:
-        config: Its shape.
-        start: Which files its weights come from.
+        config: The model's config.
+        start: The files that the weights come from.
 
     Raises:
-        WeightsError: A file that cannot be read or does not fit.
+        WeightsError: A file cannot be read or does not fit.
     """
     model = Segmenter(config)
     if start.weights is not None:
@@ -79,13 +79,13 @@ def starting_segmenter(config: SegmenterConfig, start: ModelConfig) -> Segmenter
 
 
 def _decoding_state(model: Segmenter, file: WeightsFile, path: str) -> dict[str, Tensor]:
-    """All of a file's tensors, and those that its prompt encoder lacks beside the model's."""
+    """Extend a file's state dict by the tensors that its prompt encoder lacks."""
     _check_conventions(file, model.config, path, _DECODING)
     prompts = strip_prefix(file.state, "prompt_encoder.")
     if not prompts:
         raise WeightsError(f"{path} holds no prompt encoder and mask decoder")
-    more = extend_prompt_encoder(model.prompt_encoder, prompts)
-    return file.state | {f"prompt_encoder.{name}": tensor for name, tensor in more.items()}
+    extended = extend_prompt_encoder(model.prompt_encoder, prompts)
+    return file.state | {f"prompt_encoder.{name}": tensor for name, tensor in extended.items()}
 
 
 def _load_encoder(model: Segmenter, path: str) -> None:
@@ -101,9 +101,9 @@ def _load_encoder(model: Segmenter, path: str) -> None:
 
 
 def _check_heads(file: WeightsFile, config: SegmenterConfig, path: str) -> None:
-    """The encoder's, which no shape tells; where its blocks attend may change from here on."""
-    told = file.config or {}
-    heads = told.get("heads", _at(told, "encoder.heads"))  # an encoder's own file, or a whole one
+    """Check the encoder's heads, which shapes do not reveal; window attention may differ here."""
+    stored = file.config or {}
+    heads = stored.get("heads", _at(stored, "encoder.heads"))  # a file of an encoder or a segmenter
     if file.layout is None and heads not in (None, config.encoder.heads):
         raise WeightsError(
             f"{path} holds weights of another model; encoder.heads={heads} for "
@@ -114,21 +114,21 @@ def _check_heads(file: WeightsFile, config: SegmenterConfig, path: str) -> None:
 def _check_conventions(
     file: WeightsFile, config: SegmenterConfig, path: str, keys: Sequence[str]
 ) -> None:
-    told = file.config if file.layout is None else asdict(NAMED[_RELEASED[file.layout]])
-    if told is None:
+    stored = file.config if file.layout is None else asdict(NAMED[_RELEASED[file.layout]])
+    if stored is None:
         return
-    wanted = asdict(config)
+    expected = asdict(config)
     differing = [
-        f"{key}={_at(told, key)} for {_at(wanted, key)}"
+        f"{key}={_at(stored, key)} for {_at(expected, key)}"
         for key in keys
-        if _at(told, key) not in (None, _at(wanted, key))
+        if _at(stored, key) not in (None, _at(expected, key))
     ]
     if differing:
         raise WeightsError(f"{path} holds weights of another model; {', '.join(differing)}")
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:
-    """None where a file of an earlier version, or of another model, does not tell."""
+    """Look up a dotted key; None if a file of an earlier version or another model lacks it."""
     value: Any = config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None

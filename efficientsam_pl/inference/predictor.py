@@ -1,6 +1,6 @@
-"""Embed a photo once, prompt it often.
+"""Embed an image once, prompt it often.
 
-Axes: q prompts, p points a prompt, k masks a prompt, h w pixels of the photo.
+Axes: q prompts, p points per prompt, k masks per prompt, h w pixels of the image.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,25 +23,25 @@ from efficientsam_pl.structures import Label, Prediction, Prompts
 
 
 class PromptError(UserError):
-    """A prompt that makes no sense for this photo or this model."""
+    """A prompt that is invalid for this image or this model."""
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """Masks at the photo's size, candidates in the model's order."""
+    """Masks at the image's size, candidates in the model's order."""
 
     masks: Bool[Tensor, "q k h w"]
     iou: Float[Tensor, "q k"]
     low_res_logits: Float[Tensor, "q k mh mw"]
 
     def best(self) -> Bool[Tensor, "q h w"]:
-        """Of each prompt the mask with the highest predicted IoU."""
+        """Select the mask with the highest predicted IoU for each prompt."""
         return self.masks[torch.arange(len(self.masks)), self.iou.argmax(dim=1)]
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """A photo's features; immutable, so it can be kept and shared."""
+    """The features of an image; immutable, so they can be cached and shared."""
 
     model: Segmenter
     features: Float[Tensor, "1 c g g"]
@@ -56,19 +56,19 @@ class EmbeddedImage:
         mask_logits: ArrayLike | None = None,
         single_mask: bool = False,
     ) -> ImagePrediction:
-        """Masks for q prompts, all in one decoder call.
+        """Predict masks for q prompts in one decoder call.
 
         Args:
             points: [q, p, 2] image pixels (x, y).
-            labels: [q, p] 1 for foreground, 0 for background, -1 for a slot without a point,
-                2 and 3 for a box's corners; foreground where not given.
+            labels: [q, p] 1 for foreground, 0 for background, -1 for padding, 2 and 3 for a box's
+                corners; default: foreground.
             boxes: [q, 4] corners (x0, y0, x1, y1) in image pixels.
-            mask_logits: [q, 256, 256] an earlier prediction's `low_res_logits`, one a prompt.
-            single_mask: Token 0's mask alone instead of the candidates.
+            mask_logits: [q, 256, 256] `low_res_logits` of a previous prediction, one per prompt.
+            single_mask: Return only the mask of token 0 instead of the candidates.
 
         Raises:
-            PromptError: Nothing given, unequal lengths, a point outside the photo, or a kind of
-                prompt that the model does not know.
+            PromptError: No prompt, unequal lengths, a point outside the image, or a prompt type
+                that the model does not support.
         """
         prompts = self._prompts(points, labels, boxes, mask_logits)
         try:
@@ -77,7 +77,7 @@ class EmbeddedImage:
             raise PromptError(str(error)) from error
         chosen: Prediction = every.single() if single_mask else every.candidates()
         low_res = chosen.low_res_logits[0].float()
-        masks = torch.stack([self.resize.masks_back(one[None])[0] > 0 for one in low_res])
+        masks = torch.stack([self.resize.masks_back(logits[None])[0] > 0 for logits in low_res])
         return ImagePrediction(masks, chosen.iou[0].float(), low_res)
 
     def _prompts(
@@ -87,27 +87,27 @@ class EmbeddedImage:
         boxes: ArrayLike | None,
         mask_logits: ArrayLike | None,
     ) -> Prompts:
-        given = [len(np.asarray(x)) for x in (points, boxes, mask_logits) if x is not None]
-        if not given or 0 in given:
+        lengths = [len(np.asarray(x)) for x in (points, boxes, mask_logits) if x is not None]
+        if not lengths or 0 in lengths:
             raise PromptError("no prompt: give points, boxes or mask_logits")
-        if len(set(given)) > 1:
-            raise PromptError(f"points, boxes and mask_logits of unequal lengths {given}")
-        device = self.features.device
-        none = torch.zeros(given[0], 0, 2)
-        xy = none if points is None else _tensor(points, "points", (given[0], -1, 2))
-        kinds = torch.full(xy.shape[:2], int(Label.POSITIVE))
+        if len(set(lengths)) > 1:
+            raise PromptError(f"points, boxes and mask_logits of unequal lengths {lengths}")
+        count, device = lengths[0], self.features.device
+        empty = torch.zeros(count, 0, 2)
+        xy = empty if points is None else _tensor(points, "points", (count, -1, 2))
+        label = torch.full(xy.shape[:2], int(Label.POSITIVE))
         if labels is not None:
-            kinds = _tensor(labels, "labels", tuple(xy.shape[:2])).long()
-        corners = None if boxes is None else _tensor(boxes, "boxes", (given[0], 4))
-        self._check(xy, kinds, corners)
-        earlier = None
+            label = _tensor(labels, "labels", tuple(xy.shape[:2])).long()
+        corners = None if boxes is None else _tensor(boxes, "boxes", (count, 4))
+        self._check(xy, label, corners)
+        mask_input = None
         if mask_logits is not None:
             side = 4 * self.model.config.encoder.grid()
-            earlier = _tensor(mask_logits, "mask_logits", (given[0], side, side))[None].to(device)
+            mask_input = _tensor(mask_logits, "mask_logits", (count, side, side))[None].to(device)
         xy = self.resize.points_forward(xy)
         if corners is not None:
             corners = self.resize.boxes_forward(corners)[None].to(device)
-        return Prompts(xy[None].to(device), kinds[None].to(device), corners, earlier)
+        return Prompts(xy[None].to(device), label[None].to(device), corners, mask_input)
 
     def _check(
         self,
@@ -115,7 +115,7 @@ class EmbeddedImage:
         labels: Tensor,
         boxes: Float[Tensor, "q 4"] | None,
     ) -> None:
-        check_places(
+        check_coordinates(
             points[labels != Label.PADDING].tolist(),
             [] if boxes is None else boxes.tolist(),
             self.resize.image_hw,
@@ -127,30 +127,30 @@ class EmbeddedImage:
         check_known(labels, self.model.config.prompts)
 
 
-def check_known(labels: Tensor, known: PromptEncoderConfig) -> None:
-    """Refuse negative clicks that a model does not know.
+def check_known(labels: Tensor, supported: PromptEncoderConfig) -> None:
+    """Refuse negative clicks if the model does not support them.
 
     Raises:
-        PromptError: There are some.
+        PromptError: A negative click for a model without negative clicks.
     """
     needs = PromptNeeds(negative_clicks=bool((labels == Label.NEGATIVE).any()))
-    if unmet := unmet_needs(known, needs):
+    if unmet := unmet_needs(supported, needs):
         raise PromptError(f"a click with label 0 {unmet}")
 
 
-def check_places(
+def check_coordinates(
     points: Iterable[Sequence[Any]], boxes: Iterable[Sequence[Any]], image_hw: tuple[int, int]
 ) -> None:
-    """Whether clicks and boxes lie inside a photo, which needs no model.
+    """Check that clicks and boxes lie inside the image; needs no model.
 
     Raises:
-        PromptError: One does not, or a box is reversed.
+        PromptError: A coordinate outside the image, or a box with reversed corners.
     """
     height, width = image_hw
     corners = list(boxes)
     for x, y in [*points, *(box[:2] for box in corners), *(box[2:] for box in corners)]:
         if not (0 <= x <= width and 0 <= y <= height):
-            raise PromptError(f"({x:g}, {y:g}) lies outside the photo of {width} x {height} pixels")
+            raise PromptError(f"({x:g}, {y:g}) lies outside the image of {width} x {height} pixels")
     for x0, y0, x1, y1 in corners:
         if x1 < x0 or y1 < y0:
             raise PromptError(
@@ -160,20 +160,20 @@ def check_places(
 
 
 class Predictor:
-    """A model ready to answer; moves photos to the model's device."""
+    """Embeds images with a segmenter, on the model's device."""
 
     def __init__(self, model: Segmenter) -> None:
         self.model = model.eval()
 
     @torch.inference_mode()
     def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> EmbeddedImage:
-        """Features of one RGB photo.
+        """Compute the features of one RGB image.
 
         Raises:
             PromptError: Not uint8 [h, w, 3].
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise PromptError(f"a photo must be uint8 [h, w, 3], not {image.dtype} {image.shape}")
+            raise PromptError(f"an image must be uint8 [h, w, 3], not {image.dtype} {image.shape}")
         config = self.model.config
         height, width = image.shape[:2]
         resize = Resize.fit((height, width), config.encoder.image_size, config.resize)
@@ -195,7 +195,7 @@ class SamPredictor:
         self._embedded: EmbeddedImage | None = None
 
     def set_image(self, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Embeds a photo; later calls of `predict` are about it."""
+        """Embed the image that later calls of `predict` refer to."""
         self._embedded = self._predictor.embed(image)
 
     def predict(
@@ -206,10 +206,10 @@ class SamPredictor:
         mask_input: ArrayLike | None = None,
         multimask_output: bool = True,
     ) -> tuple[Bool[np.ndarray, "k h w"], Float[np.ndarray, "k"], Float[np.ndarray, "k mh mw"]]:
-        """Masks, predicted IoU and low-resolution logits of one prompt, as SAM returns them.
+        """Predict masks, IoU and low-resolution logits for one prompt, as SAM returns them.
 
         Raises:
-            PromptError: No photo set, or a prompt as in `EmbeddedImage.predict`.
+            PromptError: No image set, or a prompt as in `EmbeddedImage.predict`.
         """
         if self._embedded is None:
             raise PromptError("call set_image before predict")
@@ -230,9 +230,9 @@ class SamPredictor:
 def _tensor(values: ArrayLike, name: str, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
     tensor = torch.as_tensor(np.asarray(values), dtype=torch.float32)
     fits = tensor.ndim == len(shape) and all(
-        want in (-1, have) for want, have in zip(shape, tensor.shape, strict=False)
+        size in (-1, actual) for size, actual in zip(shape, tensor.shape, strict=False)
     )
     if not fits:
-        wanted = ["any" if side == -1 else side for side in shape]
-        raise PromptError(f"{name} must have the shape {wanted}, not {list(tensor.shape)}")
+        expected = ["any" if size == -1 else size for size in shape]
+        raise PromptError(f"{name} must have the shape {expected}, not {list(tensor.shape)}")
     return tensor

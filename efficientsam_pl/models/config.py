@@ -1,4 +1,4 @@
-"""Shapes of the models, without torch. The defaults are the released EfficientSAM-Ti."""
+"""Model configs, without torch. The defaults are the released EfficientSAM-Ti."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from efficientsam_pl.config.fields import path
 class EncoderConfig:
     """A ViT image encoder and its neck.
 
-    `vit`: the plain ViT of EfficientSAM, global attention, positions from pretraining.
+    `vit`: EfficientSAM's plain ViT, global attention, position embeddings from pretraining.
     `sam_vit`: SAM's encoder, windows and relative positions (SAM, appendix A; ViTDet).
     """
 
@@ -19,17 +19,17 @@ class EncoderConfig:
     width: int = 192  # ViT-Ti
     depth: int = 12
     heads: int = 3
-    image_size: int = 1024  # pixels a side; EfficientSAM 4.1
+    image_size: int = 1024  # pixels per side; EfficientSAM 4.1
     patch_size: int = 16
-    position_grid: int = 14  # tokens a side at pretraining: 224 / 16
+    position_grid: int = 14  # tokens per side in pretraining: 224 / 16
     class_token: bool = False  # whether a class token runs through the blocks
     neck_channels: int = 256
     attention: Literal["fused", "explicit"] = "fused"
-    # Of a vit: all blocks, as released, or those listed, the others in windows (EfficientTAM,
-    # which has 8 of 12 in windows). A sam_vit's are always listed.
+    # For vit: global attention in all blocks, as released, or only in global_blocks, with windows
+    # in the others (EfficientTAM windows 8 of 12). sam_vit always uses global_blocks.
     global_attention: Literal["all", "listed"] = "all"
-    window: int = 14  # tokens a side
-    global_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks without windows
+    window: int = 14  # tokens per side
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks with global attention
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -51,24 +51,24 @@ class EncoderConfig:
             )
 
     def grid(self) -> int:
-        """Tokens a side at `image_size`."""
+        """Return the tokens per side at `image_size`."""
         return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEncoderConfig:
-    """Which prompts a model knows, and how a missing point is told."""
+    """Supported prompt types and the padding of the point tokens."""
 
-    negative_clicks: bool = False  # the released EfficientSAM has no such vector
+    negative_clicks: bool = False  # the released EfficientSAM has no embedding for them
     mask_prompts: bool = False
-    drawn_prompts: bool = False  # clicks and boxes also as maps; neither release does
-    max_points: int | None = 6  # a box counts as two; None: as many as given, as SAM
-    # Slots that shorter prompts are filled up to with padding. None: max_points, as released. A
-    # model with min_points=6 and a higher max_points answers up to six points as the released one.
+    drawn_prompts: bool = False  # rasterised clicks and boxes as well; neither release has them
+    max_points: int | None = 6  # a box counts as two; None: unlimited, as in SAM
+    # Shorter prompts are padded to this length. None: max_points, as released. With min_points=6
+    # and a higher max_points, prompts of up to six points give the released model's outputs.
     min_points: int | None = None
-    padding_position: Literal["kept", "zeroed"] = "kept"  # SAM zeroes it before its vector
-    # Standard deviation of the frequencies of a fresh model's positions; 1 is SAM's. Two points
-    # further apart than about 0.08 / scale of the photo look unrelated before anything is learned.
+    padding_position: Literal["kept", "zeroed"] = "kept"  # SAM zeroes it before its embedding
+    # Standard deviation of the random Fourier frequencies at initialisation; SAM: 1. Points further
+    # apart than about 0.08 / scale of the image side have nearly uncorrelated encodings.
     position_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -77,8 +77,8 @@ class PromptEncoderConfig:
                 f"min_points={self.min_points} must lie in [1, max_points={self.max_points}]"
             )
 
-    def filled_to(self) -> int:
-        """Slots of the shortest prompt; 0: as many as are given."""
+    def padded_length(self) -> int:
+        """Return the length that shorter prompts are padded to; 0: no padding."""
         return (self.max_points or 0) if self.min_points is None else self.min_points
 
 
@@ -93,9 +93,9 @@ class MaskDecoderConfig:
     iou_head_width: int = 256
     activation: Literal["gelu", "relu"] = "gelu"  # SAM: relu
     upscaling_norm: Literal["group_norm", "layer_norm"] = "group_norm"  # SAM: layer_norm
-    # Where the tokens' positions go in their self-attention. summed: into the tokens themselves,
-    # values and residual included. queries_and_keys (SAM): only there, and the first block's
-    # self-attention replaces the tokens instead of adding to them.
+    # Position encoding in the tokens' self-attention. summed: added to the tokens, so to values and
+    # residual too. queries_and_keys (SAM): added to queries and keys only, and the first block's
+    # self-attention has no residual.
     token_position: Literal["summed", "queries_and_keys"] = "summed"
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ _SAM = SegmenterConfig(
 )
 
 _SMALL = replace(_EFFICIENT_SAM, encoder=replace(_EFFICIENT_SAM.encoder, width=384, heads=6))
-# What the released layout lacks: negative clicks, mask prompts, and room for a box and ten clicks
+# Beyond the released layout: negative clicks, mask prompts, and room for a box and ten clicks
 _INTERACTIVE = PromptEncoderConfig(
     negative_clicks=True, mask_prompts=True, max_points=12, min_points=6
 )
@@ -165,23 +165,23 @@ NAMED: dict[str, SegmenterConfig] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Whose features are the target: SAM's image encoder, frozen (paper, 3.2), or a control's.
+    """The teacher whose features are the target: frozen SAM (paper, 3.2), or a baseline.
 
-    `sam`: SAM's encoder. `timm`: a ViT of timm's by name, its patch tokens (CLIP's: ablation of
-    4.4). `pixels`: no teacher, the photo's own patches, each normalised (MAE, 3; the control).
+    `sam`: SAM's image encoder. `timm`: the patch tokens of a timm ViT (CLIP: ablation of 4.4).
+    `pixels`: no teacher; the target is each patch's normalised pixels (MAE, 3).
     """
 
     kind: Literal["sam", "timm", "pixels"] = "sam"
     encoder: EncoderConfig = field(default_factory=lambda: NAMED["sam_vit_h"].encoder)  # sam
     timm_name: str = "vit_base_patch16_clip_224"  # timm
     weights: str | None = path(None)  # a released checkpoint; None: seeded random weights
-    seed: int = 0  # of the random weights
-    # Paper Eq. 1 gives teacher and student the same N tokens, which points to the student's
-    # size; 1024 keeps SAM in its distribution and its features are resized to the grid.
+    seed: int = 0  # for random weights
+    # Eq. 1 of the paper gives teacher and student the same N tokens, which suggests the student's
+    # size; at 1024 SAM sees its training resolution and its features are resized to the grid.
     image_size: int = 224
     output: Literal["neck", "trunk"] = "neck"  # sam; 3.2: the encoder's output, 256 channels
-    precision: Literal["bf16", "fp32"] = "bf16"  # of its weights and its computation
-    batch: int | None = None  # photos that it sees at once; None: 256 of 224 pixels, 12 of 1024
+    precision: Literal["bf16", "fp32"] = "bf16"  # weights and compute
+    batch: int | None = None  # images per forward; None: 256 at 224 pixels, 12 at 1024
     sharding: Literal["replicated", "sharded"] = "replicated"  # sharded: with trainer.strategy=fsdp
 
     def __post_init__(self) -> None:
@@ -196,33 +196,33 @@ class TeacherConfig:
             raise ValueError(f"weights={self.weights} has no meaning with kind=pixels")
 
     def patch_size(self) -> int:
-        """Pixels a side of a token; timm's names tell it."""
+        """Return the pixels per side of a patch; for timm it is parsed from the model's name."""
         if self.kind != "timm":
             return self.encoder.patch_size
-        told = re.search(r"patch(\d+)", self.timm_name)
-        if told is None:
-            raise ValueError(f"timm_name={self.timm_name} must be a ViT whose name tells its patch")
-        return int(told[1])
+        match = re.search(r"patch(\d+)", self.timm_name)
+        if match is None:
+            raise ValueError(f"timm_name={self.timm_name} must contain its patch size, as patch16")
+        return int(match[1])
 
     def grid(self) -> int:
-        """Tokens a side of what it sees."""
+        """Return the teacher's tokens per side."""
         return self.image_size // self.patch_size()
 
-    def at_once(self) -> int:
-        """Photos that it sees at once: as many pixels of them as 256 of 224 have, if not told."""
+    def chunk_size(self) -> int:
+        """Return the images per forward; by default as many pixels as 256 images of 224."""
         return self.batch or max(1, 256 * 224**2 // self.image_size**2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamiConfig:
-    """SAMI (paper, 3.2 and 4.1). Keys without a section are choices that the paper leaves open."""
+    """SAMI (paper, 3.2 and 4.1). Keys without a section number are left open by the paper."""
 
     student: EncoderConfig = field(default_factory=lambda: EncoderConfig(image_size=224))
     mask_ratio: float = 0.75  # 4.1
     positions: Literal["learned", "fixed"] = "learned"  # the released positions are a parameter
     encoder_norm: Literal["none", "layer_norm"] = "none"  # the released encoder ends without one
-    # cross_attention: the paper's (3.2), which updates the masked tokens alone. self_attention:
-    # MAE's own; all tokens through its blocks cost about 3 points (4.4)
+    # cross_attention: the paper's (3.2), updates only the masked tokens. self_attention: MAE's,
+    # updates all tokens; about 3 points worse (4.4)
     decoder: Literal["cross_attention", "self_attention"] = "cross_attention"
     decoder_depth: int = 8  # 4.1
     decoder_width: int = 512  # 4.1
@@ -239,7 +239,7 @@ class SamiConfig:
         if not 0 < self.visible_tokens() < self.student.grid() ** 2:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio} leaves {self.visible_tokens()} of "
-                f"{self.student.grid() ** 2} tokens visible; some must be, some must not"
+                f"{self.student.grid() ** 2} tokens visible; some must be visible and some masked"
             )
         if self.decoder_width % self.decoder_heads:
             raise ValueError(
@@ -248,13 +248,13 @@ class SamiConfig:
             )
 
     def visible_tokens(self) -> int:
-        """How many of the student's tokens the encoder sees."""
+        """Return the number of tokens that the student encoder sees."""
         return int(self.student.grid() ** 2 * (1 - self.mask_ratio))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeConfig:
-    """Which parts keep the weights that they start with."""
+    """Modules whose weights stay frozen."""
 
     image_encoder: bool = False
     prompt_encoder: bool = False
@@ -262,10 +262,10 @@ class FreezeConfig:
 
     def __post_init__(self) -> None:
         if all(vars(self).values()):
-            raise ValueError("mask_decoder=true beside the other two leaves nothing that learns")
+            raise ValueError("mask_decoder=true with the other two leaves nothing to train")
 
     def parts(self) -> tuple[str, ...]:
-        """Names of the segmenter's frozen modules."""
+        """Return the names of the frozen modules."""
         return tuple(name for name, frozen in vars(self).items() if frozen)
 
 
@@ -274,33 +274,33 @@ class LoadedModelConfig:
     """A trained segmenter."""
 
     # efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h}, or a YAML file in
-    # SegmenterConfig's form; None: what the weights file says
+    # SegmenterConfig's form; None: read from the weights file
     name: str | None = path(None)
-    weights: str | None = path(None)  # released, or our own
+    weights: str | None = path(None)  # released, or in our format
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which segmenter, where its weights start, and which of them learn."""
+    """The segmenter, the source of its initial weights, and its frozen modules."""
 
     # efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h}, or a YAML file in
     # SegmenterConfig's form
     name: str = path("efficient_sam_ti")
-    weights: str | None = path(None)  # of the whole model: released, or our own
+    weights: str | None = path(None)  # whole model: released, or in our format
     encoder: str | None = path(None)  # a pretrained encoder, from `efficientsam pretrain`
-    decoder: str | None = path(None)  # a segmenter whose prompt encoder and mask decoder are taken
+    decoder: str | None = path(None)  # a segmenter that gives prompt encoder and mask decoder
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
 
     def __post_init__(self) -> None:
         for name in ("encoder", "decoder"):
-            part = getattr(self, name)
-            if self.weights and part:
+            file = getattr(self, name)
+            if self.weights and file:
                 raise ValueError(
-                    f"weights={self.weights} holds the {name} already; drop it or {name}={part}"
+                    f"weights={self.weights} holds the {name} already; drop it or {name}={file}"
                 )
 
     def sources(self) -> dict[str, str | None]:
-        """The file that each part's weights come from; None: they are drawn from the seed."""
+        """Map each module to the file of its initial weights; None: random initialisation."""
         decoder = self.weights or self.decoder
         return {
             "image_encoder": self.weights or self.encoder,

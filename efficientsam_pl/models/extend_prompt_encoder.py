@@ -1,4 +1,4 @@
-"""A model that knows more kinds of prompts than a file does begins as the file's model answers."""
+"""Add prompt types to a released prompt encoder without changing its outputs at initialisation."""
 
 from collections.abc import Mapping
 
@@ -9,29 +9,29 @@ from efficientsam_pl.models.prompt_encoder import PromptEncoder
 
 
 def extend_prompt_encoder(encoder: PromptEncoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A prompt encoder's weights, with those that a file lacks because its model knew less.
+    """Fill in the weights of prompt types that a checkpoint of a smaller prompt encoder lacks.
 
-    A negative click begins as the vector of "not a point". Masks and drawn prompts add nothing to
-    the features at first: the last convolution of their layers is zero, and learns; so is what
-    stands for "no mask".
+    The negative click is initialised to the embedding of "not a point". Mask and drawn prompts
+    contribute nothing at first: the last convolution of their branch and the embedding of "no
+    mask" are zero.
 
     Args:
-        encoder: Freshly initialised; what it has of a part that is missing is the part's start.
-        state: Its weights, by the names within it. What is there is left as it is.
+        encoder: Freshly initialised encoder, which gives the other initial values.
+        state: State dict of the checkpoint's prompt encoder; existing entries are kept.
     """
-    own = encoder.state_dict()
-    starts = {
+    initial = encoder.state_dict()
+    initialisers = {
         "label_vectors.negative.": _padding_vector,
         "no_mask_embed.": _zeros,
-        "mask_downscaling.": _silent,
-        "map_downscaling.": _silent,
+        "mask_downscaling.": _zero_last_layer,
+        "map_downscaling.": _zero_last_layer,
     }
-    extend_prompt_encoder = dict(state)
-    for part, start in starts.items():
-        fresh = {name: tensor for name, tensor in own.items() if name.startswith(part)}
-        if not any(name.startswith(part) for name in state):
-            extend_prompt_encoder |= start(fresh, state)
-    return extend_prompt_encoder
+    extended = dict(state)
+    for prefix, initialise in initialisers.items():
+        fresh = {name: tensor for name, tensor in initial.items() if name.startswith(prefix)}
+        if not any(name.startswith(prefix) for name in state):
+            extended |= initialise(fresh, state)
+    return extended
 
 
 def _padding_vector(fresh: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,14 +43,14 @@ def _zeros(fresh: Mapping[str, Tensor], _: Mapping[str, Tensor]) -> dict[str, Te
     return {name: torch.zeros_like(tensor) for name, tensor in fresh.items()}
 
 
-def _silent(fresh: Mapping[str, Tensor], _: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The last layer zero, weight and bias; layers are numbered as in `prompt_maps.downscaling`."""
-    last = max((_number(name) for name in fresh), default=None)
+def _zero_last_layer(fresh: Mapping[str, Tensor], _: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zero weight and bias of the last layer, numbered as in `prompt_maps.downscaling`."""
+    last = max((_layer_index(name) for name in fresh), default=None)
     return {
-        name: torch.zeros_like(tensor) if _number(name) == last else tensor
+        name: torch.zeros_like(tensor) if _layer_index(name) == last else tensor
         for name, tensor in fresh.items()
     }
 
 
-def _number(name: str) -> int:
+def _layer_index(name: str) -> int:
     return int(name.split(".")[1])

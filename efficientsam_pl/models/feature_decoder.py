@@ -1,4 +1,4 @@
-"""The decoders that predict masked tokens while pretraining (paper, figure 3; MAE, section 3).
+"""Pretraining decoders, which predict the masked tokens (paper, figure 3; MAE, section 3).
 
 Axes: b images, n tokens of the grid, v visible ones, m masked ones (v + m = n), c channels.
 """
@@ -20,7 +20,7 @@ _norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class CrossAttentionBlock(nn.Module):
-    """Masked tokens look at the visible ones and at each other, then an MLP; norms before."""
+    """Pre-norm block: masked tokens attend to visible and masked tokens, then an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class CrossAttentionBlock(nn.Module):
     def forward(
         self, masked: Float[Tensor, "b m c"], visible: Float[Tensor, "b v c"]
     ) -> Float[Tensor, "b m c"]:
-        """Updated masked tokens; the visible ones come normalised."""
+        """Update the masked tokens; the visible tokens are normalised already."""
         queries = self.norm_attention(masked)
         keys = torch.cat([visible, queries], dim=1)
         k, v = map(self._heads, self.key_value(keys).chunk(2, dim=-1))
@@ -49,10 +49,10 @@ class CrossAttentionBlock(nn.Module):
 
 
 class CrossAttentionDecoder(nn.Module):
-    """Mask tokens gather from the encoder's output and from each other (paper, figure 3).
+    """Updates only the masked tokens, by cross-attention (paper, figure 3).
 
-    The embedded encoder output stays as it is: every block sees the same, so it is normalised
-    once, and the head reads it where nothing was masked.
+    The embedded encoder output is the same for every block, so it is normalised once; the head
+    reads it at the visible positions.
     """
 
     def __init__(self, config: SamiConfig, target_width: int) -> None:
@@ -72,7 +72,7 @@ class CrossAttentionDecoder(nn.Module):
     def forward(
         self, encoded: Float[Tensor, "b v c"], split: TokenSplit
     ) -> Float[Tensor, "b n target"]:
-        """Predicted features of every token in image order."""
+        """Predict features of every token, in image order."""
         embedded = self.embed(encoded) + positions_at(self.position, split.visible)
         visible = self.norm_visible(embedded)
         masked = self.mask_token + positions_at(self.position, split.masked)
@@ -82,9 +82,9 @@ class CrossAttentionDecoder(nn.Module):
 
 
 class SelfAttentionDecoder(nn.Module):
-    """MAE's own: mask tokens fill the gaps, and all tokens go through blocks as the encoder's.
+    """MAE's decoder: self-attention over visible tokens and mask tokens together.
 
-    As SAMI's decoder it is the paper's ablation of 4.4 (all tokens updated).
+    With SAMI this is the ablation of section 4.4, where all tokens are updated.
     """
 
     def __init__(self, config: SamiConfig, target_width: int) -> None:
@@ -104,9 +104,9 @@ class SelfAttentionDecoder(nn.Module):
     def forward(
         self, encoded: Float[Tensor, "b v c"], split: TokenSplit
     ) -> Float[Tensor, "b n target"]:
-        """Predicted features of every token in image order."""
-        gaps = self.mask_token.expand(*split.masked.shape, -1)
-        tokens = split.restore(self.embed(encoded), gaps) + self.position
+        """Predict features of every token, in image order."""
+        mask_tokens = self.mask_token.expand(*split.masked.shape, -1)
+        tokens = split.restore(self.embed(encoded), mask_tokens) + self.position
         for block in self.blocks:
             tokens = block(tokens)
         predicted: Tensor = self.head(self.norm(tokens))
@@ -117,14 +117,14 @@ FeatureDecoder = CrossAttentionDecoder | SelfAttentionDecoder
 
 
 def build_decoder(config: SamiConfig, target_width: int) -> FeatureDecoder:
-    """The decoder that a config names, freshly initialised."""
+    """Build the decoder that a config names, freshly initialised."""
     if config.decoder == "self_attention":
         return SelfAttentionDecoder(config, target_width)
     return CrossAttentionDecoder(config, target_width)
 
 
 def _initialise(decoder: FeatureDecoder) -> None:
-    """MAE, appendix A.1: xavier for linears."""
+    """Initialise as MAE (appendix A.1): xavier for linears."""
     for module in decoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

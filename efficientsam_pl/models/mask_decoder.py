@@ -1,7 +1,7 @@
-"""SAM's mask decoder: candidate masks and the IoU expected of each, from features and prompts.
+"""SAM's mask decoder: candidate masks with their predicted IoU, from features and prompts.
 
-Axes: b images, q prompts an image, t prompt tokens, c channels, g image tokens a side,
-m all images' prompts, k mask tokens, e channels of a kernel.
+Axes: b images, q prompts per image, t prompt tokens, c channels, g image tokens per side,
+m prompts of all images, k mask tokens, e channels of a kernel.
 """
 
 import torch
@@ -16,7 +16,7 @@ from efficientsam_pl.structures import Prediction
 
 
 class MaskDecoder(nn.Module):
-    """Mask token 0 answers alone, tokens 1.. are candidates for an ambiguous prompt."""
+    """Predicts a single mask (token 0) and candidates for ambiguous prompts (tokens 1..)."""
 
     def __init__(self, channels: int, config: MaskDecoderConfig) -> None:
         super().__init__()
@@ -46,14 +46,14 @@ class MaskDecoder(nn.Module):
         prompt_tokens: Float[Tensor, "b q t c"],
         dense: Float[Tensor, "b2 q2 c dh dw"] | None,
     ) -> Prediction:
-        """Logits [b, q, tokens, 4g, 4g] and IoU [b, q, tokens] of every mask token, 0 first."""
+        """Predict logits [b, q, tokens, 4g, 4g] and IoU [b, q, tokens] of every mask token."""
         b, q = prompt_tokens.shape[:2]
         image = features[:, None] if dense is None else features[:, None] + dense
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(b, q, -1, -1), prompt_tokens], dim=2)
-        shares = q if image.shape[1] == 1 else 1  # prompts of an image; else each has its own
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(b, q, -1, -1), prompt_tokens], dim=2)
+        prompts_per_image = q if image.shape[1] == 1 else 1  # dense prompts: one image per prompt
         tokens, attended = self.transformer(
-            tokens.reshape(b * image.shape[1], shares, *tokens.shape[2:]),
+            tokens.reshape(b * image.shape[1], prompts_per_image, *tokens.shape[2:]),
             image.flatten(0, 1).flatten(2).transpose(1, 2).contiguous(),
             position.flatten(2).transpose(1, 2).contiguous(),
         )
@@ -61,33 +61,33 @@ class MaskDecoder(nn.Module):
         kernels = torch.stack(
             [head(tokens[:, 1 + i]) for i, head in enumerate(self.hypernetworks)], dim=1
         )
-        logits = self._drawn(kernels, attended.unflatten(1, features.shape[-2:]))
+        logits = self._mask_logits(kernels, attended.unflatten(1, features.shape[-2:]))
         return Prediction(
             low_res_logits=logits.unflatten(0, (b, q)),
             iou=self.iou_head(tokens[:, 0]).unflatten(0, (b, q)),
         )
 
-    def _drawn(
+    def _mask_logits(
         self, kernels: Float[Tensor, "m k e"], attended: Float[Tensor, "m gh gw c"]
     ) -> Float[Tensor, "m k 4*gh 4*gw"]:
-        """Image tokens upscaled twice, and each pixel's product with each mask token's kernel.
+        """Upscale the image tokens twice and multiply each pixel with each mask token's kernel.
 
-        A convolution whose windows do not overlap is a linear of every token, so the pixels of a
-        token stay side by side until they are few numbers.
+        A transposed convolution with kernel = stride is a linear layer on every token, so the
+        pixels are rearranged only once, when they are logits instead of channels.
         """
         first, norm, activation, second, last = self.upscaling
-        quarters = _linear_of(first, attended.flatten(1, 2)).unflatten(-1, (4, -1))
+        quarters = _as_linear(first, attended.flatten(1, 2)).unflatten(-1, (4, -1))
         quarters = norm(quarters.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        pixels = last(_linear_of(second, activation(quarters))).unflatten(-1, (4, -1))
+        pixels = last(_as_linear(second, activation(quarters))).unflatten(-1, (4, -1))
         logits = kernels @ pixels.flatten(1, 3).transpose(1, 2)
-        placed = logits.unflatten(2, (*attended.shape[1:3], 2, 2, 2, 2))
-        rows_then_columns = placed.permute(0, 1, 2, 4, 6, 3, 5, 7)
-        drawn: Tensor = rows_then_columns.flatten(5, 7).flatten(2, 4)
-        return drawn
+        split = logits.unflatten(2, (*attended.shape[1:3], 2, 2, 2, 2))
+        rows_then_columns = split.permute(0, 1, 2, 4, 6, 3, 5, 7)
+        mask_logits: Tensor = rows_then_columns.flatten(5, 7).flatten(2, 4)
+        return mask_logits
 
 
-def _linear_of(convolution: nn.Module, x: Float[Tensor, "*x c"]) -> Float[Tensor, "*x outputs"]:
-    """A transposed convolution of kernel and stride 2: rows, columns, channels of what it makes."""
+def _as_linear(convolution: nn.Module, x: Float[Tensor, "*x c"]) -> Float[Tensor, "*x outputs"]:
+    """Apply a transposed convolution of kernel and stride 2 per token: rows, columns, channels."""
     assert isinstance(convolution, nn.ConvTranspose2d)
     assert convolution.bias is not None
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)

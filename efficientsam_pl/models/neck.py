@@ -1,11 +1,11 @@
-"""From the trunk's width to the decoder's channels (SAM, appendix A; ViTDet)."""
+"""The neck: from the trunk's width to the decoder's channels (SAM, appendix A; ViTDet)."""
 
 from timm.layers import LayerNorm2d
 from torch import nn
 
 
 def neck(width: int, channels: int) -> nn.Sequential:
-    """1x1 and 3x3 convolution without biases, each followed by a norm over channels.
+    """Build a 1x1 and a 3x3 convolution without biases, each followed by a norm over channels.
 
     Maps [b, width, h, w] to [b, channels, h, w].
     """

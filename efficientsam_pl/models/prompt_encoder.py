@@ -1,6 +1,6 @@
-"""Points, boxes and earlier masks as tokens: SAM's prompt encoder and EfficientSAM's in one.
+"""Embed points, boxes and masks: the prompt encoders of SAM and EfficientSAM in one class.
 
-Axes: b images, q prompts an image, p points a prompt, c channels, g tokens a side.
+Axes: b images, q prompts per image, t points per prompt, c channels, g tokens per side.
 """
 
 import math
@@ -18,7 +18,7 @@ from efficientsam_pl.structures import Label, Prompts
 
 
 class RandomFourierPosition(nn.Module):
-    """Sine and cosine of random projections of a position (Tancik et al. 2020; SAM, appendix A)."""
+    """Random Fourier features of a position (Tancik et al. 2020; SAM, appendix A)."""
 
     positional_encoding_gaussian_matrix: Tensor
 
@@ -28,14 +28,14 @@ class RandomFourierPosition(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", frequencies)
 
     def forward(self, points_unit: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p c"]:
-        """Positions as (x, y) in [0, 1]; always float32, since bf16 cannot hold a pixel of 1024."""
+        """Encode (x, y) in [0, 1]; always in float32, since bf16 cannot resolve a pixel of 1024."""
         with torch.autocast(points_unit.device.type, enabled=False):
             matrix = self.positional_encoding_gaussian_matrix.float()
             angle = 2 * math.pi * ((2 * points_unit.float() - 1) @ matrix)
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
     def grid(self, side: int) -> Float[Tensor, "1 c side side"]:
-        """The encoding of every cell's centre on a square grid."""
+        """Encode the centre of every cell of a square grid."""
         device = self.positional_encoding_gaussian_matrix.device
         centre = (torch.arange(side, device=device) + 0.5) / side
         y, x = torch.meshgrid(centre, centre, indexing="ij")
@@ -44,7 +44,7 @@ class RandomFourierPosition(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """One learned vector a label, added to the point's position; masks are convolved down."""
+    """Adds a learned embedding per label to each point's position; downscales mask prompts."""
 
     def __init__(self, config: PromptEncoderConfig, encoder: EncoderConfig) -> None:
         super().__init__()
@@ -53,9 +53,9 @@ class PromptEncoder(nn.Module):
         self.image_size = encoder.image_size
         self.grid_size = encoder.grid()
         self.pe_layer = RandomFourierPosition(channels, config.position_scale)
-        known = [label for label in Label if label != Label.NEGATIVE or config.negative_clicks]
+        labels = [label for label in Label if label != Label.NEGATIVE or config.negative_clicks]
         self.label_vectors = nn.ModuleDict(
-            {label.name.lower(): nn.Embedding(1, channels) for label in known}
+            {label.name.lower(): nn.Embedding(1, channels) for label in labels}
         )
         self.no_mask_embed: nn.Embedding | None = None
         self.mask_downscaling: nn.Sequential | None = None
@@ -67,49 +67,52 @@ class PromptEncoder(nn.Module):
     def forward(
         self, prompts: Prompts
     ) -> tuple[Float[Tensor, "b q t c"], Float[Tensor, "b2 q2 c dh dw"] | None]:
-        """Tokens of the points and boxes, and what is added to the image's features.
+        """Embed points and boxes as tokens and masks as a dense embedding.
 
         Returns:
-            One token a slot, and the dense part: [b, q, c, g, g] for mask or drawn prompts,
-            [1, 1, c, 1, 1] for SAM without a mask, None for models that know neither.
+            One token per point, and the dense embedding, which is added to the image features:
+            [b, q, c, g, g] for mask or drawn prompts, [1, 1, c, 1, 1] for SAM without a mask, None
+            for models that support neither.
 
         Raises:
-            ValueError: More points than the model has slots, or a mask for a model without.
+            ValueError: Too many points, or a mask prompt that the model does not support.
         """
-        points, labels = self.slots(prompts)
+        points, labels = self.padded_points(prompts)
         if self.config.padding_position == "kept":
             points = points.where(points >= 0, -1.0)  # as released: below 0 is "no point"
         position = self.pe_layer((points + 0.5) / self.image_size)
         if self.config.padding_position == "zeroed":
             position = position.masked_fill((labels == Label.PADDING)[..., None], 0.0)
         tokens = position + self._label_table()[labels + 1]
-        return tokens, self._dense(prompts, self._drawn(points, labels))
+        return tokens, self._dense(prompts, self._drawn_prompts(points, labels))
 
-    def slots(self, prompts: Prompts) -> tuple[Float[Tensor, "b q t 2"], Int64[Tensor, "b q t"]]:
-        """Points and box corners side by side, filled up with padding to the fewest slots.
+    def padded_points(
+        self, prompts: Prompts
+    ) -> tuple[Float[Tensor, "b q t 2"], Int64[Tensor, "b q t"]]:
+        """Concatenate points and box corners and pad them to the model's minimum length.
 
         Raises:
-            ValueError: More points than the model has slots.
+            ValueError: More points than the model supports.
         """
         points, labels = prompts.points_px, prompts.labels
         if prompts.boxes_xyxy_px is not None:
             points = torch.cat([points, prompts.boxes_xyxy_px.unflatten(-1, (2, 2))], dim=2)
             corner = labels.new_tensor([Label.TOP_LEFT, Label.BOTTOM_RIGHT])
             labels = torch.cat([labels, corner.expand(*labels.shape[:2], 2)], dim=2)
-        given, most = labels.shape[-1], self.config.max_points
-        if most is not None and given > most:
+        count, limit = labels.shape[-1], self.config.max_points
+        if limit is not None and count > limit:
             raise ValueError(
-                f"{given} points in a prompt (a box counts as two), but this model takes at most "
-                f"{most}"
+                f"{count} points in a prompt (a box counts as two), but this model takes at most "
+                f"{limit}"
             )
-        fill = max(self.config.filled_to() - given, 0)
-        if most is None and prompts.boxes_xyxy_px is None and given > 0:
-            fill = 1  # SAM tells "points, no box" by one padding point; a mask alone has no token
-        points = F.pad(points, (0, 0, 0, fill), value=-1.0)
-        return points, F.pad(labels, (0, fill), value=int(Label.PADDING))
+        padding = max(self.config.padded_length() - count, 0)
+        if limit is None and prompts.boxes_xyxy_px is None and count > 0:
+            padding = 1  # SAM pads points without a box by one; a mask alone has no token
+        points = F.pad(points, (0, 0, 0, padding), value=-1.0)
+        return points, F.pad(labels, (0, padding), value=int(Label.PADDING))
 
     def unused_modules(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
-        """Modules that prompts of these labels, with or without masks, do not reach."""
+        """List the modules that prompts of these labels, with or without masks, do not use."""
         used = {Label.PADDING, *labels}
         vectors = [
             f"label_vectors.{label.name.lower()}"
@@ -120,17 +123,17 @@ class PromptEncoder(nn.Module):
         return [*vectors, "mask_downscaling"] if idle_masks else vectors
 
     def dense_position(self) -> Float[Tensor, "1 c g g"]:
-        """The position of every image token, in the same code as the points."""
+        """Encode the position of every image token, as for the points."""
         return self.pe_layer.grid(self.grid_size)
 
     def _label_table(self) -> Float[Tensor, "5 c"]:
         rows = {
             name: cast(nn.Embedding, vector).weight for name, vector in self.label_vectors.items()
         }
-        nothing = torch.zeros_like(rows["positive"])  # an unknown label keeps its bare position
-        return torch.cat([rows.get(label.name.lower(), nothing) for label in Label])
+        zero = torch.zeros_like(rows["positive"])  # an unsupported label adds nothing
+        return torch.cat([rows.get(label.name.lower(), zero) for label in Label])
 
-    def _drawn(
+    def _drawn_prompts(
         self, points: Float[Tensor, "b q t 2"], labels: Int64[Tensor, "b q t"]
     ) -> Float[Tensor, "b q c gh gw"] | None:
         if self.map_downscaling is None:

@@ -1,4 +1,4 @@
-"""Check whether a model takes the prompts that a command will give it. Imports no torch."""
+"""Check whether a model supports the prompts that a command will give it. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from efficientsam_pl.models.config import PromptEncoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PromptNeeds:
-    """What prompts ask of a model. A box counts as two points; points are never refused as such."""
+    """Prompt features that a model must support. A box counts as two points."""
 
-    points: int = 0  # of the longest prompt
+    points: int = 0  # in the longest prompt
     negative_clicks: bool = False
     mask_prompts: bool = False
 
@@ -21,8 +21,8 @@ def unmet_needs(
 
     Args:
         known: The model's prompt encoder.
-        needs: What the prompts ask of it.
-        model: How the user names the model.
+        needs: Requirements of the prompts.
+        model: The model's name in the message.
     """
     kinds = {
         "negative clicks": needs.negative_clicks and not known.negative_clicks,

@@ -1,9 +1,10 @@
-"""Prompts drawn as maps, beside their tokens: what a model with little data learns fastest from.
+"""Prompts rasterised as maps, in addition to their tokens: faster to learn from little data.
 
-Neither SAM nor EfficientSAM does this. Interactive segmenters before them did, and read a drawn
-prompt at once where a token's position has to be decoded first (RITM, Sofiiuk et al. 2021).
+Neither SAM nor EfficientSAM does this. Earlier interactive segmenters do (RITM, Sofiiuk et al.
+2021): a map gives the position directly, whereas a token's position has to be decoded first.
 
-Axes: b images, q prompts an image, t slots a prompt, c channels, l cells a side of the logits.
+Axes: b images, q prompts per image, t points per prompt, c channels, l cells per side of the
+logits.
 """
 
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from efficientsam_pl.structures import Label
 
 _CLICK_RADIUS_CELLS = 1.5
-LOGITS_PER_TOKEN = 4  # cells along a side of an image token
+LOGITS_PER_TOKEN = 4  # logit cells per side of an image token
 
 
 def downscaling(maps: int, hidden: tuple[int, int], channels: int) -> nn.Sequential:
-    """Maps [m, maps, 4g, 4g] to [m, channels, g, g]; the form of SAM's mask prompts."""
+    """Build SAM's mask-prompt convolutions: [m, maps, 4g, 4g] to [m, channels, g, g]."""
     first, second = hidden
     return nn.Sequential(
         nn.Conv2d(maps, first, kernel_size=2, stride=2),
@@ -37,13 +38,13 @@ def draw_prompts(
     image_size: int,
     cells: int,
 ) -> Float[Tensor, "b q 3 l l"]:
-    """Box interior, positive clicks and negative clicks over the model's frame.
+    """Rasterise prompts into three maps: box interior, positive clicks, negative clicks.
 
-    A cell's value is the share of it that the box covers, or how near the nearest click is
-    (Gaussian, 1.5 cells wide).
+    A cell of the box map holds the fraction of it that the box covers; a cell of a click map a
+    Gaussian of the distance to the nearest click (sigma 1.5 cells).
     """
     cell = image_size / cells
-    low = torch.arange(cells, device=points_px.device) * cell - 0.5  # pixel centres are whole
+    low = torch.arange(cells, device=points_px.device) * cell - 0.5  # pixel centres are integers
     top_left, bottom_right = (
         _corner(points_px, labels == label) for label in (Label.TOP_LEFT, Label.BOTTOM_RIGHT)
     )
@@ -53,14 +54,14 @@ def draw_prompts(
     covered = ((upper - lower) / cell).clamp(0, 1)
     box = covered[:, :, 1, :, None] * covered[:, :, 0, None, :] * has_box
     centre = low + cell / 2
-    away = (centre - points_px[..., None]) / (cell * _CLICK_RADIUS_CELLS)
-    near = torch.exp(-(away[..., 1, :, None] ** 2 + away[..., 0, None, :] ** 2) / 2)
+    offset = (centre - points_px[..., None]) / (cell * _CLICK_RADIUS_CELLS)
+    gaussian = torch.exp(-(offset[..., 1, :, None] ** 2 + offset[..., 0, None, :] ** 2) / 2)
     clicks = [
-        (near * (labels == label)[..., None, None]).amax(2)
+        (gaussian * (labels == label)[..., None, None]).amax(2)
         for label in (Label.POSITIVE, Label.NEGATIVE)
     ]
     return torch.stack([box, *clicks], dim=2)
 
 
-def _corner(points_px: Float[Tensor, "b q t 2"], chosen: Tensor) -> Float[Tensor, "b q 2"]:
-    return (points_px * chosen[..., None]).sum(2)
+def _corner(points_px: Float[Tensor, "b q t 2"], is_corner: Tensor) -> Float[Tensor, "b q 2"]:
+    return (points_px * is_corner[..., None]).sum(2)

@@ -6,7 +6,7 @@ from efficientsam_pl.models.config import NAMED, SegmenterConfig
 
 
 def segmenter_config(name: str) -> SegmenterConfig:
-    """The segmenter of that name, or of a YAML file in SegmenterConfig's form."""
+    """Look up a named segmenter, or load a YAML file in SegmenterConfig's form."""
     if name in NAMED:
         return NAMED[name]
     if find_config(name) is None:

@@ -1,4 +1,4 @@
-"""SAMI: a small ViT learns to predict SAM's features from a quarter of the photo (paper, 3.2).
+"""SAMI: a small ViT learns to predict SAM's features from a quarter of the patches (paper, 3.2).
 
 Axes: b images, n tokens of the grid, v visible ones, s pixels a side, c channels.
 """
@@ -16,7 +16,7 @@ from efficientsam_pl.models.vit import PlainViT
 
 
 class Sami(nn.Module):
-    """Student encoder on the visible tokens, then a decoder that predicts the target's."""
+    """Student encoder over the visible tokens, then a decoder that predicts the target features."""
 
     def __init__(self, config: SamiConfig, target_width: int) -> None:
         super().__init__()
@@ -38,11 +38,11 @@ class Sami(nn.Module):
     def forward(
         self, image: Num[Tensor, "b 3 s s"], sample_key: Int64[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b n target"], TokenSplit]:
-        """Predicted target of all tokens, and which of them were seen.
+        """Predict the target of every token; also return the visible/masked split.
 
         Args:
-            image: Photos at the student's size, values 0..255.
-            draw_key: Decides each photo's mask.
+            image: Images at the student's size, values 0..255.
+            sample_key: Determines the mask of each image.
         """
         split = random_split(
             sample_key, self.config.student.grid() ** 2, self.config.visible_tokens()
@@ -51,5 +51,5 @@ class Sami(nn.Module):
         return self.decoder(encoded, split), split
 
     def blocks(self) -> list[nn.Module]:
-        """What repeats, encoder first: the parts to compile, to shard and to recompute."""
+        """List the blocks, encoder first: the units of compile, FSDP and checkpointing."""
         return [*self.encoder.blocks, *self.decoder.blocks]

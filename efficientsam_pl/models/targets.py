@@ -1,6 +1,6 @@
-"""What the student learns to predict of a batch: a teacher's features, online or stored, or pixels.
+"""Pretraining targets: a teacher's features, computed online or stored, or normalised pixels.
 
-A task calls its target and does not know which it is.
+The training step calls its target without knowing which one it is.
 """
 
 from dataclasses import dataclass
@@ -18,78 +18,78 @@ from efficientsam_pl.structures import ImageBatch
 
 @runtime_checkable
 class Target(Protocol):
-    """Maps a batch to one vector a token of the student's grid, row-major; without a gradient."""
+    """Maps a batch to one vector per token of the student's grid, row-major, without gradient."""
 
     @property
     def width(self) -> int:
-        """Channels."""
+        """Channels of the target."""
 
     @property
     def teacher(self) -> FrozenTeacher | None:
-        """The network behind it, to be moved and sharded; None where there is none."""
+        """Teacher network to move and shard, if there is one."""
 
     def __call__(self, batch: ImageBatch) -> Float[Tensor, "b n c"]:
-        """The features of a batch, on its device."""
+        """Return the target features of a batch, on its device."""
 
 
 @dataclass(frozen=True, eq=False)
 class OnlineTarget:
-    """The teacher sees each crop as the student does."""
+    """Features of a teacher that runs on the student's crops."""
 
     teacher: FrozenTeacher
 
     @property
     def width(self) -> int:
-        """See Target."""
+        """Implement Target."""
         return self.teacher.width
 
     def __call__(self, batch: ImageBatch) -> Float[Tensor, "b n c"]:
-        """See Target."""
+        """Implement Target."""
         features: Tensor = self.teacher(batch.image)
         return features
 
 
 @dataclass(frozen=True)
 class StoredTarget:
-    """The features were read with the photos."""
+    """Features that were stored beforehand and read with the images."""
 
     width: int
     teacher: None = None
 
     def __call__(self, batch: ImageBatch) -> Float[Tensor, "b n c"]:
-        """See Target."""
-        assert batch.features is not None, "a stream of stored features gives them"
+        """Implement Target."""
+        assert batch.features is not None, "the dataset of stored features must provide them"
         return batch.features
 
 
 @dataclass(frozen=True)
 class PixelTarget:
-    """The photo's own patches, each normalised (MAE, section 3)."""
+    """Normalised pixels of each patch (MAE, section 3)."""
 
     patch_size: int
     teacher: None = None
 
     @property
     def width(self) -> int:
-        """See Target."""
+        """Implement Target."""
         return 3 * self.patch_size**2
 
     @torch.no_grad()
     def __call__(self, batch: ImageBatch) -> Float[Tensor, "b n c"]:
-        """See Target."""
+        """Implement Target."""
         return patch_targets(batch.image, self.patch_size)
 
 
 def build_target(config: TeacherConfig, student: EncoderConfig, stored: bool) -> Target:
-    """The target that a config describes.
+    """Build the target that a config describes.
 
     Args:
-        config: Of the teacher.
-        student: Whose grid the features lie on.
-        stored: Whether they come with the batch.
+        config: The teacher's config.
+        student: The student encoder, which determines the token grid.
+        stored: Whether the batch carries stored features.
 
     Raises:
-        WeightsError: The teacher's file cannot be read or is of another model.
+        WeightsError: The teacher's file cannot be read or belongs to another model.
     """
     if config.kind == "pixels":
         return PixelTarget(student.patch_size)

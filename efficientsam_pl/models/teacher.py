@@ -1,4 +1,4 @@
-"""The teacher: a frozen image encoder whose features are brought to the student's grid."""
+"""The teacher: a frozen image encoder whose features are resized to the student's grid."""
 
 from typing import cast
 
@@ -17,25 +17,24 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class FrozenTeacher(nn.Module):
-    """Maps photos to target features; never trained, never in training mode, no gradient.
+    """Frozen encoder that maps images to target features; always in eval mode, without gradient.
 
-    Without a file its weights are random but seeded: an architecture with nothing learned, for
-    trials only.
+    Without a weights file it is initialised at random from a seed: for trials only.
     """
 
     def __init__(self, config: TeacherConfig, grid: int) -> None:
-        """A teacher on the CPU.
+        """Build the teacher on the CPU.
 
         Args:
-            config: Of kind `sam` or `timm`.
-            grid: Tokens a side that its features are brought to.
+            config: Teacher config of kind `sam` or `timm`.
+            grid: Tokens per side of the returned features.
 
         Raises:
-            WeightsError: A file that cannot be read or is of another model.
+            WeightsError: The file cannot be read or belongs to another model.
         """
         super().__init__()
         self.width = feature_width(config)
-        with torch.random.fork_rng(devices=[]):  # built on the CPU, whatever there is besides
+        with torch.random.fork_rng(devices=[]):  # built on the CPU even if a GPU is present
             torch.default_generator.manual_seed(config.seed)
             self.encoder = _timm_encoder(config) if config.kind == "timm" else _sam_encoder(config)
         mean, std = (
@@ -45,30 +44,31 @@ class FrozenTeacher(nn.Module):
         )
         self.pixel_norm = PixelNorm(mean, std)
         self.image_size, self.output, self.grid = config.image_size, config.output, grid
-        self.at_once = config.at_once()
+        self.chunk_size = config.chunk_size()
         self.dtype = _DTYPES[config.precision]
         self.encoder.to(self.dtype)
         self.requires_grad_(False)
         self.eval()
 
     def blocks(self) -> list[nn.Module]:
-        """The encoder's blocks, which are computed, compiled and sharded one by one."""
+        """List the encoder's blocks: the units of compile and FSDP."""
         return list(cast(nn.ModuleList, self.encoder.trunk.blocks))
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Stays in evaluation mode whatever the student does."""
+        """Stay in eval mode, whatever mode the student is put in."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, image: Num[Tensor, "b 3 s s"]) -> Float[Tensor, "b n c"]:
-        """Features of photos (values 0..255), row-major over the student's grid.
+        """Compute features of images (values 0..255), row-major over the student's grid.
 
-        At `image_size` other than the photo's, the photo is resized first (bicubic) and the
-        features are averaged down to the grid. Memory is that of `at_once` photos.
+        If `image_size` differs from the input's, the images are resized first (bicubic) and the
+        features are averaged down to the grid. Runs in chunks of `chunk_size` images to bound
+        memory.
         """
-        return torch.cat([self._of_some(some) for some in image.split(self.at_once)])
+        return torch.cat([self._grid_features(chunk) for chunk in image.split(self.chunk_size)])
 
-    def _of_some(self, image: Num[Tensor, "b 3 s s"]) -> Float[Tensor, "b n c"]:
+    def _grid_features(self, image: Num[Tensor, "b 3 s s"]) -> Float[Tensor, "b n c"]:
         pixels = self.pixel_norm(image)
         if pixels.shape[-1] != self.image_size:
             pixels = F.interpolate(pixels, (self.image_size,) * 2, mode="bicubic", antialias=True)
@@ -80,22 +80,22 @@ class FrozenTeacher(nn.Module):
         return features.flatten(2).transpose(1, 2)
 
     @torch.no_grad()
-    def map_of(
+    def feature_map(
         self, image: Num[Tensor, "b 3 s s"], content_hw: Int64[Tensor, "b 2"]
     ) -> Float[Tensor, "b c g g"]:
-        """Features of whole photos of `image_size` pixels, at the teacher's own grid.
+        """Compute features of whole images of `image_size` pixels, at the teacher's own grid.
 
         Args:
-            image: As laid out by `geometry.Resize` under SAM's rule, values 0..255.
-            content_hw: The part of each frame that is photo.
+            image: Padded by `geometry.Resize` as in SAM, values 0..255.
+            content_hw: Height and width of the image inside each padded frame.
         """
-        parts = zip(image.split(self.at_once), content_hw.split(self.at_once), strict=True)
+        chunks = zip(image.split(self.chunk_size), content_hw.split(self.chunk_size), strict=True)
         return torch.cat(
-            [self._encode(self.pixel_norm(some, strip_prefix)) for some, strip_prefix in parts]
+            [self._encode(self.pixel_norm(chunk, content)) for chunk, content in chunks]
         )
 
     def _encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
-        with torch.autocast(pixels.device.type, enabled=False):  # its precision is its own
+        with torch.autocast(pixels.device.type, enabled=False):  # precision is set by the config
             pixels = pixels.to(self.dtype)
             if isinstance(self.encoder, SamImageEncoder) and self.output == "trunk":
                 return self.encoder.trunk_features(pixels)
@@ -104,9 +104,9 @@ class FrozenTeacher(nn.Module):
 
 
 def feature_width(config: TeacherConfig) -> int:
-    """Channels of the target features of kinds `sam` and `timm`, without building the teacher."""
+    """Return the channels of a `sam` or `timm` teacher's features without building it."""
     if config.kind == "timm":
-        return TimmPatches.width_of(config.timm_name)
+        return TimmPatches.feature_width(config.timm_name)
     return config.encoder.neck_channels if config.output == "neck" else config.encoder.width
 
 
@@ -128,7 +128,7 @@ def _timm_encoder(config: TeacherConfig) -> TimmPatches:
 
 
 def _randomise(encoder: SamImageEncoder) -> None:
-    """Spread out what timm starts at zero, so that the random teacher looks at positions too."""
+    """Draw the positions that timm initialises to zero, so that features depend on them."""
     for name, parameter in encoder.named_parameters():
         if name.endswith(("rel_pos_h", "rel_pos_w")):
             nn.init.normal_(parameter, std=0.1)

@@ -1,11 +1,11 @@
-"""The two-way transformer of SAM's mask decoder: tokens look at the image, the image at the tokens.
+"""The two-way transformer of SAM's mask decoder: tokens attend to the image, then image to tokens.
 
-A prompt has about ten tokens and an image thousands. So the image of one prompt is not projected:
-a token's product with W x is that of W^T times the token with x, which is fewer numbers. An image
-that several prompts share, as in the first block, is projected once for all of them.
+A prompt has about ten tokens and an image has thousands. An image that belongs to a single prompt
+is therefore not projected: q . (W x) = (W^T q) . x, and projecting the few queries is cheaper. An
+image shared by several prompts, as in the first block, is projected once for all of them.
 
 Axes: p images, r prompts that share an image, t tokens, n image tokens, c channels, h heads,
-d channels of a head. After a block each prompt has an image of its own, and r is 1.
+d channels of a head. After the first block each prompt has its own image tokens, and r is 1.
 """
 
 import math
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to tokens; its inner width may be a part of the outer one."""
+    """Multi-head self-attention of tokens, optionally with a smaller inner width."""
 
     def __init__(self, channels: int, heads: int, shrink: int = 1) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(channels, inner)
         self.v_proj = nn.Linear(channels, inner)
         self.out_proj = nn.Linear(inner, channels)
-        bound = math.sqrt(6 / (channels + 3 * inner))  # xavier, as if q, k, v were one matrix
+        bound = math.sqrt(6 / (channels + 3 * inner))  # xavier of a fused q, k, v matrix
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.uniform_(projection.weight, -bound, bound)
             nn.init.zeros_(projection.bias)
@@ -41,18 +41,18 @@ class Attention(nn.Module):
     def forward(
         self, q: Float[Tensor, "p r t c"], k: Float[Tensor, "p r t c"], v: Float[Tensor, "p r t c"]
     ) -> Float[Tensor, "p r t c"]:
-        """The tokens of a prompt look at each other."""
+        """Attend within the tokens of each prompt."""
         q, k, v = (
             self._split(projection(x))
             for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        return self._joined(F.scaled_dot_product_attention(q, k, v))
+        return self._merge_heads(F.scaled_dot_product_attention(q, k, v))
 
     def _split(self, projected: Float[Tensor, "p r t inner"]) -> Float[Tensor, "p r h t d"]:
         split: Tensor = projected.unflatten(-1, (self.heads, -1)).transpose(2, 3)
         return split
 
-    def _joined(self, attended: Float[Tensor, "p r h t d"]) -> Float[Tensor, "p r t c"]:
+    def _merge_heads(self, attended: Float[Tensor, "p r h t d"]) -> Float[Tensor, "p r t c"]:
         out: Tensor = self.out_proj(attended.transpose(2, 3).flatten(-2))
         return out
 
@@ -62,19 +62,19 @@ class Attention(nn.Module):
         projection: nn.Linear,
         image: Float[Tensor, "p n c"],
     ) -> Float[Tensor, "p r h t n"]:
-        """Scaled products of projected tokens with the image tokens' projection."""
+        """Compute scaled dot products of projected tokens and projected image tokens."""
         tokens = tokens * tokens.shape[-1] ** -0.5
         if tokens.shape[1] > 1:
             projected = projection(image).unflatten(-1, (self.heads, -1))
             return torch.einsum("prhtd,pnhd->prhtn", tokens, projected)
-        weight, bias = self._of_heads(projection)
-        sought = torch.einsum("prhtd,hdc->prhtc", tokens, weight).flatten(1, 3)
+        weight, bias = self._per_head(projection)
+        queries = torch.einsum("prhtd,hdc->prhtc", tokens, weight).flatten(1, 3)
         offset = torch.einsum("prhtd,hd->prht", tokens, bias).flatten(1)[..., None]
-        scores: Tensor = torch.baddbmm(offset, sought, image.transpose(1, 2))
-        of_heads: Tensor = scores.unflatten(1, tokens.shape[1:4])
-        return of_heads
+        scores: Tensor = torch.baddbmm(offset, queries, image.transpose(1, 2))
+        per_head: Tensor = scores.unflatten(1, tokens.shape[1:4])
+        return per_head
 
-    def _of_heads(
+    def _per_head(
         self, projection: nn.Linear
     ) -> tuple[Float[Tensor, "h d c"], Float[Tensor, "h d"]]:
         split = (self.heads, -1)
@@ -82,49 +82,50 @@ class Attention(nn.Module):
 
 
 class TokenToImage(Attention):
-    """Tokens look at the image."""
+    """Cross-attention from tokens to the image."""
 
     def forward(
         self,
         tokens: Float[Tensor, "p r t c"],
-        placed_image: Float[Tensor, "p n c"],
+        image_keys: Float[Tensor, "p n c"],
         image: Float[Tensor, "p n c"],
     ) -> Float[Tensor, "p r t c"]:
-        """Queries are the tokens; keys are the image tokens with their position, values without."""
+        """Attend from tokens to image tokens, whose keys have the position added, values not."""
         queries = self._split(self.q_proj(tokens))
-        weights = self._scores(queries, self.k_proj, placed_image).softmax(-1)
+        weights = self._scores(queries, self.k_proj, image_keys).softmax(-1)
         if tokens.shape[1] > 1:
             values = self.v_proj(image).unflatten(-1, (self.heads, -1))
-            return self._joined(torch.einsum("prhtn,pnhd->prhtd", weights, values))
-        seen = (weights.flatten(1, 3) @ image).unflatten(1, weights.shape[1:4])
-        weight, bias = self._of_heads(self.v_proj)
-        # the weights over an image sum to 1, so that its values' bias comes out as it is
-        return self._joined(torch.einsum("prhtc,hdc->prhtd", seen, weight) + bias[:, None])
+            return self._merge_heads(torch.einsum("prhtn,pnhd->prhtd", weights, values))
+        pooled = (weights.flatten(1, 3) @ image).unflatten(1, weights.shape[1:4])
+        weight, bias = self._per_head(self.v_proj)
+        # attention weights sum to 1 over the image, so the bias of the values is added unchanged
+        return self._merge_heads(torch.einsum("prhtc,hdc->prhtd", pooled, weight) + bias[:, None])
 
 
 class ImageToToken(Attention):
-    """The image looks at the tokens."""
+    """Cross-attention from the image to the tokens."""
 
     def forward(
         self,
-        placed_image: Float[Tensor, "p n c"],
+        image_queries: Float[Tensor, "p n c"],
         keys: Float[Tensor, "p r t c"],
         values: Float[Tensor, "p r t c"],
     ) -> Float[Tensor, "p r n c"]:
-        """Queries are the image tokens with their position."""
-        scores = self._scores(self._split(self.k_proj(keys)), self.q_proj, placed_image)
+        """Attend from image tokens, with their position added, to the tokens of each prompt."""
+        scores = self._scores(self._split(self.k_proj(keys)), self.q_proj, image_queries)
         weights = scores.softmax(-2).flatten(2, 3)
         out = self.out_proj.weight.unflatten(1, (self.heads, -1))
-        told = torch.einsum("prhtd,chd->prhtc", self._split(self.v_proj(values)), out)
-        told = told + self.out_proj.bias / self.heads  # each head's weights over t sum to 1
-        return weights.transpose(2, 3) @ told.flatten(2, 3)
+        projected = torch.einsum("prhtd,chd->prhtc", self._split(self.v_proj(values)), out)
+        # the weights of each head sum to 1 over t, so every head carries its share of the bias
+        projected = projected + self.out_proj.bias / self.heads
+        return weights.transpose(2, 3) @ projected.flatten(2, 3)
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens to tokens, tokens to image, an MLP on the tokens, image to tokens; a norm after each.
+    """Self-attention, tokens to image, MLP on the tokens, image to tokens; a norm after each.
 
-    Positions are added to queries and keys in every attention but the first block's first; the
-    two releases differ in the attention of tokens to tokens, see `MaskDecoderConfig`.
+    Positions are added to queries and keys in every attention but the first block's
+    self-attention, where the two releases differ (see `MaskDecoderConfig.token_position`).
     """
 
     def __init__(self, channels: int, config: MaskDecoderConfig, first: bool) -> None:
@@ -147,38 +148,38 @@ class TwoWayBlock(nn.Module):
         token_position: Float[Tensor, "p r t c"],
         image_position: Float[Tensor, "1 n c"],
     ) -> tuple[Float[Tensor, "p*r 1 t c"], Float[Tensor, "p*r n c"]]:
-        """Updated tokens, and the image tokens as each prompt has updated them.
+        """Update the tokens, and the image tokens once per prompt.
 
         Args:
-            tokens: The prompts'.
-            image: What the prompts look at.
-            token_position: Where the tokens are.
-            image_position: Where the image tokens are.
+            tokens: Prompt and output tokens.
+            image: Image tokens.
+            token_position: Position encoding of the tokens.
+            image_position: Position encoding of the image tokens.
         """
-        tokens = self.norm1(self._tokens_to_tokens(tokens, token_position))
-        placed_image = image + image_position
-        looked = self.cross_attn_token_to_image(tokens + token_position, placed_image, image)
-        tokens = self.norm2(tokens + looked)
+        tokens = self.norm1(self._attend_to_tokens(tokens, token_position))
+        image_keys = image + image_position
+        attended = self.cross_attn_token_to_image(tokens + token_position, image_keys, image)
+        tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        answered = self.cross_attn_image_to_token(placed_image, tokens + token_position, tokens)
-        image = self.norm4(image[:, None] + answered)
+        attended = self.cross_attn_image_to_token(image_keys, tokens + token_position, tokens)
+        image = self.norm4(image[:, None] + attended)
         return tokens.flatten(0, 1)[:, None], image.flatten(0, 1)
 
-    def _tokens_to_tokens(
+    def _attend_to_tokens(
         self, tokens: Float[Tensor, "p r t c"], position: Float[Tensor, "p r t c"]
     ) -> Float[Tensor, "p r t c"]:
-        placed = tokens if self.first else tokens + position
+        queries = tokens if self.first else tokens + position
         if self.token_position == "summed":
-            attended: Tensor = placed + self.self_attn(placed, placed, placed)
+            attended: Tensor = queries + self.self_attn(queries, queries, queries)
         elif self.first:
             attended = self.self_attn(tokens, tokens, tokens)
         else:
-            attended = tokens + self.self_attn(placed, placed, tokens)
+            attended = tokens + self.self_attn(queries, queries, tokens)
         return attended
 
 
 class TwoWayTransformer(nn.Module):
-    """The blocks and a last look of the tokens at the image (SAM, appendix A, figure 14)."""
+    """Two-way blocks and a final token-to-image attention (SAM, appendix A, figure 14)."""
 
     def __init__(self, channels: int, config: MaskDecoderConfig) -> None:
         super().__init__()
@@ -194,15 +195,15 @@ class TwoWayTransformer(nn.Module):
         image: Float[Tensor, "p n c"],
         image_position: Float[Tensor, "1 n c"],
     ) -> tuple[Float[Tensor, "p*r 1 t c"], Float[Tensor, "p*r n c"]]:
-        """Tokens and image tokens after they have looked at each other.
+        """Update tokens and image tokens through all blocks.
 
-        As in SAM, a token's own embedding is its position.
+        As in SAM, the initial embedding of a token serves as its position encoding.
         """
         token_position = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_position, image_position)
             token_position = token_position.flatten(0, 1)[:, None]
-        looked = self.final_attn_token_to_image(
+        attended = self.final_attn_token_to_image(
             tokens + token_position, image + image_position, image
         )
-        return self.norm_final_attn(tokens + looked), image
+        return self.norm_final_attn(tokens + attended), image

@@ -1,6 +1,6 @@
 """Image encoders: the plain ViT of EfficientSAM and SAM's ViT with windows.
 
-Axes: b images, n tokens, v visible tokens, c channels, h w pixels, gh gw tokens a side.
+Axes: b images, n tokens, v visible tokens, c channels, h w pixels, gh gw tokens per side.
 """
 
 from collections.abc import Iterable
@@ -23,11 +23,11 @@ from efficientsam_pl.models.position_encoding import positions_at
 _NORM_EPS = 1e-6
 
 
-class WindowedBlock(Block):  # type: ignore[misc]  # timm tells no types
-    """A block whose tokens attend within square windows of the photo; weights as of any other.
+class WindowedBlock(Block):  # type: ignore[misc]  # timm is untyped
+    """A block with window attention; its weights are the same as those of a global block.
 
-    Where the grid ends within a window, zeros fill it up behind the norm and take part, as in SAM
-    (ViTDet; EfficientTAM).
+    Windows that cross the border of the grid are padded with zeros after the norm, and the padding
+    takes part in attention, as in SAM (ViTDet; EfficientTAM).
     """
 
     def __init__(self, *args: Any, window: int, **kwargs: Any) -> None:
@@ -35,7 +35,7 @@ class WindowedBlock(Block):  # type: ignore[misc]  # timm tells no types
         self.window = window
 
     def forward(self, tokens: Float[Tensor, "b gh gw c"]) -> Float[Tensor, "b gh gw c"]:
-        """Tokens in their places on the grid."""
+        """Apply the block to tokens laid out on their grid."""
         rows, columns = tokens.shape[1:3]
         normed = self.norm1(tokens)
         padded = F.pad(normed, (0, 0, 0, -columns % self.window, 0, -rows % self.window))
@@ -44,17 +44,17 @@ class WindowedBlock(Block):  # type: ignore[misc]  # timm tells no types
         attended = self.attn(windows.flatten(0, 2).flatten(1, 2)).view_as(windows)
         attended = attended.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         tokens = tokens + attended[:, :rows, :columns]
-        found: Tensor = tokens + self.mlp(self.norm2(tokens))
-        return found
+        output: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return output
 
 
 class PlainViT(nn.Module):
-    """Patches, positions and blocks; no norm at the end, as released.
+    """Patch embedding, positions and blocks; no final norm, as released.
 
-    All blocks attend globally, as released, or some in windows (`EncoderConfig`).
+    All blocks attend globally, as released, or some within windows (`EncoderConfig`).
 
-    `pos_embed` keeps the slot of the class token in front ([1, 1 + grid^2, c]) as the released
-    file does, and is resized to the photo's grid (bicubic, align_corners=False).
+    `pos_embed` keeps the class token's entry in front ([1, 1 + grid^2, c]) as the released file
+    does, and is resized to the image's grid (bicubic, align_corners=False).
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -74,19 +74,19 @@ class PlainViT(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "b 3 h w"], visible: Int64[Tensor, "b v"] | None = None
     ) -> Float[Tensor, "b n c"]:
-        """Features of all tokens, or of the visible ones alone in the order given.
+        """Encode all tokens, or only the visible ones in the order given.
 
         Args:
-            pixels: Normalised photo; both sides multiples of the patch size.
-            visible: Which tokens the blocks see, as in MAE; row-major over the grid.
+            pixels: Normalised images; both sides multiples of the patch size.
+            visible: Indices of the tokens to encode, as in MAE; row-major over the grid.
 
         Raises:
-            ValueError: Some blocks have windows, which have no meaning for some of the tokens.
+            ValueError: `visible` is given but some blocks have windows, which need all tokens.
         """
         grid = [side // self.patch_embed.proj.kernel_size[0] for side in pixels.shape[-2:]]
         if visible is not None and any(isinstance(block, WindowedBlock) for block in self.blocks):
             raise ValueError(
-                "visible tokens alone need global_attention=all, not blocks with windows"
+                "encoding only visible tokens needs global_attention=all, not blocks with windows"
             )
         tokens = self._embed_all(pixels) if visible is None else self._embed(pixels, visible)
         if self.cls_token is not None:
@@ -100,8 +100,8 @@ class PlainViT(nn.Module):
         return tokens if self.cls_token is None else tokens[:, 1:]
 
     def positions(self, grid: list[int]) -> Float[Tensor, "1 n c"]:
-        """The learned positions on a grid of [rows, columns] tokens."""
-        # antialias would switch torch to another bicubic kernel than the released one
+        """Resize the learned positions to a grid of [rows, columns] tokens."""
+        # antialias=True would use another bicubic kernel than the released model
         resized: Tensor = resample_abs_pos_embed(
             self.pos_embed[:, 1:], grid, num_prefix_tokens=0, antialias=False
         )
@@ -117,18 +117,18 @@ class PlainViT(nn.Module):
     def _embed(
         self, pixels: Float[Tensor, "b 3 h w"], visible: Int64[Tensor, "b v"]
     ) -> Float[Tensor, "b v c"]:
-        """The visible tokens alone: a convolution of whole patches is a linear of each."""
+        """Embed only the visible patches: the patch convolution is a linear layer on each patch."""
         projection = self.patch_embed.proj
         grid = patchify(pixels, projection.kernel_size[0])
         rows, columns = grid.shape[1:3]
-        photo = torch.arange(len(visible), device=visible.device)[:, None]
-        patches = grid[photo, visible // columns, visible % columns].flatten(2)
+        index = torch.arange(len(visible), device=visible.device)[:, None]
+        patches = grid[index, visible // columns, visible % columns].flatten(2)
         embedded = F.linear(patches, projection.weight.flatten(1), projection.bias)
         return embedded + positions_at(self.positions([rows, columns]), visible)
 
 
 class ImageEncoder(nn.Module):
-    """A plain ViT and its neck: the encoder of EfficientSAM."""
+    """EfficientSAM's image encoder: a plain ViT and its neck."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class ImageEncoder(nn.Module):
         self.patch_size = config.patch_size
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c gh gw"]:
-        """Normalised photos to features at a sixteenth of their size."""
+        """Encode normalised images to features at stride `patch_size`."""
         rows, columns = (side // self.patch_size for side in pixels.shape[-2:])
         tokens = self.trunk(pixels)
         features: Tensor = self.neck(tokens.transpose(1, 2).unflatten(2, (rows, columns)))
@@ -145,7 +145,7 @@ class ImageEncoder(nn.Module):
 
 
 class SamImageEncoder(nn.Module):
-    """SAM's encoder, neck included. Positions adapt to any photo of whole patches."""
+    """SAM's image encoder with its neck; takes any multiple of the patch size as input size."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -165,12 +165,12 @@ class SamImageEncoder(nn.Module):
         _set_attention(self.trunk.blocks, config.attention)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c gh gw"]:
-        """Normalised photos to features at a sixteenth of their size."""
+        """Encode normalised images to features at stride `patch_size`."""
         features: Tensor = self.trunk.forward_features(pixels)
         return features
 
     def trunk_features(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c gh gw"]:
-        """The last block's output, before the neck, at the trunk's width."""
+        """Return the last block's output, before the neck, at the trunk's width."""
         last: list[Tensor] = self.trunk.forward_intermediates(
             pixels, indices=1, intermediates_only=True
         )
@@ -178,7 +178,7 @@ class SamImageEncoder(nn.Module):
 
 
 def build_encoder(config: EncoderConfig) -> ImageEncoder | SamImageEncoder:
-    """The encoder that a config describes, freshly initialised."""
+    """Build the encoder that a config describes, freshly initialised."""
     return ImageEncoder(config) if config.kind == "vit" else SamImageEncoder(config)
 
 
@@ -196,7 +196,7 @@ def _set_attention(blocks: Iterable[Any], attention: str) -> None:
 
 
 def _initialise_as_mae(vit: PlainViT) -> None:
-    """MAE, appendix A.1: xavier for linears, the patch projection treated as one of them."""
+    """Initialise as MAE (appendix A.1): xavier for linears and the patch projection."""
     for module in vit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

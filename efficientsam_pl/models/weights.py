@@ -1,7 +1,7 @@
-"""Weights in and out: which released name is which of ours, and files that are read strictly.
+"""Read weights files, map released parameter names to ours and back, load strictly.
 
 Known layouts: released EfficientSAM (under the key "model", possibly inside a .zip), released
-SAM, and our own safetensors, whose header carries a format version and the model's config.
+SAM, and our safetensors, whose header carries a format version and the model's config.
 """
 
 import io
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from efficientsam_pl.errors import UserError
 
-FORMAT = "efficientsam_pl"  # the key under which files tell about themselves
-FORMAT_VERSION = "1"  # of our safetensors files
+FORMAT = "efficientsam_pl"  # metadata key and format name of our files
+FORMAT_VERSION = "1"  # version of our safetensors files
 
 _DECODER_COMMON = (
     (r"^image_encoder\.(patch_embed|pos_embed|blocks)", r"image_encoder.trunk.\1"),
@@ -59,7 +59,7 @@ _SAM = (
     (r"(hypernetworks\.\d+|iou_head)\.layers\.2\.", r"\1.4."),
 )
 
-# Back from ours to the released EfficientSAM's
+# From our names back to those of the released EfficientSAM
 _TO_EFFICIENT_SAM = (
     (r"^image_encoder\.trunk\.", "image_encoder."),
     (r"label_vectors\.padding\.", "invalid_points."),
@@ -78,21 +78,21 @@ _TO_EFFICIENT_SAM = (
 
 
 class WeightsError(UserError):
-    """A weights file that cannot be read or does not fit the model; one line for the user."""
+    """A weights file that cannot be read or does not fit the model."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Tensors by our names, and what our own files say about themselves."""
+    """State dict in our names, with the metadata of our files."""
 
     state: dict[str, Tensor]
     config: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
-    layout: Literal["EfficientSAM", "SAM"] | None = None  # a release's; None: ours
+    layout: Literal["EfficientSAM", "SAM"] | None = None  # of a release; None: ours
 
 
 def read_weights(path: str) -> WeightsFile:
-    """Tensors of a released or own file, renamed to our layout.
+    """Read the tensors of a released file or of one of ours, renamed to our layout.
 
     Raises:
         WeightsError: No such file, not a weights file, or an unknown format version.
@@ -101,11 +101,11 @@ def read_weights(path: str) -> WeightsFile:
         raise WeightsError(f"weights: no such file: {path}")
     if path.endswith(".safetensors"):
         return _read_safetensors(path)
-    return _of_release(_read_pickle(path))
+    return _released_file(_read_pickle(path))
 
 
 def rename_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A released EfficientSAM or SAM state dict in our names; our own passes unchanged."""
+    """Rename a released EfficientSAM or SAM state dict to our names; ours passes unchanged."""
     layout = _layout(state)
     if layout is None:
         return dict(state)
@@ -114,10 +114,10 @@ def rename_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A segmenter of the released EfficientSAM's layout in the names of its released file."""
+    """Rename a segmenter of the released EfficientSAM's layout to the names of the release."""
     encoder = {k: v for k, v in state.items() if k.startswith("image_encoder.")}
     rest = {k: v for k, v in state.items() if k not in encoder}
-    # the encoder's MLPs keep their names: only the mask decoder's have others
+    # only the mask decoder's MLPs have other names in the release, not the encoder's
     return _renamed(encoder, _TO_EFFICIENT_SAM[:1]) | _renamed(rest, _TO_EFFICIENT_SAM[1:])
 
 
@@ -137,20 +137,20 @@ def _layout(state: Mapping[str, Tensor]) -> Literal["EfficientSAM", "SAM"] | Non
     return "SAM" if "prompt_encoder.not_a_point_embed.weight" in state else None
 
 
-def _of_release(state: Mapping[str, Tensor]) -> WeightsFile:
+def _released_file(state: Mapping[str, Tensor]) -> WeightsFile:
     return WeightsFile(rename_released(state), layout=_layout(state))
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies tensors into a module whose names and shapes must match exactly.
+    """Load a state dict whose names and shapes must match the module exactly.
 
     Raises:
-        WeightsError: Names what is missing, left over, or of another shape.
+        WeightsError: Lists missing and unexpected names and mismatched shapes.
     """
     ours = module.state_dict()
     missing = sorted(ours.keys() - state.keys())
-    surplus = sorted(state.keys() - ours.keys())
-    other_shape = [
+    unexpected = sorted(state.keys() - ours.keys())
+    mismatched = [
         f"{name} {list(state[name].shape)} for {list(ours[name].shape)}"
         for name in sorted(ours.keys() & state.keys())
         if state[name].shape != ours[name].shape
@@ -159,8 +159,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
         f"{title}: {_short(names)}"
         for title, names in (
             ("missing", missing),
-            ("left over", surplus),
-            ("of another shape", other_shape),
+            ("unexpected", unexpected),
+            ("of another shape", mismatched),
         )
         if names
     ]
@@ -170,12 +170,12 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors below a prefix, without it."""
+    """Select the tensors below a prefix and remove it from their names."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def safetensors_header(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
-    """The header of our own files: format, its version, the model's config, how it came about."""
+    """Build the metadata of our files: format, its version, model config, provenance."""
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -190,9 +190,9 @@ def _read_safetensors(path: str) -> WeightsFile:
             header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise WeightsError(f"weights: {path} is no safetensors file ({error})") from error
+        raise WeightsError(f"weights: {path} is not a safetensors file ({error})") from error
     if header.get("format") != FORMAT:
-        return _of_release(state)
+        return _released_file(state)
     if header["format_version"] != FORMAT_VERSION:
         raise WeightsError(
             f"weights: {path} has format version {header['format_version']}, "
@@ -206,7 +206,7 @@ def _read_pickle(path: str) -> dict[str, Tensor]:
         loaded = torch.load(_unzipped(path), map_location="cpu", weights_only=True)
     except WeightsError:
         raise
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
+    except Exception as error:  # torch raises many types for a file that it did not write
         raise WeightsError(
             f"weights: {path} cannot be read as a checkpoint of plain tensors"
         ) from error
@@ -217,7 +217,7 @@ def _read_pickle(path: str) -> dict[str, Tensor]:
 
 
 def _unzipped(path: str) -> str | io.BytesIO:
-    """The .pt inside a released .zip; torch's own files are zips too, told by their data.pkl."""
+    """Extract the .pt of a released .zip; torch's own files are zips too, with a data.pkl."""
     if not zipfile.is_zipfile(path):
         return path
     with zipfile.ZipFile(path) as archive:
@@ -226,10 +226,10 @@ def _unzipped(path: str) -> str | io.BytesIO:
             return path
         inside = [name for name in names if name.endswith((".pt", ".pth"))]
         if len(inside) != 1:
-            raise WeightsError(f"weights: {path} holds {len(inside)} .pt files, one is expected")
+            raise WeightsError(f"weights: {path} holds {len(inside)} .pt files, expected one")
         return io.BytesIO(archive.read(inside[0]))
 
 
-def _short(names: list[str], most: int = 6) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _short(names: list[str], limit: int = 6) -> str:
+    listed = ", ".join(names[:limit])
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"

@@ -1,4 +1,4 @@
-"""Pictures side by side: a titled grid, and where a prediction is right and wrong."""
+"""Contact sheets (titled grids of pictures) and error maps of predicted masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from efficientsam_pl.visualization.palette import INK, MUTED, Rgb, fitted, font
 
-# Far apart in lightness too, for eyes that see no colour; neither belongs to the first masks
+# Distinct in lightness too, for colour-blind readers; neither is among the first mask colours
 ERROR_LEGEND: tuple[tuple[str, Rgb], ...] = (
     ("missed", (250, 224, 40)),
     ("too much", (112, 60, 220)),
@@ -22,7 +22,7 @@ PAPER: Rgb = (250, 250, 248)
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Sizes in pixels that follow from the cell's."""
+    """Sizes in pixels derived from the cell size."""
 
     cell: int
     gap: int
@@ -31,12 +31,12 @@ class SheetLayout:
 
     @staticmethod
     def for_cell(cell_px: int) -> SheetLayout:
-        """Sizes in proportion to the cell, with letters never too small to read."""
+        """Scale all sizes with the cell, but keep text readable."""
         text = max(12, round(cell_px / 15))
         return SheetLayout(cell_px, max(6, round(cell_px / 20)), text, 2 * text)
 
     def left(self, column: int) -> int:
-        """Where a column begins; the one after the last gives the sheet's width."""
+        """Return the left edge of a column; the one after the last gives the sheet's width."""
         return self.gap + column * (self.cell + self.gap)
 
 
@@ -46,13 +46,13 @@ def contact_sheet(
     row_titles: Sequence[str] = (),
     cell_px: int = 256,
 ) -> Image.Image:
-    """A grid of pictures with a title above each column and, if given, above each row.
+    """Arrange pictures in a grid with a title above each column and, if given, above each row.
 
     Args:
-        rows: One picture for each column. Scaled, aspect kept, so that the longer side is
-            `cell_px`; a row is as high as its highest picture.
-        column_titles: One for each column, cut off where it is wider than the column; or nothing.
-        row_titles: One for each row, or nothing.
+        rows: One picture per column, scaled so that its longer side is `cell_px`; a row is as high
+            as its highest picture.
+        column_titles: One per column, truncated to the column's width; or empty.
+        row_titles: One per row, or empty.
         cell_px: Width of a column.
 
     Raises:
@@ -82,19 +82,19 @@ def draw_legend(
     sheet: Image.Image,
     title: str,
     entries: Sequence[tuple[str, Rgb]],
-    place: tuple[int, int],
+    position: tuple[int, int],
     layout: SheetLayout,
 ) -> None:
-    """Writes a title and, behind it, each entry's name after a square of its colour.
+    """Draw a title followed by the entries, each a coloured square and a name.
 
     Args:
-        sheet: What is drawn on.
-        title: In the ink of column titles.
-        entries: Name and colour of each.
-        place: Left and top of a line as high as a title.
+        sheet: The sheet to draw on.
+        title: Text in the style of column titles.
+        entries: Name and colour of each entry.
+        position: Left and top of a line of title height.
         layout: Sizes of the sheet.
     """
-    (left, top), text = place, layout.text
+    (left, top), text = position, layout.text
     draw, letters = ImageDraw.Draw(sheet), font(text)
     middle = top + layout.title_height // 2
     draw.text((left, middle), title, fill=INK, font=letters, anchor="lm")
@@ -113,17 +113,17 @@ def error_map(
     predicted: Bool[np.ndarray, "q h w"],
     truth: Bool[np.ndarray, "q h w"],
 ) -> Image.Image:
-    """Where each mask differs from its truth, in the colours of `ERROR_LEGEND`.
+    """Draw the pixels where masks differ from their truth, in the colours of `ERROR_LEGEND`.
 
-    The photo is in grey: what is right of all masks as light as it is, what belongs to none
-    dimmed. A pixel that one mask misses and another has too much is shown as missed.
+    The image is grey: correct foreground at full brightness, background dimmed. A pixel that is a
+    false negative of one mask and a false positive of another is drawn as missed.
     """
     grey = Image.fromarray(image).convert("L")
     canvas = grey.point([round(0.45 * v) for v in range(256)]).convert("RGB")
     missed = (truth & ~predicted).any(0)
     too_much = (predicted & ~truth).any(0) & ~missed
-    right = (predicted & truth).any(0) & ~missed & ~too_much
-    canvas.paste(grey.convert("RGB"), (0, 0), _stencil(right, 255))
+    correct = (predicted & truth).any(0) & ~missed & ~too_much
+    canvas.paste(grey.convert("RGB"), (0, 0), _stencil(correct, 255))
     for region, (_, colour) in zip((missed, too_much), ERROR_LEGEND, strict=True):
         canvas.paste(colour, (0, 0), _stencil(region, 215))
     return canvas
@@ -144,18 +144,18 @@ def _check_counts(row_lengths: list[int], columns: int, row_titles: int) -> None
 def _scaled(picture: Image.Image, cell_px: int) -> Image.Image:
     scale = cell_px / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # grey or palette pictures would be resized in their own mode and pasted as black
+    # without the conversion, grey or palette pictures would be pasted as black
     return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def _write(
     sheet: Image.Image,
     title: str,
-    place: tuple[int, int, int],
+    position: tuple[int, int, int],
     ink: Rgb,
     layout: SheetLayout,
 ) -> None:
-    left, top, width = place
+    left, top, width = position
     text = fitted(title, layout.text, width)
     middle = (left, top + layout.title_height // 2)
     ImageDraw.Draw(sheet).text(middle, text, fill=ink, font=font(layout.text), anchor="lm")

@@ -1,4 +1,4 @@
-"""Loss curves as a PNG. Matplotlib is imported on use: it comes with the extra "quickstart"."""
+"""Loss curves as PNG. Matplotlib is imported lazily: it comes with the extra "quickstart"."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def loss_curve(
     baselines: Mapping[str, float],
     validated: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> None:
-    """Draws each loss faintly, its running median on top, baselines dashed; named at the right.
+    """Plot each loss faintly with its running median on top, dashed baselines, labels at the right.
 
     Args:
-        path: Of the PNG; written whole or not at all.
-        title: Above the picture.
-        steps: Common to all losses, rising.
-        losses: Name -> one value for each step; values that are not finite leave a gap.
-        baselines: Name -> value to compare with.
-        validated: Name -> (step, value) of what is measured at a few steps; a marker at each.
+        path: The PNG, written atomically.
+        title: Title of the plot.
+        steps: Steps of all losses, ascending.
+        losses: One value per step by name; values that are not finite leave a gap.
+        baselines: Constant values by name to compare with.
+        validated: (step, value) pairs by name, measured at a few steps; a marker at each.
 
     Raises:
-        ValueError: A loss has another number of values than there are steps.
+        ValueError: A loss and `steps` have different lengths.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -61,8 +61,8 @@ def loss_curve(
     for i, (name, points) in enumerate((validated or {}).items(), len(losses)):
         finite = [(step, value) for step, value in points if math.isfinite(value)]
         if finite:
-            colour, places = mask_colour(i), list(zip(*finite, strict=True))
-            axes.plot(*places, "o-", color=_hex(colour), linewidth=2, markersize=5, clip_on=False)
+            colour, xy = mask_colour(i), list(zip(*finite, strict=True))
+            axes.plot(*xy, "o-", color=_hex(colour), linewidth=2, markersize=5, clip_on=False)
             labels.append((name, float(finite[-1][1]), colour))
     for name, value in baselines.items():
         axes.axhline(value, color=_hex(MUTED), linewidth=1.2, dashes=(5, 3))
@@ -74,9 +74,9 @@ def loss_curve(
 def running_median(
     values: Float[np.ndarray, "n"], at: Int[np.ndarray, "m"]
 ) -> Float[np.ndarray, "m"]:
-    """Medians of the finite values in a window of a twentieth of all, centred at these indices.
+    """Compute medians of the finite values in centred windows of a twentieth of all values.
 
-    The window is cut off at both ends. Nothing finite in a window gives NaN.
+    The window is truncated at both ends. A window without finite values gives NaN.
     """
     reach = len(values) // 40
     windows = (values[max(0, i - reach) : i + reach + 1] for i in at.tolist())
@@ -84,34 +84,34 @@ def running_median(
     return np.array([np.median(window) if len(window) else np.nan for window in finite], float)
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights at least `gap` apart, in the order of `wanted` and no further from it than needed."""
-    placed = [0.0] * len(wanted)
-    groups: list[tuple[float, list[int]]] = []  # middle, members in rising order
-    for i in sorted(range(len(wanted)), key=lambda i: wanted[i]):
-        middle, members = wanted[i], [i]
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Move heights at least `gap` apart, keeping their order and moving as little as needed."""
+    result = [0.0] * len(heights)
+    groups: list[tuple[float, list[int]]] = []  # middle, members in ascending order
+    for i in sorted(range(len(heights)), key=lambda i: heights[i]):
+        middle, members = heights[i], [i]
         while groups and middle - groups[-1][0] < gap * (len(members) + len(groups[-1][1])) / 2:
             members = groups.pop()[1] + members
-            middle = sum(wanted[m] for m in members) / len(members)
+            middle = sum(heights[m] for m in members) / len(members)
         groups.append((middle, members))
     for middle, members in groups:
         for rank, member in enumerate(members):
-            placed[member] = middle + gap * (rank - (len(members) - 1) / 2)
-    return placed
+            result[member] = middle + gap * (rank - (len(members) - 1) / 2)
+    return result
 
 
 def _draw_loss(
     axes: Axes, steps: Sequence[int], losses: Sequence[float], colour: Rgb
 ) -> Float[np.ndarray, "m"]:
     raw = np.array([loss if math.isfinite(loss) else math.nan for loss in losses], np.float64)
-    # more points than pixels only cost time; the last one is always kept
+    # more points than pixels only cost time; the last point is always kept
     stride = len(raw) // 2000 + 1
-    at = np.arange(len(raw))[::-stride][::-1]
-    shown, smooth = np.asarray(steps)[at], running_median(raw, at)
-    axes.plot(shown, raw[at], color=_hex(colour), alpha=0.22, linewidth=0.8)
-    axes.plot(shown, smooth, color=_hex(colour), linewidth=2)
-    if len(at) <= 30:  # a value between two gaps has no line
-        axes.plot(shown, smooth, "o", color=_hex(colour), markersize=4, clip_on=False)
+    indices = np.arange(len(raw))[::-stride][::-1]
+    x, smooth = np.asarray(steps)[indices], running_median(raw, indices)
+    axes.plot(x, raw[indices], color=_hex(colour), alpha=0.22, linewidth=0.8)
+    axes.plot(x, smooth, color=_hex(colour), linewidth=2)
+    if len(indices) <= 30:  # a value between two gaps would be invisible as a line
+        axes.plot(x, smooth, "o", color=_hex(colour), markersize=4, clip_on=False)
     return smooth
 
 
@@ -137,30 +137,30 @@ def _style(axes: Axes, title: str) -> None:
 
 
 def _label_right(axes: Axes, labels: Sequence[_Label]) -> None:
-    """Names and values beside the right edge, moved apart where they would touch."""
-    shown = [label for label in labels if np.isfinite(label[1])]
+    """Write names and values at the right edge, moved apart where they would overlap."""
+    finite = [label for label in labels if np.isfinite(label[1])]
     low, high = axes.get_ylim()
-    heights = spread([(value - low) / (high - low) for _, value, _ in shown], _LABEL_GAP)
+    heights = spread([(value - low) / (high - low) for _, value, _ in finite], _LABEL_GAP)
     widest = 0.0
-    for (name, value, colour), height in zip(shown, heights, strict=True):
+    for (name, value, colour), height in zip(finite, heights, strict=True):
         text = axes.annotate(
             f"{name}  {value:.4g}",
             xy=(1, height),
             xycoords="axes fraction",
             xytext=(8, 0),
             textcoords="offset points",
-            color=_hex(_darkened(colour)),
+            color=_hex(_darken(colour)),
             verticalalignment="center",
             fontsize=9.5,
         )
         widest = max(widest, text.get_window_extent().width)
     left, bottom, width, height = _FRAME
-    room = (widest + 20) / axes.figure.bbox.width
-    axes.set_position((left, bottom, max(0.4, width - room), height))
+    margin = (widest + 20) / axes.figure.bbox.width
+    axes.set_position((left, bottom, max(0.4, width - margin), height))
 
 
-def _darkened(colour: Rgb) -> Rgb:
-    """Yellow and cyan are visible as thick lines, but not as letters on white."""
+def _darken(colour: Rgb) -> Rgb:
+    """Darken mask colours for text: yellow and cyan are readable only as thick lines."""
     if colour not in MASK_COLOURS:
         return colour
     red, green, blue = (round(0.75 * c) for c in colour)

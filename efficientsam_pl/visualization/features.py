@@ -1,7 +1,7 @@
-"""What a pretraining run predicts, for the eye: features as colours beside their photo.
+"""Visualize predictions of pretraining: features as colours, next to their image.
 
-Axes: b photos of s pixels a side, n tokens of the grid (row-major), p pixels a token's side,
-c channels.
+Axes: b images of s pixels per side, n tokens of the grid (row-major), p pixels per side of a
+token, c channels.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from PIL import Image
 from efficientsam_pl.visualization.contact_sheet import contact_sheet
 
 _HIDDEN = 128  # grey of a masked patch
-_DARKEST, _LIGHTEST = 1, 99  # percentiles that become 0 and 255
+_DARKEST, _LIGHTEST = 1, 99  # percentiles that map to 0 and 255
 _CELL_PX = 224
 
 
 @dataclass(frozen=True)
 class FeatureColours:
-    """Red, green and blue of a feature: its first three principal components, scaled.
+    """Maps features to RGB by their first three principal components.
 
-    Basis and scale come from one set of features, so that other features shown in them compare:
-    what is alike has a like colour.
+    Basis and scale are fitted to one set of features, so that colours of other features are
+    comparable with it.
     """
 
     mean: Float[np.ndarray, "c"]
@@ -36,19 +36,19 @@ class FeatureColours:
 
     @staticmethod
     def of(features: Float[np.ndarray, "t c"]) -> FeatureColours:
-        """The basis of these features, which span their 1st to 99th percentile of each colour.
+        """Fit the basis to features; their 1st to 99th percentiles span each colour channel.
 
-        Each axis points where its largest entry is positive, so that two runs agree.
+        The sign of each axis makes its largest entry positive, so that two runs agree.
 
         Raises:
             ValueError: Fewer than three channels.
         """
         if features.shape[1] < 3:
-            raise ValueError(f"{features.shape[1]} channels have no three principal components")
+            raise ValueError(f"{features.shape[1]} channels, but three principal components needed")
         exact = features.astype(np.float64)
         mean = exact.mean(0)
         centred = exact - mean
-        _, vectors = np.linalg.eigh(centred.T @ centred)  # by rising variance
+        _, vectors = np.linalg.eigh(centred.T @ centred)  # by ascending variance
         axes = vectors.T[:-4:-1]
         largest = np.abs(axes).argmax(axis=1)
         axes = axes * np.sign(axes[np.arange(3), largest])[:, None]
@@ -56,64 +56,64 @@ class FeatureColours:
         return FeatureColours(mean, axes, low, high)
 
     def __call__(self, features: Float[np.ndarray, "*t c"]) -> UInt8[np.ndarray, "*t 3"]:
-        """Colours of features; what lies beyond the percentiles is cut off."""
+        """Map features to colours, clipped to the percentiles."""
         components = (features - self.mean) @ self.axes.T
         share = (components - self.low) / np.maximum(self.high - self.low, 1e-12)
-        shown: UInt8[np.ndarray, "*t 3"] = np.rint(255 * share.clip(0, 1)).astype(np.uint8)
-        return shown
+        colours: UInt8[np.ndarray, "*t 3"] = np.rint(255 * share.clip(0, 1)).astype(np.uint8)
+        return colours
 
 
-def seen_images(
-    photos: UInt8[np.ndarray, "b s s 3"], masked: Bool[np.ndarray, "b n"]
+def masked_images(
+    images: UInt8[np.ndarray, "b s s 3"], masked: Bool[np.ndarray, "b n"]
 ) -> UInt8[np.ndarray, "b s s 3"]:
-    """The photos as the student sees them: masked patches grey."""
-    hidden = over_patches(masked, photos.shape[1])
-    return np.where(hidden[..., None], np.uint8(_HIDDEN), photos)
+    """Grey out the masked patches."""
+    hidden = expand_to_patches(masked, images.shape[1])
+    return np.where(hidden[..., None], np.uint8(_HIDDEN), images)
 
 
-def over_patches(
+def expand_to_patches(
     values: Bool[np.ndarray, "b n"] | UInt8[np.ndarray, "b n 3"], side: int
 ) -> Bool[np.ndarray, "b s s"] | UInt8[np.ndarray, "b s s 3"]:
-    """A token's value at every pixel of its patch, `side` pixels a photo."""
+    """Repeat each token's value over its patch, for images of `side` pixels."""
     grid = math.isqrt(values.shape[1])
     squares = values.reshape(len(values), grid, grid, *values.shape[2:])
     return squares.repeat(side // grid, axis=1).repeat(side // grid, axis=2)
 
 
 def feature_sheet(
-    photos: UInt8[np.ndarray, "b s s 3"],
+    images: UInt8[np.ndarray, "b s s 3"],
     masked: Bool[np.ndarray, "b n"],
     target: Float[np.ndarray, "b n c"],
     predicted: Float[np.ndarray, "b n c"],
     row_titles: Sequence[str],
 ) -> Image.Image:
-    """Photo, what is seen of it, the teacher's features, the predicted ones; a row a photo.
+    """Draw a row per image: image, visible patches, teacher's features, predicted features.
 
-    Both are coloured by the principal components of the teacher's features of all these photos.
+    Both are coloured by the principal components of the teacher's features of all these images.
     """
     colours = FeatureColours.of(target.reshape(-1, target.shape[-1]))
-    side = photos.shape[1]
+    side = images.shape[1]
     columns = {
-        "photo": photos,
-        f"seen: {1 - masked.mean():.0%}": seen_images(photos, masked),
-        "teacher's features": over_patches(colours(target), side),
-        "predicted features": over_patches(colours(predicted), side),
+        "image": images,
+        f"seen: {1 - masked.mean():.0%}": masked_images(images, masked),
+        "teacher's features": expand_to_patches(colours(target), side),
+        "predicted features": expand_to_patches(colours(predicted), side),
     }
     return _sheet(columns, row_titles)
 
 
 def reconstruction_sheet(
-    photos: UInt8[np.ndarray, "b s s 3"],
+    images: UInt8[np.ndarray, "b s s 3"],
     masked: Bool[np.ndarray, "b n"],
     predicted: UInt8[np.ndarray, "b s s 3"],
     row_titles: Sequence[str],
 ) -> Image.Image:
-    """Photo, what is seen of it, and the predicted patches where it was masked; a row a photo."""
-    hidden = over_patches(masked, photos.shape[1])
+    """Draw a row per image: image, visible patches, predicted pixels of the masked patches."""
+    hidden = expand_to_patches(masked, images.shape[1])
     columns = {
-        "photo": photos,
-        f"seen: {1 - masked.mean():.0%}": seen_images(photos, masked),
-        "predicted patches": np.where(hidden[..., None], predicted, photos),
+        "image": images,
+        f"seen: {1 - masked.mean():.0%}": masked_images(images, masked),
+        "predicted patches": np.where(hidden[..., None], predicted, images),
     }
     return _sheet(columns, row_titles)
 
@@ -122,7 +122,7 @@ def _sheet(
     columns: dict[str, UInt8[np.ndarray, "b s s 3"]], row_titles: Sequence[str]
 ) -> Image.Image:
     side = next(iter(columns.values())).shape[1]
-    cell_px = side * max(1, round(_CELL_PX / side))  # whole pixels, so that patches stay sharp
+    cell_px = side * max(1, round(_CELL_PX / side))  # an integer scale keeps patches sharp
     rows = [
         [
             Image.fromarray(picture).resize((cell_px, cell_px), Image.Resampling.NEAREST)

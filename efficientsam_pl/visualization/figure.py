@@ -1,10 +1,10 @@
-"""Figure rows as in the paper: a photo with its prompts, and what each model makes of it.
+"""Figures as in the paper: an image with its prompts and the masks of each model.
 
-A row is one photo asked in one way; a column is a model. An object has one colour in all columns.
-Photos are drawn at the size of their cell and titles stay letters in SVG and PDF. Drawing needs
-matplotlib, which comes with the extra "figure".
+A row is an image with one kind of prompts, a column is a model. An object has the same colour in
+all columns. Images are drawn at the size of their cell, and titles stay text in SVG and PDF.
+Drawing needs matplotlib, which comes with the extra "figure".
 
-Axes: h w pixels of a photo.
+Axes: h w pixels of an image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from efficientsam_pl.rle import Rle, decode
 from efficientsam_pl.storage.atomic import atomic_write_bytes
 from efficientsam_pl.visualization.overlay import DrawnPrompt, overlay
 from efficientsam_pl.visualization.palette import INK, MUTED, object_colour
-from efficientsam_pl.visualization.vector import DPI, KINDS, Kind, hexed, new_figure, rendered
+from efficientsam_pl.visualization.vector import DPI, KINDS, Kind, new_figure, render, to_hex
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,38 +31,38 @@ if TYPE_CHECKING:
 
 _CELL_PX = 420  # longer side of a picture
 _GAP, _TITLES, _LABELS, _EDGE = 0.06, 0.26, 0.24, 0.05  # inches
-_POINTS, _LEAST_POINTS = 10.0, 5.0  # of the letters
+_POINTS, _MIN_POINTS = 10.0, 5.0  # font size
 
 
 @dataclass(frozen=True)
 class FigureRow:
-    """A photo asked in one way.
+    """An image with one kind of prompts.
 
-    `answers` hold the masks of each model. With `prompts`, the i-th mask of each answers the i-th
-    of them; without, the models chose their objects themselves, and these are matched.
+    `predictions` hold the masks of each model. With `prompts`, the i-th mask of each model belongs
+    to the i-th prompt; without, the models chose the objects, which are matched by IoU.
     """
 
     label: str
-    photo: UInt8[np.ndarray, "h w 3"]
+    image: UInt8[np.ndarray, "h w 3"]
     prompts: tuple[DrawnPrompt, ...]
-    answers: tuple[tuple[Rle, ...], ...]
-    saliency: Float[np.ndarray, "h w"] | None = None  # in [0, 1]; shown with the input
+    predictions: tuple[tuple[Rle, ...], ...]
+    saliency: Float[np.ndarray, "h w"] | None = None  # in [0, 1]; drawn over the input
 
     def __post_init__(self) -> None:
-        for masks in self.answers:
+        for masks in self.predictions:
             if self.prompts and len(masks) != len(self.prompts):
                 raise ValueError(f"{len(masks)} masks for {len(self.prompts)} prompts")
 
     def objects(self) -> list[list[int]]:
-        """Which object each mask of each model is; objects of one number have one colour."""
+        """Assign an object number to each mask of each model; equal numbers get equal colours."""
         if self.prompts:
-            return [list(range(len(self.prompts))) for _ in self.answers]
-        return same_objects(self.answers)
+            return [list(range(len(self.prompts))) for _ in self.predictions]
+        return same_objects(self.predictions)
 
 
 @dataclass(frozen=True)
 class FigureContent:
-    """Rows from top to bottom under the titles of their columns, the input's first."""
+    """Rows from top to bottom and the titles of the columns, the input's first."""
 
     titles: tuple[str, ...]
     rows: tuple[FigureRow, ...]
@@ -71,31 +71,31 @@ class FigureContent:
         if not self.rows:
             raise ValueError("a figure without a row")
         for row in self.rows:
-            if len(row.answers) + 1 != len(self.titles):
+            if len(row.predictions) + 1 != len(self.titles):
                 raise ValueError(
-                    f"row {row.label!r} has {len(row.answers)} answers for {len(self.titles) - 1} "
-                    "models"
+                    f"row {row.label!r} has {len(row.predictions)} predictions for "
+                    f"{len(self.titles) - 1} models"
                 )
 
 
 def write_figure(content: FigureContent, paths: Sequence[Path]) -> None:
-    """Draws once, writes each path in the form that its ending names, whole or not at all.
+    """Draw once and write each path atomically, in the format of its suffix.
 
     Raises:
-        ValueError: An ending that is none of .png, .svg, .pdf.
+        ValueError: A suffix other than .png, .svg, .pdf.
         UserError: matplotlib is not installed.
     """
     kinds = [kind_of(path) for path in paths]
     figure = draw_figure(content)
     for path, kind in zip(paths, kinds, strict=True):
-        atomic_write_bytes(path, rendered(figure, kind))
+        atomic_write_bytes(path, render(figure, kind))
 
 
 def kind_of(path: Path) -> Kind:
-    """The form that a path's ending names.
+    """Return the format of a path's suffix.
 
     Raises:
-        ValueError: None of .png, .svg, .pdf.
+        ValueError: A suffix other than .png, .svg, .pdf.
     """
     for kind in KINDS:
         if path.suffix.lower() == f".{kind}":
@@ -103,65 +103,65 @@ def kind_of(path: Path) -> Kind:
     raise ValueError(f"{path} must end in .png, .svg or .pdf")
 
 
-def same_objects(columns: Sequence[Sequence[Rle]], least_iou: float = 0.5) -> list[list[int]]:
-    """Numbers the masks of several models so that the same object has the same number.
+def same_objects(columns: Sequence[Sequence[Rle]], min_iou: float = 0.5) -> list[list[int]]:
+    """Assign numbers to the masks of several models, the same number to the same object.
 
     Args:
-        columns: The masks of each model, at the photo's size. Those of the first are numbered in
-            their order; a later one takes the number of the mask, of any model before, that it
-            overlaps most, the best pairs first and each object once; or else a new number.
-        least_iou: Below it masks are different objects.
+        columns: The masks of each model, at the image's size. Those of the first model are
+            numbered in order. Masks of a later model are matched greedily by IoU to the objects of
+            all previous models, each object once; unmatched masks get new numbers.
+        min_iou: Masks with a lower IoU are different objects.
     """
     numbers: list[list[int]] = []
-    known: list[Rle] = []  # of each object the mask that was seen first
+    objects: list[Rle] = []  # the first mask of each object
     for masks in columns:
-        own = _matched(masks, known, least_iou)
-        for place, number in enumerate(own):
+        matches = _match(masks, objects, min_iou)
+        for index, number in enumerate(matches):
             if number < 0:
-                own[place] = len(known)
-                known.append(masks[place])
-        numbers.append(own)
+                matches[index] = len(objects)
+                objects.append(masks[index])
+        numbers.append(matches)
     return numbers
 
 
-def _matched(masks: Sequence[Rle], known: Sequence[Rle], least_iou: float) -> list[int]:
-    """Of each mask the object that it is, -1 where it is none of them."""
-    own = [-1] * len(masks)
-    if not masks or not known:
-        return own
-    iou = np.asarray(coco_mask.iou(list(masks), list(known), [0] * len(known)))
+def _match(masks: Sequence[Rle], objects: Sequence[Rle], min_iou: float) -> list[int]:
+    """Match masks to objects by IoU; -1 for an unmatched mask."""
+    matches = [-1] * len(masks)
+    if not masks or not objects:
+        return matches
+    iou = np.asarray(coco_mask.iou(list(masks), list(objects), [0] * len(objects)))
     taken: set[int] = set()
     for flat in np.argsort(-iou, axis=None, kind="stable").tolist():
-        mask, number = divmod(flat, len(known))
-        if iou[mask, number] < least_iou:
+        mask, number = divmod(flat, len(objects))
+        if iou[mask, number] < min_iou:
             break
-        if own[mask] < 0 and number not in taken:
-            own[mask] = number
+        if matches[mask] < 0 and number not in taken:
+            matches[mask] = number
             taken.add(number)
-    return own
+    return matches
 
 
 def row_pictures(row: FigureRow) -> list[Image.Image]:
-    """The input and each model's answer, at the size of their cells."""
-    small = _shrunk(row.photo)
-    scale = small.shape[1] / row.photo.shape[1], small.shape[0] / row.photo.shape[0]
-    prompts = [_scaled(prompt, *scale) for prompt in row.prompts]
+    """Draw the input and each model's masks at the size of their cells."""
+    small = _shrink(row.image)
+    scale = small.shape[1] / row.image.shape[1], small.shape[0] / row.image.shape[0]
+    prompts = [_scale(prompt, *scale) for prompt in row.prompts]
     objects = row.objects()
     colours = [object_colour(i) for i in range(len(prompts))]
-    none = np.zeros((0, *small.shape[:2]), dtype=bool)
-    shown = small if row.saliency is None else _lit(small, row.saliency)
-    pictures = [overlay(shown, none, prompts, colours=colours)]
-    asked = prompts if row.saliency is None else []
-    for masks, numbers in zip(row.answers, objects, strict=True):
-        own = np.array([_small_mask(m, small.shape[1::-1]) for m in masks], bool)
-        own = own.reshape(-1, *small.shape[:2])
+    no_masks = np.zeros((0, *small.shape[:2]), dtype=bool)
+    background = small if row.saliency is None else _dim_by_saliency(small, row.saliency)
+    pictures = [overlay(background, no_masks, prompts, colours=colours)]
+    drawn_prompts = prompts if row.saliency is None else []
+    for rles, numbers in zip(row.predictions, objects, strict=True):
+        masks = np.array([_small_mask(rle, small.shape[1::-1]) for rle in rles], bool)
+        masks = masks.reshape(-1, *small.shape[:2])
         inks = [object_colour(number) for number in numbers] or colours
-        pictures.append(overlay(small, own, asked, colours=inks))
+        pictures.append(overlay(small, masks, drawn_prompts, colours=inks))
     return pictures
 
 
 def draw_figure(content: FigureContent) -> Figure:
-    """The figure, not written yet.
+    """Draw the figure without writing it.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -172,28 +172,28 @@ def draw_figure(content: FigureContent) -> Figure:
     count = len(content.titles)
     width = _EDGE + _LABELS + count * column + (count - 1) * _GAP + _EDGE
     height = _TITLES + sum(heights) + (len(rows) - 1) * _GAP + _EDGE
-    # whole pixels, so that no picture is resampled
+    # integer pixels, so that no picture is resampled
     width, height = round(width * DPI) / DPI, round(height * DPI) / DPI
     figure = new_figure(width, height)
     lefts = [_EDGE + _LABELS + i * (column + _GAP) for i in range(count)]
     for left, title in zip(lefts, content.titles, strict=True):
-        place = ((left + column / 2) / width, 1 - _TITLES / 2 / height)
-        text = figure.text(*place, title, color=hexed(INK), fontsize=_POINTS)
+        position = ((left + column / 2) / width, 1 - _TITLES / 2 / height)
+        text = figure.text(*position, title, color=to_hex(INK), fontsize=_POINTS)
         _fit(text, figure, column * DPI, 0)
     top = height - _TITLES
-    for row, pictures, tall in zip(content.rows, rows, heights, strict=True):
-        middle = top - tall / 2
-        place = ((_EDGE + _LABELS / 2) / width, middle / height)
-        text = figure.text(*place, row.label, color=hexed(MUTED), fontsize=_POINTS)
-        _fit(text, figure, tall * DPI, 90)
+    for row, pictures, row_height in zip(content.rows, rows, heights, strict=True):
+        middle = top - row_height / 2
+        position = ((_EDGE + _LABELS / 2) / width, middle / height)
+        text = figure.text(*position, row.label, color=to_hex(MUTED), fontsize=_POINTS)
+        _fit(text, figure, row_height * DPI, 90)
         for left, picture in zip(lefts, pictures, strict=True):
             _place(figure, picture, left + column / 2, middle)
-        top -= tall + _GAP
+        top -= row_height + _GAP
     return figure
 
 
 def _place(figure: Figure, picture: Image.Image, x_in: float, y_in: float) -> None:
-    """Puts the picture's middle there, its corner on a whole pixel."""
+    """Centre a picture at a position, with its corner on an integer pixel."""
     width, height = (side * DPI for side in figure.get_size_inches())
     left, below = round(x_in * DPI - picture.width / 2), round(y_in * DPI - picture.height / 2)
     frame = (left / width, below / height, picture.width / width, picture.height / height)
@@ -202,8 +202,8 @@ def _place(figure: Figure, picture: Image.Image, x_in: float, y_in: float) -> No
     axes.imshow(np.asarray(picture), interpolation="none", aspect="auto")
 
 
-def _fit(text: Text, figure: Figure, room_px: float, rotation: int) -> None:
-    """Centres a text, in smaller letters where it is too long, cut where that is not enough."""
+def _fit(text: Text, figure: Figure, max_px: float, rotation: int) -> None:
+    """Centre a text, reduce its font size to fit, and truncate it if that is not enough."""
     text.set(horizontalalignment="center", verticalalignment="center", rotation=rotation)
     whole = text.get_text()
 
@@ -211,18 +211,18 @@ def _fit(text: Text, figure: Figure, room_px: float, rotation: int) -> None:
         box = text.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
         return float(box.height if rotation else box.width)
 
-    if length() > room_px:
-        text.set_fontsize(max(_LEAST_POINTS, _POINTS * room_px / length()))
+    if length() > max_px:
+        text.set_fontsize(max(_MIN_POINTS, _POINTS * max_px / length()))
     kept = len(whole)
-    while kept > 1 and length() > room_px:
+    while kept > 1 and length() > max_px:
         kept -= 1
         text.set_text(whole[:kept].rstrip() + "…")
 
 
-def _shrunk(photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "sh sw 3"]:
-    scale = _CELL_PX / max(photo.shape)
-    size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
-    return np.array(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
+def _shrink(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "sh sw 3"]:
+    scale = _CELL_PX / max(image.shape)
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
 def _small_mask(rle: Rle, size: tuple[int, int]) -> Bool[np.ndarray, "sh sw"]:
@@ -230,18 +230,18 @@ def _small_mask(rle: Rle, size: tuple[int, int]) -> Bool[np.ndarray, "sh sw"]:
     return np.asarray(grey.resize(size, Image.Resampling.BOX)) > 127
 
 
-def _lit(
-    photo: UInt8[np.ndarray, "h w 3"], saliency: Float[np.ndarray, "mh mw"]
+def _dim_by_saliency(
+    image: UInt8[np.ndarray, "h w 3"], saliency: Float[np.ndarray, "mh mw"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The photo, dark where nothing is salient."""
+    """Darken the image where it is not salient."""
     small = Image.fromarray(saliency.astype(np.float32)).resize(
-        photo.shape[1::-1], Image.Resampling.BILINEAR
+        image.shape[1::-1], Image.Resampling.BILINEAR
     )
-    light = 0.2 + 0.8 * np.asarray(small).clip(0, 1)[..., None]
-    return np.round(photo * light).astype(np.uint8)
+    brightness = 0.2 + 0.8 * np.asarray(small).clip(0, 1)[..., None]
+    return np.round(image * brightness).astype(np.uint8)
 
 
-def _scaled(prompt: DrawnPrompt, across: float, down: float) -> DrawnPrompt:
+def _scale(prompt: DrawnPrompt, across: float, down: float) -> DrawnPrompt:
     points = tuple((x * across, y * down) for x, y in prompt.points_xy)
     box = prompt.box_xyxy
     if box is not None:

@@ -1,4 +1,4 @@
-"""What is drawn above the masks: boxes, clicks and label chips, at sizes that suit the photo."""
+"""Draw boxes, clicks and labels over masks, at sizes that scale with the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Pen:
-    """Sizes in pixels."""
+    """Line widths and sizes in pixels."""
 
     line: int
     edge: int
@@ -29,25 +29,25 @@ class Pen:
 
     @staticmethod
     def for_image(width: int, height: int, shown_px: int | None = None) -> Pen:
-        """Sizes that look alike on a small and on a large photo.
+        """Choose sizes that look the same on small and large images.
 
         Args:
-            width: Of the photo.
-            height: Of the photo.
-            shown_px: The longer side at which the picture will be looked at; None: as it is.
+            width: Width of the image.
+            height: Height of the image.
+            shown_px: Longer side at which the picture will be displayed; None: full size.
         """
-        shown = 1.0 if shown_px is None else shown_px / max(width, height)
-        side = shown * math.sqrt(width * height)
+        scale = 1.0 if shown_px is None else shown_px / max(width, height)
+        side = scale * math.sqrt(width * height)
         return Pen(
-            line=round(max(2, side / 280) / shown) or 1,
-            edge=round(max(1, side / 800) / shown) or 1,
-            click_radius=round(max(8, side / 48) / shown) or 1,
-            text=round(max(11, side / 42) / shown) or 1,
+            line=round(max(2, side / 280) / scale) or 1,
+            edge=round(max(1, side / 800) / scale) or 1,
+            click_radius=round(max(8, side / 48) / scale) or 1,
+            text=round(max(11, side / 42) / scale) or 1,
         )
 
 
 def draw_box(canvas: Image.Image, box_xyxy: Box, colour: Rgb, pen: Pen) -> None:
-    """A frame whose middle line runs through the corners, with a white edge on both sides."""
+    """Draw a box outline centred on the corners, with a white edge on both sides."""
     xs, ys = sorted(box_xyxy[0::2]), sorted(box_xyxy[1::2])
     draw = ImageDraw.Draw(canvas)
     for edge, ink in ((pen.edge, WHITE), (0, colour)):
@@ -62,7 +62,7 @@ def draw_box(canvas: Image.Image, box_xyxy: Box, colour: Rgb, pen: Pen) -> None:
 
 
 def draw_click(canvas: Image.Image, point_xy: Point, label: int, pen: Pen) -> None:
-    """A green star or a red disc with a minus: told apart by shape too. Other labels: nothing."""
+    """Draw a positive click as a green star, a negative one as a red disc; ignore other labels."""
     if label not in _CLICK_COLOURS:
         return
     half = pen.click_radius + 1
@@ -83,7 +83,7 @@ def draw_click(canvas: Image.Image, point_xy: Point, label: int, pen: Pen) -> No
 
 
 def click_frame(point_xy: Point, pen: Pen) -> Box:
-    """The square that a click covers."""
+    """Return the square that a click covers."""
     (x, y), r = point_xy, pen.click_radius
     return x - r, y - r, x + r, y + r
 
@@ -91,14 +91,14 @@ def click_frame(point_xy: Point, pen: Pen) -> Box:
 def draw_chip(
     canvas: Image.Image, text: str, anchor: Box, colour: Rgb, pen: Pen, taken: Sequence[Box]
 ) -> Box:
-    """A rounded label near `anchor`, off the frames in `taken` where there is room.
+    """Draw a rounded label near `anchor`, if possible without overlapping the frames in `taken`.
 
     Returns:
-        The frame that it covers.
+        The frame that the label covers.
     """
     letters, pad = font(pen.text), max(3, pen.text // 3)
     size = (math.ceil(letters.getlength(text)) + 2 * pad, pen.text + pad + 2)
-    frame = _free_place(size, anchor, canvas.size, pen, taken)
+    frame = _place_label(size, anchor, canvas.size, pen, taken)
     chip = Image.new("RGBA", (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING), (*WHITE, 0))
     corner = pen.text * _SUPERSAMPLING // 3
     rounded = ImageDraw.Draw(chip)
@@ -111,27 +111,27 @@ def draw_chip(
     return frame
 
 
-def _free_place(
-    size: tuple[int, int], anchor: Box, photo: tuple[int, int], pen: Pen, taken: Sequence[Box]
+def _place_label(
+    size: tuple[int, int], anchor: Box, image: tuple[int, int], pen: Pen, taken: Sequence[Box]
 ) -> Box:
-    """Above the anchor, below, beside or in it: the first place that hides least."""
+    """Choose the position above, below, beside or inside the anchor with the least overlap."""
     (x0, y0, x1, y1), (width, height) = anchor, size
     gap = pen.line + pen.edge + 1
     lefts = (x0, x1 - width, (x0 + x1 - width) / 2)
-    places = [(left, top) for top in (y0 - height - gap, y1 + gap) for left in lefts]
+    positions = [(left, top) for top in (y0 - height - gap, y1 + gap) for left in lefts]
     steps = [y0 + gap + row * (height + 1) for row in range(8)]
-    places += [(left, top) for left in (x1 + gap, x0 - width - gap) for top in steps]
-    places += [(left, top) for top in steps for left in lefts]
+    positions += [(left, top) for left in (x1 + gap, x0 - width - gap) for top in steps]
+    positions += [(left, top) for top in steps for left in lefts]
     frames = []
-    for left, top in places:
-        x = max(0.0, float(min(round(left), photo[0] - width)))
-        y = max(0.0, float(min(round(top), photo[1] - height)))
+    for left, top in positions:
+        x = max(0.0, float(min(round(left), image[0] - width)))
+        y = max(0.0, float(min(round(top), image[1] - height)))
         frames.append((x, y, x + width, y + height))
 
-    def hidden(frame: Box) -> float:
+    def overlap(frame: Box) -> float:
         return sum(_overlap(frame, other) for other in taken) + 0.3 * _overlap(frame, anchor)
 
-    return min(frames, key=hidden)
+    return min(frames, key=overlap)
 
 
 def _overlap(a: Box, b: Box) -> float:

@@ -1,6 +1,6 @@
-"""What a segmenter answers about a few photos, for the eye.
+"""Contact sheets of predicted masks: prompts, ground truth, prediction, error.
 
-Axes: q masks of one photo, h w pixels.
+Axes: q masks of an image, h w pixels.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from efficientsam_pl.visualization.contact_sheet import (
 )
 from efficientsam_pl.visualization.overlay import DrawnPrompt, overlay
 
-CELL_PX = 256  # longer side of a picture at most, and of what is handed in
-_SHEET_PX, _LEAST_CELL_PX = 1600, 96  # of a screen's width and height
-_TITLES = ("photo and prompts", "ground truth", "prediction", "")
+CELL_PX = 256  # maximal longer side of a picture, and of the images passed in
+_SHEET_PX, _MIN_CELL_PX = 1600, 96  # maximal side of a sheet, so that it fits a screen
+_TITLES = ("image and prompts", "ground truth", "prediction", "")
 
 
 @dataclass(frozen=True)
 class ProtocolMasks:
-    """A photo that was asked for some of its masks in one way; everything in the same pixels."""
+    """Masks of an image predicted under a protocol, with prompts and truth, in the same pixels."""
 
     key: str
-    asked: str  # how: "box", "1 click"
-    photo: UInt8[np.ndarray, "h w 3"]
+    protocol: str  # "box", "1 click"
+    image: UInt8[np.ndarray, "h w 3"]
     prompts: tuple[DrawnPrompt, ...]
     truth: Bool[np.ndarray, "q h w"]
     predicted: Bool[np.ndarray, "q h w"]
@@ -41,70 +41,73 @@ class ProtocolMasks:
     predicted_iou: tuple[float, ...]
 
     def title(self) -> str:
-        """What stands above its pictures."""
+        """Format the title above the pictures."""
         return (
-            f"{self.key}, {self.asked}: IoU {_listed(self.iou)} "
+            f"{self.key}, {self.protocol}: IoU {_listed(self.iou)} "
             f"(predicted {_listed(self.predicted_iou)})"
         )
 
 
-def mask_sheet(answers: Sequence[ProtocolMasks]) -> Image.Image:
-    """Photo with its prompts, truth, prediction and error; a row an answer.
+def mask_sheet(predictions: Sequence[ProtocolMasks]) -> Image.Image:
+    """Draw a row per prediction: image with prompts, truth, prediction, error.
 
-    A mask and its prompt have the same colour in all of them; the label at a predicted mask is its
-    IoU with the truth. Many answers stand in blocks side by side, in smaller pictures, so that the
-    sheet fits a screen.
+    A mask and its prompt have the same colour throughout; the label at a predicted mask is its IoU
+    with the truth. Many rows are arranged in blocks side by side, with smaller pictures, so that
+    the sheet fits a screen.
     """
-    blocks, cell_px = _arranged(answers)
-    drawn = [_block(some, cell_px) for some in blocks]
-    sheet = Image.new("RGB", (sum(b.width for b in drawn), max(b.height for b in drawn)), PAPER)
+    blocks, cell_px = _arrange(predictions)
+    sheets = [_block(block, cell_px) for block in blocks]
+    size = (sum(block.width for block in sheets), max(block.height for block in sheets))
+    sheet = Image.new("RGB", size, PAPER)
     left = 0
-    for block in drawn:
+    for block in sheets:
         sheet.paste(block, (left, 0))
         left += block.width
     return sheet
 
 
-def _arranged(answers: Sequence[ProtocolMasks]) -> tuple[list[Sequence[ProtocolMasks]], int]:
-    """Blocks of answers, and the largest size of their pictures that fits; fewer blocks first."""
-    for cell_px in range(CELL_PX, _LEAST_CELL_PX - 1, -8):
+def _arrange(predictions: Sequence[ProtocolMasks]) -> tuple[list[Sequence[ProtocolMasks]], int]:
+    """Return blocks of rows and the largest cell size that fits; prefers fewer blocks."""
+    for cell_px in range(CELL_PX, _MIN_CELL_PX - 1, -8):
         layout = SheetLayout.for_cell(cell_px)
-        most = max(1, _SHEET_PX // layout.left(len(_TITLES)))
-        for count in range(1, most + 1):
-            blocks = _parts(answers, count)
-            if max(_height(some, layout) for some in blocks) <= _SHEET_PX:
+        max_blocks = max(1, _SHEET_PX // layout.left(len(_TITLES)))
+        for count in range(1, max_blocks + 1):
+            blocks = _split(predictions, count)
+            if max(_height(block, layout) for block in blocks) <= _SHEET_PX:
                 return blocks, cell_px
-    return _parts(answers, most), cell_px
+    return _split(predictions, max_blocks), cell_px
 
 
-def _parts(answers: Sequence[ProtocolMasks], count: int) -> list[Sequence[ProtocolMasks]]:
-    """In order, all as long as the first but for the last."""
-    length = max(1, -(-len(answers) // count))
-    return [answers[first : first + length] for first in range(0, max(1, len(answers)), length)]
+def _split(predictions: Sequence[ProtocolMasks], count: int) -> list[Sequence[ProtocolMasks]]:
+    """Split into consecutive blocks of equal length; the last may be shorter."""
+    length = max(1, -(-len(predictions) // count))
+    starts = range(0, max(1, len(predictions)), length)
+    return [predictions[first : first + length] for first in starts]
 
 
-def _height(answers: Sequence[ProtocolMasks], layout: SheetLayout) -> int:
-    shapes = (one.photo.shape for one in answers)
+def _height(predictions: Sequence[ProtocolMasks], layout: SheetLayout) -> int:
+    shapes = (prediction.image.shape for prediction in predictions)
     heights = (layout.cell * height // max(height, width) for height, width, _ in shapes)
     head = layout.gap + layout.title_height
     return int(head + sum(layout.title_height + height + layout.gap for height in heights))
 
 
-def _block(answers: Sequence[ProtocolMasks], cell_px: int) -> Image.Image:
-    rows = [_row(one, cell_px) for one in answers]
-    sheet = contact_sheet(rows, _TITLES, [one.title() for one in answers], cell_px)
+def _block(predictions: Sequence[ProtocolMasks], cell_px: int) -> Image.Image:
+    rows = [_row(prediction, cell_px) for prediction in predictions]
+    titles = [prediction.title() for prediction in predictions]
+    sheet = contact_sheet(rows, _TITLES, titles, cell_px)
     layout = SheetLayout.for_cell(cell_px)
-    place = (layout.left(_TITLES.index("")), layout.gap)
-    draw_legend(sheet, "error:", ERROR_LEGEND, place, layout)
+    position = (layout.left(_TITLES.index("")), layout.gap)
+    draw_legend(sheet, "error:", ERROR_LEGEND, position, layout)
     return sheet
 
 
-def _row(one: ProtocolMasks, cell_px: int) -> list[Image.Image]:
+def _row(masks: ProtocolMasks, cell_px: int) -> list[Image.Image]:
     return [
-        overlay(one.photo, one.truth[:0], one.prompts, shown_px=cell_px),
-        overlay(one.photo, one.truth, shown_px=cell_px),
-        overlay(one.photo, one.predicted, iou=one.iou, shown_px=cell_px),
-        error_map(one.photo, one.predicted, one.truth),
+        overlay(masks.image, masks.truth[:0], masks.prompts, shown_px=cell_px),
+        overlay(masks.image, masks.truth, shown_px=cell_px),
+        overlay(masks.image, masks.predicted, iou=masks.iou, shown_px=cell_px),
+        error_map(masks.image, masks.predicted, masks.truth),
     ]
 
 

@@ -1,6 +1,6 @@
-"""Masks and prompts drawn over a photo.
+"""Draw masks and prompts over an image.
 
-Axes: q masks of one photo, h w pixels. Coordinates are (x, y) in image pixels.
+Axes: q masks of an image, h w pixels. Coordinates are (x, y) in image pixels.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TINT_ALPHA = 0.45
 
 @dataclass(frozen=True)
 class DrawnPrompt:
-    """What the user pointed at, in image pixels; labels as in `structures.Label`.
+    """A prompt to draw, in image pixels; labels as in `structures.Label`.
 
-    Only positive and negative clicks are drawn as clicks; a box is given as a box.
+    Only positive and negative clicks are drawn as clicks; a box is passed as `box_xyxy`.
     """
 
     points_xy: tuple[tuple[float, float], ...]
@@ -42,7 +42,7 @@ class DrawnPrompt:
             raise ValueError(f"{len(self.points_xy)} points, but {len(self.labels)} labels")
 
     def frame(self) -> Box | None:
-        """The box, else the frame around the clicks, else None."""
+        """Return the box, else the bounding box of the clicks, else None."""
         if self.box_xyxy is not None or not self.points_xy:
             return self.box_xyxy
         xs, ys = zip(*self.points_xy, strict=True)
@@ -50,8 +50,8 @@ class DrawnPrompt:
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A mask cut to the rectangle x0, y0, x1, y1 that holds it, ends excluded."""
+class _CroppedMask:
+    """A mask cropped to its bounding box x0, y0, x1, y1, ends excluded."""
 
     inside: Bool[np.ndarray, "h w"]
     extent: tuple[int, int, int, int]
@@ -67,17 +67,17 @@ def overlay(
     colours: Sequence[Rgb] | None = None,
     iou_name: str = "IoU",
 ) -> Image.Image:
-    """The photo with each mask tinted and outlined in its own colour, and its prompt.
+    """Tint and outline each mask in its colour and draw the prompts.
 
     Args:
-        image: The photo, RGB.
-        masks: May overlap or be empty; smaller ones are drawn over larger ones.
-        prompts: The i-th has the colour of the i-th mask; their numbers need not agree.
-        iou: A number for each mask, shown as a label near it; or nothing.
-        shown_px: The longer side at which the picture will be looked at, for instance a cell of a
-            contact sheet: lines and letters are drawn so as to be readable there.
-        colours: Of each mask and its prompt; None: `mask_colour` of its number.
-        iou_name: What the number is: the IoU with the truth, or what the model predicts of it.
+        image: The image, RGB.
+        masks: Masks, which may overlap or be empty; smaller ones are drawn over larger ones.
+        prompts: The i-th prompt has the colour of the i-th mask; their counts may differ.
+        iou: A number per mask for a label near it, or empty.
+        shown_px: Longer side at which the picture will be displayed, for instance in a contact
+            sheet: lines and text are scaled to be readable there.
+        colours: Colour of each mask and its prompt; None: `mask_colour` of its index.
+        iou_name: Name of the number: the IoU with the truth, or the predicted IoU.
 
     Raises:
         ValueError: `iou` is neither empty nor one number per mask, or a mask has no colour.
@@ -91,8 +91,8 @@ def overlay(
         raise ValueError(f"{len(inks)} colours for {len(masks)} masks and {len(prompts)} prompts")
     canvas = Image.fromarray(image)
     pen = Pen.for_image(*canvas.size, shown_px)
-    drawn = [_cut_out(mask, ink) for mask, ink in zip(masks, inks, strict=False)]
-    large_first = sorted(filter(None, drawn), key=lambda m: -np.count_nonzero(m.inside))
+    cropped = [_crop(mask, ink) for mask, ink in zip(masks, inks, strict=False)]
+    large_first = sorted(filter(None, cropped), key=lambda m: -np.count_nonzero(m.inside))
     for mask in large_first:
         _tint(canvas, mask)
     for mask in large_first:
@@ -100,8 +100,8 @@ def overlay(
     _draw_prompts(canvas, prompts, inks, pen)
     taken = [click_frame(point, pen) for prompt in prompts for point in prompt.points_xy]
     for i, value in enumerate(iou):
-        prompted = prompts[i].frame() if i < len(prompts) else None
-        anchor = _around(drawn[i], prompted, canvas.size)
+        prompt_frame = prompts[i].frame() if i < len(prompts) else None
+        anchor = _label_anchor(cropped[i], prompt_frame, canvas.size)
         taken.append(draw_chip(canvas, f"{iou_name} {value:.2f}", anchor, inks[i], pen, taken))
     return canvas
 
@@ -109,56 +109,56 @@ def overlay(
 def overlay_runs(
     image: UInt8[np.ndarray, "h w 3"], masks: Sequence[Rle], colours: Sequence[Rgb]
 ) -> Image.Image:
-    """As `overlay`, of very many masks: one after the other is decoded."""
+    """Draw very many masks as `overlay` does, decoding one at a time."""
     canvas = Image.fromarray(image)
     pen = Pen.for_image(*canvas.size)
     large_first = sorted(zip(masks, colours, strict=True), key=lambda pair: -area(pair[0]))
     for mask, ink in large_first:
-        if (drawn := _cut_out(decode(mask), ink)) is not None:
-            _tint(canvas, drawn)
+        if (cropped := _crop(decode(mask), ink)) is not None:
+            _tint(canvas, cropped)
     for mask, ink in large_first:
-        if (drawn := _cut_out(decode(mask), ink)) is not None:
-            _outline(canvas, drawn, pen)
+        if (cropped := _crop(decode(mask), ink)) is not None:
+            _outline(canvas, cropped, pen)
     return canvas
 
 
 def mask_image(mask: Bool[np.ndarray, "h w"]) -> Image.Image:
-    """The mask as a grey picture: 255 inside, 0 outside."""
+    """Convert a mask to a grey image: 255 inside, 0 outside."""
     return Image.fromarray(mask * np.uint8(255))
 
 
-def _cut_out(mask: Bool[np.ndarray, "h w"], colour: Rgb) -> _Drawn | None:
+def _crop(mask: Bool[np.ndarray, "h w"], colour: Rgb) -> _CroppedMask | None:
     extent = mask_image(mask).getbbox()
     if extent is None:
         return None
     x0, y0, x1, y1 = extent
-    return _Drawn(mask[y0:y1, x0:x1], extent, colour)
+    return _CroppedMask(mask[y0:y1, x0:x1], extent, colour)
 
 
-def _tint(canvas: Image.Image, mask: _Drawn) -> None:
+def _tint(canvas: Image.Image, mask: _CroppedMask) -> None:
     alpha = mask.inside * np.uint8(round(TINT_ALPHA * 255))
     canvas.paste(mask.colour, mask.extent, Image.fromarray(alpha))
 
 
-def _outline(canvas: Image.Image, mask: _Drawn, pen: Pen) -> None:
-    """The full colour just inside the mask's border, a white edge just outside."""
-    inside = np.pad(mask.inside, pen.edge)  # beyond the photo counts as outside
+def _outline(canvas: Image.Image, mask: _CroppedMask, pen: Pen) -> None:
+    """Draw the full colour just inside the mask's border and a white edge just outside."""
+    inside = np.pad(mask.inside, pen.edge)  # outside the image counts as background
     corner = (mask.extent[0] - pen.edge, mask.extent[1] - pen.edge)
     canvas.paste(WHITE, corner, mask_image(_grow(inside, pen.edge) & ~inside))
     canvas.paste(mask.colour, corner, mask_image(inside & _grow(~inside, pen.line)))
 
 
 def _grow(region: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"]:
-    """Dilation by `steps` pixels. Diamonds and squares by turns make a near circle."""
+    """Dilate by `steps` pixels; alternating diamonds and squares approximate a circle."""
     for step in range(steps):
         rows = region.copy()
         rows[1:] |= region[:-1]
         rows[:-1] |= region[1:]
-        sideways = rows if step % 2 else region
-        extend_prompt_encoder = rows.copy()
-        extend_prompt_encoder[:, 1:] |= sideways[:, :-1]
-        extend_prompt_encoder[:, :-1] |= sideways[:, 1:]
-        region = extend_prompt_encoder
+        source = rows if step % 2 else region
+        grown = rows.copy()
+        grown[:, 1:] |= source[:, :-1]
+        grown[:, :-1] |= source[:, 1:]
+        region = grown
     return region
 
 
@@ -173,11 +173,11 @@ def _draw_prompts(
             draw_click(canvas, point, label, pen)
 
 
-def _around(mask: _Drawn | None, prompted: Box | None, photo: tuple[int, int]) -> Box:
-    """Where a mask's label belongs: at the mask and its box, else at the prompt or the photo."""
+def _label_anchor(mask: _CroppedMask | None, prompt: Box | None, size: tuple[int, int]) -> Box:
+    """Return the frame of mask and prompt, near which the label is drawn, else the whole image."""
     if mask is None:
-        return prompted or (0.0, 0.0, float(photo[0]), float(photo[1]))
+        return prompt or (0.0, 0.0, float(size[0]), float(size[1]))
     x0, y0, x1, y1 = (float(side) for side in mask.extent)
-    if prompted is None:
+    if prompt is None:
         return x0, y0, x1, y1
-    return min(x0, prompted[0]), min(y0, prompted[1]), max(x1, prompted[2]), max(y1, prompted[3])
+    return min(x0, prompt[0]), min(y0, prompt[1]), max(x1, prompt[2]), max(y1, prompt[3])

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else. Jinja2 comes with the extra "quickstart"."""
+"""Write a report as a self-contained HTML file. Jinja2 comes with the extra "quickstart"."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _VERDICTS = {"✓": "good", "✗": "bad"}
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text. A cell that starts with ✓ or ✗ is coloured; columns of numbers line up.
+    """A table of text cells; ✓ and ✗ at the start colour a cell, columns of numbers are aligned.
 
-    `highlight` is the row to stress, counted from 0.
+    `highlight` is the index of the row to emphasise.
     """
 
     columns: tuple[str, ...]
@@ -39,12 +39,12 @@ class Table:
             raise ValueError(f"highlight={self.highlight}, but there are {len(self.rows)} rows")
 
     def alignment(self, column: int) -> str:
-        """ "number", "verdict" or "text": the class of all cells in a column."""
+        """Classify a column as "number", "verdict" or "text"."""
         cells = [row[column].strip() for row in self.rows]
-        told = [cell for cell in cells if cell not in _ABSENT]
-        if told and all(cell in _VERDICTS for cell in told):
+        present = [cell for cell in cells if cell not in _ABSENT]
+        if present and all(cell in _VERDICTS for cell in present):
             return "verdict"
-        return "number" if told and all(map(_is_number, told)) else "text"
+        return "number" if present and all(map(_is_number, present)) else "text"
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Figure:
 
     png: Path
     caption: str
-    narrow: Path | None = None  # shown instead on a telephone
+    narrow: Path | None = None  # alternative for narrow screens
 
     def data_uri(self) -> str:
-        """The file's bytes as an address.
+        """Encode the file as a data URI.
 
         Raises:
-            ValueError: It is no PNG.
+            ValueError: The file is not a PNG.
         """
         return _data_uri(self.png)
 
     def narrow_uri(self) -> str | None:
-        """The same of the file for narrow screens, where there is one."""
+        """Encode the alternative for narrow screens, if there is one."""
         return None if self.narrow is None else _data_uri(self.narrow)
 
 
@@ -77,7 +77,7 @@ def _data_uri(png: Path) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """A line to paste into a shell, and what it does."""
+    """A shell command with a caption."""
 
     caption: str
     line: str
@@ -85,7 +85,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Section:
-    """Text, tables, pictures, commands. An empty line in a text starts a paragraph."""
+    """A section of text, tables, pictures and commands; empty lines separate paragraphs."""
 
     title: str
     text: str
@@ -96,18 +96,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A page: the result with a picture and a table, notes on it, and the parts in order."""
+    """A page: summary with picture and tables, notes, and sections."""
 
     title: str
     summary: str
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
     hero: Figure | None = None  # on the first screen
-    tables: tuple[Table, ...] = ()  # beside it
+    tables: tuple[Table, ...] = ()  # next to it
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Writes the page; pictures and styles are inside the file, which refers to nothing else."""
+    """Write the page with pictures and styles embedded, without external references."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -121,16 +121,16 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def paragraphs(text: str) -> list[str]:
-    """What stands between empty lines."""
+    """Split a text at empty lines."""
     return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
 def verdict(cell: str) -> str:
-    """ "good" or "bad" for a cell that starts with a check or a cross, else nothing."""
+    """Return "good" for a cell that starts with ✓, "bad" for ✗, else ""."""
     return _VERDICTS.get(cell.strip()[:1], "")
 
 
 def _is_number(cell: str) -> bool:
-    """A number with or without sign, spread, and a short unit: 12, -0.5 %, 3.1 ± 0.2 ms, 1e-4."""
+    """Match a number with optional sign, spread and unit: 12, -0.5 %, 3.1 ± 0.2 ms, 1e-4."""
     without_verdict = cell.lstrip("✓✗ ")
     return any(_NUMBER.fullmatch(c) for c in (without_verdict, _UNIT.sub("", without_verdict)))

@@ -1,6 +1,6 @@
-"""Matplotlib figures as bytes: PNG, SVG or PDF, the same bytes for the same content.
+"""Render matplotlib figures to PNG, SVG or PDF, byte-identical for the same content.
 
-Matplotlib is imported on use: it comes with the extra "figure".
+Matplotlib is imported lazily: it comes with the extra "figure".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind: TypeAlias = Literal["png", "svg", "pdf"]
 KINDS: tuple[Kind, ...] = ("png", "svg", "pdf")
 DPI = 200
 
-# letters stay letters: they can be searched and edited, and are sharp at any size
+# text stays text: searchable, editable and sharp at any size
 _SETTINGS: Any = {  # matplotlib types the names as literals from 3.11 on
     "svg.fonttype": "none",
     "svg.hashsalt": "efficientsam",
@@ -36,13 +36,13 @@ _NO_DATE: dict[Kind, dict[str, None]] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing in two forms."""
+    """A plot as PNG and SVG."""
 
     png: bytes
     svg: bytes
 
     def write(self, path: Path) -> tuple[Path, Path]:
-        """Writes `path` with the endings .png and .svg, each whole or not at all."""
+        """Write `path` with the suffixes .png and .svg, each atomically."""
         png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
         atomic_write_bytes(png, self.png)
         atomic_write_bytes(svg, self.svg)
@@ -50,7 +50,7 @@ class Plot:
 
 
 def need_matplotlib() -> None:
-    """Raises UserError, naming the extra, where matplotlib is not installed."""
+    """Raise UserError, naming the extra, if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -60,7 +60,7 @@ def need_matplotlib() -> None:
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
-    """An empty white figure that no window and no global state knows of; sizes in inches."""
+    """Create an empty white figure without pyplot's global state; sizes in inches."""
     need_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -70,8 +70,8 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return figure
 
 
-def rendered(figure: Figure, kind: Kind) -> bytes:
-    """The figure in one form."""
+def render(figure: Figure, kind: Kind) -> bytes:
+    """Render a figure in a format."""
     from matplotlib import rc_context
 
     content = io.BytesIO()
@@ -81,18 +81,18 @@ def rendered(figure: Figure, kind: Kind) -> bytes:
 
 
 def plot(figure: Figure) -> Plot:
-    """The figure in both forms."""
-    return Plot(rendered(figure, "png"), rendered(figure, "svg"))
+    """Render a figure as PNG and SVG."""
+    return Plot(render(figure, "png"), render(figure, "svg"))
 
 
-def hexed(colour: Rgb) -> str:
-    """A colour as matplotlib reads it."""
+def to_hex(colour: Rgb) -> str:
+    """Convert a colour to matplotlib's hex notation."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def letters_in(colour: Rgb) -> str:
-    """The colour for letters on white, where the masks' yellow and cyan are too light."""
+def text_colour(colour: Rgb) -> str:
+    """Darken a mask's colour for text on white, where yellow and cyan are too light."""
     if colour not in MASK_COLOURS:
-        return hexed(colour)
+        return to_hex(colour)
     red, green, blue = (round(0.75 * c) for c in colour)
-    return hexed((red, green, blue))
+    return to_hex((red, green, blue))

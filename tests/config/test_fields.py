@@ -74,14 +74,16 @@ def test_fields_are_found_by_full_keys_also_in_lists() -> None:
     assert shards is not None
     assert shards.metadata["path"] == PathKind(pattern=True)
     for key in ("data.mixture.shards", "data.nothing", "run", "run.dir.x", "optim.peak_lr[0]"):
-        found = find_field(FinetuneConfig, key)
-        assert found is None or found.name == "run"
+        config_field = find_field(FinetuneConfig, key)
+        assert config_field is None or config_field.name == "run"
 
 
 PATHS = [(root, leaf.key) for root in ROOTS for leaf in leaves(root) if leaf.path is not None]
 
 
-@pytest.mark.parametrize(("root", "key"), PATHS, ids=lambda one: getattr(one, "__name__", one))
+@pytest.mark.parametrize(
+    ("root", "key"), PATHS, ids=lambda value: getattr(value, "__name__", value)
+)
 def test_an_empty_path_is_a_mistake_however_it_is_written(
     root: type[Any], key: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,10 +131,10 @@ def test_an_empty_set_of_a_mixture_is_named() -> None:
         configs.load(PretrainConfig, [], ["data.mixture=[{shards: a.tar}, {shards: }]"])
 
 
-def test_path_is_a_field_with_a_default() -> None:
+def test_path_is_a_config_fieldwith_a_default() -> None:
     @dataclass
     class Named:
-        one: str | None = path(None)
+        first: str | None = path(None)
         other: str = path("x", written="folder")
 
-    assert (Named().one, Named().other) == (None, "x")
+    assert (Named().first, Named().other) == (None, "x")

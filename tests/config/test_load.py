@@ -1,4 +1,4 @@
-"""Configs: what loads, and what one line tells where something does not."""
+"""Configs: what loads, and the one-line message for what does not."""
 
 import subprocess
 import sys
@@ -39,9 +39,9 @@ def roots_of(path: Path) -> tuple[type[Any], ...]:
 def mistake(root: type[Any], files: list[str], *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         configs.load(root, files, overrides)
-    told = str(caught.value)
-    assert "\n" not in told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -70,7 +70,7 @@ def test_what_and_where_go_together_in_finetuning(stage: str, place: str) -> Non
 
 
 def test_learning_rate_is_scaled_with_the_batch() -> None:
-    """MAE's rule: 1.5e-4 for each 256 photos."""
+    """MAE's rule: 1.5e-4 for each 256 images."""
     optim = PretrainConfig().optim
     assert optim.for_batch(4096).peak_lr == 2.4e-3
     assert optim.for_batch(256).peak_lr == pytest.approx(1.5e-4)
@@ -80,12 +80,12 @@ def test_learning_rate_is_scaled_with_the_batch() -> None:
 
 def test_defaults_are_the_papers_recipe() -> None:
     pretrain, finetune = PretrainConfig(), FinetuneConfig()
-    # 400 epochs of 1 281 167 photos at batch 4096 are 125 114 steps; 40 epochs warm up
+    # 400 epochs of 1 281 167 images at batch 4096 are 125 114 steps; 40 epochs warm up
     assert pretrain.trainer.max_steps == pytest.approx(400 * 1_281_167 / 4096, rel=0.01)
     assert pretrain.optim.warmup_steps == pytest.approx(40 * 1_281_167 / 4096, rel=0.01)
     assert (pretrain.optim.peak_lr, pretrain.optim.betas) == (2.4e-3, (0.9, 0.95))
     assert pretrain.sami.mask_ratio == 0.75
-    # 5 epochs of 11.2 M photos at batch 128
+    # 5 epochs of 11.2 M images at batch 128
     assert finetune.trainer.max_steps == pytest.approx(5 * 11_185_362 / 128, rel=0.01)
     assert (finetune.optim.peak_lr, finetune.optim.weight_decay) == (4e-4, 0.1)
 
@@ -158,8 +158,8 @@ def test_unknown_key_is_named_in_full_with_the_nearest_right_one(
 def test_unknown_key_in_a_file_names_the_file_too(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("teacher: {encoder: {dept: 4}}\n")
-    told = mistake(PretrainConfig, [str(file)])
-    assert told == (
+    message = mistake(PretrainConfig, [str(file)])
+    assert message == (
         f"{file}: unknown key teacher.encoder.dept; did you mean teacher.encoder.depth?"
     )
 
@@ -185,13 +185,13 @@ def test_unknown_key_in_a_file_names_the_file_too(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> None:
-    told = mistake(PretrainConfig, [], override)
-    assert key in told
-    assert value in told
+    message = mistake(PretrainConfig, [], override)
+    assert key in message
+    assert value in message
 
 
 @pytest.mark.parametrize(
-    ("root", "overrides", "told"),
+    ("root", "overrides", "message"),
     [
         (
             PretrainConfig,
@@ -348,7 +348,7 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
         (
             PretrainConfig,
             ["teacher.kind=timm", "teacher.timm_name=vit"],
-            "teacher.timm_name=vit must be a ViT whose name tells its patch",
+            "teacher.timm_name=vit must contain its patch size, as patch16",
         ),
         (
             PretrainConfig,
@@ -413,14 +413,14 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
     ],
 )
 def test_contradiction_names_both_full_keys_and_both_numbers(
-    root: type[Any], overrides: list[str], told: str
+    root: type[Any], overrides: list[str], message: str
 ) -> None:
-    assert mistake(root, [], *overrides) == told
+    assert mistake(root, [], *overrides) == message
 
 
 def test_missing_file_is_named() -> None:
-    told = mistake(PretrainConfig, ["pretrain/xxl"])
-    assert told.startswith("no such config file: pretrain/xxl; ")
+    message = mistake(PretrainConfig, ["pretrain/xxl"])
+    assert message.startswith("no such config file: pretrain/xxl; ")
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\x00", "just words"])
@@ -436,7 +436,7 @@ def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("root", "overrides", "told"),
+    ("root", "overrides", "message"),
     [
         (PretrainConfig, [], "data.train= must be given"),
         (FinetuneConfig, [], "data.train= must be given"),
@@ -495,12 +495,12 @@ def test_override_that_cannot_be_read_is_quoted(override: str) -> None:
         ),
     ],
 )
-def test_what_a_command_needs_is_asked_for_by_its_key(
-    root: type[Any], overrides: list[str], told: str
+def test_a_missing_required_key_is_named(
+    root: type[Any], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         configs.require(configs.load(root, [], overrides))
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
 def test_unknown_model_lists_the_known_ones() -> None:

@@ -1,4 +1,4 @@
-"""Which key or config was meant by one that is none."""
+"""Suggestions for unknown keys and config names."""
 
 from typing import Any
 
@@ -73,17 +73,17 @@ def test_a_config_that_does_not_ship_leads_to_the_nearest_and_to_its_neighbours(
 
 
 @pytest.mark.parametrize(
-    ("root", "word", "told"),
+    ("root", "word", "advice"),
     [
         (FinetuneConfig, "shards/a.tar", "'data.train=DIR/*.tar'"),
         (EvaluateConfig, "a.tar", "'shards=DIR/*.tar'"),
         (FinetuneConfig, "finetune/s", "-c finetune/s"),
     ],
 )
-def test_a_stray_word_is_told_what_it_should_be(root: type[Any], word: str, told: str) -> None:
+def test_a_stray_word_gets_advice(root: type[Any], word: str, advice: str) -> None:
     line = mistake(root, [], word)
     assert line.startswith(f"'{word}' is no option and no key=value")
-    assert told in line
+    assert advice in line
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def known_prompts() -> list[Prompts]:
     boxes = torch.tensor([[[4.0, 8, 40, 60], [20, 20, 24, 50]]])
     clicks = [torch.rand(1, 2, n, 2, generator=generator) * 64 for n in (1, 3, 6, 4)]
     both = replace(Prompts.of_clicks(clicks[3]), boxes_xyxy_px=boxes)
-    return [Prompts.of_boxes(boxes), *(Prompts.of_clicks(some) for some in clicks[:3]), both]
+    return [Prompts.of_boxes(boxes), *(Prompts.of_clicks(points) for points in clicks[:3]), both]
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -68,12 +68,12 @@ def test_a_model_that_knows_more_prompts_begins_as_the_one_that_knows_fewer(
                 model.decode(features, prompts).low_res_logits, expected.low_res_logits
             )
             with_mask = replace(prompts, mask_logits=torch.randn(1, 2, 16, 16))
-            for asked in (prompts, with_mask):  # with a map of zeros sums run in another order
-                found = model.decode(features, asked)
+            for variant in (prompts, with_mask):  # with a map of zeros sums run in another order
+                actual = model.decode(features, variant)
                 torch.testing.assert_close(
-                    found.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5
+                    actual.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5
                 )
-                torch.testing.assert_close(found.iou, expected.iou, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(actual.iou, expected.iou, rtol=1e-4, atol=1e-5)
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     torch.testing.assert_close(model.encode(image), released.encode(image), rtol=0, atol=0)
 
@@ -87,8 +87,10 @@ def test_what_was_added_learns_from_the_first_step(tmp_path: Path) -> None:
     labels = torch.tensor([[[Label.POSITIVE, Label.NEGATIVE]]])
     prompts = Prompts(torch.rand(1, 1, 2, 2) * 64, labels)
     features = torch.randn(1, 32, 4, 4)
-    asked = (prompts, replace(prompts, mask_logits=torch.randn(1, 1, 16, 16)))
-    sum(model.decode(features, some).low_res_logits.square().mean() for some in asked).backward()
+    variants = (prompts, replace(prompts, mask_logits=torch.randn(1, 1, 16, 16)))
+    sum(
+        model.decode(features, variant).low_res_logits.square().mean() for variant in variants
+    ).backward()
     added = [vectors["negative"].weight, encoder.no_mask_embed.weight]
     added += list(encoder.mask_downscaling[-1].parameters())
     assert all(parameter.grad.any() for parameter in added)
@@ -113,7 +115,7 @@ def test_a_model_that_has_grown_survives_our_file(tmp_path: Path) -> None:
         assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
-def sam_decoder_by_its_own_names(shared: Path) -> dict[str, Tensor]:
+def sam_decoder_in_released_names(shared: Path) -> dict[str, Tensor]:
     """Seeded weights of SAM's prompt encoder and mask decoder, named and shaped as released."""
     keys = json.loads((shared / "golden" / "sam_vit_b.keys.json").read_text())
     draw = torch.Generator().manual_seed(0)
@@ -131,7 +133,7 @@ def sam_decoder_by_its_own_names(shared: Path) -> dict[str, Tensor]:
 def test_sams_prompt_encoder_and_decoder_are_taken_from_its_file(
     name: str, encoder: str, shared: Path, tmp_path: Path
 ) -> None:
-    released = sam_decoder_by_its_own_names(shared)
+    released = sam_decoder_in_released_names(shared)
     torch.save(released, tmp_path / "sam.pth")
     config = segmenter_config(name)
     assert config.encoder == NAMED[encoder].encoder
@@ -158,13 +160,13 @@ def test_sams_prompt_encoder_and_decoder_are_taken_from_its_file(
 
 
 def test_encoder_and_decoder_come_from_two_files(tmp_path: Path) -> None:
-    """The encoder's neck comes along where the file has one."""
+    """The encoder's neck is loaded if the file has one."""
     config = small("efficient_sam_ti_interactive")
-    one, other = random_model(small("efficient_sam_ti"), 1), random_model(config, 2)
-    encoder = saved(one, tmp_path / "one.safetensors")
-    decoder = saved(other, tmp_path / "other.safetensors")
+    first_model, second_model = random_model(small("efficient_sam_ti"), 1), random_model(config, 2)
+    encoder = saved(first_model, tmp_path / "one.safetensors")
+    decoder = saved(second_model, tmp_path / "other.safetensors")
     state = starting_segmenter(config, ModelConfig(encoder=encoder, decoder=decoder)).state_dict()
-    first, second = one.state_dict(), other.state_dict()
+    first, second = first_model.state_dict(), second_model.state_dict()
     for name, tensor in state.items():
         source = first if name.startswith("image_encoder.") else second
         assert torch.equal(tensor, source[name])
@@ -187,17 +189,17 @@ def test_a_pretrained_trunk_leaves_the_neck_fresh(tmp_path: Path) -> None:
     assert str(path) in str(error.value)
 
 
-def refused(load: Callable[[], Segmenter], *told: str) -> None:
+def refused(load: Callable[[], Segmenter], *parts: str) -> None:
     with pytest.raises(WeightsError) as error:
         load()
     message = str(error.value)
     assert "\n" not in message
-    assert all(part in message for part in told), message
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize("key", ["weights", "decoder"])
 def test_a_decoder_that_computes_otherwise_is_refused(key: str, tmp_path: Path) -> None:
-    """Its shapes fit: without this it would answer nonsense."""
+    """Its shapes fit: without this check it would predict nonsense."""
     path = saved(random_model(small("models/ti_sam_decoder")), tmp_path / "sam.safetensors")
     config = small("efficient_sam_ti_interactive")
     differs = ("decoder.activation=relu for gelu", "prompts.padding_position=zeroed for kept")
@@ -207,7 +209,7 @@ def test_a_decoder_that_computes_otherwise_is_refused(key: str, tmp_path: Path) 
 
 def test_a_released_sam_is_no_start_for_the_papers_decoder(shared: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "sam.pth")
-    torch.save(sam_decoder_by_its_own_names(shared), path)
+    torch.save(sam_decoder_in_released_names(shared), path)
     config = NAMED["efficient_sam_ti_interactive"]
     start = ModelConfig(decoder=path)
     refused(lambda: starting_segmenter(config, start), path, "upscaling_norm=layer_norm")
@@ -237,25 +239,25 @@ def test_a_decoder_of_other_channels_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_without_an_encoder_is_refused(shared: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "sam.pth")
-    torch.save(sam_decoder_by_its_own_names(shared), path)
+    torch.save(sam_decoder_in_released_names(shared), path)
     start = ModelConfig(encoder=path)
     refused(lambda: starting_segmenter(small("efficient_sam_ti"), start), path, "no image encoder")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"heads": 4}, "encoder.heads=2 for 4"),
         ({"global_attention": "listed", "global_blocks": (1,)}, "encoder.global_attention=all"),
     ],
 )
 def test_what_no_shape_tells_is_compared(
-    tmp_path: Path, change: dict[str, object], told: str
+    tmp_path: Path, change: dict[str, object], expected: str
 ) -> None:
     config = small("efficient_sam_ti")
     path = saved(random_model(config), tmp_path / "model.safetensors")
     other = replace(config, encoder=replace(config.encoder, **change))
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=expected):
         load_segmenter(other, path)
     with pytest.raises(WeightsError, match="resize=squash for pad"):
         load_segmenter(replace(config, resize="pad"), path)

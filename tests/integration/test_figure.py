@@ -159,7 +159,7 @@ def test_wrong_specs_are_one_line_with_the_key(folder: Folder, here: "InProcess"
         (one(clicks=[[1, 2, 0]]), "Ours, "),  # this model knows no negative clicks
         (one(boxes=[[1, 2, 3]]), "photos[0].boxes=[1, 2, 3] must be 4 numbers"),
         (one(boxes=[[30, 2, 3, 20]]), "a box must be x0,y0,x1,y1"),
-        (one(points=[[1, 200]]), "(1, 200) lies outside the photo of 64 x 48 pixels"),
+        (one(points=[[1, 200]]), "(1, 200) lies outside the image of 64 x 48 pixels"),
         (one(saliency="gone.png"), "saliency: no such file"),
         (one(saliency="text.png"), "cannot be read as a saliency map"),
         ({"photos": [{"image": "gone.png", "everything": True}]}, "no such file"),

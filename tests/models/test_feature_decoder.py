@@ -33,7 +33,7 @@ def split_of(*samples: str) -> TokenSplit:
 
 def randomised(module: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(2)
-    for parameter in module.parameters():  # zeros and ones would hide what is left out
+    for parameter in module.parameters():  # zeros and ones would hide errors
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     return module.eval()
 
@@ -62,8 +62,8 @@ def test_block_is_a_plain_loop_over_tokens_and_heads() -> None:
             )
         attended = token + block.out(torch.cat(heads))  # type: ignore[arg-type]
         expected.append(attended + block.mlp(plain_norm(attended, block.norm_mlp)))
-    found = block(masked[None], visible[None])[0]
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+    actual = block(masked[None], visible[None])[0]
+    torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
@@ -72,15 +72,15 @@ def test_cross_attention_merges_both_kinds_of_tokens_in_image_order() -> None:
     decoder = CrossAttentionDecoder(replace(CROSS, decoder_depth=0), 5)
     randomised(decoder)
     encoded, split = torch.randn(1, 4, 24), split_of("a")
-    found = decoder(encoded, split)[0]
+    actual = decoder(encoded, split)[0]
     for row, place in enumerate(split.visible[0].tolist()):
         token = decoder.embed(encoded[0, row]) + decoder.position[0, place]
         expected = decoder.head(plain_norm(token, decoder.norm_visible))
-        torch.testing.assert_close(found[place], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual[place], expected, rtol=0, atol=1e-5)
     for place in split.masked[0].tolist():
         token = decoder.mask_token[0, 0] + decoder.position[0, place]
         expected = decoder.head(plain_norm(token, decoder.norm_masked))
-        torch.testing.assert_close(found[place], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual[place], expected, rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()

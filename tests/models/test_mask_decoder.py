@@ -13,47 +13,56 @@ from efficientsam_pl.models.config import NAMED, MaskDecoderConfig
 from efficientsam_pl.models.mask_decoder import MaskDecoder
 from efficientsam_pl.models.two_way import Attention, TwoWayBlock
 
-CHANNELS, GRID = 32, (3, 5)  # a photo that is not square would be drawn wrong by a slip of axes
+CHANNELS, GRID = 32, (3, 5)  # not square, so that swapped axes fail
 
 
 def attention(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """[s, c], [r, c], [r, c] to [s, c]."""
     q, k, v = module.q_proj(q), module.k_proj(k), module.v_proj(v)
     heads = []
-    for one in range(module.heads):
+    for head in range(module.heads):
         width = q.shape[-1] // module.heads
-        some = slice(one * width, (one + 1) * width)
-        weights = (q[:, some] @ k[:, some].T / width**0.5).softmax(-1)
-        heads.append(weights @ v[:, some])
+        channels = slice(head * width, (head + 1) * width)
+        weights = (q[:, channels] @ k[:, channels].T / width**0.5).softmax(-1)
+        heads.append(weights @ v[:, channels])
     return module.out_proj(torch.cat(heads, -1))
 
 
 def two_way(
-    block: TwoWayBlock, tokens: Tensor, image: Tensor, own: Tensor, position: Tensor, sam: bool
+    block: TwoWayBlock,
+    tokens: Tensor,
+    image: Tensor,
+    token_position: Tensor,
+    position: Tensor,
+    sam: bool,
 ) -> tuple[Tensor, Tensor]:
     """SAM, appendix A: [t, c] and [n, c]."""
-    placed = tokens if block.first else tokens + own
-    looked = attention(block.self_attn, placed, placed, tokens if sam else placed)
+    queries = tokens if block.first else tokens + token_position
+    attended = attention(block.self_attn, queries, queries, tokens if sam else queries)
     kept = 0 if block.first else tokens
-    tokens = block.norm1(looked + (kept if sam else placed))
-    looked = attention(block.cross_attn_token_to_image, tokens + own, image + position, image)
-    tokens = block.norm2(tokens + looked)
+    tokens = block.norm1(attended + (kept if sam else queries))
+    attended = attention(
+        block.cross_attn_token_to_image, tokens + token_position, image + position, image
+    )
+    tokens = block.norm2(tokens + attended)
     tokens = block.norm3(tokens + block.mlp(tokens))
-    answered = attention(block.cross_attn_image_to_token, image + position, tokens + own, tokens)
-    return tokens, block.norm4(image + answered)
+    attended = attention(
+        block.cross_attn_image_to_token, image + position, tokens + token_position, tokens
+    )
+    return tokens, block.norm4(image + attended)
 
 
 def one_prompt(
     decoder: MaskDecoder, features: Tensor, position: Tensor, prompt: Tensor, sam: bool
 ) -> tuple[Tensor, Tensor]:
     """[c, gh, gw] and [t, c] to logits [k, 4 gh, 4 gw] and IoU [k]."""
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, prompt])
-    tokens, image, place = own, features.flatten(1).T, position.flatten(1).T
+    token_position = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, prompt])
+    tokens, image, place = token_position, features.flatten(1).T, position.flatten(1).T
     for block in decoder.transformer.layers:
-        tokens, image = two_way(block, tokens, image, own, place, sam)
+        tokens, image = two_way(block, tokens, image, token_position, place, sam)
     last = decoder.transformer.final_attn_token_to_image
-    looked = attention(last, tokens + own, image + place, image)
-    tokens = decoder.transformer.norm_final_attn(tokens + looked)
+    attended = attention(last, tokens + token_position, image + place, image)
+    tokens = decoder.transformer.norm_final_attn(tokens + attended)
     pixels = decoder.upscaling(image.T.unflatten(1, features.shape[1:])[None])[0]
     logits = [
         (head(tokens[1 + i])[:, None, None] * pixels).sum(0)
@@ -65,43 +74,43 @@ def one_prompt(
 def random_decoder(config: MaskDecoderConfig) -> MaskDecoder:
     torch.manual_seed(0)
     decoder = MaskDecoder(CHANNELS, replace(config, mlp_width=24, iou_head_width=16))
-    for parameter in decoder.parameters():  # zeros and ones would hide what is left out
+    for parameter in decoder.parameters():  # zeros and ones would hide errors
         nn.init.normal_(parameter, std=0.3)
     return decoder
 
 
-def assert_learns_alike(decoder: MaskDecoder, found: list[Tensor], expected: list[Tensor]) -> None:
-    """Equal answers, and equal gradients of an arbitrary sum of them in every parameter."""
+def assert_learns_alike(decoder: MaskDecoder, actual: list[Tensor], expected: list[Tensor]) -> None:
+    """Check equal outputs and equal gradients of an arbitrary sum of them in every parameter."""
     learned = list(decoder.parameters())
     gradients = []
-    for answers in (found, expected):
+    for predictions in (actual, expected):
         loss = sum(
-            (answer * torch.cos(torch.arange(answer.numel()).view_as(answer))).sum()
-            for answer in answers
+            (prediction * torch.cos(torch.arange(prediction.numel()).view_as(prediction))).sum()
+            for prediction in predictions
         )
         gradients.append(torch.autograd.grad(loss, learned))
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("dense", ["none", "one for all", "one a prompt"])
+@pytest.mark.parametrize("dense", ["none", "shared", "per prompt"])
 @pytest.mark.parametrize("prompts", [1, 3])
 @pytest.mark.parametrize("name", ["efficient_sam_ti", "sam_vit_b"])
-def test_answers_and_gradients_are_those_of_each_prompt_by_the_formulas(
+def test_outputs_and_gradients_are_those_of_each_prompt_by_the_formulas(
     name: str, prompts: int, dense: str
 ) -> None:
-    """Prompts that share an image are answered by other sums than those with one of their own."""
+    """Prompts that share an image take another code path than those with an image each."""
     decoder = random_decoder(NAMED[name].decoder)
     features, position = torch.randn(2, CHANNELS, *GRID), torch.randn(1, CHANNELS, *GRID)
     tokens = torch.randn(2, prompts, 4, CHANNELS)
     added = {
         "none": None,
-        "one for all": torch.randn(1, 1, CHANNELS, 1, 1),
-        "one a prompt": torch.randn(2, prompts, CHANNELS, *GRID),
+        "shared": torch.randn(1, 1, CHANNELS, 1, 1),
+        "per prompt": torch.randn(2, prompts, CHANNELS, *GRID),
     }[dense]
-    answer = decoder(features, position, tokens, added)
+    prediction = decoder(features, position, tokens, added)
     images = features[:, None] if added is None else features[:, None] + added
     images = images.expand(2, prompts, -1, -1, -1)
     one_by_one = [
@@ -111,7 +120,9 @@ def test_answers_and_gradients_are_those_of_each_prompt_by_the_formulas(
     ]
     logits, iou = (torch.stack(parts) for parts in zip(*one_by_one, strict=True))
     assert_learns_alike(
-        decoder, [answer.low_res_logits.flatten(0, 1), answer.iou.flatten(0, 1)], [logits, iou]
+        decoder,
+        [prediction.low_res_logits.flatten(0, 1), prediction.iou.flatten(0, 1)],
+        [logits, iou],
     )
 
 
@@ -120,25 +131,25 @@ def test_the_images_gradient_is_summed_over_prompts_that_share_it() -> None:
     features, position = torch.randn(1, CHANNELS, *GRID), torch.randn(1, CHANNELS, *GRID)
     tokens = torch.randn(1, 3, 4, CHANNELS)
 
-    def gradient(some: slice) -> Tensor:
+    def gradient(prompts: slice) -> Tensor:
         image = features.clone().requires_grad_()
-        decoder(image, position, tokens[:, some], None).low_res_logits.sum().backward()
+        decoder(image, position, tokens[:, prompts], None).low_res_logits.sum().backward()
         assert image.grad is not None
         return image.grad
 
-    apart = sum(gradient(slice(one, one + 1)) for one in range(3))
-    torch.testing.assert_close(gradient(slice(None)), apart, rtol=1e-3, atol=1e-3)
+    separate = sum(gradient(slice(i, i + 1)) for i in range(3))
+    torch.testing.assert_close(gradient(slice(None)), separate, rtol=1e-3, atol=1e-3)
 
 
-def test_bf16_answers_nearly_as_float32() -> None:
+def test_bf16_predicts_nearly_as_float32() -> None:
     """Measured on these weights: the error's norm is 0.005 of the logits'."""
     decoder = random_decoder(MaskDecoderConfig())
     features, position = torch.randn(1, CHANNELS, *GRID), torch.randn(1, CHANNELS, *GRID)
     tokens = torch.randn(1, 3, 4, CHANNELS)
     expected = decoder(features, position, tokens, None).low_res_logits
     with torch.autocast("cpu", torch.bfloat16):
-        found = decoder(features, position, tokens, None).low_res_logits.float()
-    assert 0 < (found - expected).norm() / expected.norm() < 0.02
+        actual = decoder(features, position, tokens, None).low_res_logits.float()
+    assert 0 < (actual - expected).norm() / expected.norm() < 0.02
 
 
 def test_each_pixel_is_that_of_the_transposed_convolutions() -> None:
@@ -148,7 +159,9 @@ def test_each_pixel_is_that_of_the_transposed_convolutions() -> None:
     kernels = torch.randn(1, 4, CHANNELS // 8)
     pixels = decoder.upscaling(attended.permute(0, 3, 1, 2))
     expected = torch.einsum("mke,mehw->mkhw", kernels, pixels)
-    torch.testing.assert_close(decoder._drawn(kernels, attended), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        decoder._mask_logits(kernels, attended), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 COMPILED = """
@@ -166,7 +179,7 @@ compiled = torch.compile(decoder.forward, backend=counter, fullgraph=True)
 call = partial(_compiled_while_learning, compiled, decoder.forward)
 
 
-def score():  # photos of any number of masks, with and without earlier answers
+def score():  # any number of masks, with and without a mask prompt
     features = torch.randn(1, 32, 4, 4)
     for masks in (1, 2, 4, 8, 16):
         for slots in (6, 7):
@@ -189,7 +202,7 @@ assert 0 < counter.frame_count <= 3, counter.frame_count
 
 @pytest.mark.slow
 def test_prompts_of_many_lengths_are_few_graphs_without_a_break() -> None:
-    """In a program of its own: the tests' shape checks cannot be traced, and no user has them."""
+    """Run in a subprocess: the shape checks of the tests cannot be traced."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILED],
         cwd=Path(__file__).resolve().parents[2],

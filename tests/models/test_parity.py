@@ -19,8 +19,8 @@ from efficientsam_pl.models.weights import read_weights, rename_released
 from efficientsam_pl.structures import Prediction, Prompts
 
 
-def assert_matches(found: Tensor, golden: np.ndarray) -> None:
-    torch.testing.assert_close(found, torch.from_numpy(golden).to(found.dtype), rtol=0, atol=1e-4)
+def assert_matches(actual: Tensor, golden: np.ndarray) -> None:
+    torch.testing.assert_close(actual, torch.from_numpy(golden).to(actual.dtype), rtol=0, atol=1e-4)
 
 
 def assert_areas_match(masks: Tensor, golden: np.ndarray) -> None:
@@ -35,14 +35,14 @@ class Embedded:
 
 
 @torch.inference_mode()
-def embed(model: Segmenter, photo: np.ndarray, numbers: Path) -> Embedded:
-    height, width = photo.shape[:2]
+def embed(model: Segmenter, image: np.ndarray, numbers: Path) -> Embedded:
+    height, width = image.shape[:2]
     with np.load(numbers) as file:
         golden = dict(file)
     assert [height, width] == golden["image_hw"].tolist()
     resize = Resize.fit((height, width), 1024, model.config.resize)
     rows, columns = resize.content_hw
-    square = F.pad(resize.image_forward(photo), (0, 1024 - columns, 0, 1024 - rows))
+    square = F.pad(resize.image_forward(image), (0, 1024 - columns, 0, 1024 - rows))
     return Embedded(golden, resize, model.encode(square[None], torch.tensor([[rows, columns]])))
 
 
@@ -52,7 +52,7 @@ def efficient_sam(ti: Segmenter, dogs: np.ndarray, golden: Path) -> Embedded:
 
 
 @pytest.fixture(scope="module")
-def answer(ti: Segmenter, efficient_sam: Embedded) -> Prediction:
+def prediction(ti: Segmenter, efficient_sam: Embedded) -> Prediction:
     numbers, resize = efficient_sam.golden, efficient_sam.resize
     points = resize.points_forward(torch.from_numpy(numbers["points"]).float())
     prompts = Prompts(points, torch.from_numpy(numbers["labels"]).long())
@@ -70,12 +70,14 @@ def test_explicit_attention_embeds_as_the_fused(
 ) -> None:
     explicit = build_encoder(replace(ti.config.encoder, attention="explicit")).eval()
     explicit.load_state_dict(ti.image_encoder.state_dict())
-    found = explicit(ti.pixel_norm(efficient_sam.resize.image_forward(dogs)[None]))
-    torch.testing.assert_close(found, efficient_sam.features, rtol=0, atol=1e-4)
+    actual = explicit(ti.pixel_norm(efficient_sam.resize.image_forward(dogs)[None]))
+    torch.testing.assert_close(actual, efficient_sam.features, rtol=0, atol=1e-4)
 
 
-def test_efficient_sam_answers_as_released(efficient_sam: Embedded, answer: Prediction) -> None:
-    candidates, single, golden = answer.candidates(), answer.single(), efficient_sam.golden
+def test_efficient_sam_predicts_as_released(
+    efficient_sam: Embedded, prediction: Prediction
+) -> None:
+    candidates, single, golden = prediction.candidates(), prediction.single(), efficient_sam.golden
     assert_matches(candidates.low_res_logits[..., ::4, ::4], golden["low_res_logits"])
     assert_matches(candidates.iou, golden["iou"])
     assert_matches(single.low_res_logits[..., ::4, ::4], golden["single_low_res_logits"])
@@ -83,10 +85,10 @@ def test_efficient_sam_answers_as_released(efficient_sam: Embedded, answer: Pred
 
 
 def test_efficient_sam_masks_at_full_size_are_the_released(
-    efficient_sam: Embedded, answer: Prediction
+    efficient_sam: Embedded, prediction: Prediction
 ) -> None:
     golden = efficient_sam.golden
-    masks = efficient_sam.resize.masks_back(answer.candidates().low_res_logits[0]) >= 0
+    masks = efficient_sam.resize.masks_back(prediction.candidates().low_res_logits[0]) >= 0
     assert_areas_match(masks, golden["full_res_mask_area"][0])
     height, width = golden["image_hw"].tolist()
     packed = np.unpackbits(golden["full_res_mask_packed"], count=height * width)
@@ -100,10 +102,10 @@ def test_a_zipped_release_holds_the_same_weights(
     path = tmp_path / "efficient_sam_vitt.pt.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(released_ti, "weights/efficient_sam_vitt.pt")
-    found = read_weights(str(path)).state
+    actual = read_weights(str(path)).state
     ours = ti.state_dict()
-    assert found.keys() == ours.keys()
-    assert all(torch.equal(found[name], ours[name]) for name in ours)
+    assert actual.keys() == ours.keys()
+    assert all(torch.equal(actual[name], ours[name]) for name in ours)
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +116,12 @@ def sam(sam_small: Segmenter, dogs: np.ndarray, golden: Path) -> Embedded:
 
 def prompts_of(sam: Embedded, points: bool, box: bool, mask: bool) -> Prompts:
     golden, resize = sam.golden, sam.resize
-    some = slice(None) if points else slice(0)
-    xy = resize.points_forward(torch.from_numpy(golden["points"][some]).float())
+    kept = slice(None) if points else slice(0)
+    xy = resize.points_forward(torch.from_numpy(golden["points"][kept]).float())
     corners = resize.boxes_forward(torch.from_numpy(golden["box"]).float())[None, None]
     return Prompts(
         xy[None, None],
-        torch.from_numpy(golden["labels"][some]).long()[None, None],
+        torch.from_numpy(golden["labels"][kept]).long()[None, None],
         corners if box else None,
         torch.from_numpy(golden["prompt_mask_input"])[None] if mask else None,
     )
@@ -137,7 +139,7 @@ def test_sam_embeds_as_released(sam: Embedded) -> None:
         ("mask", True, True, True),  # all three kinds at once
     ],
 )
-def test_sam_answers_as_released(
+def test_sam_predicts_as_released(
     sam_small: Segmenter, sam: Embedded, name: str, points: bool, box: bool, mask: bool
 ) -> None:
     with torch.inference_mode():

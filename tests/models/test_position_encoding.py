@@ -37,9 +37,9 @@ def test_chosen_positions_and_their_gradient_are_those_of_indexing() -> None:
     weight = torch.randn(2, 3, 4)
     chosen = positions_at(positions, index)
     assert torch.equal(chosen, positions[0, index])
-    [found] = torch.autograd.grad((chosen * weight).sum(), positions)
+    [actual] = torch.autograd.grad((chosen * weight).sum(), positions)
     expected = torch.zeros(1, 9, 4)
-    for photo, numbers in enumerate(index.tolist()):
+    for sample, numbers in enumerate(index.tolist()):
         for row, number in enumerate(numbers):
-            expected[0, number] += weight[photo, row]
-    torch.testing.assert_close(found, expected)
+            expected[0, number] += weight[sample, row]
+    torch.testing.assert_close(actual, expected)

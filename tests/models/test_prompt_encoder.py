@@ -25,13 +25,13 @@ def decode(model: Segmenter, embedded: Tensor, prompts: Prompts) -> Prediction:
         return model.decode(embedded, prompts)
 
 
-def assert_same(found: Prediction, expected: Prediction) -> None:
-    torch.testing.assert_close(found.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.iou, expected.iou, rtol=1e-4, atol=1e-5)
+def assert_same(actual: Prediction, expected: Prediction) -> None:
+    torch.testing.assert_close(actual.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.iou, expected.iou, rtol=1e-4, atol=1e-5)
 
 
-def assert_different(found: Prediction, expected: Prediction) -> None:
-    assert (found.low_res_logits - expected.low_res_logits).abs().max() > 1e-3
+def assert_different(actual: Prediction, expected: Prediction) -> None:
+    assert (actual.low_res_logits - expected.low_res_logits).abs().max() > 1e-3
 
 
 def test_a_seventh_point_is_an_error_on_the_released_layout(tiny_efficient_sam: Segmenter) -> None:
@@ -56,7 +56,7 @@ def with_more_slots(model: Segmenter) -> Segmenter:
 
 
 @pytest.mark.parametrize("points", [0, 1, 4, 6])
-def test_more_slots_answer_up_to_six_points_as_the_released(
+def test_more_slots_predict_up_to_six_points_as_the_released(
     tiny_efficient_sam: Segmenter, points: int
 ) -> None:
     prompts = clicks(2, 3, points)
@@ -84,7 +84,7 @@ def test_a_box_is_two_labelled_corners(tiny: Segmenter) -> None:
     corners = torch.tensor([Label.TOP_LEFT, Label.BOTTOM_RIGHT]).expand(1, 3, 2)
     as_points = Prompts(BOXES.unflatten(-1, (2, 2)), corners)
     as_box = Prompts.of_boxes(BOXES)
-    if tiny.config.prompts.max_points is None:  # SAM says "no box" by one padding point
+    if tiny.config.prompts.max_points is None:  # SAM pads points without a box by one
         tokens, _ = tiny.prompt_encoder(as_points)
         expected, _ = tiny.prompt_encoder(as_box)
         torch.testing.assert_close(tokens[:, :, :2], expected)
@@ -123,8 +123,8 @@ def test_coordinates_below_zero_are_no_point_in_efficient_sam(
     tiny_efficient_sam: Segmenter,
 ) -> None:
     points, labels = torch.tensor([[[[-7.0, -0.5]]]]), torch.tensor([[[Label.PADDING]]])
-    found = decode(tiny_efficient_sam, features(), Prompts(points, labels))
-    assert_same(found, decode(tiny_efficient_sam, features(), clicks(1, 1, 0)))
+    actual = decode(tiny_efficient_sam, features(), Prompts(points, labels))
+    assert_same(actual, decode(tiny_efficient_sam, features(), clicks(1, 1, 0)))
 
 
 def test_where_padding_lies_does_not_matter_in_sam(tiny_sam: Segmenter) -> None:
@@ -153,13 +153,13 @@ def test_sam_says_no_box_by_one_padding_token_but_a_mask_alone_by_none(
 
 def test_each_label_means_something_else(tiny_sam: Segmenter) -> None:
     points = torch.full((1, 1, 1, 2), 20.0)
-    answers = [
+    predictions = [
         decode(tiny_sam, features(), Prompts(points, torch.full((1, 1, 1), label)))
         for label in Label
     ]
-    for i, one in enumerate(answers):
-        for other in answers[:i]:
-            assert_different(one, other)
+    for i, prediction in enumerate(predictions):
+        for other in predictions[:i]:
+            assert_different(prediction, other)
 
 
 def test_a_mask_is_an_error_for_a_model_without_mask_prompts(
@@ -170,7 +170,7 @@ def test_a_mask_is_an_error_for_a_model_without_mask_prompts(
         decode(tiny_efficient_sam, features(), prompts)
 
 
-def test_a_mask_changes_sams_answer(tiny_sam: Segmenter) -> None:
+def test_a_mask_changes_sams_prediction(tiny_sam: Segmenter) -> None:
     prompts = clicks(1, 1, 1)
     mask = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(3))
     assert_different(
@@ -179,7 +179,7 @@ def test_a_mask_changes_sams_answer(tiny_sam: Segmenter) -> None:
     )
 
 
-def test_several_boxes_in_one_call_answer_as_one_by_one(tiny: Segmenter) -> None:
+def test_several_boxes_in_one_call_predict_as_one_by_one(tiny: Segmenter) -> None:
     together = decode(tiny, features(), Prompts.of_boxes(BOXES))
     for i in range(BOXES.shape[1]):
         alone = decode(tiny, features(), Prompts.of_boxes(BOXES[:, i : i + 1]))
@@ -190,40 +190,40 @@ def test_several_boxes_in_one_call_answer_as_one_by_one(tiny: Segmenter) -> None
         )
 
 
-def assert_images_answer_as_one_by_one(model: Segmenter, prompts: Prompts) -> None:
+def assert_images_predict_as_one_by_one(model: Segmenter, prompts: Prompts) -> None:
     together = decode(model, features(2), prompts)
     for i in range(2):
         here = slice(i, i + 1)
         masks = None if prompts.mask_logits is None else prompts.mask_logits[here]
-        own = Prompts(prompts.points_px[here], prompts.labels[here], mask_logits=masks)
+        single = Prompts(prompts.points_px[here], prompts.labels[here], mask_logits=masks)
         assert_same(
             Prediction(together.low_res_logits[here], together.iou[here]),
-            decode(model, features(2)[here], own),
+            decode(model, features(2)[here], single),
         )
 
 
-def test_two_images_answer_as_one_by_one(tiny: Segmenter) -> None:
-    assert_images_answer_as_one_by_one(tiny, clicks(2, 3, 2))
+def test_two_images_predict_as_one_by_one(tiny: Segmenter) -> None:
+    assert_images_predict_as_one_by_one(tiny, clicks(2, 3, 2))
 
 
-def test_two_images_with_masks_answer_as_one_by_one(tiny_sam: Segmenter) -> None:
+def test_two_images_with_masks_predict_as_one_by_one(tiny_sam: Segmenter) -> None:
     mask = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    assert_images_answer_as_one_by_one(tiny_sam, replace(clicks(2, 3, 2), mask_logits=mask))
+    assert_images_predict_as_one_by_one(tiny_sam, replace(clicks(2, 3, 2), mask_logits=mask))
 
 
 def test_positions_by_hand(tiny_sam: Segmenter) -> None:
     layer = tiny_sam.prompt_encoder.pe_layer
     layer.positional_encoding_gaussian_matrix.zero_()
     layer.positional_encoding_gaussian_matrix[0, 0] = 1.0  # x alone, in the first pair
-    found = layer(torch.tensor([[0.625, 0.3]]))[0]  # 2 * 0.625 - 1 is a quarter of a turn
-    assert found[0].item() == pytest.approx(1)
-    assert found[16].item() == pytest.approx(0, abs=1e-6)
+    actual = layer(torch.tensor([[0.625, 0.3]]))[0]  # 2 * 0.625 - 1 is a quarter of a turn
+    assert actual[0].item() == pytest.approx(1)
+    assert actual[16].item() == pytest.approx(0, abs=1e-6)
     grid = layer.grid(4)[0, 0]  # cell centres at 1/8, 3/8, ...: a sine of -3/4, -1/4, ... turns
     expected = torch.tensor([1.0, -1, 1, -1]).expand(4, 4)
     torch.testing.assert_close(grid, expected)
 
 
-def test_a_pixel_of_1024_is_told_apart_under_bf16(tiny_sam: Segmenter) -> None:
+def test_a_pixel_of_1024_is_distinguished_under_bf16(tiny_sam: Segmenter) -> None:
     layer = tiny_sam.prompt_encoder.pe_layer
     points = torch.tensor([[1000.5, 700.5], [1001.5, 700.5]]) / 1024
     expected = layer(points)

@@ -25,7 +25,7 @@ def keys(*samples: str) -> Tensor:
     return torch.tensor([sample_key(0, 0, sample) for sample in samples])
 
 
-def photos(count: int, side: int) -> Tensor:
+def images(count: int, side: int) -> Tensor:
     generator = torch.Generator().manual_seed(6)
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
@@ -50,7 +50,7 @@ VARIANTS = {
 def test_the_student_learns_and_the_teacher_does_not(config: SamiConfig) -> None:
     teacher = FrozenTeacher(replace(TEACHER, image_size=64), config.student.grid())
     sami = Sami(config, teacher.width)
-    image = photos(2, 64)
+    image = images(2, 64)
     predicted, split = sami(image, keys("a", "b"))
     target = teacher(image)
     assert predicted.shape == target.shape
@@ -70,29 +70,29 @@ def test_prediction_and_target_share_the_grid_of_224_pixels(output: str, teacher
     teacher = FrozenTeacher(
         replace(TEACHER, image_size=teacher_size, output=output), config.student.grid()
     )
-    image = photos(1, 224)
+    image = images(1, 224)
     predicted, split = Sami(config, teacher.width)(image, keys("a"))
     assert predicted.shape == teacher(image).shape == (1, 196, 256 if output == "neck" else 32)
     assert split.visible.shape == (1, 49)  # a quarter of 14 * 14
 
 
-def test_the_control_predicts_the_images_own_patches() -> None:
+def test_the_control_predicts_the_images_patches() -> None:
     control = Sami(VARIANTS["MAE's decoder"], 3 * 16**2)
-    image = photos(2, 64)
+    image = images(2, 64)
     predicted, _ = control(image, keys("a", "b"))
     assert predicted.shape == patch_targets(image, 16).shape == (2, 16, 768)
 
 
 def test_the_loss_reaches_the_encoder_from_masked_tokens_alone() -> None:
     sami = Sami(CONFIG, 8)
-    predicted, split = sami(photos(1, 64), keys("a"))
+    predicted, split = sami(images(1, 64), keys("a"))
     predicted[0, split.masked[0]].square().sum().backward()
     assert sami.encoder.patch_embed.proj.weight.grad.any()
 
 
 def test_what_is_masked_is_not_seen() -> None:
     sami = Sami(CONFIG, 8).eval()
-    image, key = photos(1, 64), keys("a")
+    image, key = images(1, 64), keys("a")
     _, split = sami(image, key)
     hidden = torch.zeros(16, dtype=torch.bool).index_fill(0, split.masked[0], True).view(4, 4)
     blackened = image.clone()
@@ -103,7 +103,7 @@ def test_what_is_masked_is_not_seen() -> None:
 
 def test_images_do_not_see_each_other() -> None:
     sami = Sami(CONFIG, 8).eval()
-    image, key = photos(2, 64), keys("a", "b")
+    image, key = images(2, 64), keys("a", "b")
     with torch.inference_mode():
         together, _ = sami(image, key)
         alone, _ = sami(image[1:], key[1:])
@@ -118,7 +118,7 @@ def test_blocks_are_called_in_order_once_each_with_tensors_alone(config: SamiCon
         block.register_forward_hook(
             lambda module, args, kwargs, _: called.append((module, args, kwargs)), with_kwargs=True
         )
-    sami(photos(1, 64), keys("a"))
+    sami(images(1, 64), keys("a"))
     assert [module for module, _, _ in called] == sami.blocks()
     assert len(sami.blocks()) == 4
     assert all(isinstance(argument, Tensor) for _, args, _ in called for argument in args)

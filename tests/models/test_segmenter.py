@@ -38,33 +38,33 @@ def test_what_lies_in_the_padding_does_not_matter(tiny_sam: Segmenter) -> None:
     other[..., 40:, :] = 255
     content_hw = torch.tensor([[40, 64]])
     with torch.inference_mode():
-        found, expected = tiny_sam.encode(other, content_hw), tiny_sam.encode(image, content_hw)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        actual, expected = tiny_sam.encode(other, content_hw), tiny_sam.encode(image, content_hw)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_a_image_embedded_once_answers_as_the_whole_model(tiny: Segmenter) -> None:
+def test_an_image_embedded_once_predicts_as_the_whole_model(tiny: Segmenter) -> None:
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     content_hw = torch.tensor([[64, 64], [48, 64]])
     prompts = Prompts.of_clicks(torch.rand(2, 3, 2, 2) * 64)
     with torch.inference_mode():
         features = tiny.encode(image, content_hw)
-        decode_features = tiny.decode(features, prompts)
+        decoded = tiny.decode(features, prompts)
         whole = tiny(image, lambda features: tiny.decode(features, prompts), content_hw)
     assert features.shape == (2, 32, 4, 4)
-    assert decode_features.low_res_logits.shape == (2, 3, 4, 16, 16)  # four mask tokens
-    torch.testing.assert_close(decode_features.low_res_logits, whole.low_res_logits, rtol=0, atol=0)
-    torch.testing.assert_close(decode_features.iou, whole.iou, rtol=0, atol=0)
+    assert decoded.low_res_logits.shape == (2, 3, 4, 16, 16)  # four mask tokens
+    torch.testing.assert_close(decoded.low_res_logits, whole.low_res_logits, rtol=0, atol=0)
+    torch.testing.assert_close(decoded.iou, whole.iou, rtol=0, atol=0)
 
 
 def test_every_parameter_but_the_unused_learns_from_a_mask(tiny: Segmenter) -> None:
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     box = Prompts.of_boxes(torch.tensor([[[8.0, 8, 40, 50]]]))
-    answer = tiny(image, lambda features: tiny.decode(features, box))
-    (answer.low_res_logits.square().mean() + answer.iou.square().mean()).backward()
+    output = tiny(image, lambda features: tiny.decode(features, box))
+    (output.low_res_logits.square().mean() + output.iou.square().mean()).backward()
     idle = {n for n, p in tiny.named_parameters() if p.grad is None or not p.grad.any()}
     vectors = "prompt_encoder.label_vectors."
-    not_asked = {f"{vectors}{label}.weight" for label in ("negative", "positive", "padding")}
-    assert {n for n in idle - not_asked if ".mask_downscaling." not in n} == set()
+    unused = {f"{vectors}{label}.weight" for label in ("negative", "positive", "padding")}
+    assert {n for n in idle - unused if ".mask_downscaling." not in n} == set()
 
 
 def some_prompts(model: Segmenter, count: int) -> Prompts:
@@ -80,24 +80,24 @@ def some_prompts(model: Segmenter, count: int) -> Prompts:
 
 
 @pytest.mark.parametrize("tokens_at_once", [1, 2 * 2 * 16, 3 * 2 * 16, 1000])
-def test_parts_of_the_prompts_answer_as_all_together(
+def test_chunks_of_the_prompts_predict_the_same_as_all_together(
     tiny: Segmenter, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven prompts of two photos of 16 tokens, in parts of one, two, three, and all."""
+    """Seven prompts of two images of 16 tokens, in chunks of one, two, three, and all."""
     features = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(1))
     prompts = some_prompts(tiny, 7)
-    expected = tiny.decode(features, prompts)  # with a gradient, so in one part
+    expected = tiny.decode(features, prompts)  # with a gradient, so in one chunk
     calls = []
     tiny.mask_decoder.register_forward_hook(lambda *_: calls.append(1))
     monkeypatch.setattr(segmenter, "_TOKENS_AT_ONCE", {"cpu": tokens_at_once})
     with torch.no_grad():
-        found = tiny.decode(features, prompts)
+        actual = tiny.decode(features, prompts)
     assert len(calls) == {1: 7, 64: 4, 96: 3, 1000: 1}[tokens_at_once]
-    torch.testing.assert_close(found.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.iou, expected.iou, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.iou, expected.iou, rtol=1e-4, atol=1e-5)
 
 
-def test_no_prompts_have_no_answers(tiny: Segmenter) -> None:
+def test_no_prompts_give_no_predictions(tiny: Segmenter) -> None:
     features = torch.randn(1, 32, 4, 4)
     with torch.no_grad():
         assert tiny.decode(features, Prompts.of_boxes(torch.zeros(1, 0, 4))).iou.shape == (1, 0, 4)
@@ -105,8 +105,8 @@ def test_no_prompts_have_no_answers(tiny: Segmenter) -> None:
 
 def loss_of(model: Segmenter, prompts: Prompts) -> Tensor:
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    answer = model(image, lambda features: model.decode(features, prompts))
-    return answer.low_res_logits.square().mean() + answer.iou.square().mean()
+    output = model(image, lambda features: model.decode(features, prompts))
+    return output.low_res_logits.square().mean() + output.iou.square().mean()
 
 
 def test_a_frozen_part_keeps_its_weights_and_the_others_learn(tiny: Segmenter) -> None:
@@ -128,7 +128,7 @@ def test_a_frozen_encoder_keeps_nothing_for_a_backward_pass(tiny: Segmenter) -> 
 
 @pytest.mark.parametrize("with_masks", [False, True])
 @pytest.mark.parametrize("with_negatives", [False, True])
-def test_what_is_never_asked_is_what_no_prompt_reaches(
+def test_unused_modules_are_those_that_no_prompt_reaches(
     tiny_sam: Segmenter, with_negatives: bool, with_masks: bool
 ) -> None:
     """Beside the gradients of prompts that have everything else."""
@@ -154,7 +154,7 @@ def test_what_a_model_lacks_is_no_idle_part_of_it(tiny_efficient_sam: Segmenter)
 
 @pytest.fixture
 def prediction() -> Prediction:
-    """Two prompts; a mask is one pixel that tells its number: 10 * prompt + token."""
+    """Two prompts; a mask is one pixel whose value is 10 * prompt + token."""
     numbers = torch.tensor([[0.0, 1, 2, 3], [10, 11, 12, 13]])
     iou = torch.tensor([[[0.9, 0.1, 0.7, 0.3], [0.2, 0.8, 0.4, 0.5]]])
     return Prediction(numbers[None, ..., None, None], iou)

@@ -1,4 +1,4 @@
-"""One batch, three targets; the task calls each alike."""
+"""One batch, three targets; the training step calls each alike."""
 
 import pytest
 import torch

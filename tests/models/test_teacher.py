@@ -20,7 +20,7 @@ AT_224 = TeacherConfig(encoder=ENCODER, precision="fp32")
 AT_1024 = replace(AT_224, image_size=1024)
 
 
-def photos(count: int = 1, side: int = 224) -> torch.Tensor:
+def images(count: int = 1, side: int = 224) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
@@ -31,7 +31,7 @@ def test_features_lie_on_the_students_grid(
     config: TeacherConfig, output: Literal["neck", "trunk"], channels: int
 ) -> None:
     config = replace(config, output=output)
-    features = FrozenTeacher(config, grid=14)(photos())
+    features = FrozenTeacher(config, grid=14)(images())
     assert features.shape == (1, 14 * 14, channels)
     assert features.isfinite().all()
     assert features.std(dim=1).mean() > 1e-3  # places differ
@@ -43,7 +43,7 @@ def test_features_at_1024_are_averaged_down_in_image_order() -> None:
     teacher.encoder = nn.AvgPool2d(16)  # "features" that can be followed
     ramp = torch.arange(1024.0) / 4
     image = torch.stack([ramp.expand(1024, 1024), ramp[:, None].expand(1024, 1024)])
-    image = torch.cat([image, torch.zeros(1, 1024, 1024)])[None]  # red tells x, green tells y
+    image = torch.cat([image, torch.zeros(1, 1024, 1024)])[None]  # red encodes x, green y
     cells = teacher(image).unflatten(1, (16, 16))[0]
     expected = F.avg_pool2d(teacher.pixel_norm(image), 64)[0].permute(1, 2, 0)
     inside = slice(1, -1)  # at the border the filter is cut off
@@ -53,7 +53,7 @@ def test_features_at_1024_are_averaged_down_in_image_order() -> None:
 def test_nothing_of_the_teacher_learns() -> None:
     teacher = FrozenTeacher(AT_224, grid=14)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    image = photos().float().requires_grad_()
+    image = images().float().requires_grad_()
     assert not teacher(image).requires_grad
 
 
@@ -102,7 +102,7 @@ def test_a_released_file_fills_the_teacher(
     sam_small_teacher: TeacherConfig, sam_small: Segmenter
 ) -> None:
     teacher = FrozenTeacher(sam_small_teacher, grid=14)
-    image = photos()
+    image = images()
     with torch.inference_mode():
         expected = sam_small.encode(image).flatten(2).transpose(1, 2)
     torch.testing.assert_close(teacher(image), expected, rtol=0, atol=1e-5)
@@ -113,7 +113,7 @@ def test_the_neck_turns_the_trunks_features_into_the_others(
 ) -> None:
     neck = FrozenTeacher(sam_small_teacher, grid=14)
     trunk = FrozenTeacher(replace(sam_small_teacher, output="trunk"), grid=14)
-    image = photos()
+    image = images()
     before = trunk(image).transpose(1, 2).unflatten(2, (14, 14))
     with torch.no_grad():
         expected = neck.encoder.trunk.neck(before).flatten(2).transpose(1, 2)
@@ -128,9 +128,9 @@ def test_a_file_of_another_encoder_is_an_error(sam_small_teacher: TeacherConfig)
 
 def test_half_precision_is_near_single(sam_small_teacher: TeacherConfig) -> None:
     half = FrozenTeacher(replace(sam_small_teacher, precision="bf16"), grid=14)
-    image = photos()
+    image = images()
     single = FrozenTeacher(sam_small_teacher, grid=14)(image)
-    with torch.autocast("cpu"):  # of the student; the teacher's precision is its own
+    with torch.autocast("cpu"):  # the student's; the teacher ignores it
         features = half(image)
         assert torch.equal(FrozenTeacher(sam_small_teacher, grid=14)(image), single)
     assert features.dtype == torch.bfloat16
@@ -138,14 +138,14 @@ def test_half_precision_is_near_single(sam_small_teacher: TeacherConfig) -> None
     assert 1e-6 < float(error) < 1e-3  # bfloat16 keeps 8 bits
 
 
-def test_map_of_a_padded_image_is_sams_own(
+def test_feature_map_of_a_padded_image_equals_sams(
     sam_small_teacher: TeacherConfig, sam_small: Segmenter
 ) -> None:
     teacher = FrozenTeacher(replace(sam_small_teacher, image_size=1024), grid=14)
-    image, content = photos(side=1024), torch.tensor([[1024, 700]])
+    image, content = images(side=1024), torch.tensor([[1024, 700]])
     with torch.inference_mode():
         expected = sam_small.encode(image, content)
-    torch.testing.assert_close(teacher.map_of(image, content), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(teacher.feature_map(image, content), expected, rtol=0, atol=1e-5)
 
 
 CLIP = TeacherConfig(kind="timm", timm_name="vit_tiny_patch16_224", precision="fp32")
@@ -160,9 +160,9 @@ def timm_tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path
     return model, path
 
 
-def test_timm_teacher_gives_the_patches_of_timms_own(timm_tiny: tuple[nn.Module, Path]) -> None:
+def test_timm_teacher_gives_the_patches_of_timm(timm_tiny: tuple[nn.Module, Path]) -> None:
     model, path = timm_tiny
-    image = photos()
+    image = images()
     with torch.inference_mode():
         pixels = (image.float() / 255 - 0.5) / 0.5  # its mean and standard deviation
         expected = model.forward_features(pixels)[:, 1:]
@@ -175,9 +175,9 @@ def test_timm_teacher_gives_the_patches_of_timms_own(timm_tiny: tuple[nn.Module,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"timm_name": "vit_nothing_patch16"}, "timm_name=vit_nothing_patch16 is no plain ViT"),
-        ({"timm_name": "convmixer_768_32_patch7"}, "is no plain ViT"),
-        ({"weights": "sam"}, "holds no weights of timm's vit_tiny_patch16_224"),
+        ({"timm_name": "vit_nothing_patch16"}, "timm_name=vit_nothing_patch16 is not a plain ViT"),
+        ({"timm_name": "convmixer_768_32_patch7"}, "is not a plain ViT"),
+        ({"weights": "sam"}, "does not hold weights of timm's vit_tiny_patch16_224"),
     ],
 )
 def test_wrong_timm_teacher_is_an_error(

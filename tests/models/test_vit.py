@@ -67,8 +67,8 @@ encoder = build_encoder(EncoderConfig(width=48, depth=1, heads=3, position_grid=
 pixels = torch.randn(1, 3, 96, 96)
 with torch.no_grad():
     expected = encoder(pixels)
-    found = torch.compile(encoder, fullgraph=True)(pixels)
-torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    actual = torch.compile(encoder, fullgraph=True)(pixels)
+torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 """
 
 
@@ -76,8 +76,8 @@ torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 @pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler"
 )
-def test_a_compiled_encoder_answers_the_same_in_one_graph() -> None:
-    """In a program of its own: the tests' shape checks cannot be traced, and no user has them."""
+def test_a_compiled_encoder_predicts_the_same_in_one_graph() -> None:
+    """Run in a subprocess: the shape checks of the tests cannot be traced."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILED],
         cwd=Path(__file__).resolve().parents[2],
@@ -97,11 +97,11 @@ def test_bf16_stays_within_a_hundredth_of_float32(ti: Segmenter) -> None:
     Measured: the error's norm is 0.0060 of the features' at 256 and at 512 pixels, 0.03 at most
     where the features have a standard deviation of about 1.
     """
-    photo = pixels(256)
-    expected = ti.image_encoder(photo)
+    index = pixels(256)
+    expected = ti.image_encoder(index)
     with torch.autocast("cpu", torch.bfloat16):
-        found = ti.image_encoder(photo).float()
-    error = (found - expected).norm() / expected.norm()
+        actual = ti.image_encoder(index).float()
+    error = (actual - expected).norm() / expected.norm()
     assert 0 < error < 0.01
 
 
@@ -120,17 +120,17 @@ WINDOWED = replace(SMALL, global_attention="listed")
 
 def slow_window_attention(attention: nn.Module, grid: Tensor, window: int) -> Tensor:
     """[gh, gw, c] with each window cut out, filled up with zeros and attended by itself."""
-    found = torch.zeros_like(grid)
+    actual = torch.zeros_like(grid)
     for top in range(0, grid.shape[0], window):
         for left in range(0, grid.shape[1], window):
             inside = grid[top : top + window, left : left + window]
             filled = torch.zeros(window, window, grid.shape[2])
             filled[: inside.shape[0], : inside.shape[1]] = inside
             attended = attention(filled.flatten(0, 1)[None])[0].unflatten(0, (window, window))
-            found[top : top + window, left : left + window] = attended[
+            actual[top : top + window, left : left + window] = attended[
                 : inside.shape[0], : inside.shape[1]
             ]
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("attention", ["fused", "explicit"])
@@ -141,10 +141,10 @@ def test_blocks_that_are_not_listed_attend_in_windows(
     """Grids of 6 x 6, 4 x 8 and 3 x 5 tokens in windows of 4; block 1 is global."""
     torch.manual_seed(0)
     vit = PlainViT(replace(WINDOWED, attention=attention)).eval()
-    photo = torch.randn(1, 3, *side_hw)
+    index = torch.randn(1, 3, *side_hw)
     grid = [side // 16 for side in side_hw]
     with torch.inference_mode():
-        tokens = vit.patch_embed(photo).flatten(2).transpose(1, 2) + vit.positions(grid)
+        tokens = vit.patch_embed(index).flatten(2).transpose(1, 2) + vit.positions(grid)
         for number, block in enumerate(vit.blocks):
             normed = block.norm1(tokens)
             if number == 1:
@@ -153,17 +153,17 @@ def test_blocks_that_are_not_listed_attend_in_windows(
                 windowed = slow_window_attention(block.attn, normed[0].unflatten(0, grid), 4)
                 tokens = tokens + windowed.flatten(0, 1)
             tokens = tokens + block.mlp(block.norm2(tokens))
-        torch.testing.assert_close(vit(photo), tokens, rtol=0, atol=1e-5)
+        torch.testing.assert_close(vit(index), tokens, rtol=0, atol=1e-5)
 
 
-def test_windows_take_the_weights_of_global_attention_and_answer_otherwise() -> None:
+def test_windows_take_the_weights_of_global_attention_and_predict_otherwise() -> None:
     torch.manual_seed(0)
     everywhere = PlainViT(SMALL).eval()
     windowed = PlainViT(WINDOWED).eval()
     windowed.load_state_dict(everywhere.state_dict(), strict=True)
     with torch.inference_mode():
-        photo, small = pixels(96), pixels(64)
-        assert (windowed(photo) - everywhere(photo)).abs().max() > 1e-4
+        index, small = pixels(96), pixels(64)
+        assert (windowed(index) - everywhere(index)).abs().max() > 1e-4
         # 4 x 4 tokens are one window: nothing is cut
         torch.testing.assert_close(windowed(small), everywhere(small), rtol=0, atol=1e-5)
 
@@ -175,7 +175,7 @@ def test_all_blocks_are_global_by_default_whatever_is_listed() -> None:
 
 
 def test_visible_tokens_and_class_tokens_have_no_windows() -> None:
-    with pytest.raises(ValueError, match="need global_attention=all"):
+    with pytest.raises(ValueError, match="needs global_attention=all"):
         PlainViT(WINDOWED)(pixels(96), torch.tensor([[0, 1]]))
     with pytest.raises(ValueError, match="class_token=true needs global_attention=all"):
         replace(WINDOWED, class_token=True)
@@ -190,17 +190,17 @@ def test_the_blocks_see_only_what_is_visible() -> None:
     hidden = torch.ones(2, 36, dtype=torch.bool).scatter(1, visible, False)
     patch_hidden = hidden.view(2, 1, 6, 6).repeat_interleave(16, 2).repeat_interleave(16, 3)
     with torch.inference_mode():
-        found = vit(image, visible)
-        assert found.shape == (2, 4, 48)
-        torch.testing.assert_close(found, vit(image.masked_fill(patch_hidden, 9.0), visible))
+        actual = vit(image, visible)
+        assert actual.shape == (2, 4, 48)
+        torch.testing.assert_close(actual, vit(image.masked_fill(patch_hidden, 9.0), visible))
 
 
 def test_all_tokens_visible_in_any_order_is_the_whole_image() -> None:
     vit = PlainViT(SMALL).eval()
     order = torch.randperm(36, generator=torch.Generator().manual_seed(0))[None]
     with torch.inference_mode():
-        found, expected = vit(pixels(96), order), vit(pixels(96))
-    torch.testing.assert_close(found, expected[:, order[0]], rtol=0, atol=1e-5)
+        actual, expected = vit(pixels(96), order), vit(pixels(96))
+    torch.testing.assert_close(actual, expected[:, order[0]], rtol=0, atol=1e-5)
 
 
 def test_visible_patches_and_their_gradients_are_those_of_the_convolution() -> None:
@@ -210,12 +210,12 @@ def test_visible_patches_and_their_gradients_are_those_of_the_convolution() -> N
     visible = torch.tensor([[30, 2, 17, 5], [0, 1, 2, 35]])
     image, weight = pixels(96, count=2), torch.randn(2, 4, 48)
     embedded = vit.patch_embed(image).flatten(2).transpose(1, 2) + vit.positions([6, 6])
-    expected = torch.stack([embedded[photo, visible[photo]] for photo in range(2)])
-    found = vit(image, visible)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    expected = torch.stack([embedded[index, visible[index]] for index in range(2)])
+    actual = vit(image, visible)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     learned = [vit.patch_embed.proj.weight, vit.patch_embed.proj.bias, vit.pos_embed]
     for ours, theirs in zip(
-        torch.autograd.grad((found * weight).sum(), learned),
+        torch.autograd.grad((actual * weight).sum(), learned),
         torch.autograd.grad((expected * weight).sum(), learned),
         strict=True,
     ):
@@ -237,12 +237,12 @@ def test_any_image_of_whole_patches_is_encoded(kind: str, side: int) -> None:
     _, encoder = small(kind)
     with torch.inference_mode():
         features = encoder(pixels(side, count=2))
-        one_by_one = torch.cat([encoder(photo[None]) for photo in pixels(side, count=2)])
+        one_by_one = torch.cat([encoder(index[None]) for index in pixels(side, count=2)])
     assert features.shape == (2, 256, side // 16, side // 16)
     torch.testing.assert_close(features, one_by_one, rtol=0, atol=1e-4)
 
 
-def test_sams_positions_resized_by_hand_answer_the_same() -> None:
+def test_sams_positions_resized_by_hand_predict_the_same() -> None:
     """A grid of 12 seen at 6: absolute positions 12 to 6, the global blocks' relative 23 to 11."""
     config = replace(SMALL, kind="sam_vit", position_grid=12)
     torch.manual_seed(0)

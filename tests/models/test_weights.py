@@ -42,7 +42,7 @@ def test_missing_left_over_and_misshapen_are_named() -> None:
         load_strictly(model, state, "file.pt")
     assert one_line(error) == (
         "file.pt holds weights of another model; missing: b.bias, b.weight; "
-        "left over: c.bias; of another shape: a.weight [2, 4] for [2, 3]"
+        "unexpected: c.bias; of another shape: a.weight [2, 4] for [2, 3]"
     )
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -79,7 +79,7 @@ def test_garbage_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 def test_garbage_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "garbage.safetensors"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="is no safetensors file") as error:
+    with pytest.raises(WeightsError, match="is not a safetensors file") as error:
         read_weights(str(path))
     assert str(path) in one_line(error)
 
@@ -110,12 +110,12 @@ def test_a_pickle_that_would_run_code_is_refused(
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_state_of_ours_comes_back_unchanged(tmp_path: Path, wrapped: bool) -> None:
-    path = tmp_path / "own.pt"
+    path = tmp_path / "ours.pt"
     torch.save({"model": some_state()} if wrapped else some_state(), path)
-    found = read_weights(str(path))
-    assert found.config is None
-    assert found.state.keys() == some_state().keys()
-    assert all(torch.equal(found.state[name], t) for name, t in some_state().items())
+    actual = read_weights(str(path))
+    assert actual.config is None
+    assert actual.state.keys() == some_state().keys()
+    assert all(torch.equal(actual.state[name], t) for name, t in some_state().items())
 
 
 def zipped(folder: Path, *names: str) -> str:
@@ -129,24 +129,24 @@ def zipped(folder: Path, *names: str) -> str:
 
 
 def test_one_file_in_a_zip_is_read(tmp_path: Path) -> None:
-    found = read_weights(zipped(tmp_path, "folder/inside.pth")).state
-    assert torch.equal(found["a.weight"], some_state()["a.weight"])
+    actual = read_weights(zipped(tmp_path, "folder/inside.pth")).state
+    assert torch.equal(actual["a.weight"], some_state()["a.weight"])
 
 
 @pytest.mark.parametrize("names", [(), ("one.pt", "two.pt")])
 def test_a_zip_holds_exactly_one_checkpoint(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(WeightsError) as error:
         read_weights(zipped(tmp_path, *names))
-    assert f"holds {len(names)} .pt files, one is expected" in one_line(error)
+    assert f"holds {len(names)} .pt files, expected one" in one_line(error)
 
 
-def test_our_own_file_comes_back_with_its_header(tmp_path: Path) -> None:
-    path = tmp_path / "own.safetensors"
+def test_our_file_comes_back_with_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "ours.safetensors"
     save_file(some_state(), path, safetensors_header(CONFIG, PROVENANCE))
-    found = read_weights(str(path))
-    assert (found.config, found.provenance) == (CONFIG, PROVENANCE)
-    assert found.state.keys() == some_state().keys()
-    assert all(torch.equal(found.state[name], t) for name, t in some_state().items())
+    actual = read_weights(str(path))
+    assert (actual.config, actual.provenance) == (CONFIG, PROVENANCE)
+    assert actual.state.keys() == some_state().keys()
+    assert all(torch.equal(actual.state[name], t) for name, t in some_state().items())
 
 
 def test_another_format_version_names_both(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_a_safetensors_file_of_others_is_read_as_a_release(tmp_path: Path) -> No
         },
         path,
     )
-    found = read_weights(str(path))
-    assert found.config is None
-    assert set(found.state) == {
+    actual = read_weights(str(path))
+    assert actual.config is None
+    assert set(actual.state) == {
         "prompt_encoder.label_vectors.padding.weight",
         "image_encoder.trunk.blocks.0.mlp.fc1.bias",
     }

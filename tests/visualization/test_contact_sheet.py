@@ -96,22 +96,22 @@ def test_sheet_without_rows_is_its_titles() -> None:
 def test_error_map_shows_missed_and_surplus_pixels_by_hand() -> None:
     predicted = np.array([[[True, True, False, False]]])
     truth = np.array([[[True, False, True, False]]])
-    photo = np.full((1, 4, 3), 200, np.uint8)
-    hit, surplus, missed, rest = np.array(error_map(photo, predicted, truth))[0]
-    np.testing.assert_array_equal(hit, [200, 200, 200])  # as light as the photo
+    image = np.full((1, 4, 3), 200, np.uint8)
+    hit, surplus, missed, rest = np.array(error_map(image, predicted, truth))[0]
+    np.testing.assert_array_equal(hit, [200, 200, 200])  # as bright as the image
     np.testing.assert_array_equal(rest, [90, 90, 90])  # 0.45 of it
-    # 215 of 255 parts of the colour over the photo's grey, which is dimmed where nothing was hit
+    # 215 of 255 parts of the colour over the grey image, which is dimmed in the background
     for pixel, (_, colour) in ((missed, ERROR_LEGEND[0]), (surplus, ERROR_LEGEND[1])):
         expected = (215 * np.array(colour) + 40 * 90) / 255
         np.testing.assert_allclose(pixel, expected, atol=1)
 
 
-def test_error_map_of_two_masks_counts_each_against_its_own_truth() -> None:
+def test_error_map_of_two_masks_counts_each_against_its_truth() -> None:
     """They are exchanged: whatever is painted, no pixel is right."""
     truth = np.array([[[True, False, False]], [[False, True, False]]])
-    photo = np.full((1, 3, 3), 200, np.uint8)
-    exchanged = np.array(error_map(photo, truth[::-1], truth))[0]
-    alone = np.array(error_map(photo, truth[:1] & False, truth[:1]))[0]
+    image = np.full((1, 3, 3), 200, np.uint8)
+    exchanged = np.array(error_map(image, truth[::-1], truth))[0]
+    alone = np.array(error_map(image, truth[:1] & False, truth[:1]))[0]
     np.testing.assert_array_equal(exchanged[0], exchanged[1])
     np.testing.assert_array_equal(exchanged[0], alone[0])  # missed goes before too much
 
@@ -132,12 +132,12 @@ def test_legend_has_a_square_of_each_colour_and_stays_on_its_line() -> None:
     layout = SheetLayout.for_cell(150)  # letters of 12 pixels, lines of 24
     blank = plain(300, 60, (255, 255, 255))
     drawn = blank.copy()
-    draw_legend(drawn, "error:", (("one", GREEN), ("two", BLUE)), (20, 10), layout)
+    draw_legend(drawn, "error:", (("first", GREEN), ("second", BLUE)), (20, 10), layout)
     rows, columns = np.nonzero((np.array(drawn) != np.array(blank)).any(-1))
     assert (rows.min() >= 10, rows.max() < 34, columns.min() >= 20) == (True, True, True)
     for colour in (GREEN, BLUE):
-        found = (np.array(drawn) == colour).all(-1)
-        assert found.sum() == 9 * 9  # 2 * round(0.4 * 12) + 1 pixels a side, less the rim
+        pixels = (np.array(drawn) == colour).all(-1)
+        assert pixels.sum() == 9 * 9  # 2 * round(0.4 * 12) + 1 pixels per side, minus the rim
 
 
 def test_legend_of_the_errors_fits_into_its_column() -> None:

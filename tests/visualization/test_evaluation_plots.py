@@ -15,8 +15,8 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def texts(plot: Plot) -> list[str]:
-    found = ET.fromstring(plot.svg).iter("{http://www.w3.org/2000/svg}text")
-    return ["".join(one.itertext()) for one in found]
+    elements = ET.fromstring(plot.svg).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(text.itertext()) for text in elements]
 
 
 def pixels(plot: Plot) -> np.ndarray:
@@ -28,12 +28,12 @@ def test_ap_beside_each_threshold_is_the_mean_precision_of_known_categories() ->
     precision[0, 0] = 1.0
     precision[1, 0, :51] = 1.0  # 51 of 101 recalls
     precision[2] = -1.0  # without an object
-    told = texts(precision_recall("boxes", precision, THRESHOLDS, RECALLS))
+    labels = texts(precision_recall("boxes", precision, THRESHOLDS, RECALLS))
     at_half = (1 + 51 / 101) / 2
-    assert {"boxes", "recall", "precision", "0.50", "0.95"} <= set(told)
-    assert told[told.index("0.50") + 1] == f"{at_half:.3f}"
-    assert told[told.index("0.95") + 1] == "0.000"
-    assert told[told.index("mean") + 1] == f"{at_half / 10:.3f}"
+    assert {"boxes", "recall", "precision", "0.50", "0.95"} <= set(labels)
+    assert labels[labels.index("0.50") + 1] == f"{at_half:.3f}"
+    assert labels[labels.index("0.95") + 1] == "0.000"
+    assert labels[labels.index("mean") + 1] == f"{at_half / 10:.3f}"
 
 
 def test_curve_runs_where_precision_is() -> None:
@@ -47,15 +47,15 @@ def test_curve_runs_where_precision_is() -> None:
     assert abs(rows.mean() - wanted) < 2
 
 
-def test_shares_of_a_histogram_add_up_and_means_are_told() -> None:
+def test_shares_of_a_histogram_add_up_and_means_are_labelled() -> None:
     plot = iou_histogram("IoU", {"box": np.array([0.0, 0.5, 1.0, 1.0]), "click": np.array([0.3])})
-    told = texts(plot)
-    assert "box:  mean 0.625, 4 masks" in told
-    assert "click:  mean 0.300, 1 mask" in told
-    assert "100" in told  # per cent: the click's only bar
+    labels = texts(plot)
+    assert "box:  mean 0.625, 4 masks" in labels
+    assert "click:  mean 0.300, 1 mask" in labels
+    assert "100" in labels  # per cent: the click's only bar
 
 
-def test_bar_stands_over_its_own_iou() -> None:
+def test_bar_stands_over_its_iou() -> None:
     page = pixels(iou_histogram("IoU", {"box": np.full(9, 0.72)}))
     ink = (page == mask_colour(0)).all(-1)
     columns = np.flatnonzero(ink[page.shape[0] // 2])

@@ -29,17 +29,17 @@ def square(x: int, y: int, side: int = 20) -> Rle:
     return rle.encode(mask)
 
 
-def photo() -> np.ndarray:
+def image() -> np.ndarray:
     return np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)
 
 
-def everything(*answers: Sequence[Rle]) -> FigureRow:
-    return FigureRow("everything", photo(), (), tuple(map(tuple, answers)))
+def everything(*predictions: Sequence[Rle]) -> FigureRow:
+    return FigureRow("everything", image(), (), tuple(map(tuple, predictions)))
 
 
-def boxes(*answers: Sequence[Rle]) -> FigureRow:
+def boxes(*predictions: Sequence[Rle]) -> FigureRow:
     prompts = tuple(DrawnPrompt((), (), (x, 5.0, x + 19, 24.0)) for x in (5.0, 60.0))
-    return FigureRow("box", photo(), prompts, tuple(map(tuple, answers)))
+    return FigureRow("box", image(), prompts, tuple(map(tuple, predictions)))
 
 
 def count(picture: Image.Image, colour: tuple[int, int, int]) -> int:
@@ -48,7 +48,7 @@ def count(picture: Image.Image, colour: tuple[int, int, int]) -> int:
 
 def test_same_object_has_the_same_number_whatever_its_place() -> None:
     a, b, c = square(5, 5), square(40, 5), square(5, 38)
-    # b one pixel aside: IoU 19 / 21; c and a new one far away
+    # b one pixel aside: IoU 19 / 21; c and a new mask far away
     other = [square(41, 5), square(60, 38), square(5, 38)]
     assert same_objects([[a, b, c], other]) == [[0, 1, 2], [1, 3, 2]]
 
@@ -99,11 +99,11 @@ def test_colours_of_a_hundred_objects_differ() -> None:
 def test_saliency_darkens_the_input_alone() -> None:
     light = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
     light[:, :45] = 1.0
-    row = FigureRow("saliency", photo(), (), ((),), light)
-    shown, answer = (np.asarray(picture) for picture in row_pictures(row))
+    row = FigureRow("saliency", image(), (), ((),), light)
+    shown, drawn_masks = (np.asarray(picture) for picture in row_pictures(row))
     assert (shown[:, :100] == 128).all()
     assert (shown[:, -100:] == round(0.2 * 128)).all()
-    assert (answer == 128).all()
+    assert (drawn_masks == 128).all()
 
 
 def test_pictures_stand_pixel_by_pixel_in_the_png(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_every_form_is_written_and_titles_of_vector_forms_are_letters(tmp_path: 
 
 
 def test_long_titles_and_labels_stay_within_their_cells(tmp_path: Path) -> None:
-    flat = FigureRow("a label much longer than its row", photo()[:12], (), ((), ()))
+    flat = FigureRow("a label much longer than its row", image()[:12], (), ((), ()))
     titles = ("Input", "a model with a name that is far too long for its column " * 3, "B")
     write_figure(FigureContent(titles, (flat,)), [tmp_path / "f.png", tmp_path / "f.svg"])
     page = np.asarray(Image.open(tmp_path / "f.png").convert("RGB"))
@@ -150,7 +150,7 @@ def test_wrong_content_is_refused(tmp_path: Path) -> None:
     row = everything([square(5, 5)])
     with pytest.raises(ValueError, match="a figure without a row"):
         FigureContent(("Input",), ())
-    with pytest.raises(ValueError, match="row 'everything' has 1 answers for 2 models"):
+    with pytest.raises(ValueError, match="row 'everything' has 1 predictions for 2 models"):
         FigureContent(("Input", "a", "b"), (row,))
     with pytest.raises(ValueError, match="1 masks for 2 prompts"):
         boxes([square(5, 5)])
@@ -162,7 +162,7 @@ def test_wrong_content_is_refused(tmp_path: Path) -> None:
 def test_masks_and_prompts_without_a_colour_are_refused() -> None:
     masks = np.zeros((2, HEIGHT, WIDTH), dtype=bool)
     with pytest.raises(ValueError, match="1 colours for 2 masks and 0 prompts"):
-        overlay(photo(), masks, colours=[(1, 2, 3)])
+        overlay(image(), masks, colours=[(1, 2, 3)])
 
 
 def test_matplotlib_is_imported_on_use_and_named_where_it_is_missing() -> None:

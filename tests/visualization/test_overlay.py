@@ -31,7 +31,7 @@ def test_line_is_inside_the_mask_edge_outside_and_the_rest_of_the_image_untouche
     drawn = np.array(overlay(grey_image(120, 160), mask))
     pen = Pen.for_image(160, 120)
     assert (pen.line, pen.edge) == (2, 1)
-    row = drawn[55]  # through the middle: photo, edge, line, tint, line, edge, photo
+    row = drawn[55]  # through the middle: image, edge, line, tint, line, edge, image
     colour = MASK_COLOURS[0]
     tint = [round((1 - TINT_ALPHA) * GREY + TINT_ALPHA * c) for c in colour]
     assert (row[:39] == GREY).all()
@@ -45,17 +45,17 @@ def test_line_is_inside_the_mask_edge_outside_and_the_rest_of_the_image_untouche
 
 
 def test_overlay_leaves_its_arguments_as_they_were() -> None:
-    photo, mask = grey_image(50, 60), rectangle(50, 60, (10, 10, 40, 40))
-    overlay(photo, mask, [DrawnPrompt(((20.0, 20.0),), (1,), None)], [0.5])
-    np.testing.assert_array_equal(photo, grey_image(50, 60))
+    image, mask = grey_image(50, 60), rectangle(50, 60, (10, 10, 40, 40))
+    overlay(image, mask, [DrawnPrompt(((20.0, 20.0),), (1,), None)], [0.5])
+    np.testing.assert_array_equal(image, grey_image(50, 60))
     np.testing.assert_array_equal(mask, rectangle(50, 60, (10, 10, 40, 40)))
 
 
 def test_no_masks_and_an_empty_mask_give_the_image_back() -> None:
-    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for count in (0, 2):
-        drawn = overlay(photo, np.zeros((count, 40, 50), bool))
-        np.testing.assert_array_equal(np.array(drawn), photo)
+        drawn = overlay(image, np.zeros((count, 40, 50), bool))
+        np.testing.assert_array_equal(np.array(drawn), image)
 
 
 def test_whole_image_as_mask_has_its_line_along_the_frame() -> None:
@@ -68,9 +68,9 @@ def test_whole_image_as_mask_has_its_line_along_the_frame() -> None:
 def test_small_mask_is_seen_on_a_large_one_whatever_their_order() -> None:
     large = rectangle(200, 200, (20, 20, 180, 180))
     small = rectangle(200, 200, (90, 90, 110, 110))
-    photo = grey_image(200, 200)
+    image = grey_image(200, 200)
     for order, colour in (((large, small), MASK_COLOURS[1]), ((small, large), MASK_COLOURS[0])):
-        drawn = overlay(photo, np.concatenate(order))
+        drawn = overlay(image, np.concatenate(order))
         assert drawn.getpixel((90, 100)) == colour
 
 
@@ -92,14 +92,17 @@ def test_positive_click_is_green_and_negative_red_within_their_radius() -> None:
 
 
 def test_padding_points_are_not_drawn() -> None:
-    photo = grey_image(60, 60)
+    image = grey_image(60, 60)
     prompt = DrawnPrompt(((30.0, 30.0),), (Label.PADDING,), None)
-    drawn = overlay(photo, np.zeros((0, 60, 60), bool), [prompt])
-    np.testing.assert_array_equal(np.array(drawn), photo)
+    drawn = overlay(image, np.zeros((0, 60, 60), bool), [prompt])
+    np.testing.assert_array_equal(np.array(drawn), image)
 
 
 def test_box_is_a_frame_in_the_colour_of_its_mask() -> None:
-    boxes = ((20.0, 30.0, 80.0, 90.0), (140.0, 90.0, 100.0, 30.0))  # the second one inside out
+    boxes = (
+        (20.0, 30.0, 80.0, 90.0),
+        (140.0, 90.0, 100.0, 30.0),
+    )  # the second with swapped corners
     prompts = [DrawnPrompt((), (), box) for box in boxes]
     drawn = overlay(grey_image(120, 160), np.zeros((0, 120, 160), bool), prompts)
     for x0, x1, colour in ((20, 80, MASK_COLOURS[0]), (100, 140, MASK_COLOURS[1])):
@@ -109,8 +112,8 @@ def test_box_is_a_frame_in_the_colour_of_its_mask() -> None:
 
 
 def test_iou_is_written_near_its_mask_in_its_colour() -> None:
-    photo, mask = grey_image(300, 400), rectangle(300, 400, (250, 150, 300, 250))
-    without, labelled = overlay(photo, mask), overlay(photo, mask, iou=[0.93])
+    image, mask = grey_image(300, 400), rectangle(300, 400, (250, 150, 300, 250))
+    without, labelled = overlay(image, mask), overlay(image, mask, iou=[0.93])
     changed = (np.array(without) != np.array(labelled)).any(-1)
     rows, columns = np.nonzero(changed)
     assert rows.min() > 100  # just above the mask
@@ -134,7 +137,7 @@ def test_chips_of_masks_at_one_place_do_not_cover_each_other() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (700, 2), (256, 256), (1500, 2250)])
-def test_any_size_of_image_is_drawn_at_its_own_size(size: tuple[int, int]) -> None:
+def test_any_size_of_image_is_drawn_at_its_size(size: tuple[int, int]) -> None:
     masks = np.ones((2, *size), bool)
     masks[1] = False
     prompt = DrawnPrompt(((0.0, 0.0), (5000.0, -20.0)), (1, 0), (-5.0, -5.0, 3000.0, 3000.0))
@@ -181,8 +184,8 @@ def test_real_masks_change_their_pixels_and_no_distant_ones(shared: Path) -> Non
     folder = shared / "data" / "coco_val2014_100"
     annotations = json.loads((folder / "instances_val2014_100.json").read_text())
     image = next(i for i in annotations["images"] if i["id"] == 400)
-    photo = np.array(Image.open(folder / "images" / image["file_name"]).convert("RGB"))
-    height, width = photo.shape[:2]
+    pixels = np.array(Image.open(folder / "images" / image["file_name"]).convert("RGB"))
+    height, width = pixels.shape[:2]
     masks = np.stack(
         [
             rle.decode(rle.from_coco(a["segmentation"], height, width))
@@ -190,7 +193,7 @@ def test_real_masks_change_their_pixels_and_no_distant_ones(shared: Path) -> Non
             if a["image_id"] == 400
         ]
     )
-    changed = (np.array(overlay(photo, masks)) != photo).any(-1)
+    changed = (np.array(overlay(pixels, masks)) != pixels).any(-1)
     union = masks.any(0)
     assert changed[union].mean() > 0.99
     reach = Pen.for_image(width, height).edge

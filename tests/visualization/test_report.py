@@ -75,7 +75,7 @@ def test_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert page.text.count(NASTY) == 9  # title twice, summary, note, section 2, table 3
 
 
-def test_columns_of_numbers_and_verdicts_are_told_from_text(tmp_path: Path) -> None:
+def test_columns_of_numbers_and_verdicts_are_distinguished_from_text(tmp_path: Path) -> None:
     table = Table(
         ("name", "IoU", "time", "better?", "remark"),
         (("ti", "0.743", "3.1 ± 0.2 ms", "✓", "✓ good"), ("s", "-", "1,204 s", "✗", "12 masks")),

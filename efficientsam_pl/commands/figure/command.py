@@ -14,7 +14,12 @@ from efficientsam_pl.data.image_files import read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.generator import generate_masks
 from efficientsam_pl.inference.hub import load_model
-from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor, PromptError, check_places
+from efficientsam_pl.inference.predictor import (
+    EmbeddedImage,
+    Predictor,
+    PromptError,
+    check_coordinates,
+)
 from efficientsam_pl.inference.salient.segment import (
     SaliencyError,
     region_points,
@@ -97,7 +102,7 @@ def _questions(about: FigureImage, spec: FigureSpec) -> list[_Question]:
     photo = read_image(Path(about.image))
     try:
         clicked = [click[:2] for click in (*about.points, *about.clicks)]
-        check_places(clicked, about.boxes, (photo.shape[0], photo.shape[1]))
+        check_coordinates(clicked, about.boxes, (photo.shape[0], photo.shape[1]))
     except PromptError as error:
         raise UserError(f"{about.image}: {error}") from error
     points = [DrawnPrompt(((float(x), float(y)),), (_ON,), None) for x, y in about.points]

@@ -1,9 +1,9 @@
-"""Segment everything: a grid of clicks, every answer, and what of them is worth keeping.
+"""Segment everything: prompt a grid of points, predict masks, keep the good ones.
 
-The semantics are those of SAM's automatic mask generator. Other than there, masks at the photo's
-size live one at a time in each thread, and only those that pass the predicted IoU are made at all.
+The semantics are those of SAM's automatic mask generator. To save memory, each thread holds only
+one mask at the image's size, and only masks that pass the predicted IoU are upscaled.
 
-Axes: n masks, h w pixels of the photo, mh mw the decoder's logits.
+Axes: n masks, h w pixels of the image, mh mw the decoder's logits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from efficientsam_pl.inference.automask.crops import Crop, build_point_grid, gen
 from efficientsam_pl.inference.automask.filters import (
     is_box_near_crop_edge,
     mask_boxes,
-    without_duplicates,
-    without_small_regions,
+    postprocess_small_regions,
+    suppress_duplicates,
 )
 from efficientsam_pl.inference.automask.records import MaskRecord, MaskSet
 from efficientsam_pl.inference.automask.upscaling import Upscaling
@@ -32,15 +32,15 @@ from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import encode
 from efficientsam_pl.structures import Prompts
 
-# Batches whose masks are made while the next is decoded; a CPU's cores do one after the other,
-# since a decoder's threads that wait for each other wait longer beside other work
+# Batches that are postprocessed while the next is decoded. On a CPU none: the decoder's threads
+# would compete with the postprocessing for cores
 _OVERLAPPING = {"cpu": 0}
 _OVERLAPPING_ELSEWHERE = 1
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One answer to a click, low in resolution."""
+    """A predicted low-resolution mask of one click."""
 
     low_res: Float[np.ndarray, "mh mw"]
     iou: np.float32
@@ -53,17 +53,17 @@ def generate_masks(
     config: EverythingConfig | None = None,
     advance: Callable[[float], None] | None = None,
 ) -> list[MaskRecord]:
-    """Masks of everything in a photo, as SAM's generator would return them.
+    """Generate masks of everything in an image, as SAM's generator returns them.
 
-    They come by falling predicted IoU, with crops or small regions in the order that the last
-    suppression leaves. A stability score is 0 where SAM's is NaN, for a mask that is empty at
-    either cut.
+    Masks are sorted by falling predicted IoU, or, with crops or small regions, in the order of the
+    last NMS. A stability score is 0 where SAM's is NaN, for a mask that is empty at both
+    thresholds.
 
     Args:
-        model: Answers on its own device.
+        model: The segmenter, which runs on its current device.
         image: RGB.
-        config: What is asked and kept; None: SAM's defaults.
-        advance: Told the share of the work done since it was told last, up to 1 in sum.
+        config: Grid and thresholds; None: SAM's defaults.
+        advance: Progress callback; receives increments of the completed share, which sum to 1.
 
     Raises:
         PromptError: `image` is not uint8 [h, w, 3].
@@ -71,73 +71,73 @@ def generate_masks(
     config = config or EverythingConfig()
     predictor = Predictor(model)
     image_hw = (image.shape[0], image.shape[1])
-    places = generate_crop_boxes(image_hw, config.crop_n_layers, config.crop_overlap_ratio)
-    clicked = sum(config.points_in_layer(crop.layer) ** 2 for crop in places)
-    parts = []
+    crops = generate_crop_boxes(image_hw, config.crop_n_layers, config.crop_overlap_ratio)
+    total_points = sum(config.points_in_layer(crop.layer) ** 2 for crop in crops)
+    masks_of_crops = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for crop in places:
+        for crop in crops:
             x0, y0, x1, y1 = crop.xyxy
             embedded = predictor.embed(np.ascontiguousarray(image[y0:y1, x0:x1]))
             batches = []
-            for found, points in _in_crop(embedded, crop, image_hw, config, pool):
-                batches.append(found)
+            for batch, points in _process_crop(embedded, crop, image_hw, config, pool):
+                batches.append(batch)
                 if advance is not None:
-                    advance(points / clicked)
-            part = MaskSet.joined(batches)
+                    advance(points / total_points)
+            masks = MaskSet.cat(batches)
             if config.suppression == "each_crop":
-                part = without_duplicates(part, part.iou, config.box_nms_thresh)
-            parts.append(part)
-    return _in_image(parts, config).records()
+                masks = suppress_duplicates(masks, masks.iou, config.box_nms_thresh)
+            masks_of_crops.append(masks)
+    return _merge_crops(masks_of_crops, config).records()
 
 
-def _in_image(parts: list[MaskSet], config: EverythingConfig) -> MaskSet:
-    found = MaskSet.joined(parts)
-    if len(parts) > 1:
-        smallness = 1 / found.crops_xywh[:, 2:].prod(axis=1).astype(np.float32)
-        found = without_duplicates(found, smallness, config.crop_nms_thresh)
+def _merge_crops(masks_of_crops: list[MaskSet], config: EverythingConfig) -> MaskSet:
+    masks = MaskSet.cat(masks_of_crops)
+    if len(masks_of_crops) > 1:
+        scores = 1 / masks.crops_xywh[:, 2:].prod(axis=1).astype(np.float32)
+        masks = suppress_duplicates(masks, scores, config.crop_nms_thresh)
     if config.min_mask_region_area > 0:
         threshold = max(config.box_nms_thresh, config.crop_nms_thresh)
-        found = without_small_regions(found, config.min_mask_region_area, threshold)
-    return found
+        masks = postprocess_small_regions(masks, config.min_mask_region_area, threshold)
+    return masks
 
 
-def _in_crop(
+def _process_crop(
     embedded: EmbeddedImage,
     crop: Crop,
     image_hw: tuple[int, int],
     config: EverythingConfig,
     pool: Executor,
 ) -> Iterator[tuple[MaskSet, int]]:
-    """The masks of one batch of clicks after the other, and how many clicks there were."""
+    """Yield the masks of each batch of points with the number of points."""
     upscaling = Upscaling(embedded.resize, 4 * embedded.features.shape[-1])
 
-    def serialised(candidate: _Candidate) -> MaskSet | None:
-        return _serialised(candidate, upscaling, crop, image_hw, config)
+    def postprocess(candidate: _Candidate) -> MaskSet | None:
+        return _postprocess(candidate, upscaling, crop, image_hw, config)
 
     points = build_point_grid(crop, config)
-    waiting: deque[tuple[list[Future[MaskSet | None]], int]] = deque()
+    pending: deque[tuple[list[Future[MaskSet | None]], int]] = deque()
     overlapping = _OVERLAPPING.get(embedded.features.device.type, _OVERLAPPING_ELSEWHERE)
 
     def oldest() -> tuple[MaskSet, int]:
-        futures, asked = waiting.popleft()
-        done = [future.result() for future in futures]
-        return MaskSet.joined([one for one in done if one is not None]), asked
+        futures, count = pending.popleft()
+        results = [future.result() for future in futures]
+        return MaskSet.cat([masks for masks in results if masks is not None]), count
 
     for first in range(0, len(points), config.points_per_batch):
-        some = points[first : first + config.points_per_batch]
-        answers = _candidates(embedded, some, config)
-        waiting.append(([pool.submit(serialised, one) for one in answers], len(some)))
-        if len(waiting) > overlapping:
+        batch = points[first : first + config.points_per_batch]
+        candidates = _predict_batch(embedded, batch, config)
+        pending.append(([pool.submit(postprocess, mask) for mask in candidates], len(batch)))
+        if len(pending) > overlapping:
             yield oldest()
-    while waiting:
+    while pending:
         yield oldest()
 
 
 @torch.inference_mode()
-def _candidates(
+def _predict_batch(
     embedded: EmbeddedImage, points: Float64[np.ndarray, "n 2"], config: EverythingConfig
 ) -> list[_Candidate]:
-    """Answers that pass the predicted IoU, click by click, in the model's order."""
+    """Predict the masks that pass the predicted IoU, click by click, in the model's order."""
     xy = embedded.resize.points_forward(torch.from_numpy(points)).float()
     prompts = Prompts.of_clicks(xy[None, :, None].to(embedded.features.device))
     every = embedded.model.decode(embedded.features, prompts).candidates()
@@ -146,26 +146,26 @@ def _candidates(
     iou = every.iou[0].float()
     above = iou > config.pred_iou_thresh if config.pred_iou_thresh > 0 else torch.ones_like(iou) > 0
     low_res = every.low_res_logits[0][above].float().cpu().numpy()
-    of, _ = np.nonzero(above.cpu().numpy())
+    click, _ = np.nonzero(above.cpu().numpy())
     scores = iou[above].cpu().numpy()
-    return [_Candidate(low_res[i], scores[i], points[of[i]]) for i in range(len(of))]
+    return [_Candidate(low_res[i], scores[i], points[click[i]]) for i in range(len(click))]
 
 
-def _serialised(
+def _postprocess(
     candidate: _Candidate,
     upscaling: Upscaling,
     crop: Crop,
     image_hw: tuple[int, int],
     config: EverythingConfig,
 ) -> MaskSet | None:
-    """The mask as run-lengths; None where it is not stable or ends where the crop does."""
-    cut = upscaling.cut(candidate.low_res, config.stability_score_offset)
-    if config.stability_score_thresh > 0 and cut.stability < np.float32(
+    """Upscale and encode a mask; None if it is unstable or near the crop's edge."""
+    upscaled = upscaling.threshold(candidate.low_res, config.stability_score_offset)
+    if config.stability_score_thresh > 0 and upscaled.stability < np.float32(
         config.stability_score_thresh
     ):
         return None
     x0, y0 = crop.xyxy[:2]
-    rle = encode(_in_frame(cut.mask, crop, image_hw))
+    rle = encode(_uncrop_mask(upscaled.mask, crop, image_hw))
     boxes = mask_boxes([rle], empty_at=(x0, y0))
     if is_box_near_crop_edge(boxes, crop.xyxy, image_hw)[0]:
         return None
@@ -173,16 +173,16 @@ def _serialised(
         (rle,),
         boxes,
         np.array([candidate.iou]),
-        np.array([cut.stability]),
+        np.array([upscaled.stability]),
         candidate.point_xy[None] + (x0, y0),
         np.array([crop.xywh()], dtype=np.int64),
     )
 
 
-def _in_frame(
+def _uncrop_mask(
     mask: Bool[np.ndarray, "ch cw"], crop: Crop, image_hw: tuple[int, int]
 ) -> Bool[np.ndarray, "h w"]:
-    """A crop's mask in the whole photo."""
+    """Place a crop's mask in the whole image."""
     if mask.shape == image_hw:
         return mask
     x0, y0, x1, y1 = crop.xyxy

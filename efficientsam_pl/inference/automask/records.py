@@ -1,4 +1,4 @@
-"""What is found in a crop and in a photo, and how SAM writes it down.
+"""The masks of a crop or an image, and their records in SAM's format.
 
 Axes: n masks.
 """
@@ -29,7 +29,7 @@ class MaskRecord(TypedDict):
 
 @dataclass(frozen=True)
 class MaskSet:
-    """Masks in the photo's pixels, each with what it came from and how it is judged."""
+    """Masks in image pixels with their prompts, crops and scores (SAM's `MaskData`)."""
 
     rles: tuple[Rle, ...]
     boxes_xyxy: Int64[np.ndarray, "n 4"]
@@ -38,9 +38,9 @@ class MaskSet:
     points_xy: Float64[np.ndarray, "n 2"]
     crops_xywh: Int64[np.ndarray, "n 4"]
 
-    def take(self, chosen: Shaped[np.ndarray, "_"]) -> MaskSet:
-        """Some of them, by number or by a bool for each."""
-        numbers = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+    def filter(self, keep: Shaped[np.ndarray, "_"]) -> MaskSet:
+        """Select masks by index or by a bool for each."""
+        numbers = np.flatnonzero(keep) if keep.dtype == bool else keep
         return MaskSet(
             tuple(self.rles[i] for i in numbers),
             self.boxes_xyxy[numbers],
@@ -51,12 +51,12 @@ class MaskSet:
         )
 
     def with_masks(self, rles: Sequence[Rle], boxes_xyxy: Int64[np.ndarray, "n 4"]) -> MaskSet:
-        """The same with other masks."""
+        """Replace the masks and keep everything else."""
         return replace(self, rles=tuple(rles), boxes_xyxy=boxes_xyxy)
 
     @staticmethod
-    def joined(parts: Sequence[MaskSet]) -> MaskSet:
-        """The masks of all parts one after the other."""
+    def cat(sets: Sequence[MaskSet]) -> MaskSet:
+        """Concatenate sets of masks."""
         empty = MaskSet(
             (),
             np.zeros((0, 4), np.int64),
@@ -65,19 +65,19 @@ class MaskSet:
             np.zeros((0, 2)),
             np.zeros((0, 4), np.int64),
         )
-        every = [empty, *parts]
+        every = [empty, *sets]
 
-        def together(name: str) -> Any:
-            return np.concatenate([getattr(part, name) for part in every])
+        def concatenate(name: str) -> Any:
+            return np.concatenate([getattr(masks, name) for masks in every])
 
         names = ("boxes_xyxy", "iou", "stability", "points_xy", "crops_xywh")
         return MaskSet(
-            tuple(rle for part in every for rle in part.rles),
-            **{name: together(name) for name in names},
+            tuple(rle for masks in every for rle in masks.rles),
+            **{name: concatenate(name) for name in names},
         )
 
     def records(self) -> list[MaskRecord]:
-        """As SAM's generator returns them."""
+        """Convert to the records that SAM's generator returns."""
         sizes = self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
         boxes_xywh = np.concatenate([self.boxes_xyxy[:, :2], sizes], axis=1)
         return [

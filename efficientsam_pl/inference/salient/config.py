@@ -1,15 +1,15 @@
-"""Settings of salient instances; imports no torch."""
+"""Settings of salient instance segmentation; imports no torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class SalientConfig:
-    """Which regions of a map are instances, and how the model is asked for them."""
+    """Which regions of a saliency map are instances, and how the model is prompted for them."""
 
-    points: int = 3  # EfficientSAM, 4.3
-    threshold: float = 0.5  # of the map in [0, 1]; the paper does not tell its own
-    min_region_area: int = 100  # pixels; smaller regions are counted and left out
+    points: int = 3  # clicks per instance; EfficientSAM, 4.3
+    threshold: float = 0.5  # on the map in [0, 1]; the paper does not state its value
+    min_region_area: int = 100  # pixels; smaller regions are counted and skipped
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
-"""Salient instances: a saliency map tells where, clicks drawn there ask a segmenter what.
+"""Salient instance segmentation: random clicks inside a saliency map prompt the segmenter.
 
-The paper's 4.3: three random points in the salient region prompt the model. Every connected region
-of the map above a threshold is an instance of its own.
+Section 4.3 of the paper: three random points in the salient region prompt the model. Here every
+connected region of the map above a threshold is one instance.
 
-Axes: n instances, p points an instance, h w pixels of the photo.
+Axes: n instances, p points per instance, h w pixels of the image.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from efficientsam_pl.keyed_random import sample_key, uniform_of
 from efficientsam_pl.rle import Rle, encode
 
 SaliencyModel: TypeAlias = Callable[[UInt8[np.ndarray, "h w 3"]], ArrayLike]
-_PROMPTS_AT_ONCE = 16  # their masks are held at the photo's size
+_PROMPT_BATCH_SIZE = 16  # bounds the masks that are held at the image's size
 
 
 class SaliencyError(UserError):
-    """A saliency map that is none."""
+    """An invalid saliency map."""
 
 
 @dataclass(frozen=True)
 class SalientRegions:
-    """The instances of a map by their number in `labels`; `small` regions were left out."""
+    """Label map with the numbers of the instances; `small` counts the skipped regions."""
 
     labels: Int[np.ndarray, "h w"]
     numbers: Int[np.ndarray, "n"]
@@ -44,14 +44,14 @@ class SalientRegions:
         return len(self.numbers)
 
     def mask(self, index: int) -> Bool[np.ndarray, "h w"]:
-        """One region; all at once would not fit for a map of noise."""
+        """Return the mask of one region; all together could exhaust memory for a noisy map."""
         region: Bool[np.ndarray, "h w"] = self.labels == self.numbers[index]
         return region
 
 
 @dataclass(frozen=True)
 class SalientInstance:
-    """A region of the map, where it was clicked, and the model's mask with its expected IoU."""
+    """A region of the map, its clicks, and the model's mask with the predicted IoU."""
 
     region: Rle
     points_xy: Float[np.ndarray, "p 2"]
@@ -61,7 +61,7 @@ class SalientInstance:
 
 @dataclass(frozen=True)
 class SalientImage:
-    """What was found in a photo. `saliency` is the map at the photo's size, in [0, 1]."""
+    """Salient instances of an image. `saliency` is the map at the image's size, in [0, 1]."""
 
     saliency: Float[np.ndarray, "h w"]
     instances: tuple[SalientInstance, ...]
@@ -75,63 +75,63 @@ def segment_salient(
     config: SalientConfig,
     name: str = "",
 ) -> SalientImage:
-    """`salient_instances` of a photo that is not embedded yet.
+    """Embed an image and segment its salient instances.
 
     Args:
         predictor: The segmenter.
         image: RGB.
-        saliency: A map, or what makes one of the photo: any callable.
+        saliency: A saliency map, or a callable that computes one from the image.
         config: Threshold, points, seed.
-        name: Of the photo.
+        name: Name of the image.
     """
-    given = saliency(image) if callable(saliency) else saliency
-    return salient_instances(predictor.embed(image), given, config, name)
+    values = saliency(image) if callable(saliency) else saliency
+    return salient_instances(predictor.embed(image), values, config, name)
 
 
 def salient_instances(
     embedded: EmbeddedImage, saliency: ArrayLike, config: SalientConfig, name: str
 ) -> SalientImage:
-    """A mask for each salient region: of the model's candidates the one it thinks best.
+    """Predict a mask for each salient region: the candidate with the highest predicted IoU.
 
     Args:
-        embedded: The photo, by `Predictor.embed`.
+        embedded: The image, embedded by `Predictor.embed`.
         saliency: [h, w] of any size; see `saliency_map`.
         config: Threshold, points, seed.
-        name: Of the photo: the same seed and name give the same clicks.
+        name: Name of the image; the same seed and name give the same clicks.
 
     Raises:
         SaliencyError: See `saliency_map`.
         PromptError: More points than the model takes.
     """
-    at_size = saliency_map(saliency, embedded.resize.image_hw)
-    regions = salient_regions(at_size, config)
+    resized = saliency_map(saliency, embedded.resize.image_hw)
+    regions = salient_regions(resized, config)
     points = region_points(regions, config, name)
-    found: list[SalientInstance] = []
-    for first in range(0, len(points), _PROMPTS_AT_ONCE):
-        answer = embedded.predict(points=points[first : first + _PROMPTS_AT_ONCE])
-        iou = answer.iou.amax(dim=1).tolist()
-        for index, mask in enumerate(answer.best().cpu().numpy()):
-            at = first + index
-            region = encode(regions.mask(at))
-            found.append(SalientInstance(region, points[at], encode(mask), iou[index]))
-    return SalientImage(at_size, tuple(found), regions.small)
+    instances: list[SalientInstance] = []
+    for first in range(0, len(points), _PROMPT_BATCH_SIZE):
+        prediction = embedded.predict(points=points[first : first + _PROMPT_BATCH_SIZE])
+        iou = prediction.iou.amax(dim=1).tolist()
+        for offset, mask in enumerate(prediction.best().cpu().numpy()):
+            index = first + offset
+            region = encode(regions.mask(index))
+            instances.append(SalientInstance(region, points[index], encode(mask), iou[offset]))
+    return SalientImage(resized, tuple(instances), regions.small)
 
 
 def saliency_map(saliency: ArrayLike, image_hw: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """A map in [0, 1] at the photo's size, whatever a file or a network gave.
+    """Normalise a saliency map to [0, 1] at the image's size.
 
     Args:
-        saliency: [h, w] or with axes of length 1 around: uint8 and uint16 are divided by their
-            range, bool and floating values are taken as they are.
-        image_hw: The photo's; a map of another size is resized bilinearly.
+        saliency: [h, w], axes of length 1 are removed: uint8 and uint16 are divided by their
+            maximum, bool and floating values are kept.
+        image_hw: Height and width of the image; a map of another size is resized bilinearly.
 
     Raises:
-        SaliencyError: Not of one value a pixel, not finite, or outside [0, 1].
+        SaliencyError: More than one value per pixel, not finite, or outside [0, 1].
     """
-    given = np.asarray(saliency)
-    plane = given.reshape([side for side in given.shape if side != 1]) if given.ndim > 2 else given
+    array = np.asarray(saliency)
+    plane = array.reshape([side for side in array.shape if side != 1]) if array.ndim > 2 else array
     if plane.ndim != 2 or 0 in plane.shape:
-        raise SaliencyError(f"a saliency map must be [h, w], not {list(given.shape)}")
+        raise SaliencyError(f"a saliency map must be [h, w], not {list(array.shape)}")
     if plane.dtype in (np.uint8, np.uint16):
         values = plane.astype(np.float32) / np.iinfo(plane.dtype).max
     elif plane.dtype.kind in "bf":
@@ -139,16 +139,16 @@ def saliency_map(saliency: ArrayLike, image_hw: tuple[int, int]) -> Float[np.nda
     else:
         raise SaliencyError(f"a saliency map of {plane.dtype}: give uint8, uint16 or floats")
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # NaN is not either
+    if not (low >= 0 and high <= 1):  # written so that NaN fails too
         raise SaliencyError(f"a saliency map must lie in [0, 1], not in [{low:g}, {high:g}]")
     if plane.shape == image_hw:
         return values
-    picture = Image.fromarray(values).resize(image_hw[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(picture).clip(0, 1)
+    resized = Image.fromarray(values).resize(image_hw[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(resized).clip(0, 1)
 
 
 def salient_regions(saliency: Float[np.ndarray, "h w"], config: SalientConfig) -> SalientRegions:
-    """The 8-connected regions from the threshold on, large ones first, ties in reading order."""
+    """Find the 8-connected regions at or above the threshold, largest first, ties in scan order."""
     labels = connected_components(saliency >= config.threshold)
     areas = np.bincount(labels.reshape(-1))[1:]
     large = np.flatnonzero(areas >= config.min_region_area)
@@ -159,25 +159,25 @@ def salient_regions(saliency: Float[np.ndarray, "h w"], config: SalientConfig) -
 def region_points(
     regions: SalientRegions, config: SalientConfig, name: str
 ) -> Float[np.ndarray, "n p 2"]:
-    """Uniform random pixels (x, y) of each region, no pixel twice where it has enough."""
+    """Draw random pixels (x, y) of each region, distinct where it has enough of them."""
     key, width = sample_key(config.seed, 0, name), regions.labels.shape[1]
     points = np.zeros((len(regions), config.points, 2))
     for index in range(len(regions)):
         inside = np.flatnonzero(regions.mask(index))
         draws = uniform_of(key, config.points, f"salient-{index}")
-        chosen = inside[_distinct(draws, len(inside))]
-        points[index] = np.stack([chosen % width, chosen // width], axis=-1)
+        pixels = inside[_distinct(draws, len(inside))]
+        points[index] = np.stack([pixels % width, pixels // width], axis=-1)
     return points
 
 
 def _distinct(draws: Float[np.ndarray, "p"], count: int) -> Int[np.ndarray, "p"]:
-    """A rank below `count` for each draw, of those not yet taken; afresh when all are."""
+    """Map each draw to an unused index below `count`; start over once all are used."""
     ranks: list[int] = []
     for number, draw in enumerate(draws.tolist()):
         round_began = number // count * count
         taken = sorted(ranks[round_began:])
         rank = min(int(draw * (count - len(taken))), count - len(taken) - 1)
-        for earlier in taken:  # the rank among those left, counted among all
-            rank += rank >= earlier
+        for used in taken:  # from the rank among the unused to the rank among all
+            rank += rank >= used
         ranks.append(rank)
     return np.array(ranks)

@@ -133,8 +133,8 @@ def drawable(photo: MaskBatch, kind: str, asked: LastRound) -> ProtocolMasks:
     smooth = truth[:, None].float() - 0.5  # as logits are brought to the picture's size
     return ProtocolMasks(
         key=photo.key[0],
-        asked=kind,
-        photo=_shown(photo.image[0, :, :height, :width], size),
+        protocol=kind,
+        image=_shown(photo.image[0, :, :height, :width], size),
         prompts=tuple(_drawn(asked.prompts, resize)),
         truth=(resize.masks_back(smooth)[:, 0] > 0).cpu().numpy(),
         predicted=(resize.masks_back(logits)[:, 0] > 0).cpu().numpy(),

@@ -1,4 +1,4 @@
-"""SAM's records: the golden ones, and those of a plain reference for any settings."""
+"""SAM's golden records, and those of a plain reference for any settings."""
 
 import json
 from collections.abc import Callable
@@ -27,25 +27,25 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def assert_same_records(found: Records, expected: Records) -> None:
-    assert len(found) == len(expected)
+def assert_same_records(actual: Records, expected: Records) -> None:
+    assert len(actual) == len(expected)
     for name in EXACTLY:
-        assert [one[name] for one in found] == [one[name] for one in expected]
-    points = [[one["point_coords"] for one in some] for some in (found, expected)]
+        assert [r[name] for r in actual] == [r[name] for r in expected]
+    points = [[r["point_coords"] for r in records] for records in (actual, expected)]
     np.testing.assert_allclose(*points, rtol=1e-12)
     for name in NEARLY:
-        values, wanted = ([one[name] for one in some] for some in (found, expected))
-        np.testing.assert_allclose(values, wanted, rtol=1e-3, atol=1e-5)
+        values, reference = ([r[name] for r in records] for records in (actual, expected))
+        np.testing.assert_allclose(values, reference, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_records_are_sams(sam_small: Segmenter, dogs: np.ndarray, golden: Path) -> None:
-    told = json.loads((golden / "everything_sam_small.json").read_text())
-    found = generate_masks(sam_small, dogs, EverythingConfig(**told["settings"]))
-    assert [-one["predicted_iou"] for one in found] == sorted(-r["predicted_iou"] for r in found)
-    found.sort(key=lambda one: (-one["predicted_iou"], one["area"]))
-    assert_same_records(found, told["records"])
-    assert [one["area"] for one in found] == [int(decode(r["segmentation"]).sum()) for r in found]
+    golden_records = json.loads((golden / "everything_sam_small.json").read_text())
+    actual = generate_masks(sam_small, dogs, EverythingConfig(**golden_records["settings"]))
+    assert [-r["predicted_iou"] for r in actual] == sorted(-r["predicted_iou"] for r in actual)
+    actual.sort(key=lambda r: (-r["predicted_iou"], r["area"]))
+    assert_same_records(actual, golden_records["records"])
+    assert [r["area"] for r in actual] == [int(decode(r["segmentation"]).sum()) for r in actual]
 
 
 OPEN = EverythingConfig(
@@ -57,7 +57,7 @@ OPEN = EverythingConfig(
     box_nms_thresh=1.01,
     crop_nms_thresh=1.01,
 )
-MEDIAN = "median"  # of the model's answers: half of them pass
+MEDIAN = "median"  # of the model's predictions: half of them pass
 SETTINGS: dict[str, dict[str, Any]] = {
     "nothing left out": {},
     "by predicted IoU": {"pred_iou_thresh": MEDIAN},
@@ -96,9 +96,9 @@ HALVED = ("by predicted IoU", "by stability", "duplicates", "the best of each cl
 
 
 def with_likely_ious(model: Segmenter, image: np.ndarray) -> Segmenter:
-    """Stretches what it expects of its masks to [0.4, 0.8], since random weights know no limits."""
-    found = generate_masks(model, image, OPEN)
-    values = [one["predicted_iou"] for one in found]
+    """Scale the predicted IoU to [0.4, 0.8], since random weights are not bounded."""
+    actual = generate_masks(model, image, OPEN)
+    values = [r["predicted_iou"] for r in actual]
     last = model.mask_decoder.iou_head[-1]
     scale = 0.4 / (max(values) - min(values))
     with torch.no_grad():
@@ -116,41 +116,41 @@ def test_records_are_the_slow_references(
     every = slow_everything(model, image, OPEN)
     assert len(every) == 4 * 4 * 3
     medians = {
-        "pred_iou_thresh": float(np.median([one["predicted_iou"] for one in every])),
-        "stability_score_thresh": float(np.median([one["stability_score"] for one in every])),
+        "pred_iou_thresh": float(np.median([r["predicted_iou"] for r in every])),
+        "stability_score_thresh": float(np.median([r["stability_score"] for r in every])),
     }
-    given = SETTINGS[name].items()
-    config = replace(OPEN, **{key: medians[key] if v == MEDIAN else v for key, v in given})
+    overrides = SETTINGS[name].items()
+    config = replace(OPEN, **{key: medians[key] if v == MEDIAN else v for key, v in overrides})
     expected = slow_everything(model, image, config)
     assert (len(expected) > 0) == (name != "nothing passes")
     assert len(expected) < len(every) or name not in HALVED
-    found = generate_masks(model, image, config)
-    assert_same_records(found, expected)
-    for one, wanted in zip(found, expected, strict=True):
-        differs = decode(one["segmentation"]) != decode(wanted["segmentation"])
+    actual = generate_masks(model, image, config)
+    assert_same_records(actual, expected)
+    for record, reference in zip(actual, expected, strict=True):
+        differs = decode(record["segmentation"]) != decode(reference["segmentation"])
         assert differs.sum() <= 1e-4 * differs.size  # logits that float32 rounds to either side
 
 
 def test_batches_change_nothing(tiny_sam: Segmenter) -> None:
     image = noise(70, 90)
-    one, many = (
+    single, batched = (
         generate_masks(tiny_sam, image, replace(OPEN, points_per_batch=n)) for n in (1, 36)
     )
-    assert_same_records(one, many)
+    assert_same_records(single, batched)
 
 
 def test_progress_adds_up_to_one(tiny_sam: Segmenter) -> None:
-    told: list[float] = []
-    generate_masks(tiny_sam, noise(70, 90), replace(OPEN, crop_n_layers=1), told.append)
-    assert len(told) == 5 * 4  # crops, batches of five of 16 clicks
-    assert sum(told) == pytest.approx(1)
+    shares: list[float] = []
+    generate_masks(tiny_sam, noise(70, 90), replace(OPEN, crop_n_layers=1), shares.append)
+    assert len(shares) == 5 * 4  # crops, batches of five of 16 clicks
+    assert sum(shares) == pytest.approx(1)
 
 
 def test_records_can_be_written_as_json(tiny_sam: Segmenter) -> None:
-    found = efficientsam_pl.generate_masks(tiny_sam, noise(40, 50), OPEN)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    actual = efficientsam_pl.generate_masks(tiny_sam, noise(40, 50), OPEN)
+    assert json.loads(json.dumps(actual, allow_nan=False)) == actual
 
 
-def test_a_image_of_floats_is_refused(tiny_sam: Segmenter) -> None:
+def test_an_image_of_floats_is_refused(tiny_sam: Segmenter) -> None:
     with pytest.raises((PromptError, TypeError), match=r"uint8|image"):
         generate_masks(tiny_sam, torch.zeros(3, 4, 4), OPEN)  # type: ignore[arg-type]

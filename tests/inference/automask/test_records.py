@@ -4,7 +4,7 @@ from efficientsam_pl.inference.automask.records import MaskSet
 from efficientsam_pl.rle import encode
 
 
-def one(left: int, iou: float) -> MaskSet:
+def mask_set(left: int, iou: float) -> MaskSet:
     mask = np.zeros((6, 8), dtype=bool)
     mask[1:4, left : left + 2] = True
     return MaskSet(
@@ -18,7 +18,7 @@ def one(left: int, iou: float) -> MaskSet:
 
 
 def test_a_record_by_hand() -> None:
-    [record] = one(3, 0.5).records()
+    [record] = mask_set(3, 0.5).records()
     assert record == {
         "segmentation": {"size": [6, 8], "counts": record["segmentation"]["counts"]},
         "area": 6,
@@ -30,8 +30,8 @@ def test_a_record_by_hand() -> None:
     }
 
 
-def test_parts_are_joined_and_taken_by_number_or_bool() -> None:
-    every = MaskSet.joined([one(0, 0.25), one(2, 0.5), MaskSet.joined([]), one(4, 0.75)])
+def test_sets_are_concatenated_and_filtered_by_index_or_bool() -> None:
+    every = MaskSet.cat([mask_set(0, 0.25), mask_set(2, 0.5), MaskSet.cat([]), mask_set(4, 0.75)])
     assert every.iou.tolist() == [0.25, 0.5, 0.75]
-    assert every.take(np.array([2, 0])).iou.tolist() == [0.75, 0.25]
-    assert every.take(np.array([False, True, False])).rles == one(2, 0.5).rles
+    assert every.filter(np.array([2, 0])).iou.tolist() == [0.75, 0.25]
+    assert every.filter(np.array([False, True, False])).rles == mask_set(2, 0.5).rles

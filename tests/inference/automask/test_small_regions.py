@@ -1,60 +1,60 @@
-"""Regions of run-lengths against dense masks, and OpenCV's where it is installed."""
+"""Regions of run-lengths against dense masks, and against OpenCV where it is installed."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from efficientsam_pl.inference.automask.small_regions import Cleaned, cleaned
+from efficientsam_pl.inference.automask.small_regions import CleanedMask, remove_small_regions
 from efficientsam_pl.rle import decode, encode
 
 Removal = Callable[[np.ndarray, int, bool], tuple[np.ndarray, bool]]
 
 
-def drawn(text: str) -> np.ndarray:
+def parse_mask(text: str) -> np.ndarray:
     return np.array([[c == "#" for c in line] for line in text.split()])
 
 
 def blobs(seed: int, height: int, width: int, share: float) -> np.ndarray:
-    draw = np.random.default_rng(seed)
-    coarse = draw.random((height // 2 + 1, width // 3 + 1)) < share
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((height // 2 + 1, width // 3 + 1)) < share
     mask = coarse.repeat(2, axis=0).repeat(3, axis=1)[:height, :width]
-    return mask ^ (draw.random((height, width)) < 0.03)
+    return mask ^ (rng.random((height, width)) < 0.03)
 
 
 def test_a_hole_is_filled_and_an_island_dropped() -> None:
-    mask = drawn("""
+    mask = parse_mask("""
         ######..
         #.####..
         ######.#
         ######..""")
-    found = cleaned(encode(mask), 2)
-    assert found.changed
+    actual = remove_small_regions(encode(mask), 2)
+    assert actual.changed
     expected = mask.copy()
     expected[1, 1], expected[2, 7] = True, False
-    np.testing.assert_array_equal(decode(found.rle), expected)
+    np.testing.assert_array_equal(decode(actual.rle), expected)
 
 
 def test_regions_that_meet_at_corners_are_one() -> None:
-    mask = drawn("""
+    mask = parse_mask("""
         #...
         .#..
         ..#.
         ...#""")
     rle = encode(mask)
-    assert cleaned(rle, 4) == Cleaned(rle, changed=False)
+    assert remove_small_regions(rle, 4) == CleanedMask(rle, changed=False)
     # four are fewer than five, but nothing else is left; the background is one region of 12
-    assert cleaned(rle, 5) == Cleaned(rle, changed=True)
+    assert remove_small_regions(rle, 5) == CleanedMask(rle, changed=True)
 
 
-def test_of_small_islands_alone_the_largest_stays() -> None:
-    mask = drawn("""
+def test_if_every_island_is_small_the_largest_stays() -> None:
+    mask = parse_mask("""
         ##..#
         ....#
         #...#""")
     expected = np.zeros_like(mask)
     expected[:, 4] = True
-    np.testing.assert_array_equal(decode(cleaned(encode(mask), 5).rle), expected)
+    np.testing.assert_array_equal(decode(remove_small_regions(encode(mask), 5).rle), expected)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -64,20 +64,20 @@ def test_as_dense_masks(seed: int, share: float, slow_removal: Removal) -> None:
     for min_area in (1, 2, 9, 40, 3000):
         filled, holes = slow_removal(mask, min_area, True)
         expected, islands = slow_removal(filled, min_area, False)
-        found = cleaned(encode(mask), min_area)
-        np.testing.assert_array_equal(decode(found.rle), expected)
-        assert found.changed == (holes or islands)
+        actual = remove_small_regions(encode(mask), min_area)
+        np.testing.assert_array_equal(decode(actual.rle), expected)
+        assert actual.changed == (holes or islands)
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_empty_and_full_masks(full: bool) -> None:
     rle = encode(np.full((5, 7), full))
-    assert cleaned(rle, 10).rle == rle
-    assert not cleaned(rle, 10).changed
+    assert remove_small_regions(rle, 10).rle == rle
+    assert not remove_small_regions(rle, 10).changed
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_of_equally_large_islands_opencvs_first_stays(seed: int) -> None:
+def test_ties_between_islands_follow_opencvs_order(seed: int) -> None:
     cv2 = pytest.importorskip("cv2", exc_type=ImportError)  # it needs libGL
     mask = np.random.default_rng(seed).random((12, 17)) < 0.1  # its background is one, and large
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
@@ -87,4 +87,4 @@ def test_of_equally_large_islands_opencvs_first_stays(seed: int) -> None:
     assert count > 1
     assert sizes.max() < 100
     expected = labels == 1 + np.argmax(sizes)
-    np.testing.assert_array_equal(decode(cleaned(encode(mask), 100).rle), expected)
+    np.testing.assert_array_equal(decode(remove_small_regions(encode(mask), 100).rle), expected)

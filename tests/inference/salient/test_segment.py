@@ -1,4 +1,4 @@
-"""Regions against scipy's, clicks by chi-square, masks against the predictor asked directly."""
+"""Regions against scipy's, clicks by chi-square, masks against the predictor."""
 
 from dataclasses import replace
 from typing import Any
@@ -45,7 +45,7 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture
-def photo() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 
 
@@ -60,8 +60,8 @@ def two_squares() -> np.ndarray:
 def test_random_regions_are_those_of_scipy(seed: int) -> None:
     draw = np.random.default_rng(seed)
     mask = draw.random(draw.integers(1, 24, 2)) < draw.random()
-    wanted, _ = scipy.ndimage.label(mask, EIGHT)
-    np.testing.assert_array_equal(connected_components(mask), wanted)
+    expected, _ = scipy.ndimage.label(mask, EIGHT)
+    np.testing.assert_array_equal(connected_components(mask), expected)
 
 
 def test_spiral_and_comb_are_one_region_each() -> None:
@@ -85,9 +85,9 @@ def test_regions_come_by_size_and_small_ones_are_counted() -> None:
 def test_clicks_lie_in_their_region_and_follow_from_seed_and_name_alone() -> None:
     regions = salient_regions(saliency_map(two_squares(), (40, 56)), CONFIG)
     points = region_points(regions, CONFIG, "boat")
-    for index, own in enumerate(points.astype(int)):
-        assert regions.mask(index)[own[:, 1], own[:, 0]].all()
-        assert len({tuple(one) for one in own.tolist()}) == 3
+    for index, pixels in enumerate(points.astype(int)):
+        assert regions.mask(index)[pixels[:, 1], pixels[:, 0]].all()
+        assert len({tuple(xy) for xy in pixels.tolist()}) == 3
     np.testing.assert_array_equal(points, region_points(regions, CONFIG, "boat"))
     assert not np.array_equal(points, region_points(regions, CONFIG, "horse"))
     assert not np.array_equal(points, region_points(regions, replace(CONFIG, seed=1), "boat"))
@@ -98,15 +98,15 @@ def test_clicks_are_uniform() -> None:
     saliency[1:5, 2:7] = 255  # 20 pixels
     regions = salient_regions(saliency_map(saliency, (6, 8)), CONFIG)
     counts = np.zeros((6, 8))
-    photos = 2000
-    for number in range(photos):
+    images = 2000
+    for number in range(images):
         x, y = region_points(regions, CONFIG, str(number))[0].astype(int).T
         counts[y, x] += 1
-    expected = photos * 3 / 20
+    expected = images * 3 / 20
     chi_square = ((counts[1:5, 2:7] - expected) ** 2 / expected).sum()
     # 99.9 % of chi-square with 19 degrees of freedom; without repetition it varies less
     assert chi_square < 43.8
-    assert counts.sum() == photos * 3
+    assert counts.sum() == images * 3
 
 
 def test_region_of_fewer_pixels_than_points_repeats_them_all() -> None:
@@ -118,31 +118,31 @@ def test_region_of_fewer_pixels_than_points_repeats_them_all() -> None:
 
 
 def test_masks_are_the_predictors_best_for_these_clicks(
-    predictor: Predictor, photo: np.ndarray
+    predictor: Predictor, image: np.ndarray
 ) -> None:
-    found = segment_salient(predictor, photo, two_squares(), CONFIG, "boat")
-    assert len(found.instances) == 2
-    for one in found.instances:
-        alone = predictor.embed(photo).predict(points=one.points_xy[None])
+    salient = segment_salient(predictor, image, two_squares(), CONFIG, "boat")
+    assert len(salient.instances) == 2
+    for instance in salient.instances:
+        alone = predictor.embed(image).predict(points=instance.points_xy[None])
         best = int(alone.iou[0].argmax())
-        assert one.iou == pytest.approx(float(alone.iou[0, best]), abs=1e-5)
-        mask, wanted = rle.decode(one.mask), alone.masks[0, best].numpy()
-        assert (mask != wanted).mean() < 1e-3
-    assert rle.area(found.instances[0].region) == 300
+        assert instance.iou == pytest.approx(float(alone.iou[0, best]), abs=1e-5)
+        mask, expected = rle.decode(instance.mask), alone.masks[0, best].numpy()
+        assert (mask != expected).mean() < 1e-3
+    assert rle.area(salient.instances[0].region) == 300
 
 
-def test_many_regions_are_asked_in_parts_like_a_few(
-    predictor: Predictor, photo: np.ndarray
+def test_many_regions_are_predicted_in_batches_like_a_few(
+    predictor: Predictor, image: np.ndarray
 ) -> None:
     saliency = np.zeros((40, 56))
-    saliency[::8, ::8] = 1.0  # 35 single pixels: more than are asked at once
-    found = segment_salient(predictor, photo, saliency, replace(CONFIG, points=1), "boat")
-    assert len(found.instances) == 35
-    assert len({tuple(one.points_xy[0]) for one in found.instances}) == 35
+    saliency[::8, ::8] = 1.0  # 35 single pixels: more than one batch
+    salient = segment_salient(predictor, image, saliency, replace(CONFIG, points=1), "boat")
+    assert len(salient.instances) == 35
+    assert len({tuple(instance.points_xy[0]) for instance in salient.instances}) == 35
 
 
-def test_callable_is_asked_for_the_map_and_a_map_of_another_size_is_resized(
-    predictor: Predictor, photo: np.ndarray
+def test_callable_computes_the_map_and_a_map_of_another_size_is_resized(
+    predictor: Predictor, image: np.ndarray
 ) -> None:
     def left_half(image: np.ndarray) -> torch.Tensor:
         assert image.shape == (40, 56, 3)
@@ -150,30 +150,30 @@ def test_callable_is_asked_for_the_map_and_a_map_of_another_size_is_resized(
         square[..., :160] = 1
         return square
 
-    found = segment_salient(predictor, photo, left_half, CONFIG)
-    assert found.saliency.shape == (40, 56)
-    region = rle.decode(found.instances[0].region)
+    salient = segment_salient(predictor, image, left_half, CONFIG)
+    assert salient.saliency.shape == (40, 56)
+    region = rle.decode(salient.instances[0].region)
     assert region[:, :27].all()
     assert not region[:, 29:].any()
 
 
 def test_map_without_a_salient_region_gives_no_instance(
-    predictor: Predictor, photo: np.ndarray
+    predictor: Predictor, image: np.ndarray
 ) -> None:
-    found = salient_instances(predictor.embed(photo), np.full((40, 56), 0.4), CONFIG, "a")
-    assert (found.instances, found.small) == ((), 0)
+    salient = salient_instances(predictor.embed(image), np.full((40, 56), 0.4), CONFIG, "a")
+    assert (salient.instances, salient.small) == ((), 0)
 
 
 def test_stored_kinds_of_maps_are_one_scale() -> None:
     eight = np.array([[0, 51, 255]], dtype=np.uint8)
-    wanted = np.array([[0.0, 0.2, 1.0]], dtype=np.float32)
-    for same in (eight, eight.astype(np.uint16) * 257, wanted, wanted.astype(np.float64)):
-        np.testing.assert_allclose(saliency_map(same, (1, 3)), wanted, atol=1e-7)
+    expected = np.array([[0.0, 0.2, 1.0]], dtype=np.float32)
+    for same in (eight, eight.astype(np.uint16) * 257, expected, expected.astype(np.float64)):
+        np.testing.assert_allclose(saliency_map(same, (1, 3)), expected, atol=1e-7)
     assert saliency_map(np.array([[True, False]]), (1, 2)).tolist() == [[1.0, 0.0]]
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (np.full((4, 4), np.nan), r"must lie in \[0, 1\]"),
         (np.full((4, 4), 2.0), r"must lie in \[0, 1\], not in \[2, 2\]"),
@@ -182,22 +182,22 @@ def test_stored_kinds_of_maps_are_one_scale() -> None:
         (np.zeros((4, 4), dtype=np.int64), "a saliency map of int64"),
     ],
 )
-def test_what_is_no_map_is_refused(given: np.ndarray, told: str) -> None:
-    with pytest.raises(SaliencyError, match=told):
+def test_an_invalid_map_is_refused(given: np.ndarray, message: str) -> None:
+    with pytest.raises(SaliencyError, match=message):
         saliency_map(given, (4, 4))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [({"points": 0}, "points=0"), ({"threshold": 0.0}, "threshold"), ({"min_region_area": 0}, "m")],
 )
-def test_settings_without_a_meaning_are_refused(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_without_a_meaning_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SalientConfig(**wrong)
 
 
 def test_more_points_than_the_model_takes_are_refused(
-    predictor: Predictor, photo: np.ndarray
+    predictor: Predictor, image: np.ndarray
 ) -> None:
     with pytest.raises(PromptError, match="7 points in a prompt"):
-        segment_salient(predictor, photo, two_squares(), replace(CONFIG, points=7))
+        segment_salient(predictor, image, two_squares(), replace(CONFIG, points=7))

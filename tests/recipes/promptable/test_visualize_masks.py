@@ -330,7 +330,7 @@ def test_answer_is_compared_where_there_is_image() -> None:
     logits = torch.full((1, LOW, LOW), -5.0)
     logits[0, :, :4] = 5.0  # of the mask's 8 x 8 cells the left half, and on below
     drawn = drawable(photo, "box", last_round(logits, Prompts.of_boxes(photo.boxes_xyxy_px)))
-    assert drawn.photo.shape == (CELL_PX // 2, CELL_PX, 3)
+    assert drawn.image.shape == (CELL_PX // 2, CELL_PX, 3)
     assert drawn.iou == (0.5,)
     assert drawn.predicted_iou == (0.25,)
     # A cell is 16 pixels of the picture; edges lie where bilinear interpolation is zero. The last
@@ -367,4 +367,4 @@ def test_extreme_image_is_drawn(
     monkeypatch.setattr(visualize, "mask_sheet", lambda some: drawn.extend(some) or draw(some))
     thin = replace(masked_images(1, 0), content_hw=torch.tensor([content_hw]))
     train(tmp_path, MaskVisualizer(tmp_path, lambda: thin, KINDS), steps=1)
-    assert [one.photo.shape[:2] for one in drawn] == [size] * 3
+    assert [one.image.shape[:2] for one in drawn] == [size] * 3

@@ -21,6 +21,10 @@ from efficientsam_pl.models.weights import (
 from efficientsam_pl.storage.atomic import atomic_write_local
 
 # What another width or depth of the released layout may differ in, and a fresh model's draw
+_FIRST_PREFIXES = {  # of checkpoints that do not name theirs
+    "pretrain": ("encoder.", "image_encoder.trunk."),
+    "finetune": ("", ""),
+}
 _SIZES = ("candidates", "depth", "mlp_width", "iou_head_width", "position_scale")
 
 
@@ -52,10 +56,12 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
         with atomic_write_local(out) as file:
             torch.save({"model": released_names(state)}, file)
         return
-    encoder_alone = header["stage"] == "pretrain"
-    theirs, ours = (f"{kept}encoder.", "image_encoder.trunk.") if encoder_alone else (kept, "")
+    part, exported = header.get("export_prefix") or _FIRST_PREFIXES[header["stage"]]
+    prefix = kept + part
     names = {
-        ours + name.removeprefix(theirs): name for name in stored.names() if name.startswith(theirs)
+        exported + name.removeprefix(prefix): name
+        for name in stored.names()
+        if name.startswith(prefix)
     }
     provenance = {
         "stage": header["stage"],

@@ -16,19 +16,17 @@ import webdataset
 from PIL import Image
 
 from efficientsam_pl.cli import main as cli
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.load import load_segmenter
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import (
-    EvaluateConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    SegmenterConfig,
-)
+from efficientsam_pl.models.config import SegmenterConfig
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.rle import encode
 
 COMMANDS = {

@@ -22,14 +22,16 @@ from pycocotools.cocoeval import COCOeval
 
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.commands.evaluate.command import evaluate
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.shard_scores import score
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.evaluation.interfaces import PromptableModel
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.inference.predictor import SamPredictor
-from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.rle import encode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +127,7 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Set:
     (folder / "set.json").write_text(json.dumps(listed))
     (folder / "boxes.json").write_text(json.dumps(boxes))
     (folder / "tiny.yaml").write_text(MODEL)
-    shape = configs.segmenter_config(str(folder / "tiny.yaml"))
+    shape = segmenter_config(str(folder / "tiny.yaml"))
     for seed, name in enumerate(("tiny", "other")):
         torch.manual_seed(seed)
         state = load_segmenter(shape, None).state_dict()
@@ -613,7 +615,7 @@ def test_adapter_of_the_guide_scores_as_the_built_in_model(
     segmenter = defined["Adapter"](SamPredictor(model))
     assert isinstance(segmenter, PromptableModel)
     arguments = discs.arguments(f"out={tmp_path}/a.json", "protocols=[box,click_random_3]")
-    config = configs.load(configs.EvaluateConfig, [], arguments[1:])
+    config = configs.load(EvaluateConfig, [], arguments[1:])
     assert evaluate(config, segmenter, {"name": "theirs"}) == tmp_path / "a.json"
     ours, theirs = numbers(reference)["numbers"], numbers(tmp_path / "a.json")["numbers"]
     assert set(theirs) == {"box", "click_random_3", "detector_boxes"}

@@ -15,12 +15,12 @@ from efficientsam_pl import rle
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.commands.figure.command import Column, FigureOptions, run
 from efficientsam_pl.commands.figure.spec import FigureSpec, read_spec
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.inference.predictor import Predictor
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import SegmenterConfig
+from efficientsam_pl.models.config import SegmenterConfig
 
 MODEL = """\
 encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}

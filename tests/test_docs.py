@@ -15,9 +15,13 @@ from torch import Tensor
 
 import efficientsam_pl
 from efficientsam_pl.cli.main import build_parser
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.load import find_config
+from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [
@@ -27,10 +31,10 @@ GUIDES = [
     *sorted((ROOT / "benchmarks").rglob("*.md")),
 ]
 ROOTS: dict[str, type[Any]] = {
-    "pretrain": configs.PretrainConfig,
-    "embed-teacher": configs.PretrainConfig,
-    "finetune": configs.FinetuneConfig,
-    "evaluate": configs.EvaluateConfig,
+    "pretrain": PretrainConfig,
+    "embed-teacher": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
 }
 PLACEHOLDERS = re.compile(
     r".*(\.\.\.|…|key=value|ARGUMENTS)$"
@@ -169,7 +173,7 @@ def test_examples_of_prediction_run_with_the_shapes_they_state(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("skimage", reason="the image of the example is scikit-image's")
-    whole = configs.segmenter_config("efficient_sam_ti")
+    whole = segmenter_config("efficient_sam_ti")
     encoder = replace(whole.encoder, width=24, depth=1, heads=2, image_size=64)
     loaded: list[tuple[str, str]] = []
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from efficientsam_pl.cli.config_options import check_inputs
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.diff import flatten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.config import FreezeConfig
+from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.prompts.samplers import build_prompt_sampler
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import FinetuneConfig
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/finetune"
 PAPER = ("ti", "s", "ti_interactive", "s_interactive")
@@ -65,7 +67,7 @@ def test_losses_are_sams(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "width"), [("ti", 192), ("s", 384)])
 def test_the_papers_recipe_has_the_released_layout(name: str, width: int) -> None:
-    model = configs.segmenter_config(load(name).model.name)
+    model = segmenter_config(load(name).model.name)
     assert (model.encoder.width, model.encoder.image_size, model.resize) == (width, 1024, "squash")
     assert (model.encoder.depth, model.encoder.patch_size) == (12, 16)
     assert model.encoder.global_attention == "all"
@@ -89,7 +91,7 @@ def test_sams_loop_has_eleven_steps(name: str) -> None:
     assert build_prompt_sampler(prompts, 1024).rounds == 11
     assert (prompts.corrections, prompts.repeats) == (8, 2)
     assert (prompts.box_jitter, prompts.box_jitter_max_px) == (0.1, 20)
-    model = configs.segmenter_config(config.model.name).prompts
+    model = segmenter_config(config.model.name).prompts
     assert model.negative_clicks
     assert model.mask_prompts
 
@@ -113,9 +115,9 @@ def test_the_small_model_is_trained_as_the_tiny_one() -> None:
 @pytest.mark.parametrize("name", PAPER)
 def test_a_recipe_needs_no_more_than_images(name: str, tmp_path: Path) -> None:
     (tmp_path / "a-0.tar").touch()
-    configs.require(load(name, f"data.train={tmp_path}/a-*.tar"))
+    check_inputs(load(name, f"data.train={tmp_path}/a-*.tar"))
     with pytest.raises(UserError, match=r"data\.train= must be given"):
-        configs.require(load(name))
+        check_inputs(load(name))
 
 
 def test_a_custom_set_needs_its_files(tmp_path: Path) -> None:
@@ -127,13 +129,13 @@ def test_a_custom_set_needs_its_files(tmp_path: Path) -> None:
         f"data.coco.images={tmp_path}",
         f"model.weights={tmp_path}/weights.pt",
     )
-    configs.require(config)
+    check_inputs(config)
     assert config.model.freeze == FreezeConfig(image_encoder=True)
     assert config.trainer.world_size() == 1
     assert config.trainer.accelerator == "auto"
     lost = replace(config, model=replace(config.model, weights=f"{tmp_path}/gone.pt"))
     with pytest.raises(UserError, match=r"model\.weights: no such file"):
-        configs.require(lost)
+        check_inputs(lost)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +151,9 @@ def test_a_frozen_part_needs_weights_from_a_file(
     frozen = (f"data.train={tmp_path}/a-*.tar", f"model.freeze.{part}=true")
     for given in ([], [f"model.{does_not}={file}"]):
         with pytest.raises(UserError, match=rf"model\.freeze\.{part}=true .*model\.{helps}="):
-            configs.require(load("ti", *frozen, *given))
+            check_inputs(load("ti", *frozen, *given))
     for key in ("weights", helps):
-        configs.require(load("ti", *frozen, f"model.{key}={file}"))
+        check_inputs(load("ti", *frozen, f"model.{key}={file}"))
 
 
 @pytest.mark.parametrize("name", [*PAPER, "custom_coco"])

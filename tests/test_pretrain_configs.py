@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.diff import flatten
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import PretrainConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/pretrain"
 MAE = {

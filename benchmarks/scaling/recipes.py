@@ -16,14 +16,16 @@ from benchmarks.finetune.timed_step import boxes_batch
 from benchmarks.sami.timed_step import CHANNELS
 from benchmarks.scaling.timed_run import weights_of
 from benchmarks.scaling.traffic import Weights
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.models.config import TeacherConfig
+from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.prompts.samplers import build_prompt_sampler
-from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.training.flops import step_flops
 
 
@@ -88,7 +90,7 @@ def pretraining(name: str) -> Learner:
 def finetuning(name: str) -> Learner:
     """Of a file in configs/finetune."""
     config = configs.load(FinetuneConfig, [f"finetune/{name}"], ["data.train=none"])
-    shape, trainer = configs.segmenter_config(config.model.name), config.trainer
+    shape, trainer = segmenter_config(config.model.name), config.trainer
     side, masks = shape.encoder.image_size, config.masks
     lesson = PromptLoop(
         build_prompt_sampler(config.prompts, side), config.loss, masks.decoded_at_once

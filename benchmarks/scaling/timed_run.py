@@ -15,16 +15,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning as L  # noqa: N812
 import torch
 
 from benchmarks.scaling.collectives import Collectives, sent_bytes
 from benchmarks.scaling.traffic import Payload, Weights
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.promptable import recipe as finetune
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
-from efficientsam_pl.recipes.sami import recipe as pretrain
+from efficientsam_pl.config import load as configs
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.sami.recipe import SamiRecipe
+from efficientsam_pl.training import train as training
 from efficientsam_pl.training.callbacks.throughput import peak_memory
 from efficientsam_pl.training.flops import wait_for
 
@@ -128,11 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    command: Any = pretrain if options.stage == "pretrain" else finetune
+    recipe: Any = SamiRecipe if options.stage == "pretrain" else PromptableRecipe
     root: Any = PretrainConfig if options.stage == "pretrain" else FinetuneConfig
-    standard = command.standard_callbacks
-    command.standard_callbacks = lambda *given: [Measured(options.folder), *standard(*given)]
-    command.run(configs.load(root, [options.config], options.overrides))
+    standard: Any = training.standard_callbacks
+    with mock.patch.object(
+        training,
+        "standard_callbacks",
+        lambda *given: [Measured(options.folder), *standard(*given)],
+    ):
+        training.train(recipe(configs.load(root, [options.config], options.overrides)))
     return 0
 
 

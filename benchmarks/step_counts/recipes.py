@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling.inputs import write_images
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.promptable import recipe as finetune
-from efficientsam_pl.recipes.sami import recipe as pretrain
+from efficientsam_pl.config import load as configs
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.sami.recipe import SamiRecipe
+from efficientsam_pl.training.train import train
 
 RECIPES = ("finetune-each", "finetune-interactive", "sami-stored")
 SAMI = "sami-stored"
@@ -45,8 +48,8 @@ def run_command(request: StepRequest, home: Path) -> None:
         request: The step.
         home: An empty folder for shards, configs and the run.
     """
-    command: Any = pretrain if request.recipe == SAMI else finetune
-    root: Any = configs.PretrainConfig if request.recipe == SAMI else configs.FinetuneConfig
+    recipe: Any = SamiRecipe if request.recipe == SAMI else PromptableRecipe
+    root: Any = PretrainConfig if request.recipe == SAMI else FinetuneConfig
     stage = _sami(request) if request.recipe == SAMI else _finetune(request, home)
     common = _common(request, home)
     merged = {
@@ -54,7 +57,7 @@ def run_command(request: StepRequest, home: Path) -> None:
     }
     file = home / "step.yaml"
     file.write_text(json.dumps(merged))
-    command.run(configs.load(root, [str(file)], list(request.overrides)))
+    train(recipe(configs.load(root, [str(file)], list(request.overrides))))
 
 
 def _common(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:

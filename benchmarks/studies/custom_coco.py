@@ -15,9 +15,11 @@ from benchmarks.harness import Options, Row, report
 from benchmarks.studies.coco_folders import data_folder
 from benchmarks.studies.finetune_runs import LOSS, MINI, Setting, scored, taken_home, untrained
 from benchmarks.studies.sami_runs import Spread, study_parser, write_markdown
+from efficientsam_pl.config.load import dump, load
 from efficientsam_pl.evaluation.prompt_metrics import Scores
-from efficientsam_pl.recipes.promptable import recipe
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, dump, load
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe
+from efficientsam_pl.training.train import train
 
 NAME = "finetune_own"
 PROGRAM = "studies.custom_coco"
@@ -50,7 +52,7 @@ def study(setting: Setting, seeds: int, out: Path) -> list[Row]:
     rows = []
     folders = [out / f"seed-{seed}" for seed in range(seeds)]
     for seed, folder in enumerate(folders):
-        recipe.run(config_of(setting, annotations, name, folder, seed))
+        train(PromptableRecipe(config_of(setting, annotations, name, folder, seed)))
     for smallest in _SMALLEST:
         before, after = [], []
         for seed, folder in enumerate(folders):

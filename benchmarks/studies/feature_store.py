@@ -24,8 +24,9 @@ from benchmarks.studies.coco_folders import PackedImages, images_at_hand, pack
 from benchmarks.studies.sami_runs import Setting, Spread, online_loss, study_config, write_markdown
 from efficientsam_pl.commands import embed_teacher
 from efficientsam_pl.data.packing.runner import ArrayShare
-from efficientsam_pl.recipes.root_configs import PretrainConfig
-from efficientsam_pl.recipes.sami import recipe
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.sami.recipe import SamiRecipe
+from efficientsam_pl.training.train import train
 
 NAME = "sami_store"
 PROGRAM = "studies.feature_store"
@@ -111,7 +112,7 @@ def outcome(
             changes = {"features": features, "teacher": store.teacher}
             trained = study_config(setting, packed, run, seed, changes)
             stored.append(embedded(trained, place / "train" / "pack-summary.json"))
-        left = recipe.run(trained)
+        left = train(SamiRecipe(trained))
         assert left.heldout_loss is not None, "a study holds photos out"
         assert left.mean_feature_loss is not None, "and knows their baseline"
         own.append(left.heldout_loss)

@@ -28,7 +28,8 @@ from benchmarks.studies.sami_learning import config_of
 from benchmarks.studies.sami_runs import Setting as Pretraining
 from benchmarks.studies.sami_runs import Spread, study_parser, write_markdown
 from efficientsam_pl.evaluation.prompt_metrics import Scores
-from efficientsam_pl.recipes.sami import recipe
+from efficientsam_pl.recipes.sami.recipe import SamiRecipe
+from efficientsam_pl.training.train import train
 
 NAME = "finetune_learns"
 PROGRAM = "studies.finetune_learning"
@@ -150,7 +151,7 @@ def start(setting: Setting, out: Path, seeds: int) -> list[Row]:
     pretraining = Pretraining(steps=3 * setting.steps, width=setting.width, depth=setting.depth)
     photos = pack(images_at_hand(), out / "pretraining", 5, pretraining.long_side)
     encoders = {
-        name: recipe.run(config_of(name, pretraining, photos, out / name, 0, None)).encoder
+        name: train(SamiRecipe(config_of(name, pretraining, photos, out / name, 0, None))).encoder
         for name in _PRETRAINED
     }
     found: dict[str, list[Scores]] = {name: [] for name in ("untrained", *_STARTS)}

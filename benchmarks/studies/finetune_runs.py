@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.studies.coco_folders import PackedImages, data_folder
 from efficientsam_pl.commands import consolidate
+from efficientsam_pl.config.load import dump, from_dict
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.packing.coco import coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side, pack_images
@@ -27,9 +28,10 @@ from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.clicks import sample_point_from_errors
-from efficientsam_pl.recipes.promptable import recipe
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, dump, from_dict
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe, starting_model
 from efficientsam_pl.rle import area, decode, run_lengths
+from efficientsam_pl.training.train import train
 
 MINI = ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017")
 # Every object counts the same in a mean IoU, and most of COCO's are small: dice sees that, a mean
@@ -145,7 +147,7 @@ def finetuned(
     for key, own in changes.items():
         values[key] = {**values.get(key, {}), **own}
     values["model"] = {"name": str(name), **values.get("model", {})}
-    recipe.run(from_dict(FinetuneConfig, values))
+    train(PromptableRecipe(from_dict(FinetuneConfig, values)))
     return Trained(folder, taken_home(folder))
 
 
@@ -160,7 +162,7 @@ def untrained(setting: Setting, folder: Path, seed: int, interactive: bool = Fal
     name = folder / "start.yaml"
     name.write_text(dump(setting.model(interactive)))
     config = from_dict(FinetuneConfig, {"run": {"seed": seed}, "model": {"name": str(name)}})
-    return recipe.starting_model(config).eval()
+    return starting_model(config).eval()
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from benchmarks.harness import Options, Row, common_parser, report
 from benchmarks.studies.coco_folders import LabelledBox, coco_images_at_hand
+from efficientsam_pl.config.load import from_dict
 from efficientsam_pl.data.decode import decode_smaller
 from efficientsam_pl.data.schema import CorruptSampleError
 from efficientsam_pl.data.transforms import Crop, cut
@@ -33,7 +34,6 @@ from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.vit import PlainViT
 from efficientsam_pl.models.weights import load_strictly, read_weights, strip_prefix
-from efficientsam_pl.recipes.root_configs import from_dict
 
 NAME = "probe"
 PROGRAM = "studies.linear_probe"

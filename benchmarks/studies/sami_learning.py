@@ -26,8 +26,10 @@ from benchmarks.studies.linear_probe import (
 )
 from benchmarks.studies.sami_runs import Setting, Spread, study_config, study_parser, write_markdown
 from efficientsam_pl.commands.quickstart.teacher import teacher_encoder
-from efficientsam_pl.recipes.root_configs import PretrainConfig, as_dict
-from efficientsam_pl.recipes.sami import recipe
+from efficientsam_pl.config.load import as_dict
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.sami.recipe import PretrainResult, SamiRecipe
+from efficientsam_pl.training.train import train
 from efficientsam_pl.visualization.curves import loss_curve
 
 NAME = "sami_learns"
@@ -68,7 +70,7 @@ def study(setting: Setting, seeds: int, out: Path, teacher: str | None) -> list[
     packed = pack(images_at_hand(), out / "photos", _HELDOUT_EVERY, setting.long_side)
     runs = {
         way: [
-            recipe.run(config_of(way, setting, packed, out / f"{way}-{seed}", seed, teacher))
+            train(SamiRecipe(config_of(way, setting, packed, out / f"{way}-{seed}", seed, teacher)))
             for seed in range(seeds)
         ]
         for way in _WAYS
@@ -100,7 +102,7 @@ def config_of(
 
 
 def probed_accuracies(
-    runs: dict[str, list[recipe.PretrainResult]], setting: Setting, crops: Crops, seeds: int
+    runs: dict[str, list[PretrainResult]], setting: Setting, crops: Crops, seeds: int
 ) -> dict[str, Spread]:
     """Balanced accuracy of each encoder; the folds are a seed's own, and the same for all."""
     found: dict[str, list[float]] = {name: [] for name in (*_WAYS, "untrained", "raw_pixels")}
@@ -114,7 +116,7 @@ def probed_accuracies(
     return {name: Spread(tuple(values)) for name, values in found.items()}
 
 
-def loss_rows(runs: dict[str, list[recipe.PretrainResult]], setting: Setting) -> list[Row]:
+def loss_rows(runs: dict[str, list[PretrainResult]], setting: Setting) -> list[Row]:
     """Held-out losses beside the mean feature's, and whether they still fell."""
     rows = []
     for way, own in runs.items():
@@ -185,29 +187,29 @@ def accuracy_rows(probed: dict[str, Spread], crops: Crops) -> list[Row]:
     return rows
 
 
-def final_losses(runs: Sequence[recipe.PretrainResult]) -> Spread:
+def final_losses(runs: Sequence[PretrainResult]) -> Spread:
     """Held-out losses at the end."""
     return Spread(tuple(_known(run.heldout_loss) for run in runs))
 
 
-def baselines(runs: Sequence[recipe.PretrainResult]) -> Spread:
+def baselines(runs: Sequence[PretrainResult]) -> Spread:
     """Held-out losses of the mean feature."""
     return Spread(tuple(_known(run.mean_feature_loss) for run in runs))
 
 
-def draw_losses(path: Path, way: str, runs: Sequence[recipe.PretrainResult]) -> None:
+def draw_losses(path: Path, way: str, runs: Sequence[PretrainResult]) -> None:
     """Held-out losses along the steps, beside the mean feature's."""
     losses = {f"seed {seed}": list(_along(run).values()) for seed, run in enumerate(runs)}
     baseline = {"mean feature": baselines(runs).mean()}
     loss_curve(path, f"held-out loss: {way}", list(_along(runs[0])), losses, baseline)
 
 
-def _along(run: recipe.PretrainResult) -> dict[int, float]:
+def _along(run: PretrainResult) -> dict[int, float]:
     """Held-out loss by step; the last one, measured twice, once."""
     return dict(run.history.heldout)
 
 
-def _halfway(run: recipe.PretrainResult) -> int:
+def _halfway(run: PretrainResult) -> int:
     steps = list(_along(run))
     return steps[(len(steps) - 1) // 2]
 
@@ -232,7 +234,7 @@ def _told(setting: Setting, packed: PackedImages, teacher: str | None) -> str:
     )
 
 
-def _loss_table(runs: dict[str, list[recipe.PretrainResult]]) -> str:
+def _loss_table(runs: dict[str, list[PretrainResult]]) -> str:
     """Held-out losses along the steps, mean and standard deviation over the seeds."""
     lines = ["| step | SAMI | MAE control |", "|---|---|---|"]
     means = [f"{baselines(runs[way]).mean():.4f}" for way in _WAYS]

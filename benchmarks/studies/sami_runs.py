@@ -14,6 +14,7 @@ from benchmarks.harness import Row, common_parser, machine, versions
 from benchmarks.studies.coco_folders import PackedImages
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.config.load import from_dict
 from efficientsam_pl.data.build import build_reader
 from efficientsam_pl.data.dataloaders import once_loader
 from efficientsam_pl.data.datasets.train import CropDataset
@@ -24,7 +25,7 @@ from efficientsam_pl.losses.feature_loss import feature_losses
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import build_target
 from efficientsam_pl.models.weights import load_strictly, strip_prefix
-from efficientsam_pl.recipes.root_configs import PretrainConfig, from_dict
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.structures import ImageBatch
 
 _HEADS_OF = 32  # channels

@@ -6,7 +6,7 @@ from typing import Any
 
 from efficientsam_pl.cli import completion
 from efficientsam_pl.cli.argument_types import command
-from efficientsam_pl.cli.training import listed
+from efficientsam_pl.cli.help_text import two_columns
 from efficientsam_pl.config.shipped import find_config, near_configs, shipped_configs
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.versions import package_version
@@ -51,7 +51,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _configs(arguments: argparse.Namespace) -> None:
     if arguments.name is None:
-        print("\n".join(listed([(one.name, one.about) for one in shipped_configs()])))
+        print("\n".join(two_columns([(one.name, one.about) for one in shipped_configs()])))
         print("\n`efficientsam configs NAME` prints one; -c NAME takes it")
         return
     found = find_config(arguments.name)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.cli import completion
 from efficientsam_pl.cli.parser import Parser, path_text
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.models.registry import segmenter_config
 
 
 def command(commands: Any, name: str, help_text: str, epilog: str | None = None) -> Parser:
@@ -21,33 +20,6 @@ def command(commands: Any, name: str, help_text: str, epilog: str | None = None)
     )
     parser.set_defaults(parser=parser)
     return parser
-
-
-def config_options(parser: Parser, root: type[Any]) -> None:
-    """`-c FILE`, `--print-config` and `key=value` for a command whose root config is `root`."""
-    named = parser.add_argument(
-        "-c",
-        dest="config",
-        action="append",
-        default=[],
-        type=path_text,
-        metavar="FILE",
-        help="a YAML file, or a shipped one such as finetune/ti (`efficientsam configs` lists "
-        "them); repeatable, later ones win",
-    )
-    named.completer = completion.config_names  # type: ignore[attr-defined]
-    parser.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print the whole config with what each key means, and stop",
-    )
-    given = parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="values over those of the files; --print-config lists the keys",
-    )
-    given.completer = completion.Overrides(root)  # type: ignore[attr-defined]
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +45,7 @@ def check_model(arguments: argparse.Namespace) -> None:
     if not Path(arguments.weights).is_file():
         raise UserError(f"--weights: no such file: {arguments.weights}")
     if arguments.model is not None:
-        configs.segmenter_config(arguments.model)
+        segmenter_config(arguments.model)
 
 
 def array_options(parser: argparse.ArgumentParser) -> None:

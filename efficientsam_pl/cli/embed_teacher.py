@@ -3,8 +3,10 @@
 import argparse
 from typing import Any
 
-from efficientsam_pl.cli.argument_types import array_options, array_share, command, config_options
-from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.cli.argument_types import array_options, array_share, command
+from efficientsam_pl.cli.config_options import check_inputs, config_options, read_config
+from efficientsam_pl.config.load import ConfigError
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.storage.outputs import check_output
 
 
@@ -17,19 +19,18 @@ def add(commands: Any) -> None:
         "Started again after an interruption, it writes the shards that are missing. "
         "`pretrain` with the same config and features.dir reads them.",
     )
-    config_options(parser, configs.PretrainConfig)
+    config_options(parser, PretrainConfig)
     array_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    loaded = configs.load(configs.PretrainConfig, arguments.config, arguments.overrides)
-    if arguments.print_config:
-        print(configs.commented(loaded), end="")
+    loaded = read_config(PretrainConfig, arguments)
+    if loaded is None:
         return
-    configs.require(loaded)
+    check_inputs(loaded)
     if not loaded.features.dir:
-        raise configs.ConfigError("features.dir= must be given: the folder to write to")
+        raise ConfigError("features.dir= must be given: the folder to write to")
     check_output("features.dir", loaded.features.dir, "folder")
     share = array_share(arguments)
     from efficientsam_pl.commands import embed_teacher

@@ -7,7 +7,7 @@ from typing import Any
 from efficientsam_pl.cli.argument_types import command
 from efficientsam_pl.cli.parser import path, path_text
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.models.registry import segmenter_config
 
 
 def add(commands: Any) -> None:
@@ -61,7 +61,7 @@ def model_column(text: str) -> tuple[str, str | None, str]:
     if not Path(file).is_file():
         raise UserError(f"--model {text!r}: no such file: {file}")
     if name:
-        configs.segmenter_config(name)
+        segmenter_config(name)
     return title, name or None, file
 
 

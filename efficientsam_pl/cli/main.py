@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from efficientsam_pl.cli import (
     about,
     compare,
+    consolidate,
     embed_teacher,
+    evaluate,
     everything,
     figure,
     predict,
@@ -141,8 +143,9 @@ def build_parser() -> Parser:
     embed_teacher.add(commands)
     for name in training.STAGES:
         training.add(commands, name)
+    evaluate.add(commands)
     compare.add(commands)
-    training.add_consolidate(commands)
+    consolidate.add(commands)
     predict.add(commands)
     everything.add(commands)
     salient.add(commands)

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.cli.argument_types import command, config_options, natural
+from efficientsam_pl.cli.argument_types import command, natural
+from efficientsam_pl.cli.config_options import config_options, read_config
 from efficientsam_pl.cli.parser import path, path_text
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.recipes import root_configs as configs
 
 
 def add(commands: Any) -> None:
@@ -50,9 +50,8 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    loaded = configs.load(QuickstartConfig, ["quickstart", *arguments.config], arguments.overrides)
-    if arguments.print_config:
-        print(configs.commented(loaded), end="")
+    loaded = read_config(QuickstartConfig, arguments, ["quickstart"])
+    if loaded is None:
         return
     for name in ("coco", "images", "teacher"):
         value = getattr(arguments, name)

@@ -15,7 +15,7 @@ from efficientsam_pl.cli.argument_types import (
 )
 from efficientsam_pl.cli.parser import PATTERN, Parser, path_text
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.storage.inputs import check_matches
 
 _BAD = 1  # exit code
 
@@ -110,7 +110,7 @@ def _pack_options(parser: Parser, run: Callable[..., None]) -> None:
 
 
 def _pack_sa1b(arguments: argparse.Namespace) -> None:
-    configs.check_matches(arguments.source, "--source: no tar")
+    check_matches(arguments.source, "--source: no tar")
     from efficientsam_pl.commands import pack
 
     pack.run_sa1b(arguments.source, _told_of_pack(arguments))
@@ -146,7 +146,7 @@ def _told_of_pack(arguments: argparse.Namespace) -> Any:
 
 
 def _check_shards(arguments: argparse.Namespace) -> int:
-    configs.check_matches(arguments.pattern)
+    check_matches(arguments.pattern)
     from efficientsam_pl.commands import check_shards
 
     good = check_shards.run(

@@ -18,7 +18,7 @@ from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.plural import counted
-from efficientsam_pl.recipes.root_configs import PretrainConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.recipes.sami.feature_store import (
     StorePart,
     describe,

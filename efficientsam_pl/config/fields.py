@@ -1,4 +1,7 @@
-"""Metadata of config fields: path kinds and the comments in the source. Imports no torch."""
+"""Metadata of config fields: path kinds, the policy on a resume, the comments in the source.
+
+Imports no torch.
+"""
 
 import ast
 import inspect
@@ -10,7 +13,9 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
-_KEY = "path"  # in a field's metadata
+_PATH, _RESUME = "path", "resume"  # in a field's metadata
+
+ResumePolicy = Literal["recipe", "logged", "free"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,56 @@ class Leaf:
 
 
 def path(
-    default: str | None, *, pattern: bool = False, written: Literal["file", "folder"] | None = None
+    default: str | None,
+    *,
+    pattern: bool = False,
+    written: Literal["file", "folder"] | None = None,
+    resume: ResumePolicy = "recipe",
 ) -> Any:
-    """Declare a config field that names a file or a folder."""
-    return field(default=default, metadata={_KEY: PathKind(pattern, written)})
+    """Declare a config's field that names a file or a folder."""
+    return field(default=default, metadata={_PATH: PathKind(pattern, written), **on_resume(resume)})
+
+
+def on_resume(policy: ResumePolicy) -> dict[str, ResumePolicy]:
+    """Metadata of a field: may a resumed run have another value than it began with?
+
+    `recipe`, the default: no, it would be another run. `logged`: yes, and the change is logged.
+    `free`: yes, since it only says where and how the run runs. The policy of a section holds for
+    all keys below it.
+    """
+    return {_RESUME: policy}
+
+
+def free(default: Any) -> Any:
+    """Declare a config's field that a resumed run may change."""
+    return field(default=default, metadata=on_resume("free"))
+
+
+def logged(default: Any) -> Any:
+    """Declare a config's field that a resumed run may change, with a line in the log."""
+    return field(default=default, metadata=on_resume("logged"))
+
+
+def resume_policy(root: Any, key: str) -> ResumePolicy:
+    """Look up the policy of a full key such as `data.mixture[0].shards`.
+
+    The outermost field that states one decides. A key that the config does not have is `recipe`.
+    """
+    name, _, rest = key.partition(".")
+    name = name.partition("[")[0]
+    for part, hint, member in typed_fields(root):
+        if part.name == name:
+            policy: ResumePolicy | None = part.metadata.get(_RESUME)
+            section = member or hint
+            if policy is None and rest and is_dataclass(section):
+                return resume_policy(section, rest)
+            return policy or "recipe"
+    return "recipe"
 
 
 def path_kind(config_field: Field[Any]) -> PathKind | None:
     """Return the path metadata of a field; None if it is not a path."""
-    kind: PathKind | None = config_field.metadata.get(_KEY)
+    kind: PathKind | None = config_field.metadata.get(_PATH)
     return kind
 
 
@@ -86,8 +132,17 @@ def comments_of(cls: Any) -> dict[str, tuple[str, ...]]:
     """Map the fields of a dataclass to the lines of their comments, without the `#`.
 
     A comment consists of the comment lines directly above the field and those after its value.
-    Fields without a comment are absent, and a class without source gives an empty dict.
+    Fields without a comment are absent, and a class without source gives an empty dict. Fields of
+    base classes are included.
     """
+    comments: dict[str, tuple[str, ...]] = {}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            comments |= _source_comments(base)
+    return comments
+
+
+def _source_comments(cls: Any) -> dict[str, tuple[str, ...]]:
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):

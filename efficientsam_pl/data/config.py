@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from efficientsam_pl.config.fields import path
+from efficientsam_pl.config.fields import free, path
 
 LastBatch = Literal["carry", "drop", "pad"]
 
@@ -13,7 +13,7 @@ LastBatch = Literal["carry", "drop", "pad"]
 class SetConfig:
     """One set of a mixture."""
 
-    shards: str = path("", pattern=True)
+    shards: str = path("", pattern=True, resume="logged")
     weight: float = 1.0  # its share of the samples is weight over the sum of all weights
 
     def __post_init__(self) -> None:
@@ -27,10 +27,11 @@ class SetConfig:
 class CocoConfig:
     """A COCO-format set of one's own, packed into the run's folder before training."""
 
-    annotations: str | None = path(None)  # COCO's JSON
-    images: str | None = path(None)  # the folder that its file names are in
-    heldout_annotations: str | None = path(None)  # a file for validation; None: a part is kept
-    heldout_images: str | None = path(None)  # None: in `images`
+    annotations: str | None = path(None, resume="logged")  # COCO's JSON
+    images: str | None = path(None, resume="logged")  # the folder that its file names are in
+    # a file for validation; None: a part is kept
+    heldout_annotations: str | None = path(None, resume="free")
+    heldout_images: str | None = path(None, resume="free")  # None: in `images`
     heldout_fraction: float = 0.2  # of the photos, kept where there is no other file
 
     def __post_init__(self) -> None:
@@ -56,24 +57,25 @@ class DataConfig:
     commas. Shards that match `heldout` are never trained on.
     """
 
-    train: str = path("", pattern=True)  # a pattern of the shards that are trained on
+    # a pattern of the shards that are trained on
+    train: str = path("", pattern=True, resume="logged")
     mixture: tuple[SetConfig, ...] = ()  # instead of train: several sets in fixed shares
     coco: CocoConfig = field(default_factory=CocoConfig)  # instead of train; finetuning only
-    heldout: str | None = path(
-        None, pattern=True
-    )  # validated on while training; None: no validation
-    index_dir: str | None = path(None)  # of indexes; None: beside the shards, else the user's cache
-    workers: int = 8  # processes a rank that decode; 0: in the training process
-    read_ahead: int = 2  # micro-batches that each worker prepares ahead
+    # validated on while training; None: no validation
+    heldout: str | None = path(None, pattern=True, resume="free")
+    # of indexes; None: beside the shards, else the user's cache
+    index_dir: str | None = path(None, resume="free")
+    workers: int = free(8)  # processes a rank that decode; 0: in the training process
+    read_ahead: int = free(2)  # micro-batches that each worker prepares ahead
     block_shards: int = 8  # shards whose samples are shuffled among each other
     neighbours: int = 1  # samples side by side in a shard that stay together: one read for all
     # into the next epoch, or drop it, or pad it with empty slots: its gradient is then smaller
     last_batch: LastBatch = "carry"
     decoding: Literal["scaled", "exact"] = "scaled"  # of JPEGs: smaller where that is enough
     # remote shards are kept there; None: ranges are read remotely
-    cache_dir: str | None = path(None, written="folder")
-    cache_gib: float = 100.0  # the least recently used shards leave above it
-    max_bad_fraction: float = 0.01  # of the samples read so far; above it the run stops
+    cache_dir: str | None = path(None, written="folder", resume="free")
+    cache_gib: float = free(100.0)  # the least recently used shards leave above it
+    max_bad_fraction: float = free(0.01)  # of the samples read so far; above it the run stops
 
     def __post_init__(self) -> None:
         if self.train and self.mixture:
@@ -135,7 +137,7 @@ class FeatureStoreConfig:
     """
 
     # where they lie; None: the teacher runs while training
-    dir: str | None = path(None)
+    dir: str | None = path(None, resume="logged")
     kind: Literal["views", "photos"] = "views"
     views: int = 4  # crops a photo; an epoch uses one, none is used again before all are
     seed: int = 0  # of the views' crops
@@ -163,7 +165,7 @@ class MaskSelectionConfig:
     clicks: int = 6  # foreground points drawn a mask; the released model takes up to six
     # Masks of a photo whose answers and gradients are computed together; the gradients are the
     # same, memory is that of so many. None: all
-    decoded_at_once: int | None = None
+    decoded_at_once: int | None = free(None)
     flip: float = 0.0  # probability; the paper finetunes without augmentation (4.1)
 
     def __post_init__(self) -> None:

@@ -20,6 +20,10 @@ from efficientsam_pl.models.weights import (
 )
 from efficientsam_pl.storage.atomic import atomic_write_local
 
+_FIRST_PREFIXES = {  # of checkpoints that do not name theirs
+    "pretrain": ("encoder.", "image_encoder.trunk."),
+    "finetune": ("", ""),
+}
 # Keys in which a model of the released layout may differ: sizes, and a scale used at initialisation
 _FREE_KEYS = ("candidates", "depth", "mlp_width", "iou_head_width", "position_scale")
 
@@ -53,12 +57,10 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
         with atomic_write_local(out) as file:
             torch.save({"model": released_names(state)}, file)
         return
-    if header["stage"] == "pretrain":
-        source, target = f"{prefix}encoder.", "image_encoder.trunk."
-    else:
-        source, target = prefix, ""
+    own, exported = header.get("export_prefix") or _FIRST_PREFIXES[header["stage"]]
+    source = prefix + own
     names = {
-        target + name.removeprefix(source): name
+        exported + name.removeprefix(source): name
         for name in checkpoint.names()
         if name.startswith(source)
     }

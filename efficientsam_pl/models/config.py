@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from efficientsam_pl.config.fields import path
+from efficientsam_pl.config.fields import free, path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +174,17 @@ class TeacherConfig:
     kind: Literal["sam", "timm", "pixels"] = "sam"
     encoder: EncoderConfig = field(default_factory=lambda: NAMED["sam_vit_h"].encoder)  # sam
     timm_name: str = "vit_base_patch16_clip_224"  # timm
-    weights: str | None = path(None)  # a released checkpoint; None: seeded random weights
+    # a released checkpoint; None: seeded random weights
+    weights: str | None = path(None, resume="logged")
     seed: int = 0  # for random weights
     # Eq. 1 of the paper gives teacher and student the same N tokens, which suggests the student's
     # size; at 1024 SAM sees its training resolution and its features are resized to the grid.
     image_size: int = 224
     output: Literal["neck", "trunk"] = "neck"  # sam; 3.2: the encoder's output, 256 channels
-    precision: Literal["bf16", "fp32"] = "bf16"  # weights and compute
-    batch: int | None = None  # images per forward; None: 256 at 224 pixels, 12 at 1024
-    sharding: Literal["replicated", "sharded"] = "replicated"  # sharded: with trainer.strategy=fsdp
+    precision: Literal["bf16", "fp32"] = free("bf16")  # weights and compute
+    batch: int | None = free(None)  # images per forward; None: 256 at 224 pixels, 12 at 1024
+    # sharded: with trainer.strategy=fsdp
+    sharding: Literal["replicated", "sharded"] = free("replicated")
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size():
@@ -285,10 +287,13 @@ class ModelConfig:
 
     # efficient_sam_{ti,s}, efficient_sam_{ti,s}_interactive, sam_vit_{b,l,h}, or a YAML file in
     # SegmenterConfig's form
-    name: str = path("efficient_sam_ti")
-    weights: str | None = path(None)  # whole model: released, or in our format
-    encoder: str | None = path(None)  # a pretrained encoder, from `efficientsam pretrain`
-    decoder: str | None = path(None)  # a segmenter that gives prompt encoder and mask decoder
+    name: str = path("efficient_sam_ti", resume="logged")
+    # whole model: released, or in our format
+    weights: str | None = path(None, resume="logged")
+    # a pretrained encoder, from `efficientsam pretrain`
+    encoder: str | None = path(None, resume="logged")
+    # a segmenter that gives prompt encoder and mask decoder
+    decoder: str | None = path(None, resume="logged")
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
 
     def __post_init__(self) -> None:

@@ -1,12 +1,32 @@
-"""Where a run lives, how long it is and on what it runs; without torch."""
+"""Configs of every training stage: the run's folder, length, hardware, and their checks.
 
-from dataclasses import dataclass, replace
-from typing import Literal
+Imports no torch.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from efficientsam_pl.cluster.launch import Launch
-from efficientsam_pl.config.fields import path
+from efficientsam_pl.config.command_help import CommandHelp
+from efficientsam_pl.config.fields import free, logged, on_resume, path
+from efficientsam_pl.config.load import ConfigError
+from efficientsam_pl.config.unused import refuse_unused
+from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.plural import counted
+
+TRAINING_KEYS = (  # of every stage, listed in --help
+    "trainer.max_steps",
+    "trainer.global_batch",
+    "trainer.micro_batch",
+    "trainer.accelerator",
+    "trainer.precision",
+    "optim.peak_lr",
+    "run.seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,16 +34,16 @@ class RunConfig:
     """A run's folder and its seed."""
 
     # everything that the run writes goes there; also at s3:// and the like: see scratch
-    dir: str = path("runs/unnamed", written="folder")
+    dir: str = path("runs/unnamed", written="folder", resume="free")
     seed: int = 0  # of the order of samples, of masks and prompts, of fresh weights
     # auto: from the folder's newest checkpoint, if any; none: anew; or the path of a run or of one
     # of its checkpoints. A job that its scheduler has restarted goes on from its own newest
-    resume: str = path("auto")
+    resume: str = path("auto", resume="free")
     # whether a run goes on under a recipe that is not the one it began with
-    changed: Literal["refuse", "accept"] = "refuse"
+    changed: Literal["refuse", "accept"] = free("refuse")
     # where a run whose dir is remote is kept before it is uploaded; None: the system's temp folder
-    scratch: str | None = path(None, written="folder")
-    trace: bool = False  # writes consumed.jsonl: step, rank, sample keys, loss
+    scratch: str | None = path(None, written="folder", resume="free")
+    trace: bool = free(False)  # writes consumed.jsonl: step, rank, sample keys, loss
 
     def __post_init__(self) -> None:
         if not self.dir:
@@ -42,33 +62,33 @@ class TrainerConfig:
     `global_batch` photos have been seen over all ranks.
     """
 
-    max_steps: int = 1000  # optimizer steps
+    max_steps: int = logged(1000)  # optimizer steps
     global_batch: int = 8  # photos a step, over all ranks
-    micro_batch: int = 8  # photos that go through a rank at once: memory, not results
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where there is one
-    devices: int | None = None  # a node; None: as many as SLURM or torchrun started, else 1
-    nodes: int | None = None  # None: as many as were started, else 1
+    micro_batch: int = free(8)  # photos that go through a rank at once: memory, not results
+    accelerator: Literal["auto", "cpu", "gpu"] = free("auto")  # auto: a GPU where there is one
+    devices: int | None = free(None)  # a node; None: as many as SLURM or torchrun started, else 1
+    nodes: int | None = free(None)  # None: as many as were started, else 1
     # auto: ddp where there are several ranks. fsdp: FSDP2, parameters and optimizer in shards
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters stay float32
-    compile: Literal["none", "blocks"] = "none"  # every block, teacher's and mask decoder too
+    strategy: Literal["auto", "ddp", "fsdp"] = free("auto")
+    precision: Literal["fp32", "bf16"] = free("fp32")  # of the computation; parameters stay float32
+    compile: Literal["none", "blocks"] = free("none")  # every block, teacher's and mask decoder too
     # recomputed: in the backward pass, block by block, which spares their memory
-    activations: Literal["kept", "recomputed"] = "kept"
+    activations: Literal["kept", "recomputed"] = free("kept")
     ema_decay: float | None = None  # a step; None: no averaged weights
-    visualized_images: int = 4  # held-out images that are drawn; 0: none
-    picture_every_steps: int = 1000  # pretraining; finetuning draws at every validation
-    validate_every_steps: int = 1000
-    checkpoint_every_steps: int = 1000
+    visualized_images: int = free(4)  # held-out images that are drawn; 0: none
+    picture_every_steps: int = free(1000)  # pretraining; finetuning draws at every validation
+    validate_every_steps: int = free(1000)
+    checkpoint_every_steps: int = free(1000)
     # validates and saves about so many times an epoch, in whole steps, whatever the two above say
-    subepochs: int | None = None
-    checkpoints_kept: int = 3  # the newest ones
-    checkpoint_forever_every_steps: int | None = None  # these stay; None: none does
+    subepochs: int | None = free(None)
+    checkpoints_kept: int = free(3)  # the newest ones
+    checkpoint_forever_every_steps: int | None = free(None)  # these stay; None: none does
     # background: training goes on while a copy of the state is written
-    checkpoint_writing: Literal["blocking", "background"] = "blocking"
+    checkpoint_writing: Literal["blocking", "background"] = free("blocking")
     # The checkpoint with the best value of this logged metric is kept too and named in `best`:
     # the lowest of a loss, the highest of anything else. None: none is
-    best_metric: str | None = None
-    logger: Literal["tensorboard", "wandb"] = "tensorboard"  # wandb: the extra of that name
+    best_metric: str | None = free(None)
+    logger: Literal["tensorboard", "wandb"] = free("tensorboard")  # wandb: the extra of that name
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -143,3 +163,74 @@ class InterruptionConfig:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """Sections of every training stage; a stage's own config adds others and may change defaults.
+
+    A check that needs no file is made when the config is built, and raises ValueError with the
+    key. `check_inputs` is called once more before a command runs.
+    """
+
+    HELP: ClassVar[CommandHelp]
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    interruption: InterruptionConfig = field(
+        default_factory=InterruptionConfig, metadata=on_resume("free")
+    )
+
+    def __post_init__(self) -> None:
+        if not self.optim.warmup_steps < self.trainer.max_steps:
+            raise ValueError(
+                f"optim.warmup_steps={self.optim.warmup_steps} must be below "
+                f"trainer.max_steps={self.trainer.max_steps}"
+            )
+        _check_best_metric(self.trainer.best_metric, self.metrics())
+        if self.data.cache_dir is None:
+            refuse_unused(self, "without data.cache_dir=", "data.cache_gib")
+        coco = self.data.coco
+        if coco.annotations is None:
+            refuse_unused(self, "without data.coco.annotations=", "data.coco.heldout_fraction")
+        elif coco.heldout_annotations is not None:
+            reason = f"beside data.coco.heldout_annotations={coco.heldout_annotations}"
+            refuse_unused(self, reason, "data.coco.heldout_fraction")
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the logged metrics that can choose the best checkpoint."""
+        return ("heldout/loss", "train/loss")
+
+    def needed(self) -> dict[str, str]:
+        """Values of the keys that have no default."""
+        return {"data.train": self.data.train or "".join(s.shards for s in self.data.mixture)}
+
+    def files(self) -> dict[str, str | None]:
+        """Files that are read, by key."""
+        return {}
+
+    def check_inputs(self) -> None:
+        """Check what depends on other files or on keys that later config files may add.
+
+        Raises:
+            ConfigError: Names the key.
+        """
+        if self.trainer.best_metric is None or self.data.validates():
+            return
+        try:
+            refuse_unused(self, "without data.heldout=", "trainer.best_metric")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _check_best_metric(name: str | None, logged: Sequence[str]) -> None:
+    """Raise ValueError with the nearest name and all names, unless validation logs the metric."""
+    if name is None or name in logged:
+        return
+    near = difflib.get_close_matches(name, logged, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"trainer.best_metric={name} is not logged; did you mean {near}? There are "
+        f"{', '.join(logged)}"
+    )

@@ -1,190 +1,140 @@
-"""A fit in a run's folder: what both stages share."""
+"""The skeleton of a training stage: `train(recipe)` does once what every stage repeats."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import lightning as L  # noqa: N812
-from rich.console import Console
+import torch
 
-from efficientsam_pl.checkpoints.layout import CheckpointError, manifest_of
-from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.resume import check_resumable
-from efficientsam_pl.checkpoints.select import newest_checkpoint
-from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.cluster.launch import launch
-from efficientsam_pl.data.build import DatasetSplits
+from efficientsam_pl.cluster.signals import catch_signals
+from efficientsam_pl.config.load import as_dict
+from efficientsam_pl.data.build import DatasetSplits, open_splits
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
 from efficientsam_pl.training.callbacks.data_report import DataReport
 from efficientsam_pl.training.callbacks.ema import EmaWeights
-from efficientsam_pl.training.callbacks.loss_history import LossHistory, SampleTrace
+from efficientsam_pl.training.callbacks.loss_history import SampleTrace
 from efficientsam_pl.training.callbacks.nan_guard import NanGuard
 from efficientsam_pl.training.callbacks.overdue_validation import OverdueValidation
 from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.callbacks.progress_bar import TrainingProgressBar
 from efficientsam_pl.training.callbacks.rank_consistency import RankConsistency
 from efficientsam_pl.training.callbacks.step_logger import StepLogger
+from efficientsam_pl.training.callbacks.throughput import Throughput
 from efficientsam_pl.training.callbacks.watchdog import Watchdog
-from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
+from efficientsam_pl.training.context import RunContext, print_line, run_context
 from efficientsam_pl.training.datamodule import TrainingDataModule
-from efficientsam_pl.training.run.folder import RunFolder
-from efficientsam_pl.training.run.retention import CheckpointRetention
-from efficientsam_pl.training.strategies import CheckpointFiles
-from efficientsam_pl.training.trainer import build_trainer
+from efficientsam_pl.training.recipe import C, R, Recipe
+from efficientsam_pl.training.run.folder import RunFolder, open_run
+from efficientsam_pl.training.trainer import build_trainer, check_hardware
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """Where a run lives, on what it runs, and what its checkpoints tell about themselves."""
+def train(recipe: Recipe[C, R]) -> R:
+    """Train a stage in its run's folder, from its newest checkpoint if there is one.
 
-    run: RunConfig
-    trainer: TrainerConfig
-    interruption: InterruptionConfig
-    folder: RunFolder
-    header: dict[str, Any]
-    shelf: CheckpointRetention
-    files: CheckpointFiles
+    Every rank calls it; ranks are those that a launcher has started, or are started here.
 
-
-def run_context(
-    run: RunConfig,
-    trainer: TrainerConfig,
-    interruption: InterruptionConfig,
-    folder: RunFolder,
-    header: dict[str, Any],
-    sets: DatasetSplits,
-) -> RunContext:
-    """What the parts of a fit share.
-
-    Args:
-        run: Its seed and what it writes about itself.
-        trainer: Its length and hardware.
-        interruption: What ends it early.
-        folder: That it lives in, on this machine.
-        header: What a command needs to rebuild the model; of which data is added here.
-        sets: The training sets.
+    Raises:
+        UserError: The config does not fit the machine, the data, or the run in the folder.
+        SavedAndStopped: The run was preempted; its state is saved.
     """
-    header = header | {"data": _told(sets)}
-    shelf = CheckpointRetention(folder, trainer)
-    writer = CheckpointWriter(
-        trainer.checkpoint_writing, shelf.placed, shelf.written, own_disk=folder.apart
+    catch_signals()
+    given = recipe.config
+    recipe = replace(recipe, config=replace(given, trainer=given.trainer.on(launch())))
+    check_hardware(recipe.config.trainer)
+    folder = open_run(recipe.config, launch())
+    recipe, splits = _prepare(recipe, folder)
+    config = recipe.config
+    data = TrainingDataModule(recipe.datasets(splits), config.data, config.trainer)
+    module = recipe.module()
+    header = {
+        "stage": recipe.name,
+        "config": as_dict(replace(config, run=given.run)),
+        "export_prefix": list(recipe.export_prefix()),
+        **recipe.metadata(),
+    }
+    precision = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+    throughput = Throughput(config.trainer.global_batch, recipe.flops_per_image, precision)
+    run = run_context(config, folder, header, splits, throughput.paused)
+    if run.resume_path() is None and launch().rank == 0:  # else they are a checkpoint's
+        print_line(f"weights: {recipe.describe_weights()}")
+    callbacks = [
+        *recipe.callbacks(run, data),
+        *standard_callbacks(recipe.title, run, splits, config.data.max_bad_fraction),
+        throughput,  # last: what the others wait for is no waiting for data
+    ]
+    trainer = fit(module, data, run, callbacks)
+    result = recipe.finish(trainer, run)
+    if trainer.is_global_zero:
+        folder.send_records()
+    return result
+
+
+def _prepare(recipe: Recipe[C, R], folder: RunFolder) -> tuple[Recipe[C, R], DatasetSplits]:
+    """Open the sets, and give the recipe the config of this run's folder, data and pace."""
+    config = replace(recipe.config, run=replace(recipe.config.run, dir=str(folder.local)))
+    config = replace(config, data=replace(recipe, config=config).prepare_data(folder.local))
+    splits = open_splits(config.data)  # before a model is built: a pattern may match nothing
+    config = replace(
+        config,
+        trainer=config.trainer.paced(splits.samples()),
+        optim=config.optim.for_batch(config.trainer.global_batch),
     )
-    files = CheckpointFiles(writer, partial(_check_and_print, header=header))
-    return RunContext(run, trainer, interruption, folder, header, shelf, files)
+    return replace(recipe, config=config), splits
 
 
 def standard_callbacks(
-    stage: str, setting: RunContext, sets: DatasetSplits, max_bad_fraction: float
+    title: str, run: RunContext, splits: DatasetSplits, max_bad_fraction: float
 ) -> list[L.Callback]:
-    """What every run has: what it shows, what it keeps, and what stops it.
+    """Build the callbacks of every stage: progress, reports, checkpoints, and what stops a run.
 
     Args:
-        stage: Shown beside the progress bar.
-        setting: The run's.
-        sets: The training sets.
-        max_bad_fraction: The share of damaged samples that stops the run.
+        title: Shown beside the progress bar.
+        run: The run's.
+        splits: The training sets.
+        max_bad_fraction: The share of corrupt samples that stops the run.
     """
-    config, folder = setting.trainer, setting.folder.local
+    config, folder = run.trainer, run.folder.local
     callbacks: list[L.Callback] = [
-        RankConsistency(setting.header | {"resumed from": _newest(setting)}),
-        TrainingProgressBar(stage, config.global_batch),
+        RankConsistency(run.header | {"resumed from": run.resume_name()}),
+        TrainingProgressBar(title, config.global_batch),
         StepLogger(),
-        DataReport(folder, sets, max_bad_fraction),
+        DataReport(folder, splits, max_bad_fraction),
         NanGuard(folder),
     ]
     if config.ema_decay is not None:
         callbacks.append(EmaWeights(config.ema_decay))
-    if setting.run.trace:
+    if run.run.trace:
         callbacks.append(SampleTrace(folder))
     # it saves what the others do, then the run may end
-    checkpoints = RunCheckpoints(config, setting.header, setting.shelf, setting.files.writer)
+    checkpoints = RunCheckpoints(config, run.header, run.retention, run.files.writer)
     return [
         *callbacks,
         checkpoints,
-        Preemption(setting.interruption, checkpoints.save_now, setting.folder),
-        Watchdog(float(setting.interruption.hang_s)),
+        Preemption(run.interruption, checkpoints.save_now, run.folder),
+        Watchdog(float(run.interruption.hang_s)),
     ]
 
 
 def fit(
-    task: L.LightningModule,
+    module: L.LightningModule,
     data: TrainingDataModule,
-    setting: RunContext,
+    run: RunContext,
     callbacks: Sequence[L.Callback],
-) -> tuple[L.Trainer, LossHistory]:
-    """Trains to the last step, from the checkpoint that the run's config names, if there is one.
+) -> L.Trainer:
+    """Train to the last step, from the checkpoint that the run's config names, if there is one.
 
     Raises:
         UserError: The checkpoint is of another version or model, or its place is in other data.
     """
-    history = LossHistory()
     trainer = build_trainer(
-        setting.run,
-        setting.trainer,
-        [history, *callbacks, OverdueValidation(setting.trainer.validate_every_steps)],
+        run.run,
+        run.trainer,
+        [run.history, *callbacks, OverdueValidation(run.trainer.validate_every_steps)],
         data.validates(),
-        setting.interruption,
-        setting.files,
-        _first_step(setting),
+        run.interruption,
+        run.files,
+        run.resume_step(),
     )
-    trainer.fit(task, datamodule=data, ckpt_path=_from(setting))
-    return trainer, history
-
-
-def print_weights(setting: RunContext, told: str) -> None:
-    """Says where the weights come from, unless they are a checkpoint's, which is said later."""
-    if _from(setting) is None and launch().rank == 0:
-        _print(f"weights: {told}")
-
-
-def _check_and_print(stored: CheckpointReader, header: dict[str, Any]) -> None:
-    """On rank 0, before a checkpoint is loaded."""
-    check_resumable(stored, header)
-    step = stored.manifest.step
-    _print(f"weights: all from {stored.folder}, step {step}")
-
-
-def _print(line: str) -> None:
-    Console().print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def _from(setting: RunContext) -> Path | None:
-    """A run's folder or a checkpoint to go on from; which one exactly, rank 0 finds out."""
-    resume = setting.folder.resume
-    if resume == "none":
-        return None
-    if resume != "auto":
-        return Path(resume)
-    return setting.folder.local if newest_checkpoint(setting.folder.local) is not None else None
-
-
-def _first_step(setting: RunContext) -> int:
-    """The step that the run most likely goes on from: curves of later ones are drawn anew."""
-    where = _from(setting)
-    newest = None if where is None else newest_checkpoint(where) or where
-    try:
-        return 0 if newest is None else manifest_of(newest).step
-    except CheckpointError:  # it is told, or another is taken, when the run is loaded
-        return 0
-
-
-def _newest(setting: RunContext) -> str | None:
-    """What this rank would go on from, by name: ranks on other machines must see the same."""
-    where = _from(setting)
-    newest = None if where is None else newest_checkpoint(where) or where
-    return None if newest is None else newest.name
-
-
-def _told(sets: DatasetSplits) -> list[dict[str, Any]]:
-    """The training sets as provenance: from these counts and names anyone can tell them again."""
-    return [
-        {
-            "shards": len(one.shards),
-            "samples": len(one),
-            "first": Path(one.shards[0].path).name,
-            "fingerprint": one.fingerprint(),
-        }
-        for one in sets.train
-    ]
+    trainer.fit(module, datamodule=data, ckpt_path=run.resume_path())
+    return trainer

@@ -5,16 +5,14 @@ from typing import Any
 
 import pytest
 
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.fields import PathKind, comments_of, find_field, leaves, path
+from efficientsam_pl.config.load import ConfigError
 from efficientsam_pl.data.config import SetConfig
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import (
-    ConfigError,
-    EvaluateConfig,
-    FinetuneConfig,
-    PretrainConfig,
-)
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 ROOTS = (PretrainConfig, FinetuneConfig, EvaluateConfig, QuickstartConfig)
 NO_PATHS = {"timm_name", "best_metric"}  # texts that name no file

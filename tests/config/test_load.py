@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from efficientsam_pl.cli.config_options import check_inputs
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
+from efficientsam_pl.config import load as configs
+from efficientsam_pl.config.load import ConfigError
 from efficientsam_pl.models.config import NAMED, SegmenterConfig
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import (
-    ConfigError,
-    EvaluateConfig,
-    FinetuneConfig,
-    PretrainConfig,
-)
+from efficientsam_pl.models.registry import segmenter_config
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH_STAGES = (PretrainConfig, FinetuneConfig)
@@ -104,7 +104,7 @@ def test_dumped_config_loads_to_the_same_config(root: type[Any], tmp_path: Path)
 def test_named_segmenter_survives_being_dumped(name: str, tmp_path: Path) -> None:
     file = tmp_path / "model.yaml"
     file.write_text(configs.dump(NAMED[name]))
-    assert configs.segmenter_config(str(file)) == NAMED[name] == configs.segmenter_config(name)
+    assert segmenter_config(str(file)) == NAMED[name] == segmenter_config(name)
 
 
 def test_later_files_win_and_overrides_win_over_files(tmp_path: Path) -> None:
@@ -499,13 +499,13 @@ def test_a_missing_required_key_is_named(
     root: type[Any], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        configs.require(configs.load(root, [], overrides))
+        check_inputs(configs.load(root, [], overrides))
     assert str(caught.value) == message
 
 
 def test_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="sam_vit_c") as caught:
-        configs.segmenter_config("sam_vit_c")
+        segmenter_config("sam_vit_c")
     assert all(name in str(caught.value) for name in NAMED)
 
 
@@ -513,10 +513,11 @@ def test_configs_load_without_torch_and_numpy() -> None:
     program = (
         "import sys\n"
         "from efficientsam_pl.cli import main as cli\n"
-        "from efficientsam_pl.recipes import root_configs as config\n"
+        "from efficientsam_pl.config.load import load\n"
+        "from efficientsam_pl.recipes.sami.config import PretrainConfig\n"
         "from efficientsam_pl.commands.quickstart.config import QuickstartConfig\n"
-        "config.load(QuickstartConfig, ['quickstart'], [])\n"
-        "config.load(config.PretrainConfig, ['pretrain/ti', 'debug/cpu'], [])\n"
+        "load(QuickstartConfig, ['quickstart'], [])\n"
+        "load(PretrainConfig, ['pretrain/ti', 'debug/cpu'], [])\n"
         "cli.main(['finetune', '-c', 'finetune/ti', '--print-config'])\n"
         "cli.main(['finetune', 'optim.warmup=1'])\n"
         "heavy = {'torch', 'numpy', 'lightning', 'timm'} & set(sys.modules)\n"

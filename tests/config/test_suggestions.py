@@ -4,15 +4,13 @@ from typing import Any
 
 import pytest
 
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.fields import leaves
+from efficientsam_pl.config.load import ConfigError
 from efficientsam_pl.config.suggestions import ALIASES
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import (
-    ConfigError,
-    EvaluateConfig,
-    FinetuneConfig,
-    PretrainConfig,
-)
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 
 def mistake(root: type[Any], files: list[str], *overrides: str) -> str:

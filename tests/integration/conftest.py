@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from efficientsam_pl.cli import main as cli
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.load import load_segmenter
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import SegmenterConfig
+from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.rle import encode
 
 SCRIPT = Path(sys.executable).with_name("efficientsam")

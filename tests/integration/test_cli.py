@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import EvaluateConfig, FinetuneConfig, PretrainConfig
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
+from efficientsam_pl.config import load as configs
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 if TYPE_CHECKING:
     from tests.integration.conftest import InProcess, OwnProcess

@@ -13,15 +13,13 @@ import pytest
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.cli.completion import Overrides, config_names
 from efficientsam_pl.cli.training import STAGES
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.info import EXTRAS
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.fields import leaves
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import (
-    EvaluateConfig,
-    FinetuneConfig,
-    PretrainConfig,
-)
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOTS = {
@@ -71,11 +69,11 @@ def test_every_option_of_every_command_is_described() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [*STAGES, "evaluate"])
 def test_help_of_a_stage_lists_main_keys_configs_and_an_example(name: str, say: Say) -> None:
-    told, stage = say(name, "--help"), STAGES[name]
-    meaning = {leaf.key: leaf.comment for leaf in leaves(stage.root)}
-    for key in stage.keys:
+    told, root = say(name, "--help"), ROOTS[name]
+    meaning = {leaf.key: leaf.comment for leaf in leaves(root)}
+    for key in root.HELP.keys:
         [line] = [line for line in told.splitlines() if line.startswith(f"  {key} ")]
         assert line.split()[1] == meaning[key].split()[0], "each is described"
     for file in (ROOT / "configs" / name).glob("*.yaml"):
@@ -84,11 +82,11 @@ def test_help_of_a_stage_lists_main_keys_configs_and_an_example(name: str, say: 
     assert f"efficientsam {name} -c {name}/" in example
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [*STAGES, "evaluate"])
 def test_the_example_of_a_stage_is_a_config_that_loads(name: str) -> None:
-    words = re.sub(r"[\\\n']", " ", STAGES[name].example).split()[2:]
+    words = re.sub(r"[\\\n']", " ", ROOTS[name].HELP.example).split()[2:]
     assert words[0] == "-c"
-    configs.load(STAGES[name].root, [words[1]], words[2:])
+    configs.load(ROOTS[name], [words[1]], words[2:])
 
 
 @pytest.mark.parametrize("name", ROOTS)

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from efficientsam_pl.cli import main as cli
+from efficientsam_pl.cli.config_options import check_inputs
 from efficientsam_pl.cluster.launch import tell_torchrun
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import FinetuneConfig
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.storage.outputs import check_output
 
 Mistake = Callable[..., str]
@@ -103,7 +104,7 @@ def test_best_metric_without_a_held_out_set_is_refused(
 
 def test_run_without_a_best_checkpoint_needs_no_held_out_set() -> None:
     given = [f"data.train={__file__}", "trainer.best_metric=null"]
-    configs.require(configs.load(FinetuneConfig, [], given))
+    check_inputs(configs.load(FinetuneConfig, [], given))
 
 
 UNEVEN = (

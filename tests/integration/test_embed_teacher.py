@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from efficientsam_pl.cli import main as cli
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.data.build import open_splits
 from efficientsam_pl.data.config import SetConfig
 from efficientsam_pl.data.dataloaders import once_loader
@@ -28,8 +29,7 @@ from efficientsam_pl.data.sampler import RankShard, SampleRef
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.teacher import FrozenTeacher
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import PretrainConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.recipes.sami.feature_store import describe, stored_streams
 from efficientsam_pl.structures import ImageBatch
 

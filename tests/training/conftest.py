@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.promptable import recipe as finetune
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
-from efficientsam_pl.recipes.sami import recipe as pretrain
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.sami.recipe import SamiRecipe
 from efficientsam_pl.rle import encode
+from efficientsam_pl.training import train as training
 
 PHOTOS, MASKS = 10, 3
 MODEL = """\
@@ -69,6 +71,10 @@ INTERACTIVE = {
 }
 PROMPTS = "prompts: {negative_clicks: true, mask_prompts: true, min_points: 6, max_points: 12}\n"
 
+RECIPES: dict[str, tuple[type[Any], type[Any]]] = {
+    "pretrain": (PretrainConfig, SamiRecipe),
+    "finetune": (FinetuneConfig, PromptableRecipe),
+}
 Run = Callable[..., Any]
 
 
@@ -152,23 +158,19 @@ def run(
     """Runs a stage through its command: run(stage, folder, "key=value", ..., stop_after=3)."""
 
     def start(stage: str, folder: Path, *overrides: str, stop_after: int | None = None) -> Any:
-        command = {"pretrain": pretrain, "finetune": finetune}[stage]
         paths = [f"data.train={shards}/train-*.tar", f"run.dir={folder}"]
         if stage == "finetune":
             paths.append(f"model.name={model_file}")
-        config = configs.load(
-            PretrainConfig if stage == "pretrain" else FinetuneConfig,
-            [str(stage_files[stage])],
-            [*paths, *overrides],
-        )
+        root, recipe = RECIPES[stage]
+        config = configs.load(root, [str(stage_files[stage])], [*paths, *overrides])
         with monkeypatch.context() as patch:
             if stop_after is not None:
-                standard = command.standard_callbacks
+                standard = training.standard_callbacks
                 patch.setattr(
-                    command,
+                    training,
                     "standard_callbacks",
                     lambda *given: [*standard(*given), StopAfter(stop_after)],
                 )
-            return command.run(config)
+            return training.train(recipe(config))
 
     return start

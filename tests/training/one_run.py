@@ -17,10 +17,12 @@ import lightning as L  # noqa: N812
 import torch
 
 from benchmarks.scaling.collectives import Collectives
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.promptable import recipe as finetune
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
-from efficientsam_pl.recipes.sami import recipe as pretrain
+from efficientsam_pl.config import load as configs
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.sami.recipe import SamiRecipe
+from efficientsam_pl.training import train as training
 
 
 class CountedCollectives(L.Callback):
@@ -41,16 +43,17 @@ class CountedCollectives(L.Callback):
 
 
 def run(stage: str, file: str, counts: str, *overrides: str) -> None:
-    command, root = {
-        "pretrain": (pretrain, PretrainConfig),
-        "finetune": (finetune, FinetuneConfig),
+    recipe: Any
+    recipe, root = {
+        "pretrain": (SamiRecipe, PretrainConfig),
+        "finetune": (PromptableRecipe, FinetuneConfig),
     }[stage]
-    standard = command.standard_callbacks
+    standard = training.standard_callbacks
     counter = [] if counts == "-" else [CountedCollectives(Path(counts))]
     with mock.patch.object(
-        command, "standard_callbacks", lambda *given: [*counter, *standard(*given)]
+        training, "standard_callbacks", lambda *given: [*counter, *standard(*given)]
     ):
-        command.run(configs.load(root, [file], overrides))  # type: ignore[attr-defined]
+        training.train(recipe(configs.load(root, [file], overrides)))
 
 
 def main(*arguments: str) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.state import is_weight
 from efficientsam_pl.commands import consolidate
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT, read_weights
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import PretrainConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.training.datamodule import TrainingDataModule
 
 Run = Callable[..., Any]

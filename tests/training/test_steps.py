@@ -8,8 +8,7 @@ import lightning as L  # noqa: N812
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from efficientsam_pl.recipes.promptable import recipe as finetune
-from efficientsam_pl.recipes.sami import recipe as pretrain
+from efficientsam_pl.training import train as training
 
 Run = Callable[..., Any]
 LONG = (
@@ -62,10 +61,11 @@ def test_killed_and_resumed_run_logs_at_the_steps_of_the_straight_one(
     drawn = {path.name for path in (tmp_path / "whole/pictures").iterdir()}
     assert {"step-00000020.png"} <= drawn
 
-    command = {"pretrain": pretrain, "finetune": finetune}[stage]
     with monkeypatch.context() as patch:
-        standard = command.standard_callbacks
-        patch.setattr(command, "standard_callbacks", lambda *given: [Kill(amid), *standard(*given)])
+        standard = training.standard_callbacks
+        patch.setattr(
+            training, "standard_callbacks", lambda *given: [Kill(amid), *standard(*given)]
+        )
         with pytest.raises(RuntimeError, match="killed"):
             run(stage, tmp_path / "killed", heldout, *LONG)
     resumed = run(stage, tmp_path / "killed", heldout, *LONG)

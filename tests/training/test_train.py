@@ -16,12 +16,15 @@ from torch import Tensor
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.state import joined
 from efficientsam_pl.commands import consolidate
+from efficientsam_pl.config import load as configs
+from efficientsam_pl.config.load import ConfigError
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.hub import load_model
+from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.weights import FORMAT, read_weights
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import ConfigError, FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 Run = Callable[..., Any]
 PHOTOS = {f"photo{i}" for i in range(10)}
@@ -272,7 +275,7 @@ def test_consolidated_segmenter_is_the_trained_one_bit_for_bit(
     out = consolidate.run(tmp_path / "run", tmp_path / "model.safetensors")
     for loaded in (load_model(None, str(out)), load_model(str(model_file), str(out))):
         assert same(loaded.state_dict(), trained)
-        assert loaded.config == configs.segmenter_config(str(model_file))
+        assert loaded.config == segmenter_config(str(model_file))
     told = read_weights(str(out)).provenance
     assert told is not None
     assert (told["stage"], told["steps"], told["weights"]) == ("finetune", 6, "last")

@@ -21,10 +21,12 @@ from efficientsam_pl.cluster.devices import chosen_device
 from efficientsam_pl.cluster.launch import Launch, launch, note_progress
 from efficientsam_pl.cluster.signals import Request, StopRequests, catch_signals
 from efficientsam_pl.cluster.slurm import requeue
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.evaluate.dataset import EvaluationSet, name_of, open_set
 from efficientsam_pl.commands.evaluate.plots import draw
 from efficientsam_pl.commands.evaluate.result import RunNotes, merged, settings_of, summary
 from efficientsam_pl.commands.evaluate.table import result_table
+from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.datasets.image_sources import prefetch
 from efficientsam_pl.errors import SavedAndStopped
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
@@ -39,7 +41,6 @@ from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model, weights_sha256
 from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.plural import counted
-from efficientsam_pl.recipes.root_configs import EvaluateConfig, as_dict
 from efficientsam_pl.structures import CorruptSample
 
 _DECODERS, _AHEAD = 2, 6  # threads that decode photos, and photos that may wait

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.data.annotation_files import Category
 from efficientsam_pl.data.coco_instances import (
     Detection,
@@ -21,7 +22,6 @@ from efficientsam_pl.data.datasets.image_sources import (
     content_of_shards,
 )
 from efficientsam_pl.data.shards import ShardSet, open_shards
-from efficientsam_pl.recipes.root_configs import EvaluateConfig
 from efficientsam_pl.structures import CorruptSample, InstanceImage
 
 

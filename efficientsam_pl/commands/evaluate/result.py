@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.evaluate.dataset import EvaluationSet
 from efficientsam_pl.evaluation.evaluator import ANY, ImageEvaluator
 from efficientsam_pl.evaluation.metrics.lvis import lvis_averages
@@ -23,7 +24,6 @@ from efficientsam_pl.evaluation.results.record import ImageRecord
 from efficientsam_pl.evaluation.results.result_file import Result
 from efficientsam_pl.evaluation.results.tally import Tally
 from efficientsam_pl.plural import counted
-from efficientsam_pl.recipes.root_configs import EvaluateConfig
 from efficientsam_pl.versions import versions
 
 _PROGRAMS = ("efficientsam_pl", "torch", "numpy", "pycocotools")

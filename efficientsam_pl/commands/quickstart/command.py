@@ -23,6 +23,7 @@ from efficientsam_pl.commands.quickstart.sources import (
 )
 from efficientsam_pl.commands.quickstart.state import QuickstartState, begin
 from efficientsam_pl.commands.quickstart.teacher import announce_cost, teacher_encoder
+from efficientsam_pl.config.load import as_dict, dump
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.image_files import save_image
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
@@ -30,11 +31,13 @@ from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.evaluation.training_protocols import random_clicks
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.plural import counted
-from efficientsam_pl.recipes.promptable import recipe as finetune
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig, as_dict, dump
-from efficientsam_pl.recipes.sami import recipe as pretrain
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe, starting_model
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.sami.recipe import PretrainResult, SamiRecipe
 from efficientsam_pl.rle import area, box_xyxy
 from efficientsam_pl.storage.atomic import atomic_write_bytes
+from efficientsam_pl.training.train import train
 from efficientsam_pl.versions import versions
 
 _DRAWN_MASKS = 4  # of the image that `predict` is shown on
@@ -106,12 +109,12 @@ def run(options: QuickstartOptions, config: QuickstartConfig) -> dict[str, Any]:
     pretraining = _pretrain_config(options, config)
     if options.teacher is not None:
         announce_cost(pretraining, len(open_shards(_pattern(out, "train"))))
-    pretrained = pretrain.run(pretraining)
+    pretrained = train(SamiRecipe(pretraining))
     watch.lap("SAMI pretraining")
     watch.begin("finetuning")
     finetuning = _finetune_config(options, config, pretrained.encoder)
-    start = finetune.starting_model(finetuning).eval()
-    finetuned = finetune.run(finetuning)
+    start = starting_model(finetuning).eval()
+    finetuned = train(PromptableRecipe(finetuning))
     weights = consolidate.run(out / "finetune", out / "model.safetensors")
     watch.lap("finetuning")
     watch.begin("scoring")
@@ -278,7 +281,7 @@ def _predict_one(out: Path, weights: Path) -> Example:
     return Example(file, (int(x), int(y)))
 
 
-def _metrics(pretrained: pretrain.PretrainResult, splits: dict[str, Split]) -> dict[str, Any]:
+def _metrics(pretrained: PretrainResult, splits: dict[str, Split]) -> dict[str, Any]:
     """Everything that a seed decides, and nothing that a clock does."""
     finetuning = {name: split_metrics(split) for name, split in splits.items()}
     finetuning["heldout"]["ap"] = splits["heldout"].trained.ap.ap

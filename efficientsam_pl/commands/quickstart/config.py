@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from efficientsam_pl.models.config import SegmenterConfig
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

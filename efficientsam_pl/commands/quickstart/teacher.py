@@ -7,7 +7,7 @@ import torch
 from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.models.weights import WeightsError, read_weights
-from efficientsam_pl.recipes.root_configs import PretrainConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 _BASELINE_AND_VALIDATION = 12  # forwards a photo outside of training, about
 

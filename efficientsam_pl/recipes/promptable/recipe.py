@@ -1,16 +1,17 @@
-"""`efficientsam finetune`: prompts to masks on shards of masked photos."""
+"""The recipe of `efficientsam finetune`: prompts to masks on shards of images with masks."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+import lightning as L  # noqa: N812
 import torch
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.select import newest_checkpoint
-from efficientsam_pl.cluster.launch import launch
-from efficientsam_pl.cluster.signals import catch_signals
-from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader, open_splits
+from efficientsam_pl.config.load import as_dict
+from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader
+from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.datasets.eval import EvalDataset
 from efficientsam_pl.data.datasets.train import LOSS_FACTOR, MASK_SUFFIXES, Frame, MaskDataset
 from efficientsam_pl.inference.load import starting_segmenter
@@ -18,189 +19,172 @@ from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.prompts.samplers import build_prompt_sampler
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.promptable.custom_coco import packed_coco
 from efficientsam_pl.recipes.promptable.module import PromptedSegmentation
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
 from efficientsam_pl.recipes.promptable.prompted_images import visualized_protocols
 from efficientsam_pl.recipes.promptable.validate import PromptValidation
 from efficientsam_pl.recipes.promptable.visualize import MaskVisualizer
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, as_dict, dump
 from efficientsam_pl.structures import Label, MaskBatch
 from efficientsam_pl.training.callbacks.loss_history import LossHistory
-from efficientsam_pl.training.callbacks.throughput import Throughput
+from efficientsam_pl.training.context import RunContext
 from efficientsam_pl.training.datamodule import TrainingDataModule, TrainingDatasets
 from efficientsam_pl.training.flops import step_flops
 from efficientsam_pl.training.parallelize import parallelize
-from efficientsam_pl.training.run.folder import open_run
-from efficientsam_pl.training.train import fit, print_weights, run_context, standard_callbacks
-from efficientsam_pl.training.trainer import check_hardware
+from efficientsam_pl.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a run leaves: its last checkpoint and its losses."""
+    """A finished run's last checkpoint and its losses."""
 
     checkpoint: Path
     history: LossHistory
 
 
-def run(config: FinetuneConfig) -> FinetuneResult:
-    """Trains what is not frozen; the last checkpoint is named in `RUN/latest`."""
-    catch_signals()
-    asked = config.run
-    config = replace(config, trainer=config.trainer.on(launch()))
-    check_hardware(config.trainer)
-    folder = open_run(asked, as_dict(config), dump(config), launch())
-    config = replace(config, run=replace(asked, dir=str(folder.local)))
-    config = replace(config, data=packed_coco(config.data, folder.local))
-    sets = open_splits(config.data)  # before the model is built: a pattern may match nothing
-    model = starting_model(config)
-    shape = model.config
-    config = replace(
-        config,
-        trainer=config.trainer.paced(sets.samples()),
-        optim=config.optim.for_batch(config.trainer.global_batch),
-    )
-    data = TrainingDataModule(_streams(config, sets, shape), config.data, config.trainer)
-    lesson = PromptLoop(
-        build_prompt_sampler(config.prompts, shape.encoder.image_size),
-        config.loss,
-        config.masks.decoded_at_once,
-    )
-    task = PromptedSegmentation(
-        model,
-        lesson,
-        config.optim,
-        config.trainer.max_steps,
-        partial(parallelize, config=config.trainer),
-        averaged=config.trainer.ema_decay is not None,
-    )
-    header = {
-        "stage": "finetune",
-        "config": as_dict(replace(config, run=asked)),
-        "model": as_dict(shape),
-        "frozen": sorted(frozen_modules(config, model)),
-    }
-    setting = run_context(config.run, config.trainer, config.interruption, folder, header, sets)
-    print_weights(setting, _weights(config))
-    throughput = _throughput(config, lesson, shape)
-    callbacks = [
-        *_watching(config, data, shape, throughput),
-        *standard_callbacks("Finetuning", setting, sets, config.data.max_bad_fraction),
-        throughput,  # last: what the others wait for is no waiting for data
-    ]
-    trainer, history = fit(task, data, setting, callbacks)
-    if trainer.is_global_zero:
-        folder.send_records()
-    checkpoint = newest_checkpoint(folder.local)
-    assert checkpoint is not None, "a finished run has saved its last step"
-    return FinetuneResult(checkpoint, history)
+class PromptableRecipe(Recipe[FinetuneConfig, FinetuneResult]):
+    """Train the parts of a segmenter that are not frozen."""
+
+    name = "finetune"
+    title = "Finetuning"
+
+    def prepare_data(self, folder: Path) -> DataConfig:
+        """Pack a COCO-format set into the run's folder."""
+        return packed_coco(self.config.data, folder)
+
+    @cached_property
+    def model(self) -> Segmenter:
+        """The model that the run begins with."""
+        return starting_model(self.config)
+
+    @property
+    def shape(self) -> SegmenterConfig:
+        """The model's config."""
+        return self.model.config
+
+    @cached_property
+    def prompt_loop(self) -> PromptLoop:
+        """The rounds of prompts of a training step."""
+        config = self.config
+        sampler = build_prompt_sampler(config.prompts, self.shape.encoder.image_size)
+        return PromptLoop(sampler, config.loss, config.masks.decoded_at_once)
+
+    def datasets(self, splits: DatasetSplits) -> TrainingDatasets:
+        """Build images in the model's frame with some of their masks."""
+        config, shape = self.config, self.shape
+        seed, exact = config.run.seed, config.data.decoding == "exact"
+        frame = Frame(shape.encoder.image_size, shape.resize, exact=exact)
+        heldout, scored = None, None
+        if splits.heldout:
+            reader = build_reader((splits.heldout,), MASK_SUFFIXES, config.data)
+            unflipped = replace(config.masks, flip=0.0)
+            heldout = MaskDataset(reader, unflipped, replace(frame, exact=True), seed)
+            scored = EvalDataset(reader, frame)
+        train_reader = build_reader(splits.train, MASK_SUFFIXES, config.data)
+        return TrainingDatasets(
+            train=MaskDataset(train_reader, config.masks, frame, seed),
+            sample_order=build_order(splits, config.data, seed),
+            sets=splits,
+            heldout=heldout,
+            scored=scored,
+        )
+
+    def module(self) -> PromptedSegmentation:
+        """Build the segmenter and the loop of its prompts."""
+        config = self.config
+        return PromptedSegmentation(
+            self.model,
+            self.prompt_loop,
+            config.optim,
+            config.trainer.max_steps,
+            partial(parallelize, config=config.trainer),
+            averaged=config.trainer.ema_decay is not None,
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """Describe the model and its frozen modules."""
+        frozen = sorted(frozen_modules(self.config, self.model))
+        return {"model": as_dict(self.shape), "frozen": frozen}
+
+    def flops_per_image(self) -> int:
+        """Count an image with as many masks as a batch has room for."""
+        config, shape, prompt_loop = self.config, self.shape, self.prompt_loop
+
+        def build() -> Segmenter:
+            model = Segmenter(shape)
+            model.freeze(frozen_modules(config, model))
+            return model
+
+        def loss(model: Segmenter, image: Tensor) -> Tensor:
+            batch = _blank(image, config.masks.masks_per_image, config.masks.clicks)
+            return prompt_loop.loss_for_flops(model, model.encode(image), batch)
+
+        return step_flops(build, loss, shape.encoder.image_size)
+
+    def describe_weights(self) -> str:
+        """List parts by source, such as `image encoder from FILE, mask decoder from ...`."""
+        config, sources = self.config, dict[str, list[str]]()
+        frozen = config.model.freeze.parts()
+        for name, file in config.model.sources().items():
+            part = name.replace("_", " ") + (" (frozen)" if name in frozen else "")
+            sources.setdefault(file or f"scratch (seed {config.run.seed})", []).append(part)
+        return ", ".join(f"{_listed(parts)} from {source}" for source, parts in sources.items())
+
+    def callbacks(self, run: RunContext, data: TrainingDataModule) -> list[L.Callback]:
+        """Build what scores and draws the held-out images; nothing where none are held out."""
+        if not data.validates():
+            return []
+        validation, images = self.config.validation, run.trainer.visualized_images
+        scores = PromptValidation(validation, run.run.seed)
+        if images == 0:
+            return [scores]
+        visualizer = MaskVisualizer(
+            run.folder.local,
+            lambda: data.first_images(images),
+            visualized_protocols(
+                validation, self.shape.encoder.image_size, self.config.masks.clicks
+            ),
+            run.paused,
+        )
+        return [scores, visualizer]
+
+    def finish(self, trainer: L.Trainer, run: RunContext) -> FinetuneResult:
+        """Return the last checkpoint; all is written by then."""
+        return FinetuneResult(run.last_checkpoint(), run.history)
 
 
 def starting_model(config: FinetuneConfig) -> Segmenter:
-    """The model as the run begins with it; what no file gives is drawn from the run's seed."""
+    """Build the model that a run begins with; what no file gives is drawn from the seed."""
     torch.manual_seed(config.run.seed)
     model = starting_segmenter(segmenter_config(config.model.name), config.model)
     model.freeze(frozen_modules(config, model))
     return model
 
 
-def _weights(config: FinetuneConfig) -> str:
-    """Parts by where they come from, such as `image encoder from FILE, mask decoder from ...`."""
-    frozen, parts = config.model.freeze.parts(), dict[str, list[str]]()
-    for name, file in config.model.sources().items():
-        source = file or f"scratch (seed {config.run.seed})"
-        part = name.replace("_", " ") + (" (frozen)" if name in frozen else "")
-        parts.setdefault(source, []).append(part)
-    return ", ".join(f"{_listed(names)} from {source}" for source, names in parts.items())
+def frozen_modules(config: FinetuneConfig, model: Segmenter) -> list[str]:
+    """List modules that are to stay as they are, or that get no gradient in this recipe."""
+    prompts, loss = config.prompts, config.loss
+    corrects = prompts.rounds == "interactive" and prompts.corrections + prompts.repeats > 0
+    labels = {Label.POSITIVE, *([Label.NEGATIVE] if corrects else [])}
+    if prompts.box_share > 0:
+        labels |= {Label.TOP_LEFT, Label.BOTTOM_RIGHT}
+    unweighted = ["mask_decoder.iou_head"] if loss.iou == 0 else []
+    if loss.single_mask == 0 and not corrects:
+        unweighted.append("mask_decoder.hypernetworks.0")
+    return [
+        *config.model.freeze.parts(),
+        *model.unused_modules(labels, mask_logits=corrects),
+        *unweighted,
+    ]
 
 
 def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def frozen_modules(config: FinetuneConfig, model: Segmenter) -> list[str]:
-    """Modules that are to stay as they are, or that nothing of this recipe would teach."""
-    prompts, loss = config.prompts, config.loss
-    corrects = prompts.rounds == "interactive" and prompts.corrections + prompts.repeats > 0
-    asked = {Label.POSITIVE, *([Label.NEGATIVE] if corrects else [])}
-    if prompts.box_share > 0:
-        asked |= {Label.TOP_LEFT, Label.BOTTOM_RIGHT}
-    unweighted = ["mask_decoder.iou_head"] if loss.iou == 0 else []
-    if loss.single_mask == 0 and not corrects:
-        unweighted.append("mask_decoder.hypernetworks.0")
-    return [
-        *config.model.freeze.parts(),
-        *model.unused_modules(asked, mask_logits=corrects),
-        *unweighted,
-    ]
-
-
-def _streams(
-    config: FinetuneConfig, sets: DatasetSplits, shape: SegmenterConfig
-) -> TrainingDatasets:
-    """Photos in the model's frame with some of their masks."""
-    seed = config.run.seed
-    frame = Frame(shape.encoder.image_size, shape.resize, exact=config.data.decoding == "exact")
-    heldout, scored = None, None
-    if sets.heldout:
-        reader = build_reader((sets.heldout,), MASK_SUFFIXES, config.data)
-        unflipped = replace(config.masks, flip=0.0)
-        heldout = MaskDataset(reader, unflipped, replace(frame, exact=True), seed)
-        scored = EvalDataset(reader, frame)
-    return TrainingDatasets(
-        train=MaskDataset(
-            build_reader(sets.train, MASK_SUFFIXES, config.data), config.masks, frame, seed
-        ),
-        sample_order=build_order(sets, config.data, seed),
-        sets=sets,
-        heldout=heldout,
-        scored=scored,
-    )
-
-
-def _watching(
-    config: FinetuneConfig, data: TrainingDataModule, shape: SegmenterConfig, throughput: Throughput
-) -> list[PromptValidation | MaskVisualizer]:
-    """What scores and draws the held-out photos; nothing where none are held out."""
-    if not data.validates():
-        return []
-    side, told = shape.encoder.image_size, config.validation
-    drawn = config.trainer.visualized_images
-    scores = PromptValidation(told, config.run.seed)
-    if drawn == 0:
-        return [scores]
-    pictures = MaskVisualizer(
-        Path(config.run.dir),
-        lambda: data.first_images(drawn),
-        visualized_protocols(told, side, config.masks.clicks),
-        throughput.paused,
-    )
-    return [scores, pictures]
-
-
-def _throughput(config: FinetuneConfig, lesson: PromptLoop, shape: SegmenterConfig) -> Throughput:
-    """Counts a photo with as many masks as a batch has room for."""
-
-    def built() -> Segmenter:
-        model = Segmenter(shape)
-        model.freeze(frozen_modules(config, model))
-        return model
-
-    def loss(model: Segmenter, image: Tensor) -> Tensor:
-        batch = _blank(image, config.masks.masks_per_image, config.masks.clicks)
-        return lesson.loss_for_flops(model, model.encode(image), batch)
-
-    precision = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
-    return Throughput(
-        config.trainer.global_batch,
-        lambda: step_flops(built, loss, shape.encoder.image_size),
-        precision,
-    )
-
-
 def _blank(image: Tensor, masks: int, clicks: int) -> MaskBatch:
-    """A photo's batch without content."""
+    """Build an image's batch without content."""
     low = image.shape[-1] // LOSS_FACTOR
     return MaskBatch(
         image=image,

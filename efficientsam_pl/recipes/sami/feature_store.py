@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from efficientsam_pl.config.diff import flatten
+from efficientsam_pl.config.load import ConfigError, as_dict
 from efficientsam_pl.data.build import DatasetSplits, build_reader
 from efficientsam_pl.data.dataloaders import Stream
 from efficientsam_pl.data.features.codec import VERSION
@@ -28,7 +29,7 @@ from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.hub import weights_sha256
 from efficientsam_pl.models.config import TeacherConfig
-from efficientsam_pl.recipes.root_configs import ConfigError, PretrainConfig, as_dict
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.storage.files import full_path
 
 _MARKS = ",*?[{"  # which patterns of shards take for a mark

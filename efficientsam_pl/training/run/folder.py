@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,10 +13,11 @@ from omegaconf import OmegaConf
 
 from efficientsam_pl.checkpoints.layout import MANIFEST
 from efficientsam_pl.cluster.launch import Launch
+from efficientsam_pl.config.load import as_dict, dump
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import is_local, local_path
 from efficientsam_pl.storage.mirror import Mirror, StoredFolder
-from efficientsam_pl.training.config import RunConfig
+from efficientsam_pl.training.config import RecipeConfig, RunConfig
 from efficientsam_pl.training.run.remote import (
     CHECKPOINTS,
     bring_checkpoint,
@@ -73,30 +75,29 @@ class RunFolder:
                     self.mirror.put([file])
 
 
-def open_run(run: RunConfig, config: dict[str, Any], config_yaml: str, launch: Launch) -> RunFolder:
-    """Makes the run's folder, writes its `config.yaml`, and seeds torch for what is drawn in it.
+def open_run(config: RecipeConfig, launch: Launch) -> RunFolder:
+    """Make the run's folder, write its `config.yaml`, and seed torch for what is drawn in it.
 
     Every rank calls it, in any order and before ranks can talk; rank 0 alone writes.
 
     Args:
-        run: The folder and how to go on in it.
-        config: The run's config as plain values.
-        config_yaml: The same as YAML.
-        launch: Which rank this is, and whether its job is started anew.
+        config: The run's; its section `run` names the folder and how to resume in it.
+        launch: Which rank this is, and whether its job was restarted.
 
     Raises:
         UserError: The folder cannot be written, it holds a run of another config, or what the run
             is to go on from is not there.
     """
-    torch.manual_seed(run.seed)
+    torch.manual_seed(config.run.seed)
     try:
-        return _open(run, config, config_yaml, launch)
+        return _open(config, launch)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise UserError(f"run.dir={run.dir} cannot be used: {reason}") from error
+        raise UserError(f"run.dir={config.run.dir} cannot be used: {reason}") from error
 
 
-def _open(run: RunConfig, config: dict[str, Any], config_yaml: str, launch: Launch) -> RunFolder:
+def _open(config: RecipeConfig, launch: Launch) -> RunFolder:
+    run = config.run
     mirror = None if is_local(run.dir) else scratch_mirror(run.dir, run.scratch, launch.node)
     local = mirror.local if mirror is not None else _plain_path(run.dir)
     folder = mirror.remote if mirror is not None else StoredFolder(str(local.absolute()))
@@ -107,7 +108,7 @@ def _open(run: RunConfig, config: dict[str, Any], config_yaml: str, launch: Laun
     inside = _inside(run, resume)
     goes_on = resume == "auto" or inside is not None or own_job
     if launch.rank == 0:
-        _make_way(run, config, folder, goes_on, inside)
+        _make_way(config, folder, goes_on, inside)
     if resume not in ("auto", "none"):
         resume = str(_brought(run, resume, launch) if inside is None else local / inside)
     if mirror is not None:
@@ -116,7 +117,7 @@ def _open(run: RunConfig, config: dict[str, Any], config_yaml: str, launch: Laun
         (local / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         opened = "" if launch.job is None else f"{_OPENED_BY}{launch.job}\n"
         for place in (StoredFolder(str(local.absolute())), folder)[: 1 if mirror is None else 2]:
-            place.write("config.yaml", f"{opened}{config_yaml}".encode())
+            place.write("config.yaml", f"{opened}{dump(config)}".encode())
     return RunFolder(local, mirror, resume, mirror is not None and launch.node > 0)
 
 
@@ -168,11 +169,7 @@ def _full(path: str) -> str:
 
 
 def _make_way(
-    run: RunConfig,
-    config: dict[str, Any],
-    folder: StoredFolder,
-    goes_on: bool,
-    inside: str | None,
+    config: RecipeConfig, folder: StoredFolder, goes_on: bool, inside: str | None
 ) -> None:
     """On rank 0: checks that a run that goes on is the same, and sets aside what is not its own."""
     there = folder.names()
@@ -180,13 +177,13 @@ def _make_way(
         _set_aside(folder, there)
         return
     if "latest" in there:
-        _check_config(run, config, folder)
+        _check_config(config, folder)
     if inside is not None:
         _rewind(folder, there, inside)
 
 
-def _check_config(run: RunConfig, config: dict[str, Any], folder: StoredFolder) -> None:
-    """Tells what may differ, refuses what may not.
+def _check_config(config: RecipeConfig, folder: StoredFolder) -> None:
+    """Log changes of the config that are allowed, refuse the others.
 
     Raises:
         UserError: The recipe is another.
@@ -196,14 +193,17 @@ def _check_config(run: RunConfig, config: dict[str, Any], folder: StoredFolder) 
     except Exception as error:  # the YAML parser has many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"{folder.at('config.yaml')} cannot be read as YAML: {reason}") from error
-    differs = changes(before, config, "recipe")
-    if differs and run.changed == "refuse":
+    compare = partial(changes, type(config), before, as_dict(config))
+    differs = compare("recipe")
+    if differs and config.run.changed == "refuse":
         raise UserError(
-            f"run.dir={run.dir} holds a run of another config: {one_line(differs)}; "
+            f"run.dir={config.run.dir} holds a run of another config: {one_line(differs)}; "
             "run.changed=accept goes on, run.resume=none begins anew"
         )
-    if told := [*differs, *changes(before, config, "told")]:
-        _log.warning("the run in %s goes on with another config: %s", run.dir, "; ".join(told))
+    if logged := [*differs, *compare("logged")]:
+        _log.warning(
+            "the run in %s goes on with another config: %s", config.run.dir, "; ".join(logged)
+        )
 
 
 def _set_aside(folder: StoredFolder, there: list[str]) -> None:

@@ -14,8 +14,10 @@ from benchmarks.faults.tally import Trial, write_tally
 from benchmarks.faults.toy_runs import GLOBAL_BATCH, PHOTOS, STEPS, Setting, build_toy
 from benchmarks.faults.trial_site import last_step, small_disk
 from efficientsam_pl.checkpoints.layout import CheckpointError, corruption_of, measured, seal
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
+from efficientsam_pl.cli.config_options import check_inputs
+from efficientsam_pl.config import load as configs
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 
 def test_every_kind_comes_once_a_turn_and_a_seed_draws_the_same_again() -> None:
@@ -66,7 +68,7 @@ def test_the_toy_has_as_many_images_as_it_says_and_its_configs_are_accepted(tmp_
     ):
         _, file, *overrides = toy.arguments(setting, tmp_path / "run")
         config = configs.load(root, [file], overrides)
-        configs.require(config)
+        check_inputs(config)
         assert config.trainer.strategy == setting.strategy
         assert config.data.workers == setting.workers
         assert config.run.trace

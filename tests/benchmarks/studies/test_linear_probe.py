@@ -19,10 +19,10 @@ from benchmarks.studies.linear_probe import (
     square_around,
     untrained,
 )
+from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.transforms import Crop
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.models.config import EncoderConfig
-from efficientsam_pl.recipes.root_configs import as_dict
 
 SHAPE = EncoderConfig(width=24, depth=1, heads=3, image_size=32, position_grid=2)
 

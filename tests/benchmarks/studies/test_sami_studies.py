@@ -9,8 +9,11 @@ from benchmarks.harness import Row
 from benchmarks.studies import coco_folders, feature_store, linear_probe, sami_learning
 from benchmarks.studies.coco_folders import PackedImages, pack
 from benchmarks.studies.sami_runs import Setting, Spread, online_loss, study_config, write_markdown
-from efficientsam_pl.recipes.root_configs import as_dict
-from efficientsam_pl.recipes.sami import recipe
+from efficientsam_pl.config.load import as_dict
+from efficientsam_pl.recipes.sami import recipe as sami_recipe
+from efficientsam_pl.recipes.sami.module import SamiPretraining
+from efficientsam_pl.recipes.sami.recipe import SamiRecipe
+from efficientsam_pl.training.train import train
 
 TINY = Setting(steps=2, side=32, width=32, depth=1, batch=4, teacher_width=32, long_side=64)
 
@@ -53,13 +56,13 @@ def test_both_ways_and_the_untrained_encoder_begin_with_the_same_weights(
 ) -> None:
     begun: dict[str, torch.Tensor] = {}
 
-    class Watched(recipe.SamiPretraining):
+    class Watched(SamiPretraining):
         def on_train_start(self) -> None:
             begun.update({k: v.clone() for k, v in self.model.encoder.state_dict().items()})
 
-    monkeypatch.setattr(recipe, "SamiPretraining", Watched)
+    monkeypatch.setattr(sami_recipe, "SamiPretraining", Watched)
     config = sami_learning.config_of(way, TINY, packed, tmp_path / way, 5, None)
-    recipe.run(config)
+    train(SamiRecipe(config))
     fresh = linear_probe.untrained(config.sami.student, 5).state_dict()
     assert begun.keys() == fresh.keys()
     for name, value in fresh.items():
@@ -84,7 +87,7 @@ def test_loss_against_the_online_teacher_is_the_runs_own_where_it_learned_online
     packed: PackedImages, tmp_path: Path
 ) -> None:
     config = study_config(TINY, packed, tmp_path / "run", 0)
-    left = recipe.run(config)
+    left = train(SamiRecipe(config))
     assert online_loss(config, tmp_path / "run") == pytest.approx(left.heldout_loss, rel=1e-5)
 
 

@@ -14,10 +14,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from efficientsam_pl.commands.evaluate.command import evaluate
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.evaluation.interfaces import PromptableModel
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.predictor import SamPredictor
-from efficientsam_pl.recipes import root_configs as configs
 
 if TYPE_CHECKING:
     from tests.integration.evaluate.conftest import DiscSet
@@ -268,7 +269,7 @@ def test_adapter_of_the_guide_scores_as_the_built_in_model(
     segmenter = defined["Adapter"](SamPredictor(model))
     assert isinstance(segmenter, PromptableModel)
     arguments = discs.arguments(f"out={tmp_path}/a.json", "protocols=[box,click_random_3]")
-    config = configs.load(configs.EvaluateConfig, [], arguments[1:])
+    config = configs.load(EvaluateConfig, [], arguments[1:])
     assert evaluate(config, segmenter, {"name": "theirs"}) == tmp_path / "a.json"
     ours, theirs = (
         discs.numbers(reference)["numbers"],

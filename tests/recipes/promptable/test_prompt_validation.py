@@ -18,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from efficientsam_pl.commands.shard_scores import score
+from efficientsam_pl.config import load as configs
+from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.build import build_order, build_reader, open_splits
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.datasets.eval import EvalDataset
@@ -32,22 +34,21 @@ from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.config import PromptEncoderConfig
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.recipes import root_configs as configs
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.promptable.validate import (
     PromptValidation,
     _table,
     check_understood,
     named,
 )
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, as_dict
 from efficientsam_pl.structures import MaskBatch, Prompts
 from efficientsam_pl.training import train as runs
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
+from efficientsam_pl.training.context import run_context
 from efficientsam_pl.training.datamodule import TrainingDataModule, TrainingDatasets
 from efficientsam_pl.training.module import TrainingModule
 from efficientsam_pl.training.parallelize import parallelize
 from efficientsam_pl.training.run.folder import RunFolder
-from efficientsam_pl.training.train import run_context
 
 
 class Boxes(TrainingModule):
@@ -93,8 +94,8 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
         averaged=config.trainer.ema_decay is not None,
     )
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
-    setting = run_context(config.run, config.trainer, config.interruption, folder, header, sets)
-    saving = RunCheckpoints(config.trainer, setting.header, setting.shelf, setting.files.writer)
+    setting = run_context(config, folder, header, sets)
+    saving = RunCheckpoints(config.trainer, setting.header, setting.retention, setting.files.writer)
     runs.fit(task, data, setting, [*callbacks, saving])
     return task
 

@@ -12,9 +12,9 @@ from efficientsam_pl.checkpoints.state import joined
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT, read_weights
-from efficientsam_pl.recipes.promptable import recipe as finetune
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
-from efficientsam_pl.recipes.sami import recipe as pretrain
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.training import train as training
 
 NAN = float("nan")
 
@@ -35,13 +35,13 @@ class Scripted(L.Callback):
 @pytest.fixture
 def scripted(run: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs with values of a metric: scripted(name, values, "key=value", ..., stop_after=3)."""
-    standard = pretrain.standard_callbacks
+    standard = training.standard_callbacks
 
     def start(name: str, values: list[float], *overrides: str, **given: Any) -> Scripted:
         callback = Scripted(name, values)
         monkeypatch.setattr(PretrainConfig, "metrics", lambda config: (name,))
         monkeypatch.setattr(
-            pretrain, "standard_callbacks", lambda *args: [callback, *standard(*args)]
+            training, "standard_callbacks", lambda *args: [callback, *standard(*args)]
         )
         run(
             "pretrain",
@@ -121,15 +121,15 @@ class LoggedNames(L.Callback):
 
 
 @pytest.mark.parametrize(
-    ("command", "root"), [(pretrain, PretrainConfig), (finetune, FinetuneConfig)]
+    ("stage", "root"), [("pretrain", PretrainConfig), ("finetune", FinetuneConfig)]
 )
 def test_every_metric_that_can_be_named_is_logged(
-    command: Any, root: Any, run: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, root: Any, run: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noted, standard = LoggedNames(), command.standard_callbacks
-    monkeypatch.setattr(command, "standard_callbacks", lambda *args: [*standard(*args), noted])
+    noted, standard = LoggedNames(), training.standard_callbacks
+    monkeypatch.setattr(training, "standard_callbacks", lambda *args: [*standard(*args), noted])
     heldout = f"data.heldout={shards}/heldout-*.tar"
-    run(command.__name__.rpartition(".")[2], tmp_path, heldout, "trainer.max_steps=3")
+    run(stage, tmp_path, heldout, "trainer.max_steps=3")
     assert noted.names >= set(root().metrics())
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.build import DatasetSplits
+from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.training.callbacks.image_logger import ImageLogger
 from efficientsam_pl.training.callbacks.step_logger import StepLogger
-from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
+from efficientsam_pl.training.config import RecipeConfig, RunConfig, TrainerConfig
+from efficientsam_pl.training.context import run_context
 from efficientsam_pl.training.run.folder import RunFolder
-from efficientsam_pl.training.train import run_context
 from efficientsam_pl.training.trainer import build_trainer
 
 
@@ -53,8 +54,9 @@ def main(folder: str, *resumes: Any) -> None:
     for resume in resumes:
         run = RunConfig(dir=folder, resume=resume)
         callbacks = [StepLogger(), OnePicture(Path(folder) / "pictures")]
+        whole = RecipeConfig(run=run, trainer=config, optim=OptimConfig(warmup_steps=1))
         place = RunFolder(Path(folder), None, resume)
-        setting = run_context(run, config, InterruptionConfig(), place, {}, no_sets)
+        setting = run_context(whole, place, {}, no_sets)
         trainer = build_trainer(
             run, config, callbacks, False, setting.interruption, setting.files, 0
         )

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from omegaconf import OmegaConf
+import yaml
 
 from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
@@ -25,21 +25,29 @@ from efficientsam_pl.checkpoints.layout import (
     unfinished,
 )
 from efficientsam_pl.cluster.launch import Launch
+from efficientsam_pl.config.load import as_dict, from_dict
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage import files as storage
 from efficientsam_pl.storage.mirror import Mirror, StoredFolder
-from efficientsam_pl.training.config import RunConfig
+from efficientsam_pl.training.config import RecipeConfig, RunConfig
 from efficientsam_pl.training.run.folder import RunFolder, open_run
 
 Recipe = dict[str, Any]
 Disk = Any
 MountDisk = Callable[..., Disk]
-RECIPE: Recipe = {"optim": {"peak_lr": 4e-4}, "trainer": {"max_steps": 6, "devices": 1}}
+OPTIM = {"peak_lr": 4e-4, "warmup_steps": 1}
+TRAINER = {"max_steps": 6, "devices": 1, "micro_batch": 1}
+RECIPE: Recipe = {"optim": OPTIM, "trainer": TRAINER}
+OTHER = {"optim": OPTIM | {"peak_lr": 2e-4}, "trainer": TRAINER | {"max_steps": 9, "devices": 8}}
 RECORDS = {"log/events.out.tfevents.1": b"curve", "consumed.jsonl": b"", "data_report.json": b"{}"}
 
 
 def began(run: RunConfig, recipe: Recipe = RECIPE, launch: Launch | None = None) -> RunFolder:
-    return open_run(run, recipe, OmegaConf.to_yaml(recipe), launch or Launch())
+    return open_run(config_of(run, recipe), launch or Launch())
+
+
+def config_of(run: RunConfig, recipe: Recipe = RECIPE) -> RecipeConfig:
+    return from_dict(RecipeConfig, {"run": as_dict(run), **recipe})
 
 
 def save(folder: RunFolder, *steps: int, content: str = "weights") -> None:
@@ -103,14 +111,16 @@ def elsewhere(run: RunConfig, tmp_path: Path) -> RunConfig:
 
 
 def test_folder_holds_the_config_and_torch_is_seeded(run: RunConfig) -> None:
-    folder = began(replace(run, seed=5))
+    seeded = replace(run, seed=5)
+    folder = began(seeded)
     drawn = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(1))
     assert folder.resume == "auto"
     assert (folder.local / "checkpoints").is_dir()
     for place in (str(folder.local), run.dir):
-        assert OmegaConf.create(StoredFolder(place).read("config.yaml").decode()) == RECIPE
+        written = (StoredFolder(place).read("config.yaml") or b"").decode()
+        assert from_dict(RecipeConfig, yaml.safe_load(written)) == config_of(seeded)
 
 
 def test_other_ranks_write_nothing(run: RunConfig) -> None:
@@ -149,30 +159,28 @@ def test_run_that_had_only_begun_is_not_worth_setting_aside(run: RunConfig) -> N
 def test_run_of_another_recipe_is_refused_with_what_differs(run: RunConfig) -> None:
     save(began(run), 3)
     before = everything(run.dir)
-    other = {"optim": {"peak_lr": 2e-4}, "trainer": {"max_steps": 9, "devices": 8}}
     with pytest.raises(UserError) as refused:
-        began(run, other)
+        began(run, OTHER)
     assert str(refused.value) == (
         f"run.dir={run.dir} holds a run of another config: optim.peak_lr was 0.0004, now 0.0002; "
         "run.changed=accept goes on, run.resume=none begins anew"
     )
     assert everything(run.dir) == before
-    began(run, RECIPE | {"trainer": {"max_steps": 6, "devices": 8}})  # where it runs may differ
+    began(run, RECIPE | {"trainer": TRAINER | {"devices": 8}})  # where it runs may differ
 
 
 def test_accepted_changes_are_told(run: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
     save(began(run), 3)
-    other = {"optim": {"peak_lr": 2e-4}, "trainer": {"max_steps": 9, "devices": 8}}
-    assert began(replace(run, changed="accept"), other).resume == "auto"
+    assert began(replace(run, changed="accept"), OTHER).resume == "auto"
     [told] = [m for m in map(logging.LogRecord.getMessage, caplog.records) if "goes on" in m]
     assert "optim.peak_lr was 0.0004, now 0.0002; trainer.max_steps was 6, now 9" in told
     assert "devices" not in told
-    began(run, other)  # it is this run's recipe now
+    began(run, OTHER)  # it is this run's recipe now
 
 
 def test_recipe_may_change_before_anything_is_saved(run: RunConfig) -> None:
     began(run)
-    began(run, {"optim": {"peak_lr": 1.0}})
+    began(run, RECIPE | {"optim": OPTIM | {"peak_lr": 1.0}})
 
 
 JOB = Launch("slurm", job="57_3")
@@ -213,7 +221,7 @@ def test_run_from_another_runs_checkpoint_sets_its_own_past_aside(
     save(began(other), 3, 6, content="other")
     save(began(run), 9, content="own")
     there = f"{other.dir}/checkpoints/step-00000003"
-    folder = began(replace(run, resume=there), {"optim": {"peak_lr": 1.0}})
+    folder = began(replace(run, resume=there), RECIPE | {"optim": OPTIM | {"peak_lr": 1.0}})
     assert corruption_of(Path(folder.resume)) is None
     assert (Path(folder.resume) / "state.pt").read_text() == "other 3"
     assert "before-1/checkpoints/step-00000009/state.pt" in everything(run.dir)

@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.diff import flatten
+from efficientsam_pl.config.fields import resume_policy
 from efficientsam_pl.data.config import SetConfig
-from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import FinetuneConfig, PretrainConfig
-from efficientsam_pl.training.run import resume_policy as module
-from efficientsam_pl.training.run.resume_policy import changes, kind_of, one_line
+from efficientsam_pl.recipes.promptable.config import FinetuneConfig
+from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.training.run.resume_policy import changes, one_line
 
 # Sections of which every key is what a run learns: a new key belongs there, too
 RECIPE = ("crop", "sami", "loss", "optim", "prompts", "model.freeze", "teacher.encoder")
@@ -33,26 +34,29 @@ MIXED = {
 }
 
 
-def keys() -> set[str]:
-    """All keys of both root configs, and those of a mixture's entries."""
-    found = {f"data.mixture.{key}" for key in configs.as_dict(SetConfig(shards="a"))}
+def policies() -> dict[str, set[str]]:
+    """The policy that each key has in the stages' configs, with those of a mixture's entries."""
+    found: dict[str, set[str]] = {}
     for root in (PretrainConfig, FinetuneConfig):
-        found |= set(flatten(configs.as_dict(root())))
+        mixture = [f"data.mixture.{key}" for key in configs.as_dict(SetConfig(shards="a"))]
+        for key in [*flatten(configs.as_dict(root())), *mixture]:
+            found.setdefault(key, set()).add(resume_policy(root, key))
     return found
 
 
 def test_every_key_is_classed_on_purpose() -> None:
-    recipe = {key for key in keys() if kind_of(key) == "recipe"}
-    expected = {key for key in keys() if key.startswith(tuple(f"{part}." for part in RECIPE))}
+    keys = policies()
+    recipe = {key for key, policy in keys.items() if policy == {"recipe"}}
+    assert all(len(policy) == 1 for policy in keys.values()), "the same in each stage"
+    expected = {key for key in keys if key.startswith(tuple(f"{part}." for part in RECIPE))}
     expected |= {f"{section}.{name}" for section, names in MIXED.items() for name in names}
     assert recipe == expected
 
 
-def test_every_key_that_may_differ_is_there() -> None:
-    for table in (module._FREE, module._TOLD):
-        for section, names in table.items():
-            named = set(names.split()) - {"*"}
-            assert {f"{section}.{name}" for name in named} <= keys()
+def test_policy_of_a_section_holds_for_every_key_below_it() -> None:
+    for key in ("validation.photos", "validation.no_longer_there", "interruption.hang_s"):
+        assert resume_policy(FinetuneConfig, key) == "free"
+    assert resume_policy(FinetuneConfig, "no_section.no_key") == "recipe"
 
 
 def config(*overrides: str) -> dict[str, Any]:
@@ -69,15 +73,15 @@ def test_changes_are_told_by_kind() -> None:
         "data.workers=1",
         "run.dir=elsewhere",
     )
-    assert changes(before, now, "recipe") == [
+    assert changes(FinetuneConfig, before, now, "recipe") == [
         "optim.peak_lr was 0.0004, now 0.0002",
         "trainer.ema_decay was null, now 0.9",
     ]
-    assert changes(before, now, "told") == [
+    assert changes(FinetuneConfig, before, now, "logged") == [
         "data.train was a/*.tar, now b/*.tar",
         "trainer.max_steps was 437000, now 500000",
     ]
-    assert changes(before, before, "recipe") == []
+    assert changes(FinetuneConfig, before, before, "recipe") == []
 
 
 @pytest.mark.parametrize("root", [PretrainConfig, FinetuneConfig])
@@ -93,14 +97,18 @@ def test_entry_of_a_mixture_is_told_by_its_number() -> None:
         config(f"data.mixture=[{{shards: a, weight: 1}}, {{shards: {path}, weight: {weight}}}]")
         for path, weight in (("b", 2), ("c", 3))
     )
-    assert changes(before, now, "recipe") == ["data.mixture[1].weight was 2.0, now 3.0"]
-    assert changes(before, now, "told") == ["data.mixture[1].shards was b, now c"]
+    assert changes(FinetuneConfig, before, now, "recipe") == [
+        "data.mixture[1].weight was 2.0, now 3.0"
+    ]
+    assert changes(FinetuneConfig, before, now, "logged") == ["data.mixture[1].shards was b, now c"]
 
 
 def test_key_that_a_newer_program_has_is_no_change_but_one_that_is_gone_is() -> None:
     older = {"optim": {"peak_lr": 1.0, "momentum": 0.9}}
     newer = {"optim": {"peak_lr": 1.0, "layer_decay": None}, "masks": {"flip": 0.0}}
-    assert changes(older, newer, "recipe") == ["optim.momentum was 0.9, now not there"]
+    assert changes(FinetuneConfig, older, newer, "recipe") == [
+        "optim.momentum was 0.9, now not there"
+    ]
 
 
 @pytest.mark.parametrize(("count", "told"), [(1, "a"), (5, "a; a; a; a; a"), (7, "a; a; a; a; a")])

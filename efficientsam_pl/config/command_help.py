@@ -1,0 +1,17 @@
+"""Text of a config command's --help, kept on its config's class. Imports no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandHelp:
+    """What --help says of a command that has a config.
+
+    `keys` are those listed with their comments, `folders` those below configs/ whose files are
+    listed for -c.
+    """
+
+    summary: str
+    keys: tuple[str, ...]
+    folders: tuple[str, ...]
+    example: str

@@ -73,7 +73,7 @@ def run(config: FinetuneConfig) -> FinetuneResult:
         config.optim,
         config.trainer.max_steps,
         partial(parallelize, config=config.trainer),
-        averaged=config.trainer.ema_decay is not None,
+        ema=config.trainer.ema_decay is not None,
     )
     header = {
         "stage": "finetune",

@@ -71,7 +71,7 @@ def run(config: PretrainConfig) -> PretrainResult:
             teacher=target.teacher,
             shard_teacher=config.teacher.sharding == "sharded",
         ),
-        averaged=config.trainer.ema_decay is not None,
+        ema=config.trainer.ema_decay is not None,
     )
     header = {
         "stage": "pretrain",

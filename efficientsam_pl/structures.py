@@ -1,8 +1,8 @@
-"""The records that cross borders: what a stage hands to the next, with shapes and units.
+"""Records that pass between parts of the package, with shapes and units.
 
 Axes: b images in a batch, q prompts an image (one mask each), k candidate masks a prompt,
 p points a prompt, h w pixels. A coordinate is (x, y) with pixel centres at whole numbers,
-as in SAM; a box is (x0, y0, x1, y1). `valid` is True for what is real, False for padding.
+as in SAM; a box is (x0, y0, x1, y1). `valid` is True for real entries, False for padding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Label(IntEnum):
-    """What a point of a prompt means; the numbers are SAM's."""
+    """Meaning of a point of a prompt; the numbers are SAM's."""
 
     PADDING = -1
     NEGATIVE = 0
@@ -33,7 +33,7 @@ class Label(IntEnum):
 
 @dataclass(frozen=True)
 class _OnDevice:
-    """A record of tensors that moves between devices as one."""
+    """A record of tensors that moves between devices as a whole."""
 
     def _map(self, name: str, *args: Any, **kwargs: Any) -> Self:
         moved = {}
@@ -44,27 +44,27 @@ class _OnDevice:
         return replace(self, **moved)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """The same record with every tensor moved as by `Tensor.to`."""
+        """Copy the record with every tensor moved as by `Tensor.to`."""
         return self._map("to", *args, **kwargs)
 
     def pin_memory(self) -> Self:
-        """The same record in page-locked memory, for DataLoader."""
+        """Copy the record into page-locked memory, for DataLoader."""
         return self._map("pin_memory")
 
 
 @dataclass(frozen=True)
 class CorruptSample:
-    """One sample that could not be used: where it lies and what is wrong with it."""
+    """A sample that could not be used: its place, and what is wrong with it."""
 
     shard: str
     key: str  # "" for a shard as a whole
-    kind: str  # what is counted: "bad photo", "missing json", ...
+    kind: str  # counted by kind: "bad photo", "missing json", ...
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One annotated object of a photo; `area` is the annotation file's own, in pixels."""
+    """An annotated object of an image; `area` is that of the annotation file, in pixels."""
 
     id: int
     category_id: int
@@ -75,11 +75,11 @@ class Instance:
 
 @dataclass(frozen=True)
 class InstanceImage:
-    """A photo of an annotated set, which has not been read yet.
+    """An image of an annotated set, not read yet.
 
     `exhaustive` False (LVIS): a detection of category c counts as wrong only where c is among
     `absent`, the categories that are known not to be there, or has instances and is not among
-    `incomplete`, those of which not every object is annotated.
+    `incomplete`, those with objects that are not annotated.
     """
 
     id: int
@@ -93,7 +93,7 @@ class InstanceImage:
 
 @dataclass(frozen=True)
 class ImageBatch(_OnDevice):
-    """Photos for pretraining, already cropped to the student's size.
+    """Images for pretraining, already cropped to the student's size.
 
     `sample_key` is a number made of (seed, epoch, sample): every random choice about a sample
     is a function of it, so that another world size draws the same. `features` are the stored
@@ -113,11 +113,11 @@ class ImageBatch(_OnDevice):
 
 @dataclass(frozen=True)
 class MaskBatch(_OnDevice):
-    """Photos with some of their masks, at the model's size and by its resize rule.
+    """Images with some of their masks, at the model's size and by its resize rule.
 
     Coordinates are model pixels, measured at image precision before the masks were reduced
-    to the loss resolution. `content_hw` is the part of `image` that is photo, the rest is
-    padding. `clicks_px` are uniform random foreground pixels of each mask.
+    to the loss resolution. `content_hw` is the part of the frame without padding. `clicks_px`
+    are uniform random foreground pixels of each mask.
     """
 
     image: UInt8[Tensor, "b 3 h w"]
@@ -136,10 +136,10 @@ class MaskBatch(_OnDevice):
 
 @dataclass(frozen=True)
 class ScoringBatch(_OnDevice):
-    """Photos in the model's frame, values 0..255, with every mask that is scored.
+    """Images in the model's frame, values 0..255, with every mask that is scored.
 
-    `content_hw` is the part of the frame that is photo; masks are run-lengths at the photo's own
-    size, which is `image_hw`.
+    `content_hw` is the part of the frame without padding; masks are run-lengths at the image's
+    original size, `image_hw`.
     """
 
     image: Float[Tensor, "b 3 s s"]
@@ -156,9 +156,9 @@ class ScoringBatch(_OnDevice):
 
 @dataclass(frozen=True)
 class MaskTargets(_OnDevice):
-    """Masks to be found, and what is needed to point at them; as in MaskBatch.
+    """Masks to segment, with the boxes and clicks to prompt for them; as in MaskBatch.
 
-    `sample_key` is one key a mask, so that some of the masks draw what they draw among all.
+    `sample_key` is one key a mask, so that a chunk of masks draws the same as all masks do.
     """
 
     masks: Bool[Tensor, "b q mh mw"]
@@ -167,10 +167,10 @@ class MaskTargets(_OnDevice):
     valid: Bool[Tensor, "b q"]
     sample_key: Int64[Tensor, "b q"]
 
-    def parts(self, at_once: int | None) -> list[Self]:
-        """The masks of every photo in parts of at most `at_once`; None: all in one."""
+    def chunks(self, chunk_size: int | None) -> list[Self]:
+        """Split the masks of every image into chunks of at most that many; None: a single one."""
         count = self.valid.shape[1]
-        step = at_once or max(count, 1)
+        step = chunk_size or max(count, 1)
         return [
             self._map("narrow", 1, first, min(step, count - first))
             for first in range(0, count, step)
@@ -179,7 +179,7 @@ class MaskTargets(_OnDevice):
 
 @dataclass(frozen=True)
 class Prompts(_OnDevice):
-    """What the user points at, in model pixels; labels as in `Label`, corners included.
+    """Points, boxes and masks as prompts, in model pixels; labels as in `Label`, corners included.
 
     `boxes_xyxy_px` is a shorthand for two labelled corners in every prompt. Prompts of mixed
     kinds in one batch are written as points with labels TOP_LEFT and BOTTOM_RIGHT.
@@ -192,32 +192,32 @@ class Prompts(_OnDevice):
 
     @staticmethod
     def of_boxes(boxes_xyxy_px: Float[Tensor, "b q 4"]) -> Prompts:
-        """One box each, no clicks."""
+        """Prompt with a box each, no clicks."""
         b, q, _ = boxes_xyxy_px.shape
         none = boxes_xyxy_px.new_zeros(b, q, 0, 2)
         return Prompts(none, none[..., 0].long(), boxes_xyxy_px)
 
     @staticmethod
     def of_clicks(points_px: Float[Tensor, "b q p 2"]) -> Prompts:
-        """Positive clicks only."""
+        """Prompt with positive clicks only."""
         labels = torch.full(points_px.shape[:3], Label.POSITIVE, device=points_px.device)
         return Prompts(points_px, labels)
 
 
 @dataclass(frozen=True)
 class PreviousRound:
-    """What was asked in a round and what was answered: the next round's prompts follow from it.
+    """Prompts of a round and the masks predicted from them, which the next round corrects.
 
-    `answer` holds the logits of one mask a prompt, without a gradient.
+    `mask_logits` are those of one mask a prompt, without a gradient.
     """
 
     prompts: Prompts
-    answer: Float[Tensor, "b q mh mw"]
+    mask_logits: Float[Tensor, "b q mh mw"]
 
 
 @dataclass(frozen=True)
 class Prediction(_OnDevice):
-    """The mask decoder's answer: k masks a prompt with the IoU it expects of each.
+    """The mask decoder's output: k masks a prompt, each with its predicted IoU.
 
     Logits are at a quarter of the model's size, over the model's square frame (padding too).
     From the decoder k counts all mask tokens, the single mask (token 0) first.
@@ -227,41 +227,41 @@ class Prediction(_OnDevice):
     iou: Float[Tensor, "b q k"]
 
     def candidates(self) -> Prediction:
-        """The masks of tokens 1.., meant for ambiguous prompts."""
+        """Masks of tokens 1.., meant for ambiguous prompts."""
         return Prediction(self.low_res_logits[:, :, 1:], self.iou[:, :, 1:])
 
     def single(self) -> Prediction:
-        """The mask of token 0 alone."""
+        """Mask of token 0 alone."""
         return Prediction(self.low_res_logits[:, :, :1], self.iou[:, :, :1])
 
-    def answer(self, tokens: Literal["candidates", "single"]) -> Prediction:
-        """One mask a prompt: the best of the candidates, or the single one."""
+    def select(self, tokens: Literal["candidates", "single"]) -> Prediction:
+        """Select one mask a prompt: the best of the candidates, or token 0's."""
         return self.single() if tokens == "single" else self.candidates().best()
 
     def best(self) -> Prediction:
-        """Of the masks here, the one with the highest expected IoU; k becomes 1."""
+        """Mask with the highest predicted IoU per prompt; k becomes 1."""
         chosen = self.iou.argmax(dim=2, keepdim=True)
-        where = chosen[..., None, None].expand(-1, -1, -1, *self.low_res_logits.shape[-2:])
-        return Prediction(self.low_res_logits.gather(2, where), self.iou.gather(2, chosen))
+        index = chosen[..., None, None].expand(-1, -1, -1, *self.low_res_logits.shape[-2:])
+        return Prediction(self.low_res_logits.gather(2, index), self.iou.gather(2, chosen))
 
 
 @runtime_checkable
 class PromptSampler(Protocol):
-    """Asks for masks, in as many rounds as it needs."""
+    """Prompts for masks, in as many rounds as it needs."""
 
     @property
     def rounds(self) -> int:
-        """How often each mask is asked for."""
+        """Number of prompts for each mask."""
         ...
 
     def targets(self, batch: MaskBatch) -> MaskTargets:
-        """The masks to ask for, each with its own key for what is drawn."""
+        """Masks to prompt for, each with a key for its random draws."""
         ...
 
-    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
-        """The prompts of round `number`; `earlier` is the round before, None in the first."""
+    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
+        """Sample the prompts of round `number`; `previous` is the round before, if any."""
         ...
 
-    def answer(self, number: int) -> Literal["candidates", "single"]:
-        """Which tokens answer in round `number`."""
+    def output_tokens(self, number: int) -> Literal["candidates", "single"]:
+        """Output tokens that are used in round `number`."""
         ...

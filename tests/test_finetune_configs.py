@@ -78,9 +78,9 @@ def test_the_papers_recipe_has_the_released_layout(name: str, width: int) -> Non
 
 @pytest.mark.parametrize("name", ["ti", "s"])
 def test_a_prediction_follows_each_of_the_first_six_points(name: str) -> None:
-    prompter = build_prompt_sampler(load(name).prompts, 1024)
-    assert prompter.rounds == 6
-    assert {prompter.answer(number) for number in range(6)} == {"candidates"}
+    sampler = build_prompt_sampler(load(name).prompts, 1024)
+    assert sampler.rounds == 6
+    assert {sampler.output_tokens(number) for number in range(6)} == {"candidates"}
     assert load(name).prompts.box_share == 0.5
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.finetune.timed_step import LESSON, PromptedStep, boxes_batch
+from benchmarks.finetune.timed_step import PROMPT_LOOP, PromptedStep, boxes_batch
 from benchmarks.harness import Row
 from benchmarks.sami.gpu import gpu_rows, largest_that_fits
 from efficientsam_pl.models.config import NAMED, SegmenterConfig
@@ -37,7 +37,7 @@ def image_flop(config: SegmenterConfig, masks: int) -> int:
     batch = boxes_batch(config.encoder.image_size, 1, masks)
 
     def loss(model: Segmenter, image: Tensor) -> Tensor:
-        return LESSON.loss_for_flops(model, model.encode(image), batch)
+        return PROMPT_LOOP.loss_for_flops(model, model.encode(image), batch)
 
     return step_flops(partial(Segmenter, config), loss, config.encoder.image_size)
 

@@ -1,12 +1,10 @@
-"""A step of finetuning to be timed: fresh weights, one photo with masks that stay the same."""
+"""A step of finetuning to be timed: fresh weights, the same images and masks at every step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from efficientsam_pl.losses.config import MaskLossConfig
 from efficientsam_pl.models.segmenter import Segmenter
@@ -18,8 +16,8 @@ from efficientsam_pl.training.parallelize import apply_compile
 
 
 @dataclass(frozen=True)
-class BoxPrompter:
-    """Asks once for each mask, by its box."""
+class BoxPromptSampler:
+    """Prompts for each mask once, by its box."""
 
     rounds: int = 1
 
@@ -28,16 +26,16 @@ class BoxPrompter:
         keys = batch.sample_key[:, None].expand(batch.valid.shape)
         return MaskTargets(batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, keys)
 
-    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
-        """The boxes as they are."""
+    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
+        """Give the boxes as they are."""
         return Prompts.of_boxes(targets.boxes_xyxy_px)
 
-    def answer(self, number: int) -> Literal["candidates", "single"]:
-        """A box may mean several things."""
+    def output_tokens(self, number: int) -> Literal["candidates", "single"]:
+        """Use the candidates, since a box is ambiguous."""
         return "candidates"
 
 
-LESSON = PromptLoop(BoxPrompter(), MaskLossConfig())
+PROMPT_LOOP = PromptLoop(BoxPromptSampler(), MaskLossConfig())
 
 
 class PromptedStep:
@@ -46,7 +44,7 @@ class PromptedStep:
     def __init__(
         self, model: Segmenter, batch: int, masks: int, device: Literal["cpu", "cuda"] = "cpu"
     ) -> None:
-        """A step in float32 on the CPU, in bf16 with compiled blocks and heads on a GPU."""
+        """Set up a step in float32 on the CPU, in bf16 with compiled blocks and heads on a GPU."""
         self.model = model.to(device).train()
         self._batch = boxes_batch(model.config.encoder.image_size, batch, masks).to(device)
         self._optimizer = build_optimizer(self.model, finetune_optim())
@@ -56,17 +54,17 @@ class PromptedStep:
             apply_compile(self.model)
 
     def __call__(self) -> None:
-        """One step."""
-        use = partial(LESSON.chunked_loss, self.model, batch=self._batch)
+        """Take a step."""
         with self._precision:
-            sums: Tensor = self.model(self._batch.image, use, self._batch.content_hw)
-        (sums[0] / self._batch.valid.sum()).backward()
+            features = self.model.encode(self._batch.image, self._batch.content_hw)
+            losses = PROMPT_LOOP.losses(self.model, features, self._batch)
+        losses.total.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
 
 
 def boxes_batch(side: int, batch: int, masks: int) -> MaskBatch:
-    """Seeded photos whose masks fill their boxes, at a quarter of the photo's size."""
+    """Draw images whose masks fill their boxes, at a quarter of the image's size."""
     draw = torch.Generator().manual_seed(0)
     low = side // 4
     corners = torch.randint(0, low // 2, (batch, masks, 2), generator=draw)

@@ -92,7 +92,7 @@ def finetuning(name: str) -> Learner:
     config = configs.load(FinetuneConfig, [f"finetune/{name}"], ["data.train=none"])
     shape, trainer = segmenter_config(config.model.name), config.trainer
     side, masks = shape.encoder.image_size, config.masks
-    lesson = PromptLoop(
+    prompt_loop = PromptLoop(
         build_prompt_sampler(config.prompts, side), config.loss, masks.decoded_at_once
     )
     batch = boxes_batch(side, 1, masks.masks_per_image)
@@ -102,7 +102,7 @@ def finetuning(name: str) -> Learner:
         return Segmenter(shape)
 
     def learn(model: Segmenter, image: Tensor) -> Tensor:
-        return lesson.loss_for_flops(model, model.encode(image), batch)
+        return prompt_loop.loss_for_flops(model, model.encode(image), batch)
 
     return Learner(
         flop=step_flops(built, learn, side),

@@ -85,8 +85,8 @@ def labels_of(recipe: str, module: Any, inside: bool) -> Iterator[Label]:
         yield Label(model, "_decode", "decoder_rest")
         yield Label(model.prompt_encoder, "forward", "prompt_encoder")
         yield Label(model.mask_decoder, "forward", "mask_decoder")
-        yield Label(module.lesson.prompter, "ask", "prompter")
-        yield Label(module.lesson.prompter, "targets", "prompter")
+        yield Label(module.prompt_loop.prompt_sampler, "sample", "prompt_sampler")
+        yield Label(module.prompt_loop.prompt_sampler, "targets", "prompt_sampler")
     yield Label(model.pixel_norm, "forward", "pixel_norm")
     if inside and recipe == SAMI:
         yield Label(sami, "feature_losses", "loss")

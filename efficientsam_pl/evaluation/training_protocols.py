@@ -184,7 +184,7 @@ class _Part:
         prompts = Prompts.of_clicks(self.clicks(1))
         truth: Tensor | None = None
         for number in range(1, max(counts) + 1):
-            chosen = photo.decode(prompts).answer("candidates" if number == 1 else "single")
+            chosen = photo.decode(prompts).select("candidates" if number == 1 else "single")
             if number in counts:
                 yield number, chosen
             answer = chosen.low_res_logits[:, :, 0]

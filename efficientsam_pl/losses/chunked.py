@@ -1,7 +1,7 @@
-"""Many losses of one tensor, each computed, differentiated and forgotten before the next.
+"""A sum of many losses of one tensor, differentiated chunk by chunk to bound memory.
 
-What a photo's features are asked, round by round and part by part, never lies in memory together:
-a piece's graph is gone when its gradient is known. The gradients are those of the sum.
+The prompts of an image share its features. The graph of a chunk of them is freed as soon as its
+gradient is known, before the next chunk is computed. The gradients are those of the sum.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,67 +11,67 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Values that are summed over the pieces; the first is the loss, the others are told
-Pieces = Callable[[Tensor], Iterable[Float[Tensor, "values"]]]
+# Values of each chunk, which are summed; the first is the loss, the others are only logged
+Chunks = Callable[[Tensor], Iterable[Float[Tensor, "values"]]]
 
 
 def chunked_loss(
-    pieces: Pieces, features: Float[Tensor, "..."], parameters: Sequence[Tensor]
+    chunks: Chunks, features: Float[Tensor, "..."], parameters: Sequence[Tensor]
 ) -> Float[Tensor, "values"]:
-    """The pieces' sum; its first value has the gradient of the whole, the others have none.
+    """Sum the chunks; the first value has the gradient of the whole sum, the others none.
 
     Args:
-        pieces: Makes them one after the other of the features it is given; the gradient of each
-            is taken before the next is asked for.
-        features: What all pieces share.
-        parameters: Everything else that learns from them. Those that no piece has used get zeros,
-            since other ranks may have used them.
+        chunks: Computes them one after the other from the features it is given; the gradient of
+            each is taken before the next is computed.
+        features: Input that all chunks share.
+        parameters: All other tensors that need a gradient. Those that no chunk has used get
+            zeros, since other ranks may have used them.
     """
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
-    if torch.is_grad_enabled() and (learning or features.requires_grad):
-        summed: Tensor = _Summed.apply(pieces, features, *learning)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if torch.is_grad_enabled() and (trained or features.requires_grad):
+        summed: Tensor = _ChunkedSum.apply(chunks, features, *trained)
         return summed
-    total = _total(pieces(features))
-    assert total is not None, "there is a piece"
+    total = _total(chunks(features))
+    assert total is not None, "there is at least one chunk"
     return total
 
 
-class _Summed(torch.autograd.Function):
+class _ChunkedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pieces: Pieces, features: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, chunks: Chunks, features: Tensor, *parameters: Tensor) -> Tensor:
         shared = features.detach().requires_grad_(features.requires_grad)
         inputs = [shared, *parameters] if features.requires_grad else [*parameters]
-        gradients = [torch.zeros_like(tensor, dtype=_of_sums(tensor)) for tensor in inputs]
+        gradients = [torch.zeros_like(tensor, dtype=_sum_dtype(tensor)) for tensor in inputs]
 
-        def learned() -> Iterator[Tensor]:
-            for values in pieces(shared):
-                own = torch.autograd.grad(values[0], inputs, allow_unused=True)
-                for gradient, more in zip(gradients, own, strict=True):
+        def differentiated() -> Iterator[Tensor]:
+            for values in chunks(shared):
+                of_chunk = torch.autograd.grad(values[0], inputs, allow_unused=True)
+                for gradient, more in zip(gradients, of_chunk, strict=True):
                     if more is not None:
                         gradient.add_(more)
                 yield values.detach()
 
         with torch.enable_grad():
-            total = _total(learned())
-        assert total is not None, "there is a piece"
-        alike = zip(gradients, inputs, strict=True)
-        ctx.save_for_backward(*(gradient.to(tensor.dtype) for gradient, tensor in alike))
-        ctx.of_features = features.requires_grad
+            total = _total(differentiated())
+        assert total is not None, "there is at least one chunk"
+        pairs = zip(gradients, inputs, strict=True)
+        ctx.save_for_backward(*(gradient.to(tensor.dtype) for gradient, tensor in pairs))
+        ctx.features_require_grad = features.requires_grad
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outside: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [outside[0][0] * gradient for gradient in ctx.saved_tensors]
-        return (None, *scaled) if ctx.of_features else (None, None, *scaled)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [grad_outputs[0][0] * gradient for gradient in ctx.saved_tensors]
+        return (None, *scaled) if ctx.features_require_grad else (None, None, *scaled)
 
 
-def _of_sums(tensor: Tensor) -> torch.dtype:
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
     """At least float32: many small gradients added up in bf16 would stop counting."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _total(values: Iterable[Tensor]) -> Tensor | None:
+def _total(chunks: Iterable[Tensor]) -> Tensor | None:
     total = None
-    for one in values:
-        total = one if total is None else total + one
+    for values in chunks:
+        total = values if total is None else total + values
     return total

@@ -10,17 +10,20 @@ class FeatureLossConfig:
     """SAMI's loss, the mean over all tokens (paper, Eq. 1; cosine is an ablation of 4.4)."""
 
     kind: Literal["mse", "cosine"] = "mse"
-    tokens: Literal["all", "masked"] = "all"  # masked: MAE's, over what was not seen
+    tokens: Literal["all", "masked"] = "all"  # masked: those the student did not see, as in MAE
 
     def metrics(self) -> tuple[str, ...]:
-        """Names under which the parts of the loss are logged."""
+        """Names under which the terms of the loss are logged."""
         names = ("loss_all", "loss_masked", "loss_visible", "cosine")
         return tuple(f"{split}/{name}" for split in ("heldout", "train") for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskLossConfig:
-    """SAM's losses (SAM, appendix A; the paper says "following SAM")."""
+    """SAM's losses (SAM, appendix A; the paper says "following SAM").
+
+    The weight of a term of `MaskLosses` is the key of its name.
+    """
 
     focal: float = 20.0
     dice: float = 1.0
@@ -29,8 +32,8 @@ class MaskLossConfig:
     focal_gamma: float = 2.0
     iou_candidates: Literal["best", "all"] = "all"  # whose predicted IoU is supervised
     single_mask: float = 1.0  # weight of token 0, which the released model left untrained
-    # Focal and dice from so many pixels of a mask, one in each cell of a square grid, the same for
-    # all its candidates; None: from all. What that errs: benchmarks/finetune/pixel_sampling.py
+    # Pixels of a mask that focal and dice are computed from, one in each cell of a square grid, the
+    # same for all its candidates; None: all. Its error: benchmarks/finetune/pixel_sampling.py
     sampled_points: int | None = None
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""SAMI's loss: how far the predicted features are from the teacher's (paper, 3.2 Eq. 1).
+"""SAMI's loss: distance of the predicted features to the teacher's (paper, 3.2 Eq. 1).
 
-Axes: b photos, n tokens, m masked tokens, c channels.
+Axes: b images, n tokens, m masked tokens, c channels.
 """
 
 from dataclasses import dataclass
@@ -11,27 +11,17 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.losses.config import FeatureLossConfig
+from efficientsam_pl.losses.terms import LossTerms
 
 
 @dataclass(frozen=True)
-class FeatureLosses:
-    """Means over the valid photos: the loss that is learned from, and what tells about it."""
+class FeatureLosses(LossTerms):
+    """Means over the valid images, named as they are logged."""
 
-    total: Float[Tensor, ""]
-    all: Float[Tensor, ""]
-    masked: Float[Tensor, ""]
-    visible: Float[Tensor, ""]
+    loss_all: Float[Tensor, ""]
+    loss_masked: Float[Tensor, ""]
+    loss_visible: Float[Tensor, ""]
     cosine: Float[Tensor, ""]  # similarity of all tokens, 1 is best
-
-    def parts(self, prefix: str) -> dict[str, Tensor]:
-        """For the log, besides the total."""
-        names = {
-            "loss_all": self.all,
-            "loss_masked": self.masked,
-            "loss_visible": self.visible,
-            "cosine": self.cosine,
-        }
-        return {f"{prefix}{name}": value.detach() for name, value in names.items()}
 
 
 def feature_losses(
@@ -41,29 +31,29 @@ def feature_losses(
     valid: Bool[Tensor, "b"],
     config: FeatureLossConfig,
 ) -> FeatureLosses:
-    """The loss over all tokens (paper, Eq. 1) or the masked ones (MAE), and its parts.
+    """Compute the loss over all tokens (paper, Eq. 1) or the masked ones (MAE), and its terms.
 
     Args:
-        predicted: Of every token.
+        predicted: Features of every token.
         target: Stored or computed in any precision; the loss is float32.
-        masked: The tokens that the student did not see.
-        valid: Which photos are real.
-        config: Which loss, over which tokens.
+        masked: Indices of the tokens that the student did not see.
+        valid: True for images that are real.
+        config: Kind of loss and its tokens.
     """
     predicted, target = predicted.float(), target.float()
-    learned = predicted if config.kind == "cosine" else predicted.detach()
-    cosine = F.cosine_similarity(learned, target, dim=-1)
+    compared = predicted if config.kind == "cosine" else predicted.detach()
+    cosine = F.cosine_similarity(compared, target, dim=-1)
     per_token = mse_per_token(predicted, target) if config.kind == "mse" else 1 - cosine
     tokens, hidden = per_token.shape[1], masked.shape[1]
-    whole = per_token.sum(-1)
-    unseen = per_token.gather(1, masked).sum(-1)
-    every = mean_over_valid(whole / tokens, valid)
-    over_masked = mean_over_valid(unseen / hidden, valid)
+    over_all = per_token.sum(-1)
+    over_masked = per_token.gather(1, masked).sum(-1)
+    loss_all = mean_over_valid(over_all / tokens, valid)
+    loss_masked = mean_over_valid(over_masked / hidden, valid)
     return FeatureLosses(
-        total=every if config.tokens == "all" else over_masked,
-        all=every,
-        masked=over_masked,
-        visible=mean_over_valid((whole - unseen) / (tokens - hidden), valid),
+        total=loss_all if config.tokens == "all" else loss_masked,
+        loss_all=loss_all,
+        loss_masked=loss_masked,
+        loss_visible=mean_over_valid((over_all - over_masked) / (tokens - hidden), valid),
         cosine=mean_over_valid(cosine.mean(-1), valid),
     )
 
@@ -76,5 +66,5 @@ def mse_per_token(
 
 
 def mean_over_valid(per_image: Float[Tensor, "b"], valid: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
-    """Mean over the valid photos; 0, with a gradient of 0, where none is valid."""
+    """Mean over the valid images; 0, with a gradient of 0, where none is valid."""
     return torch.where(valid, per_image, 0.0).sum() / valid.sum().clamp(min=1)

@@ -1,6 +1,6 @@
-"""Some of a mask's pixels in place of all.
+"""Sample some of a mask's pixels for the loss in place of all.
 
-Axes: b photos, q masks a photo, n points a mask.
+Axes: b images, q masks an image, n points a mask.
 """
 
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ from torch import Tensor
 
 from efficientsam_pl.keyed_random import uniform
 
-_BITS = 24  # of what `uniform` draws
+_BITS = 24  # of the numbers that `uniform` draws
 
 
 def sampled_cells(
     sample_key: Int64[Tensor, "b q"], points: int, mask_hw: Sequence[int]
 ) -> Int64[Tensor, "b q n"]:
-    """The pixels under one uniform point in each square of a grid laid over the mask.
+    """Draw the pixel under one uniform point in each square of a grid over the mask.
 
     A mean over them is, on average over keys, the mean over all pixels, since the squares are
     equally large and the pixel under a point is taken as it is: interpolated logits would be
     others. With as many points as pixels they are all pixels.
 
     Args:
-        draw_key: One key a mask.
+        sample_key: One key a mask.
         points: A square number.
         mask_hw: Pixels down and across.
 
     Returns:
-        Places in the flattened mask.
+        Indices into the flattened mask.
     """
     side = round(points**0.5)
     height, width = mask_hw
@@ -43,7 +43,7 @@ def sampled_cells(
 def _pixel(
     square: Int64[Tensor, "..."], within: Float[Tensor, "..."], pixels: int
 ) -> Int64[Tensor, "..."]:
-    """In whole numbers, since float32 would round some points into the next square."""
+    """Scale in whole numbers, since float32 would round some points into the next square."""
     side = square.numel()
     fine = (square << _BITS) + (within * 2**_BITS).long()
     pixel: Tensor = fine * pixels // (side << _BITS)

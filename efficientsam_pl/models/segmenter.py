@@ -3,8 +3,8 @@
 Axes: b images, q prompts an image, c channels, g tokens a side, s pixels a side.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar, cast
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64, Num
@@ -16,15 +16,14 @@ from efficientsam_pl.models.prompt_encoder import PromptEncoder
 from efficientsam_pl.models.vit import build_encoder
 from efficientsam_pl.structures import Label, Prediction, Prompts
 
-T = TypeVar("T")
-# Image tokens of the prompts that are answered together where no gradient is kept: those of four
-# prompts of 64 x 64 stay in a processor's cache, those of 64 fill a GPU
-_TOKENS_AT_ONCE = {"cpu": 4 * 64**2}
-_TOKENS_AT_ONCE_ELSEWHERE = 64 * 64**2
+# Image tokens of the prompts that are decoded together without gradients: those of four prompts of
+# 64 x 64 stay in a processor's cache, those of 64 fill a GPU
+_CHUNK_TOKENS = {"cpu": 4 * 64**2}
+_CHUNK_TOKENS_ELSEWHERE = 64 * 64**2
 
 
 class PixelNorm(nn.Module):
-    """Pixel values 0..255 to the encoder's scale; the padding becomes exact zeros, as in SAM."""
+    """Scales pixel values 0..255 for the encoder; padding becomes exact zeros, as in SAM."""
 
     mean: Tensor
     std: Tensor
@@ -37,7 +36,7 @@ class PixelNorm(nn.Module):
     def forward(
         self, image: Num[Tensor, "b 3 s s2"], content_hw: Int64[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b 3 s s2"]:
-        """Normalised pixels; what lies outside `content_hw` is padding."""
+        """Normalise pixels; those outside `content_hw` are padding."""
         pixels: Tensor = (image.float() - self.mean) / self.std
         if content_hw is None:
             return pixels
@@ -48,7 +47,7 @@ class PixelNorm(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Encodes a photo once, answers many prompts about it (paper, figure 2; SAM, figure 4)."""
+    """Encodes an image once, decodes any number of prompts (paper, figure 2; SAM, figure 4)."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
@@ -61,36 +60,33 @@ class Segmenter(nn.Module):
     def forward(
         self,
         image: Num[Tensor, "b 3 s s"],
-        use: Callable[[Float[Tensor, "b c g g"]], T],
+        prompts: Prompts,
         content_hw: Int64[Tensor, "b 2"] | None = None,
-    ) -> T:
-        """What `use` makes of the photos' features: it may `decode` as often as it likes.
-
-        All of it is one call of the module, since FSDP2 gathers weights for a call.
-        """
-        return use(self.encode(image, content_hw))
+    ) -> Prediction:
+        """`encode`, then `decode`."""
+        return self.decode(self.encode(image, content_hw), prompts)
 
     def blocks(self) -> list[nn.Module]:
-        """The image encoder's blocks, which are computed, compiled and sharded one by one."""
+        """Blocks of the image encoder, which are recomputed, compiled and sharded one by one."""
         return list(cast(nn.ModuleList, self.image_encoder.trunk.blocks))
 
     def heads(self) -> list[nn.Module]:
-        """What comes after the blocks and may be compiled whole."""
+        """Modules after the blocks, each compiled as a whole."""
         return [self.mask_decoder]
 
     def freeze(self, parts: Iterable[str]) -> None:
-        """Keeps the weights of these modules, named as in `get_submodule`, as they are.
+        """Stop training the weights of these modules, named as in `get_submodule`.
 
-        What never learns must not be given to an optimizer either: its weight decay would go on.
+        They are left out of the optimizer too, whose weight decay would still change them.
         """
         for name in parts:
             self.get_submodule(name).requires_grad_(False)
 
     def unused_modules(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
-        """Modules that prompts of these kinds do not reach, for `freeze`.
+        """List the modules that prompts of these kinds do not reach, for `freeze`.
 
         Args:
-            labels: Of all points and corners that will be given; padding need not be told.
+            labels: Those of all points and corners that will be given; padding may be left out.
             mask_logits: Whether masks will be given.
         """
         return [
@@ -98,37 +94,37 @@ class Segmenter(nn.Module):
         ]
 
     def decoding_parameters(self) -> list[nn.Parameter]:
-        """Of what comes after the features."""
+        """Parameters of all modules that `decode` uses."""
         return [*self.prompt_encoder.parameters(), *self.mask_decoder.parameters()]
 
     def encode(
         self, image: Num[Tensor, "b 3 s s"], content_hw: Int64[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b c g g"]:
-        """Features of photos at the model's size, values 0..255.
+        """Encode images at the model's size, values 0..255, to features.
 
         Args:
             image: As laid out by `geometry.Resize`.
-            content_hw: The part of each frame that is photo; None: all of it.
+            content_hw: Size of each frame without its padding; None: no padding.
         """
         features: Tensor = self.image_encoder(self.pixel_norm(image, content_hw))
         return features
 
     def decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
-        """Answers of all mask tokens to prompts in model pixels, token 0 first.
+        """Predict the masks of prompts in model pixels, all mask tokens, token 0 first.
 
         Raises:
-            ValueError: A prompt of a kind, or of a length, that this model does not know.
+            ValueError: The model does not take prompts of that kind or length.
         """
         if torch.is_grad_enabled():
             return self._decode(features, prompts)
-        limit = _TOKENS_AT_ONCE.get(features.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
-        at_once = max(1, limit // features[:, 0].numel())
-        answers = [self._decode(features, some) for some in _parts(prompts, at_once)]
-        if len(answers) == 1:
-            return answers[0]
+        tokens = _CHUNK_TOKENS.get(features.device.type, _CHUNK_TOKENS_ELSEWHERE)
+        chunk_size = max(1, tokens // features[:, 0].numel())
+        predictions = [self._decode(features, chunk) for chunk in _chunks(prompts, chunk_size)]
+        if len(predictions) == 1:
+            return predictions[0]
         return Prediction(
-            torch.cat([answer.low_res_logits for answer in answers], dim=1),
-            torch.cat([answer.iou for answer in answers], dim=1),
+            torch.cat([prediction.low_res_logits for prediction in predictions], dim=1),
+            torch.cat([prediction.iou for prediction in predictions], dim=1),
         )
 
     def _decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
@@ -139,14 +135,14 @@ class Segmenter(nn.Module):
         return prediction
 
 
-def _parts(prompts: Prompts, at_once: int) -> Iterator[Prompts]:
-    """The prompts of every photo, at most so many together."""
+def _chunks(prompts: Prompts, chunk_size: int) -> Iterator[Prompts]:
+    """Split the prompts of every image into chunks of at most that many."""
     boxes, masks = prompts.boxes_xyxy_px, prompts.mask_logits
-    for first in range(0, max(prompts.labels.shape[1], 1), at_once):
-        some = slice(first, first + at_once)
+    for first in range(0, max(prompts.labels.shape[1], 1), chunk_size):
+        chunk = slice(first, first + chunk_size)
         yield Prompts(
-            prompts.points_px[:, some],
-            prompts.labels[:, some],
-            None if boxes is None else boxes[:, some],
-            None if masks is None else masks[:, some],
+            prompts.points_px[:, chunk],
+            prompts.labels[:, chunk],
+            None if boxes is None else boxes[:, chunk],
+            None if masks is None else masks[:, chunk],
         )

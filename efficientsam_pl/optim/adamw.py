@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, and the learning rate's course."""
+"""AdamW with its parameter groups, and the learning-rate schedule."""
 
 import math
 import re
@@ -25,7 +25,7 @@ _NO_DECAY = (
 
 @dataclass(frozen=True)
 class _Group:
-    """Parameters that learn alike."""
+    """Parameters with the same settings."""
 
     lr_multiplier: float  # of the peak
     decays: bool
@@ -33,10 +33,10 @@ class _Group:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW over the parameters that learn; no decay on norms, biases, positions and tokens.
+    """Build AdamW over the trainable parameters; no decay on norms, biases, positions, tokens.
 
-    With `layer_decay` the image encoder's blocks learn the slower the nearer to the pixels they
-    are; the patch embedding and the positions are one layer below the first block.
+    With `layer_decay` the learning rate of the image encoder's blocks falls towards the pixels;
+    the patch embedding and the positions are one layer below the first block.
     """
     groups = [
         {
@@ -50,17 +50,17 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
 
 
 def parameter_names(module: nn.Module, config: OptimConfig) -> list[str]:
-    """Of the parameters of `build_optimizer`, in the order in which torch numbers them."""
+    """List the names of `build_optimizer`'s parameters, in torch's order of indices."""
     return [name for group in _grouped(module, config.layer_decay) for name, _ in group.named]
 
 
 def _grouped(module: nn.Module, layer_decay: float | None) -> list[_Group]:
-    """What decays before what does not; of each the lowest layer first."""
-    learning = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    """Parameter groups: with weight decay, then without, each from input to output layers."""
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     above = 1 + max((_layer(name) or 0 for name, _ in module.named_parameters()), default=0)
     members: dict[tuple[bool, int], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in learning:
-        plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
+    for name, parameter in trained:
+        plain = parameter.ndim < 2 or any(pattern in name for pattern in _NO_DECAY)
         layer = _layer(name)
         depth = above if layer is None or layer_decay is None else layer
         members.setdefault((plain, depth), []).append((name, parameter))
@@ -71,7 +71,7 @@ def _grouped(module: nn.Module, layer_decay: float | None) -> list[_Group]:
 
 
 def _layer(name: str) -> int | None:
-    """0 for what comes before the image encoder's blocks, n + 1 for block n; None for the rest."""
+    """Layer of a parameter: 0 before the image encoder's blocks, n + 1 in block n, else None."""
     inside = name.partition("image_encoder.trunk.")[2]
     if not inside or inside.startswith("neck."):
         return None
@@ -80,12 +80,12 @@ def _layer(name: str) -> int | None:
 
 
 def build_schedule(optimizer: AdamW, config: OptimConfig, total_steps: int) -> LambdaLR:
-    """The schedule as torch steps it, once an optimizer step."""
+    """Build the schedule, which is stepped once an optimizer step."""
     return LambdaLR(optimizer, lambda step: lr_multiplier(step, config, total_steps))
 
 
 def lr_multiplier(step: int, config: OptimConfig, total_steps: int) -> float:
-    """The learning rate over its peak: linear warm-up, then decay to zero at `total_steps`."""
+    """Learning rate over its peak: linear warm-up, then decay to zero at `total_steps`."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
@@ -95,7 +95,7 @@ def lr_multiplier(step: int, config: OptimConfig, total_steps: int) -> float:
 
 
 def optimizer_config(module: nn.Module, config: OptimConfig, total_steps: int) -> dict[str, Any]:
-    """What a LightningModule's configure_optimizers returns."""
+    """Build the return value of a LightningModule's `configure_optimizers`."""
     optimizer = build_optimizer(module, config)
     schedule = build_schedule(optimizer, config, total_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -9,16 +9,16 @@ class OptimConfig:
     """AdamW with linear warm-up and decay to zero at the last step. Steps are optimizer steps."""
 
     peak_lr: float = 4e-4  # the learning rate after warm-up
-    # The global batch that peak_lr is meant for; another one scales it in proportion (Goyal et
-    # al. 2017, as MAE does). None: peak_lr whatever the batch.
+    # Global batch that peak_lr is meant for; another batch scales it in proportion (Goyal et al.
+    # 2017, as MAE does). None: peak_lr whatever the batch.
     peak_lr_batch: int | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1  # not on norms, biases, positions and tokens
     decay: Literal["cosine", "linear"] = "linear"
     warmup_steps: int = 250
-    clip_norm: float | None = None  # of the whole gradient; None: not clipped
+    clip_norm: float | None = None  # limit of the whole gradient's norm; None: not clipped
     # Factor from a block of the image encoder to the one before it (BEiT; EfficientTAM has 0.8);
-    # the neck and what comes after it learn at peak_lr. None: all do
+    # the neck and everything after it have peak_lr. None: all layers have
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -32,7 +32,7 @@ class OptimConfig:
             raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
 
     def for_batch(self, global_batch: int) -> "OptimConfig":
-        """With the peak that the scaling rule gives for a global batch."""
+        """Scale the peak to a global batch."""
         if self.peak_lr_batch is None:
             return self
         return replace(
@@ -41,7 +41,7 @@ class OptimConfig:
 
 
 def sami_optim() -> OptimConfig:
-    """Pretraining's (paper, 4.1): lr 2.4e-3 at batch 4096, 40 of 400 epochs of warm-up."""
+    """Pretraining (paper, 4.1): lr 2.4e-3 at batch 4096, 40 of 400 epochs of warm-up."""
     return OptimConfig(
         peak_lr=2.4e-3,
         peak_lr_batch=4096,
@@ -53,5 +53,5 @@ def sami_optim() -> OptimConfig:
 
 
 def finetune_optim() -> OptimConfig:
-    """Finetuning's (paper, 4.1): lr 4e-4 at batch 128, linear to zero; warm-up is not told."""
+    """Finetuning (paper, 4.1): lr 4e-4 at batch 128, linear to zero; warm-up is ours."""
     return OptimConfig()

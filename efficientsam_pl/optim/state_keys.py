@@ -1,7 +1,7 @@
-"""Optimizer states by parameters' names, which mean the same under any strategy.
+"""Optimizer states keyed by parameter names, which mean the same under any strategy.
 
-torch numbers parameters group by group, FSDP2's tools in the module's order: a state that is saved
-by numbers under one of them and read under the other would give a weight another one's moments.
+torch numbers parameters group by group, FSDP2's tools in the module's order: a state saved by
+indices under either and loaded under the other would give a weight another weight's moments.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from typing import Any
 
 
 def key_by_name(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """An optimizer's state dict with these names for its numbers."""
+    """Replace the indices in an optimizer's state dict by these names."""
     return _renamed(state, dict(enumerate(names)))
 
 
 def key_by_index(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What `key_by_name` made, for an optimizer that numbers its parameters in this order.
+    """Undo `key_by_name` for an optimizer that numbers its parameters in this order.
 
     Raises:
-        KeyError: A parameter that this optimizer has not.
+        KeyError: A parameter that this optimizer does not have.
     """
     return _renamed(state, {name: number for number, name in enumerate(names)})
 

@@ -1,4 +1,4 @@
-"""Boxes as a hand would draw them: near the mask's edges, not on them.
+"""Jittered boxes, as a hand would draw them: near the mask's edges, not on them.
 
 Axes: q masks.
 """
@@ -19,13 +19,13 @@ def jitter_boxes(
     most_px: float,
     side: int,
 ) -> Float[Tensor, "*q 4"]:
-    """Each side moved by normal noise (SAM, appendix A).
+    """Move each side by normal noise (SAM, appendix A).
 
     Args:
         boxes_xyxy_px: Tight boxes in model pixels.
         noise: Standard normal numbers, one a side.
         share: Standard deviation over the box's length along that axis.
-        most_px: No side moves further.
+        most_px: Limit of each side's movement.
         side: The model's square; boxes stay within it.
     """
     width_height = boxes_xyxy_px[..., 2:] - boxes_xyxy_px[..., :2] + 1
@@ -36,6 +36,6 @@ def jitter_boxes(
 
 
 def side_noise(sample_key: Int64[Tensor, "*q"]) -> Float[Tensor, "*q 4"]:
-    """A standard normal number for each side of each mask's box."""
+    """Draw a standard normal number for each side of each mask's box."""
     radius, angle = uniform(sample_key, 8, "box-jitter").chunk(2, dim=-1)
     return (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()  # Box and Muller

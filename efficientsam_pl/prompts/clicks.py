@@ -1,10 +1,10 @@
-"""Clicks in masks, drawn or chosen on the device, a whole batch at once.
+"""Clicks in masks, drawn or chosen on the device for a whole batch.
 
 Masks are grids of cells over the model's square, and a click is the centre of a cell in model
-pixels. Nothing waits for the device, and no mask is special: one without a cell gives a point too,
-which whoever asks leaves out.
+pixels. Nothing waits for the device, and no mask is special: an empty one gives a point too, which
+the caller leaves out.
 
-Axes: b photos, q masks a photo, h w cells.
+Axes: b images, q masks an image, h w cells.
 """
 
 import torch
@@ -18,30 +18,30 @@ from efficientsam_pl.structures import Label
 def uniform_click(
     region: Bool[Tensor, "*mask h w"], share: Float[Tensor, "*mask"], side: int
 ) -> Float[Tensor, "*mask 2"]:
-    """The cell that lies `share` of the way through the region's cells, in row-major order.
+    """Click the cell `share` of the way through the region's cells, in row-major order.
 
     Args:
-        region: Where the click may fall.
+        region: Cells that the click may fall on.
         share: In [0, 1); uniform numbers make uniform clicks.
         side: The model's square in pixels.
 
     Returns:
-        (x, y) in model pixels; the first cell's where the region is empty.
+        (x, y) in model pixels; that of the first cell for an empty region.
     """
     return _middle(_drawn_cell(region, share), region, side)
 
 
 def centre_click(masks: Bool[Tensor, "*mask h w"], side: int) -> Float[Tensor, "*mask 2"]:
-    """The mask's cell farthest from what is not mask; of several the first in row-major order.
+    """Click the mask's cell farthest from the background; ties take the first in row-major order.
 
-    Beyond the square's border nothing is mask.
+    Everything beyond the square's border is background.
 
     Args:
         masks: Grids of cells.
         side: The model's square in pixels.
 
     Returns:
-        (x, y) in model pixels; the first cell's where the mask is empty.
+        (x, y) in model pixels; that of the first cell for an empty mask.
 
     Source:
         SAM's evaluation clicks the point farthest from the mask's edge.
@@ -54,7 +54,7 @@ def centre_click(masks: Bool[Tensor, "*mask h w"], side: int) -> Float[Tensor, "
 
 
 def squared_distance(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h w"]:
-    """Of each cell to the nearest one that is not mask, beyond the border included; in cells.
+    """Squared distance of each cell to the nearest background or to the border, in cells.
 
     Exact: the nearest in every column, then the best of the columns (Felzenszwalb and Huttenlocher
     2012: Distance transforms of sampled functions), which is one pass a column.
@@ -71,36 +71,36 @@ def squared_distance(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h
 
 def sample_point_from_errors(
     truth: Bool[Tensor, "b q h w"],
-    answer: Float[Tensor, "b q h w"],
+    mask_logits: Float[Tensor, "b q h w"],
     sample_key: Int64[Tensor, "b q"],
     number: int,
     side: int,
 ) -> tuple[Float[Tensor, "b q 2"], Int64[Tensor, "b q"]]:
-    """A click where the answer is wrong, uniform over the cells that are (SAM, appendix A).
+    """Draw a click uniformly from the cells that are predicted wrong (SAM, appendix A).
 
-    Padding beside a photo is no mask: what the answer covers there is wrong too, and a negative
-    click may fall on it.
+    The frame's padding is background: a mask that covers it is wrong there, and a negative click
+    may fall on it.
 
     Args:
         truth: The masks.
-        answer: Logits at the masks' resolution; above 0 is mask.
-        draw_key: One key a mask.
-        number: Of the round; each draws anew.
+        mask_logits: Predicted at the masks' resolution; above 0 is mask.
+        sample_key: One key a mask.
+        number: The round's; each round has its own draw.
         side: The model's square in pixels.
 
     Returns:
         (x, y) in model pixels and the label: POSITIVE where mask is missing, NEGATIVE where there
-        is too much; -1 and PADDING where nothing is wrong.
+        is too much; -1 and PADDING for a perfect prediction.
     """
-    wrong = (answer > 0) ^ truth
+    wrong = (mask_logits > 0) ^ truth
     cell = _drawn_cell(wrong, uniform(sample_key, 1, f"correction-{number}")[..., 0])
     is_mask = truth.flatten(-2).gather(-1, cell[..., None])[..., 0]
     labels = torch.where(is_mask, Label.POSITIVE, Label.NEGATIVE)
-    nothing = ~wrong.flatten(-2).any(-1)
+    perfect = ~wrong.flatten(-2).any(-1)
     points = _middle(cell, truth, side)
     return (
-        torch.where(nothing[..., None], -1.0, points),
-        torch.where(nothing, Label.PADDING, labels),
+        torch.where(perfect[..., None], -1.0, points),
+        torch.where(perfect, Label.PADDING, labels),
     )
 
 
@@ -115,7 +115,7 @@ def _drawn_cell(
 
 
 def _to_nearest(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h w"]:
-    """Of each cell to the nearest one of its column that is not mask, in cells."""
+    """Distance of each cell to the nearest background cell of its column, in cells."""
     height = masks.shape[-2]
     row = torch.arange(height, device=masks.device)[:, None]
     above = torch.where(masks, -1, row).cummax(-2).values
@@ -126,7 +126,7 @@ def _to_nearest(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h w"]:
 def _middle(
     cell: Int64[Tensor, "*mask"], masks: Bool[Tensor, "*mask h w"], side: int
 ) -> Float[Tensor, "*mask 2"]:
-    """The centre of a cell, which is counted in row-major order, in model pixels."""
+    """Centre of a cell, numbered in row-major order, in model pixels."""
     height, width = masks.shape[-2:]
     x, y = cell % width, cell // width
     return torch.stack([_model_px(x, width, side), _model_px(y, height, side)], dim=-1)

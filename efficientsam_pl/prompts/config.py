@@ -1,4 +1,4 @@
-"""How masks are asked for in training, without torch."""
+"""Settings of the prompts in training, without torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,12 +6,12 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class PromptingConfig:
-    """A box or clicks for each mask, drawn anew every time, and the rounds that follow.
+    """A box or clicks for each mask, drawn at every visit, and the rounds that follow.
 
-    `drawn`: one answer, to a box or to 1..max_clicks clicks. `each`: an answer after each of the
-    first 1..max_clicks points, where a box counts as two and is followed by clicks (paper, 4.1:
+    `drawn`: one prediction, from a box or 1..max_clicks clicks. `each`: a prediction after each of
+    the first 1..max_clicks points, where a box counts as two and is followed by clicks (paper, 4.1:
     boxes and points; the released code's docstring). `interactive`: SAM's loop (appendix A): a box
-    or a click, then clicks from where the answer is wrong, the answer fed back as a mask prompt.
+    or a click, then clicks where the prediction is wrong, which is fed back as a mask prompt.
 
     The share of boxes is not in the paper; half and half is EfficientViT-SAM's.
     """
@@ -34,11 +34,11 @@ class PromptingConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 
     def points(self) -> int:
-        """Slots that the longest prompt fills; a box fills two."""
+        """Count the slots of the longest prompt; a box fills two."""
         if self.rounds == "interactive":
             return self.corrections + (2 if self.box_share > 0 else 1)
         return max(self.max_clicks, 2 if self.box_share > 0 else 1)
 
     def clicks(self) -> int:
-        """Clicks that must have been drawn in a mask beforehand."""
+        """Count the clicks that must have been drawn in a mask beforehand."""
         return 1 if self.rounds == "interactive" else self.max_clicks

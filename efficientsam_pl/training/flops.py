@@ -1,7 +1,7 @@
-"""How much a training step computes, counted by torch, and how fast the device could.
+"""FLOPs of a training step, counted by torch, and the device's attainable rate.
 
 A multiplication and an addition are two FLOPs. Norms, softmax and GELU are left out, as is
-what is computed again in the backward pass to spare memory: work that no result needs.
+recomputation in the backward pass, which no result needs.
 """
 
 import time
@@ -26,18 +26,18 @@ def step_flops(
     image_size: int,
     build_teacher: Callable[[], nn.Module] | None = None,
 ) -> int:
-    """FLOPs of one photo in a training step: student forward and backward, teacher forward.
+    """Count the FLOPs of an image in a training step: student in both directions, teacher forward.
 
-    Both are built anew, so the builders must read no file, and should give plain modules: not
-    compiled, not sharded, and with all activations kept. Nothing is computed or held in memory
-    where that would take long: tensors then have a shape and no content. A small model's step is
-    computed, which is quicker than tracing tensors without content.
+    Both are built for the count, so the builders must read no file, and should give plain modules:
+    not compiled, not sharded, and with all activations kept. A large model's step runs on fake
+    tensors, which have a shape and no content; a small one's is computed, which is quicker.
 
     Args:
-        build: Makes what learns.
-        step: From it and a photo [1, 3, s, s] of bytes to what has a gradient.
-        image_size: Pixels a side of a photo.
-        build_teacher: Makes what maps the photo to target features; None: not run in a step.
+        build: Builds the module that is trained.
+        step: Maps it and an image [1, 3, s, s] of bytes to a loss.
+        image_size: Pixels a side of an image.
+        build_teacher: Builds the module that maps the image to target features; None: a step runs
+            no teacher.
     """
     with torch.device("meta"):
         student = build()
@@ -45,7 +45,7 @@ def step_flops(
     modules = [module for module in (student, teacher) if module is not None]
     weights = sum(parameter.numel() for module in modules for parameter in module.parameters())
     # the fused kernels' counts differ from device to device; the plain products are all counted
-    with _content(weights * image_size**2), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    with _tensor_mode(weights * image_size**2), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         for module in modules:
             module.to_empty(device="cpu")
         image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
@@ -56,24 +56,25 @@ def step_flops(
     return int(counter.get_total_flops())
 
 
-def _content(work: int) -> AbstractContextManager[object]:
-    """Tensors with content for little work, else none; `work` is weights times pixels."""
+def _tensor_mode(work: int) -> AbstractContextManager[object]:
+    """Real tensors for little work, else fake ones; `work` is weights times pixels."""
     if work < _COMPUTED_WORK:
         return nullcontext()
     return FakeTensorMode(allow_non_fake_inputs=True)  # autocast knows the CPU, but no meta
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOPs a second of a large square matrix product, the best of a few: what is attainable.
+    """Measure the FLOPs a second of a large square matrix product, the best of a few.
 
     Args:
         device: Sides of 8192 on a GPU, 1024 elsewhere.
-        dtype: Of the run's computation.
+        dtype: That of the run's computation.
         seconds: No product begins later than this after the first, which warms up.
     """
     side = _GPU_SIDE if device.type == "cuda" else _CPU_SIDE
-    own = torch.Generator().manual_seed(0)  # the run's draws stay as they are; ones are too quick
-    square = torch.randn(side, side, generator=own).to(device, dtype)
+    # a generator beside the run's own; a matrix of ones would be too quick
+    generator = torch.Generator().manual_seed(0)
+    square = torch.randn(side, side, generator=generator).to(device, dtype)
     out = torch.empty_like(square)
     _timed_product(square, out)
     best, end = float("inf"), time.perf_counter() + seconds
@@ -92,6 +93,6 @@ def _timed_product(square: Tensor, out: Tensor) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when a GPU has done all that was asked of it."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

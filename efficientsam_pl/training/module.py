@@ -1,4 +1,4 @@
-"""What both stages share: one mean over all that is valid, clipping, averaged weights."""
+"""Base of all training stages: gradient mean over valid slots, clipping, EMA weights."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,11 +18,11 @@ from efficientsam_pl.optim.state_keys import key_by_index, key_by_name
 
 
 class TrainingModule(L.LightningModule):
-    """A model that is trained by AdamW on micro-batches of which some slots are empty.
+    """A model that is trained by AdamW on micro-batches with empty slots.
 
     A step's gradient is that of the mean over the valid slots of the global batch, however they
-    are spread over ranks and micro-batches. Averaged weights, where there are any, are a second
-    model beside the trained one; they are validated and taken home.
+    are spread over ranks and micro-batches. EMA weights are a second model beside the trained
+    one, which is then the one that is validated and exported.
     """
 
     def __init__(
@@ -31,44 +31,44 @@ class TrainingModule(L.LightningModule):
         optim: OptimConfig,
         steps: int,
         arrange: Callable[["TrainingModule"], None],
-        averaged: bool = False,
+        ema: bool = False,
     ) -> None:
-        """A stage.
+        """Set a stage up.
 
         Args:
-            model: What learns; on the CPU.
+            model: The network to train; on the CPU.
             optim: AdamW's settings.
             steps: Length of the schedule.
-            arrange: Lays the model out on its devices: see `training.parallel`.
-            averaged: Whether averaged weights are kept beside the model's.
+            arrange: Prepares the stage for its devices: `training.parallelize.parallelize`.
+            ema: Whether to keep an exponential moving average of the weights.
         """
         super().__init__()
         self.model, self.optim, self.steps, self._arrange = model, optim, steps, arrange
-        self.average = deepcopy(model).requires_grad_(False) if averaged else None
+        self.average = deepcopy(model).requires_grad_(False) if ema else None
         self.gradient_norm: Tensor | None = None  # of the last step, before it was clipped
-        # Of the step's micro-batches on this rank: valid slots, slots, summed loss of the valid
+        # Valid slots, all slots, and the valid ones' summed loss of a step on this rank
         self._sums: Tensor | None = None
         self._arranged = False
 
     def configure_model(self) -> None:
-        """Once, though Lightning asks again before it validates."""
+        """Prepare the model once, though Lightning calls this again before it validates."""
         if not self._arranged:
             self._arranged = True
             self._arrange(self)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and the schedule of what learns."""
+        """Build AdamW and the schedule."""
         return optimizer_config(self.model, self.optim, self.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Optimizer states go by name, as sharded ones do already (and only rank 0 has those)."""
+        """Key optimizer states by name, as sharded ones are already (and only rank 0 has those)."""
         checkpoint["optimizer_states"] = [
             key_by_name(state, self._names()) if 0 in state.get("state", {}) else state
             for state in checkpoint["optimizer_states"]
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Back to the optimizer's numbers; a sharded one has taken its part by name."""
+        """Key optimizer states by index again; a sharded optimizer has loaded its own by name."""
         checkpoint["optimizer_states"] = [
             key_by_index(state, self._names()) for state in checkpoint["optimizer_states"]
         ]
@@ -77,13 +77,17 @@ class TrainingModule(L.LightningModule):
         return [f"model.{name}" for name in parameter_names(self.model, self.optim)]
 
     def eval_model(self) -> nn.Module:
-        """The model that is validated and taken home."""
+        """Model that is validated and exported."""
         return self.model if self.average is None else self.average
 
     def step_output(
         self, mean: Float[Tensor, ""], valid: Bool[Tensor, "*slots"]
     ) -> dict[str, Tensor]:
-        """What a training step returns: a micro-batch's mean, weighted by its valid slots."""
+        """Scale the micro-batch loss by its share of valid slots.
+
+        The accumulated gradient is then the mean over all of them; see
+        `configure_gradient_clipping`.
+        """
         real = valid.sum().float()
         sums = torch.stack([real, torch.full_like(real, valid.numel()), mean.detach() * real])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -95,7 +99,7 @@ class TrainingModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Divides by the valid slots instead of all slots, then clips by `optim.clip_norm`.
+        """Divide by the valid slots instead of all slots, then clip by `optim.clip_norm`.
 
         Logs `train/loss`, the mean over the valid slots of the global batch, and
         `train/gradient_norm`, that of its gradient before it is clipped.
@@ -110,18 +114,18 @@ class TrainingModule(L.LightningModule):
         gradients = [
             p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
         ]
-        norm = rescale * _whole(get_total_norm(gradients))
+        norm = rescale * _full(get_total_norm(gradients))
         if self.optim.clip_norm is not None:
             rescale = rescale * (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1)
-        torch._foreach_mul_([_here(gradient) for gradient in gradients], rescale)
+        torch._foreach_mul_([_local(gradient) for gradient in gradients], rescale)
         self.gradient_norm = norm
         self.log_dict({"train/loss": loss / valid, "train/gradient_norm": norm})
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _here(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, in the same memory."""
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""How the ranks of a run work together, and how its checkpoints pass through Lightning."""
+"""Lightning strategies of a run, and its checkpoints' way through Lightning."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,14 +33,14 @@ from efficientsam_pl.training.config import InterruptionConfig, TrainerConfig
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """How a run's checkpoints are written, and which of them it can go on from."""
+    """Writer of a run's checkpoints, and the check that a run can resume from one."""
 
     writer: CheckpointWriter
     check: Callable[[CheckpointReader], None]
 
 
 class SingleFileCheckpointIO(CheckpointIO):
-    """Checkpoints whose tensors lie in one file: of one process, or of ranks that are alike."""
+    """Checkpoints with all tensors in one file: of a single process, or of DDP's equal ranks."""
 
     def __init__(self, files: CheckpointFiles) -> None:
         self._files = files
@@ -48,22 +48,22 @@ class SingleFileCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Called on rank 0."""
+        """Write a checkpoint; called on rank 0."""
         self._files.writer.save_plain(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Called on every rank, with a run's folder or a checkpoint."""
+        """Load a checkpoint, or a run's newest one; called on every rank."""
         stored = agreed_checkpoint(Path(path), self._files.check)
         return joined(stored.whole_state(), stored.values)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Nothing: the run's shelf removes what it no longer keeps."""
+        """Do nothing: `CheckpointRetention` removes checkpoints."""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Lightning's FSDP2, over all ranks, that does not reduce gradients amid an accumulation.
+    """Lightning's FSDP2 over all ranks, with gradients reduced once an accumulated step.
 
     Every rank writes and reads its own shards of a checkpoint.
     """
@@ -74,17 +74,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._bookkeeping: Any = None  # a group for checkpoints, which may be written on a thread
 
     def setup_environment(self) -> None:
-        """Makes the group of all ranks that checkpoints agree through."""
+        """Create the group in which all ranks coordinate checkpoints."""
         super().setup_environment()
         if self._bookkeeping is None:
             self._bookkeeping = dist.new_group(backend="gloo", timeout=self._patience)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """This rank's shards of all weights."""
+        """Collect this rank's shards of all weights."""
         return get_model_state_dict(cast(nn.Module, self.model))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """This rank's shards of the state by parameters' names (see `optim.states`)."""
+        """Collect this rank's shards of the state, keyed by name (see `optim.state_keys`)."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state: dict[str, Any] = get_optimizer_state_dict(cast(nn.Module, self.model), plain)
         return state
@@ -92,13 +92,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        """Called on every rank."""
+        """Write a checkpoint; called on every rank."""
         self._files.writer.save_sharded(checkpoint, Path(filepath), self._bookkeeping)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads this rank's part into the model and its optimizer; returns the plain values."""
+        """Load this rank's part into the model and its optimizer; return the other values."""
         stored = agreed_checkpoint(Path(checkpoint_path), self._files.check)
         [optimizer] = self.optimizers
         checkpoint = joined(self._read(stored, optimizer), stored.values)
@@ -112,41 +112,41 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Whole tensors of a plain checkpoint, this rank's shards of a sharded one."""
         if stored.manifest.kind == "plain":
             return stored.whole_state()
-        own = {
+        template = {
             "state_dict": self.lightning_module_state_dict(),
             "optimizer_states": [self.optimizer_state(optimizer)],
         }
-        state, _ = split(own)
+        state, _ = split(template)
         reader = FileSystemReader(stored.folder / SHARDS)
         load(state, storage_reader=reader, process_group=self._bookkeeping)
         return state
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Keeps this micro-batch's gradients on the rank, whole, until the step's last one."""
+        """Keep this micro-batch's gradients on the rank, unsharded, until the step's last one."""
         self._reduce_gradients(False)
         try:
             yield
         finally:
             self._reduce_gradients(True)
 
-    def _reduce_gradients(self, now: bool) -> None:
+    def _reduce_gradients(self, enabled: bool) -> None:
         for module in cast(nn.Module, self.model).modules():
             if isinstance(module, FSDPModule):
-                module.set_requires_gradient_sync(now, recurse=False)
+                module.set_requires_gradient_sync(enabled, recurse=False)
 
 
 def build_strategy(
     config: TrainerConfig, interruption: InterruptionConfig, files: CheckpointFiles
 ) -> Strategy | str:
-    """What Lightning's Trainer takes."""
+    """Build the strategy for Lightning's Trainer."""
     timeout = timedelta(seconds=interruption.collective_timeout_s)
     if config.strategy == "fsdp":
         return FSDP2Strategy(files, config.world_size(), timeout)
     if config.strategy == "ddp" or config.world_size() > 1:
         return DDPStrategy(
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,  # none changes
+            broadcast_buffers=False,  # they are constant
             timeout=timeout,
         )
     return "auto"

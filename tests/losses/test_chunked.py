@@ -1,4 +1,4 @@
-"""Pieces against plain autograd of their sum."""
+"""Chunks against plain autograd of their sum."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,17 +11,17 @@ from efficientsam_pl.losses.chunked import chunked_loss
 
 
 class Head(nn.Module):
-    """Asked several times; its first layer twice a piece, its last one never."""
+    """Called several times; its first layer twice a chunk, its last layer never."""
 
     def __init__(self) -> None:
         super().__init__()
         self.twice, self.once, self.never = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(6, 6)
 
     def forward(self, features: Tensor, number: int) -> Tensor:
-        """Two values: the loss, and something that is told."""
+        """Two values: the loss, and a logged value."""
         hidden = F.gelu(self.twice(F.gelu(self.twice(features + number))))
-        answer = self.once(hidden)
-        return torch.stack([answer.square().mean(), answer.mean()]).float()
+        output = self.once(hidden)
+        return torch.stack([output.square().mean(), output.mean()]).float()
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def head() -> Head:
     return Head()
 
 
-def pieces_of(head: Head, count: int = 5) -> Callable[[Tensor], Iterator[Tensor]]:
+def chunks_of(head: Head, count: int = 5) -> Callable[[Tensor], Iterator[Tensor]]:
     return lambda features: (head(features, number) for number in range(count))
 
 
@@ -39,20 +39,22 @@ def plain_sum(head: Head, features: Tensor, count: int = 5) -> Tensor:
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor | None]:
-    found = {name: p.grad for name, p in module.named_parameters()}
+    by_name = {name: p.grad for name, p in module.named_parameters()}
     module.zero_grad(set_to_none=True)
-    return found
+    return by_name
 
 
-def assert_alike(found: dict[str, Tensor | None], plain: dict[str, Tensor | None]) -> None:
-    """Equal, where what no piece has used may have zeros."""
-    assert found.keys() == plain.keys()
-    for name, gradient in found.items():
-        wanted = plain[name]
-        if wanted is None:
+def assert_equal_gradients(
+    chunked: dict[str, Tensor | None], plain: dict[str, Tensor | None]
+) -> None:
+    """Equal, but unused parameters may have zeros."""
+    assert chunked.keys() == plain.keys()
+    for name, gradient in chunked.items():
+        expected = plain[name]
+        if expected is None:
             assert gradient is None or not gradient.any()
         else:
-            torch.testing.assert_close(gradient, wanted, msg=name)
+            torch.testing.assert_close(gradient, expected, msg=name)
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -60,24 +62,24 @@ def test_value_and_gradients_are_the_sums(head: Head, count: int) -> None:
     features = torch.randn(4, 6, requires_grad=True)
     expected = plain_sum(head, features, count)
     expected[0].backward()
-    wanted, of_features = gradients(head), features.grad
+    expected_gradients, of_features = gradients(head), features.grad
     features.grad = None
-    found = chunked_loss(pieces_of(head, count), features, list(head.parameters()))
-    torch.testing.assert_close(found, expected)
-    found[0].backward()
-    assert_alike(gradients(head), wanted)
+    chunked = chunked_loss(chunks_of(head, count), features, list(head.parameters()))
+    torch.testing.assert_close(chunked, expected)
+    chunked[0].backward()
+    assert_equal_gradients(gradients(head), expected_gradients)
     torch.testing.assert_close(features.grad, of_features)
 
 
-def test_a_parameter_that_no_piece_uses_has_zeros(head: Head) -> None:
+def test_a_parameter_that_no_chunk_uses_has_zeros(head: Head) -> None:
     """Ranks must agree on what has a gradient, and another rank may have used it."""
     features = torch.randn(4, 6)
-    chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
+    chunked_loss(chunks_of(head), features, list(head.parameters()))[0].backward()
     assert head.never.weight.grad is not None
     assert not head.never.weight.grad.any()
 
 
-def test_it_is_a_part_of_a_larger_graph(head: Head) -> None:
+def test_it_is_part_of_a_larger_graph(head: Head) -> None:
     """Features come out of a layer, the sum is scaled and added to another loss of both."""
     below = nn.Linear(6, 6)
     data = torch.randn(4, 6)
@@ -90,25 +92,25 @@ def test_it_is_a_part_of_a_larger_graph(head: Head) -> None:
     whole = nn.ModuleList([below, head])
     expected = loss(lambda features: plain_sum(head, features))
     expected.backward()
-    wanted = gradients(whole)
-    found = loss(lambda f: chunked_loss(pieces_of(head), f, list(head.parameters())))
-    torch.testing.assert_close(found, expected)
-    found.backward()
-    assert_alike(gradients(whole), wanted)
+    expected_gradients = gradients(whole)
+    chunked = loss(lambda f: chunked_loss(chunks_of(head), f, list(head.parameters())))
+    torch.testing.assert_close(chunked, expected)
+    chunked.backward()
+    assert_equal_gradients(gradients(whole), expected_gradients)
 
 
 def test_gradients_add_to_those_that_are_there(head: Head) -> None:
     features = torch.randn(4, 6)
     plain_sum(head, features)[0].backward()
-    wanted = gradients(head)
+    expected_gradients = gradients(head)
     for _ in range(2):
-        chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
-    doubled = {name: None if g is None else 2 * g for name, g in wanted.items()}
-    assert_alike(gradients(head), doubled)
+        chunked_loss(chunks_of(head), features, list(head.parameters()))[0].backward()
+    doubled = {name: None if g is None else 2 * g for name, g in expected_gradients.items()}
+    assert_equal_gradients(gradients(head), doubled)
 
 
-def test_values_that_are_told_teach_nothing(head: Head) -> None:
-    chunked_loss(pieces_of(head), torch.randn(4, 6), list(head.parameters()))[1].backward()
+def test_logged_values_have_no_gradient(head: Head) -> None:
+    chunked_loss(chunks_of(head), torch.randn(4, 6), list(head.parameters()))[1].backward()
     assert all(g is None or not g.any() for g in gradients(head).values())
 
 
@@ -116,34 +118,34 @@ def test_frozen_features_and_parameters_have_no_gradient(head: Head) -> None:
     head.twice.requires_grad_(False)
     features = torch.randn(4, 6)
     plain_sum(head, features)[0].backward()
-    wanted = gradients(head)
-    chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
+    expected_gradients = gradients(head)
+    chunked_loss(chunks_of(head), features, list(head.parameters()))[0].backward()
     assert features.grad is None
-    found = gradients(head)
-    assert found["twice.weight"] is None
-    assert_alike(found, wanted)
+    chunked = gradients(head)
+    assert chunked["twice.weight"] is None
+    assert_equal_gradients(chunked, expected_gradients)
 
 
-def test_features_may_learn_where_no_parameter_does(head: Head) -> None:
+def test_features_have_a_gradient_though_all_parameters_are_frozen(head: Head) -> None:
     head.requires_grad_(False)
     features = torch.randn(4, 6, requires_grad=True)
-    wanted = torch.autograd.grad(plain_sum(head, features)[0], features)[0]
-    chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
-    torch.testing.assert_close(features.grad, wanted)
+    expected_gradients = torch.autograd.grad(plain_sum(head, features)[0], features)[0]
+    chunked_loss(chunks_of(head), features, list(head.parameters()))[0].backward()
+    torch.testing.assert_close(features.grad, expected_gradients)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_without_gradients_only_the_values_are_summed(head: Head, frozen: bool) -> None:
-    """In validation, and where nothing learns."""
+    """In validation, and with everything frozen."""
     features = torch.randn(4, 6)
     expected = plain_sum(head, features).detach()
     if frozen:
-        found = chunked_loss(pieces_of(head.requires_grad_(False)), features, [])
+        chunked = chunked_loss(chunks_of(head.requires_grad_(False)), features, [])
     else:
         with torch.no_grad():
-            found = chunked_loss(pieces_of(head), features, list(head.parameters()))
-    assert not found.requires_grad
-    torch.testing.assert_close(found, expected)
+            chunked = chunked_loss(chunks_of(head), features, list(head.parameters()))
+    assert not chunked.requires_grad
+    torch.testing.assert_close(chunked, expected)
 
 
 def test_under_autocast_gradients_are_those_of_autocast(head: Head) -> None:
@@ -152,15 +154,15 @@ def test_under_autocast_gradients_are_those_of_autocast(head: Head) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         expected = plain_sum(head, below(data))
     expected[0].backward()
-    wanted = gradients(whole)
+    expected_gradients = gradients(whole)
     with torch.autocast("cpu", torch.bfloat16):
         features = below(data)
-        found = chunked_loss(pieces_of(head), features, list(head.parameters()))
+        chunked = chunked_loss(chunks_of(head), features, list(head.parameters()))
     assert features.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected)
-    found[0].backward()
+    torch.testing.assert_close(chunked, expected)
+    chunked[0].backward()
     for name, gradient in gradients(whole).items():
-        other = wanted[name]
+        other = expected_gradients[name]
         if other is None:
             assert gradient is None or not gradient.any()
             continue
@@ -171,7 +173,7 @@ def test_under_autocast_gradients_are_those_of_autocast(head: Head) -> None:
 
 
 def test_many_small_gradients_of_bf16_features_still_count() -> None:
-    """300 pieces that each add 1: in bf16, where 256 + 1 = 256, a sum would stop there."""
+    """300 chunks that each add 1: in bf16, where 256 + 1 = 256, a sum would stop there."""
     features = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
     total = chunked_loss(lambda shared: (shared.float() for _ in range(300)), features, [])
     total[0].backward()
@@ -179,8 +181,8 @@ def test_many_small_gradients_of_bf16_features_still_count() -> None:
     assert features.grad.item() == 300
 
 
-def test_each_piece_is_made_after_the_one_before_is_forgotten(head: Head) -> None:
-    """No more than one piece's graph is alive at a time."""
+def test_each_chunk_is_computed_after_the_previous_graph_is_freed(head: Head) -> None:
+    """No more than a single chunk's graph is alive at a time."""
     alive: list[int] = []
 
     class Counted(torch.autograd.Function):
@@ -194,28 +196,28 @@ def test_each_piece_is_made_after_the_one_before_is_forgotten(head: Head) -> Non
             alive.pop()
             return gradient
 
-    def pieces(shared: Tensor) -> Iterator[Tensor]:
+    def chunks(shared: Tensor) -> Iterator[Tensor]:
         for number in range(4):
             assert not alive
             yield Counted.apply(head(shared, number))
 
-    chunked_loss(pieces, torch.randn(4, 6), list(head.parameters()))[0].backward()
+    chunked_loss(chunks, torch.randn(4, 6), list(head.parameters()))[0].backward()
     assert not alive
 
 
-def test_a_piece_that_raises_leaves_nothing_behind(head: Head) -> None:
+def test_a_chunk_that_raises_leaves_nothing_behind(head: Head) -> None:
     features = torch.randn(4, 6, requires_grad=True)
 
-    def pieces(shared: Tensor) -> Iterator[Tensor]:
+    def chunks(shared: Tensor) -> Iterator[Tensor]:
         yield head(shared, 0)
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        chunked_loss(pieces, features, list(head.parameters()))
+        chunked_loss(chunks, features, list(head.parameters()))
     assert features.grad is None
     assert all(g is None for g in gradients(head).values())
     assert torch.is_grad_enabled()
     plain_sum(head, features)[0].backward()
-    wanted = gradients(head)
-    chunked_loss(pieces_of(head), features, list(head.parameters()))[0].backward()
-    assert_alike(gradients(head), wanted)
+    expected_gradients = gradients(head)
+    chunked_loss(chunks_of(head), features, list(head.parameters()))[0].backward()
+    assert_equal_gradients(gradients(head), expected_gradients)

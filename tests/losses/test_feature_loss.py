@@ -4,7 +4,7 @@ import torch
 from efficientsam_pl.losses.config import FeatureLossConfig
 from efficientsam_pl.losses.feature_loss import feature_losses, mean_over_valid, mse_per_token
 
-# one photo of four tokens of two channels; the last two are masked
+# an image of four tokens of two channels; the last two are masked
 TARGET = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [1.0, 1.0]]])
 PREDICTED = torch.tensor([[[5.0, 0.0], [0.0, -1.0], [0.0, 1.0], [1.0, 0.0]]])
 MASKED = torch.tensor([[2, 3]])
@@ -17,33 +17,32 @@ def test_squared_error_is_the_mean_over_channels() -> None:
     torch.testing.assert_close(mse_per_token(PREDICTED, TARGET), expected)
 
 
-def test_parts_of_the_loss_by_hand() -> None:
+def test_terms_of_the_loss_by_hand() -> None:
     losses = feature_losses(PREDICTED, TARGET, MASKED, VALID, FeatureLossConfig())
-    assert float(losses.total) == float(losses.all) == (8 + 4.5 + 5 + 0.5) / 4
-    assert float(losses.masked) == (5 + 0.5) / 2
-    assert float(losses.visible) == (8 + 4.5) / 2
+    assert float(losses.total) == float(losses.loss_all) == (8 + 4.5 + 5 + 0.5) / 4
+    assert float(losses.loss_masked) == (5 + 0.5) / 2
+    assert float(losses.loss_visible) == (8 + 4.5) / 2
     assert float(losses.cosine) == pytest.approx((1 - 1 + 0 + 0.5**0.5) / 4)
 
 
-def test_a_masked_autoencoder_learns_from_masked_tokens_alone() -> None:
+def test_a_masked_autoencoder_is_trained_on_masked_tokens_alone() -> None:
     losses = feature_losses(PREDICTED, TARGET, MASKED, VALID, FeatureLossConfig(tokens="masked"))
-    assert losses.total is losses.masked
-    assert float(losses.masked) == (5 + 0.5) / 2
+    assert losses.total is losses.loss_masked
+    assert float(losses.loss_masked) == (5 + 0.5) / 2
 
 
 def test_cosine_ignores_length_and_sees_direction() -> None:
     losses = feature_losses(PREDICTED, TARGET, MASKED, VALID, FeatureLossConfig(kind="cosine"))
     assert float(losses.total) == pytest.approx((0 + 2 + 1 + 1 - 0.5**0.5) / 4)
-    assert float(losses.visible) == pytest.approx((0 + 2) / 2)
+    assert float(losses.loss_visible) == pytest.approx((0 + 2) / 2)
     assert float(losses.cosine) == pytest.approx(1 - float(losses.total))
 
 
-def test_names_in_the_log_carry_no_gradient() -> None:
-    predicted = PREDICTED.clone().requires_grad_()
-    named = feature_losses(predicted, TARGET, MASKED, VALID, FeatureLossConfig()).parts("train/")
-    assert named.keys() == {
-        f"train/{name}" for name in ("loss_all", "loss_masked", "loss_visible", "cosine")
-    }
+def test_terms_are_logged_by_the_configs_names_without_a_gradient() -> None:
+    predicted, config = PREDICTED.clone().requires_grad_(), FeatureLossConfig()
+    losses = feature_losses(predicted, TARGET, MASKED, VALID, config)
+    named = losses.named("train/") | losses.named("heldout/")
+    assert named.keys() == set(config.metrics())
     assert not any(value.requires_grad for value in named.values())
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import fields
 from typing import Any, Literal
 
 import pytest
@@ -10,30 +11,31 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from efficientsam_pl.losses.config import MaskLossConfig
-from efficientsam_pl.losses.mask_losses import MaskLosses, focal_and_dice, segmentation_losses
+from efficientsam_pl.losses.mask_losses import MaskLosses, pixel_losses, segmentation_losses
 from efficientsam_pl.structures import Prediction
 
 
 def random_case(
-    seed: int = 0, photos: int = 2, prompts: int = 3, tokens: int = 4
+    seed: int = 0, images: int = 2, prompts: int = 3, tokens: int = 4
 ) -> tuple[Prediction, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(photos, prompts, tokens, 6, 5, generator=draw)
-    iou = torch.rand(photos, prompts, tokens, generator=draw)
-    target = torch.rand(photos, prompts, 6, 5, generator=draw) < 0.4
-    valid = torch.rand(photos, prompts, generator=draw) < 0.7
+    logits = 3 * torch.randn(images, prompts, tokens, 6, 5, generator=draw)
+    iou = torch.rand(images, prompts, tokens, generator=draw)
+    target = torch.rand(images, prompts, 6, 5, generator=draw) < 0.4
+    valid = torch.rand(images, prompts, generator=draw) < 0.7
     valid[0, 0], valid[-1, -1] = True, False
     return Prediction(logits.requires_grad_(), iou.requires_grad_()), target, valid
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
     config = MaskLossConfig(focal_alpha=alpha, focal_gamma=gamma)
-    return focal_and_dice(logits.flatten(-2), target.flatten(-2), config, target[0].numel())[0]
+    pixels = target[0].numel()
+    return pixel_losses(logits.flatten(-2), target.flatten(-2), config, pixels)["focal"]
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     pixels = target.shape[-1] * target.shape[-2]
-    return focal_and_dice(logits.flatten(-2), target.flatten(-2), MaskLossConfig(), pixels)[1]
+    return pixel_losses(logits.flatten(-2), target.flatten(-2), MaskLossConfig(), pixels)["dice"]
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.9, 2.0), (0.25, 0.0), (0.5, 3.5)])
@@ -41,11 +43,11 @@ def test_focal_loss_is_torchvisions(alpha: float, gamma: float) -> None:
     prediction, target, _ = random_case()
     logits = prediction.low_res_logits[:, :, 0]
     expected = sigmoid_focal_loss(logits, target.float(), alpha, gamma).mean(dim=(-2, -1))
-    found = focal_loss(logits, target, alpha, gamma)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    wanted = torch.autograd.grad(expected.sum(), logits, retain_graph=True)[0]
-    gradient = torch.autograd.grad(found.sum(), logits)[0]
-    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
+    value = focal_loss(logits, target, alpha, gamma)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+    expected_gradient = torch.autograd.grad(expected.sum(), logits, retain_graph=True)[0]
+    gradient = torch.autograd.grad(value.sum(), logits)[0]
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_dice_loss_and_gradient_are_the_formulas() -> None:
@@ -54,11 +56,11 @@ def test_dice_loss_and_gradient_are_the_formulas() -> None:
     probs, truth = logits.sigmoid(), target[:, :, None].float()
     above = 2 * (probs * truth).sum((-2, -1)) + 1
     expected = 1 - above / (probs.sum((-2, -1)) + truth.sum((-2, -1)) + 1)
-    found = dice_loss(logits, target[:, :, None])
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    wanted = torch.autograd.grad(expected.sum(), logits, retain_graph=True)[0]
-    gradient = torch.autograd.grad(found.sum(), logits)[0]
-    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
+    value = dice_loss(logits, target[:, :, None])
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+    expected_gradient = torch.autograd.grad(expected.sum(), logits, retain_graph=True)[0]
+    gradient = torch.autograd.grad(value.sum(), logits)[0]
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_undecided_pixel_costs_a_sixteenth_of_ln_two() -> None:
@@ -109,10 +111,10 @@ def test_one_target_serves_all_candidates() -> None:
         )
 
 
-def slow_parts(
+def slow_terms(
     prediction: Prediction, truth: Tensor, where: tuple[int, int, int], config: MaskLossConfig
 ) -> tuple[float, float, float, float]:
-    """Cost, focal, dice and IoU error of one token's mask."""
+    """Cost, focal, dice and IoU error of a token's mask."""
     logits = prediction.low_res_logits[where].detach()
     focal = float(
         sigmoid_focal_loss(logits, truth.float(), config.focal_alpha, config.focal_gamma, "mean")
@@ -127,25 +129,25 @@ def slow_parts(
 
 
 def by_slow_loop(
-    prediction: Prediction, target: Tensor, config: MaskLossConfig, answer: str, b: int, q: int
+    prediction: Prediction, target: Tensor, config: MaskLossConfig, tokens: str, b: int, q: int
 ) -> tuple[float, ...]:
-    """Total, focal, dice, IoU error and token 0's loss of one mask."""
+    """Total, focal, dice, IoU error and token 0's loss of a mask."""
     single, *candidates = (
-        slow_parts(prediction, target[b, q], (b, q, token), config)
+        slow_terms(prediction, target[b, q], (b, q, token), config)
         for token in range(prediction.iou.shape[2])
     )
-    alone = single[0] + config.iou * single[3]
-    if answer == "single":
-        return (alone, *single[1:], alone)
+    of_single = single[0] + config.iou * single[3]
+    if tokens == "single":
+        return (of_single, *single[1:], of_single)
     cost, focal, dice, error = min(candidates)
     if config.iou_candidates == "all":
         error = sum(c[3] for c in candidates) / len(candidates)
-    total = cost + config.iou * error + config.single_mask * alone
-    return total, focal, dice, error, alone
+    total = cost + config.iou * error + config.single_mask * of_single
+    return total, focal, dice, error, of_single
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("answer", ["candidates", "single"])
+@pytest.mark.parametrize("tokens", ["candidates", "single"])
 @pytest.mark.parametrize(
     "config",
     [
@@ -155,14 +157,14 @@ def by_slow_loop(
     ],
     ids=["default", "best", "weights"],
 )
-def test_every_part_of_each_mask_agrees_with_a_slow_loop(
-    config: MaskLossConfig, answer: Literal["candidates", "single"], seed: int
+def test_every_term_of_each_mask_agrees_with_a_slow_loop(
+    config: MaskLossConfig, tokens: Literal["candidates", "single"], seed: int
 ) -> None:
     prediction, target, _ = random_case(seed)
-    losses = segmentation_losses(prediction, target, config, answer).stacked().detach()
+    losses = segmentation_losses(prediction, target, config, tokens).stacked().detach()
     for b in range(2):
         for q in range(3):
-            expected = by_slow_loop(prediction, target, config, answer, b, q)
+            expected = by_slow_loop(prediction, target, config, tokens, b, q)
             assert losses[:, b, q].tolist() == pytest.approx(expected, rel=1e-5)
 
 
@@ -176,15 +178,15 @@ def test_sums_are_over_the_valid_masks() -> None:
         assert float(getattr(summed, name).detach()) == pytest.approx(expected, rel=1e-5)
     stacked = summed.stacked()
     assert torch.equal(stacked[0], summed.total)
-    assert MaskLosses(*stacked).parts("train/") == {
+    assert MaskLosses.from_stacked(stacked).named("train/") == {
         f"train/{name}": getattr(summed, name) for name in ("focal", "dice", "iou", "single")
     }
 
 
-def learns(
-    answer: Literal["candidates", "single"], config: MaskLossConfig
+def trained_tokens(
+    tokens: Literal["candidates", "single"], config: MaskLossConfig
 ) -> tuple[list[bool], list[bool]]:
-    """Which tokens' masks and which of their predicted IoUs have a gradient.
+    """Whether each token's mask, and its predicted IoU, has a gradient.
 
     The target is all ones; token 2 is nearest to it.
     """
@@ -192,7 +194,7 @@ def learns(
     logits = torch.tensor([0.0, -2.0, 3.0, -1.0]).view(1, 1, 4, 1, 1).repeat(1, 1, 1, 4, 4)
     logits.requires_grad_()
     iou = torch.rand(1, 1, 4, requires_grad=True)
-    losses = segmentation_losses(Prediction(logits, iou), target, config, answer)
+    losses = segmentation_losses(Prediction(logits, iou), target, config, tokens)
     losses.total.sum().backward()
     assert logits.grad is not None
     assert iou.grad is not None
@@ -207,16 +209,16 @@ def learns(
         (1.0, "best", [True, False, True, False], [True, False, True, False]),
     ],
 )
-def test_only_the_best_candidate_learns_its_mask(
+def test_only_the_best_candidate_is_trained(
     single_mask: float, iou_candidates: Any, masks: list[bool], ious: list[bool]
 ) -> None:
     config = MaskLossConfig(single_mask=single_mask, iou_candidates=iou_candidates)
-    assert learns("candidates", config) == (masks, ious)
+    assert trained_tokens("candidates", config) == (masks, ious)
 
 
-def test_only_token_zero_learns_from_a_prompt_of_several_points() -> None:
+def test_only_token_zero_is_trained_by_a_prompt_of_several_points() -> None:
     only = [True, False, False, False]
-    assert learns("single", MaskLossConfig(single_mask=0.0)) == (only, only)
+    assert trained_tokens("single", MaskLossConfig(single_mask=0.0)) == (only, only)
 
 
 def test_masks_that_are_padding_change_nothing() -> None:
@@ -241,7 +243,7 @@ def test_batch_without_a_valid_mask_costs_zero_with_zero_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("focal", -1.0, "focal=-1.0 must not be negative"),
         ("focal_alpha", 1.5, "focal_alpha=1.5 must lie in"),
@@ -250,6 +252,16 @@ def test_batch_without_a_valid_mask_costs_zero_with_zero_gradient() -> None:
         ("sampled_points", 0, "sampled_points=0 must be a square"),
     ],
 )
-def test_weights_that_make_no_sense_are_told(key: str, value: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_weights_that_make_no_sense_are_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         MaskLossConfig(**{key: value})
+
+
+def test_every_term_has_a_weight_of_its_name() -> None:
+    """All weights but token 0's, which weighs a sum of terms, are terms of the total."""
+    prediction, target, _ = random_case()
+    config = MaskLossConfig(focal=2.0, dice=3.0, iou=5.0, single_mask=7.0)
+    losses = segmentation_losses(prediction, target, config)
+    names = {field.name for field in fields(MaskLosses)} - {"total", "single"}
+    weighted = sum(getattr(config, name) * getattr(losses, name) for name in names)
+    torch.testing.assert_close(losses.total, weighted + 7.0 * losses.single)

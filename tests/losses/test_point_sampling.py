@@ -1,4 +1,4 @@
-"""Losses from some of a mask's pixels, against those from all."""
+"""Losses of sampled pixels against those of all pixels."""
 
 import math
 
@@ -19,7 +19,7 @@ def keys(count: int) -> Tensor:
 
 
 def case(masks: int = 1, height: int = 16, width: int = 16) -> tuple[Prediction, Tensor]:
-    """A disc that each token misses by another shift, with noise; the same for every mask."""
+    """A disc, predicted with another shift by each token and with noise; all masks are equal."""
     draw = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     target = (y - 8) ** 2 + (x - 8) ** 2 < 25
@@ -56,12 +56,12 @@ def test_as_many_points_as_pixels_are_all_pixels() -> None:
     assert torch.equal(cells, torch.arange(256**2).expand_as(cells))
 
 
-@pytest.mark.parametrize("answer", ["candidates", "single"])
-def test_all_pixels_in_squares_of_one_cost_what_the_mask_costs(answer: str) -> None:
+@pytest.mark.parametrize("tokens", ["candidates", "single"])
+def test_all_pixels_in_squares_of_one_cost_what_the_mask_costs(tokens: str) -> None:
     prediction, target = case(3)
-    whole = segmentation_losses(prediction, target, MaskLossConfig(), answer)  # type: ignore[arg-type]
+    whole = segmentation_losses(prediction, target, MaskLossConfig(), tokens)  # type: ignore[arg-type]
     config = MaskLossConfig(sampled_points=256)
-    sampled = segmentation_losses(prediction, target, config, answer, keys(3))  # type: ignore[arg-type]
+    sampled = segmentation_losses(prediction, target, config, tokens, keys(3))  # type: ignore[arg-type]
     torch.testing.assert_close(sampled.stacked(), whole.stacked())
 
 
@@ -71,17 +71,17 @@ def test_sampled_focal_loss_and_gradient_have_the_full_ones_mean() -> None:
     prediction, target = case(masks)
     config = MaskLossConfig(sampled_points=16, dice=0.0, iou=0.0)
     sampled = segmentation_losses(prediction, target, config, "single", keys(masks))
-    one, truth = case()
-    whole = segmentation_losses(one, truth, MaskLossConfig(dice=0.0, iou=0.0), "single")
+    single, truth = case()
+    whole = segmentation_losses(single, truth, MaskLossConfig(dice=0.0, iou=0.0), "single")
     focal = sampled.focal.detach()
     error = float(focal.std()) / masks**0.5
     assert float(focal.mean()) == pytest.approx(float(whole.focal.detach()), abs=5 * error)
     sampled.total.mean().backward()
     whole.total.sum().backward()
     assert prediction.low_res_logits.grad is not None
-    assert one.low_res_logits.grad is not None
+    assert single.low_res_logits.grad is not None
     gradients = prediction.low_res_logits.grad[0, :, 0] * masks
-    expected = one.low_res_logits.grad[0, 0, 0]
+    expected = single.low_res_logits.grad[0, 0, 0]
     errors = gradients.std(0) / masks**0.5
     assert bool(((gradients.mean(0) - expected).abs() <= 5 * errors + 1e-7).all())
 
@@ -103,7 +103,7 @@ def test_sampled_dice_is_near_the_full_one() -> None:
     assert float(cut.dice.mean()) == pytest.approx(1 - 129 / 209, abs=0.02)
 
 
-def test_predicted_iou_learns_the_whole_masks_iou() -> None:
+def test_predicted_iou_is_compared_with_the_whole_masks_iou() -> None:
     prediction, target = case(2)
     config = MaskLossConfig(sampled_points=4)
     losses = segmentation_losses(prediction, target, config, "candidates", keys(2))
@@ -113,7 +113,7 @@ def test_predicted_iou_learns_the_whole_masks_iou() -> None:
 
 
 def test_the_best_candidate_is_the_best_at_the_points() -> None:
-    """Token 2 is right at the one point that is drawn and nowhere else, token 1 elsewhere."""
+    """Token 2 is right only at the point that is drawn, token 1 everywhere else."""
     target = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     cell = int(sampled_cells(keys(1), 1, (4, 4)))
     logits = torch.full((1, 1, 4, 16), -5.0)
@@ -127,16 +127,16 @@ def test_the_best_candidate_is_the_best_at_the_points() -> None:
     assert leaf.grad.flatten(-2).nonzero().tolist() == [[0, 0, 2, cell]]
 
 
-def test_parts_of_the_masks_are_sampled_as_among_all() -> None:
+def test_a_chunk_of_masks_is_sampled_as_among_all() -> None:
     prediction, target = case(5)
     config = MaskLossConfig(sampled_points=9)
     whole = segmentation_losses(prediction, target, config, "single", keys(5))
-    part = Prediction(prediction.low_res_logits[:, 3:], prediction.iou[:, 3:])
-    some = segmentation_losses(part, target[:, 3:], config, "single", keys(5)[:, 3:])
-    torch.testing.assert_close(some.stacked(), whole.stacked()[..., 3:])
+    chunk = Prediction(prediction.low_res_logits[:, 3:], prediction.iou[:, 3:])
+    of_chunk = segmentation_losses(chunk, target[:, 3:], config, "single", keys(5)[:, 3:])
+    torch.testing.assert_close(of_chunk.stacked(), whole.stacked()[..., 3:])
 
 
-def test_points_without_a_key_are_told() -> None:
+def test_points_without_a_key_are_refused() -> None:
     prediction, target = case()
     with pytest.raises(ValueError, match="needs a key a mask"):
         segmentation_losses(prediction, target, MaskLossConfig(sampled_points=4))

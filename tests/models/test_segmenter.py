@@ -17,7 +17,7 @@ def test_pixels_by_hand() -> None:
     assert PixelNorm(MEAN, STD)(image).flatten().tolist() == [5, 0, -2]
 
 
-def test_padding_becomes_exact_zeros_and_the_image_does_not_notice() -> None:
+def test_padding_becomes_exact_zeros_and_the_image_stays_as_it_is() -> None:
     image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     norm = PixelNorm(MEAN, STD)
     content_hw = torch.tensor([[8, 5], [3, 8]])
@@ -32,24 +32,24 @@ def test_the_norm_is_no_part_of_the_weights() -> None:
     assert not PixelNorm(MEAN, STD).state_dict()
 
 
-def test_what_lies_in_the_padding_does_not_matter(tiny_sam: Segmenter) -> None:
+def test_content_of_the_padding_does_not_matter(tiny_sam: Segmenter) -> None:
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     other = image.clone()
     other[..., 40:, :] = 255
     content_hw = torch.tensor([[40, 64]])
     with torch.inference_mode():
-        actual, expected = tiny_sam.encode(other, content_hw), tiny_sam.encode(image, content_hw)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        predicted, expected = tiny_sam.encode(other, content_hw), tiny_sam.encode(image, content_hw)
+    torch.testing.assert_close(predicted, expected, rtol=0, atol=0)
 
 
-def test_an_image_embedded_once_predicts_as_the_whole_model(tiny: Segmenter) -> None:
+def test_encode_and_decode_predict_as_the_whole_model(tiny: Segmenter) -> None:
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     content_hw = torch.tensor([[64, 64], [48, 64]])
     prompts = Prompts.of_clicks(torch.rand(2, 3, 2, 2) * 64)
     with torch.inference_mode():
         features = tiny.encode(image, content_hw)
         decoded = tiny.decode(features, prompts)
-        whole = tiny(image, lambda features: tiny.decode(features, prompts), content_hw)
+        whole = tiny(image, prompts, content_hw)
     assert features.shape == (2, 32, 4, 4)
     assert decoded.low_res_logits.shape == (2, 3, 4, 16, 16)  # four mask tokens
     torch.testing.assert_close(decoded.low_res_logits, whole.low_res_logits, rtol=0, atol=0)
@@ -59,12 +59,12 @@ def test_an_image_embedded_once_predicts_as_the_whole_model(tiny: Segmenter) -> 
 def test_every_parameter_but_the_unused_learns_from_a_mask(tiny: Segmenter) -> None:
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     box = Prompts.of_boxes(torch.tensor([[[8.0, 8, 40, 50]]]))
-    output = tiny(image, lambda features: tiny.decode(features, box))
-    (output.low_res_logits.square().mean() + output.iou.square().mean()).backward()
+    prediction = tiny(image, box)
+    (prediction.low_res_logits.square().mean() + prediction.iou.square().mean()).backward()
     idle = {n for n, p in tiny.named_parameters() if p.grad is None or not p.grad.any()}
     vectors = "prompt_encoder.label_vectors."
-    unused = {f"{vectors}{label}.weight" for label in ("negative", "positive", "padding")}
-    assert {n for n in idle - unused if ".mask_downscaling." not in n} == set()
+    without_prompt = {f"{vectors}{label}.weight" for label in ("negative", "positive", "padding")}
+    assert {n for n in idle - without_prompt if ".mask_downscaling." not in n} == set()
 
 
 def some_prompts(model: Segmenter, count: int) -> Prompts:
@@ -79,25 +79,27 @@ def some_prompts(model: Segmenter, count: int) -> Prompts:
     )
 
 
-@pytest.mark.parametrize("tokens_at_once", [1, 2 * 2 * 16, 3 * 2 * 16, 1000])
-def test_chunks_of_the_prompts_predict_the_same_as_all_together(
-    tiny: Segmenter, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunk_tokens", [1, 2 * 2 * 16, 3 * 2 * 16, 1000])
+def test_chunks_of_prompts_are_predicted_as_all_together(
+    tiny: Segmenter, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven prompts of two images of 16 tokens, in chunks of one, two, three, and all."""
+    """Seven prompts of two images of 16 tokens, in chunks of 1, 2, 3, and all."""
     features = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(1))
     prompts = some_prompts(tiny, 7)
-    expected = tiny.decode(features, prompts)  # with a gradient, so in one chunk
+    expected = tiny.decode(features, prompts)  # with a gradient, so in a single chunk
     calls = []
     tiny.mask_decoder.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(segmenter, "_TOKENS_AT_ONCE", {"cpu": tokens_at_once})
+    monkeypatch.setattr(segmenter, "_CHUNK_TOKENS", {"cpu": chunk_tokens})
     with torch.no_grad():
-        actual = tiny.decode(features, prompts)
-    assert len(calls) == {1: 7, 64: 4, 96: 3, 1000: 1}[tokens_at_once]
-    torch.testing.assert_close(actual.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(actual.iou, expected.iou, rtol=1e-4, atol=1e-5)
+        predicted = tiny.decode(features, prompts)
+    assert len(calls) == {1: 7, 64: 4, 96: 3, 1000: 1}[chunk_tokens]
+    torch.testing.assert_close(
+        predicted.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(predicted.iou, expected.iou, rtol=1e-4, atol=1e-5)
 
 
-def test_no_prompts_give_no_predictions(tiny: Segmenter) -> None:
+def test_no_prompts_have_no_predictions(tiny: Segmenter) -> None:
     features = torch.randn(1, 32, 4, 4)
     with torch.no_grad():
         assert tiny.decode(features, Prompts.of_boxes(torch.zeros(1, 0, 4))).iou.shape == (1, 0, 4)
@@ -105,8 +107,8 @@ def test_no_prompts_give_no_predictions(tiny: Segmenter) -> None:
 
 def loss_of(model: Segmenter, prompts: Prompts) -> Tensor:
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    output = model(image, lambda features: model.decode(features, prompts))
-    return output.low_res_logits.square().mean() + output.iou.square().mean()
+    prediction = model(image, prompts)
+    return prediction.low_res_logits.square().mean() + prediction.iou.square().mean()
 
 
 def test_a_frozen_part_keeps_its_weights_and_the_others_learn(tiny: Segmenter) -> None:
@@ -128,7 +130,7 @@ def test_a_frozen_encoder_keeps_nothing_for_a_backward_pass(tiny: Segmenter) -> 
 
 @pytest.mark.parametrize("with_masks", [False, True])
 @pytest.mark.parametrize("with_negatives", [False, True])
-def test_unused_modules_are_those_that_no_prompt_reaches(
+def test_unused_modules_are_those_without_a_gradient(
     tiny_sam: Segmenter, with_negatives: bool, with_masks: bool
 ) -> None:
     """Beside the gradients of prompts that have everything else."""
@@ -145,7 +147,7 @@ def test_unused_modules_are_those_that_no_prompt_reaches(
     assert len(idle) == 2 - with_negatives - with_masks
 
 
-def test_what_a_model_lacks_is_no_idle_part_of_it(tiny_efficient_sam: Segmenter) -> None:
+def test_a_module_that_a_model_lacks_is_not_unused(tiny_efficient_sam: Segmenter) -> None:
     assert tiny_efficient_sam.unused_modules([Label.POSITIVE], mask_logits=False) == [
         "prompt_encoder.label_vectors.top_left",
         "prompt_encoder.label_vectors.bottom_right",
@@ -154,7 +156,7 @@ def test_what_a_model_lacks_is_no_idle_part_of_it(tiny_efficient_sam: Segmenter)
 
 @pytest.fixture
 def prediction() -> Prediction:
-    """Two prompts; a mask is one pixel whose value is 10 * prompt + token."""
+    """Two prompts; a mask is a pixel of the value 10 * prompt + token."""
     numbers = torch.tensor([[0.0, 1, 2, 3], [10, 11, 12, 13]])
     iou = torch.tensor([[[0.9, 0.1, 0.7, 0.3], [0.2, 0.8, 0.4, 0.5]]])
     return Prediction(numbers[None, ..., None, None], iou)
@@ -172,7 +174,7 @@ def test_candidates_are_the_other_tokens_in_order(prediction: Prediction) -> Non
     torch.testing.assert_close(candidates.iou, torch.tensor([[[0.1, 0.7, 0.3], [0.8, 0.4, 0.5]]]))
 
 
-def test_best_has_the_highest_expected_iou(prediction: Prediction) -> None:
+def test_best_has_the_highest_predicted_iou(prediction: Prediction) -> None:
     assert prediction.best().low_res_logits.flatten().tolist() == [0, 11]
     best = prediction.candidates().best()
     assert best.low_res_logits.flatten().tolist() == [2, 11]

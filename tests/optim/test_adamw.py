@@ -40,7 +40,7 @@ def module(request: pytest.FixtureRequest) -> nn.Module:
     return Sami(sami, 32)
 
 
-def test_each_learning_parameter_is_in_one_group(module: nn.Module) -> None:
+def test_each_trainable_parameter_is_in_one_group(module: nn.Module) -> None:
     decayed, kept = groups(module)
     assert not decayed & kept
     assert decayed | kept == {n for n, p in module.named_parameters() if p.requires_grad}
@@ -64,19 +64,19 @@ def test_fixed_positions_are_in_no_group() -> None:
 
 def test_linear_schedule_by_hand() -> None:
     config = OptimConfig(warmup_steps=4, decay="linear")
-    shares = [lr_multiplier(step, config, 14) for step in range(15)]
-    assert shares[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert shares[4:] == pytest.approx([1 - done / 10 for done in range(11)])
+    multipliers = [lr_multiplier(step, config, 14) for step in range(15)]
+    assert multipliers[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert multipliers[4:] == pytest.approx([1 - done / 10 for done in range(11)])
 
 
 def test_cosine_schedule_by_hand() -> None:
     config = OptimConfig(warmup_steps=2, decay="cosine")
-    shares = [lr_multiplier(step, config, 10) for step in range(11)]
-    assert shares[:2] == pytest.approx([1 / 3, 2 / 3])
-    assert shares[2] == 1
-    assert shares[4] == pytest.approx((1 + math.sqrt(0.5)) / 2)  # a quarter of the way
-    assert shares[6] == pytest.approx(0.5)
-    assert shares[10] == pytest.approx(0)
+    multipliers = [lr_multiplier(step, config, 10) for step in range(11)]
+    assert multipliers[:2] == pytest.approx([1 / 3, 2 / 3])
+    assert multipliers[2] == 1
+    assert multipliers[4] == pytest.approx((1 + math.sqrt(0.5)) / 2)  # a quarter of the way
+    assert multipliers[6] == pytest.approx(0.5)
+    assert multipliers[10] == pytest.approx(0)
 
 
 def test_schedule_without_warm_up_starts_at_its_peak() -> None:
@@ -124,20 +124,20 @@ def test_update_is_torchs_adamw() -> None:
     torch.testing.assert_close(ours.bias, theirs.bias)
 
 
-def test_layers_learn_the_slower_the_nearer_they_are_to_the_pixels() -> None:
+def test_layer_decay_lowers_the_rate_towards_the_pixels() -> None:
     """Two blocks and a factor of a half, by hand: patches 1/8, blocks 1/4 and 1/2, the rest 1."""
     model = Segmenter(SegmenterConfig(encoder=replace(ENCODER, depth=2)))
     optimizer = build_optimizer(model, OptimConfig(peak_lr=0.8, layer_decay=0.5))
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
-    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    rate_by_name = {name: rates[id(p)] for name, p in model.named_parameters()}
     trunk = "image_encoder.trunk."
-    assert found[f"{trunk}pos_embed"] == pytest.approx(0.1)
-    assert found[f"{trunk}patch_embed.proj.weight"] == pytest.approx(0.1)
-    assert found[f"{trunk}blocks.0.attn.qkv.weight"] == pytest.approx(0.2)
-    assert found[f"{trunk}blocks.0.norm1.bias"] == pytest.approx(0.2)
-    assert found[f"{trunk}blocks.1.mlp.fc2.weight"] == pytest.approx(0.4)
-    rest = {name for name in found if not name.startswith(trunk)}
-    assert {found[name] for name in rest} == {0.8}
+    assert rate_by_name[f"{trunk}pos_embed"] == pytest.approx(0.1)
+    assert rate_by_name[f"{trunk}patch_embed.proj.weight"] == pytest.approx(0.1)
+    assert rate_by_name[f"{trunk}blocks.0.attn.qkv.weight"] == pytest.approx(0.2)
+    assert rate_by_name[f"{trunk}blocks.0.norm1.bias"] == pytest.approx(0.2)
+    assert rate_by_name[f"{trunk}blocks.1.mlp.fc2.weight"] == pytest.approx(0.4)
+    rest = {name for name in rate_by_name if not name.startswith(trunk)}
+    assert {rate_by_name[name] for name in rest} == {0.8}
     assert any(name.startswith("image_encoder.neck") for name in rest)
 
 
@@ -156,7 +156,7 @@ def test_schedule_keeps_the_layers_proportions() -> None:
 def test_names_are_in_the_optimizers_order(module: nn.Module, layer_decay: float | None) -> None:
     config = OptimConfig(layer_decay=layer_decay)
     numbered = [p for g in build_optimizer(module, config).param_groups for p in g["params"]]
-    key_by_name = dict(module.named_parameters())
+    parameter_by_name = dict(module.named_parameters())
     names = parameter_names(module, config)
-    assert [id(key_by_name[name]) for name in names] == [id(p) for p in numbered]
+    assert [id(parameter_by_name[name]) for name in names] == [id(p) for p in numbered]
     assert len(names) == len(set(names)) == len([p for p in numbered if p.requires_grad])

@@ -33,17 +33,17 @@ def test_every_moment_goes_by_its_parameters_name() -> None:
     ]
 
 
-def test_numbers_come_back() -> None:
+def test_indices_are_restored() -> None:
     module, optimizer = trained()
     state = optimizer.state_dict()
     names = parameter_names(module, CONFIG)
-    again = key_by_index(key_by_name(state, names), names)
-    assert again["state"].keys() == state["state"].keys()
-    assert all(again["state"][i] is state["state"][i] for i in state["state"])
-    assert again["param_groups"] == state["param_groups"]
+    restored = key_by_index(key_by_name(state, names), names)
+    assert restored["state"].keys() == state["state"].keys()
+    assert all(restored["state"][i] is state["state"][i] for i in state["state"])
+    assert restored["param_groups"] == state["param_groups"]
 
 
-def test_state_of_another_model_is_told() -> None:
+def test_state_of_another_model_is_refused() -> None:
     module, optimizer = trained()
     named = key_by_name(optimizer.state_dict(), parameter_names(module, CONFIG))
     with pytest.raises(KeyError, match=r"1\.weight"):

@@ -21,7 +21,7 @@ SIDE = 64
 
 
 def blobs(seed: int, count: int = 6, height: int = 16, width: int = 16) -> Tensor:
-    """Masks of a few discs each, some of them over the border."""
+    """Masks of a few discs each, partly over the border."""
     draw = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     masks = torch.zeros(count, height, width, dtype=torch.bool)
@@ -33,7 +33,7 @@ def blobs(seed: int, count: int = 6, height: int = 16, width: int = 16) -> Tenso
 
 
 def special() -> Tensor:
-    """One cell in a corner, one inside, a row along the border, everything, nothing."""
+    """A cell in a corner, a cell inside, a row along the border, everything, nothing."""
     masks = torch.zeros(5, 16, 16, dtype=torch.bool)
     masks[0, 15, 15] = True
     masks[1, 3, 9] = True
@@ -44,9 +44,9 @@ def special() -> Tensor:
 
 def cells(points: Tensor, side: int = SIDE, count: int = 16) -> list[tuple[int, int]]:
     """(row, column) of each point, which must be a cell's middle."""
-    found = (points.reshape(-1, 2) + 0.5) * count / side - 0.5
-    assert torch.equal(found, found.round())
-    return [(int(y), int(x)) for x, y in found.tolist()]
+    clicked = (points.reshape(-1, 2) + 0.5) * count / side - 0.5
+    assert torch.equal(clicked, clicked.round())
+    return [(int(y), int(x)) for x, y in clicked.tolist()]
 
 
 def too_far_from_uniform(counts: Tensor) -> bool:
@@ -69,8 +69,8 @@ def test_a_click_is_its_cells_middle_in_model_pixels() -> None:
 @pytest.mark.parametrize("masks", [blobs(0), blobs(1), special()[:4]], ids=["0", "1", "special"])
 def test_a_share_of_the_way_through_the_cells(masks: Tensor) -> None:
     for share in (0.0, 0.1, 0.5, 0.77, 1 - 2**-24):
-        found = cells(uniform_click(masks, torch.full((len(masks),), share), SIDE))
-        for mask, cell in zip(masks, found, strict=True):
+        clicked = cells(uniform_click(masks, torch.full((len(masks),), share), SIDE))
+        for mask, cell in zip(masks, clicked, strict=True):
             inside = [tuple(c) for c in mask.nonzero().tolist()]
             assert cell == inside[int(share * len(inside))]
 
@@ -85,9 +85,9 @@ def test_clicks_are_uniform_over_the_mask() -> None:
     mask = blobs(3, 1)
     keys = torch.tensor([sample_key(0, 0, str(i)) for i in range(20_000)])
     share = uniform(keys, 1, "clicks")[:, 0]
-    found = cells(uniform_click(mask.expand(len(keys), 16, 16), share, SIDE))
+    clicked = cells(uniform_click(mask.expand(len(keys), 16, 16), share, SIDE))
     counts = torch.zeros(16, 16)
-    for y, x in found:
+    for y, x in clicked:
         counts[y, x] += 1
     assert not counts[~mask[0]].any()
     assert not too_far_from_uniform(counts[mask[0]])
@@ -96,9 +96,9 @@ def test_clicks_are_uniform_over_the_mask() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_distances_are_scipys(seed: int) -> None:
     masks = torch.cat([blobs(seed, height=16, width=24), torch.rand(4, 16, 24) > 0.2])
-    for mask, found in zip(masks, squared_distance(masks), strict=True):
+    for mask, clicked in zip(masks, squared_distance(masks), strict=True):
         expected = distance_transform_edt(np.pad(mask.numpy(), 1))[1:-1, 1:-1] ** 2
-        np.testing.assert_array_equal(found.numpy(), expected.round())
+        np.testing.assert_array_equal(clicked.numpy(), expected.round())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -124,12 +124,12 @@ def keys(count: int) -> Tensor:
     return torch.tensor([sample_key(0, 0, str(i)) for i in range(count)])
 
 
-def slow_correction(truth: Tensor, answer: Tensor, key: Tensor, number: int) -> tuple[Tensor, int]:
+def slow_correction(truth: Tensor, logits: Tensor, key: Tensor, number: int) -> tuple[Tensor, int]:
     wrong = [
         (y, x)
         for y in range(16)
         for x in range(16)
-        if bool(truth[y, x]) != (float(answer[y, x]) > 0)
+        if bool(truth[y, x]) != (float(logits[y, x]) > 0)
     ]
     if not wrong:
         return torch.tensor([-1.0, -1.0]), Label.PADDING
@@ -142,28 +142,28 @@ def slow_correction(truth: Tensor, answer: Tensor, key: Tensor, number: int) -> 
 @pytest.mark.parametrize("number", [1, 8])
 def test_a_correction_agrees_with_a_slow_loop(number: int) -> None:
     truth = torch.stack([torch.cat([blobs(i), special()]) for i in range(3)])
-    answer = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
-    answer[:, ::3] = torch.where(truth[:, ::3], 2.0, -2.0)  # right
-    answer[:, 1::3] = -1.0  # nothing found
+    logits = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    logits[:, ::3] = torch.where(truth[:, ::3], 2.0, -2.0)  # right
+    logits[:, 1::3] = -1.0  # empty
     key = keys(truth[:, :, 0, 0].numel()).view(truth.shape[:2])
-    points, labels = sample_point_from_errors(truth, answer, key, number, SIDE)
+    points, labels = sample_point_from_errors(truth, logits, key, number, SIDE)
     for b in range(truth.shape[0]):
         for q in range(truth.shape[1]):
-            point, label = slow_correction(truth[b, q], answer[b, q], key[b, q], number)
+            point, label = slow_correction(truth[b, q], logits[b, q], key[b, q], number)
             torch.testing.assert_close(points[b, q], point)
             assert int(labels[b, q]) == label
     assert set(labels.flatten().tolist()) == {Label.PADDING, Label.NEGATIVE, Label.POSITIVE}
 
 
-def test_corrections_are_uniform_over_what_is_wrong() -> None:
+def test_corrections_are_uniform_over_wrong_cells() -> None:
     truth = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     truth[..., 4:8, 4:8] = True
-    answer = torch.full((1, 1, 16, 16), -1.0)
-    answer[..., 6:10, 4:8] = 1.0  # half of it missed, half of the answer too much
+    logits = torch.full((1, 1, 16, 16), -1.0)
+    logits[..., 6:10, 4:8] = 1.0  # half of it missed, half of the prediction too much
     many = keys(20_000)[None]
     shape = (1, many.shape[1], 16, 16)
     points, labels = sample_point_from_errors(
-        truth.expand(shape), answer.expand(shape), many, 1, SIDE
+        truth.expand(shape), logits.expand(shape), many, 1, SIDE
     )
     counts = torch.zeros(16, 16)
     for (y, x), label in zip(cells(points), labels[0].tolist(), strict=True):
@@ -173,7 +173,7 @@ def test_corrections_are_uniform_over_what_is_wrong() -> None:
     assert int(counts[4:6, 4:8].sum() + counts[8:10, 4:8].sum()) == 20_000
 
 
-def test_a_right_answer_is_not_corrected() -> None:
+def test_a_perfect_prediction_is_not_corrected() -> None:
     truth = special()[None]
     points, labels = sample_point_from_errors(
         truth, torch.where(truth, 1.0, -1.0), keys(5)[None], 1, SIDE
@@ -182,8 +182,8 @@ def test_a_right_answer_is_not_corrected() -> None:
     assert bool((labels == Label.PADDING).all())
 
 
-def test_what_covers_padding_is_too_much() -> None:
-    """A photo twice as wide as high in a padded square; the answer covers all of the square."""
+def test_a_mask_that_covers_padding_is_too_large() -> None:
+    """An image twice as wide as high in a padded square, all of which is predicted as mask."""
     truth = torch.zeros(1, 500, 16, 16, dtype=torch.bool)
     truth[..., :8, :] = True
     points, labels = sample_point_from_errors(
@@ -193,11 +193,11 @@ def test_what_covers_padding_is_too_much() -> None:
     assert bool((labels == Label.NEGATIVE).all())
 
 
-def test_every_round_draws_anew_and_again_the_same() -> None:
+def test_every_round_has_its_own_reproducible_draw() -> None:
     truth = blobs(5, 1).expand(1, 50, 16, 16)
-    answer = torch.full(truth.shape, -1.0)
+    logits = torch.full(truth.shape, -1.0)
     first, again, second = (
-        sample_point_from_errors(truth, answer, keys(50)[None], number, SIDE)[0]
+        sample_point_from_errors(truth, logits, keys(50)[None], number, SIDE)[0]
         for number in (1, 1, 2)
     )
     assert torch.equal(first, again)

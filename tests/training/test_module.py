@@ -1,4 +1,4 @@
-"""A step's gradient is that of the mean over what is valid, by numbers worked out by hand."""
+"""A step's gradient is that of the mean over valid slots, by numbers worked out by hand."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from efficientsam_pl.training.module import TrainingModule
 
 
 class Weight(nn.Module):
-    """One number; its product with a slot's number is that slot's loss."""
+    """A number; its product with a slot's number is that slot's loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Weight(nn.Module):
 
 
 class LoggedStage(TrainingModule):
-    """What it logs is at hand."""
+    """Keeps everything it logs."""
 
     logged: dict[str, Tensor]
 
@@ -64,7 +64,7 @@ def test_nothing_valid_is_no_gradient() -> None:
     assert float(made.logged["train/loss"]) == 0
 
 
-def test_logged_loss_is_the_mean_over_all_that_is_valid() -> None:
+def test_logged_loss_is_the_mean_over_all_valid_slots() -> None:
     made = stage()
     with torch.no_grad():
         made.model.weight.fill_(10.0)
@@ -72,7 +72,7 @@ def test_logged_loss_is_the_mean_over_all_that_is_valid() -> None:
     assert float(made.logged["train/loss"]) == pytest.approx(10 * (1 + 2 + 6) / 3)
 
 
-def test_the_next_step_counts_anew() -> None:
+def test_the_next_step_counts_its_own_slots() -> None:
     made = stage()
     step(made, [([5, 99], [True, False])])
     assert float(step(made, [([1, 3], [True, True])])) == 2
@@ -87,14 +87,14 @@ def test_norm_is_taken_before_and_clipping_after_the_mean() -> None:
     assert float(step(stage(clip_norm=9.0), [([8, 8], [True, True])])) == pytest.approx(8)
 
 
-def test_an_endless_gradient_stays_visible_in_the_norm() -> None:
+def test_a_gradient_that_is_nan_stays_visible_in_the_norm() -> None:
     made = stage(clip_norm=1.0)
     step(made, [([float("nan")], [True])])
     assert made.gradient_norm is not None
     assert not made.gradient_norm.isfinite()
 
 
-def test_model_is_laid_out_once() -> None:
+def test_model_is_prepared_once() -> None:
     seen: list[TrainingModule] = []
     made = TrainingModule(Weight(), OptimConfig(), 9, arrange=seen.append)
     made.configure_model()
@@ -102,8 +102,8 @@ def test_model_is_laid_out_once() -> None:
     assert seen == [made]
 
 
-def test_averages_begin_as_the_model_and_do_not_learn() -> None:
-    made = TrainingModule(Weight(), OptimConfig(), 9, arrange=lambda _: None, averaged=True)
+def test_ema_weights_are_another_model_that_is_not_trained() -> None:
+    made = TrainingModule(Weight(), OptimConfig(), 9, arrange=lambda _: None, ema=True)
     assert made.eval_model() is made.average is not made.model
     assert not any(p.requires_grad for p in made.average.parameters())
     assert TrainingModule(Weight(), OptimConfig(), 9, arrange=lambda _: None).average is None

@@ -1,4 +1,4 @@
-"""Real processes over gloo: DDP, FSDP2 and accumulation take the step that one process takes."""
+"""Real processes over gloo: DDP, FSDP2 and accumulation take the step of a single process."""
 
 import json
 import os
@@ -32,7 +32,7 @@ COMPILED = ["trainer.activations=recomputed", "trainer.ema_decay=0.9", "trainer.
 
 @dataclass(frozen=True)
 class Engine:
-    """Runs of the stages on photos of which three in ten are broken."""
+    """Runs of the stages on images of which three in ten are corrupt."""
 
     home: Path
     shards: Path
@@ -46,8 +46,8 @@ class Engine:
         return self.home / f"{stage}-{name}.counts.json"
 
     def arguments(self, stage: str, name: str, *overrides: str, counted: bool = False) -> list[str]:
-        """Those of one_run.py."""
-        own = [f"model.name={self.model_file}"] if stage == "finetune" else []
+        """Arguments of one_run.py."""
+        model = [f"model.name={self.model_file}"] if stage == "finetune" else []
         given = [o for o in overrides if stage == "pretrain" or not o.startswith("teacher.")]
         counts = str(self.counts(stage, name)) if counted else "-"
         return [
@@ -57,29 +57,29 @@ class Engine:
             f"data.heldout={self.shards}/heldout-*.tar",
             *("data.max_bad_fraction=1", "trainer.global_batch=8", "trainer.micro_batch=8"),
             *("optim.peak_lr=1e-3", "trainer.max_steps=2", "trainer.checkpoint_every_steps=1"),
-            *own,
+            *model,
             *given,
         ]
 
     def here(self, stage: str, name: str, *overrides: str) -> Path:
-        """In this process."""
+        """Run in this process."""
         command, file, _, *given = self.arguments(stage, name, *overrides)
         assert cli.main([command, "-c", file, *given]) == 0
         return self.folder(stage, name)
 
     def elsewhere(self, *runs: list[str]) -> None:
-        """Runs, one after the other, in one process."""
+        """Run several, one after the other, in a process of their own."""
         self._ended([self._started(runs, {})])
 
     def pair(self, *runs: list[str]) -> None:
-        """Runs, one after the other, in two processes as torchrun starts them."""
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = str(one.getsockname()[1])
+        """Run several, one after the other, in two processes as torchrun starts them."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
         common = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         common |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-        self._ended([self._started(runs, common | one) for one in own])
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        self._ended([self._started(runs, common | rank) for rank in ranks])
 
     def _started(
         self, runs: tuple[list[str], ...], launch: dict[str, str]
@@ -102,11 +102,11 @@ class Engine:
         finally:
             for rank in ranks:
                 rank.kill()
-                rank.wait()  # one that is left behind is a warning in another test
+                rank.wait()  # an unreaped process is a warning in another test
                 if rank.stderr is not None:
                     rank.stderr.close()
         assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(
-            one[-3000:] for one in errors
+            error[-3000:] for error in errors
         )
 
 
@@ -115,15 +115,15 @@ def engine(
     tmp_path_factory: pytest.TempPathFactory, shards: Path, model_file: Path, stage_files: Any
 ) -> Engine:
     home = tmp_path_factory.mktemp("engine")
-    damaged = home / "shards"
-    damaged.mkdir()
+    corrupt = home / "shards"
+    corrupt.mkdir()
     for path in shards.glob("train-*.tar"):
         data = bytearray(path.read_bytes())
         if path.name == "train-000000.tar":
             starts = [i for i in range(0, len(data), 512) if data[i : i + 3] == b"\xff\xd8\xff"]
             for begin in starts[:3]:
                 data[begin : begin + 2] = b"\x00\x00"
-        (damaged / path.name).write_bytes(bytes(data))
+        (corrupt / path.name).write_bytes(bytes(data))
     return Engine(home, shards, model_file, stage_files)
 
 
@@ -134,13 +134,13 @@ def alone(engine: Engine) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def ranks(engine: Engine) -> Engine:
-    """With the runs of two ranks, all in the same two processes; what is compiled comes last."""
+    """All runs of two ranks, in the same two processes; the compiled run is the last."""
     ways = WAYS.items()
-    runs = [engine.arguments(stage, way, *own) for stage in STAGES for way, own in ways]
+    runs = [engine.arguments(stage, way, *keys) for stage in STAGES for way, keys in ways]
     runs += [
-        engine.arguments(stage, f"{way}-four", *own, "trainer.micro_batch=1", counted=True)
+        engine.arguments(stage, f"{way}-four", *keys, "trainer.micro_batch=1", counted=True)
         for stage in ("pretrain", "finetune")
-        for way, own in ways
+        for way, keys in ways
     ]
     for name, more in (("half", HALF), ("elastic", []), ("compiled", COMPILED)):
         runs.append(engine.arguments("pretrain", name, *WAYS["fsdp"], *more))
@@ -154,16 +154,16 @@ def checkpoint(folder: Path, step: int) -> dict[str, Any]:
 
 
 def gradients(folder: Path, beta: float) -> dict[str, Tensor]:
-    """The first step's by parameter, out of Adam's first moments."""
+    """Gradients of the first step by parameter, from Adam's first moments."""
     state = checkpoint(folder, 1)["optimizer_states"][0]["state"]
     return {name: state[name]["exp_avg"] / (1 - beta) for name in state}
 
 
-def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+def difference(measured: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Norm of the difference of all tensors together over that of the expected."""
     apart, whole = (
         torch.cat([tensor.flatten() for tensor in tensors])
-        for tensors in ([found[name] - expected[name] for name in expected], expected.values())
+        for tensors in ([measured[name] - expected[name] for name in expected], expected.values())
     )
     return float(apart.norm() / whole.norm())
 
@@ -172,16 +172,16 @@ def assert_same_step(folder: Path, alone: Path) -> None:
     beta = 0.95 if alone.name.startswith("pretrain") else 0.9
     expected = gradients(alone, beta)
     assert any(gradient.any() for gradient in expected.values())
-    found = gradients(folder, beta)
-    assert found.keys() == expected.keys()
-    assert difference(found, expected) <= 1e-6
+    measured = gradients(folder, beta)
+    assert measured.keys() == expected.keys()
+    assert difference(measured, expected) <= 1e-6
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_accumulated_step_is_that_of_the_whole_batch(
     stage: str, engine: Engine, alone: dict[str, Path]
 ) -> None:
-    """Photos are broken and have one to three masks: unequally many to average over."""
+    """Corrupt images, and one to three masks an image: unequal counts to average over."""
     folder = engine.here(stage, "accumulated", "trainer.micro_batch=2")
     assert_same_step(folder, alone[stage])
 
@@ -202,69 +202,76 @@ def test_gradients_travel_once_a_step(stage: str, way: str, ranks: Engine) -> No
     """Four micro-batches a step: the first three stay on their rank."""
     counts = json.loads(ranks.counts(stage, f"{way}-four").read_text())
     assert len(counts) == 8
-    reductions = [sum(n for name, n in one.items() if "reduce" in name) for one in counts]
+    reductions = [sum(n for name, n in calls.items() if "reduce" in name) for calls in counts]
     assert reductions[:3] == reductions[4:7] == [0, 0, 0]
     assert reductions[3] > 0
     assert reductions[7] > 0
 
 
 @pytest.mark.slow
-def test_sharded_run_goes_on_in_one_process_and_back(ranks: Engine) -> None:
+def test_finetuning_gathers_twice_a_micro_batch(ranks: Engine) -> None:
+    """A block and the rest of the model, forward and backward; none in the rounds of prompts."""
+    counts = json.loads(ranks.counts("finetune", "fsdp-four").read_text())
+    assert [calls["all_gather"] for calls in counts] == 8 * [2 * 2]
+
+
+@pytest.mark.slow
+def test_sharded_run_resumes_in_a_single_process_and_back(ranks: Engine) -> None:
     """Its first two steps are the pair's."""
     for steps in (2, 4, 6):
         straight = ranks.here("pretrain", "straight", f"trainer.max_steps={steps}")
     folder = ranks.here("pretrain", "elastic", "trainer.micro_batch=4", "trainer.max_steps=4")
     ranks.pair(ranks.arguments("pretrain", "elastic", *WAYS["fsdp"], "trainer.max_steps=6"))
     for step in (4, 6):
-        one, other = (
+        resumed, expected = (
             {
-                name: own["exp_avg"]
-                for name, own in checkpoint(at, step)["optimizer_states"][0]["state"].items()
+                name: state["exp_avg"]
+                for name, state in checkpoint(at, step)["optimizer_states"][0]["state"].items()
             }
             for at in (folder, straight)
         )
-        assert difference(one, other) < 1e-2  # each weight goes on with its own moments
-    # where a gradient is nothing but rounding, Adam's steps are as large as elsewhere
+        assert difference(resumed, expected) < 1e-2  # each weight keeps its own moments
+    # where a gradient is mere rounding, Adam's steps are as large as elsewhere
     assert difference(*(checkpoint(at, 6)["state_dict"] for at in (folder, straight))) < 1e-2
 
 
 @pytest.mark.slow
-def test_half_precision_computes_alike_whole_and_sharded(ranks: Engine) -> None:
+def test_half_precision_computes_the_same_whole_and_sharded(ranks: Engine) -> None:
     """Gathered in bfloat16 or cast to it by autocast: the same numbers are multiplied."""
     whole, sharded = ranks.here("pretrain", "half-whole", *HALF), ranks.folder("pretrain", "half")
     single = gradients(whole, 0.95)
-    found = gradients(sharded, 0.95)
+    measured = gradients(sharded, 0.95)
     for name, gradient in single.items():
-        error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        error = (measured[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
         assert float(error) < 0.02, name  # bfloat16 keeps 8 bits
-    one, other = (checkpoint(at, 2)["state_dict"] for at in (whole, sharded))
-    assert one.keys() == other.keys()
-    assert all(tensor.dtype == torch.float32 for tensor in other.values())
-    out = sharded / "again.safetensors"
+    of_single, of_sharded = (checkpoint(at, 2)["state_dict"] for at in (whole, sharded))
+    assert of_single.keys() == of_sharded.keys()
+    assert all(tensor.dtype == torch.float32 for tensor in of_sharded.values())
+    out = sharded / "consolidated.safetensors"
     consolidate(sharded / "checkpoints/step-00000002", out)
     state = read_weights(str(out)).state
     for name, tensor in state.items():
         average = name.replace("image_encoder.trunk.", "average.encoder.")
-        assert torch.equal(tensor, other[average])
+        assert torch.equal(tensor, of_sharded[average])
 
 
 @pytest.mark.slow
-def test_compiled_blocks_compute_what_the_others_do(ranks: Engine, alone: dict[str, Path]) -> None:
+def test_compiled_blocks_compute_the_same(ranks: Engine, alone: dict[str, Path]) -> None:
     compiled = ranks.folder("pretrain", "compiled")
-    found, expected = (gradients(at, 0.95) for at in (compiled, alone["pretrain"]))
-    assert difference(found, expected) <= 1e-5
+    measured, expected = (gradients(at, 0.95) for at in (compiled, alone["pretrain"]))
+    assert difference(measured, expected) <= 1e-5
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
-def test_gpu_computes_in_half_precision_what_a_processor_does(
+def test_gpu_computes_the_same_in_half_precision(
     strategy: str, engine: Engine, alone: dict[str, Path]
 ) -> None:
     folder, name = engine.folder("pretrain", f"gpu-{strategy}"), f"gpu-{strategy}"
     gpu = ("trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.compile=blocks")
     engine.elsewhere(engine.arguments("pretrain", name, *gpu, f"trainer.strategy={strategy}"))
-    found = gradients(folder, 0.95)
+    measured = gradients(folder, 0.95)
     for name, gradient in gradients(alone["pretrain"], 0.95).items():
-        error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        error = (measured[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
         assert float(error) < 0.05, name  # bfloat16 keeps 8 bits

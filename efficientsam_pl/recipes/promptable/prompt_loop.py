@@ -1,6 +1,6 @@
-"""Rounds of asking for a batch's masks, answering, and learning from the answers.
+"""The interactive training loop: prompt, predict, correct, repeat.
 
-Axes: b photos, q masks a photo, c channels, g tokens a side.
+Axes: b images, q masks an image, c channels, g tokens a side.
 """
 
 from collections.abc import Iterator
@@ -20,53 +20,56 @@ from efficientsam_pl.structures import MaskBatch, MaskTargets, PreviousRound, Pr
 
 @dataclass(frozen=True)
 class PromptLoop:
-    """How a segmenter is asked and what it learns from its answers.
+    """Prompts a segmenter in rounds and computes the losses of its predictions.
 
-    `at_once`: masks of a photo whose answers lie in memory together; None: all.
+    `chunk_size`: masks of an image whose predictions are in memory together; None: all.
     """
 
-    prompter: PromptSampler
+    prompt_sampler: PromptSampler
     loss: MaskLossConfig
-    at_once: int | None = None
+    chunk_size: int | None = None
 
-    def chunked_loss(
+    def losses(
         self, model: Segmenter, features: Float[Tensor, "b c g g"], batch: MaskBatch
-    ) -> Float[Tensor, "parts"]:
-        """`MaskLosses` of the batch, stacked: each mask's mean over the rounds, summed over masks.
+    ) -> MaskLosses:
+        """Mean losses over the batch's valid masks, each mask's averaged over the rounds.
 
-        The photos have been encoded once; what is learned from their masks is added up in the
-        features' gradient.
+        A chunk of masks at a time is decoded and differentiated; its gradient is added up for
+        `features` and for the model's decoding parameters, and its graph freed.
         """
-        pieces = partial(self.pieces, model, batch)
-        return chunked_loss(pieces, features, model.decoding_parameters())
+        chunks = partial(self.round_losses, model, batch)
+        sums = chunked_loss(chunks, features, model.decoding_parameters())
+        return MaskLosses.from_stacked(sums / batch.valid.sum().clamp(min=1))
 
     def loss_for_flops(
         self, model: Segmenter, features: Float[Tensor, "b c g g"], batch: MaskBatch
     ) -> Float[Tensor, ""]:
-        """The loss that `give` tells first, with all its graph: for counting what it computes."""
-        return torch.stack([values[0] for values in self.pieces(model, batch, features)]).sum()
+        """Sum of the total losses with the whole graph, for counting what a step computes."""
+        return torch.stack(
+            [values[0] for values in self.round_losses(model, batch, features)]
+        ).sum()
 
-    def pieces(
+    def round_losses(
         self, model: Segmenter, batch: MaskBatch, features: Float[Tensor, "b c g g"]
-    ) -> Iterator[Float[Tensor, "parts"]]:
-        """What `give` adds up: some masks in one round after the other."""
-        for some in self.prompter.targets(batch).parts(self.at_once):
-            for losses in self._rounds(model, features, some):
-                yield losses.summed(some.valid).stacked() / self.prompter.rounds
+    ) -> Iterator[Float[Tensor, "values"]]:
+        """Stacked `MaskLosses` of each chunk of masks in each round, summed over valid masks."""
+        for targets in self.prompt_sampler.targets(batch).chunks(self.chunk_size):
+            for losses in self._rounds(model, features, targets):
+                yield losses.summed(targets.valid).stacked() / self.prompt_sampler.rounds
 
     def _rounds(
         self, model: Segmenter, features: Float[Tensor, "b c g g"], targets: MaskTargets
     ) -> Iterator[MaskLosses]:
-        earlier = None
-        for number in range(self.prompter.rounds):
+        previous = None
+        for number in range(self.prompt_sampler.rounds):
             with torch.no_grad():
-                prompts = self.prompter.ask(targets, number, earlier)
+                prompts = self.prompt_sampler.sample(targets, number, previous)
             prediction = model.decode(features, prompts)
-            answer = self.prompter.answer(number)
-            if number + 1 < self.prompter.rounds:
-                # of the candidates SAM feeds back the one of the best predicted IoU
-                shown = prediction.answer(answer).low_res_logits[:, :, 0]
-                earlier = PreviousRound(prompts, shown.detach())
+            tokens = self.prompt_sampler.output_tokens(number)
+            if number + 1 < self.prompt_sampler.rounds:
+                # SAM feeds the candidate with the highest predicted IoU back
+                mask = prediction.select(tokens).low_res_logits[:, :, 0]
+                previous = PreviousRound(prompts, mask.detach())
             yield segmentation_losses(
-                prediction, targets.masks, self.loss, answer, targets.sample_key
+                prediction, targets.masks, self.loss, tokens, targets.sample_key
             )

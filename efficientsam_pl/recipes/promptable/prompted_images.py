@@ -98,26 +98,24 @@ def one_by_one(batch: MaskBatch) -> Iterator[MaskBatch]:
             )
 
 
-def ask_all(
-    model: Segmenter,
-    kinds: Mapping[str, PromptSampler],
-    photo: MaskBatch,
-    features: Float[Tensor, "1 c g g"],
+def predict_all(
+    model: Segmenter, kinds: Mapping[str, PromptSampler], photo: MaskBatch
 ) -> dict[str, LastRound]:
-    """How a photo's masks were asked for at last in each way, and what was answered."""
-    return {kind: _last_round(model, asks, photo, features) for kind, asks in kinds.items()}
+    """Encode an image and prompt for its masks by every sampler; return the last rounds."""
+    features = model.encode(photo.image, photo.content_hw)
+    return {kind: _last_round(model, sampler, photo, features) for kind, sampler in kinds.items()}
 
 
 def _last_round(
-    model: Segmenter, asks: PromptSampler, photo: MaskBatch, features: Float[Tensor, "1 c g g"]
+    model: Segmenter, sampler: PromptSampler, photo: MaskBatch, features: Float[Tensor, "1 c g g"]
 ) -> LastRound:
-    targets = asks.targets(photo)
-    earlier: PreviousRound | None = None
-    for number in range(asks.rounds):
-        prompts = asks.ask(targets, number, earlier)
-        answer = model.decode(features, prompts).answer(asks.answer(number))
-        earlier = PreviousRound(prompts, answer.low_res_logits[:, :, 0])
-    return LastRound(prompts, answer)
+    targets = sampler.targets(photo)
+    previous: PreviousRound | None = None
+    for number in range(sampler.rounds):
+        prompts = sampler.sample(targets, number, previous)
+        prediction = model.decode(features, prompts).select(sampler.output_tokens(number))
+        previous = PreviousRound(prompts, prediction.low_res_logits[:, :, 0])
+    return LastRound(prompts, prediction)
 
 
 def drawable(photo: MaskBatch, kind: str, asked: LastRound) -> ProtocolMasks:

@@ -99,7 +99,7 @@ class PromptableRecipe(Recipe[FinetuneConfig, FinetuneResult]):
             config.optim,
             config.trainer.max_steps,
             partial(parallelize, config=config.trainer),
-            averaged=config.trainer.ema_decay is not None,
+            ema=config.trainer.ema_decay is not None,
         )
 
     def metadata(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L  # noqa: N812
 import torch
 from rich.table import Table
-from torch import Tensor
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.config import AP_NAMES, ValidationConfig
@@ -25,6 +24,7 @@ from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleL
 from efficientsam_pl.training.callbacks.progress_bar import console_of
 from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import TrainingDataModule
+from efficientsam_pl.training.parallelize import as_forward_of
 
 _TOLD = 20  # damaged photos that a rank names in the log
 
@@ -111,30 +111,28 @@ class PromptValidation(L.Callback):
         training = model.training
         model.eval()
         self._scores.to(device).reset()
+        score = as_forward_of(model, self._score)
         for batch in watched(batches, trainer):
             with trainer.precision_plugin.forward_context():
-                self._ask(model, batch.to(device, non_blocking=True))
+                score(model, batch.to(device, non_blocking=True))
             self._scores.add_damaged(len(batch.damage))
             self._corrupt_samples.warn(batch.damage)
         model.train(training)
         return self._scores.compute()
 
-    def _ask(self, model: Segmenter, batch: ScoringBatch) -> None:
+    def _score(self, model: Segmenter, batch: ScoringBatch) -> None:
         side, rule = batch.image.shape[-1], model.config.resize
-
-        def use(features: Tensor) -> None:
-            for number, key in enumerate(batch.key):
-                if batch.valid[number]:
-                    photo = PromptedImage(
-                        key,
-                        batch.truth[number],
-                        Resize.fit(batch.image_hw[number], side, rule),
-                        partial(model.decode, features[number : number + 1]),
-                        features.device,
-                    )
-                    self._scores.add(photo)
-
-        model(batch.image, use, batch.content_hw)
+        features = model.encode(batch.image, batch.content_hw)
+        for number, key in enumerate(batch.key):
+            if batch.valid[number]:
+                photo = PromptedImage(
+                    key,
+                    batch.truth[number],
+                    Resize.fit(batch.image_hw[number], side, rule),
+                    partial(model.decode, features[number : number + 1]),
+                    features.device,
+                )
+                self._scores.add(photo)
 
     def _show(self, trainer: L.Trainer, scores: Scores, now: dict[str, float]) -> None:
         if trainer.is_global_zero:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import lightning as L  # noqa: N812
 import torch
 
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.recipes.promptable.prompted_images import ask_all, drawable, one_by_one
+from efficientsam_pl.recipes.promptable.prompted_images import drawable, one_by_one, predict_all
 from efficientsam_pl.structures import MaskBatch, PromptSampler
 from efficientsam_pl.training.callbacks.image_logger import ImageLogger
+from efficientsam_pl.training.parallelize import as_forward_of
 from efficientsam_pl.visualization.masks import mask_sheet
 
 
@@ -70,12 +70,11 @@ class MaskVisualizer(L.Callback):
             self._images = list(one_by_one(self._read()))
         training = model.training
         model.eval()
-        answers = []
+        answers, predict = [], as_forward_of(model, predict_all)
         for photo in self._images:
             here = photo.to(trainer.strategy.root_device)
-            ask = partial(ask_all, model, self._kinds, here)
             with trainer.precision_plugin.forward_context():
-                asked = model(here.image, ask, here.content_hw)
+                asked = predict(model, self._kinds, here)
             if trainer.is_global_zero:
                 answers += [drawable(here, kind, one) for kind, one in asked.items()]
         model.train(training)

@@ -1,6 +1,7 @@
-"""Stage one: the student predicts the teacher's features."""
+"""SAMI pretraining: the student predicts the teacher's features."""
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor
 
@@ -14,10 +15,12 @@ from efficientsam_pl.training.module import TrainingModule
 
 
 class SamiPretraining(TrainingModule):
-    """Predicts all tokens' features from the visible ones, learns from the mean error.
+    """Predicts all tokens' features from the visible ones and trains on the mean error.
 
     The target is no part of the module: its weights are neither trained nor saved.
     """
+
+    model: Sami
 
     def __init__(
         self,
@@ -27,31 +30,29 @@ class SamiPretraining(TrainingModule):
         optim: OptimConfig,
         steps: int,
         arrange: Callable[[TrainingModule], None],
-        averaged: bool = False,
+        ema: bool = False,
     ) -> None:
-        super().__init__(model, optim, steps, arrange, averaged)
+        super().__init__(model, optim, steps, arrange, ema)
         self.target, self.loss = target, loss
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Logs the parts of this micro-batch's loss under `train/`."""
-        losses = self.losses(batch)
-        self.log_dict(losses.parts("train/"), batch_size=len(batch))
+        """Log the terms of this micro-batch's loss under `train/`."""
+        losses = self._losses(self.model, batch)
+        self.log_dict(losses.named("train/"), batch_size=len(batch))
         return self.step_output(losses.total, batch.valid)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Logs the same under `heldout/`: fixed crops and masks, so that two steps compare.
+        """Log the same under `heldout/`, on fixed crops and masks, so that steps compare.
 
-        `heldout/photos` counts the photos it is over, all ranks together.
+        `heldout/photos` counts the images it is over, all ranks together.
         """
-        photos = int(batch.valid.sum())
-        losses = self.losses(batch)
-        named = {"heldout/loss": losses.total, **losses.parts("heldout/")}
-        self.log_dict(named, batch_size=photos, sync_dist=True)
-        self.log("heldout/photos", float(photos), reduce_fx="sum", sync_dist=True)
+        images = int(batch.valid.sum())
+        losses = self._losses(cast(Sami, self.eval_model()), batch)
+        named = {"heldout/loss": losses.total, **losses.named("heldout/")}
+        self.log_dict(named, batch_size=images, sync_dist=True)
+        self.log("heldout/photos", float(images), reduce_fx="sum", sync_dist=True)
 
-    def losses(self, batch: ImageBatch) -> FeatureLosses:
-        """Of the weights that learn, or, outside of training, of those that are validated."""
-        target = self.target(batch)  # first: it waits for nothing but the photos
-        model = self.model if self.training else self.eval_model()
+    def _losses(self, model: Sami, batch: ImageBatch) -> FeatureLosses:
+        target = self.target(batch)  # first: it needs nothing but the images
         predicted, split = model(batch.image, batch.sample_key)
         return feature_losses(predicted, target, split.masked, batch.valid, self.loss)

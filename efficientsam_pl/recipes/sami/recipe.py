@@ -96,7 +96,7 @@ class SamiRecipe(Recipe[PretrainConfig, PretrainResult]):
                 teacher=target.teacher,
                 shard_teacher=config.teacher.sharding == "sharded",
             ),
-            averaged=config.trainer.ema_decay is not None,
+            ema=config.trainer.ema_decay is not None,
         )
 
     def metadata(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.finetune import gpu
 from benchmarks.finetune import speed as finetune
 from benchmarks.finetune.released_decoder import ReleasedSegmenter, released_decode
-from benchmarks.finetune.timed_step import LESSON, PromptedStep, boxes_batch
+from benchmarks.finetune.timed_step import PROMPT_LOOP, PromptedStep, boxes_batch
 from benchmarks.harness import Options, json_line
 from benchmarks.sami.gpu import Fitted
 from efficientsam_pl.models.config import NAMED, EncoderConfig
@@ -73,9 +73,7 @@ def test_both_ways_learn_alike() -> None:
     batch = boxes_batch(64, 1, 3)
     gradients = []
     for model in random_pair():
-        model(
-            batch.image, lambda features, model=model: LESSON.chunked_loss(model, features, batch)
-        )[0].backward()
+        PROMPT_LOOP.losses(model, model.encode(batch.image), batch).total.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 100
     for ours, released in zip(*gradients, strict=True):

@@ -133,7 +133,7 @@ def test_finetuning_counts_every_part_of_its_step() -> None:
     parts = counts.whole(StepRequest("finetune-each", images=1, small=True))["parts"]
     named = {part.removesuffix("/fwd") for part in parts if part.endswith("/fwd")}
     assert named >= {
-        *("encoder", "pixel_norm", "prompter", "prompt_encoder", "mask_decoder.two_way"),
+        *("encoder", "pixel_norm", "prompt_sampler", "prompt_encoder", "mask_decoder.two_way"),
         *("mask_decoder.upscaling", "loss", "clip", "optimizer"),
     }
 

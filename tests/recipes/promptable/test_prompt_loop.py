@@ -1,4 +1,4 @@
-"""A lesson learns what plain autograd would learn of all rounds and masks at once."""
+"""The prompt loop has the gradients of plain autograd over all rounds and masks together."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from efficientsam_pl.keyed_random import sample_key, split_key
 from efficientsam_pl.losses.config import MaskLossConfig
-from efficientsam_pl.losses.mask_losses import segmentation_losses
+from efficientsam_pl.losses.mask_losses import MaskLosses, segmentation_losses
 from efficientsam_pl.models.config import (
     EncoderConfig,
     MaskDecoderConfig,
@@ -32,9 +32,9 @@ CONFIG = SegmenterConfig(
 
 @dataclass(frozen=True)
 class ThreeRounds:
-    """A click, then the answer fed back beside more clicks; keeps what it was told."""
+    """A click, then the previous mask beside more clicks; keeps the previous rounds it is given."""
 
-    seen: list[PreviousRound | None] = field(default_factory=list)
+    previous_rounds: list[PreviousRound | None] = field(default_factory=list)
     rounds: int = 3
 
     def targets(self, batch: MaskBatch) -> MaskTargets:
@@ -43,29 +43,31 @@ class ThreeRounds:
             batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, sample_key=keys
         )
 
-    def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
-        self.seen.append(earlier)
+    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
+        self.previous_rounds.append(previous)
         points = targets.clicks_px[:, :, : number + 1]
         labels = torch.full(points.shape[:3], int(Label.POSITIVE))
-        return Prompts(points, labels, mask_logits=None if earlier is None else earlier.answer)
+        return Prompts(
+            points, labels, mask_logits=None if previous is None else previous.mask_logits
+        )
 
-    def answer(self, number: int) -> Literal["candidates", "single"]:
+    def output_tokens(self, number: int) -> Literal["candidates", "single"]:
         return "candidates" if number == 0 else "single"
 
 
-def batch_of(photos: int = 2) -> MaskBatch:
+def batch_of(images: int = 2) -> MaskBatch:
     draw = torch.Generator().manual_seed(0)
-    valid = torch.ones(photos, MASKS, dtype=torch.bool)
+    valid = torch.ones(images, MASKS, dtype=torch.bool)
     valid[0, 3:] = False
     return MaskBatch(
-        image=torch.randint(256, (photos, 3, SIDE, SIDE), generator=draw).to(torch.uint8),
-        content_hw=torch.full((photos, 2), SIDE),
-        masks=torch.rand(photos, MASKS, 16, 16, generator=draw) > 0.6,
-        boxes_xyxy_px=torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(photos, MASKS, 4),
-        clicks_px=SIDE * torch.rand(photos, MASKS, 3, 2, generator=draw),
+        image=torch.randint(256, (images, 3, SIDE, SIDE), generator=draw).to(torch.uint8),
+        content_hw=torch.full((images, 2), SIDE),
+        masks=torch.rand(images, MASKS, 16, 16, generator=draw) > 0.6,
+        boxes_xyxy_px=torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(images, MASKS, 4),
+        clicks_px=SIDE * torch.rand(images, MASKS, 3, 2, generator=draw),
         valid=valid,
-        sample_key=torch.tensor([sample_key(0, 0, str(i)) for i in range(photos)]),
-        key=tuple(map(str, range(photos))),
+        sample_key=torch.tensor([sample_key(0, 0, str(i)) for i in range(images)]),
+        key=tuple(map(str, range(images))),
     )
 
 
@@ -80,108 +82,97 @@ def gradients(model: Segmenter) -> dict[str, Tensor]:
 
 
 def by_plain_autograd(model: Segmenter, batch: MaskBatch) -> Tensor:
-    """Every round of every mask in one graph, written out."""
-    prompter = ThreeRounds()
-    targets = prompter.targets(batch)
+    """Mean of every round of every mask in a single graph, written out."""
+    sampler = ThreeRounds()
+    targets = sampler.targets(batch)
     features = model.encode(batch.image, batch.content_hw)
-    total, earlier = torch.zeros(()), None
+    total, previous = torch.zeros(()), None
     for number in range(3):
-        prompts = prompter.ask(targets, number, earlier)
+        prompts = sampler.sample(targets, number, previous)
         prediction = model.decode(features, prompts)
         losses = segmentation_losses(
-            prediction, targets.masks, MaskLossConfig(), prompter.answer(number)
+            prediction, targets.masks, MaskLossConfig(), sampler.output_tokens(number)
         )
         for b, q in batch.valid.nonzero().tolist():
             total = total + losses.total[b, q] / 3
         chosen = prediction.candidates().best() if number == 0 else prediction.single()
-        earlier = PreviousRound(prompts, chosen.low_res_logits[:, :, 0].detach())
-    return total
+        previous = PreviousRound(prompts, chosen.low_res_logits[:, :, 0].detach())
+    return total / batch.valid.sum()
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 5, 9])
-def test_gradients_are_those_of_one_graph(model: Segmenter, at_once: int | None) -> None:
+def losses_of(model: Segmenter, batch: MaskBatch, prompt_loop: PromptLoop) -> MaskLosses:
+    return prompt_loop.losses(model, model.encode(batch.image, batch.content_hw), batch)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 5, 9])
+def test_gradients_are_those_of_a_single_graph(model: Segmenter, chunk_size: int | None) -> None:
     batch = batch_of()
     expected = by_plain_autograd(model, batch)
     expected.backward()
     plain = gradients(model)
     model.zero_grad(set_to_none=True)
-    lesson = PromptLoop(ThreeRounds(), MaskLossConfig(), at_once)
-    sums = model(
-        batch.image, lambda features: lesson.chunked_loss(model, features, batch), batch.content_hw
-    )
-    sums[0].backward()
-    torch.testing.assert_close(sums[0], expected)
-    found = gradients(model)
-    assert found.keys() >= plain.keys()
+    losses = losses_of(model, batch, PromptLoop(ThreeRounds(), MaskLossConfig(), chunk_size))
+    losses.total.backward()
+    torch.testing.assert_close(losses.total, expected)
+    chunked = gradients(model)
+    assert chunked.keys() >= plain.keys()
     largest = max(float(gradient.abs().max()) for gradient in plain.values())
-    for name, gradient in found.items():
+    for name, gradient in chunked.items():
         other = plain.get(name, torch.zeros_like(gradient))
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6 * largest, msg=name)
 
 
-def test_the_best_candidate_is_shown_then_the_single_mask(model: Segmenter) -> None:
-    batch, prompter = batch_of(), ThreeRounds()
-    model(
-        batch.image,
-        lambda features: PromptLoop(prompter, MaskLossConfig()).chunked_loss(
-            model, features, batch
-        ),
-    )
-    nothing, first, second = prompter.seen
+def test_the_best_candidate_is_fed_back_then_the_single_mask(model: Segmenter) -> None:
+    batch, sampler = batch_of(), ThreeRounds()
+    losses_of(model, batch, PromptLoop(sampler, MaskLossConfig()))
+    nothing, first, second = sampler.previous_rounds
     assert nothing is None
     assert first is not None
     assert second is not None
     features = model.encode(batch.image)
-    one = model.decode(features, first.prompts)
-    best = one.iou[:, :, 1:].argmax(-1)
+    prediction = model.decode(features, first.prompts)
+    best = prediction.iou[:, :, 1:].argmax(-1)
     for b in range(2):
         for q in range(MASKS):
-            shown = one.low_res_logits[b, q, 1 + int(best[b, q])]
-            torch.testing.assert_close(first.answer[b, q], shown, rtol=1e-4, atol=1e-4)
-    two = model.decode(features, second.prompts)
-    torch.testing.assert_close(second.answer, two.low_res_logits[:, :, 0], rtol=1e-4, atol=1e-4)
-    assert not first.answer.requires_grad
+            expected = prediction.low_res_logits[b, q, 1 + int(best[b, q])]
+            torch.testing.assert_close(first.mask_logits[b, q], expected, rtol=1e-4, atol=1e-4)
+    single = model.decode(features, second.prompts).low_res_logits[:, :, 0]
+    torch.testing.assert_close(second.mask_logits, single, rtol=1e-4, atol=1e-4)
+    assert not first.mask_logits.requires_grad
 
 
-def test_a_batch_without_a_mask_teaches_nothing(model: Segmenter) -> None:
+def test_a_batch_without_a_mask_has_no_gradient(model: Segmenter) -> None:
     batch = batch_of()
     batch.valid.zero_()
-    lesson = PromptLoop(ThreeRounds(), MaskLossConfig(), 2)
-    sums = model(batch.image, lambda features: lesson.chunked_loss(model, features, batch))
-    sums[0].backward()
-    assert not sums.any()
+    losses = losses_of(model, batch, PromptLoop(ThreeRounds(), MaskLossConfig(), 2))
+    losses.total.backward()
+    assert not losses.stacked().any()
     assert all(not gradient.any() for gradient in gradients(model).values())
 
 
-def test_a_frozen_encoder_has_no_gradient_and_the_decoder_learns_the_same(
-    model: Segmenter,
-) -> None:
+def test_a_frozen_encoder_has_no_gradient_and_the_decoder_has_the_same(model: Segmenter) -> None:
     batch = batch_of()
-    lesson = PromptLoop(ThreeRounds(), MaskLossConfig(), 2)
+    prompt_loop = PromptLoop(ThreeRounds(), MaskLossConfig(), 2)
 
-    def learned() -> dict[str, Tensor]:
+    def step() -> dict[str, Tensor]:
         model.zero_grad(set_to_none=True)
-        model(batch.image, lambda features: lesson.chunked_loss(model, features, batch))[
-            0
-        ].backward()
+        losses_of(model, batch, prompt_loop).total.backward()
         return gradients(model)
 
-    whole = learned()
+    full = step()
     model.image_encoder.requires_grad_(False)
-    frozen = learned()
-    assert frozen.keys() == {n for n in whole if not n.startswith("image_encoder")}
+    frozen = step()
+    assert frozen.keys() == {n for n in full if not n.startswith("image_encoder")}
     for name, gradient in frozen.items():
-        torch.testing.assert_close(gradient, whole[name])
+        torch.testing.assert_close(gradient, full[name])
 
 
-def test_sampled_points_are_the_same_in_parts_of_the_masks(model: Segmenter) -> None:
+def test_sampled_points_are_the_same_in_chunks_of_the_masks(model: Segmenter) -> None:
     batch, config = batch_of(), MaskLossConfig(sampled_points=16)
     with torch.no_grad():
-        features = model.encode(batch.image)
-        whole, parts = (
-            PromptLoop(ThreeRounds(), config, at_once).chunked_loss(model, features, batch)
-            for at_once in (None, 2)
+        whole, chunked, all_pixels = (
+            losses_of(model, batch, PromptLoop(ThreeRounds(), loss, chunk_size)).stacked()
+            for loss, chunk_size in ((config, None), (config, 2), (MaskLossConfig(), None))
         )
-        full = PromptLoop(ThreeRounds(), MaskLossConfig()).chunked_loss(model, features, batch)
-    torch.testing.assert_close(parts, whole)
-    assert not torch.allclose(whole, full, rtol=1e-3)
+    torch.testing.assert_close(chunked, whole)
+    assert not torch.allclose(whole, all_pixels, rtol=1e-3)

@@ -91,7 +91,7 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
         config.optim,
         config.trainer.max_steps,
         partial(parallelize, config=config.trainer),
-        averaged=config.trainer.ema_decay is not None,
+        ema=config.trainer.ema_decay is not None,
     )
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
     setting = run_context(config, folder, header, sets)

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.recipes.promptable import visualize
 from efficientsam_pl.recipes.promptable.prompted_images import (
     LastRound,
-    ask_all,
     drawable,
     largest_apart,
     one_by_one,
+    predict_all,
     visualized_protocols,
 )
 from efficientsam_pl.recipes.promptable.visualize import MaskVisualizer
@@ -92,12 +91,8 @@ class Finetuning(L.LightningModule):
     def training_step(self, batch: MaskBatch, batch_idx: int) -> Tensor:
         self.modes.append(self.model.training)
         self.draws.append(torch.rand(1))
-
-        def loss(features: Tensor) -> Tensor:
-            asked = self.model.decode(features, Prompts.of_boxes(batch.boxes_xyxy_px))
-            return asked.low_res_logits.square().mean()
-
-        return self.model(batch.image, loss)
+        prediction = self.model(batch.image, Prompts.of_boxes(batch.boxes_xyxy_px))
+        return prediction.low_res_logits.square().mean()
 
     def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
         pass
@@ -292,10 +287,9 @@ def test_prompts_are_the_tight_box_and_the_clicks(later_clicks: Any) -> None:
     validation = ValidationConfig(later_clicks=later_clicks)
     photo = next(one_by_one(masked_images(1, 0)))
     model = segmenter()
-    ask = partial(ask_all, model, visualized_protocols(validation, SIDE, CLICKS), photo)
     with torch.no_grad():
-        asked = model(photo.image, ask, photo.content_hw)
-    box, one, three = (drawable(photo, kind, last) for kind, last in asked.items())
+        last_rounds = predict_all(model, visualized_protocols(validation, SIDE, CLICKS), photo)
+    box, one, three = (drawable(photo, kind, last) for kind, last in last_rounds.items())
     # the picture is four times as large as the photo
     for number, corners in enumerate(photo.boxes_xyxy_px[0]):
         assert box.prompts[number].box_xyxy == tuple((4 * corners).tolist())

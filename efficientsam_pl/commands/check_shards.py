@@ -1,4 +1,4 @@
-"""`efficientsam check-shards`: whether every sample of a set can be used."""
+"""`efficientsam check-shards`: check that every sample of a set can be used."""
 
 import json
 import sys
@@ -13,12 +13,12 @@ from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import atomic_write
 from efficientsam_pl.structures import CorruptSample
 
-_TOLD = 20  # of the list; all of it is in the report
+_MAX_PRINTED = 20  # bad samples; the report lists all
 REPORT_VERSION = 1
 
 
 def run(pattern: str, report: Path | None, index_dir: str | None, workers: int) -> bool:
-    """Checks a set, prints what is wrong, writes the report; whether nothing is."""
+    """Check a set, print the errors and write the report; return whether all samples are good."""
     shards = open_shards(pattern, index_dir)
     checked = list(
         track(
@@ -29,16 +29,16 @@ def run(pattern: str, report: Path | None, index_dir: str | None, workers: int) 
             disable=not sys.stdout.isatty(),
         )
     )
-    bad = [damage for shard in sorted(checked, key=lambda c: c.shard) for damage in shard.bad]
+    bad = [sample for shard in sorted(checked, key=lambda c: c.shard) for sample in shard.bad]
     if report is not None:
         _write(report, checked, bad)
-    for damage in bad[:_TOLD]:
-        where = f"{damage.shard} {damage.key}".rstrip()
-        print(f"{where}: {damage.kind} ({damage.detail})")
-    if len(bad) > _TOLD:
+    for sample in bad[:_MAX_PRINTED]:
+        location = f"{sample.shard} {sample.key}".rstrip()
+        print(f"{location}: {sample.kind} ({sample.detail})")
+    if len(bad) > _MAX_PRINTED:
         rest = f", all of them in {report}" if report else "; --json FILE lists them"
-        print(f"... and {len(bad) - _TOLD} more{rest}")
-    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(d.kind for d in bad).items()))
+        print(f"... and {len(bad) - _MAX_PRINTED} more{rest}")
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(s.kind for s in bad).items()))
     samples = sum(shard.samples for shard in checked)
     counts = f"{counted(len(checked), 'shard')}, {counted(samples, 'sample')}"
     print(f"{counts}, {len(bad)} bad{f': {kinds}' if bad else ''}")
@@ -46,11 +46,11 @@ def run(pattern: str, report: Path | None, index_dir: str | None, workers: int) 
 
 
 def _write(path: Path, checked: list[CheckedShard], bad: list[CorruptSample]) -> None:
-    whole = {
+    content = {
         "version": REPORT_VERSION,
         "shards": len(checked),
         "samples": sum(shard.samples for shard in checked),
-        "bad": [vars(damage) for damage in bad],
+        "bad": [vars(sample) for sample in bad],
     }
     with atomic_write(str(path)) as target:
-        target.write(json.dumps(whole, indent=1).encode() + b"\n")
+        target.write(json.dumps(content, indent=1).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""`efficientsam consolidate`: a checkpoint to one file."""
+"""`efficientsam consolidate`: convert a checkpoint to a weights file."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from efficientsam_pl.export.consolidate import consolidate
 
 
 def run(checkpoint: Path, out: Path, best: bool = False) -> Path:
-    """Writes the weights; a run's folder stands for its newest checkpoint, or for its best.
+    """Write the weights of a checkpoint, or of a run's latest or best checkpoint.
 
     Raises:
-        UserError: The best is asked for of what is no run with one.
+        UserError: `best` is set, but the folder is not a run with a best checkpoint.
     """
     if best and not (checkpoint / "best").is_file():
         raise UserError(

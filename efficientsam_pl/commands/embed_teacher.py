@@ -1,4 +1,4 @@
-"""`efficientsam embed-teacher`: the teacher's features, once and for all, as shards."""
+"""`efficientsam embed-teacher`: compute the teacher's features once and store them as shards."""
 
 import sys
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from efficientsam_pl.training.parallelize import apply_compile
 
 
 def run(config: PretrainConfig, share: ArrayShare) -> None:
-    """Writes a share of the features of every set that the config names."""
+    """Write a share of the features of every set that the config names."""
     device = chosen_device(config.trainer.accelerator, "trainer.accelerator")
     parts = store_parts(config, open_splits(config.data))
     for part in parts:
@@ -57,49 +57,51 @@ def run(config: PretrainConfig, share: ArrayShare) -> None:
                 source,
                 part.folder,
                 share,
-                workers=0,  # processes that write: the teacher is in this one
+                workers=0,  # no writer processes: the teacher runs in this process
                 advance=lambda squares: progress.advance(task, squares),  # noqa: B023
             )
-        _tell(config, part, share, summary)
+        _print_summary(config, part, share, summary)
 
 
 def _embedding(config: PretrainConfig, heldout: bool, teacher: FrozenTeacher) -> Embedding:
     numbers = config.features.numbers
-    batch = min(config.trainer.micro_batch, teacher.chunk_size)  # a photo of 1024 pixels is large
+    batch = min(config.trainer.micro_batch, teacher.chunk_size)  # images of 1024 pixels are large
     if config.features.kind == "views":
         views = views_of(config, heldout)
-        return Embedding(views.shown, _of_squares(teacher, batch), views.count, batch, numbers)
+        return Embedding(views.shown, _embed_views(teacher, batch), views.count, batch, numbers)
     maps = maps_of(config, heldout)
     device = next(teacher.parameters()).device
 
     def embed(
         squares: UInt8[Tensor, "m 3 s s"], content_hw: Int64[Tensor, "m 2"]
     ) -> Iterator[Float[Tensor, "1 rows cols c"]]:
-        whole, part = (_filled(of, batch).to(device) for of in (squares, content_hw))
-        features = teacher.feature_map(whole, part)[: len(squares)].float()
-        for one, (height, width) in zip(features, content_hw.tolist(), strict=True):
-            yield maps.kept(one, (height, width))[None]
+        images, content = (_pad_batch(x, batch).to(device) for x in (squares, content_hw))
+        features = teacher.feature_map(images, content)[: len(squares)].float()
+        for feature_map, (height, width) in zip(features, content_hw.tolist(), strict=True):
+            yield maps.kept(feature_map, (height, width))[None]
 
     return Embedding(maps.shown, embed, 1, batch, numbers)
 
 
-def _of_squares(teacher: FrozenTeacher, batch: int) -> Embed:
+def _embed_views(teacher: FrozenTeacher, batch: int) -> Embed:
     device = next(teacher.parameters()).device
 
     def embed(
         squares: UInt8[Tensor, "m 3 s s"], content_hw: Int64[Tensor, "m 2"]
     ) -> Iterator[Float[Tensor, "m n c"]]:
-        yield teacher(_filled(squares, batch).to(device))[: len(squares)].float()
+        yield teacher(_pad_batch(squares, batch).to(device))[: len(squares)].float()
 
     return embed
 
 
-def _filled(squares: Tensor, batch: int) -> Tensor:
-    """As many as a whole batch has: one shape to compile, and one result whatever is resumed."""
+def _pad_batch(squares: Tensor, batch: int) -> Tensor:
+    """Pad to a full batch: a single shape to compile, and results independent of resuming."""
     return torch.cat([squares, squares[-1:].expand(batch - len(squares), *squares.shape[1:])])
 
 
-def _tell(config: PretrainConfig, part: StorePart, share: ArrayShare, summary: PackSummary) -> None:
+def _print_summary(
+    config: PretrainConfig, part: StorePart, share: ArrayShare, summary: PackSummary
+) -> None:
     rounding = Rounding()
     for facts in summary.noted:
         rounding.add(facts[ROUNDING])
@@ -110,14 +112,14 @@ def _tell(config: PretrainConfig, part: StorePart, share: ArrayShare, summary: P
     }
     written = account_for(summary, part.folder, share, f"embedded of {part.key}", numbers)
     print(
-        f"{part.key}: {_counted(config, part, summary.samples)}, {written}; "
+        f"{part.key}: {_format_counts(config, part, summary.samples)}, {written}; "
         f"{config.features.numbers}: relative error {rounding.relative():.1e}, "
         f"largest {rounding.largest_error:.1e}"
     )
 
 
-def _counted(config: PretrainConfig, part: StorePart, photos: int) -> str:
+def _format_counts(config: PretrainConfig, part: StorePart, images: int) -> str:
     if config.features.kind == "photos":
-        return counted(photos, "photo")
-    views = photos * views_of(config, part.heldout).count
-    return f"{counted(views, 'view')} of {counted(photos, 'photo')}"
+        return counted(images, "image")
+    views = images * views_of(config, part.heldout).count
+    return f"{counted(views, 'view')} of {counted(images, 'image')}"

@@ -1,4 +1,4 @@
-"""`efficientsam info`: versions, devices, extras and folders, as a bug report needs them."""
+"""`efficientsam info`: versions, devices, extras and folders for a bug report."""
 
 import json
 import os
@@ -28,7 +28,7 @@ _PACKAGES = (
     "safetensors",
     "tensorboard",
 )
-_VARIABLES = (  # that change what a run does
+_VARIABLES = (  # environment variables that influence a run
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
     "SLURM_JOB_ID",
@@ -40,7 +40,7 @@ _VARIABLES = (  # that change what a run does
 
 @dataclass(frozen=True)
 class Extra:
-    """What pyproject.toml offers beside the dependencies: what for, and the packages."""
+    """An optional dependency group of pyproject.toml: its purpose and packages."""
 
     purpose: str
     packages: tuple[str, ...]
@@ -73,13 +73,13 @@ EXTRAS = {
 
 
 def run(*, as_json: bool) -> None:
-    """Prints it."""
-    told = info()
-    print(json.dumps(told, indent=1) if as_json else "\n".join(_lines(told)))
+    """Print the report."""
+    report = info()
+    print(json.dumps(report, indent=1) if as_json else "\n".join(_lines(report)))
 
 
 def info() -> dict[str, Any]:
-    """All of it as plain values."""
+    """Collect the report as plain values."""
     package = Path(__file__).parents[1]
     return {
         "versions": {
@@ -106,12 +106,12 @@ def _installed(extra: Extra) -> dict[str, Any]:
 
 
 def _commit(folder: Path) -> str | None:
-    """Of a clone; None where there is none, or no git."""
+    """Return the commit of a clone; None without a clone or git."""
     if not (folder / ".git").exists():
         return None
     try:
-        asked = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -125,31 +125,31 @@ def _devices() -> dict[str, Any]:
         reason = " ".join(str(error).split())
         return {"cpu": cpu, "gpus": [], "trouble": f"torch cannot be imported: {reason}"}
     cpu["threads"] = torch.get_num_threads()
-    found: dict[str, Any] = {"cpu": cpu, "cuda": torch.version.cuda, "gpus": []}
+    devices: dict[str, Any] = {"cpu": cpu, "cuda": torch.version.cuda, "gpus": []}
     try:
         for number in range(torch.cuda.device_count()):
-            one = torch.cuda.get_device_properties(number)
-            memory = round(one.total_memory / 2**30, 1)
-            found["gpus"].append({"name": one.name, "memory_gib": memory})
-    except RuntimeError as error:  # a driver that does not fit
-        found["trouble"] = f"GPUs cannot be used: {' '.join(str(error).split())}"
-    return found
+            gpu = torch.cuda.get_device_properties(number)
+            memory = round(gpu.total_memory / 2**30, 1)
+            devices["gpus"].append({"name": gpu.name, "memory_gib": memory})
+    except RuntimeError as error:  # an incompatible driver
+        devices["trouble"] = f"GPUs cannot be used: {' '.join(str(error).split())}"
+    return devices
 
 
-def _lines(told: dict[str, Any]) -> list[str]:
-    devices = told["devices"]
+def _lines(report: dict[str, Any]) -> list[str]:
+    devices = report["devices"]
     cpu = devices["cpu"]
     threads = f", {cpu['threads']} threads of torch" if "threads" in cpu else ""
     cuda = f" (torch is built for CUDA {devices['cuda']})" if devices.get("cuda") else ""
-    gpus = [f"{one['name']}, {one['memory_gib']} GiB" for one in devices["gpus"]]
-    rows = [(name, value) for name, value in told["versions"].items() if value is not None]
-    rows += told["platform"].items()
+    gpus = [f"{gpu['name']}, {gpu['memory_gib']} GiB" for gpu in devices["gpus"]]
+    rows = [(name, value) for name, value in report["versions"].items() if value is not None]
+    rows += report["platform"].items()
     rows.append(("CPU", f"{cpu['cores']} cores, {cpu['usable']} usable{threads}"))
-    rows += [(f"GPU {number}", one) for number, one in enumerate(gpus)] or [("GPU", f"none{cuda}")]
+    rows += [(f"GPU {number}", gpu) for number, gpu in enumerate(gpus)] or [("GPU", f"none{cuda}")]
     rows += [("trouble", devices["trouble"])] if "trouble" in devices else []
-    for name, extra in told["extras"].items():
-        there = "installed" if extra["installed"] else f"without {', '.join(extra['missing'])}"
-        rows.append((f"extra {name}", f"{there} ({extra['purpose']})"))
-    rows += told["folders"].items()
-    rows += told["environment"].items()
+    for name, extra in report["extras"].items():
+        status = "installed" if extra["installed"] else f"without {', '.join(extra['missing'])}"
+        rows.append((f"extra {name}", f"{status} ({extra['purpose']})"))
+    rows += report["folders"].items()
+    rows += report["environment"].items()
     return [f"{name:<22}{value}" for name, value in rows]

@@ -1,4 +1,4 @@
-"""`efficientsam pack`: a set of photos, with or without masks, to WebDataset shards."""
+"""`efficientsam pack`: convert a set of images, with or without masks, to WebDataset shards."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from efficientsam_pl.errors import UserError
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What all sources are told."""
+    """Arguments common to all sources."""
 
     out: str
     long_side: int | None
@@ -24,40 +24,40 @@ class PackOptions:
 
 
 def slurm_share() -> ArrayShare:
-    """The share of this job of a SLURM array; all of the work outside of one."""
+    """Return the share of this job of a SLURM array; outside of an array, all of the work."""
     if "SLURM_ARRAY_TASK_ID" not in os.environ:
         return ArrayShare()
-    given = {
+    variables = {
         name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", default)
         for name, default in (("ID", ""), ("COUNT", ""), ("MIN", "0"), ("STEP", "1"))
     }
     try:
-        task, count, first, step = map(int, given.values())
-        index, apart = divmod(task - first, step)
-        if apart or not 0 <= index < count:
+        task, count, first, step = map(int, variables.values())
+        index, remainder = divmod(task - first, step)
+        if remainder or not 0 <= index < count:
             raise ValueError
     except (ValueError, ZeroDivisionError) as error:
-        told = ", ".join(f"{name} {value or 'not set'}" for name, value in given.items())
+        numbers = ", ".join(f"{name} {value or 'not set'}" for name, value in variables.items())
         raise UserError(
-            f"the SLURM array has gaps or lacks a number ({told}); "
+            f"the SLURM array has gaps or lacks a number ({numbers}); "
             "give --array-index and --array-count"
         ) from error
     return ArrayShare(index, count)
 
 
 def run_coco(annotations: str, images: str, options: PackOptions) -> PackSummary:
-    """Packs a COCO-format set."""
+    """Pack a COCO-format set."""
     source = Coco(annotations, images, options.long_side, options.samples_per_shard)
     return pack_source(source, options.out, options.share, options.workers)
 
 
 def run_sa1b(pattern: str, options: PackOptions) -> PackSummary:
-    """Packs Meta's tars again."""
+    """Repack Meta's tars."""
     source = Sa1b(pattern, options.long_side, options.samples_per_shard)
     return pack_source(source, options.out, options.share, options.workers)
 
 
 def run_imagenet(source: str, options: PackOptions) -> PackSummary:
-    """Packs plain photos."""
-    photos = Imagenet(source, options.long_side, options.samples_per_shard)
-    return pack_source(photos, options.out, options.share, options.workers)
+    """Pack images without masks."""
+    images = Imagenet(source, options.long_side, options.samples_per_shard)
+    return pack_source(images, options.out, options.share, options.workers)

@@ -1,4 +1,4 @@
-"""`efficientsam predict`: masks of one photo from points and boxes."""
+"""`efficientsam predict`: predict masks of an image from points and boxes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from efficientsam_pl.visualization.overlay import DrawnPrompt, mask_image, overl
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What the command line says; coordinates in pixels of the photo."""
+    """Arguments of the command; coordinates in image pixels."""
 
     weights: str
     model: str | None
@@ -30,18 +30,18 @@ class PredictOptions:
 
 
 def run(options: PredictOptions) -> ImagePrediction:
-    """Writes `overlay.png`, a PNG for each prompt's best mask, and the raw arrays if asked."""
+    """Write `overlay.png`, a PNG of each prompt's best mask, and the raw arrays if requested."""
     image = read_image(options.image)
     image_hw = (image.shape[0], image.shape[1])
     check_coordinates([point[:2] for point in options.points], options.boxes, image_hw)
-    drawn = _drawn(options)
+    prompts = _drawn_prompts(options)
     arguments = _arguments(options)
     model = load_model(options.model, options.weights)
     embedded = Predictor(model).embed(image)
     prediction = embedded.predict(**arguments, single_mask=options.single_mask)
     best, iou = prediction.best().numpy(), prediction.iou.amax(dim=1).tolist()
     options.out.mkdir(parents=True, exist_ok=True)
-    overlay(image, best, drawn, iou, iou_name="predicted IoU").save(options.out / "overlay.png")
+    overlay(image, best, prompts, iou, iou_name="predicted IoU").save(options.out / "overlay.png")
     for index, mask in enumerate(best):
         mask_image(mask).save(options.out / f"mask_{index}.png")
     if options.npz is not None:
@@ -62,7 +62,7 @@ def run(options: PredictOptions) -> ImagePrediction:
 
 
 def _arguments(options: PredictOptions) -> dict[str, np.ndarray]:
-    """Repeated points are one prompt; boxes are one each, unless points come with one box."""
+    """Combine all points to a single prompt; each box is a prompt unless points are given too."""
     arguments = {}
     if options.points:
         if len(options.boxes) > 1:
@@ -88,7 +88,7 @@ def _read_logits(path: Path) -> np.ndarray:
     return logits
 
 
-def _drawn(options: PredictOptions) -> list[DrawnPrompt]:
+def _drawn_prompts(options: PredictOptions) -> list[DrawnPrompt]:
     clicks = [p for p in options.points if p[2] in (Label.POSITIVE, Label.NEGATIVE)]
     points = tuple((x, y) for x, y, _ in clicks)
     labels = tuple(label for _, _, label in clicks)

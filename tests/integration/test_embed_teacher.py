@@ -240,8 +240,8 @@ def test_measured_error_is_told(
     assert (code, err) == (0, "")
     skipped, train, heldout = said
     assert skipped.startswith("skipped p4: bad photo")
-    assert train.startswith("data.train: 12 views of 6 photos, 1 skipped -> 3 shards of ")
-    assert heldout.startswith("data.heldout: 2 views of 2 photos, 0 skipped -> 1 shard of ")
+    assert train.startswith("data.train: 12 views of 6 images, 1 skipped -> 3 shards of ")
+    assert heldout.startswith("data.heldout: 2 views of 2 images, 0 skipped -> 1 shard of ")
     told = re.search(rf"{numbers}: relative error (\S+), largest", train)
     assert told is not None
     assert least < float(told[1]) < most

@@ -1,4 +1,4 @@
-"""`efficientsam everything` as a user meets it: pictures, records, shards, and what goes wrong."""
+"""`efficientsam everything` as a user meets it: pictures, records, shards, and what goes error."""
 
 import json
 from dataclasses import dataclass
@@ -34,12 +34,12 @@ LOOSE = (
 
 @dataclass(frozen=True)
 class Set:
-    """A photo, a model that was never trained, and a folder with a file that is no photo."""
+    """An image, an untrained model, and a folder with a file that is not an image."""
 
     folder: Path
 
     @property
-    def photo(self) -> Path:
+    def image_file(self) -> Path:
         return self.folder / "photos" / "a.jpg"
 
     @property
@@ -71,7 +71,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Set:
         pixels = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "photos" / name)
     (folder / "photos" / "broken.jpg").write_bytes(b"\xff\xd8 no more")
-    (folder / "photos" / "notes.txt").write_text("no photo")
+    (folder / "photos" / "notes.txt").write_text("no image")
     (folder / "empty").mkdir()
     return here
 
@@ -82,16 +82,18 @@ def run(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, s
     return code, said.out, said.err
 
 
-def test_a_images_masks_are_written(
+def test_an_images_masks_are_written(
     tiny: Set, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out, records = tmp_path / "out", tmp_path / "deep" / "a.json"
-    code, told, wrong = run(tiny.everything(tiny.photo, out, *LOOSE, "--json", records), capfd)
-    assert (code, wrong) == (0, "")
-    found = json.loads(records.read_text())
+    code, printed, error = run(
+        tiny.everything(tiny.image_file, out, *LOOSE, "--json", records), capfd
+    )
+    assert (code, error) == (0, "")
+    written_records = json.loads(records.read_text())
     expected = generate_masks(
         load_model(None, str(tiny.weights)),
-        np.array(Image.open(tiny.photo)),
+        np.array(Image.open(tiny.image_file)),
         EverythingConfig(
             points_per_side=4,
             pred_iou_thresh=0.0,
@@ -101,25 +103,25 @@ def test_a_images_masks_are_written(
             points_per_batch=5,
         ),
     )
-    assert found == expected
-    assert len(found) > 3
-    assert f"1 photo, {len(found)} mask" in told
+    assert written_records == expected
+    assert len(written_records) > 3
+    assert f"1 image, {len(written_records)} mask" in printed
     assert sorted(path.name for path in out.iterdir()) == ["a_masks.png", "a_overlay.png"]
     with Image.open(out / "a_overlay.png") as overlay:
         assert overlay.size == (WIDTH, HEIGHT)
-        assert (np.array(overlay) != np.array(Image.open(tiny.photo))).any()
+        assert (np.array(overlay) != np.array(Image.open(tiny.image_file))).any()
 
 
 def test_a_folders_images_become_shards_that_train(
     tiny: Set, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out, shards, records = (tmp_path / name for name in ("out", "shards", "json"))
-    asked = (*LOOSE, "--shards", shards, "--json", records)
-    code, told, _ = run(tiny.everything(tiny.photo.parent, out, *asked), capfd)
+    options = (*LOOSE, "--shards", shards, "--json", records)
+    code, printed, _ = run(tiny.everything(tiny.image_file.parent, out, *options), capfd)
     assert code == 0
-    assert "3 photos, 1 skipped" in told
-    assert "skipped" in told
-    assert "broken.jpg" in told
+    assert "3 images, 1 skipped" in printed
+    assert "skipped" in printed
+    assert "broken.jpg" in printed
     keys = ["a", "b_c", "b_c_jpg"]
     assert sorted(path.stem for path in records.iterdir()) == keys
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -130,45 +132,48 @@ def test_a_folders_images_become_shards_that_train(
     data = shard.read_bytes()
     with shard.open("rb") as file:
         members = {m.name: data[m.offset : m.offset + m.size] for m in scan_tar(file).members}
-    assert sorted(members) == sorted(f"{key}.{end}" for key in keys for end in ("jpg", "json"))
-    assert members["a.jpg"] == tiny.photo.read_bytes()  # not encoded again
+    assert sorted(members) == sorted(
+        f"{key}.{suffix}" for key in keys for suffix in ("jpg", "json")
+    )
+    assert members["a.jpg"] == tiny.image_file.read_bytes()  # not encoded again
     for key in keys:
         written, expected = (
             json.loads(members[f"{key}.json"]),
             json.loads((records / f"{key}.json").read_text()),
         )
         assert from_json(members[f"{key}.json"]).height == HEIGHT
-        expected = [one for one in expected if one["area"]]
+        expected = [record for record in expected if record["area"]]
         assert written["image"]["file_name"] == f"{key}.jpg"
         for entry, record in zip(written["annotations"], expected, strict=True):
             assert {name: entry[name] for name in record} == record
 
-    code, told, _ = run(["check-shards", f"{shards}/*.tar"], capfd)
-    assert code == 0, told
+    code, printed, _ = run(["check-shards", f"{shards}/*.tar"], capfd)
+    assert code == 0, printed
     train = [
         *("finetune", "-c", "debug/cpu", "trainer.max_steps=2", "optim.warmup_steps=1"),
         f"model.name={tiny.folder / 'tiny.yaml'}",
         f"data.train={shards}/*.tar",
         f"run.dir={tmp_path / 'run'}",
     ]
-    code, _, wrong = run(train, capfd)
-    assert code == 0, wrong
-    code, _, wrong = run(tiny.everything(tiny.photo, out, *LOOSE, "--shards", shards), capfd)
+    code, _, error = run(train, capfd)
+    assert code == 0, error
+    code, _, error = run(tiny.everything(tiny.image_file, out, *LOOSE, "--shards", shards), capfd)
     assert code == 2
-    assert "--shards" in wrong
-    assert "holds shards already" in wrong
+    assert "--shards" in error
+    assert "holds shards already" in error
 
 
 def test_small_regions_are_gone(
     tiny: Set, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     records = tmp_path / "a.json"
-    asked = ("--preset", "notebook", *LOOSE, "--min-mask-region-area", 30, "--json", records)
-    assert run(tiny.everything(tiny.photo, tmp_path / "out", *asked), capfd)[0] == 0
-    found = json.loads(records.read_text())
-    assert found
-    for one in found:
-        assert one["area"] == area(one["segmentation"]) == decode(one["segmentation"]).sum()
+    options = ("--preset", "notebook", *LOOSE, "--min-mask-region-area", 30, "--json", records)
+    assert run(tiny.everything(tiny.image_file, tmp_path / "out", *options), capfd)[0] == 0
+    written_records = json.loads(records.read_text())
+    assert written_records
+    for record in written_records:
+        pixels = decode(record["segmentation"]).sum()
+        assert record["area"] == area(record["segmentation"]) == pixels
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def test_small_regions_are_gone(
         ("photos", ["--json", "tiny.yaml"], ["--json", "tiny.yaml", "folder"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     image: str,
     extra: list[str],
     named: list[str],
@@ -194,9 +199,9 @@ def test_a_mistake_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tiny.folder)
-    code, _, wrong = run(tiny.everything(Path(image), tmp_path / "out", *extra), capfd)
+    code, _, error = run(tiny.everything(Path(image), tmp_path / "out", *extra), capfd)
     assert code == 2
-    [line] = wrong.splitlines()
+    [line] = error.splitlines()
     assert line.startswith("efficientsam: ")
     assert all(part in line for part in named), line
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""`efficientsam figure` as a user meets it."""
+"""`efficientsam figure` as a user runs it."""
 
 import json
 import re
@@ -54,22 +54,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., 
     for seed in (0, 1):
         write_model(root / f"tiny{seed}.safetensors", seed)
     draw = np.random.default_rng(0)
-    photo = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    Image.fromarray(photo).save(root / "photo.png")
+    pixels = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "photo.png")
     saliency = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     saliency[10:30, 10:40] = 255
     Image.fromarray(saliency).save(root / "map.png")
     return Folder(root)
 
 
-def one(**asked: object) -> dict[str, object]:
-    return {"photos": [{"image": "photo.png", **asked}]}
+def single_image(**prompts: object) -> dict[str, object]:
+    return {"photos": [{"image": "photo.png", **prompts}]}
 
 
-def test_every_way_of_asking_is_a_row_and_every_model_a_column(
+def test_every_kind_of_prompts_is_a_row_and_every_model_a_column(
     folder: Folder, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    photo = {
+    image = {
         "image": "photo.png",
         "points": [[20, 20], [50, 30.5]],
         "clicks": [[20, 20], [22, 24, 1]],
@@ -77,7 +77,7 @@ def test_every_way_of_asking_is_a_row_and_every_model_a_column(
         "everything": True,
         "saliency": "map.png",
     }
-    content = {"photos": [photo, {"image": "photo.png", "points": [[3, 3]]}]}
+    content = {"photos": [image, {"image": "photo.png", "points": [[3, 3]]}]}
     spec = folder.spec({**content, "everything": EVERYTHING}, "figure.json")
     svg, pdf, png = (folder.root / f"all.{kind}" for kind in ("svg", "pdf", "png"))
     arguments = ["figure", "--spec", str(spec)]
@@ -86,9 +86,9 @@ def test_every_way_of_asking_is_a_row_and_every_model_a_column(
     for out in (svg, pdf, png):
         arguments += ["--out", str(out)]
     assert cli.main(arguments) == 0
-    told = capfd.readouterr().out
-    assert "Model 0: 6 rows" in told
-    assert told.count("-> ") == 3
+    printed = capfd.readouterr().out
+    assert "Model 0: 6 rows" in printed
+    assert printed.count("-> ") == 3
     letters = re.findall(r"<text[^>]*>([^<]*)</text>", svg.read_text())
     assert letters == [
         *("Input", "Model 0", "Model 1"),
@@ -99,8 +99,10 @@ def test_every_way_of_asking_is_a_row_and_every_model_a_column(
         assert picture.height > 6 * 420 * HEIGHT / WIDTH
 
 
-def test_rows_hold_what_the_predictor_answers(folder: Folder) -> None:
-    spec = folder.spec(one(points=[[20, 20], [50, 30]], boxes=[[5, 5, 30, 30]], saliency="map.png"))
+def test_rows_hold_the_predictors_masks(folder: Folder) -> None:
+    spec = folder.spec(
+        single_image(points=[[20, 20], [50, 30]], boxes=[[5, 5, 30, 30]], saliency="map.png")
+    )
     weights = str(folder.root / "tiny1.safetensors")
     content = run(
         FigureOptions(
@@ -109,31 +111,31 @@ def test_rows_hold_what_the_predictor_answers(folder: Folder) -> None:
             out=(folder.root / "f.png",),
         )
     )
-    photo = np.array(Image.open(folder.root / "photo.png"))
-    embedded = Predictor(load_model(None, weights)).embed(photo)
+    image = np.array(Image.open(folder.root / "photo.png"))
+    embedded = Predictor(load_model(None, weights)).embed(image)
     points, box, saliency = content.rows
-    wanted = embedded.predict(points=np.array([[[20, 20]], [[50, 30]]])).best().numpy()
-    for mask, mine in zip(points.answers[0], wanted, strict=True):
-        np.testing.assert_array_equal(rle.decode(mask), mine)
+    expected = embedded.predict(points=np.array([[[20, 20]], [[50, 30]]])).best().numpy()
+    for mask, best in zip(points.predictions[0], expected, strict=True):
+        np.testing.assert_array_equal(rle.decode(mask), best)
     [boxed] = embedded.predict(boxes=np.array([[5, 5, 30, 30]])).best().numpy()
-    np.testing.assert_array_equal(rle.decode(box.answers[0][0]), boxed)
+    np.testing.assert_array_equal(rle.decode(box.predictions[0][0]), boxed)
     [clicks] = saliency.prompts
     inside = np.asarray(Image.open(folder.root / "map.png")) > 0
     assert all(inside[int(y), int(x)] for x, y in clicks.points_xy)
     assert len(clicks.points_xy) == 3
     [salient] = embedded.predict(points=np.array([clicks.points_xy])).best().numpy()
-    np.testing.assert_array_equal(rle.decode(saliency.answers[0][0]), salient)
+    np.testing.assert_array_equal(rle.decode(saliency.predictions[0][0]), salient)
 
 
-def test_map_without_a_salient_region_is_told_and_drawn(
+def test_map_without_a_salient_region_is_reported_and_drawn(
     folder: Folder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(folder.root / "dark.png")
-    assert cli.main(folder.command(folder.spec(one(saliency="dark.png")))) == 0
+    assert cli.main(folder.command(folder.spec(single_image(saliency="dark.png")))) == 0
     assert "dark.png: no region is salient enough" in capfd.readouterr().out
 
 
-def test_the_guides_spec_is_one(tmp_path: Path) -> None:
+def test_the_guides_spec_is_valid(tmp_path: Path) -> None:
     [text] = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     (tmp_path / "figure.yaml").write_text(text)
     spec = read_spec(tmp_path / "figure.yaml")
@@ -142,7 +144,7 @@ def test_the_guides_spec_is_one(tmp_path: Path) -> None:
     assert coffee.image == str(tmp_path / "coffee.png")
     assert len(coffee.points) == 2
     assert chelsea.everything
-    assert spec.everything.candidates == "best"  # the notebook's, where nothing else is said
+    assert spec.everything.candidates == "best"  # the notebook's, the default
 
 
 def test_wrong_specs_are_one_line_with_the_key(folder: Folder, here: "InProcess") -> None:
@@ -150,37 +152,40 @@ def test_wrong_specs_are_one_line_with_the_key(folder: Folder, here: "InProcess"
     cases = [
         ({"photos": []}, "photos= is empty"),
         ({"photo": []}, "unknown key photo; did you mean photos?"),
-        (one(point=[[1, 2]]), "photos[0]: unknown key point; did you mean points?"),
-        (one(), "photos[0].image=photo.png is asked nothing"),
-        (one(points=[[1, 2, 3]]), "photos[0].points=[1, 2, 3] must be 2 numbers"),
-        (one(points=[["a", 2]]), "photos[0].points=['a', 2] must be 2 numbers"),
-        (one(points=[[float("nan"), 2]]), "photos[0].points=[nan, 2] must be 2 numbers"),
-        (one(clicks=[[1, 2, 7]]), "photos[0].clicks=[1, 2, 7]: the label must be 0 or 1"),
-        (one(clicks=[[1, 2, 0]]), "Ours, "),  # this model knows no negative clicks
-        (one(boxes=[[1, 2, 3]]), "photos[0].boxes=[1, 2, 3] must be 4 numbers"),
-        (one(boxes=[[30, 2, 3, 20]]), "a box must be x0,y0,x1,y1"),
-        (one(points=[[1, 200]]), "(1, 200) lies outside the image of 64 x 48 pixels"),
-        (one(saliency="gone.png"), "saliency: no such file"),
-        (one(saliency="text.png"), "cannot be read as a saliency map"),
+        (single_image(point=[[1, 2]]), "photos[0]: unknown key point; did you mean points?"),
+        (single_image(), "photos[0].image=photo.png has no prompt"),
+        (single_image(points=[[1, 2, 3]]), "photos[0].points=[1, 2, 3] must be 2 numbers"),
+        (single_image(points=[["a", 2]]), "photos[0].points=['a', 2] must be 2 numbers"),
+        (single_image(points=[[float("nan"), 2]]), "photos[0].points=[nan, 2] must be 2 numbers"),
+        (single_image(clicks=[[1, 2, 7]]), "photos[0].clicks=[1, 2, 7]: the label must be 0 or 1"),
+        (single_image(clicks=[[1, 2, 0]]), "Ours, "),  # this model does not support negative clicks
+        (single_image(boxes=[[1, 2, 3]]), "photos[0].boxes=[1, 2, 3] must be 4 numbers"),
+        (single_image(boxes=[[30, 2, 3, 20]]), "a box must be x0,y0,x1,y1"),
+        (single_image(points=[[1, 200]]), "(1, 200) lies outside the image of 64 x 48 pixels"),
+        (single_image(saliency="gone.png"), "saliency: no such file"),
+        (single_image(saliency="text.png"), "cannot be read as a saliency map"),
         ({"photos": [{"image": "gone.png", "everything": True}]}, "no such file"),
-        ({**one(everything=True), "everything": {"points": 3}}, "unknown key everything.points"),
-        ({**one(everything=True), "salient": {"threshold": 2}}, "salient.threshold=2"),
+        (
+            {**single_image(everything=True), "everything": {"points": 3}},
+            "unknown key everything.points",
+        ),
+        ({**single_image(everything=True), "salient": {"threshold": 2}}, "salient.threshold=2"),
     ]
-    for content, told in cases:
-        assert told in here.mistake(*folder.command(folder.spec(content))), content
+    for content, message in cases:
+        assert message in here.mistake(*folder.command(folder.spec(content))), content
     assert "no such config file" in here.mistake(*folder.command(folder.root / "gone.yaml"))
 
 
 def test_wrong_options_are_one_line(folder: Folder, here: "InProcess") -> None:
-    spec, weights = folder.spec(one(points=[[1, 2]])), folder.root / "tiny0.safetensors"
-    for model, told in (
+    spec, weights = folder.spec(single_image(points=[[1, 2]])), folder.root / "tiny0.safetensors"
+    for model, message in (
         (str(weights), "is not of the form TITLE=[NAME:]WEIGHTS"),
         ("Ours=", "is not of the form TITLE=[NAME:]WEIGHTS"),
         (f"Ours=:{weights}", "is not of the form TITLE=[NAME:]WEIGHTS"),
         ("Ours=gone.safetensors", "no such file: gone.safetensors"),
         (f"Ours=no_model:{weights}", "unknown model 'no_model'"),
     ):
-        assert told in here.mistake(*folder.command(spec, model=model)), model
+        assert message in here.mistake(*folder.command(spec, model=model)), model
     twice = ["--model", f"Ours={weights}"]
     assert "two columns are called 'Ours'" in here.mistake(*folder.command(spec, *twice))
     line = here.mistake(*folder.command(spec, "--out", "f.jpg"))

@@ -183,7 +183,7 @@ def test_every_command_of_the_report_runs_as_it_is_printed(
     for words in commands:
         arguments = words[words.index("efficientsam_pl") + 1 :] if "-m" in words else words[1:]
         names.append(arguments[0])
-        if arguments[0] != "quickstart":  # on data of the reader's own
+        if arguments[0] != "quickstart":  # on the reader's data
             assert main(arguments) == 0, arguments
     assert names == ["pretrain", "finetune", "evaluate", "predict", "everything", "quickstart"]
     again = finished / "again"

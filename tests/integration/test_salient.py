@@ -1,4 +1,4 @@
-"""`efficientsam salient` as a user meets it, and the guide's Python as it stands there."""
+"""`efficientsam salient` as a user runs it, and the Python code of the guide."""
 
 import json
 import os
@@ -29,7 +29,7 @@ GUIDE = Path(__file__).parents[2] / "docs/salient.md"
 
 @dataclass(frozen=True)
 class Folders:
-    """Three photos: two objects, none salient, and one whose map is half its size."""
+    """Three images: two objects, none salient, and one whose map is half its size."""
 
     root: Path
 
@@ -58,8 +58,8 @@ def folders(tmp_path: Path, write_model: Callable[..., Path]) -> Folders:
     write_model(tmp_path / "tiny.safetensors")
     draw = np.random.default_rng(0)
     for name in ("boat", "empty", "half"):
-        photo = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        save(tmp_path / "photos" / f"{name}.png", photo)
+        pixels = draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        save(tmp_path / "photos" / f"{name}.png", pixels)
     two = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     two[4:20, 4:20], two[30:45, 30:60] = 255, 200
     save(tmp_path / "maps/boat.png", two)
@@ -73,14 +73,14 @@ def folders(tmp_path: Path, write_model: Callable[..., Path]) -> Folders:
 def test_folder_is_segmented_scored_and_counted(
     folders: Folders, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told = folders.root / "salient.json"
-    assert cli.main(folders.options(truth=folders.root / "truth", json=told)) == 0
+    json_file = folders.root / "salient.json"
+    assert cli.main(folders.options(truth=folders.root / "truth", json=json_file)) == 0
     out = capfd.readouterr().out
     assert "no region is salient enough: 1 (empty.png)" in out
-    assert "map of another size than its photo, resized: 1 (half.png)" in out
-    assert "3 photos with ground truth" in out
-    result = json.loads(told.read_text())
-    assert [len(photo["instances"]) for photo in result["photos"]] == [2, 0, 2]
+    assert "map of another size than its image, resized: 1 (half.png)" in out
+    assert "3 images with ground truth" in out
+    result = json.loads(json_file.read_text())
+    assert [len(record["instances"]) for record in result["photos"]] == [2, 0, 2]
     assert result["counts"]["without_instance"] == ["empty.png"]
     assert result["counts"]["map_resized"] == ["half.png"]
     assert result["counts"]["scored"] == 3
@@ -89,9 +89,9 @@ def test_folder_is_segmented_scored_and_counted(
     # 450 of 3072 pixels at 200 of 255
     assert boat["scores"]["saliency maps"]["mae"] == pytest.approx(450 * 55 / 255 / 3072)
     union = np.zeros((HEIGHT, WIDTH), dtype=bool)
-    for one in boat["instances"]:
-        union |= rle.decode(one["segmentation"])
-        assert one["area"] == rle.area(one["segmentation"])
+    for instance in boat["instances"]:
+        union |= rle.decode(instance["segmentation"])
+        assert instance["area"] == rle.area(instance["segmentation"])
     written = np.asarray(Image.open(folders.root / "out/masks/boat.png"))
     np.testing.assert_array_equal(written, union * np.uint8(255))
     truth = np.asarray(Image.open(folders.root / "truth/boat.png")) > 128
@@ -101,11 +101,11 @@ def test_folder_is_segmented_scored_and_counted(
         assert drawn.size == (WIDTH, HEIGHT)
 
 
-def test_same_seed_gives_the_same_files_and_another_one_other_clicks(folders: Folders) -> None:
-    told = [folders.root / f"{i}.json" for i in range(3)]
-    for path, seed in zip(told, (0, 0, 5), strict=True):
+def test_same_seed_gives_the_same_files_and_another_seed_other_clicks(folders: Folders) -> None:
+    files = [folders.root / f"{i}.json" for i in range(3)]
+    for path, seed in zip(files, (0, 0, 5), strict=True):
         assert cli.main(folders.options(json=path, seed=seed)) == 0
-    first, again, other = (json.loads(path.read_text())["photos"] for path in told)
+    first, again, other = (json.loads(path.read_text())["photos"] for path in files)
     assert first == again
     clicks, others = (p[0]["instances"][0]["point_coords"] for p in (first, other))
     assert len(clicks) == 3
@@ -114,43 +114,43 @@ def test_same_seed_gives_the_same_files_and_another_one_other_clicks(folders: Fo
 
 def test_image_alone_gives_what_it_gives_in_its_folder(folders: Folders) -> None:
     both = [folders.root / "all.json", folders.root / "one.json"]
-    one = {"image": folders.root / "photos/boat.png", "saliency": folders.root / "maps/boat.png"}
+    single = {"image": folders.root / "photos/boat.png", "saliency": folders.root / "maps/boat.png"}
     assert cli.main(folders.options(json=both[0])) == 0
-    assert cli.main(folders.options(json=both[1], **one)) == 0
+    assert cli.main(folders.options(json=both[1], **single)) == 0
     everything, alone = (json.loads(path.read_text())["photos"] for path in both)
     assert alone == everything[:1]
 
 
 def test_maps_of_sixteen_bits_and_arrays_are_read(folders: Folders) -> None:
-    told, maps = folders.root / "a.json", folders.root / "maps"
+    json_file, maps = folders.root / "a.json", folders.root / "maps"
     grey = np.asarray(Image.open(maps / "boat.png"))
     (maps / "boat.png").unlink()
     np.save(maps / "boat.npy", (grey / 255).astype(np.float32))
     Image.fromarray(grey.astype(np.uint16) * 257).save(maps / "empty.png")
-    assert cli.main(folders.options(json=told)) == 0
-    photos = json.loads(told.read_text())["photos"]
-    regions = [[one["region_area"] for one in photo["instances"]] for photo in photos]
+    assert cli.main(folders.options(json=json_file)) == 0
+    records = json.loads(json_file.read_text())["photos"]
+    regions = [[i["region_area"] for i in record["instances"]] for record in records]
     assert regions[:2] == [[450, 256], [450, 256]]
 
 
-def test_damage_in_a_folder_is_left_out_and_counted(
+def test_a_corrupt_file_in_a_folder_is_skipped_and_counted(
     folders: Folders, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told = folders.root / "a.json"
+    json_file = folders.root / "a.json"
     (folders.root / "maps/boat.png").write_bytes(b"no picture")
     (folders.root / "maps/empty.png").unlink()
     save(folders.root / "photos/more.png", np.zeros((10, 10, 3), dtype=np.uint8))
     np.save(folders.root / "maps/more.npy", np.full((10, 10), np.nan))
-    assert cli.main(folders.options(json=told)) == 0
+    assert cli.main(folders.options(json=json_file)) == 0
     out = capfd.readouterr().out
     assert "photo without a saliency map: 1 (empty.png)" in out
     assert "photo that could not be used: 2 (boat.png: --saliency: " in out
     assert "must lie in [0, 1], not in [nan, nan]" in out
-    skipped = json.loads(told.read_text())["counts"]["skipped"]
+    skipped = json.loads(json_file.read_text())["counts"]["skipped"]
     assert [len(names) for names in skipped.values()] == [1, 2]
 
 
-def test_truth_of_another_size_is_told_and_missing_truth_only_not_scored(
+def test_truth_of_another_size_is_reported_and_missing_truth_only_not_scored(
     folders: Folders, capfd: pytest.CaptureFixture[str]
 ) -> None:
     truth = folders.root / "truth"
@@ -158,9 +158,9 @@ def test_truth_of_another_size_is_told_and_missing_truth_only_not_scored(
     (truth / "empty.png").unlink()
     assert cli.main(folders.options(truth=truth)) == 0
     out = capfd.readouterr().out
-    assert "half.png is 7 x 5, its photo 64 x 48 pixels" in out
+    assert "half.png is 7 x 5, its image 64 x 48 pixels" in out
     assert "photo without ground truth (not scored): 1 (empty.png)" in out
-    assert "1 photo with ground truth" in out
+    assert "1 image with ground truth" in out
 
 
 def test_mistakes_are_one_line_each(folders: Folders, here: "InProcess") -> None:
@@ -171,8 +171,8 @@ def test_mistakes_are_one_line_each(folders: Folders, here: "InProcess") -> None
     np.save(root / "cube.npy", np.zeros((4, 4, 3)))
     cases = [
         ({"saliency": root / "gone"}, "--saliency: no such file or folder"),
-        ({"saliency": root / "maps/boat.png"}, "is one file, but --image is a folder"),
-        ({"saliency": root / "nothing"}, "holds no map for any of 3 photos"),
+        ({"saliency": root / "maps/boat.png"}, "is a file, but --image is a folder"),
+        ({"saliency": root / "nothing"}, "holds no map for any of 3 images"),
         ({**boat, "saliency": root / "nothing"}, "holds no map boat.png"),
         ({"image": root / "nothing"}, "--image: no photo in"),
         ({**boat, "saliency": root / "text.png"}, "cannot be read as a saliency map"),
@@ -184,14 +184,14 @@ def test_mistakes_are_one_line_each(folders: Folders, here: "InProcess") -> None
         ({"weights": root / "gone"}, "--weights: no such file"),
         ({"model": "no_model"}, "unknown model 'no_model'"),
     ]
-    for changes, told in cases:
-        assert told in here.mistake(*folders.options(**changes)), changes
+    for changes, message in cases:
+        assert message in here.mistake(*folders.options(**changes)), changes
     save(root / "photos/boat.jpg", np.zeros((9, 9, 3), dtype=np.uint8))
     line = here.mistake(*folders.options())
     assert "boat.jpg and boat.png would write the same files" in line
 
 
-def test_wrong_use_is_told_before_torch_is_imported(folders: Folders) -> None:
+def test_wrong_use_is_reported_before_torch_is_imported(folders: Folders) -> None:
     arguments = folders.options(threshold=2.0)
     program = (
         "import sys; from efficientsam_pl import cli; "
@@ -224,7 +224,7 @@ def test_the_guides_python_runs(
     }
     monkeypatch.chdir(folders.root)
     exec(blocks[0], given)
-    assert len(given["found"].instances) == 1  # type: ignore[attr-defined]
+    assert len(given["salient"].instances) == 1  # type: ignore[attr-defined]
     assert capsys.readouterr().out.count("[48, 64]") == 1
     exec(blocks[1], {})
     names = {"iou.png", "iou.svg", "precision_recall.png", "precision_recall.svg"}

@@ -1,4 +1,4 @@
-"""`efficientsam everything`: masks of everything in photos, as pictures, records and shards."""
+"""`efficientsam everything`: segment everything in images; write pictures, records and shards."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ from efficientsam_pl.visualization.automask import ListedMask, everything_overla
 
 @dataclass(frozen=True)
 class EverythingOptions:
-    """What the command line says."""
+    """Arguments of the command."""
 
     weights: str
     model: str | None
@@ -41,68 +41,68 @@ class EverythingOptions:
 
 
 @dataclass
-class Done:
-    """What a run adds up; `skipped` says why each photo was left out."""
+class EverythingSummary:
+    """Counts of a run; `skipped` holds the reason for each skipped image."""
 
-    photos: int = 0
+    images: int = 0
     masks: int = 0
     skipped: list[str] = field(default_factory=list)
     without_masks: list[str] = field(default_factory=list)
 
 
-def run(options: EverythingOptions) -> Done:
-    """Writes pictures of each photo, and records and shards where asked.
+def run(options: EverythingOptions) -> EverythingSummary:
+    """Write pictures of each image, and records and shards if requested.
 
     Raises:
-        UserError: A wrong path, weights of another model, or no photo that can be read.
+        UserError: A wrong path, weights of another model, or no readable image.
     """
-    photos = _images(options.image)
+    images = _images(options.image)
     _check_outputs(options)
     model = load_model(options.model, options.weights).to(
         chosen_device(options.accelerator, "--accelerator")
     )
-    done, began = Done(), time.perf_counter()
+    summary, start = EverythingSummary(), time.perf_counter()
     columns = (TextColumn("Segmenting"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
-        task = progress.add_task("", total=len(photos))
-        labelled = _labelled(
-            photos, model, options, done, lambda share: progress.advance(task, share)
+        task = progress.add_task("", total=len(images))
+        labelled = _label(
+            images, model, options, summary, lambda share: progress.advance(task, share)
         )
         if options.shards is None:
             deque(labelled, maxlen=0)
         else:
             write_labelled(labelled, options.shards)
-    if not done.photos:
-        raise UserError(f"--image: no photo of {options.image} can be read ({done.skipped[0]})")
-    _tell(done, options, time.perf_counter() - began)
-    return done
+    if not summary.images:
+        raise UserError(f"--image: no image of {options.image} can be read ({summary.skipped[0]})")
+    _print_summary(summary, options, time.perf_counter() - start)
+    return summary
 
 
-def _labelled(
-    photos: dict[str, Path],
+def _label(
+    images: dict[str, Path],
     model: Segmenter,
     options: EverythingOptions,
-    done: Done,
+    summary: EverythingSummary,
     advance: Callable[[float], None],
 ) -> Iterator[LabelledImage]:
-    """Each photo with its masks, once its pictures and records are written."""
-    for key, path in photos.items():
+    """Yield each image with its masks after its pictures and records are written."""
+    for key, path in images.items():
         try:
             image = read_image(path)
         except UserError as error:
             if options.image.is_file():
                 raise
-            done.skipped.append(str(error).removeprefix("--image: "))
+            summary.skipped.append(str(error).removeprefix("--image: "))
             advance(1)
             continue
         records = generate_masks(model, image, options.config, advance)
         _write(key, image, records, options)
-        done.photos += 1
-        done.masks += len(records)
+        summary.images += 1
+        summary.masks += len(records)
         if any(record["area"] for record in records):
             yield LabelledImage(key, path, image, records)
         else:
-            done.without_masks.append(path.name)
+            summary.without_masks.append(path.name)
 
 
 def _write(
@@ -113,47 +113,47 @@ def _write(
 ) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     masks = [
-        ListedMask(one["segmentation"], one["predicted_iou"], one["stability_score"])
-        for one in records
+        ListedMask(record["segmentation"], record["predicted_iou"], record["stability_score"])
+        for record in records
     ]
     everything_overlay(image, masks).save(options.out / f"{key}_overlay.png")
     everything_sheet(image, masks, key).save(options.out / f"{key}_masks.png")
     if options.json is not None:
-        one_image = options.image.is_file()
-        place = options.json if one_image else options.json / f"{key}.json"
-        atomic_write_bytes(place, json.dumps(records, allow_nan=False).encode() + b"\n")
+        single_image = options.image.is_file()
+        file = options.json if single_image else options.json / f"{key}.json"
+        atomic_write_bytes(file, json.dumps(records, allow_nan=False).encode() + b"\n")
 
 
-def _tell(done: Done, options: EverythingOptions, seconds: float) -> None:
-    for reason in done.skipped:
+def _print_summary(summary: EverythingSummary, options: EverythingOptions, seconds: float) -> None:
+    for reason in summary.skipped:
         print(f"skipped {reason}")
-    skipped = f", {len(done.skipped)} skipped" if done.skipped else ""
-    none = len(done.without_masks)
-    if none:
-        named = ", ".join(done.without_masks[:5]) + (", ..." if none > 5 else "")
+    skipped = f", {len(summary.skipped)} skipped" if summary.skipped else ""
+    without = len(summary.without_masks)
+    if without:
+        names = ", ".join(summary.without_masks[:5]) + (", ..." if without > 5 else "")
         left_out = ", left out of the shards" if options.shards is not None else ""
-        print(f"no mask was kept in {counted(none, 'photo')}{left_out}: {named}")
+        print(f"no mask was kept in {counted(without, 'image')}{left_out}: {names}")
     print(
-        f"{counted(done.photos, 'photo')}{skipped}, {counted(done.masks, 'mask')}, "
+        f"{counted(summary.images, 'image')}{skipped}, {counted(summary.masks, 'mask')}, "
         f"{seconds:.1f} s, "
-        f"{seconds / done.photos:.1f} s a photo -> {options.out}"
+        f"{seconds / summary.images:.1f} s per image -> {options.out}"
     )
-    for place in (options.json, options.shards):
-        if place is not None:
-            print(f"-> {place}")
+    for output in (options.json, options.shards):
+        if output is not None:
+            print(f"-> {output}")
 
 
 def _images(image: Path) -> dict[str, Path]:
-    """Photos by the name of what is written about them: stems, made unique, without dots."""
+    """Map the names of the outputs to the images: unique stems without dots."""
     if image.is_file():
         return {_key(image.stem): image}
     paths = images_in(image)
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for path in paths:
         names = (path.stem, path.name, *(f"{path.name}_{i}" for i in range(2, len(paths) + 2)))
-        key = next(_key(name) for name in names if _key(name) not in found)
-        found[key] = path
-    return found
+        key = next(_key(name) for name in names if _key(name) not in images)
+        images[key] = path
+    return images
 
 
 def _key(name: str) -> str:
@@ -166,9 +166,9 @@ def _check_outputs(options: EverythingOptions) -> None:
     if options.image.is_dir() and options.json.is_file():
         raise UserError(
             f"--json: {options.json} is a file, but --image is a folder: give a folder for its "
-            "photos' records"
+            "images' records"
         )
     if options.image.is_file() and options.json.is_dir():
         raise UserError(
-            f"--json: {options.json} is a folder, but --image is one photo: give a file"
+            f"--json: {options.json} is a folder, but --image is a single image: give a file"
         )

@@ -1,4 +1,4 @@
-"""Photos with the masks that a model gave them, as shards in SA-1B's layout."""
+"""Write images with the masks of a model as shards in SA-1B's layout."""
 
 import json
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.records import MaskRecord
 from efficientsam_pl.storage.files import full_path, list_files
 
-_PREFIX, _IMAGES_A_SHARD = "everything", 1000
+_PREFIX, _IMAGES_PER_SHARD = "everything", 1000
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A photo, where it came from, and its masks."""
+    """An image, its file, and its masks."""
 
     key: str
     path: Path
@@ -31,8 +31,8 @@ class LabelledImage:
     records: list[MaskRecord]
 
 
-def write_labelled(photos: Iterable[LabelledImage], folder: str) -> PackSummary:
-    """Writes `FOLDER/everything-000000.tar`..., photo by photo as they come.
+def write_labelled(images: Iterable[LabelledImage], folder: str) -> PackSummary:
+    """Write `FOLDER/everything-000000.tar`..., image by image as they arrive.
 
     Raises:
         UserError: The folder holds shards already.
@@ -40,10 +40,10 @@ def write_labelled(photos: Iterable[LabelledImage], folder: str) -> PackSummary:
     out, summary = full_path(folder), PackSummary()
     if list_files(f"{out}/*.tar"):
         raise UserError(f"--shards: {folder} holds shards already; give a new folder")
-    samples = map(_sample, photos)
+    samples = map(_sample, images)
     while True:
         path = f"{out}/{_PREFIX}-{len(summary.shards):06d}.tar"
-        shard, packed = write_shard(path, islice(samples, _IMAGES_A_SHARD))
+        shard, packed = write_shard(path, islice(samples, _IMAGES_PER_SHARD))
         if shard is None:
             break
         summary.add(shard, packed, done_before=False)
@@ -51,9 +51,9 @@ def write_labelled(photos: Iterable[LabelledImage], folder: str) -> PackSummary:
     return summary
 
 
-def _sample(photo: LabelledImage) -> PackedSample:
-    """The stored photo where it is a plain JPEG; where its masks came from beside the masks."""
-    records = [record for record in photo.records if record["area"] > 0]
+def _sample(image: LabelledImage) -> PackedSample:
+    """Build a sample: a plain JPEG as it is, and masks with their prompts and crops."""
+    records = [record for record in image.records if record["area"] > 0]
     annotations = tuple(
         Annotation(
             rle=record["segmentation"],
@@ -63,8 +63,8 @@ def _sample(photo: LabelledImage) -> PackedSample:
         )
         for record in records
     )
-    masked = MaskedImage(photo.key, photo.image, annotations)
-    sample = sample_of(masked, _stored_jpeg(photo.path))
+    masked = MaskedImage(image.key, image.image, annotations)
+    sample = sample_of(masked, _stored_jpeg(image.path))
     whole = json.loads(sample.files[RECORD_ENDING])
     for entry, record in zip(whole["annotations"], records, strict=True):
         entry |= {"point_coords": record["point_coords"], "crop_box": record["crop_box"]}
@@ -73,6 +73,6 @@ def _sample(photo: LabelledImage) -> PackedSample:
 
 
 def _stored_jpeg(path: Path) -> bytes | None:
-    with Image.open(path) as photo:
-        plain = photo.format == "JPEG" and photo.mode == "RGB"
+    with Image.open(path) as image:
+        plain = image.format == "JPEG" and image.mode == "RGB"
     return path.read_bytes() if plain else None

@@ -1,4 +1,4 @@
-"""`efficientsam figure`: photos, asked in several ways, and the answers of models side by side."""
+"""`efficientsam figure`: compare the masks of models side by side for several kinds of prompts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ _ON = int(Label.POSITIVE)
 
 @dataclass(frozen=True)
 class Column:
-    """A model under its title; `model` None: what the weights file says about itself."""
+    """A model under its title; `model` None: read from the weights file."""
 
     title: str
     model: str | None
@@ -48,7 +48,7 @@ class Column:
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What the command line says."""
+    """Arguments of the command."""
 
     spec: FigureSpec
     columns: tuple[Column, ...]
@@ -56,39 +56,46 @@ class FigureOptions:
 
 
 @dataclass(frozen=True)
-class _Question:
-    """A photo asked in one way: a row that waits for its answers."""
+class _RowInput:
+    """The input of a row: an image with one kind of prompts."""
 
     kind: str
-    about: FigureImage
-    photo: UInt8[np.ndarray, "h w 3"]
+    source: FigureImage
+    image: UInt8[np.ndarray, "h w 3"]
     prompts: tuple[DrawnPrompt, ...]
     saliency: np.ndarray | None = None
 
 
 def run(options: FigureOptions) -> FigureContent:
-    """Asks one model after the other, each photo embedded once by each, and draws.
+    """Run the models one after the other, embedding each image once per model, and draw.
 
     Raises:
-        UserError: A photo, map or weights file that cannot be used, a prompt outside its photo or
-            of a kind that a model does not know, or no matplotlib.
+        UserError: An image, map or weights file that cannot be used, a prompt outside its image or
+            of a type that a model does not support, or no matplotlib.
     """
     need_matplotlib()
-    asked = [_questions(photo, options.spec) for photo in options.spec.photos]
-    answers: list[list[tuple[Rle, ...]]] = []  # of each model the rows'
+    images = [_row_inputs(image, options.spec) for image in options.spec.photos]
+    predictions: list[list[tuple[Rle, ...]]] = []  # by model, then row
     for column in options.columns:
         model = load_model(column.model, column.weights).to(chosen_device("auto"))
-        own: list[tuple[Rle, ...]] = []
-        for questions in asked:
+        masks_of_rows: list[tuple[Rle, ...]] = []
+        for rows_of_image in images:
             try:
-                own += _answers(model, questions, options.spec)
+                masks_of_rows += _predict_rows(model, rows_of_image, options.spec)
             except PromptError as error:
-                raise UserError(f"{column.title}, {questions[0].about.image}: {error}") from error
-        answers.append(own)
-        print(f"{column.title}: {len(own)} rows")
+                file = rows_of_image[0].source.image
+                raise UserError(f"{column.title}, {file}: {error}") from error
+        predictions.append(masks_of_rows)
+        print(f"{column.title}: {len(masks_of_rows)} rows")
     rows = [
-        FigureRow(one.kind, one.photo, one.prompts, tuple(own[i] for own in answers), one.saliency)
-        for i, one in enumerate(question for questions in asked for question in questions)
+        FigureRow(
+            row.kind,
+            row.image,
+            row.prompts,
+            tuple(masks_of_rows[i] for masks_of_rows in predictions),
+            row.saliency,
+        )
+        for i, row in enumerate(row for rows_of_image in images for row in rows_of_image)
     ]
     titles = (options.spec.input_title, *(column.title for column in options.columns))
     content = FigureContent(titles, tuple(rows))
@@ -98,27 +105,27 @@ def run(options: FigureOptions) -> FigureContent:
     return content
 
 
-def _questions(about: FigureImage, spec: FigureSpec) -> list[_Question]:
-    photo = read_image(Path(about.image))
+def _row_inputs(source: FigureImage, spec: FigureSpec) -> list[_RowInput]:
+    image = read_image(Path(source.image))
     try:
-        clicked = [click[:2] for click in (*about.points, *about.clicks)]
-        check_coordinates(clicked, about.boxes, (photo.shape[0], photo.shape[1]))
+        points_xy = [click[:2] for click in (*source.points, *source.clicks)]
+        check_coordinates(points_xy, source.boxes, (image.shape[0], image.shape[1]))
     except PromptError as error:
-        raise UserError(f"{about.image}: {error}") from error
-    points = [DrawnPrompt(((float(x), float(y)),), (_ON,), None) for x, y in about.points]
-    boxes = [DrawnPrompt((), (), _box(corners)) for corners in about.boxes]
+        raise UserError(f"{source.image}: {error}") from error
+    points = [DrawnPrompt(((float(x), float(y)),), (_ON,), None) for x, y in source.points]
+    boxes = [DrawnPrompt((), (), _box(corners)) for corners in source.boxes]
     clicks = DrawnPrompt(
-        tuple((float(x), float(y)) for x, y, *_ in about.clicks),
-        tuple(int(label[0]) if label else _ON for _, _, *label in about.clicks),
+        tuple((float(x), float(y)) for x, y, *_ in source.clicks),
+        tuple(int(label[0]) if label else _ON for _, _, *label in source.clicks),
         None,
     )
-    asked = (("point", points), ("clicks", [clicks] if about.clicks else []), ("box", boxes))
-    found = [_Question(kind, about, photo, tuple(own)) for kind, own in asked if own]
-    if about.everything:
-        found.append(_Question("everything", about, photo, ()))
-    if about.saliency is not None:
-        found.append(_salient_question(about, photo, spec))
-    return found
+    kinds = (("point", points), ("clicks", [clicks] if source.clicks else []), ("box", boxes))
+    rows = [_RowInput(kind, source, image, tuple(prompts)) for kind, prompts in kinds if prompts]
+    if source.everything:
+        rows.append(_RowInput("everything", source, image, ()))
+    if source.saliency is not None:
+        rows.append(_salient_row(source, image, spec))
+    return rows
 
 
 def _box(corners: list[Any]) -> tuple[float, float, float, float]:
@@ -126,45 +133,45 @@ def _box(corners: list[Any]) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def _salient_question(
-    about: FigureImage, photo: UInt8[np.ndarray, "h w 3"], spec: FigureSpec
-) -> _Question:
-    assert about.saliency is not None
-    stored = read_map(Path(about.saliency), "saliency")
+def _salient_row(
+    source: FigureImage, image: UInt8[np.ndarray, "h w 3"], spec: FigureSpec
+) -> _RowInput:
+    assert source.saliency is not None
+    stored = read_map(Path(source.saliency), "saliency")
     try:
-        saliency = saliency_map(stored, (photo.shape[0], photo.shape[1]))
+        saliency = saliency_map(stored, (image.shape[0], image.shape[1]))
     except SaliencyError as error:
-        raise SaliencyError(f"{about.saliency}: {error}") from error
+        raise SaliencyError(f"{source.saliency}: {error}") from error
     regions = salient_regions(saliency, spec.salient)
-    drawn = [
-        DrawnPrompt(tuple((float(x), float(y)) for x, y in own), (_ON,) * len(own), None)
-        for own in region_points(regions, spec.salient, Path(about.image).stem)
+    prompts = [
+        DrawnPrompt(tuple((float(x), float(y)) for x, y in points), (_ON,) * len(points), None)
+        for points in region_points(regions, spec.salient, Path(source.image).stem)
     ]
-    if not drawn:
-        print(f"{about.saliency}: no region is salient enough")
-    return _Question("saliency", about, photo, tuple(drawn), saliency)
+    if not prompts:
+        print(f"{source.saliency}: no region is salient enough")
+    return _RowInput("saliency", source, image, tuple(prompts), saliency)
 
 
-def _answers(
-    model: Segmenter, questions: list[_Question], spec: FigureSpec
+def _predict_rows(
+    model: Segmenter, rows: list[_RowInput], spec: FigureSpec
 ) -> list[tuple[Rle, ...]]:
-    embedded = Predictor(model).embed(questions[0].photo)
-    return [_answer(model, embedded, question, spec) for question in questions]
+    embedded = Predictor(model).embed(rows[0].image)
+    return [_predict_row(model, embedded, row, spec) for row in rows]
 
 
-def _answer(
-    model: Segmenter, embedded: EmbeddedImage, question: _Question, spec: FigureSpec
+def _predict_row(
+    model: Segmenter, embedded: EmbeddedImage, row: _RowInput, spec: FigureSpec
 ) -> tuple[Rle, ...]:
-    if question.kind == "everything":
-        records = generate_masks(model, question.photo, spec.everything)
+    if row.kind == "everything":
+        records = generate_masks(model, row.image, spec.everything)
         records = sorted(records, key=lambda record: -record["area"])
         return tuple(record["segmentation"] for record in records)
-    if question.saliency is not None:
-        name = Path(question.about.image).stem
-        found = salient_instances(embedded, question.saliency, spec.salient, name)
-        return tuple(one.mask for one in found.instances)
-    prompts = question.prompts
-    if question.kind == "box":
+    if row.saliency is not None:
+        name = Path(row.source.image).stem
+        salient = salient_instances(embedded, row.saliency, spec.salient, name)
+        return tuple(instance.mask for instance in salient.instances)
+    prompts = row.prompts
+    if row.kind == "box":
         result = embedded.predict(boxes=np.array([prompt.box_xyxy for prompt in prompts]))
     else:
         result = embedded.predict(

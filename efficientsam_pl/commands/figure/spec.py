@@ -1,4 +1,4 @@
-"""What a figure shows: photos, and how each is asked. Read from YAML or JSON; imports no torch."""
+"""The spec of a figure: images and their prompts, from YAML or JSON; imports no torch."""
 
 import math
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from efficientsam_pl.inference.salient.config import SalientConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FigureImage:
-    """A photo; each way of asking that is given makes a row. Coordinates are its pixels (x, y).
+    """An image; each kind of prompts gives a row. Coordinates are image pixels (x, y).
 
-    Their numbers are checked here, since OmegaConf leaves those in nested lists as they are.
+    Numbers are checked here because OmegaConf does not check them in nested lists.
     """
 
     image: str = path("")
-    points: tuple[list[Any], ...] = ()  # [x, y]: each a prompt, an object of its own
-    clicks: tuple[list[Any], ...] = ()  # [x, y] or [x, y, 0|1]: all together one prompt
-    boxes: tuple[list[Any], ...] = ()  # [x0, y0, x1, y1]: each a prompt
+    points: tuple[list[Any], ...] = ()  # [x, y]: each is a prompt for an object
+    clicks: tuple[list[Any], ...] = ()  # [x, y] or [x, y, 0|1]: all together are a single prompt
+    boxes: tuple[list[Any], ...] = ()  # [x0, y0, x1, y1]: each is a prompt
     everything: bool = False
-    saliency: str | None = path(None)  # a map's file
+    saliency: str | None = path(None)  # file of a saliency map
 
     def __post_init__(self) -> None:
         if not self.image:
-            raise ValueError("image= must name a photo")
+            raise ValueError("image= must name an image file")
         for key, counts in (("points", (2,)), ("clicks", (2, 3)), ("boxes", (4,))):
             for prompt in getattr(self, key):
                 _check_numbers(key, prompt, counts)
@@ -37,14 +37,14 @@ class FigureImage:
                 raise ValueError(f"clicks={click}: the label must be 0 or 1")
         if not (self.points or self.clicks or self.boxes or self.everything or self.saliency):
             raise ValueError(
-                f"image={self.image} is asked nothing: give points, clicks, boxes, everything or "
+                f"image={self.image} has no prompt: give points, clicks, boxes, everything or "
                 "saliency"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureSpec:
-    """The figure."""
+    """A figure."""
 
     photos: tuple[FigureImage, ...] = ()
     input_title: str = "Input"
@@ -53,29 +53,29 @@ class FigureSpec:
 
     def __post_init__(self) -> None:
         if not self.photos:
-            raise ValueError("photos= is empty: a figure needs at least one photo")
+            raise ValueError("photos= is empty: a figure needs at least one image")
 
 
 def read_spec(file: Path) -> FigureSpec:
-    """The file's figure; its relative paths are meant from the folder that the file is in.
+    """Read a figure's spec; relative paths are relative to the folder of the file.
 
     Raises:
-        ConfigError: No such file, or one that cannot be used; the message names the key.
+        ConfigError: No such file, or an invalid spec; the message names the key.
     """
     spec = loading.load(FigureSpec, [str(file)], [])
-    photos = (
+    images = (
         replace(
-            photo,
-            image=str(file.parent / photo.image),
-            saliency=None if photo.saliency is None else str(file.parent / photo.saliency),
+            image,
+            image=str(file.parent / image.image),
+            saliency=None if image.saliency is None else str(file.parent / image.saliency),
         )
-        for photo in spec.photos
+        for image in spec.photos
     )
-    return replace(spec, photos=tuple(photos))
+    return replace(spec, photos=tuple(images))
 
 
 def _check_numbers(key: str, prompt: Sequence[Any], counts: tuple[int, ...]) -> None:
     numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in prompt)
     if not numbers or len(prompt) not in counts:
-        wanted = " or ".join(map(str, counts))
-        raise ValueError(f"{key}={list(prompt)} must be {wanted} numbers")
+        allowed = " or ".join(map(str, counts))
+        raise ValueError(f"{key}={list(prompt)} must be {allowed} numbers")

@@ -1,4 +1,4 @@
-"""The quickstart's page: pictures of held-out images first, every number beside its baselines."""
+"""The quickstart's report: pictures of held-out images, and all scores with their baselines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SIZES = {
     "medium": "medium, under 96² pixels",
     "large": "large",
 }
-_MEMORISED = 0.05  # of IoU; a smaller gap is no more than seeds differ
+_MEMORISED = 0.05  # IoU; smaller gaps are within the variation between seeds
 _SPLITS = {"train": "training", "heldout": "held-out"}
 _COLUMNS = ("mIoU", "trained", "filled box", "reachable", "filled box in the grid", "untrained")
 
@@ -43,7 +43,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the report shows. `packed` is what packing has said about its images."""
+    """Content of the report. `packed` describes the packed images."""
 
     packed: dict[str, Any]
     teacher: str | None
@@ -145,7 +145,7 @@ def _row(title: str, values: dict[str, float | None]) -> tuple[str, ...]:
     names = ("trained", "filled_box", "reachable", "filled_box_grid", "untrained")
     numbers = (values[name] for name in names)
     cells = tuple("—" if number is None else f"{number:.3f}" for number in numbers)
-    if title == "one click":  # a click says nothing of the box
+    if title == "one click":  # box baselines do not apply to clicks
         cells = (cells[0], "—", cells[2], "—", cells[4])
     return (title, *cells)
 
@@ -165,17 +165,17 @@ def _sami_section(out: Path, results: Results, pictures: Figures) -> Section:
     )
     text = (
         "The student sees a quarter of an image's patches and predicts the teacher's features of "
-        "all of them. A model that only knows where a patch lies, and nothing of the image, can "
-        "do no better than the mean feature of that position: this is the baseline."
+        "all of them. A model that knows only the position of a patch, and nothing about the "
+        "image, can do no better than the mean feature of that position: this is the baseline."
     )
-    shown = [Figure(pictures.sami_loss, "Training loss, held-out loss where it was measured, and "
+    figures = [Figure(pictures.sami_loss, "Training loss, held-out loss where it was measured, and "
                      "the baseline.")]  # fmt: skip
     if pictures.features is not None:
-        shown.append(
+        figures.append(
             Figure(
                 pictures.features,
-                "Features as colours (their first three principal components): image, what the "
-                "student sees of it, the teacher's features, the student's prediction.",
+                "Features as colours (their first three principal components): image, visible "
+                "patches, the teacher's features, the student's prediction.",
             )
         )
     again = [
@@ -183,23 +183,23 @@ def _sami_section(out: Path, results: Results, pictures: Figures) -> Section:
         *("-c", str(out / "pretrain" / "config.yaml")),
         f"run.dir={out / 'again' / 'pretrain'}",
     ]
-    command = Command("The same stage alone, on the shards that lie there:", _line(again))
-    return Section("Stage 1: SAMI pretraining", text, (table,), tuple(shown), (command,))
+    command = Command("The same stage alone, on the shards of this run:", _line(again))
+    return Section("Stage 1: SAMI pretraining", text, (table,), tuple(figures), (command,))
 
 
 def _finetune_section(out: Path, results: Results, pictures: Figures) -> Section:
     tuned = results.metrics["finetune"]
     text = (
-        "The pretrained encoder gets a prompt encoder and a mask decoder, and all of it learns "
-        "from boxes and clicks. Each mask is scored at the image's own size; of the model's three "
-        "candidates the one with the highest predicted IoU counts.\n\n"
+        "The pretrained encoder gets a prompt encoder and a mask decoder, and all of it is trained "
+        "on boxes and clicks. Each mask is scored at the image's size; the candidate with the "
+        "highest predicted IoU counts.\n\n"
         f"{_memorised(tuned)} Mask AP from boxes on held-out images: {tuned['heldout']['ap']:.3f}."
     )
-    shown = (
+    figures = (
         Figure(pictures.finetune_loss, "Training loss, and held-out loss where it was measured."),
         Figure(
             pictures.heldout,
-            "Held-out images: true masks, and what the model makes of each object's box before "
+            "Held-out images: true masks, and the masks predicted from each object's box before "
             "and after training.",
         ),
         Figure(pictures.train, "Training images, the same way."),
@@ -221,11 +221,11 @@ def _finetune_section(out: Path, results: Results, pictures: Figures) -> Section
         Command("Score the model by named protocols:", _line(evaluate)),
     )
     table = _score_table(tuned["train"], f"{_scored(results, 'train')}, mean IoU")
-    return Section("Stage 2: finetuning", text, (table,), shown, commands)
+    return Section("Stage 2: finetuning", text, (table,), figures, commands)
 
 
 def _memorised(tuned: dict[str, Any]) -> str:
-    """How training images compare with held-out ones, each against filling the box."""
+    """Compare training images with held-out images, each relative to filling the box."""
     lifts = {
         split: tuned[split]["box"]["trained"] - tuned[split]["box"]["filled_box"]
         for split in ("train", "heldout")
@@ -234,13 +234,13 @@ def _memorised(tuned: dict[str, Any]) -> str:
     if gap < _MEMORISED:
         return "Training images gain about as much over the filled box as held-out images do."
     return (
-        f"Training images gain {gap:.3f} more over the filled box than held-out images: so much of "
-        "what the model knows are these images by heart."
+        f"Training images gain {gap:.3f} more over the filled box than held-out images: the model "
+        "has memorised them to this extent."
     )
 
 
 def _image_section(results: Results, pictures: Figures) -> tuple[Section, ...]:
-    """Real photos, where the run has scored some beside generated scenes."""
+    """Describe the scores on real photos, if the run scored any besides generated scenes."""
     scores = results.metrics["finetune"].get("photos")
     if scores is None or pictures.photos is None:
         return ()
@@ -251,13 +251,13 @@ def _image_section(results: Results, pictures: Figures) -> tuple[Section, ...]:
     )
     masks = sum(size["masks"] for size in scores["by_size"].values())
     table = _score_table(scores, f"{masks} regions of 2 photos, mean IoU")
-    shown = (Figure(pictures.photos, "True regions, and masks from their boxes before and after."),)
-    return (Section("Real photos", text, (table,), shown),)
+    caption = "True regions, and masks from their boxes before and after."
+    return (Section("Real photos", text, (table,), (Figure(pictures.photos, caption),)),)
 
 
 def _next_section(out: Path, results: Results) -> Section:
     text = (
-        "The trained model is one file, model.safetensors, which says itself which layout it has."
+        "The trained model is a single file, model.safetensors, which includes the model's config."
     )
     files = ["--weights", str(out / "model.safetensors"), "--image", str(results.example.image)]
     point = ",".join(map(str, results.example.click_xy))
@@ -275,18 +275,17 @@ def _next_section(out: Path, results: Results) -> Section:
             _line(["quickstart", "--coco", "instances.json", "images/", "--out", "mine"]),
         ),
     )
-    shown = (
+    figures = (
         Figure(
             out / "predict" / "overlay.png",
-            "What predict writes: a mask for each of some boxes, each with the IoU that the model "
-            "predicts for it.",
+            "Output of predict: a mask for each box, with its predicted IoU.",
         ),
     )
-    return Section("Use the model", text, (), shown, commands)
+    return Section("Use the model", text, (), figures, commands)
 
 
 def _line(arguments: list[str]) -> str:
-    """The command as it can be pasted into the shell that the quickstart ran in."""
+    """Format a command for the shell that the quickstart ran in."""
     if shutil.which("efficientsam"):
         return shlex.join(["efficientsam", *arguments])
     python = Path(sys.executable)

@@ -1,7 +1,7 @@
-"""The generated world: scenes of textured, overlapping objects whose masks are known exactly.
+"""Generate scenes of textured, overlapping objects with exact masks.
 
-Textures and backgrounds are cut from scikit-image's photos. Training and held-out scenes share no
-photo and no family of shapes, so a model cannot recognise anything of a held-out scene.
+Textures and backgrounds are cropped from scikit-image's photos. Training and held-out scenes share
+no photo and no family of shapes, so a model cannot recognise anything in a held-out scene.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from efficientsam_pl.commands.quickstart.shapes import (
     Family,
     Loop,
     heldout_families,
+    rotate,
     train_families,
-    turned,
 )
 from efficientsam_pl.data.packing.images import MaskedImage
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.rle import encode
 
-# The two motorcycles are one scene seen by two cameras; what is close to another lies with it
+# The two motorcycles are a stereo pair; similar photos must be in the same split
 TRAIN_TEXTURES = (
     "astronaut.png",
     "motorcycle_left.png",
@@ -42,10 +42,10 @@ TRAIN_TEXTURES = (
 HELDOUT_TEXTURES = ("chelsea.png", "coffee.png", "ihc.png", "grass.png", "moon.png", "page.png")
 
 _OVERSAMPLING = 2  # of outlines, for smooth edges
-_OBJECTS = (3, 7)  # least, and one above the most
-_RADII = (0.13, 0.38)  # of the scene's side
-_SHADOW = 0.04  # of the scene's side, that a shadow reaches beyond its object
-_SMALLEST_VISIBLE = 0.3  # of an object; of one that is hidden further no mask is kept
+_OBJECTS = (3, 7)  # minimum, and maximum plus 1
+_RADII = (0.13, 0.38)  # share of the scene's side
+_SHADOW = 0.04  # extent of a shadow beyond its object, as a share of the scene's side
+_MIN_VISIBLE = 0.3  # share of an object; masks of objects that are less visible are dropped
 _FLIPS = (
     Image.Transpose.FLIP_LEFT_RIGHT,
     Image.Transpose.FLIP_TOP_BOTTOM,
@@ -64,7 +64,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Palette:
-    """Ranges of a texture's colour (HSV) and of the contrast that remains of its photo."""
+    """Ranges of a texture's colour (HSV) and of its contrast relative to the photo."""
 
     saturation: tuple[float, float]
     value: tuple[float, float]
@@ -78,7 +78,7 @@ _BACKGROUND = Palette(saturation=(0.0, 0.25), value=(0.25, 0.7), contrast=(0.2, 
 
 @dataclass(frozen=True)
 class World:
-    """Ingredients of the scenes of one split."""
+    """Shapes and textures of the scenes of a split."""
 
     split: str
     families: Mapping[str, Family]
@@ -88,7 +88,7 @@ class World:
 
 
 def open_world(split: str, folder: Path, side: int, smallest_mask: float) -> World:
-    """The world of a split: "train" or "heldout"."""
+    """Load the shapes and textures of a split: "train" or "heldout"."""
     names = TRAIN_TEXTURES if split == "train" else HELDOUT_TEXTURES
     families = train_families() if split == "train" else heldout_families()
     textures = tuple(Image.open(folder / name).convert("RGB") for name in names)
@@ -96,7 +96,7 @@ def open_world(split: str, folder: Path, side: int, smallest_mask: float) -> Wor
 
 
 def scene_images(world: World, count: int, seed: int) -> Iterator[MaskedImage]:
-    """Scenes as samples to pack; each depends on the seed, the split and its number alone."""
+    """Yield scenes to pack; each depends only on the seed, the split and its number."""
     for number in range(count):
         scene = draw_scene(world, np.random.default_rng([seed, len(world.split), number]))
         masks = tuple(annotation_of(encode(mask)) for mask in scene.masks)
@@ -104,38 +104,38 @@ def scene_images(world: World, count: int, seed: int) -> Iterator[MaskedImage]:
 
 
 def draw_scene(world: World, rng: np.random.Generator) -> Scene:
-    """One scene: a background, then objects with soft shadows from back to front."""
+    """Draw a scene: a background, then objects with soft shadows from back to front."""
     side, names = world.side, list(world.families)
     canvas = _texture(world, (side, side), _BACKGROUND, rng)
     owner = np.zeros((side, side), np.uint8)  # number of the front object at each pixel
     areas: list[int] = []
     for number in range(1, int(rng.integers(*_OBJECTS)) + 1):
         family = world.families[names[rng.integers(len(names))]]
-        place, alpha = _outline(turned(family(rng), rng), side, rng)
+        window, alpha = _outline(rotate(family(rng), rng), side, rng)
         texture = _texture(world, alpha.size[::-1], _OBJECT, rng)
-        _lay_on(canvas[place], texture, alpha, rng)
+        _composite(canvas[window], texture, alpha, rng)
         inside = np.asarray(alpha) > 127
-        owner[place][inside] = number
+        owner[window][inside] = number
         areas.append(int(inside.sum()))
     grain = rng.integers(-4, 5, canvas.shape, dtype=np.int8)
     image = np.clip(canvas + grain, 0, 255).astype(np.uint8)
-    shown = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:].tolist()
+    visible_areas = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:].tolist()
     kept = [
         number
-        for number, (area, visible) in enumerate(zip(areas, shown, strict=True))
-        if visible >= max(world.smallest_mask * side**2, _SMALLEST_VISIBLE * area)
+        for number, (area, visible) in enumerate(zip(areas, visible_areas, strict=True))
+        if visible >= max(world.smallest_mask * side**2, _MIN_VISIBLE * area)
     ]
     return Scene(
         image,
         tuple(owner == number + 1 for number in kept),
-        tuple(shown[number] < 0.98 * areas[number] for number in kept),
+        tuple(visible_areas[number] < 0.98 * areas[number] for number in kept),
     )
 
 
 def _outline(
     loops: list[Loop], side: int, rng: np.random.Generator
 ) -> tuple[tuple[slice, slice], Image.Image]:
-    """An outline at a random size and place: rows and columns with its shadow, and its coverage."""
+    """Place an outline at random: its window of rows and columns, and its coverage there."""
     radius = side * np.exp(rng.uniform(*np.log(_RADII)))
     centre = rng.uniform(0.1 * side, 0.9 * side, 2)
     reach = radius + _SHADOW * side
@@ -152,13 +152,13 @@ def _outline(
     return (slice(y0, y1), slice(x0, x1)), covered.reduce(_OVERSAMPLING)
 
 
-def _lay_on(
+def _composite(
     canvas: Float[np.ndarray, "h w 3"],
     texture: Float[np.ndarray, "h w 3"],
     coverage: Image.Image,
     rng: np.random.Generator,
 ) -> None:
-    """Draws an object over the canvas, its shadow between them."""
+    """Draw an object with its shadow onto the canvas."""
     reach = max(1, round(coverage.height * _SHADOW))
     soft = coverage.filter(ImageFilter.BoxBlur(reach * rng.uniform(0.3, 1)))
     shifted = Image.new("L", coverage.size)
@@ -173,7 +173,7 @@ def _lay_on(
 def _texture(
     world: World, size_hw: tuple[int, int], palette: Palette, rng: np.random.Generator
 ) -> Float[np.ndarray, "h w 3"]:
-    """A random cut of a random photo in colours of a palette, with light falling from one side."""
+    """Crop a random photo at random, recolour it by a palette, and add a lighting gradient."""
     photo = world.textures[rng.integers(len(world.textures))]
     height, width = size_hw
     reach = int(min(photo.size) * rng.uniform(0.25, 0.9))

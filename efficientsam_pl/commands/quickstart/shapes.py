@@ -1,4 +1,4 @@
-"""Outlines of the generated world's objects: families for training, others held out.
+"""Outlines of generated objects: families for training scenes and others for held-out scenes.
 
 An outline is a list of closed loops of (x, y) points within the unit circle; a point inside an
 odd number of loops belongs to the shape, so a second loop can be a hole.
@@ -19,7 +19,7 @@ _ANGLES = np.linspace(0, 2 * np.pi, 96, endpoint=False)
 
 
 def train_families() -> dict[str, Family]:
-    """Shapes that occur in training scenes only."""
+    """Return the shapes of training scenes."""
     return {
         "ellipse": _ellipse,
         "blob": _blob,
@@ -31,7 +31,7 @@ def train_families() -> dict[str, Family]:
 
 
 def heldout_families() -> dict[str, Family]:
-    """Shapes that occur in held-out scenes only."""
+    """Return the shapes of held-out scenes."""
     return {
         "cross": _cross,
         "crescent": _crescent,
@@ -46,12 +46,12 @@ def heldout_families() -> dict[str, Family]:
     }
 
 
-def turned(loops: list[Loop], rng: np.random.Generator, squeeze: float = 0.7) -> list[Loop]:
-    """The outline squeezed along one axis by at most `squeeze`, and rotated."""
+def rotate(loops: list[Loop], rng: np.random.Generator, squeeze: float = 0.7) -> list[Loop]:
+    """Squeeze an outline along an axis to at least `squeeze`, and rotate it."""
     angle, ratio = rng.uniform(0, 2 * np.pi), rng.uniform(squeeze, 1)
     cos, sin = np.cos(angle), np.sin(angle)
-    turn = np.array([[cos, sin], [-sin, cos]])
-    return [loop * (1, ratio) @ turn for loop in loops]
+    rotation = np.array([[cos, sin], [-sin, cos]])
+    return [loop * (1, ratio) @ rotation for loop in loops]
 
 
 def _polar(radii: Float[np.ndarray, "n"], angles: Float[np.ndarray, "n"] = _ANGLES) -> Loop:
@@ -63,7 +63,7 @@ def _ellipse(rng: np.random.Generator) -> list[Loop]:
 
 
 def _blob(rng: np.random.Generator) -> list[Loop]:
-    """A smooth closed curve: a circle with a few random waves on its radius."""
+    """Draw a smooth closed curve: a circle with a few random waves on its radius."""
     radii = np.ones_like(_ANGLES)
     for wave in range(2, 7):
         radii += rng.uniform(0, 0.65 / wave) * np.sin(wave * _ANGLES + rng.uniform(0, 2 * np.pi))
@@ -89,7 +89,7 @@ def _ring(rng: np.random.Generator) -> list[Loop]:
 
 
 def _bean(rng: np.random.Generator) -> list[Loop]:
-    """A thick arc, rounder at its ends than a crescent and never pointed."""
+    """Draw a thick arc with round ends."""
     bend, thick = rng.uniform(0.8, 2.4), rng.uniform(0.25, 0.4)
     along = np.linspace(-bend / 2, bend / 2, 32)
     spine = np.stack([np.sin(along), np.cos(along) - 1], axis=1) / max(1.0, bend / 2)
@@ -111,7 +111,7 @@ def _cross(rng: np.random.Generator) -> list[Loop]:
 
 
 def _crescent(rng: np.random.Generator) -> list[Loop]:
-    """A disc without a disc that is shifted: two arcs that meet in points."""
+    """Draw a disc minus a shifted disc: two arcs that meet in points."""
     shift = rng.uniform(0.6, 1.1)
     meet = np.arccos(shift / 2)
     outer = np.linspace(meet, 2 * np.pi - meet, 64)
@@ -142,7 +142,7 @@ def _arrow(rng: np.random.Generator) -> list[Loop]:
 
 
 def _drop(rng: np.random.Generator) -> list[Loop]:
-    """A disc whose upper half is drawn out into a tip."""
+    """Draw a disc with a pointed upper half."""
     t = _ANGLES
     return [np.stack([0.75 * np.sin(t) * np.sin(t / 2) ** rng.uniform(1, 1.6), np.cos(t)], axis=1)]
 
@@ -159,7 +159,7 @@ def _house(rng: np.random.Generator) -> list[Loop]:
 
 
 def _letter(rng: np.random.Generator, strokes: str) -> list[Loop]:
-    """An L, or a T which is mirrored along its stem."""
+    """Draw an L, or a T that is symmetric about its stem."""
     w = rng.uniform(0.55, 0.75)
     if strokes == "L":
         inner = [(w - 0.7, -0.9), (w - 0.7, 0.9 - w), (0.7, 0.9 - w)]

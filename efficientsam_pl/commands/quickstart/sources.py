@@ -1,4 +1,4 @@
-"""The quickstart's images with masks: generated scenes, a folder's photos, a COCO-format set."""
+"""Data sources of the quickstart: generated scenes, a folder of images, a COCO-format set."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,22 +24,22 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import encode
 
-# Photos of the held-out scenes' textures that show objects
+# Those of the held-out textures that are photos of objects
 REAL_IMAGES = ("chelsea.png", "coffee.png")
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _REGIONS = (
-    "their masks are regions of one colour and texture found by Felzenszwalb's method, which "
-    "stand in for SA-1B's masks and are not objects"
+    "their masks are regions of uniform colour and texture from Felzenszwalb's method, which "
+    "replace SA-1B's masks and are not objects"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images by split ("train", "heldout" and perhaps "photos"), and what the report says of them.
+    """Images by split ("train", "heldout" and optionally "photos") with texts for the report.
 
     Args:
-        splits: Read once, in this order; `counts` says how many images each has.
-        noun: Of an image in the report: "scene" or "photo".
+        splits: Images of each split, read once and in this order; `counts` has their numbers.
+        noun: Word for an image in the report: "scene" or "photo".
         skipped: Files that could not be read.
     """
 
@@ -52,7 +52,7 @@ class Source:
 
 
 def generated_world(config: QuickstartConfig, seed: int) -> Source:
-    """Generated scenes, and two real photos that are only scored; needs the extra "quickstart".
+    """Generate scenes, and add two real photos for scoring; needs the extra "quickstart".
 
     Raises:
         UserError: scikit-image is not installed.
@@ -81,58 +81,57 @@ def generated_world(config: QuickstartConfig, seed: int) -> Source:
         f"scikit-image. Training scenes use {len(TRAIN_TEXTURES)} photos, held-out scenes "
         f"{len(HELDOUT_TEXTURES)} others and other kinds of shapes, so nothing in a held-out "
         "scene was seen in training; every mask is exact",
-        "The scenes are drawn by a program, with objects more colourful than what is behind them. "
-        "They show that the model learns to find the outline of things it has never seen; they do "
-        "not show how well it would do on photographs. Of "
-        f"real photos there are {len(REAL_IMAGES)}, never trained on, and {_REGIONS}.",
+        "The scenes are generated, with objects more colourful than their background. They show "
+        "that the model learns to segment objects it has never seen; they do not show how well it "
+        f"would do on photographs. There are {len(REAL_IMAGES)} real photos, never trained on; "
+        f"{_REGIONS}.",
     )
 
 
 def folder_images(folder: Path, config: QuickstartConfig) -> Source:
-    """All photos of a folder with Felzenszwalb regions.
+    """Read all images of a folder, with Felzenszwalb regions as masks.
 
     Raises:
-        UserError: Fewer than two photos that can be read.
+        UserError: Fewer than two readable images.
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    photos, skipped = [], []
+    images, skipped = [], []
     for path in paths:
         try:
-            photos.append(_with_regions(path, config))
+            images.append(_with_regions(path, config))
         except CorruptSampleError as error:
             skipped.append(f"{path}: {error}")
     return _split(
-        photos,
+        images,
         config,
         source=str(folder),
         origin=f"the photos in {folder}; {_REGIONS}",
-        caution="Regions are not objects: a model of them follows colours, not things. For "
-        "objects give --coco a set with masks.",
+        caution="Regions are not objects: a model trained on them follows colours. For objects "
+        "give --coco a set with masks.",
         skipped=tuple(skipped),
     )
 
 
 def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Source:
-    """A COCO-format set with its own masks; photos without a large enough one are left out.
+    """Read a COCO-format set with its masks; images without a large enough mask are left out.
 
     Raises:
-        UserError: A file that is not COCO's, or fewer than two photos with masks.
+        UserError: Not a file in COCO's format, or fewer than two images with masks.
     """
     skipped: list[str] = []
     entries = read_coco(str(annotations), str(images))
     check_images(entries, str(annotations), "--coco", str(images))
-    photos = coco_images(entries, skipped)
-    limited = (limit_side(photo, config.photo_side) for photo in photos)
-    large = map(partial(_large, config), limited)
-    masked = [photo for photo in large if any(not a.crowd for a in photo.annotations)]
+    limited = (limit_side(image, config.photo_side) for image in coco_images(entries, skipped))
+    large = map(partial(_without_small_masks, config), limited)
+    masked = [image for image in large if any(not a.crowd for a in image.annotations)]
     return _split(
         masked,
         config,
         source=str(annotations),
         origin=f"the COCO-format set {annotations}, without masks under "
-        f"{config.smallest_mask:.1%} of their photo, which are a few cells to a model this small",
-        caution="A model this small, trained from scratch for minutes on few photos, learns what "
-        "these photos have in common. To finetune released weights on your own set, use "
+        f"{config.smallest_mask:.1%} of their image, which cover only a few cells of this model",
+        caution="A model this small, trained from scratch for minutes on few images, learns what "
+        "these images have in common. To finetune released weights on your set, use "
         "efficientsam finetune -c finetune/custom_coco.",
         skipped=tuple(skipped),
     )
@@ -141,7 +140,7 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Sourc
 def felzenszwalb_regions(
     image: UInt8[np.ndarray, "h w 3"], config: QuickstartConfig
 ) -> Iterator[Bool[np.ndarray, "h w"]]:
-    """The largest regions of one colour and texture (Felzenszwalb and Huttenlocher 2004)."""
+    """Yield the largest regions of uniform colour (Felzenszwalb and Huttenlocher 2004)."""
     from skimage.segmentation import felzenszwalb
 
     smallest = int(config.smallest_mask * image.shape[0] * image.shape[1])
@@ -153,33 +152,33 @@ def felzenszwalb_regions(
 
 def _with_regions(path: Path, config: QuickstartConfig) -> MaskedImage:
     whole = MaskedImage(path.stem.replace(".", "_"), decode_image(path.read_bytes()), ())
-    photo = limit_side(whole, config.photo_side)
+    limited = limit_side(whole, config.photo_side)
     masks: tuple[Annotation, ...] = tuple(
-        annotation_of(encode(region)) for region in felzenszwalb_regions(photo.image, config)
+        annotation_of(encode(region)) for region in felzenszwalb_regions(limited.image, config)
     )
-    return MaskedImage(photo.key, photo.image, masks)
+    return MaskedImage(limited.key, limited.image, masks)
 
 
-def _large(config: QuickstartConfig, photo: MaskedImage) -> MaskedImage:
-    """The photo with those of its masks that are large enough."""
-    height, width = photo.image.shape[:2]
-    least = config.smallest_mask * height * width
-    return replace(photo, annotations=tuple(a for a in photo.annotations if a.area >= least))
+def _without_small_masks(config: QuickstartConfig, image: MaskedImage) -> MaskedImage:
+    """Drop the masks that are too small."""
+    height, width = image.image.shape[:2]
+    min_area = config.smallest_mask * height * width
+    return replace(image, annotations=tuple(a for a in image.annotations if a.area >= min_area))
 
 
 def _split(
-    photos: Sequence[MaskedImage],
+    images: Sequence[MaskedImage],
     config: QuickstartConfig,
     source: str,
     origin: str,
     caution: str,
     skipped: tuple[str, ...],
 ) -> Source:
-    if len(photos) < 2:
-        count = counted(len(photos), "photo")
+    if len(images) < 2:
+        count = counted(len(images), "image")
         raise UserError(f"{source}: {count} with masks, at least two are needed")
-    keys = [photo.key for photo in photos]
-    train, heldout = parted(keys, photos, config.heldout_fraction)
+    keys = [image.key for image in images]
+    train, heldout = parted(keys, images, config.heldout_fraction)
     splits: dict[str, Iterable[MaskedImage]] = {"train": train, "heldout": heldout}
     counts = {"train": len(train), "heldout": len(heldout)}
     return Source(splits, counts, "photo", origin, caution, skipped)

@@ -19,9 +19,9 @@ _FILES = ("metrics.json", "timings.json", "report.html", "model.yaml", "model.sa
 
 @dataclass(frozen=True)
 class QuickstartState:
-    """A folder that one command fills, and which of its stages are done.
+    """Progress of the quickstart in a folder.
 
-    `packed` is what packing has said about its images, once all shards are there.
+    `packed` describes the packed images; None until all shards are written.
     """
 
     folder: Path
@@ -30,7 +30,7 @@ class QuickstartState:
     finished: bool = False
 
     def write(self) -> None:
-        """Writes the state, whole or not at all."""
+        """Write the state atomically."""
         values = {
             "version": _VERSION,
             "command": self.command,
@@ -41,14 +41,14 @@ class QuickstartState:
 
 
 def begin(folder: Path, command: dict[str, Any]) -> QuickstartState:
-    """Open the folder: continue where the same command was stopped, or clear an earlier one.
+    """Open the folder: continue the same command where it was stopped, or clear a previous one.
 
     Args:
-        folder: Made where it does not exist.
-        command: Everything that decides the result; another command starts over.
+        folder: Created if it does not exist.
+        command: Everything that determines the result; another command starts over.
 
     Raises:
-        UserError: The folder holds something that no quickstart made.
+        UserError: The folder has content that was not written by a quickstart.
     """
     marker = folder / _NAME
     if folder.exists() and any(folder.iterdir()) and not marker.exists():
@@ -71,7 +71,7 @@ def begin(folder: Path, command: dict[str, Any]) -> QuickstartState:
 
 
 def _read(marker: Path) -> dict[str, Any] | None:
-    """The state in a folder; None where there is none, or one of another version."""
+    """Read the state; None if there is none or it has another version."""
     try:
         values: dict[str, Any] = json.loads(marker.read_text())
         return values if values["version"] == _VERSION else None

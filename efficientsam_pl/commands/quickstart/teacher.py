@@ -1,4 +1,4 @@
-"""The quickstart with a released teacher: which SAM a file is, and how long it will take."""
+"""Identify the SAM of a released file for the quickstart, and estimate how long it will take."""
 
 import time
 
@@ -9,14 +9,14 @@ from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.models.weights import WeightsError, read_weights
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 
-_BASELINE_AND_VALIDATION = 12  # forwards a photo outside of training, about
+_BASELINE_AND_VALIDATION = 12  # approximate forwards per image outside of training
 
 
 def teacher_encoder(weights: str) -> EncoderConfig:
-    """The shape of the SAM encoder in a released file, told by its width.
+    """Identify the SAM encoder of a released file by its width.
 
     Raises:
-        WeightsError: No released SAM.
+        WeightsError: Not a released SAM.
     """
     state = read_weights(weights).state
     position = state.get("image_encoder.trunk.pos_embed")
@@ -24,23 +24,23 @@ def teacher_encoder(weights: str) -> EncoderConfig:
         encoder = NAMED[name].encoder
         if position is not None and position.ndim == 4 and position.shape[-1] == encoder.width:
             return encoder
-    raise WeightsError(f"--teacher: {weights} is no released SAM ViT-B, L or H")
+    raise WeightsError(f"--teacher: {weights} is not a released SAM ViT-B, L or H")
 
 
 @torch.inference_mode()
-def announce_cost(config: PretrainConfig, photos: int) -> None:
-    """Times one photo through the teacher and says what the whole stage will take."""
+def announce_cost(config: PretrainConfig, images: int) -> None:
+    """Time a forward pass of the teacher and print an estimate for the whole stage."""
     teacher = FrozenTeacher(config.teacher, config.sami.student.grid())
     side = config.sami.student.image_size
-    photo = torch.zeros(1, 3, side, side)
-    teacher(photo)
-    began = time.monotonic()
-    teacher(photo)
-    seconds = time.monotonic() - began
+    image = torch.zeros(1, 3, side, side)
+    teacher(image)
+    start = time.monotonic()
+    teacher(image)
+    seconds = time.monotonic() - start
     forwards = config.trainer.max_steps * config.trainer.global_batch
-    forwards += _BASELINE_AND_VALIDATION * photos
+    forwards += _BASELINE_AND_VALIDATION * images
     print(
-        f"The teacher takes {seconds:.2f} s a photo here: about {forwards * seconds / 60:.0f} "
+        f"The teacher takes {seconds:.2f} s per image here: about {forwards * seconds / 60:.0f} "
         f"minutes for SAMI pretraining's {forwards} forwards. "
         f"pretrain.trainer.max_steps={config.trainer.max_steps} shortens it."
     )

@@ -33,10 +33,10 @@ _ROW_MASKS = 6  # of each
 
 @dataclass(frozen=True)
 class Figures:
-    """Files of the pictures; None where the run has nothing to draw."""
+    """Files of the pictures; None if the run has nothing to draw."""
 
     examples: Path
-    examples_narrow: Path  # the same for a telephone
+    examples_narrow: Path  # the same for narrow screens
     sami_loss: Path
     finetune_loss: Path
     heldout: Path
@@ -74,25 +74,25 @@ def draw_pictures(
     for split in metrics["finetune"]:
         sheets[split] = folder / f"masks_{split}.png"
         _sheet(islice(_images(out, split), _ROWS), models).save(sheets[split])
-    drawn = sorted((out / "pretrain" / "pictures").glob("step-*.png"))
+    feature_sheets = sorted((out / "pretrain" / "pictures").glob("step-*.png"))
     return Figures(
         **files,
         heldout=sheets["heldout"],
         train=sheets["train"],
         photos=sheets.get("photos"),
-        features=drawn[-1] if drawn else None,
+        features=feature_sheets[-1] if feature_sheets else None,
     )
 
 
 def _images(out: Path, split: str) -> Iterator[AnnotatedImage]:
-    """The images of a split that have masks, in order."""
+    """Yield the images of a split that have masks, in order."""
     for image in annotated_images(open_shards(str(out / "shards" / f"{split}-*.tar"))):
         if isinstance(image, AnnotatedImage) and image.truth:
             yield image
 
 
 def _first(out: Path) -> list[AnnotatedImage]:
-    """The first held-out images with several masks, else those with fewer: none is picked."""
+    """Return the first held-out images with several masks, else the first with any."""
     images = list(_images(out, "heldout"))
     several = [image for image in images if len(image.truth) >= _EXAMPLE_MASKS]
     return (several if len(several) >= _EXAMPLES else images)[:_EXAMPLES]
@@ -101,37 +101,39 @@ def _first(out: Path) -> list[AnnotatedImage]:
 def _example(
     image: AnnotatedImage, number: int, model: Segmenter
 ) -> tuple[str, Image.Image, Image.Image]:
-    """A title, the image with its prompts, and the masks predicted from them."""
+    """Draw an example: title, image with prompts, image with predicted masks."""
     rles = _largest(image.truth, _EXAMPLE_MASKS)
     embedded = Predictor(model).embed(image.image)
     if number < _EXAMPLES // 2:
         boxes = [box_xyxy(rle) for rle in rles]
         prompts = [DrawnPrompt((), (), box) for box in boxes]
-        answer, title = embedded.predict(boxes=boxes), "a box for each"
+        prediction, title = embedded.predict(boxes=boxes), "a box for each"
     else:
         points = random_clicks(image.key, rles, 0, seed=0)
         labels = np.full(points.shape[:2], int(Label.POSITIVE))
         prompts = [DrawnPrompt((tuple(p[0]),), (1,), None) for p in points.tolist()]
-        answer, title = embedded.predict(points=points, labels=labels), "one click for each"
-    masks = answer.best().numpy()
+        prediction = embedded.predict(points=points, labels=labels)
+        title = "one click for each"
+    masks = prediction.best().numpy()
     iou = pair_iou(encode_many(masks), rles).tolist()
-    shown = overlay(image.image, masks[:0], prompts, shown_px=_CELL)
-    return title, shown, overlay(image.image, masks, prompts, iou, shown_px=_CELL)
+    prompted = overlay(image.image, masks[:0], prompts, shown_px=_CELL)
+    return title, prompted, overlay(image.image, masks, prompts, iou, shown_px=_CELL)
 
 
 def _examples_sheet(
     examples: list[tuple[str, Image.Image, Image.Image]], columns: int
 ) -> Image.Image:
-    """Prompts above predictions, so many images beside each other."""
+    """Arrange examples in columns, prompts above predictions."""
     rows: list[list[Image.Image]] = []
     titles: list[str] = []
     blank = Image.new("RGB", (_CELL, _CELL), "white")
     for first in range(0, len(examples), columns):
         group = examples[first : first + columns]
-        short = [blank] * (columns - len(group))
-        rows += [[given for _, given, _ in group] + short, [found for *_, found in group] + short]
+        padding = [blank] * (columns - len(group))
+        rows.append([prompted for _, prompted, _ in group] + padding)
+        rows.append([predicted for *_, predicted in group] + padding)
         titles += ["prompts" if columns > 2 else f"prompts: {group[0][0]}", "prediction"]
-    heads: list[str] = []  # where a row has images of one kind alone, it is named above the row
+    heads: list[str] = []  # a row with a single kind of prompts has it in the row's title
     if columns > 2:
         heads = [title for title, *_ in examples] + [""] * (columns - len(examples))
     return contact_sheet(rows, heads, titles, _CELL)
@@ -145,27 +147,27 @@ def _curve(path: Path, title: str, history: LossHistory, baselines: dict[str, fl
 
 
 def _sheet(images: Iterator[AnnotatedImage], models: tuple[Segmenter, Segmenter]) -> Image.Image:
-    shown = list(images)
+    drawn_images = list(images)
     titles = ("image", "true masks", "before training", "after training")
-    rows = [list(_row(image, models)) for image in shown]
-    return contact_sheet(rows, titles, [image.key for image in shown], _CELL)
+    rows = [list(_row(image, models)) for image in drawn_images]
+    return contact_sheet(rows, titles, [image.key for image in drawn_images], _CELL)
 
 
 def _row(image: AnnotatedImage, models: tuple[Segmenter, Segmenter]) -> Iterator[Image.Image]:
-    """Image, truth, and each model's masks from the boxes of the largest masks."""
+    """Draw a row: image, truth, and each model's masks from the boxes of the largest masks."""
     rles = _largest(image.truth, _ROW_MASKS)
     boxes = [box_xyxy(rle) for rle in rles]
     yield Image.fromarray(image.image)
     yield overlay(image.image, np.stack([decode(rle) for rle in rles]), shown_px=_CELL)
     for model in models:
-        answer = Predictor(model).embed(image.image).predict(boxes=boxes)
+        prediction = Predictor(model).embed(image.image).predict(boxes=boxes)
         prompts = [DrawnPrompt((), (), box) for box in boxes]
-        yield overlay(image.image, answer.best().numpy(), prompts, shown_px=_CELL)
+        yield overlay(image.image, prediction.best().numpy(), prompts, shown_px=_CELL)
 
 
-def _largest(truth: tuple[Rle, ...], most: int) -> list[Rle]:
-    """The largest masks, without one that fills most of the image: it is the background."""
+def _largest(truth: tuple[Rle, ...], limit: int) -> list[Rle]:
+    """Return the largest masks, except masks of more than half of the image: the background."""
     ranked = sorted(truth, key=area, reverse=True)
     height, width = truth[0]["size"]
     objects = [rle for rle in ranked if area(rle) < height * width / 2]
-    return (objects or ranked)[:most]
+    return (objects or ranked)[:limit]

@@ -1,4 +1,4 @@
-"""`efficientsam salient`: the salient objects of photos as masks, scored where truth is known."""
+"""`efficientsam salient`: segment salient objects of images, and score them given ground truth."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -37,13 +37,13 @@ from efficientsam_pl.versions import versions
 from efficientsam_pl.visualization.overlay import DrawnPrompt, mask_image, overlay
 
 FORMAT, VERSION = "efficientsam salient", 1
-_MASKS, _MAPS = "masks", "saliency maps"  # what is scored
-_DRAWN = 50  # instances at most in an overlay, the largest regions first
+_MASKS, _MAPS = "masks", "saliency maps"  # the two kinds of scores
+_MAX_DRAWN = 50  # instances in an overlay, largest regions first
 
 
 @dataclass(frozen=True)
 class SalientOptions:
-    """What the command line says."""
+    """Arguments of the command."""
 
     weights: str
     model: str | None
@@ -56,11 +56,11 @@ class SalientOptions:
 
 
 @dataclass
-class _Findings:
-    """What a run adds up."""
+class _Results:
+    """Accumulated results of a run."""
 
     skipped: Skipped = field(default_factory=Skipped)
-    photos: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
     without_instance: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     tallies: dict[str, SaliencyTally] = field(
@@ -69,100 +69,100 @@ class _Findings:
 
 
 def run(options: SalientOptions) -> dict[str, Any]:
-    """Writes `overlays/NAME.png` and `masks/NAME.png` of each photo, the table, the JSON.
+    """Write `overlays/NAME.png` and `masks/NAME.png` of each image, the table, the JSON.
 
     Returns:
-        What the JSON file holds.
+        The content of the JSON file.
 
     Raises:
-        UserError: A wrong argument; or damage in the only photo, or in all of them.
+        UserError: A wrong argument; or the only image, or all images, cannot be used.
     """
-    found = _Findings()
-    photos = mapped_images(options.image, options.saliency, options.truth, found.skipped)
+    results = _Results()
+    images = mapped_images(options.image, options.saliency, options.truth, results.skipped)
     model = load_model(options.model, options.weights)
     predictor = Predictor(model.to(chosen_device("auto")))
-    for photo in photos:
+    for image in images:
         try:
-            _segment(photo, predictor, options, found)
+            _segment(image, predictor, options, results)
         except PromptError:
-            raise  # of the options, not of the photo
+            raise  # caused by the options, not by the image
         except UserError as error:
-            if len(photos) == 1:
+            if len(images) == 1:
                 raise
-            found.skipped.add("photo that could not be used", f"{photo.image.name}: {error}")
-    _tell(found)
-    if not found.photos:
-        raise UserError(f"none of {counted(len(photos), 'photo')} could be used")
-    result = _result(options, found, asdict(model.config)["resize"])
+            results.skipped.add("photo that could not be used", f"{image.image.name}: {error}")
+    _print_summary(results)
+    if not results.images:
+        raise UserError(f"none of {counted(len(images), 'image')} could be used")
+    result = _result(options, results, asdict(model.config)["resize"])
     if options.json is not None:
         atomic_write_bytes(options.json, (json.dumps(result, indent=1) + "\n").encode())
-    print(f"{counted(len(found.photos), 'photo')} -> {options.out}")
+    print(f"{counted(len(results.images), 'image')} -> {options.out}")
     return result
 
 
 def _segment(
-    photo: ImageWithMap, predictor: Predictor, options: SalientOptions, found: _Findings
+    files: ImageWithMap, predictor: Predictor, options: SalientOptions, results: _Results
 ) -> None:
-    image, stored = read_image(photo.image), read_map(photo.saliency)
+    image, stored = read_image(files.image), read_map(files.saliency)
     image_hw = (image.shape[0], image.shape[1])
-    truth = None if photo.truth is None else read_truth(photo.truth, image_hw)
-    answer = segment_salient(predictor, image, stored, options.config, photo.name)
+    truth = None if files.truth is None else read_truth(files.truth, image_hw)
+    salient = segment_salient(predictor, image, stored, options.config, files.name)
     union = np.zeros(image_hw, dtype=bool)
-    for one in answer.instances:
-        union |= decode(one.mask)
-    _draw(image, answer, union, options.out, photo.name)
+    for instance in salient.instances:
+        union |= decode(instance.mask)
+    _draw(image, salient, union, options.out, files.name)
     record: dict[str, Any] = {
-        "photo": photo.image.name,
-        "instances": [_record(i) for i in answer.instances],
+        "photo": files.image.name,
+        "instances": [_record(instance) for instance in salient.instances],
     }
-    record["small_regions"] = answer.small
+    record["small_regions"] = salient.small
     if truth is not None:
-        record["scores"] = _score(truth, union, answer.saliency, found)
-    found.photos.append(record)
-    if not answer.instances:
-        found.without_instance.append(photo.image.name)
+        record["scores"] = _score(truth, union, salient.saliency, results)
+    results.images.append(record)
+    if not salient.instances:
+        results.without_instance.append(files.image.name)
     if stored.shape[:2] != image_hw:
-        found.resized.append(photo.image.name)
-    areas = ", ".join(str(area(one.mask)) for one in answer.instances)
-    print(f"{photo.image.name}: {len(answer.instances)} salient (pixels: {areas or 'none'})")
+        results.resized.append(files.image.name)
+    areas = ", ".join(str(area(instance.mask)) for instance in salient.instances)
+    print(f"{files.image.name}: {len(salient.instances)} salient (pixels: {areas or 'none'})")
 
 
 def _draw(
     image: UInt8[np.ndarray, "h w 3"],
-    answer: SalientImage,
+    salient: SalientImage,
     union: Bool[np.ndarray, "h w"],
     out: Path,
     name: str,
 ) -> None:
-    shown = answer.instances[:_DRAWN]
-    masks = np.zeros((len(shown), *union.shape), dtype=bool)
-    for mask, one in zip(masks, shown, strict=True):
-        mask[:] = decode(one.mask)
-    prompts = [drawn_clicks(one) for one in shown]
+    instances = salient.instances[:_MAX_DRAWN]
+    masks = np.zeros((len(instances), *union.shape), dtype=bool)
+    for mask, instance in zip(masks, instances, strict=True):
+        mask[:] = decode(instance.mask)
+    prompts = [drawn_clicks(instance) for instance in instances]
     for folder in ("overlays", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    iou = [one.iou for one in shown]
+    iou = [instance.iou for instance in instances]
     overlay(image, masks, prompts, iou, iou_name="predicted IoU").save(
         out / "overlays" / f"{name}.png"
     )
     mask_image(union).save(out / "masks" / f"{name}.png")
 
 
-def drawn_clicks(one: SalientInstance) -> DrawnPrompt:
-    """Where an instance was clicked."""
-    points = tuple((float(x), float(y)) for x, y in one.points_xy)
+def drawn_clicks(instance: SalientInstance) -> DrawnPrompt:
+    """Return the clicks of an instance as a prompt to draw."""
+    points = tuple((float(x), float(y)) for x, y in instance.points_xy)
     return DrawnPrompt(points, (int(Label.POSITIVE),) * len(points), None)
 
 
-def _record(one: SalientInstance) -> dict[str, Any]:
-    x0, y0, x1, y1 = box_xyxy(one.mask)
+def _record(instance: SalientInstance) -> dict[str, Any]:
+    x0, y0, x1, y1 = box_xyxy(instance.mask)
     return {
-        "segmentation": one.mask,
-        "area": area(one.mask),
+        "segmentation": instance.mask,
+        "area": area(instance.mask),
         "bbox": [x0, y0, x1 - x0, y1 - y0],  # as in SA-1B: w = xmax - xmin
-        "predicted_iou": one.iou,
-        "point_coords": one.points_xy.tolist(),
-        "region_area": area(one.region),
+        "predicted_iou": instance.iou,
+        "point_coords": instance.points_xy.tolist(),
+        "region_area": area(instance.region),
     }
 
 
@@ -170,14 +170,14 @@ def _score(
     truth: Bool[np.ndarray, "h w"],
     union: Bool[np.ndarray, "h w"],
     saliency: Float[np.ndarray, "h w"],
-    found: _Findings,
+    results: _Results,
 ) -> dict[str, dict[str, float]]:
-    told = {}
-    for what, values in ((_MASKS, union.astype(np.float64)), (_MAPS, saliency)):
+    numbers = {}
+    for kind, values in ((_MASKS, union.astype(np.float64)), (_MAPS, saliency)):
         scores = saliency_scores(values, truth)
-        found.tallies[what].add(scores)
-        told[what] = _numbers(scores)
-    return told
+        results.tallies[kind].add(scores)
+        numbers[kind] = _numbers(scores)
+    return numbers
 
 
 def _numbers(scores: SaliencyScores) -> dict[str, float]:
@@ -185,30 +185,30 @@ def _numbers(scores: SaliencyScores) -> dict[str, float]:
     return {name: float(getattr(scores, name)) for name in names}
 
 
-def _tell(found: _Findings) -> None:
+def _print_summary(results: _Results) -> None:
     for kind, names in (
-        ("no region is salient enough", found.without_instance),
-        ("map of another size than its photo, resized", found.resized),
+        ("no region is salient enough", results.without_instance),
+        ("map of another size than its image, resized", results.resized),
     ):
         if names:
             print(f"{kind}: {len(names)} ({', '.join(names[:5])})")
-    for line in found.skipped.lines():
+    for line in results.skipped.lines():
         print(line)
-    means = {what: tally.mean() for what, tally in found.tallies.items()}
+    means = {kind: tally.mean() for kind, tally in results.tallies.items()}
     if not any(means.values()):
         return
-    photos = found.tallies[_MASKS].photos
-    table = Table(title=f"salient objects of {counted(photos, 'photo')} with ground truth")
+    scored = results.tallies[_MASKS].photos
+    table = Table(title=f"salient objects of {counted(scored, 'image')} with ground truth")
     for column in ("", "F max", "F mean", "F adaptive", "MAE", "S"):
         table.add_column(column, justify="right" if column else "left")
-    for what, mean in means.items():
+    for kind, mean in means.items():
         if mean is not None:
-            table.add_row(what, *(f"{value:.4f}" for value in _numbers(mean).values()))
+            table.add_row(kind, *(f"{value:.4f}" for value in _numbers(mean).values()))
     Console().print(table)
 
 
-def _result(options: SalientOptions, found: _Findings, resize: str) -> dict[str, Any]:
-    means = {what: tally.mean() for what, tally in found.tallies.items()}
+def _result(options: SalientOptions, results: _Results, resize: str) -> dict[str, Any]:
+    means = {kind: tally.mean() for kind, tally in results.tallies.items()}
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -220,12 +220,12 @@ def _result(options: SalientOptions, found: _Findings, resize: str) -> dict[str,
         "resize": resize,
         "versions": versions("torch", "efficientsam_pl"),
         "counts": {
-            "photos": len(found.photos),
-            "scored": found.tallies[_MASKS].photos,
-            "without_instance": found.without_instance,
-            "map_resized": found.resized,
-            "skipped": found.skipped.names,
+            "photos": len(results.images),
+            "scored": results.tallies[_MASKS].photos,
+            "without_instance": results.without_instance,
+            "map_resized": results.resized,
+            "skipped": results.skipped.names,
         },
-        "scores": {what: _numbers(mean) for what, mean in means.items() if mean is not None},
-        "photos": found.photos,
+        "scores": {kind: _numbers(mean) for kind, mean in means.items() if mean is not None},
+        "photos": results.images,
     }

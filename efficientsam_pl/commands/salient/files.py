@@ -1,4 +1,4 @@
-"""Photos with the files that belong to them: saliency maps and ground truth of the same stem."""
+"""Find and read saliency maps and ground truth that have the stems of the images."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,12 @@ from efficientsam_pl.data.image_files import images_in
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.metrics.saliency import truth_mask
 
-_MAPS = (".png", ".npy", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # the first that is there
+_MAP_SUFFIXES = (".png", ".npy", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # first match wins
 
 
 @dataclass(frozen=True)
 class ImageWithMap:
-    """A photo, its saliency map, and its ground truth where there is one."""
+    """Paths of an image, its saliency map and, if any, its ground truth."""
 
     image: Path
     saliency: Path
@@ -24,22 +24,22 @@ class ImageWithMap:
 
     @property
     def name(self) -> str:
-        """Names its outputs and its random clicks."""
+        """Name of the outputs and key of the random clicks."""
         return self.image.stem
 
 
 @dataclass
 class Skipped:
-    """What was left out and why: kind -> names."""
+    """Names of skipped files by reason."""
 
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
-        """Counts one."""
+        """Record a skipped file."""
         self.names.setdefault(kind, []).append(name)
 
     def lines(self) -> list[str]:
-        """For a person; at most five names a kind."""
+        """Format a line per reason with at most five names."""
         return [
             f"{kind}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
             for kind, names in self.names.items()
@@ -49,46 +49,46 @@ class Skipped:
 def mapped_images(
     image: Path, saliency: Path, truth: Path | None, skipped: Skipped
 ) -> list[ImageWithMap]:
-    """The photos of a file or folder with their maps, in the order of their names.
+    """List the images of a file or folder with their maps, sorted by name.
 
     Args:
-        image: A photo or a folder of photos.
-        saliency: A map, or a folder of maps that have the photos' stems.
+        image: An image or a folder of images.
+        saliency: A map, or a folder of maps with the images' stems.
         truth: As `saliency`.
-        skipped: Gets the photos of a folder that have no map or no truth.
+        skipped: Receives the images of a folder that have no map or no truth.
 
     Raises:
-        UserError: A missing file or folder, a folder of photos with a single map, no photo, no map
-            for any photo, or two photos of one stem.
+        UserError: A missing file or folder, a folder of images with a single map, no image, no map
+            for any image, or two images with the same stem.
     """
     for option, path in (("--image", image), ("--saliency", saliency), ("--truth", truth)):
         if path is not None and not path.exists():
             raise UserError(f"{option}: no such file or folder: {path}")
         if path is not None and path.is_file() and image.is_dir():
-            raise UserError(f"{option}: {path} is one file, but --image is a folder: give a folder")
-    photos = [image] if image.is_file() else images_in(image)
-    _check_stems(photos)
-    found = []
-    for photo in photos:
-        own_map = _belonging(photo, saliency)
-        if own_map is None:
-            skipped.add("photo without a saliency map", photo.name)
+            raise UserError(f"{option}: {path} is a file, but --image is a folder: give a folder")
+    paths = [image] if image.is_file() else images_in(image)
+    _check_stems(paths)
+    mapped = []
+    for image_path in paths:
+        map_path = _matching_file(image_path, saliency)
+        if map_path is None:
+            skipped.add("photo without a saliency map", image_path.name)
             continue
-        own_truth = None if truth is None else _belonging(photo, truth)
-        if truth is not None and own_truth is None:
-            skipped.add("photo without ground truth (not scored)", photo.name)
-        found.append(ImageWithMap(photo, own_map, own_truth))
-    if not found:
-        named = f"{photos[0].stem}.png" if len(photos) == 1 else f"for any of {len(photos)} photos"
+        truth_path = None if truth is None else _matching_file(image_path, truth)
+        if truth is not None and truth_path is None:
+            skipped.add("photo without ground truth (not scored)", image_path.name)
+        mapped.append(ImageWithMap(image_path, map_path, truth_path))
+    if not mapped:
+        named = f"{paths[0].stem}.png" if len(paths) == 1 else f"for any of {len(paths)} images"
         raise UserError(f"--saliency: {saliency} holds no map {named}")
-    return found
+    return mapped
 
 
 def read_map(path: Path, option: str = "--saliency") -> Shaped[np.ndarray, "..."]:
-    """A saliency map as it is stored: a .npy array, or a grey picture of 8 or 16 bits.
+    """Read a saliency map as it is stored: a .npy array, or a grey image of 8 or 16 bits.
 
     Raises:
-        UserError: No such file, or nothing that can be read as a map.
+        UserError: No such file, or a file that cannot be read as a map.
     """
     if not path.is_file():
         raise UserError(f"{option}: no such file: {path}")
@@ -96,7 +96,7 @@ def read_map(path: Path, option: str = "--saliency") -> Shaped[np.ndarray, "..."
         if path.suffix == ".npy":
             return np.asarray(np.load(path))
         with Image.open(path) as picture:
-            if picture.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
+            if picture.mode.startswith("I"):  # Pillow would clip 16 bits at 255
                 return np.array(picture).astype(np.uint16)
             return np.array(picture if picture.mode == "F" else picture.convert("L"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -104,15 +104,15 @@ def read_map(path: Path, option: str = "--saliency") -> Shaped[np.ndarray, "..."
 
 
 def read_truth(path: Path, image_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """A ground truth picture; anything above 128 of 255 is foreground.
+    """Read a ground truth image; values above 128 of 255 are foreground.
 
     Raises:
-        UserError: Not a picture, or of another size than the photo.
+        UserError: Not an image, or of another size than the image that it belongs to.
     """
     stored = read_map(path, "--truth")
     if stored.shape != image_hw:
         raise UserError(
-            f"--truth: {path} is {_size(stored.shape)}, its photo {_size(image_hw)} pixels"
+            f"--truth: {path} is {_size(stored.shape)}, its image {_size(image_hw)} pixels"
         )
     if stored.dtype == bool:
         return stored
@@ -125,19 +125,19 @@ def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape[::-1]))
 
 
-def _belonging(photo: Path, there: Path) -> Path | None:
-    """The file itself, or the folder's one of the photo's stem."""
-    if there.is_file():
-        return there
-    candidates = (there / f"{photo.stem}{suffix}" for suffix in _MAPS)
+def _matching_file(image: Path, file_or_folder: Path) -> Path | None:
+    """Return the file itself, or the file in the folder that has the image's stem."""
+    if file_or_folder.is_file():
+        return file_or_folder
+    candidates = (file_or_folder / f"{image.stem}{suffix}" for suffix in _MAP_SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _check_stems(photos: list[Path]) -> None:
+def _check_stems(images: list[Path]) -> None:
     seen: dict[str, Path] = {}
-    for photo in photos:
-        if photo.stem in seen:
+    for image in images:
+        if image.stem in seen:
             raise UserError(
-                f"--image: {seen[photo.stem].name} and {photo.name} would write the same files"
+                f"--image: {seen[image.stem].name} and {image.name} would write the same files"
             )
-        seen[photo.stem] = photo
+        seen[image.stem] = image

@@ -23,8 +23,8 @@ from efficientsam_pl.commands.quickstart.shapes import (
     Family,
     Loop,
     heldout_families,
+    rotate,
     train_families,
-    turned,
 )
 from efficientsam_pl.commands.quickstart.sources import REAL_IMAGES
 from efficientsam_pl.evaluation.metrics.mean_iou import filled_box_iou
@@ -39,8 +39,8 @@ def world(split: str, side: int = 224) -> World:
 
 
 def scenes(split: str, count: int) -> list[Scene]:
-    own = world(split)
-    return [draw_scene(own, np.random.default_rng([7, number])) for number in range(count)]
+    split_world = world(split)
+    return [draw_scene(split_world, np.random.default_rng([7, number])) for number in range(count)]
 
 
 def drawn(loops: list[Loop], side: int = 200) -> Bool[np.ndarray, "h w"]:
@@ -67,7 +67,7 @@ def test_outlines_lie_in_the_unit_circle_and_fill_some_of_it(
 ) -> None:
     for name, family in families.items():
         for seed in range(8):
-            loops = turned(family(np.random.default_rng(seed)), np.random.default_rng(seed))
+            loops = rotate(family(np.random.default_rng(seed)), np.random.default_rng(seed))
             reach = max(float(np.linalg.norm(loop, axis=1).max()) for loop in loops)
             assert 0.5 < reach < 1.25, name
             assert drawn(loops).mean() > 0.05, name
@@ -87,9 +87,9 @@ def test_masks_of_a_scene_are_apart_and_large_enough() -> None:
 
 
 def test_front_objects_hide_those_behind() -> None:
-    found = [hidden for scene in scenes("heldout", 30) for hidden in scene.occluded]
-    assert any(found)
-    assert not all(found)
+    occluded = [hidden for scene in scenes("heldout", 30) for hidden in scene.occluded]
+    assert any(occluded)
+    assert not all(occluded)
 
 
 def test_a_scene_depends_on_seed_split_and_number_alone() -> None:
@@ -106,8 +106,8 @@ def test_a_scene_depends_on_seed_split_and_number_alone() -> None:
 
 def test_heldout_scenes_are_no_easier_than_imagegraphs() -> None:
     """A filled box scores 0.5 to 0.7 as on photographs; a third is occluded or concave."""
-    photos = list(scene_images(world("heldout"), 60, seed=0))
-    rles = [annotation.rle for photo in photos for annotation in photo.annotations]
+    images = list(scene_images(world("heldout"), 60, seed=0))
+    rles = [annotation.rle for image in images for annotation in image.annotations]
     assert 0.50 <= filled_box_iou(rles).mean() <= 0.70
     concave = np.mean([_is_concave(decode(rle)) for rle in rles])
     occluded = np.mean([hidden for scene in scenes("heldout", 60) for hidden in scene.occluded])

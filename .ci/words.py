@@ -48,6 +48,7 @@ PHRASE = re.compile(
 )
 
 Finding = tuple[int, str]  # line, word
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def main(paths: list[str]) -> int:
@@ -116,7 +117,7 @@ def is_old(name: str, strict: bool) -> bool:
 def in_strings(tree: ast.Module) -> Iterator[Finding]:
     """Docstrings and messages: what is raised, printed, logged or helps at the command line."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, Documented):
             yield from in_docstring(node)
         elif isinstance(node, ast.Raise):
             yield from in_messages([node])
@@ -127,9 +128,7 @@ def in_strings(tree: ast.Module) -> Iterator[Finding]:
             yield from in_messages(k.value for k in node.keywords if k.arg in MESSAGE_KEYWORDS)
 
 
-def in_docstring(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
-) -> Iterator[Finding]:
+def in_docstring(node: Documented) -> Iterator[Finding]:
     """Phrases of a docstring, and an opening that names no thing."""
     text = ast.get_docstring(node, clean=False)
     if text is not None:

@@ -68,7 +68,7 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
         "config": header["config"],
         "versions": header["versions"],
     }
-    shapes = {name: stored.shape(own) for name, own in names.items()}
+    shapes = {name: stored.meta_tensor(own) for name, own in names.items()}
     tensors = (stored.tensor(own) for own in names.values())
     write_safetensors(out, shapes, tensors, header["model"], provenance)
 

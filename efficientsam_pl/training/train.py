@@ -9,22 +9,23 @@ from typing import Any
 import lightning as L  # noqa: N812
 from rich.console import Console
 
-from efficientsam_pl.checkpoints.layout import CheckpointError, manifest_of
+from efficientsam_pl.checkpoints.layout import CheckpointError, read_manifest
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.resume import check_resumable
-from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
 from efficientsam_pl.training.callbacks.data_report import DataReport
 from efficientsam_pl.training.callbacks.ema import EmaWeights
-from efficientsam_pl.training.callbacks.loss_history import LossHistory, SampleTrace
+from efficientsam_pl.training.callbacks.loss_history import LossHistory
 from efficientsam_pl.training.callbacks.nan_guard import NanGuard
 from efficientsam_pl.training.callbacks.overdue_validation import OverdueValidation
 from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.callbacks.progress_bar import TrainingProgressBar
 from efficientsam_pl.training.callbacks.rank_consistency import RankConsistency
+from efficientsam_pl.training.callbacks.sample_trace import SampleTrace
 from efficientsam_pl.training.callbacks.step_logger import StepLogger
 from efficientsam_pl.training.callbacks.watchdog import Watchdog
 from efficientsam_pl.training.config import InterruptionConfig, RunConfig, TrainerConfig
@@ -44,7 +45,7 @@ class RunContext:
     interruption: InterruptionConfig
     folder: RunFolder
     header: dict[str, Any]
-    shelf: CheckpointRetention
+    retention: CheckpointRetention
     files: CheckpointFiles
 
 
@@ -67,12 +68,15 @@ def run_context(
         sets: The training sets.
     """
     header = header | {"data": _told(sets)}
-    shelf = CheckpointRetention(folder, trainer)
+    retention = CheckpointRetention(folder, trainer)
     writer = CheckpointWriter(
-        trainer.checkpoint_writing, shelf.placed, shelf.written, own_disk=folder.apart
+        trainer.checkpoint_writing,
+        retention.set_latest,
+        retention.upload_files,
+        node_local=folder.apart,
     )
     files = CheckpointFiles(writer, partial(_check_and_print, header=header))
-    return RunContext(run, trainer, interruption, folder, header, shelf, files)
+    return RunContext(run, trainer, interruption, folder, header, retention, files)
 
 
 def standard_callbacks(
@@ -99,7 +103,7 @@ def standard_callbacks(
     if setting.run.trace:
         callbacks.append(SampleTrace(folder))
     # it saves what the others do, then the run may end
-    checkpoints = RunCheckpoints(config, setting.header, setting.shelf, setting.files.writer)
+    checkpoints = RunCheckpoints(config, setting.header, setting.retention, setting.files.writer)
     return [
         *callbacks,
         checkpoints,
@@ -157,15 +161,15 @@ def _from(setting: RunContext) -> Path | None:
         return None
     if resume != "auto":
         return Path(resume)
-    return setting.folder.local if newest_checkpoint(setting.folder.local) is not None else None
+    return setting.folder.local if latest_checkpoint(setting.folder.local) is not None else None
 
 
 def _first_step(setting: RunContext) -> int:
     """The step that the run most likely goes on from: curves of later ones are drawn anew."""
     where = _from(setting)
-    newest = None if where is None else newest_checkpoint(where) or where
+    newest = None if where is None else latest_checkpoint(where) or where
     try:
-        return 0 if newest is None else manifest_of(newest).step
+        return 0 if newest is None else read_manifest(newest).step
     except CheckpointError:  # it is told, or another is taken, when the run is loaded
         return 0
 
@@ -173,7 +177,7 @@ def _first_step(setting: RunContext) -> int:
 def _newest(setting: RunContext) -> str | None:
     """What this rank would go on from, by name: ranks on other machines must see the same."""
     where = _from(setting)
-    newest = None if where is None else newest_checkpoint(where) or where
+    newest = None if where is None else latest_checkpoint(where) or where
     return None if newest is None else newest.name
 
 

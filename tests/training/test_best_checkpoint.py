@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.state import joined
+from efficientsam_pl.checkpoints.state import join_state
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT, read_weights
@@ -60,7 +60,7 @@ def scripted(run: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def best_of(folder: Path) -> tuple[int, dict[str, Any]]:
     """The step of the best checkpoint, and what it holds."""
     stored = CheckpointReader(folder / (folder / "best").read_text().strip())
-    loaded = joined(stored.whole_state(), stored.values)
+    loaded = join_state(stored.load_all(), stored.values)
     assert stored.folder.name == f"step-{loaded['global_step']:08d}"
     return loaded["global_step"], loaded
 

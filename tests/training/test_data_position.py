@@ -65,20 +65,20 @@ def test_position_in_other_shards_or_of_another_version_is_refused(
 ) -> None:
     folder = tmp_path / "run"
     run("pretrain", folder, "trainer.max_steps=3")
-    with pytest.raises(UserError, match=r"in other shards .* run\.resume=none begins anew"):
+    with pytest.raises(UserError, match=r"to other shards .* run\.resume=none starts from scratch"):
         run("pretrain", folder, f"data.train={shards}/heldout-*.tar")
     [checkpoint] = (folder / "checkpoints").glob("step-*")
     values = CheckpointReader(checkpoint).values
     values["StreamDataModule"]["version"] = 1
     torch.save(values, checkpoint / "of_version_1.pt")
     replace_values(checkpoint, "of_version_1.pt")
-    with pytest.raises(UserError, match="of version 1, this program reads 2"):
+    with pytest.raises(UserError, match="has version 1, this program reads version 2"):
         run("pretrain", folder)
 
 
 def test_dropping_all_there_is_is_refused(run: Run, tmp_path: Path) -> None:
     options = ("data.last_batch=drop", "trainer.global_batch=12", "trainer.micro_batch=6")
-    with pytest.raises(UserError, match=r"drop leaves nothing of 10 samples .*global_batch=12"):
+    with pytest.raises(UserError, match=r"drop leaves no batch of 10 samples .*global_batch=12"):
         run("pretrain", tmp_path / "run", *options)
 
 

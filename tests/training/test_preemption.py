@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from efficientsam_pl.cluster.launch import Launch
 from efficientsam_pl.cluster.signals import Request, catch_signals
-from efficientsam_pl.cluster.slurm import end_of_job, requeue
+from efficientsam_pl.cluster.slurm import job_end_time, requeue
 from efficientsam_pl.errors import SavedAndStopped, UserError
 from efficientsam_pl.training.callbacks import preemption
 from efficientsam_pl.training.callbacks.preemption import Preemption
@@ -87,7 +87,7 @@ class Fitted:
 def fitted(tmp_path: Path) -> Iterator[Fitted]:
     before = [signal.getsignal(number) for number in HANDLERS]
     yield Fitted(tmp_path)
-    catch_signals().put_back()
+    catch_signals().restore_handlers()
     assert [signal.getsignal(number) for number in HANDLERS] == before
 
 
@@ -184,7 +184,7 @@ def test_sigterm_outweighs_sigusr1_since_its_sender_decides_whether_a_job_goes_o
         assert not requests.strongest.requeues()
         assert Request.SIGUSR1.requeues()
     finally:
-        requests.put_back()
+        requests.restore_handlers()
     assert requests.strongest is Request.NONE
 
 
@@ -197,7 +197,7 @@ def test_forked_child_notes_nothing(tmp_path: Path) -> None:
             os._exit(int(requests.strongest))
         assert os.waitpid(child, 0)[1] == 0
     finally:
-        requests.put_back()
+        requests.restore_handlers()
 
 
 def test_array_task_is_requeued_once_after_it_is_saved(fitted: Fitted, slurm: Slurm) -> None:
@@ -257,14 +257,14 @@ def test_end_of_a_job_is_asked_or_told_or_not_known(
     time.tzset()
     slurm("echo StartTime=2026-11-25T04:00:00 EndTime=2026-11-25T05:30:00 Deadline=N/A")
     # 20782 days of 86400 s from 1970 to 2026-11-25, then 5.5 hours
-    assert end_of_job("57", {}) == 20782 * 86400 + 5.5 * 3600
-    assert end_of_job("57", {"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
+    assert job_end_time("57", {}) == 20782 * 86400 + 5.5 * 3600
+    assert job_end_time("57", {"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
     slurm("echo StartTime=2026-11-25T04:00:00 EndTime=Unknown Deadline=N/A")
-    assert end_of_job("57", {}) is None
+    assert job_end_time("57", {}) is None
     slurm("exit 1")
-    assert end_of_job("57", {}) is None
+    assert job_end_time("57", {}) is None
     monkeypatch.setenv("PATH", str(tmp_path))  # in a container, without SLURM's commands
-    assert end_of_job("57", {}) is None
+    assert job_end_time("57", {}) is None
     assert "scontrol" in requeue("57")
     monkeypatch.undo()
     time.tzset()

@@ -94,7 +94,7 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
     )
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
     setting = run_context(config.run, config.trainer, config.interruption, folder, header, sets)
-    saving = RunCheckpoints(config.trainer, setting.header, setting.shelf, setting.files.writer)
+    saving = RunCheckpoints(config.trainer, setting.header, setting.retention, setting.files.writer)
     runs.fit(task, data, setting, [*callbacks, saving])
     return task
 

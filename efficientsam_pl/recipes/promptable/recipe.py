@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader, open_splits
@@ -92,7 +92,7 @@ def run(config: FinetuneConfig) -> FinetuneResult:
     trainer, history = fit(task, data, setting, callbacks)
     if trainer.is_global_zero:
         folder.send_records()
-    checkpoint = newest_checkpoint(folder.local)
+    checkpoint = latest_checkpoint(folder.local)
     assert checkpoint is not None, "a finished run has saved its last step"
     return FinetuneResult(checkpoint, history)
 

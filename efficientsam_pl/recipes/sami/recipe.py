@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader, open_splits
@@ -175,6 +175,6 @@ def _pictures(
 
 
 def _write_encoder(run: Path, encoder: Path, measured: dict[str, float | None]) -> None:
-    checkpoint = newest_checkpoint(run)
+    checkpoint = latest_checkpoint(run)
     assert checkpoint is not None, "a finished run has saved its last step"
     consolidate(checkpoint, encoder, measured)

@@ -16,14 +16,12 @@ from efficientsam_pl.checkpoints.layout import MANIFEST, read_pointer
 Fault = Callable[[Site], str]  # returns what happened when
 
 # Largest difference of a loss or a value of the state if ranks or strategy change during a run.
-# Float32 sums are then computed in another order, 1e-7 of a gradient; Adam divides by the gradient's
-# magnitude, so a weight with a tiny gradient can move by part of the learning rate (at most 4e-4).
+# Float32 sums have another order then, 1e-7 of a gradient; Adam divides by its magnitude,
+# so a weight with a tiny gradient can move by part of the learning rate (4e-4 at most) per step.
 TOLERANCE = 1e-3
 
-_DISK_MIB, _FULL_STEPS = (
-    64,
-    2 * EVERY + 1,
-)  # the disk holds a few checkpoints, and is full when two are due
+_DISK_MIB = 64  # holds a few checkpoints
+_FULL_STEPS = 2 * EVERY + 1  # two checkpoints are due meanwhile
 
 
 def undisturbed(site: Site) -> str:
@@ -48,7 +46,8 @@ def out_of_time(site: Site) -> str:
     """Let a time limit of a minute, or more on a slow machine, approach during the run.
 
     The time is chosen before the start. If the machine is slower than before, a job that would stop
-    at its first step is refused, and if it is faster, the run ends without a fault: both are retried.
+    at its first step is refused, and if it is faster, the run ends without a fault: then it is
+    retried.
     """
     pace = site.pace
     minutes = math.ceil(pace.seconds / 45)
@@ -204,7 +203,7 @@ LOOSE = frozenset({"2 nodes, 1, 2", "DDP, FSDP2"})  # their sums are computed in
 
 
 def run_fault(kind: str, site: Site) -> str:
-    """Run a kind of trial to its end, and says what was done.
+    """Run a kind of trial to its end, and describe the fault.
 
     Raises:
         Hung: It did not finish by its deadline.
@@ -217,7 +216,7 @@ def run_fault(kind: str, site: Site) -> str:
 
 
 def corrupt_file(checkpoint: Path, draw: random.Random) -> str:
-    """Damages one file of a checkpoint, and says how."""
+    """Corrupt one file of a checkpoint, and describe how."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     path = draw.choice(files)
     content = path.read_bytes()

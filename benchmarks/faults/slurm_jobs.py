@@ -42,7 +42,7 @@ class Job:
         return 128 + number if number else code
 
     def restarts(self) -> int:
-        """Number of requeues."""
+        """Count the requeues."""
         return int(self.fields()["Restarts"])
 
     def wait(self, timeout_s: float) -> int:

@@ -83,7 +83,7 @@ class Setting:
     writing: Literal["blocking", "background"] = "blocking"
 
     def reference(self) -> "Setting":
-        """Setting of the reference run, which has the same results."""
+        """Derive the setting of the reference run, which has the same results."""
         return replace(self, workers=0, writing="blocking")
 
     def name(self) -> str:

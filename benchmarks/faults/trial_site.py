@@ -165,7 +165,7 @@ class Site:
             raise Missed(f"no job has logged {text!r}")
 
     def restarts(self) -> int:
-        """Start after the first, of all jobs."""
+        """Count the starts after the first, of all jobs."""
         return len(self.jobs) - 1 + sum(job.restarts() for job in self.jobs)
 
 

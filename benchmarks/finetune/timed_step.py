@@ -1,4 +1,4 @@
-"""A step of finetuning to be timed: fresh weights, one photo with masks that stay the same."""
+"""A finetuning step to be timed: random weights, a fixed image with masks."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from efficientsam_pl.training.parallelize import apply_compile
 
 @dataclass(frozen=True)
 class BoxPrompter:
-    """Asks once for each mask, by its box."""
+    """Prompts each mask once, with its box."""
 
     rounds: int = 1
 
     def targets(self, batch: MaskBatch) -> MaskTargets:
-        """All masks; nothing is drawn."""
+        """Use all masks, without sampling."""
         keys = batch.sample_key[:, None].expand(batch.valid.shape)
         return MaskTargets(batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, keys)
 
     def ask(self, targets: MaskTargets, number: int, earlier: PreviousRound | None) -> Prompts:
-        """The boxes as they are."""
+        """Prompt with the boxes, without jitter."""
         return Prompts.of_boxes(targets.boxes_xyxy_px)
 
     def answer(self, number: int) -> Literal["candidates", "single"]:
-        """A box may mean several things."""
+        """Predict candidates, since a box may be ambiguous."""
         return "candidates"
 
 
@@ -46,7 +46,7 @@ class PromptedStep:
     def __init__(
         self, model: Segmenter, batch: int, masks: int, device: Literal["cpu", "cuda"] = "cpu"
     ) -> None:
-        """A step in float32 on the CPU, in bf16 with compiled blocks and heads on a GPU."""
+        """Set up a step: in float32 on the CPU, in bf16 with compiled blocks and heads on a GPU."""
         self.model = model.to(device).train()
         self._batch = boxes_batch(model.config.encoder.image_size, batch, masks).to(device)
         self._optimizer = build_optimizer(self.model, finetune_optim())
@@ -56,7 +56,7 @@ class PromptedStep:
             apply_compile(self.model)
 
     def __call__(self) -> None:
-        """One step."""
+        """Run one step."""
         use = partial(LESSON.chunked_loss, self.model, batch=self._batch)
         with self._precision:
             sums: Tensor = self.model(self._batch.image, use, self._batch.content_hw)
@@ -66,7 +66,7 @@ class PromptedStep:
 
 
 def boxes_batch(side: int, batch: int, masks: int) -> MaskBatch:
-    """Seeded photos whose masks fill their boxes, at a quarter of the photo's size."""
+    """Make seeded images whose masks fill their boxes, at a quarter of the image's size."""
     draw = torch.Generator().manual_seed(0)
     low = side // 4
     corners = torch.randint(0, low // 2, (batch, masks, 2), generator=draw)

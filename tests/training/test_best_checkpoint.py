@@ -133,7 +133,7 @@ def test_every_metric_that_can_be_named_is_logged(
     assert noted.names >= set(root().metrics())
 
 
-def test_best_is_what_can_be_taken_home(scripted: Any, tmp_path: Path) -> None:
+def test_best_can_be_consolidated(scripted: Any, tmp_path: Path) -> None:
     scripted("heldout/box_miou", [0.1, 0.9, 0.3, 0.3, 0.2, 0.1])
     for name, best in (("newest", False), ("best", True)):
         out = consolidate.run(tmp_path / "run", tmp_path / f"{name}.safetensors", best=best)

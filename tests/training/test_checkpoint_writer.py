@@ -69,9 +69,9 @@ def test_full_disk_costs_checkpoints_and_the_run_goes_on(
     folder = tmp_path / "run"
     run("finetune", folder, *EVERY, f"trainer.checkpoint_writing={writing}")
     assert steps(folder) == [1, 2, 6]
-    told = [r.message for r in caplog.records if "COULD NOT BE WRITTEN" in r.message]
-    assert len(told) == 3
-    assert "No space left on device" in told[0]
+    logged = [r.message for r in caplog.records if "COULD NOT BE WRITTEN" in r.message]
+    assert len(logged) == 3
+    assert "No space left on device" in logged[0]
     assert {path.name[:4] for path in (folder / "checkpoints").iterdir()} == {"step"}
 
 

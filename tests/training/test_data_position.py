@@ -132,9 +132,9 @@ def test_report_goes_on_counting_after_a_restart(
     options = (f"data.train={one_broken}/*.tar", "data.max_bad_fraction=0.5")
     run(stage, tmp_path / "run", *options, "trainer.max_steps=10", stop_after=3)
     run(stage, tmp_path / "run", *options, "trainer.max_steps=10")
-    found = report(tmp_path / "run")
-    assert (found["seen"], found["good"], found["bad"]) == (40, 36, {"bad photo": 4})
-    assert len(found["list"]) == 1
+    written = report(tmp_path / "run")
+    assert (written["seen"], written["good"], written["bad"]) == (40, 36, {"bad photo": 4})
+    assert len(written["list"]) == 1
 
 
 def test_shard_that_vanished_is_told_and_its_samples_keep_their_slots(
@@ -144,11 +144,11 @@ def test_shard_that_vanished_is_told_and_its_samples_keep_their_slots(
     run("pretrain", tmp_path / "first", *options, "trainer.max_steps=2")  # makes the manifest
     (one_broken / "train-000000.tar").unlink()
     run("pretrain", tmp_path / "run", *options, "trainer.max_steps=5")
-    found = report(tmp_path / "run")
-    assert found["seen"] == 20
-    assert found["shards"][f"{one_broken}/train-000000.tar"] == {"missing shard": 2 * 4}
-    assert sum(found["bad"].values()) == found["seen"] - found["good"]
-    [broken] = found["broken_shards"]
+    written = report(tmp_path / "run")
+    assert written["seen"] == 20
+    assert written["shards"][f"{one_broken}/train-000000.tar"] == {"missing shard": 2 * 4}
+    assert sum(written["bad"].values()) == written["seen"] - written["good"]
+    [broken] = written["broken_shards"]
     assert broken["kind"] == "missing shard"
     assert Counter(flat(trace(tmp_path / "run"))) == dict.fromkeys(PHOTOS, 2)
 
@@ -157,9 +157,11 @@ def test_damage_is_told_in_the_log(
     run: Run, one_broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run("pretrain", tmp_path / "run", f"data.train={one_broken}/*.tar", "data.max_bad_fraction=1")
-    told = [record.getMessage() for record in caplog.records if "bad photo" in record.getMessage()]
-    assert told
-    assert "train-000001.tar photo4: bad photo" in told[0]
+    logged = [
+        record.getMessage() for record in caplog.records if "bad photo" in record.getMessage()
+    ]
+    assert logged
+    assert "train-000001.tar photo4: bad photo" in logged[0]
 
 
 def test_tallies_add_up_and_survive_being_written() -> None:
@@ -188,9 +190,9 @@ def test_heldout_damage_is_reported_apart(
 ) -> None:
     heldout = (f"data.heldout={one_broken}/train-*.tar", f"data.train={shards}/heldout-*.tar")
     run("pretrain", tmp_path / "run", *heldout, "trainer.validate_every_steps=2")
-    found = report(tmp_path / "run")
-    assert (found["seen"], found["good"]) == (24, 24)
-    assert (found["heldout"]["seen"], found["heldout"]["bad"]) == (10, {"bad photo": 1})
+    written = report(tmp_path / "run")
+    assert (written["seen"], written["good"]) == (24, 24)
+    assert (written["heldout"]["seen"], written["heldout"]["bad"]) == (10, {"bad photo": 1})
 
 
 def test_one_damaged_image_among_the_first_stops_no_run(

@@ -1,4 +1,4 @@
-"""What a run writes about itself stays in one place, over restarts, nodes and full disks."""
+"""Traces, curves, images and reports stay consistent over restarts, nodes and full disks."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def keys(folder: Path) -> list[str]:
     return [json.loads(line)["keys"][0] for line in lines]
 
 
-def told(caplog: pytest.LogCaptureFixture, words: str) -> int:
+def count_logged(caplog: pytest.LogCaptureFixture, words: str) -> int:
     return sum(words in record.getMessage() for record in caplog.records)
 
 
@@ -72,7 +72,7 @@ def test_resumed_trace_holds_what_the_checkpoint_holds_and_goes_on(tmp_path: Pat
 def test_trace_waits_for_room_and_loses_no_line(
     mount_disk: MountDisk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._AGAIN_S", 0.0)
+    monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._RETRY_S", 0.0)
     disk, trainer = mount_disk(), Ranks()
     trace = SampleTrace(disk.path)
     trace.on_train_start(trainer)
@@ -84,8 +84,8 @@ def test_trace_waits_for_room_and_loses_no_line(
     disk.empty()
     consume(trace, trainer, 200)
     assert keys(disk.path) == [f"r0s{step}" for step in range(201)]
-    assert told(caplog, "THE DISK IS FULL") == 1
-    assert told(caplog, "the disk has space again") == 1
+    assert count_logged(caplog, "THE DISK IS FULL") == 1
+    assert count_logged(caplog, "the disk has space again") == 1
 
 
 def two_nodes(folder: Path, rank: int) -> None:
@@ -167,7 +167,7 @@ def test_run_that_died_before_its_first_checkpoint_draws_anew(tmp_path: Path) ->
 def test_curves_have_a_gap_where_the_disk_was_full(
     mount_disk: MountDisk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._AGAIN_S", 0.0)
+    monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._RETRY_S", 0.0)
     disk = mount_disk()
     logger = TensorBoardRunLogger(disk.path, 0)
     log_steps(logger, 0, 1)
@@ -185,9 +185,9 @@ def test_curves_have_a_gap_where_the_disk_was_full(
     assert steps[-2:] == [400, 401]
     assert 4 <= len(steps) < 402
     assert steps == sorted(set(steps))
-    assert sum("tfevents" in file.name for file in files) == 1  # none is begun in vain
-    assert told(caplog, "THE DISK IS FULL: TensorBoard") == 1
-    assert told(caplog, "the disk has space again") == 1
+    assert sum("tfevents" in file.name for file in files) == 1  # no empty file is started
+    assert count_logged(caplog, "THE DISK IS FULL: TensorBoard") == 1
+    assert count_logged(caplog, "the disk has space again") == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -214,7 +214,7 @@ def test_pictures_are_left_out_while_the_disk_is_full(
     showcase.log(trainer, picture, 4)
     names = sorted(path.name for path in (disk.path / "pictures").iterdir())
     assert names == ["step-00000001.png", "step-00000004.png"]
-    assert told(caplog, "THE DISK IS FULL: images") == 1
+    assert count_logged(caplog, "THE DISK IS FULL: images") == 1
 
 
 def test_report_that_found_no_room_is_the_one_before(
@@ -230,7 +230,7 @@ def test_report_that_found_no_room_is_the_one_before(
     report.on_save_checkpoint(trainer)
     report.on_save_checkpoint(trainer)
     assert path.read_text() == before
-    assert told(caplog, "THE DISK IS FULL") == 1
+    assert count_logged(caplog, "THE DISK IS FULL") == 1
     disk.empty()
     report.on_save_checkpoint(trainer)
     assert json.loads(path.read_text())["seen"] == 7

@@ -1,4 +1,4 @@
-"""A run that is asked to stop: when, what is asked of SLURM, and what the curves keep."""
+"""Stop requests: when a run stops, its calls of SLURM, and its curves."""
 
 import os
 import signal
@@ -93,20 +93,20 @@ def fitted(tmp_path: Path) -> Iterator[Fitted]:
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    """Puts a `scontrol` on the path: slurm("echo ...") -> file of what it was asked."""
+    """Puts a `scontrol` on the path: slurm("echo ...") -> file of what it was calls."""
 
-    def answer(script: str) -> Path:
-        asked = tmp_path / "asked"
+    def install(script: str) -> Path:
+        calls = tmp_path / "calls"
         program = tmp_path / "bin/scontrol"
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f'#!/bin/sh\necho "$*" >> {asked}\n{script}\n')
+        program.write_text(f'#!/bin/sh\necho "$*" >> {calls}\n{script}\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
         monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
         monkeypatch.setattr(preemption, "launch", lambda: Launch("slurm", job="57_3"))
-        return asked
+        return calls
 
-    return answer
+    return install
 
 
 def raise_at(step: int, number: int) -> Callable[[int], None]:
@@ -201,26 +201,26 @@ def test_forked_child_notes_nothing(tmp_path: Path) -> None:
 
 
 def test_array_task_is_requeued_once_after_it_is_saved(fitted: Fitted, slurm: Slurm) -> None:
-    asked = slurm("exit 0")
+    calls = slurm("exit 0")
     saved_first: list[bool] = []
     save = fitted.save
 
     def note(trainer: L.Trainer) -> None:
-        saved_first.append("requeue" not in asked.read_text())
+        saved_first.append("requeue" not in calls.read_text())
         save(trainer)
 
     fitted.save = note  # type: ignore[method-assign]
     with pytest.raises(SavedAndStopped, match=r"it got SIGUSR1; job 57_3 is requeued$"):
         fitted(Line(raise_at(2, signal.SIGUSR1)))
-    assert asked.read_text().splitlines() == ["show job -o 57_3", "requeue 57_3"]
+    assert calls.read_text().splitlines() == ["show job -o 57_3", "requeue 57_3"]
     assert saved_first == [True]
 
 
 def test_job_is_not_requeued_after_a_sigterm(fitted: Fitted, slurm: Slurm) -> None:
-    asked = slurm("exit 0")
+    calls = slurm("exit 0")
     with pytest.raises(SavedAndStopped, match=r"it got SIGTERM$"):
         fitted(Line(raise_at(2, signal.SIGTERM)))
-    assert "requeue" not in asked.read_text()
+    assert "requeue" not in calls.read_text()
 
 
 def test_job_that_slurm_does_not_take_back_is_a_fault_for_its_script(
@@ -236,10 +236,10 @@ def test_run_stops_before_its_job_does(
     fitted: Fitted, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = datetime.fromtimestamp(time.time() + 62).isoformat(timespec="seconds")
-    asked = slurm(f"echo JobId=57 RunTime=00:01:00 EndTime={ends} Partition=gpu")
+    calls = slurm(f"echo JobId=57 RunTime=00:01:00 EndTime={ends} Partition=gpu")
     with pytest.raises(SavedAndStopped, match=r"its time limit is near; job 57_3 is requeued"):
         fitted(Line(lambda step: time.sleep(0.5)))
-    assert "requeue 57_3" in asked.read_text()
+    assert "requeue 57_3" in calls.read_text()
     assert 3 <= fitted.saved[0] <= 6  # 1 to 2 s are left, of which the start takes a little
 
 
@@ -250,7 +250,7 @@ def test_job_that_is_too_short_to_train_in_is_a_mistake(fitted: Fitted, slurm: S
         fitted(Line())
 
 
-def test_end_of_a_job_is_asked_or_told_or_not_known(
+def test_end_of_a_job_is_calls_or_told_or_not_known(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TZ", "UTC")

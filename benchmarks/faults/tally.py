@@ -58,7 +58,8 @@ class Trial:
     def as_json(self) -> dict[str, Any]:
         """Convert to an entry of the tally file, where problems have the key `told`."""
         entry = asdict(self)
-        return {**entry, "told": entry.pop("problems")}
+        entry["told"] = entry.pop("problems")
+        return entry
 
     @staticmethod
     def from_json(entry: Mapping[str, Any]) -> "Trial":

@@ -166,8 +166,8 @@ def _times(model: nn.Module, folder: Path, group: dist.ProcessGroup) -> Times:
     for writing in ("background", "blocking"):
         writer = CheckpointWriter(
             "background" if writing == "background" else "blocking",
-            placed=lambda _: None,
-            written=lambda *_: None,
+            on_complete=lambda _: None,
+            on_files_written=lambda *_: None,
         )
         wait_for(next(model.parameters()).device)
         start = time.perf_counter()

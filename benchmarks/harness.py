@@ -1,4 +1,4 @@
-"""What every benchmark shares: rows, rounds that alternate, peak memory, and one JSON format."""
+"""Shared parts of benchmarks: rows, alternating rounds, peak memory and the JSON format."""
 
 import argparse
 import json
@@ -21,25 +21,25 @@ from rich.table import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure of a benchmark.
+    """A figure of a benchmark.
 
     With a reference, the goal is set on the ratio; without one, on the value itself.
     """
 
-    id: str  # stable: other programs look for it
+    id: str  # stable: other programs rely on it
     work: str
     value: float
     unit: str
     reference: float | None = None  # in the same unit
-    goal: float | None = None  # None: a figure to know, not to pass
+    goal: float | None = None  # None: for information only
     better: Literal["lower", "higher"] = "lower"
 
     def ratio(self) -> float | None:
-        """Ours over the reference: the share of its cost, or, where more is better, the gain."""
+        """Value over the reference: relative cost, or the gain if higher is better."""
         return None if self.reference is None else self.value / self.reference
 
     def met(self) -> bool | None:
-        """Whether the goal is reached; None where there is none."""
+        """Whether the goal is reached; None if there is none."""
         ratio = self.ratio()
         judged = self.value if ratio is None else ratio
         if self.goal is None:
@@ -47,7 +47,7 @@ class Row:
         return judged <= self.goal if self.better == "lower" else judged >= self.goal
 
     def as_json(self) -> dict[str, Any]:
-        """The fields and what follows from them."""
+        """Convert to JSON, with ratio and met."""
         return asdict(self) | {"ratio": self.ratio(), "met": self.met()}
 
 
@@ -56,26 +56,26 @@ class Taken:
     """Medians over the rounds, in seconds."""
 
     wall: float
-    processor: float  # of all threads; steadier than the wall where neighbours share the cores
+    processor: float  # of all threads; steadier than wall time on a shared machine
     rounds: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every benchmark is told."""
+    """Options of every benchmark."""
 
     json: bool
     quick: bool
 
 
 def parse_options(program: str, description: str, argv: Sequence[str] | None = None) -> Options:
-    """What a command line says that knows no more than all benchmarks do."""
+    """Parse a command line that has only the common options."""
     options = common_parser(program, description).parse_args(argv)
     return Options(json=options.json, quick=options.quick)
 
 
 def common_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """The command line that all benchmarks have in common."""
+    """Create a parser with the common options."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}")
     parser.description = description
     parser.add_argument("--json", action="store_true", help="one last line of JSON, no table")
@@ -88,12 +88,12 @@ def alternate(
     rounds: int,
     seconds: float = float("inf"),
 ) -> dict[str, Taken]:
-    """The median time of each variant, run in turn so that a busy machine slows all alike.
+    """Time variants in alternation, so that load on the machine affects all equally.
 
     Args:
-        variants: What to time, warmed up already.
-        rounds: How often each is run; every second round goes through them backwards.
-        seconds: No round begins that would end later than this; the first one always runs.
+        variants: Functions to time, already warmed up.
+        rounds: Number of runs of each; every second round is in reverse order.
+        seconds: No round starts that would end later than this; the first one always runs.
     """
     walls: dict[str, list[float]] = {name: [] for name in variants}
     processors: dict[str, list[float]] = {name: [] for name in variants}
@@ -125,15 +125,15 @@ def timed_rows(
     goal: float,
     images: int | None = None,
 ) -> list[Row]:
-    """Wall time, and the processor time of the same rounds, which neighbours disturb less.
+    """Rows of wall time and of processor time, which other load affects less.
 
     Args:
-        ids: Of the two rows.
-        work: What was timed, and what the reference is.
+        ids: Ids of the two rows.
+        work: Describes what was timed, and the reference.
         ours: Medians.
         reference: Medians of the same rounds.
-        goal: On the ratio of the wall times.
-        images: Of a round, where the rows tell the time of one.
+        goal: Goal for the ratio of the wall times.
+        images: Images per round, if the rows give the time per image.
     """
     unit, parts = ("s", 1) if images is None else ("s/image", images)
     return [
@@ -156,18 +156,18 @@ def timed_rows(
 
 
 def peak_memory_rise(prepare: Callable[[], Callable[[], object]]) -> int:
-    """Bytes by which resident memory rises, at its peak, while the prepared work runs once.
+    """Measure the peak increase of resident memory, in bytes, during one run.
 
     Args:
-        prepare: Returns the work, warmed up. Both happen in a fresh process, where no memory
-            freed earlier is reused unseen; so it is importable: a function or a partial of one.
+        prepare: Returns the function to run, warmed up. Both are called in a new process, so that
+            memory freed earlier is not reused; so it must be importable: a function or a partial.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
         return child.submit(_memory_rise_here, prepare).result()
 
 
 def report(benchmark: str, rows: Sequence[Row], options: Options) -> None:
-    """Prints a table, or the line of JSON."""
+    """Print a table or the line of JSON."""
     if options.json:
         print(json_line(benchmark, rows), flush=True)
         return
@@ -188,7 +188,7 @@ def report(benchmark: str, rows: Sequence[Row], options: Options) -> None:
 
 
 def json_line(benchmark: str, rows: Sequence[Row]) -> str:
-    """The record of one run, on one line."""
+    """Format a run as one line of JSON."""
     record = {
         "benchmark": benchmark,
         "versions": versions(),
@@ -199,13 +199,13 @@ def json_line(benchmark: str, rows: Sequence[Row]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the figures depend on besides the machine."""
+    """Versions that the figures depend on."""
     packages = ("torch", "timm", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def machine() -> dict[str, Any]:
-    """The processor, and how busy it was: neighbours share the cores."""
+    """Describe the CPU and its load."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -223,14 +223,14 @@ def _cpu_model() -> str:
 
 def _memory_rise_here(prepare: Callable[[], Callable[[], object]]) -> int:
     work = prepare()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here (Linux 4.0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux 4.0)
     resident = _resident("VmRSS")
     work()
     return _resident("VmHWM") - resident
 
 
 def _resident(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Bytes now or at the peak. Not getrusage's peak: a child inherits its parent's."""
+    """Read current or peak resident bytes; getrusage's peak is the parent process's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
     return int(kilobytes) * 1024

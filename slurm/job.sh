@@ -1,9 +1,9 @@
-# What all templates share: where a job's run lives, how ranks meet, who is started again.
+# Shared parts of all templates: a job's run folder, rendezvous of ranks, requeueing.
 # shellcheck shell=bash
 #
-# A job that failed is requeued if it has saved something since this start, or else until three
-# starts in a row have saved nothing. Done (0), a mistake of yours (2), stopped on request with
-# the job requeued already (75) and stopped by Ctrl-C (130) are left as they are.
+# A failed job is requeued if it has saved something since this start, or else until three starts in
+# a row have saved nothing. Jobs that are done (0), ended by a user error (2), stopped on request and
+# already requeued (75) or stopped by Ctrl-C (130) are not.
 
 readonly FRUITLESS_STARTS=3
 
@@ -17,12 +17,12 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export EFFICIENTSAM_JOB_STATE=${EFFICIENTSAM_JOBS:-$PWD/runs/.jobs}/$job_id
 if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
-    rm -rf "$EFFICIENTSAM_JOB_STATE" # of a job of the same number, before SLURM was set up anew
+    rm -rf "$EFFICIENTSAM_JOB_STATE" # left by a job with the same id, before SLURM was reinstalled
 fi
 mkdir -p "$EFFICIENTSAM_JOB_STATE"
 
-# How the ranks meet: the first node's address as SLURM has it, and a port that is this job's own;
-# this script runs on the first node, so it sees whether someone else listens there.
+# Rendezvous of the ranks: the first node's address as SLURM has it, and a port derived from the job;
+# this script runs on the first node, so it can check whether the port is free.
 meet() {
     local first
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -34,23 +34,23 @@ meet() {
     export MASTER_ADDR MASTER_PORT
 }
 
-# run_dir ARGUMENT...: the run's folder: what they say, else one of this job's own.
+# run_dir ARGUMENT...: the run's folder, from the arguments or named after this job.
 run_dir() {
-    local argument found=runs/$SLURM_JOB_NAME-$job_id
+    local argument folder=runs/$SLURM_JOB_NAME-$job_id
     for argument in "$@"; do
-        case $argument in run.dir=*) found=${argument#run.dir=} ;; esac
+        case $argument in run.dir=*) folder=${argument#run.dir=} ;; esac
     done
-    echo "$found"
+    echo "$folder"
 }
 
-# launch COMMAND ARGUMENT...: runs it on all ranks and ends this script with its true exit code.
+# launch COMMAND ARGUMENT...: runs the command on all ranks, and exits with its code.
 launch() {
     local before after code fruitless
     before=$(state progress)
     rm -f "$EFFICIENTSAM_JOB_STATE/exit"
     code=0
     srun --kill-on-bad-exit=1 "${python[@]}" -u -m efficientsam_pl "$@" || code=$?
-    # srun's code is that of whichever rank was ended last; the program has noted its own
+    # srun returns the code of whichever rank was killed last; the program has written its code
     if [ "$code" -ne 0 ]; then
         code=$(state exit)
         code=${code:-1}

@@ -7,8 +7,8 @@
 #   slurm/local_cluster.sh down          ends jobs and daemons and removes the folder
 #
 # Needs root on Debian or Ubuntu, a container will do; slurm-wlm and munge are installed if missing.
-# Everything lies in a folder of its own, a second argument or EFFICIENTSAM_CLUSTER (node takes it
-# as the third): two clusters in two folders do not meet. Nodes have no GPUs.
+# All files are in one folder, given by the second argument or EFFICIENTSAM_CLUSTER (for node, by the
+# third): clusters in different folders are independent. Nodes have no GPUs.
 set -euo pipefail
 
 main() {
@@ -36,7 +36,7 @@ up() {
         mkdir -p "$dir/state" "$dir/spool-n1" "$dir/spool-n2" "$dir/log" "$dir/munge"
         chmod 755 "$dir" "$dir/munge"  # munged insists on who may write above its socket
         configure >"$SLURM_CONF"
-        # Newer releases ask for control groups, which a container lacks; older ones know no such key
+        # Newer releases require control groups, which a container lacks; older ones lack this key
         if [ "$(release)" -ge 2311 ]; then
             echo "CgroupPlugin=disabled" >"$dir/cgroup.conf"
         fi

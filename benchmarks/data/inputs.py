@@ -1,4 +1,4 @@
-"""What benchmarks.data works on: real photos, masks drawn over them, and shards made of both."""
+"""Inputs of benchmarks.data: real images, synthetic masks, and shards made of both."""
 
 import io
 import json
@@ -19,53 +19,53 @@ from efficientsam_pl.data.packing.writer import PackedSample, write_shard
 from efficientsam_pl.data.shards import beside, entry_of, write_manifest
 from efficientsam_pl.storage.tar import scan_tar
 
-MASKS = 100  # a photo, as in SA-1B
-_SMALLEST, _LARGEST = 0.015, 0.35  # radius over the square root of the photo's pixels
+MASKS = 100  # per image, as in SA-1B
+_SMALLEST, _LARGEST = 0.015, 0.35  # radius over the square root of the image's pixels
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Folders of shards, and the photos behind them."""
+    """Patterns of shards, and the images that they contain."""
 
     original: str  # pattern: SA-1B's layout, 2250 x 1500 and 2000 x 1500
     packed: str  # pattern: the same with --long-side 1024
     imagenet: str  # pattern
-    photos: tuple[Path, ...]
+    images: tuple[Path, ...]
     imagenet_images: tuple[Path, ...]
 
 
 def shared_images() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """SA-1B's and ImageNet's photos in EFFICIENTSAM_SHARED.
+    """List SA-1B's and ImageNet's images in EFFICIENTSAM_SHARED.
 
     Raises:
-        SystemExit: They are not there.
+        SystemExit: They are missing.
     """
     data = Path(os.environ.get("EFFICIENTSAM_SHARED", "../shared")) / "data"
-    photos = tuple(sorted((data / "sa1b_images").glob("*.jpg")))
+    images = tuple(sorted((data / "sa1b_images").glob("*.jpg")))
     imagenet = tuple(sorted((data / "imagenet_sample").glob("*/*.JPEG")))
-    if not photos or not imagenet:
-        raise SystemExit(f"no photos in {data}; set EFFICIENTSAM_SHARED to their folder's parent")
-    return photos, imagenet
+    if not images or not imagenet:
+        raise SystemExit(f"no images in {data}; set EFFICIENTSAM_SHARED to their folder's parent")
+    return images, imagenet
 
 
 def make_inputs(folder: Path, copies: int) -> Inputs:
-    """Writes the shards; `copies` of SA-1B's photos make the sets larger."""
-    photos, imagenet = shared_images()
+    """Write the shards, with several copies of SA-1B's images."""
+    images, imagenet = shared_images()
     (folder / "original").mkdir(parents=True)
-    write_sa1b(folder / "original" / "sa_000000.tar", photos, copies)
+    write_sa1b(folder / "original" / "sa_000000.tar", images, copies)
     pattern = f"{folder}/original/*.tar"
     run_packing(Sa1b(pattern, 1024, 1000), f"{folder}/packed", ArrayShare(), 0, lambda _: None)
     samples = [PackedSample(p.stem, {"jpg": p.read_bytes()}) for p in imagenet]
     shard, _ = write_shard(f"{folder}/imagenet/imagenet-000000.tar", samples)
-    assert shard is not None, "there are photos"
+    assert shard is not None, "there are images"
     write_manifest(f"{folder}/imagenet", [shard])
-    return Inputs(pattern, f"{folder}/packed/*.tar", f"{folder}/imagenet/*.tar", photos, imagenet)
+    return Inputs(pattern, f"{folder}/packed/*.tar", f"{folder}/imagenet/*.tar", images, imagenet)
 
 
-def write_sa1b(path: Path, photos: Iterable[Path], copies: int) -> None:
-    """A tar in Meta's own layout, with masks drawn over the photos."""
+def write_sa1b(path: Path, images: Iterable[Path], copies: int) -> None:
+    """Write a tar in Meta's layout, with synthetic masks for the images."""
     samples = []
-    for photo in photos:
+    for photo in images:
         data = photo.read_bytes()
         width, height = _size(data)
         samples.append((int(photo.stem.removeprefix("sa_")), data, _annotations(height, width)))
@@ -81,7 +81,7 @@ def write_sa1b(path: Path, photos: Iterable[Path], copies: int) -> None:
 
 
 def write_many_shards(folder: Path, shards: int, samples: int) -> str:
-    """Shards of small masked photos with index and manifest: one tar under many names."""
+    """Write shards of small images with masks, index and manifest: one tar under many names."""
     folder.mkdir(parents=True)
     pixels = np.zeros((64, 64, 3), dtype=np.uint8)
     mask = coco_mask.encode(np.asfortranarray(np.tri(64, dtype=np.uint8)))
@@ -109,11 +109,11 @@ def write_many_shards(folder: Path, shards: int, samples: int) -> str:
 
 
 def _annotations(height: int, width: int) -> list[dict[str, Any]]:
-    """Star-shaped blobs over the photo: radii log-uniform, so small ones are as common as large."""
+    """Annotations of star-shaped blobs; radii are log-uniform, so small ones are common too."""
     draw = np.random.default_rng(height * width)
-    found: list[dict[str, Any]] = []
+    blobs: list[dict[str, Any]] = []
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    while len(found) < MASKS:
+    while len(blobs) < MASKS:
         radius = np.sqrt(height * width) * np.exp(draw.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
         waves = [
             draw.normal() * 0.25 / f * np.cos(f * angle + draw.uniform(0, 7)) for f in range(1, 9)
@@ -126,9 +126,9 @@ def _annotations(height: int, width: int) -> list[dict[str, Any]]:
         area = int(coco_mask.area(rle))
         if area:
             x0, y0, w, h = coco_mask.toBbox(rle).tolist()
-            found.append(
+            blobs.append(
                 {
-                    "id": len(found),
+                    "id": len(blobs),
                     "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
                     "area": area,
                     "bbox": [x0, y0, w - 1, h - 1],
@@ -138,7 +138,7 @@ def _annotations(height: int, width: int) -> list[dict[str, Any]]:
                     "crop_box": [0, 0, width, height],
                 }
             )
-    return found
+    return blobs
 
 
 def _size(data: bytes) -> tuple[int, int]:

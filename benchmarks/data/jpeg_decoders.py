@@ -1,6 +1,6 @@
-"""Which JPEG decoder: photos a second of each on three kinds of photos, one core.
+"""Speed of JPEG decoders on three kinds of images, on one core.
 
-A part of benchmarks.data. Decoders that are not installed have no row.
+Part of benchmarks.data. Decoders that are not installed have no row.
 """
 
 import importlib
@@ -25,14 +25,14 @@ Decoder = Callable[[bytes], object]
 
 
 def decoder_rows(inputs: Inputs, rounds: int) -> list[Row]:
-    """Every decoder against Pillow: whole photos, and SA-1B's at half their size."""
+    """Compare every decoder with Pillow: at full size, and SA-1B's images at half size."""
     packed = SampleReader([open_shards(inputs.packed)], IMAGE_SUFFIXES).read(
-        [SampleRef(0, i) for i in range(len(inputs.photos))]
+        [SampleRef(0, i) for i in range(len(inputs.images))]
     )
     sets = {
-        "sa1b": [photo.read_bytes() for photo in inputs.photos],
+        "sa1b": [image.read_bytes() for image in inputs.images],
         "packed": [bytes(read.files["jpg"]) for read in packed if read is not None],
-        "imagenet": [photo.read_bytes() for photo in inputs.imagenet_images],
+        "imagenet": [image.read_bytes() for image in inputs.imagenet_images],
     }
     rows = [
         row for name, jpegs in sets.items() for row in _rows(name, jpegs, whole_image(), rounds)
@@ -41,7 +41,7 @@ def decoder_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 
 def whole_image() -> dict[str, Decoder]:
-    """Decoders to RGB at full size."""
+    """List decoders to RGB at full size."""
     decoders: dict[str, Decoder] = {"pillow": _pillow, "simplejpeg": simplejpeg.decode_jpeg}
     if importlib.util.find_spec("cv2"):
         decoders["opencv"] = _opencv("IMREAD_COLOR")
@@ -50,7 +50,7 @@ def whole_image() -> dict[str, Decoder]:
 
 
 def half_image() -> dict[str, Decoder]:
-    """Decoders that scale in the DCT, to half."""
+    """List decoders to half size, scaled in the DCT."""
     decoders: dict[str, Decoder] = {"pillow": _pillow_half, "simplejpeg": _simplejpeg_half}
     if importlib.util.find_spec("cv2"):
         decoders["opencv"] = _opencv("IMREAD_REDUCED_COLOR_2")
@@ -79,14 +79,14 @@ def _rows(
 
 
 def _pillow(jpeg: bytes) -> object:
-    with Image.open(io.BytesIO(jpeg)) as photo:
-        return np.array(photo.convert("RGB"))
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return np.array(image.convert("RGB"))
 
 
 def _pillow_half(jpeg: bytes) -> object:
-    with Image.open(io.BytesIO(jpeg)) as photo:
-        photo.draft("RGB", (photo.width // 2, photo.height // 2))
-        return np.array(photo.convert("RGB"))
+    with Image.open(io.BytesIO(jpeg)) as image:
+        image.draft("RGB", (image.width // 2, image.height // 2))
+        return np.array(image.convert("RGB"))
 
 
 def _simplejpeg_half(jpeg: bytes) -> object:

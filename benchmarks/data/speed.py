@@ -43,12 +43,12 @@ from efficientsam_pl.storage.ranges import Range, merged
 NAME = "data"
 _SELECTION = MaskSelectionConfig(masks_per_image=32, clicks=1)
 _SIDE, _CROP = 1024, 224
-_IMAGE = "photo of 2250x1500 with 100 masks to 1024 and 32 masks at 256, a click and box each"
-_HELD = 64  # masks that the common way keeps at full size, as EfficientViT-SAM does
+_IMAGE = "image of 2250x1500 with 100 masks to 1024 and 32 masks at 256, a click and box each"
+_HELD = 64  # masks that the common pipeline keeps at full size, as EfficientViT-SAM does
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints, and says by its exit code nothing about the goals."""
+    """Measure and report; the exit code does not depend on the goals."""
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     rounds = 3 if options.quick else 9
     torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         inputs = make_inputs(folder, copies=16 if options.quick else 40)
         rows = [
-            *masked_rows(inputs, 2 if options.quick else len(inputs.photos), rounds),
+            *masked_rows(inputs, 2 if options.quick else len(inputs.images), rounds),
             *memory_rows(inputs),
             *part_rows(encoded(inputs.original, 2), encoded(inputs.packed, 2), rounds),
             *imagenet_rows(inputs, rounds),
@@ -72,20 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
-    """Photo, 32 masks at 256, a click and a box each: ours, the common way, bare decoding."""
+    """Time an image with 32 masks at 256, a click and a box each: ours, common, decoding only."""
     ours, packed = masked(inputs.original), masked(inputs.packed)
-    photos, small = encoded(inputs.original, count), encoded(inputs.packed, count)
+    images, small = encoded(inputs.original, count), encoded(inputs.packed, count)
     taken = alternate(
         {
             "ours": lambda: [ours[SampleRef(0, i)] for i in range(count)],
             "packed": lambda: [packed[SampleRef(0, i)] for i in range(count)],
-            "common": lambda: [common_way(*files) for files in photos],
-            "decode": lambda: [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in photos],
+            "common": lambda: [common_way(*files) for files in images],
+            "decode": lambda: [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in images],
             "decode packed": lambda: [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in small],
         },
         rounds,
     )
-    rate = {name: count / found.wall for name, found in taken.items()}
+    rate = {name: count / timing.wall for name, timing in taken.items()}
     faster = partial(Row, unit="images/s", better="higher")
     return [
         faster(
@@ -97,21 +97,21 @@ def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
         ),
         faster(
             id="data.packed_photo",
-            work="the same photo packed with --long-side 1024; reference: the common way, original",
+            work="the same image packed with --long-side 1024; reference: the common way, original",
             value=rate["packed"],
             reference=rate["common"],
             goal=30,
         ),
         faster(
             id="data.packed_photo_decode",
-            work="the same; reference: bare JPEG decode of the packed photos",
+            work="the same; reference: bare JPEG decode of the packed images",
             value=rate["packed"],
             reference=rate["decode packed"],
             goal=0.30,
         ),
         faster(
             id="data.masked_photo_decode",
-            work="the original photo; reference: its bare JPEG decode (the floor)",
+            work="the original image; reference: its bare JPEG decode (the floor)",
             value=rate["ours"],
             reference=rate["decode"],
         ),
@@ -119,7 +119,7 @@ def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
 
 
 def memory_rows(inputs: Inputs) -> list[Row]:
-    """What one photo needs beside the process itself: ours, and the common way."""
+    """Memory of one image above that of the process: ours and the common pipeline."""
     ours, common = (
         peak_memory_rise(partial(one_masked, inputs.original, way)) / 1e6
         for way in ("ours", "common")
@@ -142,20 +142,20 @@ def memory_rows(inputs: Inputs) -> list[Row]:
 
 
 def masked(pattern: str) -> MaskDataset:
-    """The finetuning stream of a set, squashed to 1024."""
+    """Build the finetuning data set, squashed to 1024."""
     reader = SampleReader([open_shards(pattern)], MASK_SUFFIXES)
     return MaskDataset(reader, _SELECTION, Frame(_SIDE, "squash"), seed=0)
 
 
 def encoded(pattern: str, count: int) -> list[tuple[bytes, bytes]]:
-    """JPEG and JSON of the first samples, one for each photo."""
+    """Read JPEG and JSON of the first samples."""
     shards = open_shards(pattern)
     read = SampleReader([shards], MASK_SUFFIXES).read([SampleRef(0, i) for i in range(count)])
     return [(bytes(r.files["jpg"]), bytes(r.files["json"])) for r in read if r is not None]
 
 
 def common_way(jpeg: bytes, record: bytes) -> list[torch.Tensor]:
-    """Every mask decoded at full size; those that are kept as float32, then resized one by one."""
+    """Decode every mask at full size, and resize those that are kept one by one as float32."""
     import io
     import json
 
@@ -183,7 +183,7 @@ def common_way(jpeg: bytes, record: bytes) -> list[torch.Tensor]:
 
 
 def one_masked(pattern: str, way: str) -> Callable[[], object]:
-    """One photo, in a process that has loaded its code with another set's small photo."""
+    """Prepare one image, after loading all code with a small image of another set."""
     torch.set_num_threads(1)
     packed = pattern.replace("/original/", "/packed/")
     warm, ours = masked(packed), masked(pattern)
@@ -196,7 +196,7 @@ def one_masked(pattern: str, way: str) -> Callable[[], object]:
 
 
 def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
-    """Random crops of 224, bicubic with antialiasing, against decoding alone at the same scale."""
+    """Compare random crops of 224, bicubic with antialiasing, with decoding only."""
     reader = SampleReader([open_shards(inputs.imagenet)], IMAGE_SUFFIXES)
     stream = CropDataset(reader, CropConfig(), _CROP, seed=0)
     slots = [SampleRef(0, i) for i in range(len(inputs.imagenet_images))]
@@ -209,11 +209,11 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
             simplejpeg.decode_jpeg(jpeg, "RGB", **options)
 
     taken = alternate({"ours": lambda: [stream[slot] for slot in slots], "decode": decode}, rounds)
-    rate = {name: len(read) / found.wall for name, found in taken.items()}
+    rate = {name: len(read) / timing.wall for name, timing in taken.items()}
     return [
         Row(
             id="data.imagenet_crop",
-            work="ImageNet photo to a random 224 crop, bicubic with antialiasing, one core; "
+            work="ImageNet image to a random 224 crop, bicubic with antialiasing, one core; "
             "reference: bare JPEG decode at the same scaling",
             value=rate["ours"],
             unit="images/s",
@@ -225,7 +225,7 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 
 def _scaling(key: str, jpeg: bytes) -> dict[str, int]:
-    """How small the stream decodes this photo."""
+    """Scale at which the data set decodes an image."""
     height, width = image_size_of(jpeg)
     crop = random_crop((height, width), CropConfig(), sample_key(0, 0, key))
     scale = next((s for s in (8, 4, 2) if s <= crop_scale(crop, _CROP)), 1)
@@ -233,7 +233,7 @@ def _scaling(key: str, jpeg: bytes) -> dict[str, int]:
 
 
 def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
-    """Bytes of an epoch in shuffled order, against cat; and how many reads they take."""
+    """Compare reading an epoch in shuffled order with cat, and count the reads."""
     shards = open_shards(inputs.original)
     order = EpochOrder(shards.sizes(), 0, 0, 8).samples(0, len(shards))
     reader = SampleReader([shards], MASK_SUFFIXES)
@@ -264,7 +264,7 @@ def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 
 def _reads_row(neighbours: int) -> Row:
-    """Reads of a rank of 8 in blocks of eight shards of a thousand ImageNet photos."""
+    """Count the reads of one of 8 ranks in blocks of eight shards of a thousand images."""
     apart = 110 * 1024
     sizes, micro, steps = [1000] * 16, 64, 20
     batches = TrainingBatchSampler(
@@ -277,7 +277,7 @@ def _reads_row(neighbours: int) -> Row:
         reads, samples = reads + len(merged(ranges)[0]), samples + len(ranges)
     return Row(
         id=f"data.reads_neighbours_{neighbours}",
-        work=f"reads a sample, micro-batches of 64 of one rank in 8, photos of 110 KiB, blocks of "
+        work=f"reads a sample, micro-batches of 64 of one rank in 8, images of 110 KiB, blocks of "
         f"8 shards x 1000, data.neighbours={neighbours}",
         value=reads / samples,
         unit="reads",
@@ -285,12 +285,12 @@ def _reads_row(neighbours: int) -> Row:
 
 
 def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
-    """Byte for byte, against tar, sync and sha256sum of the same files."""
+    """Compare packing byte for byte with tar, sync and sha256sum of the same files."""
     tree = folder / "tree"
     for copy in range(12):
         (tree / f"class-{copy}").mkdir(parents=True)
-        for photo in (*inputs.photos, *inputs.imagenet_images):
-            (tree / f"class-{copy}" / f"{photo.stem}_{copy}.jpg").write_bytes(photo.read_bytes())
+        for image in (*inputs.images, *inputs.imagenet_images):
+            (tree / f"class-{copy}" / f"{image.stem}_{copy}.jpg").write_bytes(image.read_bytes())
     size = sum(file.stat().st_size for file in tree.rglob("*.jpg")) / 1e6
     turns = iter(range(1_000_000))
 
@@ -317,8 +317,8 @@ def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
     )
 
 
-def workers_row(inputs: Inputs, photos: int, rounds: int) -> Row:
-    """The same micro-batches from one and from two worker processes."""
+def workers_row(inputs: Inputs, images: int, rounds: int) -> Row:
+    """Compare one and two worker processes on the same micro-batches."""
     stream = masked(inputs.packed)
     samples = len(open_shards(inputs.packed))
     rates: dict[int, list[float]] = {1: [], 2: []}
@@ -327,15 +327,15 @@ def workers_row(inputs: Inputs, photos: int, rounds: int) -> Row:
             batches = TrainingBatchSampler(DatasetOrder([samples], 0, 1), RankShard(0, 1, 4, 4))
             loader = iter(training_loader(stream, batches, DataConfig(workers=workers)))
             for _ in range(2 * workers):
-                next(loader)  # until all are at work
+                next(loader)  # until all workers run
             start = time.perf_counter()
-            for _ in range(photos // 4):
+            for _ in range(images // 4):
                 next(loader)
-            measured.append(photos / (time.perf_counter() - start))
+            measured.append(images / (time.perf_counter() - start))
             del loader
     return Row(
         id="data.workers",
-        work="packed photos through a DataLoader of 2 workers; reference: 1 worker",
+        work="packed images through a DataLoader of 2 workers; reference: 1 worker",
         value=float(np.median(rates[2])),
         unit="images/s",
         reference=float(np.median(rates[1])),
@@ -345,7 +345,7 @@ def workers_row(inputs: Inputs, photos: int, rounds: int) -> Row:
 
 
 def resume_rows(folder: Path, rounds: int) -> list[Row]:
-    """Opening a set of a million samples and reading the first batch at random places."""
+    """Time opening a set of a million samples and reading the first batch at random positions."""
     pattern = write_many_shards(folder / "many", shards=1000, samples=1000)
     draw = np.random.default_rng(0)
     seconds = []

@@ -1,7 +1,7 @@
 """Time one forward pass of EfficientSAM-Ti's encoder against the released implementation.
 
-As released: every head's whole softmax(QK^T) lies in memory, and the positions are resized
-on every forward.
+The released code materialises softmax(QK^T) of every head, and resizes the positions in every
+forward pass.
 """
 
 import time
@@ -31,19 +31,19 @@ _MATMUL_SIDE = 2048  # large enough that torch.mm runs at its full rate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints, and says by its exit code nothing about the goals."""
+    """Measure and report; the exit code does not depend on the goals."""
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     report(NAME, measure(CONFIG, rounds=9, seconds=40 if options.quick else 600), options)
     return 0
 
 
 def measure(config: EncoderConfig, rounds: int, seconds: float) -> list[Row]:
-    """All rows for one encoder: time, memory, difference, and the share of the floor.
+    """Rows of an encoder: time, memory, difference, and the share of the lower bound.
 
     Args:
         config: A plain ViT.
-        rounds: How often ours and the reference are timed, at most.
-        seconds: No further round begins that would end later than this, from here on.
+        rounds: Maximum number of rounds.
+        seconds: No further round starts that would end later than this.
     """
     start = time.perf_counter()
     side = f"{config.image_size}x{config.image_size}, float32, batch 1"
@@ -51,7 +51,7 @@ def measure(config: EncoderConfig, rounds: int, seconds: float) -> list[Row]:
         peak_memory_rise(partial(prepare, config, way)) / 2**20 for way in ("ours", "released")
     )
     ours, released = prepare(config, "ours"), prepare(config, "released")
-    difference = float((ours() - released()).abs().max())  # and the warm-up at full size
+    difference = float((ours() - released()).abs().max())  # also the warm-up at full size
     square = torch.randn(_MATMUL_SIDE, _MATMUL_SIDE)
     taken = alternate(
         {"ours": ours, "released": released, "matmul": lambda: square @ square},
@@ -86,7 +86,7 @@ def measure(config: EncoderConfig, rounds: int, seconds: float) -> list[Row]:
 
 
 def floor_row(config: EncoderConfig, taken: Mapping[str, Taken]) -> Row:
-    """Our rate beside that of a bare matmul in the same run."""
+    """Compare our rate with that of a single matmul in the same run."""
     gflop = forward_flop(config) / 1e9
     return Row(
         id="encoder_forward.floor",
@@ -100,7 +100,7 @@ def floor_row(config: EncoderConfig, taken: Mapping[str, Taken]) -> Row:
 
 
 def prepare(config: EncoderConfig, way: Literal["ours", "released"]) -> Callable[[], Tensor]:
-    """A forward with seeded weights and pixels, its code loaded by a photo of one window."""
+    """Prepare a forward pass with seeded weights, after a warm-up on a small image."""
     torch.manual_seed(0)
     encoder = build_encoder(config).eval()
     assert isinstance(encoder, ImageEncoder)
@@ -117,7 +117,7 @@ def prepare(config: EncoderConfig, way: Literal["ours", "released"]) -> Callable
 
 
 def released_forward(encoder: ImageEncoder, pixels: Tensor) -> Tensor:
-    """The released way through the same weights, [b, 3, h, w] to [b, c, gh, gw]."""
+    """Run the released implementation with the same weights, [b, 3, h, w] to [b, c, gh, gw]."""
     trunk = encoder.trunk
     patches = trunk.patch_embed(pixels).permute(0, 2, 3, 1)
     rows, columns = patches.shape[1:3]
@@ -131,11 +131,11 @@ def released_forward(encoder: ImageEncoder, pixels: Tensor) -> Tensor:
 
 
 def forward_flop(config: EncoderConfig) -> int:
-    """Multiplications and additions of a forward, worked out by hand.
+    """Count the FLOPs of a forward pass by a formula.
 
     For n tokens of width c, a block's linears hold 12 c^2 weights (3 qkv, 1 projection, 8 MLP)
     and its two attention products cost n^2 c multiplications each, over all heads together.
-    Norms, softmax and GELU are left out: below 1 % of it.
+    Norms, softmax and GELU are ignored: below 1 %.
     """
     n, c, out = config.grid() ** 2, config.width, config.neck_channels
     patches = n * c * 3 * config.patch_size**2

@@ -1,4 +1,4 @@
-"""Average precision from run-lengths, beside pycocotools: a part of benchmarks.evaluate."""
+"""Average precision from run-lengths, compared with pycocotools; part of benchmarks.evaluate."""
 
 import contextlib
 import io
@@ -17,36 +17,36 @@ from efficientsam_pl.evaluation.metrics.overlaps import PredictedMasks, coco_ove
 from efficientsam_pl.rle import area
 from efficientsam_pl.structures import Instance, InstanceImage
 
-_MASKS = 30  # of a photo, and as many found
-_DRAWN = 4  # photos; the others repeat their masks with other scores and categories
-_ROUNDS, _SECONDS = 3, 300.0  # of the 5000 photos: no round begins that would end later
+_MASKS = 30  # per image, and as many predictions
+_DRAWN = 4  # images; the others reuse their masks with other scores and categories
+_ROUNDS, _SECONDS = 3, 300.0  # for the 5000 images: no round starts that would end later
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A photo and what was found in it."""
+    """An image and its predictions."""
 
-    photo: InstanceImage
-    found: PredictedMasks
+    image: InstanceImage
+    predicted: PredictedMasks
 
 
 def rows(quick: bool) -> list[Row]:
-    """Masks of one category, as where only masks are judged, and of COCO's eighty."""
+    """Compare on masks of one category, as in class-agnostic AP, and of COCO's eighty."""
     count = 50 if quick else 5000
-    drawn = [encoded(photo) for photo in masked_images(_DRAWN, _MASKS)]
+    drawn = [encoded(image) for image in masked_images(_DRAWN, _MASKS)]
     measured = []
     for categories, name in ((1, "one_category"), (80, "eighty_categories")):
         measured += compared(evaluated_images(drawn, count, categories), categories, name)
     return measured
 
 
-def compared(photos: Sequence[Evaluated], categories: int, name: str) -> list[Row]:
-    """Our seconds beside pycocotools', and how far the numbers are apart."""
-    evaluation = prepared_coco(photos, categories)
+def compared(images: Sequence[Evaluated], categories: int, name: str) -> list[Row]:
+    """Compare time and results with pycocotools."""
+    evaluation = prepared_coco(images, categories)
     numbers: dict[str, Sequence[float]] = {}
 
     def ours() -> None:
-        numbers["ours"] = by_us(photos, categories)
+        numbers["ours"] = by_us(images, categories)
 
     def coco() -> None:
         numbers["coco"] = by_coco(evaluation)
@@ -54,7 +54,7 @@ def compared(photos: Sequence[Evaluated], categories: int, name: str) -> list[Ro
     taken = alternate({"ours": ours, "coco": coco}, _ROUNDS, _SECONDS)
     difference = np.subtract(numbers["ours"], numbers["coco"])
     work = (
-        f"{len(photos)} photos of 640x480, {_MASKS} masks each and {_MASKS} found, categories: "
+        f"{len(images)} images of 640x480, {_MASKS} masks each and {_MASKS} predicted, categories: "
         f"{categories}"
     )
     return [
@@ -77,32 +77,32 @@ def compared(photos: Sequence[Evaluated], categories: int, name: str) -> list[Ro
 
 
 def evaluated_images(
-    drawn: Sequence[EncodedImage], photos: int, categories: int
+    drawn: Sequence[EncodedImage], images: int, categories: int
 ) -> list[Evaluated]:
-    """So many photos with the masks of a few, with categories and scores of their own."""
+    """Make images that reuse the masks of a few, with different categories and scores."""
     draw = np.random.default_rng(1)
     made = []
-    for number in range(photos):
+    for number in range(images):
         masks = drawn[number % len(drawn)]
         kinds = draw.integers(1, categories + 1, len(masks.truth)).tolist()
         instances = tuple(
             Instance(place, kind, mask, float(area(mask)))
             for place, (kind, mask) in enumerate(zip(kinds, masks.truth, strict=True))
         )
-        photo = InstanceImage(number, "", (480, 640), instances)
-        scores = draw.random(len(masks.found)).tolist()
-        made.append(Evaluated(photo, PredictedMasks(kinds, masks.found, scores)))
+        image = InstanceImage(number, "", (480, 640), instances)
+        scores = draw.random(len(masks.predicted)).tolist()
+        made.append(Evaluated(image, PredictedMasks(kinds, masks.predicted, scores)))
     return made
 
 
-def by_us(photos: Sequence[Evaluated], categories: int) -> tuple[float, ...]:
-    """Run-lengths to the twelve numbers."""
-    overlaps = (coco_overlaps(one.photo, one.found) for one in photos)
+def by_us(images: Sequence[Evaluated], categories: int) -> tuple[float, ...]:
+    """Compute the twelve metrics from run-lengths."""
+    overlaps = (coco_overlaps(entry.image, entry.predicted) for entry in images)
     return averages(overlaps, range(1, categories + 1))
 
 
 def by_coco(evaluation: Any) -> list[float]:
-    """The same by pycocotools."""
+    """Compute the metrics by pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
@@ -111,31 +111,31 @@ def by_coco(evaluation: Any) -> list[float]:
     return stats
 
 
-def prepared_coco(photos: Sequence[Evaluated], categories: int) -> Any:
-    """pycocotools' evaluation, all loaded."""
+def prepared_coco(images: Sequence[Evaluated], categories: int) -> Any:
+    """Prepare pycocotools' evaluation with all data loaded."""
     truth: list[dict[str, Any]] = []
     results = []
-    for one in photos:
-        for instance in one.photo.instances:
+    for entry in images:
+        for instance in entry.image.instances:
             truth.append(
                 {
                     "id": len(truth) + 1,
-                    "image_id": one.photo.id,
+                    "image_id": entry.image.id,
                     "category_id": instance.category_id,
                     "segmentation": instance.mask,
                     "area": instance.area,
                     "iscrowd": 0,
                 }
             )
-        columns = (one.found.category_ids, one.found.masks, one.found.scores)
+        columns = (entry.predicted.category_ids, entry.predicted.masks, entry.predicted.scores)
         results += [
-            {"image_id": one.photo.id, "category_id": kind, "segmentation": mask, "score": score}
+            {"image_id": entry.image.id, "category_id": kind, "segmentation": mask, "score": score}
             for kind, mask, score in zip(*columns, strict=True)
         ]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
-            "images": [{"id": one.photo.id, "height": 480, "width": 640} for one in photos],
+            "images": [{"id": entry.image.id, "height": 480, "width": 640} for entry in images],
             "annotations": truth,
             "categories": [{"id": number} for number in range(1, categories + 1)],
         }

@@ -1,6 +1,6 @@
-"""A detector's boxes to chosen run-lengths, beside what public scripts do.
+"""Masks of a detector's boxes as run-lengths, compared with public scripts.
 
-A part of benchmarks.evaluate.
+Part of benchmarks.evaluate.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ class DetectedBox:
 
 
 def rows(quick: bool) -> list[Row]:
-    """Time of a photo's boxes by the paper's rule and by predicted IoU, and what differs."""
+    """Compare the boxes of an image by the paper's rule and by predicted IoU."""
     boxes, rounds = (12, 1) if quick else (_BOXES, 5)
     return [
         row
@@ -47,31 +47,31 @@ def rows(quick: bool) -> list[Row]:
 
 
 def rule_rows(config: SegmenterConfig, rule: MaskRule, boxes: int, rounds: int) -> list[Row]:
-    """One rule; random weights, for which the candidates are as rough as they ever get.
+    """Compare one rule, with random weights, which give the most irregular masks.
 
     Args:
         config: EfficientSAM's layout, of any size.
-        rule: Which candidate is kept.
-        boxes: Of one photo.
-        rounds: How often each way is timed.
+        rule: Selects the candidate.
+        boxes: Number of boxes.
+        rounds: Number of rounds.
     """
-    segmenter, photo = prepared(config)
+    segmenter, image = prepared(config)
     detected = drawn_boxes(boxes)
     ways = {
-        "ours": partial(ours, segmenter, photo, detected, rule),
-        "scripts": partial(one_by_one, photo.embedded, detected, rule),
+        "ours": partial(ours, segmenter, image, detected, rule),
+        "scripts": partial(one_by_one, image.embedded, detected, rule),
     }
     taken, kept = _kept(ways, rounds)
     pixels = _IMAGE_HW[0] * _IMAGE_HW[1]
     apart = max(
-        int((decode(one) ^ decode(other)).sum()) / pixels
-        for one, other in zip(kept["ours"], kept["scripts"], strict=True)
+        int((decode(mask) ^ decode(other)).sum()) / pixels
+        for mask, other in zip(kept["ours"], kept["scripts"], strict=True)
     )
     name = f"evaluate.detector_boxes_{rule}"
     return [
         *timed_rows(
             (name, f"{name}_processor_time"),
-            f"{boxes} boxes of a photo of {_IMAGE_HW[1]}x{_IMAGE_HW[0]} to chosen run-lengths by "
+            f"{boxes} boxes of an image of {_IMAGE_HW[1]}x{_IMAGE_HW[0]} to chosen run-lengths by "
             f"{rule}, S decoder at {config.encoder.image_size}, float32; median of {rounds} "
             "rounds; reference: a call of the released decoder a box, all candidates at full size, "
             "pycocotools",
@@ -81,7 +81,7 @@ def rule_rows(config: SegmenterConfig, rule: MaskRule, boxes: int, rounds: int) 
         ),
         Row(
             id=f"{name}_differing",
-            work="largest share of a photo's pixels on which a chosen mask differs",
+            work="largest share of an image's pixels on which a chosen mask differs",
             value=apart,
             unit="",
             goal=1e-3,
@@ -90,7 +90,7 @@ def rule_rows(config: SegmenterConfig, rule: MaskRule, boxes: int, rounds: int) 
 
 
 def prepared(config: SegmenterConfig) -> tuple[EvaluatorModel, EvaluatorImage]:
-    """Seeded weights and features."""
+    """Create a model with seeded weights, and seeded features."""
     torch.manual_seed(0)
     segmenter = EvaluatorModel(model := Segmenter(config).eval())
     grid = config.encoder.grid()
@@ -100,7 +100,7 @@ def prepared(config: SegmenterConfig) -> tuple[EvaluatorModel, EvaluatorImage]:
 
 
 def drawn_boxes(count: int) -> list[DetectedBox]:
-    """Boxes of all sizes, none twice."""
+    """Draw distinct boxes of all sizes."""
     draw = np.random.default_rng(0)
     corners = np.sort(draw.uniform(0, np.array(_IMAGE_HW[::-1])[:, None], (count, 2, 2)), axis=2)
     edges = corners.transpose(0, 2, 1).reshape(count, 4)
@@ -108,38 +108,38 @@ def drawn_boxes(count: int) -> list[DetectedBox]:
 
 
 def ours(
-    segmenter: EvaluatorModel, photo: EvaluatorImage, boxes: list[DetectedBox], rule: MaskRule
+    segmenter: EvaluatorModel, image: EvaluatorImage, boxes: list[DetectedBox], rule: MaskRule
 ) -> list[Rle]:
-    """Through the protocol."""
-    context = EvalContext(segmenter=segmenter, photo=photo, key="0", at_once=len(boxes))
-    return [one.mask for one in DetectorBoxes(rule=rule).ask(context, boxes, _IMAGE_HW)]
+    """Predict by the protocol."""
+    context = EvalContext(segmenter=segmenter, photo=image, key="0", at_once=len(boxes))
+    return [result.mask for result in DetectorBoxes(rule=rule).ask(context, boxes, _IMAGE_HW)]
 
 
 @torch.inference_mode()
 def one_by_one(embedded: EmbeddedImage, boxes: list[DetectedBox], rule: MaskRule) -> list[Rle]:
-    """A call of the released decoder a box; all candidates at full size, then one is kept."""
-    found: list[Rle] = []
-    for one in boxes:
-        corners = embedded.resize.boxes_forward(torch.tensor([[one.box_xyxy]]))
+    """Call the released decoder per box, resize all candidates, then keep one."""
+    chosen: list[Rle] = []
+    for box in boxes:
+        corners = embedded.resize.boxes_forward(torch.tensor([[box.box_xyxy]]))
         prompts = Prompts.of_boxes(corners)
         answer = released_decode(embedded.model, embedded.features, prompts).candidates()
         masks = (embedded.resize.masks_back(answer.low_res_logits[0])[0] > 0).numpy()
         encoded = [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
         scores = answer.iou[0, 0].numpy()
         if rule == "box_iou":
-            x0, y0, x1, y1 = (int(np.ceil(edge - 0.5)) for edge in one.box_xyxy)
-            box = np.zeros(_IMAGE_HW, dtype=bool)
-            box[y0:y1, x0:x1] = True
-            scores = (masks & box).sum((1, 2)) / (masks | box).sum((1, 2))
+            x0, y0, x1, y1 = (int(np.ceil(edge - 0.5)) for edge in box.box_xyxy)
+            filled = np.zeros(_IMAGE_HW, dtype=bool)
+            filled[y0:y1, x0:x1] = True
+            scores = (masks & filled).sum((1, 2)) / (masks | filled).sum((1, 2))
         kept = encoded[int(scores.argmax())]
-        found.append(Rle(size=list(_IMAGE_HW), counts=kept["counts"].decode()))
-    return found
+        chosen.append(Rle(size=list(_IMAGE_HW), counts=kept["counts"].decode()))
+    return chosen
 
 
 def _kept(
     ways: Mapping[str, Callable[[], list[Rle]]], rounds: int
 ) -> tuple[dict[str, Taken], dict[str, list[Rle]]]:
-    """Medians, and the masks of the last round."""
+    """Time the variants; medians, and the masks of the last round."""
     kept: dict[str, list[Rle]] = {}
 
     def keep(name: str) -> None:

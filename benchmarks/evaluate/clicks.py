@@ -1,6 +1,6 @@
-"""Centre and error-region clicks beside a whole distance transform of each mask.
+"""Centre and error-region clicks, compared with a full distance transform of each mask.
 
-A part of benchmarks.evaluate.
+Part of benchmarks.evaluate.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ _MASKS = 32
 
 
 def rows(quick: bool) -> list[Row]:
-    """Time from run-lengths to clicks, and how many clicks differ."""
-    truth, found = drawn_masks(_MASKS)
+    """Compare the time from run-lengths to clicks, and count clicks that differ."""
+    truth, predicted = drawn_masks(_MASKS)
     rounds = 3 if quick else 15
     work = f"{_MASKS} masks of {_WIDTH}x{_HEIGHT}, from run-lengths"
     measured: list[Row] = []
-    for name, told, ours, reference in (
+    for name, description, ours, reference in (
         (
             "centre_clicks",
             "the centre of each",
@@ -37,11 +37,11 @@ def rows(quick: bool) -> list[Row]:
         (
             "error_clicks",
             "the centre of the larger error region of each",
-            lambda: point_from_error_center(truth, found).points_xy,
-            partial(whole_errors, truth, found),
+            lambda: point_from_error_center(truth, predicted).points_xy,
+            partial(whole_errors, truth, predicted),
         ),
     ):
-        measured += clicks_rows(name, f"{work}: {told}", (ours, reference), rounds)
+        measured += clicks_rows(name, f"{work}: {description}", (ours, reference), rounds)
     return measured
 
 
@@ -51,7 +51,7 @@ def clicks_rows(
     ways: tuple[Callable[[], Int[np.ndarray, "q 2"]], Callable[[], Int[np.ndarray, "q 2"]]],
     rounds: int,
 ) -> list[Row]:
-    """Ours beside scipy's transform of each mask."""
+    """Compare with scipy's transform of each mask."""
     ours, reference = ways
     differing = int((ours() != reference()).any(axis=1).sum())
     taken = alternate({"ours": ours, "scipy": reference}, rounds)
@@ -74,30 +74,30 @@ def clicks_rows(
 
 
 def whole_centres(masks: Sequence[Rle]) -> Int[np.ndarray, "q 2"]:
-    """The argmax of each mask's transform."""
+    """Compute the argmax of each mask's distance transform."""
     return np.array([_deepest(decode(mask))[:2] for mask in masks])
 
 
-def whole_errors(truth: Sequence[Rle], found: Sequence[Rle]) -> Int[np.ndarray, "q 2"]:
-    """The same of what is missing, or of what is too much where that lies as deep or deeper."""
+def whole_errors(truth: Sequence[Rle], predicted: Sequence[Rle]) -> Int[np.ndarray, "q 2"]:
+    """Compute the argmax of the missing region, or of the surplus if that is at least as deep."""
     points = []
-    for true_rle, found_rle in zip(truth, found, strict=True):
-        true_mask, found_mask = decode(true_rle), decode(found_rle)
+    for true_rle, predicted_rle in zip(truth, predicted, strict=True):
+        true_mask, found_mask = decode(true_rle), decode(predicted_rle)
         less, more = _deepest(true_mask & ~found_mask), _deepest(found_mask & ~true_mask)
         points.append(less[:2] if less[2] > more[2] else more[:2])
     return np.array(points)
 
 
 def drawn_masks(count: int) -> tuple[list[Rle], list[Rle]]:
-    """Star-shaped objects of 20 to 300 pixels across, and the same a little off."""
+    """Draw star-shaped objects of 20 to 300 pixels, and perturbed copies as predictions."""
     draw = np.random.default_rng(0)
-    truth, found = [], []
+    truth, predicted = [], []
     for _ in range(count):
         centre = draw.uniform((0.2 * _HEIGHT, 0.2 * _WIDTH), (0.8 * _HEIGHT, 0.8 * _WIDTH))
         radius, waves = draw.uniform(10, 150), draw.normal(0, 0.08, (2, 6))
         truth.append(_star(centre, radius, waves))
-        found.append(_star(centre + draw.normal(0, 4, 2), 0.95 * radius, waves[:, :4]))
-    return encode_many(np.stack(truth)), encode_many(np.stack(found))
+        predicted.append(_star(centre + draw.normal(0, 4, 2), 0.95 * radius, waves[:, :4]))
+    return encode_many(np.stack(truth)), encode_many(np.stack(predicted))
 
 
 def _star(centre: np.ndarray, radius: float, waves: np.ndarray) -> Bool[np.ndarray, "h w"]:
@@ -111,7 +111,7 @@ def _star(centre: np.ndarray, radius: float, waves: np.ndarray) -> Bool[np.ndarr
 
 
 def _deepest(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int]:
-    """Column, row and squared distance; beyond the border nothing is mask."""
+    """Column, row and squared distance; outside the image there is no mask."""
     distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     row, column = divmod(int(distance.argmax()), mask.shape[1])
     return column, row, round(distance[row, column] ** 2)

@@ -1,9 +1,9 @@
-"""Segment everything beside one forward over all clicks: a part of benchmarks.evaluate.
+"""Segment everything, compared with one forward over all clicks; part of benchmarks.evaluate.
 
-The reference does what EfficientSAM's notebook does: all clicks of a grid in one call of the
-released decoder (as in benchmarks.finetune), every candidate's logits at the photo's size, and
-then the filters. That does not fit into memory at 32 x 32 (25 GB of logits), so both are run at
-8 x 8 and told a prompt; the encoder's share of a prompt is that of 32 x 32.
+The reference is EfficientSAM's notebook: all clicks of a grid in one call of the released decoder
+(as in benchmarks.finetune), every candidate's logits at the image's size, and then the filters.
+That does not fit into memory at 32 x 32 (25 GB of logits), so both run at 8 x 8 and are reported
+per prompt; the encoder's share of a prompt is that of 32 x 32.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,25 +27,25 @@ from efficientsam_pl.rle import Rle, boxes_xyxy, encode_many
 from efficientsam_pl.structures import Prediction, Prompts
 
 _HEIGHT, _WIDTH = 1080, 1920
-_TIMED_SIDE, _SIDE = 8, 32  # points of the grid that is timed, and of the one it stands for
+_TIMED_SIDE, _SIDE = 8, 32  # points per side of the timed grid, and of the grid it represents
 _PASSING = 0.5  # share of the masks at full size that are stable enough to be kept
 
 
 def rows(quick: bool) -> list[Row]:
-    """Seconds a prompt, for all candidates and for the notebook's setting; the peak of a photo."""
+    """Measure seconds per prompt, for all candidates and the notebook's setting; peak memory."""
     model, image = _model(), _image()
     embed = partial(Predictor(model).embed, image)
     every = _passing_half(embed(), EverythingConfig(pred_iou_thresh=0.0))
     notebook = _passing_half(embed(), replace(NOTEBOOK, pred_iou_thresh=0.0))
     rounds = 1 if quick else 5
-    found = _prompt_rows("evaluate.everything", "all candidates", model, image, every, rounds)
+    measured = _prompt_rows("evaluate.everything", "all candidates", model, image, every, rounds)
     if quick:
-        return found
-    found += _prompt_rows(
+        return measured
+    measured += _prompt_rows(
         "evaluate.everything_notebook", "best of 3", model, image, notebook, rounds
     )
     risen = peak_memory_rise(partial(_whole_image, replace(every, points_per_side=_SIDE)))
-    found.append(
+    measured.append(
         Row(
             id="evaluate.everything_peak_rise",
             work=f"32 x 32 clicks on {_HEIGHT} x {_WIDTH} pixels, Ti, CPU; no mask filtered by its "
@@ -55,7 +55,7 @@ def rows(quick: bool) -> list[Row]:
             goal=2.0,
         )
     )
-    return found
+    return measured
 
 
 def _prompt_rows(
@@ -70,13 +70,13 @@ def _prompt_rows(
     variants: dict[str, Callable[[], object]] = {
         "embed": lambda: Predictor(model).embed(image),
         "ours": lambda: generate_masks(model, image, config),
-        "reference": lambda: at_once(Predictor(model).embed(image), config),
+        "reference": lambda: unchunked(Predictor(model).embed(image), config),
     }
     taken = alternate(variants, rounds)
     work = (
         f"a click of a 32 x 32 grid on {_HEIGHT} x {_WIDTH} pixels, Ti, CPU, {setting}, none "
         f"filtered by its predicted IoU and {_PASSING:.0%} by stability; reference: one forward "
-        "over all clicks and all logits at the photo's size. Both run at 8 x 8"
+        "over all clicks and all logits at the image's size. Both run at 8 x 8"
     )
 
     def a_prompt(variant: str, kind: str) -> float:
@@ -101,13 +101,13 @@ def _prompt_rows(
 
 
 @torch.inference_mode()
-def at_once(embedded: EmbeddedImage, config: EverythingConfig) -> Sequence[Rle]:
-    """The reference: everything of all clicks is there at once, at the photo's size."""
-    answer = _forward(embedded, config)
+def unchunked(embedded: EmbeddedImage, config: EverythingConfig) -> Sequence[Rle]:
+    """Segment all clicks in one batch at the image's size, as the reference."""
+    prediction = _forward(embedded, config)
     if config.candidates == "best":
-        answer = answer.best()
-    logits = embedded.resize.masks_back(answer.low_res_logits[0]).flatten(0, 1)
-    iou = answer.iou[0].flatten()
+        prediction = prediction.best()
+    logits = embedded.resize.masks_back(prediction.low_res_logits[0]).flatten(0, 1)
+    iou = prediction.iou[0].flatten()
     offset = config.stability_score_offset
     surely = (logits > offset).sum(-1, dtype=torch.int16).sum(-1, dtype=torch.int32)
     perhaps = (logits > -offset).sum(-1, dtype=torch.int16).sum(-1, dtype=torch.int32)
@@ -119,7 +119,7 @@ def at_once(embedded: EmbeddedImage, config: EverythingConfig) -> Sequence[Rle]:
 
 
 def _forward(embedded: EmbeddedImage, config: EverythingConfig) -> Prediction:
-    """All clicks in one call of the released decoder."""
+    """Decode all clicks in one call of the released decoder."""
     crop = generate_crop_boxes(embedded.resize.image_hw, 0, 0.0)[0]
     points = embedded.resize.points_forward(
         torch.from_numpy(build_point_grid(crop, config))
@@ -130,12 +130,12 @@ def _forward(embedded: EmbeddedImage, config: EverythingConfig) -> Prediction:
 
 @torch.inference_mode()
 def _passing_half(embedded: EmbeddedImage, config: EverythingConfig) -> EverythingConfig:
-    """The setting with a stability threshold that half of a random model's masks reach.
+    """Adjust the stability threshold so that half of a random model's masks pass.
 
-    As for a trained model, the cut is moved by an eighth of the logits' spread.
+    As for a trained model, the offset is an eighth of the logits' standard deviation.
     """
-    answer = _forward(embedded, replace(config, points_per_side=_TIMED_SIDE))
-    logits = answer.low_res_logits.flatten(0, 2)
+    prediction = _forward(embedded, replace(config, points_per_side=_TIMED_SIDE))
+    logits = prediction.low_res_logits.flatten(0, 2)
     offset = float(logits.std()) / 8
     scores = (logits > offset).sum((1, 2)) / (logits > -offset).sum((1, 2)).clamp(min=1)
     return replace(

@@ -13,7 +13,7 @@ _PARTS = (clicks, boxes, everything, average_precision)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints, and says by its exit code nothing about the goals."""
+    """Measure and report; the exit code does not depend on the goals."""
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     rows: list[Row] = []
     for part in _PARTS:

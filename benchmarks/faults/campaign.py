@@ -3,9 +3,9 @@
     eval "$(slurm/local_cluster.sh up)"
     python -m benchmarks.faults --trials 12 --tally FILE [--seed 0] [--json]
 
-Needs root on a Debian-like machine. Every kind of fault comes once in as many trials as there are
-kinds, in an order that the seed draws. After each trial the run is compared with one that nothing
-has disturbed: samples, losses, weights, optimizer (see verdict.py).
+Needs root on a Debian-like machine. Every kind of fault occurs once in as many trials as there are
+kinds, in a random order given by the seed. After each trial the run is compared with an
+uninterrupted one: samples, losses, weights, optimizer (see verdict.py).
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -32,12 +32,12 @@ from benchmarks.faults.verdict import compare
 from benchmarks.harness import Options, common_parser, report
 
 NAME = "faults"
-_DEADLINE_S = 300.0  # of a trial; the slowest undisturbed ones take a fifth of it
+_DEADLINE_S = 300.0  # per trial; the slowest uninterrupted runs take a fifth of it
 _LOADED_WORKERS = 2
 
 
-def drawn(seed: int, number: int) -> tuple[str, Setting, random.Random]:
-    """What the trial of that number is: its kind, its setting, and what draws the rest."""
+def trial_plan(seed: int, number: int) -> tuple[str, Setting, random.Random]:
+    """Kind and setting of a trial, and the random generator for the rest."""
     turn, place = divmod(number, len(KINDS))
     order = sorted(KINDS)
     random.Random(f"{seed}, turn {turn}").shuffle(order)
@@ -52,26 +52,26 @@ def drawn(seed: int, number: int) -> tuple[str, Setting, random.Random]:
 
 
 def run_trial(toy: Toy, work: Path, seed: int, number: int) -> Trial:
-    """Runs the trial of that number and judges it.
+    """Run a trial and judge its result.
 
-    Its folder stays where it has not passed: `WORK/trials/SEED-NUMBER` has the run and the jobs'
+    The folder of a failed trial is kept: `WORK/trials/SEED-NUMBER` has the run and the jobs'
     output.
     """
-    kind, setting, draw = drawn(seed, number)
+    kind, setting, draw = trial_plan(seed, number)
     reference = reference_run(toy, setting, work / "references")
     folder = work / "trials" / f"{seed}-{number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     site = Site(toy, setting, folder, draw, began + _DEADLINE_S, reference.pace)
-    detail, told, hung = "", list[str](), False
+    detail, problems, hung = "", list[str](), False
     try:
         detail = run_fault(kind, site)
     except Hung as error:
-        hung, told = True, [f"not over after {_DEADLINE_S:.0f} s: {_first_line(error)}"]
+        hung, problems = True, [f"not finished after {_DEADLINE_S:.0f} s: {_first_line(error)}"]
     except Missed as error:
-        told = [_first_line(error)]
+        problems = [_first_line(error)]
     except Exception as error:
-        told = [f"{type(error).__name__}: {_first_line(error)}"]
+        problems = [f"{type(error).__name__}: {_first_line(error)}"]
         traceback.print_exc()
     seconds = time.monotonic() - began
     for job in site.jobs:
@@ -82,7 +82,7 @@ def run_trial(toy: Toy, work: Path, seed: int, number: int) -> Trial:
         kind=kind,
         setting=setting.name(),
         detail=detail,
-        finished=not told,
+        finished=not problems,
         hung=hung,
         restarts=site.restarts() if site.jobs else 0,
         lost=0,
@@ -92,70 +92,72 @@ def run_trial(toy: Toy, work: Path, seed: int, number: int) -> Trial:
         worst=None,
         seconds=round(seconds, 1),
         seconds_lost=round(seconds - reference.pace.seconds, 1),
-        told=tuple(told),
+        problems=tuple(problems),
     )
-    trial = judged(trial, site.run, reference)
-    (folder / "trial.json").write_text(json.dumps(asdict(trial), indent=1) + "\n")
+    trial = judge(trial, site.run, reference)
+    (folder / "trial.json").write_text(json.dumps(trial.as_json(), indent=1) + "\n")
     if trial.passed():
         shutil.rmtree(folder)
     return trial
 
 
-def judged(trial: Trial, run: Path, reference: Reference) -> Trial:
-    """With what a comparison of the run with its reference has shown, if it has finished."""
+def judge(trial: Trial, run: Path, reference: Reference) -> Trial:
+    """Add the result of comparing the run with its reference, if it has finished."""
     if not trial.finished:
         return trial
     try:
         verdict = compare(run, reference.run, trial.tolerance)
     except ValueError as error:
-        return replace(trial, told=(*trial.told, _first_line(error)))
+        return replace(trial, problems=(*trial.problems, _first_line(error)))
     return replace(
         trial,
         lost=verdict.lost,
         doubled=verdict.doubled,
         bit_equal=verdict.bit_equal,
         worst=verdict.worst(),
-        told=(*trial.told, *verdict.told),
+        problems=(*trial.problems, *verdict.problems),
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs trials, each written to the tally when it is over; then prints what all have shown."""
-    asked = _parsed(argv)
-    trials = read_tally(asked.tally)
-    wanted = 0 if asked.quick else asked.trials
+    """Run trials, add each to the tally, then print the results of all."""
+    options = _parse(argv)
+    trials = read_tally(options.tally)
+    wanted = 0 if options.quick else options.trials
     if wanted and "SLURM_CONF" not in os.environ:
         raise SystemExit('no cluster: eval "$(slurm/local_cluster.sh up)" first')
-    toy = build_toy(asked.work / "toy") if wanted else Toy(asked.work)
-    number = max((trial.number + 1 for trial in trials if trial.seed == asked.seed), default=0)
+    toy = build_toy(options.work / "toy") if wanted else Toy(options.work)
+    number = max((trial.number + 1 for trial in trials if trial.seed == options.seed), default=0)
     while wanted:
-        if drawn(asked.seed, number)[0] in (asked.kind or KINDS):
-            trial = run_trial(toy, asked.work, asked.seed, number)
+        if trial_plan(options.seed, number)[0] in (options.kind or KINDS):
+            trial = run_trial(toy, options.work, options.seed, number)
             wanted -= 1
             trials.append(trial)
-            write_tally(asked.tally, trials)
+            write_tally(options.tally, trials)
             print(_line(trial), file=sys.stderr, flush=True)
         number += 1
-    if not asked.json:
+    if not options.json:
         Console(width=200).print(tally.table(trials))
         print(tally.markdown(trials))
-    if asked.json or trials:
-        report(NAME, tally.rows(trials), Options(json=asked.json, quick=asked.quick))
+    if options.json or trials:
+        report(NAME, tally.rows(trials), Options(json=options.json, quick=options.quick))
     return 0
 
 
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = common_parser(NAME, "hit real SLURM jobs by faults, and judge what they leave")
-    parser.add_argument("--trials", type=int, default=len(KINDS), help="more of them; 0: the table")
-    parser.add_argument("--tally", type=Path, help="a file that keeps all trials between calls")
-    parser.add_argument("--seed", type=int, default=0, help="of kinds, settings and moments")
-    parser.add_argument("--kind", action="append", choices=list(KINDS), help="this one only")
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = common_parser(NAME, "inject faults into real SLURM jobs and judge the results")
+    parser.add_argument(
+        "--trials", type=int, default=len(KINDS), help="trials to run; 0: print the table"
+    )
+    parser.add_argument("--tally", type=Path, help="file that keeps all trials between calls")
+    parser.add_argument("--seed", type=int, default=0, help="seed of kinds, settings and times")
+    parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind")
     parser.add_argument("--work", type=Path, default=Path("/tmp/faults"), help="folder of all runs")
     return parser.parse_args(argv)
 
 
 def _line(trial: Trial) -> str:
-    verdict = "passed" if trial.passed() else f"FAILED: {'; '.join(trial.told)}"
+    verdict = "passed" if trial.passed() else f"FAILED: {'; '.join(trial.problems)}"
     return (
         f"{trial.seed}-{trial.number:04d} {trial.kind} ({trial.setting}; {trial.detail}), "
         f"{trial.restarts} restarts, {trial.seconds:.0f} s: {verdict}"

@@ -1,4 +1,4 @@
-"""The kinds of faults: each starts a run as jobs, strikes, and sees the run to its end."""
+"""Kinds of faults: each starts a run as jobs, injects the fault, and waits for the end."""
 
 import math
 import random
@@ -11,26 +11,27 @@ from pathlib import Path
 from benchmarks.faults.slurm_jobs import Job, kill, kill_node, revive_node
 from benchmarks.faults.toy_runs import EVERY, STEPS
 from benchmarks.faults.trial_site import Hung, Missed, Site, small_disk
-from efficientsam_pl.checkpoints.layout import MANIFEST, pointed_to
+from efficientsam_pl.checkpoints.layout import MANIFEST, read_pointer
 
-Fault = Callable[[Site], str]  # what came when
+Fault = Callable[[Site], str]  # returns what happened when
 
-# Of a loss or a number of the state, where ranks or strategy change amid a run. Float32 sums come
-# in another order then, 1e-7 of a gradient; Adam divides by the gradient's own size, so a weight
-# whose gradient is next to nothing moves by a share of the learning rate (4e-4 at most) a step.
+# Largest difference of a loss or a value of the state if ranks or strategy change during a run.
+# Float32 sums have another order then, 1e-7 of a gradient; Adam divides by its magnitude,
+# so a weight with a tiny gradient can move by part of the learning rate (4e-4 at most) per step.
 TOLERANCE = 1e-3
 
-_DISK_MIB, _FULL_STEPS = 64, 2 * EVERY + 1  # a disk of some checkpoints; full for two that are due
+_DISK_MIB = 64  # holds a few checkpoints
+_FULL_STEPS = 2 * EVERY + 1  # two checkpoints are due meanwhile
 
 
 def undisturbed(site: Site) -> str:
-    """Nothing happens: two runs of a kind are the same."""
+    """Inject nothing: two equal runs must agree."""
     site.finish(site.submit())
     return "nothing"
 
 
 def signalled(site: Site) -> str:
-    """SIGUSR1 to all processes, as a preemption sends it; sometimes again after the requeue."""
+    """Send SIGUSR1 to all processes, as a preemption does; sometimes again after the requeue."""
     job = site.submit()
     came: list[int] = []
     for _ in range(site.draw.choice([1, 1, 2])):
@@ -42,18 +43,18 @@ def signalled(site: Site) -> str:
 
 
 def out_of_time(site: Site) -> str:
-    """A time limit of a minute, more where this machine is slow, that draws near amid the run.
+    """Let a time limit of a minute, or more on a slow machine, approach during the run.
 
-    When that is, is said before the start. Where this machine is slower by now than it was, a job
-    is refused that would stop at its first step, and where it is faster, a run ends undisturbed:
-    then it is tried again.
+    The time is chosen before the start. If the machine is slower than before, a job that would stop
+    at its first step is refused, and if it is faster, the run ends without a fault: then it is
+    retried.
     """
     pace = site.pace
     minutes = math.ceil(pace.seconds / 45)
     near_s = pace.first_step_s + site.draw.uniform(0.2, 0.7) * pace.training_s()
     while True:
         left = min(max(60 * minutes - round(near_s), 5), 60 * minutes - 5)
-        # the template's SIGUSR1, four minutes before the limit, would come at the start
+        # the template's SIGUSR1, four minutes before the limit, would arrive at the start
         given = f"interruption.save_before_limit_s={left}"
         job = site.submit(None, given, minutes=minutes, signal="CONT@1")
         refused = False
@@ -75,7 +76,7 @@ def out_of_time(site: Site) -> str:
 
 
 def requeued(site: Site) -> str:
-    """`scontrol requeue`, as an operator does it."""
+    """Requeue the job by `scontrol requeue`, as an operator does."""
     job = site.submit()
     step = site.strike(job)
     job.requeue()
@@ -85,7 +86,7 @@ def requeued(site: Site) -> str:
 
 
 def killed_rank(site: Site) -> str:
-    """kill -9 of a rank, as the kernel does that is out of memory."""
+    """Kill a rank by SIGKILL, as the kernel does when memory is exhausted."""
     job = site.submit()
     step, rank = site.strike(job), site.draw.randrange(2)
     job.kill_rank(rank)
@@ -95,19 +96,19 @@ def killed_rank(site: Site) -> str:
 
 
 def killed_while_saving(site: Site) -> str:
-    """The same while a checkpoint is being written."""
+    """Kill a rank while a checkpoint is being written."""
     job = site.submit()
     step, rank = site.strike(job, latest=STEPS - 12), site.draw.randrange(2)
-    victim = job.rank_pids()[rank]  # now, as looking for it takes longer than a save
+    victim = job.rank_pids()[rank]  # looked up now, since that takes longer than a save
     met = site.saving(job)
     kill(victim)
     site.finish(job)
     _restarted(job)
-    return f"rank {rank} after step {step}, {'amid' if met else 'between'} checkpoints"
+    return f"rank {rank} after step {step}, {'during' if met else 'between'} checkpoints"
 
 
 def killed_node(site: Site) -> str:
-    """A node's daemon and all it runs are gone; the node comes back after a while."""
+    """Kill a node's daemon and all its processes; the node returns after a while."""
     job = site.submit()
     step, node = site.strike(job), site.draw.choice(["n1", "n2"])
     kill_node(node)
@@ -119,22 +120,22 @@ def killed_node(site: Site) -> str:
     return f"{node} after step {step} for {away:.0f} s"
 
 
-def damaged_checkpoint(site: Site) -> str:
-    """The newest checkpoint is not as it was written when the run goes on."""
+def corrupt_checkpoint(site: Site) -> str:
+    """Corrupt the latest checkpoint before the run resumes."""
     first = site.submit()
     step = site.strike(first, earliest=2 * EVERY + 1)
     how = site.stop(first)
-    newest = pointed_to(site.run / "latest")
-    if newest is None:
+    latest = read_pointer(site.run / "latest")
+    if latest is None:
         raise Missed("the run has saved nothing")
-    damage = damage_file(newest, site.draw)
+    corruption = corrupt_file(latest, site.draw)
     site.finish(site.submit())
-    site.told("IS DAMAGED")
-    return f"{how} after step {step}; {damage}"
+    site.require_in_logs("IS CORRUPT")
+    return f"{how} after step {step}; {corruption}"
 
 
 def full_disk(site: Site) -> str:
-    """No room for a checkpoint for a while; sometimes a rank dies meanwhile."""
+    """Fill the disk for a while, so that no checkpoint fits; sometimes also kill a rank."""
     dies = site.draw.random() < 0.5
     job = site.submit()
     step = site.strike(job, earliest=EVERY, latest=STEPS - 3 * EVERY)
@@ -146,25 +147,25 @@ def full_disk(site: Site) -> str:
         time.sleep(site.draw.uniform(0, 5))
     ballast.unlink()
     site.finish(job)
-    site.told("COULD NOT BE WRITTEN")
+    site.require_in_logs("COULD NOT BE WRITTEN")
     return f"full from step {step} on for {_FULL_STEPS}{', then a rank was killed' * dies}"
 
 
 def other_nodes(site: Site) -> str:
-    """Two nodes, then one, then two again."""
-    both, one = site.setting, replace(site.setting, nodes=1)
+    """Run on two nodes, then one, then two again."""
+    both, single = site.setting, replace(site.setting, nodes=1)
     first = site.submit(both)
     step = site.strike(first, latest=STEPS // 3)
-    told = [f"2 nodes, {site.stop(first)} after step {step}"]
-    second = site.submit(one)
+    events = [f"2 nodes, {site.stop(first)} after step {step}"]
+    second = site.submit(single)
     step = site.strike(second, earliest=step + 3, latest=2 * STEPS // 3)
-    told.append(f"1 node, {site.stop(second)} after step {step}")
+    events.append(f"1 node, {site.stop(second)} after step {step}")
     site.finish(site.submit(both))
-    return ", ".join([*told, "2 nodes"])
+    return ", ".join([*events, "2 nodes"])
 
 
 def other_strategy(site: Site) -> str:
-    """DDP, then FSDP2; or the other way round."""
+    """Switch from DDP to FSDP2, or back."""
     before = site.setting
     after = replace(before, strategy="fsdp" if before.strategy == "ddp" else "ddp")
     first = site.submit(before)
@@ -175,7 +176,7 @@ def other_strategy(site: Site) -> str:
 
 
 def other_workers(site: Site) -> str:
-    """No data workers, then two a rank; or the other way round."""
+    """Switch from no data workers to two per rank, or back."""
     first = site.submit()
     step = site.strike(first)
     how = site.stop(first)
@@ -192,20 +193,20 @@ KINDS: dict[str, Fault] = {
     "killed rank": killed_rank,
     "killed while saving": killed_while_saving,
     "killed node": killed_node,
-    "damaged checkpoint": damaged_checkpoint,
+    "damaged checkpoint": corrupt_checkpoint,
     "full disk": full_disk,
     "2 nodes, 1, 2": other_nodes,
     "DDP, FSDP2": other_strategy,
     "other workers": other_workers,
 }
-LOOSE = frozenset({"2 nodes, 1, 2", "DDP, FSDP2"})  # their sums come in another order
+LOOSE = frozenset({"2 nodes, 1, 2", "DDP, FSDP2"})  # their sums are computed in another order
 
 
 def run_fault(kind: str, site: Site) -> str:
-    """Runs a kind of trial to its end, and says what was done.
+    """Run a kind of trial to its end, and describe the fault.
 
     Raises:
-        Hung: It is not over at its deadline.
+        Hung: It did not finish by its deadline.
         Missed: A job has not ended as it should, or has not said what it should.
     """
     if kind == "full disk":
@@ -214,8 +215,8 @@ def run_fault(kind: str, site: Site) -> str:
     return KINDS[kind](site)
 
 
-def damage_file(checkpoint: Path, draw: random.Random) -> str:
-    """Damages one file of a checkpoint, and says how."""
+def corrupt_file(checkpoint: Path, draw: random.Random) -> str:
+    """Corrupt one file of a checkpoint, and describe how."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     path = draw.choice(files)
     content = path.read_bytes()
@@ -231,7 +232,7 @@ def damage_file(checkpoint: Path, draw: random.Random) -> str:
 
 
 def fill(path: Path) -> None:
-    """Takes all the room that is left on a disk."""
+    """Fill the disk."""
     with path.open("wb", buffering=0) as file:
         for size in (2**20, 2**12, 1):
             try:
@@ -242,15 +243,15 @@ def fill(path: Path) -> None:
 
 
 def _await_restart(site: Site, job: Job, count: int) -> None:
-    """Waits until a job was requeued so often."""
+    """Wait until a job was requeued `count` times."""
     while job.restarts() < count:
         if time.monotonic() > site.until:
             raise Hung(f"job {job.id} is {job.state()}, requeued {job.restarts()} times")
         if job.state() == "COMPLETED":
-            raise Missed(f"job {job.id} went on to its end in spite of the signal")
+            raise Missed(f"job {job.id} finished despite the signal")
         time.sleep(0.3)
 
 
 def _restarted(job: Job) -> None:
     if job.restarts() == 0:
-        raise Missed(f"job {job.id} was not hit: it has ended in its first start")
+        raise Missed(f"job {job.id} was not interrupted: it finished in its first start")

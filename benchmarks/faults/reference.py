@@ -1,4 +1,4 @@
-"""Runs that nothing disturbs, made once for each setting that decides the numbers."""
+"""Uninterrupted reference runs, one for each setting that affects the results."""
 
 import hashlib
 import json
@@ -12,30 +12,40 @@ from benchmarks.faults.toy_runs import Setting, Toy
 from benchmarks.faults.trial_site import ROOT, Missed, Pace, Site
 
 _DEADLINE_S = 300.0
-# What decides the numbers of a run: another content asks for another reference
-_DECIDING = ("data", "draws.py", "losses", "models", "optim", "prompts", "structures.py", "tasks")
+# Code that determines the results of a run; a change of it requires a new reference
+_DECIDING = (
+    "data",
+    "keyed_random.py",
+    "losses",
+    "models",
+    "optim",
+    "prompts",
+    "recipes",
+    "structures.py",
+    "training/module.py",
+)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A finished run, and how long it took."""
+    """A finished run and its duration."""
 
     run: Path
     pace: Pace
 
 
 def reference_run(toy: Toy, setting: Setting, folder: Path) -> Reference:
-    """The undisturbed run of a setting, made where `folder` has none of this code's.
+    """Return the uninterrupted run of a setting, made if `folder` has none of this code.
 
     Raises:
-        Missed: Its job has failed, or was requeued.
-        Hung: Or has not ended.
+        Missed: Its job failed or was requeued.
+        Hung: Its job did not end.
     """
     setting = setting.reference()
     place = folder / _fingerprint(toy) / setting.name().replace(" ", "-")
-    told = place / "pace.json"
-    if told.is_file():
-        return Reference(place / "run", Pace(**json.loads(told.read_text())))
+    pace_file = place / "pace.json"
+    if pace_file.is_file():
+        return Reference(place / "run", Pace(**json.loads(pace_file.read_text())))
     shutil.rmtree(place, ignore_errors=True)
     began = time.monotonic()
     site = Site(toy, setting, place, random.Random(0), began + _DEADLINE_S, Pace(0, 0))
@@ -44,9 +54,9 @@ def reference_run(toy: Toy, setting: Setting, folder: Path) -> Reference:
     first = time.monotonic() - began
     site.finish(job)
     if job.restarts():
-        raise Missed(f"job {job.id} is to be a reference, but was requeued")
+        raise Missed(f"job {job.id} is a reference run, but was requeued")
     pace = Pace(round(first, 1), round(time.monotonic() - began, 1))
-    told.write_text(json.dumps(asdict(pace)))
+    pace_file.write_text(json.dumps(asdict(pace)))
     return Reference(place / "run", pace)
 
 

@@ -1,7 +1,7 @@
-"""Drives real SLURM jobs on the local cluster of slurm/local_cluster.sh: submit, watch, break.
+"""Control real SLURM jobs on the local cluster of slurm/local_cluster.sh: submit, watch, kill.
 
-`eval "$(slurm/local_cluster.sh up)"` first. There is no accounting: a job's state is what
-`scontrol show job` says of it, for an hour after its end.
+Run `eval "$(slurm/local_cluster.sh up)"` first. There is no accounting: a job's state is read from
+`scontrol show job`, until an hour after its end.
 """
 
 import contextlib
@@ -23,45 +23,45 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """A job that was submitted. An array's task has the id 57_3."""
+    """A submitted job. A task of an array has an id such as 57_3."""
 
     id: str
 
     def fields(self) -> dict[str, str]:
-        """What `scontrol show job` says, by name."""
+        """Fields of `scontrol show job`, by name."""
         text = slurm("scontrol", "show", "job", "--oneliner", self.id)
         return dict(re.findall(r"(\S+?)=(\S*)", text.splitlines()[0]))
 
     def state(self) -> str:
-        """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, ..."""
+        """State: PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ..."""
         return self.fields()["JobState"]
 
     def exit_code(self) -> int:
-        """The batch script's code, 128 + the signal's number if one ended it."""
+        """Exit code of the batch script; 128 + the signal's number if it was killed."""
         code, number = map(int, self.fields()["ExitCode"].split(":"))
         return 128 + number if number else code
 
     def restarts(self) -> int:
-        """How often it was requeued."""
+        """Count the requeues."""
         return int(self.fields()["Restarts"])
 
     def wait(self, timeout_s: float) -> int:
-        """Waits for its end, over requeues.
+        """Wait for the job's end, over requeues.
 
         Returns:
             The exit code.
 
         Raises:
-            TimeoutError: It has not ended. It is cancelled, its log is in the message.
+            TimeoutError: It has not ended; it is cancelled, and the message has its log.
         """
         self.wait_for(ENDED, timeout_s)
         return self.exit_code()
 
     def wait_for(self, states: frozenset[str], timeout_s: float) -> str:
-        """Waits until it is in one of these states, and says in which.
+        """Wait until the job is in one of these states, and return the state.
 
         Raises:
-            TimeoutError: As for wait.
+            TimeoutError: As for `wait`.
         """
         until = time.monotonic() + timeout_s
         while (state := self.state()) not in states:
@@ -74,29 +74,28 @@ class Job:
         return state
 
     def signal(self, name: str) -> None:
-        """Sends it to every process of its steps, as SLURM does before a time limit: USR1."""
+        """Send a signal to every process of the job's steps, as SLURM does before a time limit."""
         slurm("scancel", f"--signal={name}", self.id)
 
     def requeue(self) -> None:
-        """As a person or a preemption does."""
+        """Requeue the job, as an operator or a preemption does."""
         slurm("scontrol", "requeue", self.id)
 
     def cancel(self) -> None:
-        """Ends it for good."""
+        """Cancel the job."""
         slurm("scancel", self.id)
 
     def log(self) -> str:
-        """All it has written, over requeues; empty before its start."""
+        """Read the job's output over all starts; empty before the first."""
         path = Path(self.fields()["StdOut"])
         return path.read_text() if path.exists() else ""
 
     def task(self, number: int) -> "Job":
-        """One task of an array."""
+        """Task of an array."""
         return Job(f"{self.id}_{number}")
 
     def rank_pids(self) -> dict[int, int]:
-        """The process of each rank that runs on this machine; neither its data workers, srun nor
-        the batch script."""
+        """Process ids of the ranks on this machine, without data workers, srun and batch script."""
         job = self.fields()["JobId"]
         return {
             int(environ["SLURM_PROCID"]): pid
@@ -107,7 +106,7 @@ class Job:
         }
 
     def kill_rank(self, rank: int) -> None:
-        """Ends a rank as the kernel does that is out of memory."""
+        """Kill a rank by SIGKILL, as the kernel does when memory is exhausted."""
         os.kill(self.rank_pids()[rank], signal.SIGKILL)
 
 
@@ -121,14 +120,14 @@ def submit(
     environment: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
 ) -> Job:
-    """Hands a template of slurm/ to sbatch, a task a node.
+    """Submit a template of slurm/ with one task per node.
 
     Args:
         template: finetune, pretrain, ...: the file's name without .sbatch.
-        arguments: What follows the template: `-c FILE`, `key=value`.
-        folder: Where it is submitted; output and `runs/` come to lie there.
-        environment: Added to this process's.
-        options: More of sbatch's, --array=0-2 say.
+        arguments: Arguments of the template: `-c FILE`, `key=value`.
+        folder: Working directory, which receives the output and `runs/`.
+        environment: Added to this process's environment.
+        options: Further options of sbatch, such as --array=0-2.
     """
     command = ["sbatch", "--parsable", f"--nodes={nodes}", "--ntasks-per-node=1"]
     command += ["--cpus-per-task=1", "--gpus-per-node=0", f"--time={time_limit_min}", *options]
@@ -148,15 +147,15 @@ def submit(
 
 
 def kill(pid: int) -> None:
-    """Ends a process by kill -9, if it is still there."""
+    """Kill a process by SIGKILL, if it still exists."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 def kill_node(name: str) -> None:
-    """Ends a node's daemon and everything that it runs, as a power cut does."""
+    """Kill a node's daemon and all its processes, as a power cut does."""
     daemon = int(Path(_setting("SlurmdPidFile", name)).read_text())
-    kill(daemon)  # first, or it would tell of the others' end
+    kill(daemon)  # first, or it would report the end of the others
     for pid in _step_daemons(name):
         kill(pid)
     conf = os.environ["SLURM_CONF"]
@@ -168,7 +167,7 @@ def kill_node(name: str) -> None:
 
 
 def revive_node(name: str) -> None:
-    """Starts a killed node's daemon again and waits until SLURM uses it."""
+    """Restart a killed node's daemon and wait until SLURM uses it."""
     cluster = str(Path(os.environ["SLURM_CONF"]).parent)
     subprocess.run(
         [str(SLURM / "local_cluster.sh"), "node", name, cluster], check=True, timeout=120
@@ -176,10 +175,10 @@ def revive_node(name: str) -> None:
 
 
 def slurm(*command: str) -> str:
-    """Runs a command of SLURM's.
+    """Run a SLURM command and return its output.
 
     Raises:
-        RuntimeError: It failed; with what it said.
+        RuntimeError: It failed; the message has its error output.
     """
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
@@ -189,14 +188,14 @@ def slurm(*command: str) -> str:
 
 def _setting(key: str, node: str) -> str:
     conf = Path(os.environ["SLURM_CONF"]).read_text()
-    found = re.search(rf"^{key}=(.*)$", conf, re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{key}=(.*)$", conf, re.MULTILINE)
+    if match is None:
         raise KeyError(key)
-    return found[1].replace("%n", node)
+    return match[1].replace("%n", node)
 
 
 def _step_daemons(node: str) -> list[int]:
-    """They listen on sockets in the node's spool folder, named after it."""
+    """Find step daemons by the sockets that they open in the node's spool folder."""
     prefix = f"{_setting('SlurmdSpoolDir', node)}/{node}_"
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
     sockets = {f"socket:[{line[6]}]" for line in lines if line[-1].startswith(prefix)}
@@ -206,12 +205,12 @@ def _step_daemons(node: str) -> list[int]:
 def _open_files(pid: int) -> list[str]:
     try:
         return [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:  # it has ended meanwhile, or is not ours
+    except OSError:  # it has ended meanwhile, or belongs to another user
         return []
 
 
 def _processes() -> Iterator[tuple[int, dict[str, str]]]:
-    """Every process on this machine that may be read, with the environment it began with."""
+    """Yield every readable process on this machine with its initial environment."""
     for pid in _pids():
         try:
             text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")

@@ -1,10 +1,11 @@
-"""What the trials of a fault campaign have shown: a file that grows, a table, and rows."""
+"""Results of a fault campaign: the tally file, a table, and rows."""
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -12,7 +13,7 @@ from benchmarks.harness import Row
 from efficientsam_pl.storage.atomic import atomic_write_bytes
 
 WANTED = 30  # trials, of all kinds together
-_MOST = 1e9  # stands for a difference that is no number, which JSON has no word for
+_MOST = 1e9  # replaces a non-finite difference, which JSON cannot represent
 
 _HEADINGS = (
     "fault",
@@ -31,55 +32,67 @@ _HEADINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A run that a fault has hit, and how it compares with its reference."""
+    """A run with an injected fault, and how it compares with its reference."""
 
     number: int  # of this seed's trials
     seed: int
     kind: str
     setting: str
-    detail: str  # which fault came when
+    detail: str  # which fault occurred when
     finished: bool
-    hung: bool  # not over at its deadline
-    restarts: int  # of all its jobs: starts after the first
+    hung: bool  # not finished at its deadline
+    restarts: int  # starts after the first, of all its jobs
     lost: int
     doubled: int
     bit_equal: bool
-    tolerance: float | None  # None: it was to be bit-equal
-    worst: float | None  # difference of a loss or of a number of the state; None: not compared
+    tolerance: float | None  # None: it must be bit-equal
+    worst: float | None  # difference of a loss or a value of the state; None: not compared
     seconds: float
-    seconds_lost: float  # over the reference's, from the submission to the end
-    told: tuple[str, ...]  # what went wrong; empty: nothing did
+    seconds_lost: float  # more than the reference, from submission to end
+    problems: tuple[str, ...]  # empty: none
 
     def passed(self) -> bool:
-        """Finished in time with the samples and numbers that it should have."""
-        return self.finished and not self.hung and not self.told
+        """Whether the run finished in time with the expected samples and results."""
+        return self.finished and not self.hung and not self.problems
+
+    def as_json(self) -> dict[str, Any]:
+        """Convert to an entry of the tally file, where problems have the key `told`."""
+        entry = asdict(self)
+        entry["told"] = entry.pop("problems")
+        return entry
+
+    @staticmethod
+    def from_json(entry: Mapping[str, Any]) -> "Trial":
+        """Restore a trial from an entry of the tally file."""
+        values = dict(entry)
+        return Trial(problems=tuple(values.pop("told")), **values)
 
 
 def read_tally(path: Path | None) -> list[Trial]:
-    """The trials of earlier calls; none where there is no file yet."""
+    """Read the trials of earlier calls; empty if there is no file yet."""
     if path is None or not path.is_file():
         return []
     trials = json.loads(path.read_text())["trials"]
-    return [Trial(**trial | {"told": tuple(trial["told"])}) for trial in trials]
+    return [Trial.from_json(trial) for trial in trials]
 
 
 def write_tally(path: Path | None, trials: Sequence[Trial]) -> None:
     """Write all trials atomically, so that a killed call leaves the file of the call before."""
     if path is None:
         return
-    text = json.dumps({"trials": [asdict(trial) for trial in trials]}, indent=1)
+    text = json.dumps({"trials": [trial.as_json() for trial in trials]}, indent=1)
     atomic_write_bytes(path, (text + "\n").encode())
 
 
 def cells(trials: Sequence[Trial]) -> list[tuple[str, ...]]:
-    """A row a kind in the order of their names, and one of all."""
+    """Rows of cells: each kind by name, then all trials together."""
     kinds = sorted({trial.kind for trial in trials})
     groups = [(kind, [t for t in trials if t.kind == kind]) for kind in kinds]
     return [_cells(name, group) for name, group in (*groups, ("all", list(trials))) if group]
 
 
 def table(trials: Sequence[Trial]) -> Table:
-    """For a terminal."""
+    """Format the trials for a terminal."""
     shown = Table(*_HEADINGS, title="faults")
     for row in cells(trials):
         shown.add_row(*row)
@@ -87,42 +100,42 @@ def table(trials: Sequence[Trial]) -> Table:
 
 
 def markdown(trials: Sequence[Trial]) -> str:
-    """For benchmarks/results/."""
+    """Format the trials for benchmarks/results/."""
     lines = [_HEADINGS, ("---",) * len(_HEADINGS), *cells(trials)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def rows(trials: Sequence[Trial]) -> list[Row]:
-    """What other programs look for; empty where no trial has been made."""
+    """Rows for other programs; empty if there are no trials."""
     if not trials:
         return []
     strict = [trial for trial in trials if trial.tolerance is None]
     loose = [trial for trial in trials if trial.tolerance is not None]
-    found = [
+    figures = [
         _row("trials", "made so far, of all kinds", len(trials), WANTED, "higher"),
         _row("finished", "share", _share([t.finished for t in trials]), 1.0, "higher"),
-        _row("hangs", "not over at their deadline", sum(t.hung for t in trials), 0),
+        _row("hangs", "not finished at their deadline", sum(t.hung for t in trials), 0),
         _row("samples_lost", "uses in all trials", sum(t.lost for t in trials), 0),
         _row("samples_doubled", "uses in all trials", sum(t.doubled for t in trials), 0),
     ]
     if strict:
-        told = f"share of {len(strict)} with the reference's ranks and strategy"
+        work = f"share of {len(strict)} with the reference's ranks and strategy"
         bit_equal = _share([trial.bit_equal for trial in strict])
-        found.append(_row("bit_equal", told, bit_equal, 1.0, "higher"))
+        figures.append(_row("bit_equal", work, bit_equal, 1.0, "higher"))
     if loose:
-        told = f"share of {len(loose)} that went on under other ranks or another strategy"
+        work = f"share of {len(loose)} that resumed on other ranks or under another strategy"
         within = _share([trial.passed() for trial in loose])
-        found.append(_row("within_tolerance", told, within, 1.0, "higher"))
+        figures.append(_row("within_tolerance", work, within, 1.0, "higher"))
         worst = max(_MOST if t.worst is None else min(t.worst, _MOST) for t in loose)
-        found.append(_row("worst_difference", "of the same, absolute", worst, None))
+        figures.append(_row("worst_difference", "of the same, absolute", worst, None))
     lost = statistics.median(trial.seconds_lost for trial in trials)
-    found.append(_row("seconds_lost", "median over the reference's time", lost, None))
+    figures.append(_row("seconds_lost", "median over the reference's time", lost, None))
     for kind in sorted({trial.kind for trial in trials}):
-        own = [trial for trial in trials if trial.kind == kind]
-        passed = _share([trial.passed() for trial in own])
+        group = [trial for trial in trials if trial.kind == kind]
+        passed = _share([trial.passed() for trial in group])
         name = f"{kind.replace(' ', '_')}.passed"
-        found.append(_row(name, f"share of {len(own)} trials", passed, 1.0, "higher"))
-    return found
+        figures.append(_row(name, f"share of {len(group)} trials", passed, 1.0, "higher"))
+    return figures
 
 
 def _cells(name: str, trials: Sequence[Trial]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Both stages at toy size: shards, configs, and the key=value of a run that faults can hit.
+"""Both stages at toy size: shards, configs and overrides of the runs of a fault campaign.
 
-A step takes about a tenth of a second on one core, so that a fault finds it at work, and a run's
-42 steps are some epochs whose ends lie within steps.
+A step takes about a tenth of a second on one core, so that faults hit it while it computes, and a
+run of 42 steps is several epochs that end within steps.
 """
 
 import json
@@ -21,9 +21,9 @@ Strategy = Literal["ddp", "fsdp"]
 
 STAGES: tuple[Stage, ...] = ("pretrain", "finetune")
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp")
-STEPS, EVERY = 42, 4  # of a run, and between checkpoints; the last one is a checkpoint too
+STEPS, EVERY = 42, 4  # steps per run and between checkpoints; the last step is saved too
 PHOTOS, GLOBAL_BATCH = 30, 4  # 5.6 epochs
-_MASKS, _SIDE = 3, 128  # of a photo at most; pixels
+_MASKS, _SIDE = 3, 128  # maximum per image; pixels
 
 _ENCODER = {"width": 96, "depth": 3, "heads": 3, "image_size": _SIDE, "position_grid": 8}
 _COMMON: dict[str, dict[str, Any]] = {
@@ -33,7 +33,8 @@ _COMMON: dict[str, dict[str, Any]] = {
         "accelerator": "cpu",
         "max_steps": STEPS,
         "global_batch": GLOBAL_BATCH,
-        "micro_batch": GLOBAL_BATCH // 2,  # the same on one rank as on two: losses can be compared
+        "micro_batch": GLOBAL_BATCH
+        // 2,  # the same on one and two ranks, so that losses can be compared
         "checkpoint_every_steps": EVERY,
     },
     "interruption": {"collective_timeout_s": 60, "hang_s": 90},
@@ -48,7 +49,7 @@ _STAGE: dict[Stage, dict[str, dict[str, Any]]] = {
             "decoder_heads": 2,
         },
         "teacher": {
-            # most of a step's time, and no part of a checkpoint
+            # most of a step's time, but not part of a checkpoint
             "encoder": {
                 "width": 192,
                 "depth": 4,
@@ -73,20 +74,20 @@ _MODEL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a job runs a stage. The first two and the ranks decide the numbers, the rest do not."""
+    """How a job runs a stage. Only stage, strategy and nodes affect the results."""
 
     stage: Stage
     strategy: Strategy
-    nodes: int = 2  # a rank each
+    nodes: int = 2  # with one rank each
     workers: int = 0
     writing: Literal["blocking", "background"] = "blocking"
 
     def reference(self) -> "Setting":
-        """The setting of the run that an uninterrupted one of this setting is equal to."""
+        """Derive the setting of the reference run, which has the same results."""
         return replace(self, workers=0, writing="blocking")
 
     def name(self) -> str:
-        """For folders and tables."""
+        """Name for folders and tables."""
         ranks = "" if self.nodes == 2 else f" on {self.nodes}"
         workers = f" workers {self.workers}" if self.workers else ""
         writing = " background" if self.writing == "background" else ""
@@ -100,10 +101,10 @@ class Toy:
     folder: Path
 
     def arguments(self, setting: Setting, run: Path) -> list[str]:
-        """What follows the template's name on sbatch's command line.
+        """Arguments of the template on sbatch's command line.
 
         Args:
-            setting: Ranks come from the allocation and are not named.
+            setting: Its ranks are set by the allocation, not by arguments.
             run: The run's folder.
         """
         given = [
@@ -121,7 +122,7 @@ class Toy:
 
 
 def build_toy(folder: Path) -> Toy:
-    """Makes the shards and configs, which are the same ones every time."""
+    """Make the shards and configs, which are the same every time."""
     shards = folder / "shards"
     if not (folder / "finetune.yaml").is_file():
         pack_images(map(noise_with_discs, range(PHOTOS)), shards, "train", samples_per_shard=7)
@@ -132,7 +133,7 @@ def build_toy(folder: Path) -> Toy:
 
 
 def noise_with_discs(number: int) -> MaskedImage:
-    """Coloured noise with one to three discs."""
+    """Draw coloured noise with one to three discs."""
     draw = np.random.default_rng(number)
     small = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     image = np.array(small.resize((160, 120), Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""Where a trial takes place: a run's folder, its jobs, and waiting for a step to strike at."""
+"""State of a trial: the run's folder, its jobs, and waiting for the step of the fault."""
 
 import os
 import random
@@ -15,56 +15,56 @@ from benchmarks.faults.toy_runs import STEPS, Setting, Toy
 
 ROOT = Path(__file__).resolve().parents[2]
 _POLL_S, _STATE_POLL_S = 0.02, 2.0
-_DELAY_S = 0.25  # at most, after the step that was waited for: within the next one or two
+_DELAY_S = 0.25  # maximum after the awaited step: within the next one or two
 
 
 class Hung(Exception):  # noqa: N818
-    """A trial that is not over at its deadline."""
+    """A trial did not finish by its deadline."""
 
 
 class Missed(Exception):  # noqa: N818
-    """A run that has ended before its fault could come, or has not done what it should."""
+    """A run ended before its fault, or did not behave as expected."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """When a run's first step was made and when its job had ended, from the submission, seconds."""
+    """Time of a run's first step and of its job's end, in seconds since submission."""
 
     first_step_s: float
     seconds: float
 
     def training_s(self) -> float:
-        """From the first step to the end."""
+        """Time from the first step to the end."""
         return self.seconds - self.first_step_s
 
 
 @dataclass
 class Site:
-    """One trial's place."""
+    """Folder, jobs and deadline of a trial."""
 
     toy: Toy
     setting: Setting
-    folder: Path  # `run` is the run's, `jobs` has the jobs' output
+    folder: Path  # has the run in `run` and the jobs' output in `jobs`
     draw: random.Random
     until: float  # time.monotonic()
-    pace: Pace  # of an undisturbed run
+    pace: Pace  # of an uninterrupted run
     jobs: list[Job] = field(default_factory=list)
 
     @property
     def run(self) -> Path:
-        """The run's folder, which all jobs of the trial share."""
+        """Folder of the run, shared by all jobs of the trial."""
         return self.folder / "run"
 
     def submit(
         self, setting: Setting | None = None, *overrides: str, minutes: int = 10, **options: str
     ) -> Job:
-        """Starts a job on the run's folder.
+        """Submit a job for the run's folder.
 
         Args:
-            setting: None: the trial's own.
-            overrides: More key=value.
+            setting: None: the trial's.
+            overrides: Further key=value.
             minutes: The job's time limit.
-            options: More of sbatch's, by name.
+            options: Further options of sbatch, by name.
         """
         setting = setting or self.setting
         where = self.folder / "jobs"
@@ -82,50 +82,50 @@ class Site:
         return job
 
     def strike(self, job: Job, earliest: int = 1, latest: int = STEPS - 6) -> int:
-        """Waits for a step drawn between two, and a little longer.
+        """Wait for a random step between two, and a little longer.
 
         Returns:
-            The last step that was seen. Steps at the end are left out: the fault is to hit a run
-            that still goes on.
+            The last step in the trace. By default the last steps are excluded, so that the fault
+            hits a running job.
 
         Raises:
-            Missed: The job has ended before.
-            Hung: The step does not come.
+            Missed: The job ended before the step.
+            Hung: The step was not reached by the deadline.
         """
         self.reach(job, self.draw.randint(earliest, latest))
         time.sleep(self.draw.uniform(0, _DELAY_S))
         return last_step(self.run)
 
     def reach(self, job: Job, step: int) -> None:
-        """Waits until a step is made. Raises as `strike` does."""
-        looked = time.monotonic()
+        """Wait until a step is reached. Raises as `strike` does."""
+        checked = time.monotonic()
         while last_step(self.run) < step:
             time.sleep(_POLL_S)
-            if time.monotonic() - looked > _STATE_POLL_S:
-                looked = time.monotonic()
+            if time.monotonic() - checked > _STATE_POLL_S:
+                checked = time.monotonic()
                 state = job.state()
                 if state in ENDED:
                     raise Missed(f"job {job.id} is {state} before step {step}\n{job.log()}")
-                if looked > self.until:
-                    raise Hung(f"job {job.id} is {state}, step {step} has not come")
+                if checked > self.until:
+                    raise Hung(f"job {job.id} is {state}, step {step} was not reached")
 
     def saving(self, job: Job) -> bool:
-        """Waits, through a few steps at most, for a checkpoint that is being written."""
+        """Wait for a checkpoint that is being written, for a few steps at most."""
         first = last_step(self.run)
         while last_step(self.run) < min(first + 8, STEPS - 1):
             if any((self.run / "checkpoints").glob(".step-*.part")):
                 return True
             if time.monotonic() > self.until:
-                raise Hung(f"job {job.id} is {job.state()}, no further step has come")
+                raise Hung(f"job {job.id} is {job.state()}, no further step was reached")
             time.sleep(0.001)
         return False
 
     def finish(self, job: Job) -> None:
-        """Waits for the job's end.
+        """Wait for the job's end.
 
         Raises:
-            Hung: It does not come.
-            Missed: It is not the end that it should be.
+            Hung: The job did not end by the deadline.
+            Missed: The job failed.
         """
         try:
             code = job.wait(max(1.0, self.until - time.monotonic()))
@@ -136,13 +136,13 @@ class Site:
             raise Missed(f"job {job.id} is {state} with exit code {code}")
 
     def stop(self, job: Job) -> str:
-        """Cancels a job for good: as a person does, or after its ranks have died.
+        """Cancel a job, either running or after killing its ranks.
 
         Returns:
-            How.
+            Which of the two.
 
         Raises:
-            Missed: It came back, as only a requeued job may.
+            Missed: The job was restarted.
         """
         how = self.draw.choice(["cancelled", "killed"])
         if how == "killed":
@@ -155,22 +155,22 @@ class Site:
             raise Missed(f"job {job.id} was cancelled, but is {state}")
         return how
 
-    def told(self, sentence: str) -> None:
-        """Makes sure that one of the jobs has said something.
+    def require_in_logs(self, text: str) -> None:
+        """Check that the output of a job contains a text.
 
         Raises:
-            Missed: None has.
+            Missed: It does not.
         """
-        if not any(sentence in job.log() for job in self.jobs):
-            raise Missed(f"no job has said {sentence!r}")
+        if not any(text in job.log() for job in self.jobs):
+            raise Missed(f"no job has logged {text!r}")
 
     def restarts(self) -> int:
-        """Starts after the first, of all jobs."""
+        """Count the starts after the first, of all jobs."""
         return len(self.jobs) - 1 + sum(job.restarts() for job in self.jobs)
 
 
 def last_step(run: Path) -> int:
-    """The newest step in the trace; -1 where there is none."""
+    """Last step in the trace; -1 if there is none."""
     try:
         text = (run / "consumed.jsonl").read_text()
     except FileNotFoundError:
@@ -180,7 +180,7 @@ def last_step(run: Path) -> int:
 
 
 def environment() -> Mapping[str, str]:
-    """Of a job: this checkout, this python, one thread a rank."""
+    """Environment of jobs: this checkout, this Python, one thread per rank."""
     return {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -191,7 +191,7 @@ def environment() -> Mapping[str, str]:
 
 @contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
-    """A disk of so many MiB in the place of a folder; what lies on it at the end stays there.
+    """Mount a disk of some MiB in place of a folder; its content stays after unmounting.
 
     Needs root.
     """
@@ -203,7 +203,7 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
         kept = folder.with_name(f"{folder.name}.kept")
         subprocess.run(["cp", "-a", str(folder), str(kept)], check=True)
     finally:
-        # lazily: a process of a hung trial may still have a file open there
+        # lazily, as a process of a hung trial may still have a file open
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
     folder.rmdir()
     kept.rename(folder)

@@ -1,7 +1,7 @@
-"""Whether a run that was disturbed did what its undisturbed reference did: a pure function.
+"""Compare an interrupted run with its uninterrupted reference; pure functions.
 
-Three things are compared: which samples the optimizer has used and in which step, the loss of
-every step, and the state at the end: weights, averages, and what the optimizer remembers.
+Three things are compared: which samples the optimizer used in which step, the loss of every step,
+and the final state: weights, EMA and optimizer state.
 """
 
 import json
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.layout import pointed_to
+from efficientsam_pl.checkpoints.layout import read_pointer
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 
-_TOLD = 5  # of the keys or steps that are wrong, in a sentence
+_MAX_NAMED = 5  # wrong keys or steps in a message
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Consumed:
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a finished run leaves: what it has consumed, and its last checkpoint's tensors."""
+class RunResult:
+    """Results of a finished run: its trace and the tensors of its last checkpoint."""
 
     consumed: tuple[Consumed, ...]
     state: Mapping[str, Tensor]
@@ -39,10 +39,10 @@ class Left:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How a run differs from its reference. The differences are absolute; inf where not a number.
+    """Differences of a run from its reference; absolute, inf if not finite.
 
     `lost` and `doubled` count uses of samples by the optimizer, `moved` those in another step than
-    the reference's.
+    in the reference.
     """
 
     steps: int
@@ -53,45 +53,45 @@ class Verdict:
     state_difference: float
     bit_equal: bool
     tolerance: float | None
-    told: tuple[str, ...]  # what is wrong, a sentence each; empty: nothing is
+    problems: tuple[str, ...]  # a sentence each; empty: none
 
     def accepted(self) -> bool:
-        """Whether every sample was used as it should be, and numbers agree as far as asked for."""
-        return not self.told
+        """Whether all samples were used as expected, and the results agree within tolerance."""
+        return not self.problems
 
     def worst(self) -> float:
-        """The greater difference."""
+        """Larger of the two differences."""
         return max(self.loss_difference, self.state_difference)
 
 
 def compare(run: Path, reference: Path, tolerance: float | None) -> Verdict:
-    """Reads two run folders (`run.trace=true`) and judges the first by the second.
+    """Compare the folder of a run (`run.trace=true`) with that of its reference.
 
     Args:
-        run: Of a finished run, however often it was interrupted.
-        reference: Of a run of the same recipe that was not.
-        tolerance: Greatest absolute difference of a step's loss and of a number of the state;
-            None: the same bits, as is to be where world size, strategy and float32 stay.
+        run: Folder of a finished run, however often it was interrupted.
+        reference: Folder of an uninterrupted run of the same recipe.
+        tolerance: Largest absolute difference of a step's loss and of a value of the state;
+            None: bit-equal, as required if world size, strategy and float32 stay.
 
     Raises:
-        ValueError: A folder without a trace or a checkpoint, or a trace with a line that is cut.
+        ValueError: A folder has no trace or no checkpoint, or a trace has an incomplete line.
     """
-    return judge(left_by(run), left_by(reference), tolerance)
+    return judge(read_result(run), read_result(reference), tolerance)
 
 
-def left_by(run: Path) -> Left:
-    """What a run's folder holds. See `compare` for what is raised."""
-    checkpoint = pointed_to(run / "latest")
+def read_result(run: Path) -> RunResult:
+    """Read a run's folder. Raises as `compare`."""
+    checkpoint = read_pointer(run / "latest")
     if checkpoint is None:
         raise ValueError(f"{run} has no checkpoint")
-    return Left(tuple(consumed_by(run)), CheckpointReader(checkpoint).whole_state())
+    return RunResult(tuple(read_trace(run)), CheckpointReader(checkpoint).load_all())
 
 
-def consumed_by(run: Path) -> list[Consumed]:
-    """The lines of `consumed.jsonl`, by step, then rank, then as they were written."""
+def read_trace(run: Path) -> list[Consumed]:
+    """Read the lines of `consumed.jsonl`, sorted by step and rank."""
     path = run / "consumed.jsonl"
     if not path.is_file():
-        raise ValueError(f"{path} is not there: was it run with run.trace=true?")
+        raise ValueError(f"{path} is missing: was the run started with run.trace=true?")
     lines = []
     for number, text in enumerate(path.read_text().splitlines(), start=1):
         try:
@@ -99,38 +99,38 @@ def consumed_by(run: Path) -> list[Consumed]:
             keys = tuple(line["keys"])
             lines.append(Consumed(line["step"], line["rank"], keys, float(line["loss"])))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is cut: {text[:80]!r}") from error
+            raise ValueError(f"{path}, line {number} is incomplete: {text[:80]!r}") from error
     return sorted(lines, key=lambda line: (line.step, line.rank))
 
 
-def judge(run: Left, reference: Left, tolerance: float | None) -> Verdict:
-    """How a run differs from its reference; see `compare`."""
+def judge(run: RunResult, reference: RunResult, tolerance: float | None) -> Verdict:
+    """Compare a run with its reference; see `compare`."""
     ours, theirs = by_step(run.consumed), by_step(reference.consumed)
     lost, doubled, moved = samples_astray(ours, theirs)
-    told = [
-        *_told("lost: the reference used", lost),
-        *_told("too many: the reference did not use", doubled),
-        *_told("in another step than the reference's:", moved),
+    problems = [
+        *_describe("lost: the reference used", lost),
+        *_describe("too many: the reference did not use", doubled),
+        *_describe("in another step than in the reference:", moved),
     ]
-    if not told:  # two that agree may both be wrong
+    if not problems:  # two runs that agree may both be wrong
         samples = {key for used in theirs.values() for key in used}
         lost, doubled = uses_astray([ours[step] for step in sorted(ours)], samples)
-        told += [
-            *_told("lost: an epoch went without", lost),
-            *_told("too many: an epoch had twice", doubled),
+        problems += [
+            *_describe("lost: an epoch lacked", lost),
+            *_describe("too many: an epoch used twice", doubled),
         ]
     loss, step = _worst_loss(_losses(run.consumed), _losses(reference.consumed))
     number, name = _worst_tensor(run.state, reference.state)
     same = _losses(run.consumed) == _losses(reference.consumed) and number == 0
     if sorted(ours) != sorted(theirs):
-        told.append(f"steps {_span(ours)}, the reference's {_span(theirs)}")
+        problems.append(f"steps {_span(ours)}, the reference's {_span(theirs)}")
     allowed = 0.0 if tolerance is None else tolerance
     if loss > allowed:
-        told.append(f"the loss of step {step} differs by {loss:.3g}, allowed is {allowed:.3g}")
+        problems.append(f"the loss of step {step} differs by {loss:.3g}, allowed is {allowed:.3g}")
     if number > allowed:
-        told.append(f"{name} differs by {number:.3g}, allowed is {allowed:.3g}")
-    if tolerance is None and not same and not told:
-        told.append("the ranks' micro-batches are not the reference's")
+        problems.append(f"{name} differs by {number:.3g}, allowed is {allowed:.3g}")
+    if tolerance is None and not same and not problems:
+        problems.append("the ranks' micro-batches are not the reference's")
     return Verdict(
         steps=len(ours),
         lost=lost.total(),
@@ -140,12 +140,12 @@ def judge(run: Left, reference: Left, tolerance: float | None) -> Verdict:
         state_difference=number,
         bit_equal=same,
         tolerance=tolerance,
-        told=tuple(told),
+        problems=tuple(problems),
     )
 
 
 def by_step(lines: Sequence[Consumed]) -> dict[int, Counter[str]]:
-    """How often each sample was used in each step, over all ranks and micro-batches."""
+    """Count uses of each sample in each step, over all ranks and micro-batches."""
     steps: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for line in lines:
         steps[line.step].update(line.keys)
@@ -155,7 +155,7 @@ def by_step(lines: Sequence[Consumed]) -> dict[int, Counter[str]]:
 def samples_astray(
     ours: Mapping[int, Counter[str]], theirs: Mapping[int, Counter[str]]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Uses that are missing, that are too many, and that are in another step."""
+    """Count uses that are missing, that are surplus, and that are in another step."""
     none: Counter[str] = Counter()
     all_ours = sum(ours.values(), Counter[str]())
     all_theirs = sum(theirs.values(), Counter[str]())
@@ -167,15 +167,15 @@ def samples_astray(
 def uses_astray(
     steps: Sequence[Counter[str]], samples: set[str]
 ) -> tuple[Counter[str], Counter[str]]:
-    """Samples an epoch has missed, and samples it has had twice; knows nothing of a reference.
+    """Count samples that an epoch missed or used twice, without a reference.
 
-    Where epochs follow each other without a gap (`data.last_batch=carry`), every sample has been
-    used e or e + 1 times at any step's end, e being the epochs that are over by then; where an
-    epoch ends with the step, e times.
+    If epochs follow each other without a gap (`data.last_batch=carry`), every sample has been used
+    e or e + 1 times at the end of any step, where e is the number of completed epochs; if an epoch
+    ends with the step, e times.
 
     Args:
-        steps: What each step has used, in order.
-        samples: All there are.
+        steps: Samples used by each step, in order.
+        samples: All samples.
     """
     lost: Counter[str] = Counter()
     doubled: Counter[str] = Counter()
@@ -191,7 +191,7 @@ def uses_astray(
 
 
 def _losses(lines: Sequence[Consumed]) -> dict[int, list[tuple[tuple[str, ...], float]]]:
-    """Of each step the micro-batches with their losses, in an order that no rank decides."""
+    """Micro-batches and losses by step, in an order independent of ranks."""
     steps: defaultdict[int, list[tuple[tuple[str, ...], float]]] = defaultdict(list)
     for line in lines:
         steps[line.step].append((line.keys, line.loss))
@@ -202,9 +202,9 @@ def _worst_loss(
     ours: Mapping[int, list[tuple[tuple[str, ...], float]]],
     theirs: Mapping[int, list[tuple[tuple[str, ...], float]]],
 ) -> tuple[float, int]:
-    """The greatest difference in a step that both have made, and in which.
+    """Find the largest difference of a loss among common steps, and its step.
 
-    Micro-batch by micro-batch where both cut the step alike, else of the means over its samples.
+    Compares micro-batches if both split the step equally, else the means over its samples.
     """
     worst, at = 0.0, -1
     for step in sorted(ours.keys() & theirs.keys()):
@@ -225,7 +225,7 @@ def _mean(batches: Sequence[tuple[tuple[str, ...], float]]) -> float:
 
 
 def _worst_tensor(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The greatest difference of a number, and where; another name or shape differs by inf."""
+    """Find the largest difference of a tensor, and its name; inf if names or shapes differ."""
     if odd := ours.keys() ^ theirs.keys():
         return math.inf, sorted(odd)[0]
     worst, where = 0.0, ""
@@ -243,15 +243,15 @@ def _number(value: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def _told(what: str, keys: Counter[str]) -> list[str]:
+def _describe(what: str, keys: Counter[str]) -> list[str]:
     if not keys:
         return []
-    named = sorted(keys)[:_TOLD]
-    more = f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else ""
+    named = sorted(keys)[:_MAX_NAMED]
+    more = f" and {len(keys) - _MAX_NAMED} more" if len(keys) > _MAX_NAMED else ""
     return [f"{keys.total()} uses {what} {', '.join(named)}{more}"]
 
 
 def _span(steps: Mapping[int, object]) -> str:
     missing = set(range(min(steps), max(steps) + 1)) - set(steps) if steps else set()
-    gaps = f" without {sorted(missing)[:_TOLD]}" if missing else ""
+    gaps = f" without {sorted(missing)[:_MAX_NAMED]}" if missing else ""
     return f"{min(steps)} to {max(steps)}{gaps}" if steps else "none"

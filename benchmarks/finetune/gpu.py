@@ -1,6 +1,6 @@
-"""Finetuning's steps on a GPU: bf16, compiled blocks and mask decoder, 32 and 64 masks a photo.
+"""Finetuning steps on a GPU: bf16, compiled blocks and mask decoder, 32 and 64 masks per image.
 
-Model, loss and optimizer alone: photos lie on the GPU already, and no trainer is around them.
+Model, loss and optimizer only: images are already on the GPU, and there is no trainer.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ _GOALS = {"efficient_sam_ti": 0.25, "efficient_sam_s": 0.35}
 
 
 def measure() -> Iterator[Row]:
-    """Both students with 32 and 64 boxes a photo."""
+    """Measure both students with 32 and 64 boxes per image."""
     for name, goal in _GOALS.items():
         for masks in (32, 64):
             config = NAMED[name]
-            found = largest_that_fits(partial(_step, config, masks), _FIRST_BATCH)
+            fitted = largest_that_fits(partial(_step, config, masks), _FIRST_BATCH)
             row_id = f"finetune.gpu_{name.removeprefix('efficient_sam_')}_{masks}"
-            work, flop = f"{name}, {masks} boxes a photo", image_flop(config, masks)
-            yield from gpu_rows(row_id, work, found, flop, PEAK, goal)
+            work, flop = f"{name}, {masks} boxes per image", image_flop(config, masks)
+            yield from gpu_rows(row_id, work, fitted, flop, PEAK, goal)
 
 
 def image_flop(config: SegmenterConfig, masks: int) -> int:
-    """Of one photo in a training step, attention counted."""
+    """Count the FLOPs of one image in a training step, including attention."""
     batch = boxes_batch(config.encoder.image_size, 1, masks)
 
     def loss(model: Segmenter, image: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Mask AP of dense masks, beside torchmetrics and pycocotools: a part of benchmarks.finetune.
+"""Mask AP of dense masks, compared with torchmetrics and pycocotools; part of benchmarks.finetune.
 
-faster-coco-eval has a row where it is installed.
+faster-coco-eval has a row if it is installed.
 """
 
 import contextlib
@@ -28,35 +28,35 @@ from efficientsam_pl.evaluation.metrics.matching import RECALLS, THRESHOLDS
 from efficientsam_pl.rle import Rle, area, encode_many
 
 _HEIGHT, _WIDTH = 480, 640
-_DRAWN = 10  # photos; the others repeat their masks with other scores
+_DRAWN = 10  # images; the others reuse their masks with other scores
 
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """Objects, and what was found of each."""
+    """Ground-truth and predicted masks."""
 
     truth: Bool[Tensor, "q h w"]
-    found: Bool[Tensor, "q h w"]
+    predicted: Bool[Tensor, "q h w"]
     scores: Float[Tensor, "q"]
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The same as run-lengths."""
+    """Ground-truth and predicted masks as run-lengths."""
 
     truth: list[Rle]
-    found: list[Rle]
+    predicted: list[Rle]
     scores: Float[Tensor, "q"]
 
 
 def rows(quick: bool) -> list[Row]:
-    """Time from masks to AP, the share of the backend, equality, and COCO val's memory."""
+    """Measure time from masks to AP, the backend's share, equality, and memory for COCO val."""
     count, rounds = (60, 3) if quick else (1000, 3)
     photos = masked_images(count, masks=30)
     taken = alternate(
         {"ours": partial(ours, photos), "torchmetrics": partial(by_torchmetrics, photos)}, rounds
     )
-    work = f"{count} photos of {_WIDTH}x{_HEIGHT}, 30 masks each and 30 found"
+    work = f"{count} images of {_WIDTH}x{_HEIGHT}, 30 masks and 30 predictions each"
     measured = [
         *timed_rows(
             ("finetune.mask_ap", "finetune.mask_ap_processor_time"),
@@ -66,7 +66,7 @@ def rows(quick: bool) -> list[Row]:
             taken["torchmetrics"],
             goal=0.25,
         ),
-        *backend_rows([encoded(photo) for photo in photos], work),
+        *backend_rows([encoded(image) for image in photos], work),
     ]
     if not quick:
         measured.append(memory_row())
@@ -74,7 +74,7 @@ def rows(quick: bool) -> list[Row]:
 
 
 def backend_rows(photos: Sequence[EncodedImage], work: str) -> list[Row]:
-    """Run-lengths to the twelve numbers by each program, and how far ours are from COCO's."""
+    """Compare the twelve metrics from run-lengths, and their time, by each program."""
     metric = filled(photos)
     backends: dict[str, Callable[[], object]] = {"ours": metric.compute}
     backends["pycocotools"] = partial(by_coco, photos, COCO, COCOeval)
@@ -108,11 +108,11 @@ def backend_rows(photos: Sequence[EncodedImage], work: str) -> list[Row]:
 
 
 def memory_row() -> Row:
-    """All of COCO val on one rank, as after the ranks have exchanged their photos."""
+    """Measure the memory of all of COCO val on one rank, as after gathering from all ranks."""
     return Row(
         id="finetune.mask_ap_memory",
-        work="resident memory at its peak above the start: the metric's state of 5000 photos with "
-        "36,000 masks and as many found, and COCO's twelve numbers of them",
+        work="resident memory at its peak above the start: the metric's state of 5000 images with "
+        "36,000 masks and as many predictions, and COCO's twelve metrics of them",
         value=peak_memory_rise(partial(prepare_coco_val, 5000, 36_000)) / 2**30,
         unit="GiB",
         goal=2.0,
@@ -120,7 +120,7 @@ def memory_row() -> Row:
 
 
 def masked_images(count: int, masks: int) -> list[MaskedImage]:
-    """Photos of wavy discs, each found a little beside its place."""
+    """Make images of wavy discs, with predictions that are slightly shifted."""
     draw = np.random.default_rng(0)
     drawn = [_discs(draw, masks) for _ in range(min(count, _DRAWN))]
     return [
@@ -130,53 +130,55 @@ def masked_images(count: int, masks: int) -> list[MaskedImage]:
 
 
 def ours(photos: Sequence[MaskedImage]) -> object:
-    """Dense masks to AP by this package."""
+    """Compute AP from dense masks by this package."""
     return filled(map(encoded, photos)).compute()
 
 
 def by_torchmetrics(photos: Sequence[MaskedImage]) -> object:
-    """Dense masks to AP by torchmetrics, over pycocotools."""
+    """Compute AP from dense masks by torchmetrics, which uses pycocotools."""
     metric = MeanAveragePrecision(
         iou_type="segm",
         backend="pycocotools",
-        # COCO's; its own are float32, and a recall of exactly 0.25 falls short of them
+        # COCO's; torchmetrics' are float32, and a recall of exactly 0.25 is below them
         iou_thresholds=THRESHOLDS.tolist(),
         rec_thresholds=RECALLS.tolist(),
     )
-    for photo in photos:
-        labels = torch.zeros(len(photo.truth), dtype=torch.int64)
-        found = {"masks": photo.found, "scores": photo.scores.float(), "labels": labels}
-        metric.update([found], [{"masks": photo.truth, "labels": labels}])
+    for image in photos:
+        labels = torch.zeros(len(image.truth), dtype=torch.int64)
+        predicted = {"masks": image.predicted, "scores": image.scores.float(), "labels": labels}
+        metric.update([predicted], [{"masks": image.truth, "labels": labels}])
     return metric.compute()
 
 
-def encoded(photo: MaskedImage) -> EncodedImage:
-    """A photo with its masks as run-lengths."""
-    truth, found = (encode_many(masks.cpu().numpy()) for masks in (photo.truth, photo.found))
-    return EncodedImage(truth, found, photo.scores)
+def encoded(image: MaskedImage) -> EncodedImage:
+    """Encode the masks of an image as run-lengths."""
+    truth, predicted = (
+        encode_many(masks.cpu().numpy()) for masks in (image.truth, image.predicted)
+    )
+    return EncodedImage(truth, predicted, image.scores)
 
 
 def filled(photos: Iterable[EncodedImage]) -> MaskAp:
-    """The metric with these photos counted in."""
+    """Create the metric and update it with these images."""
     metric = MaskAp()
-    for number, photo in enumerate(photos):
-        metric.update(f"{number:06}", photo.truth, photo.found, photo.scores)
+    for number, image in enumerate(photos):
+        metric.update(f"{number:06}", image.truth, image.predicted, image.scores)
     return metric
 
 
 def by_coco(photos: Sequence[EncodedImage], dataset: Any, evaluation: Any) -> object:
-    """COCO's own evaluation, or one with its interface."""
+    """Evaluate by pycocotools, or another package with its interface."""
     annotations: list[dict[str, Any]] = []
     results = []
-    for number, photo in enumerate(photos):
-        own = {"image_id": number, "category_id": 1}
-        for mask in photo.truth:
+    for number, image in enumerate(photos):
+        ids = {"image_id": number, "category_id": 1}
+        for mask in image.truth:
             sizes = {"area": area(mask), "bbox": coco_mask.toBbox(mask).tolist()}
             entry = {"id": len(annotations) + 1, "iscrowd": 0, "segmentation": mask}
-            annotations.append(own | entry | sizes)
+            annotations.append(ids | entry | sizes)
         results += [
-            own | {"segmentation": mask, "score": score}
-            for mask, score in zip(photo.found, photo.scores.tolist(), strict=True)
+            ids | {"segmentation": mask, "score": score}
+            for mask, score in zip(image.predicted, image.scores.tolist(), strict=True)
         ]
     images = [{"id": n, "height": _HEIGHT, "width": _WIDTH} for n in range(len(photos))]
     categories = [{"id": 1, "name": "object"}]
@@ -184,8 +186,8 @@ def by_coco(photos: Sequence[EncodedImage], dataset: Any, evaluation: Any) -> ob
         truth = dataset()
         truth.dataset = {"images": images, "annotations": annotations, "categories": categories}
         truth.createIndex()
-        found = truth.loadRes(results)
-        run = evaluation(truth, found, "segm")
+        predicted = truth.loadRes(results)
+        run = evaluation(truth, predicted, "segm")
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -193,16 +195,18 @@ def by_coco(photos: Sequence[EncodedImage], dataset: Any, evaluation: Any) -> ob
 
 
 def prepare_coco_val(photos: int, masks: int) -> Callable[[], object]:
-    """Fills a metric with as many photos and masks, and computes."""
-    drawn = [encoded(photo) for photo in masked_images(_DRAWN, masks=30)]
+    """Prepare filling a metric with many images and masks, and computing it."""
+    drawn = [encoded(image) for image in masked_images(_DRAWN, masks=30)]
     draw = np.random.default_rng(0)
     counts = np.bincount(draw.integers(0, photos, masks), minlength=photos)
 
     def work() -> object:
         metric = MaskAp()
         for number, count in enumerate(counts):
-            photo, some = drawn[number % len(drawn)], slice(0, int(count))
-            metric.update(f"{number:012}", photo.truth[some], photo.found[some], photo.scores[some])
+            image, subset = drawn[number % len(drawn)], slice(0, int(count))
+            metric.update(
+                f"{number:012}", image.truth[subset], image.predicted[subset], image.scores[subset]
+            )
         return metric.compute()
 
     return work

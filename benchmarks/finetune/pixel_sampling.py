@@ -1,10 +1,10 @@
 """Measure the error of a mask's loss on sampled pixels, and the time that sampling saves.
 
-Masks are real: those of COCO-MINI (EFFICIENTSAM_SHARED/data). Answers are made of them: blurred, as
-seen through 64 x 64 tokens, with noise of the size of parts. The loss of one token, focal 20 and
-dice 1, is compared with itself from all pixels: of a mask, and of a step's mean over 64 masks. The
-gradient is compared where the network would get it, at the tokens; at the pixels most of it is zero
-by construction.
+The masks are those of COCO-MINI (EFFICIENTSAM_SHARED/data). Predictions are derived from them:
+blurred to 64 x 64 tokens, with noise at the scale of object parts. The loss of one token, focal 20
+and dice 1, is compared with the same loss on all pixels: per mask, and of a step's mean over 64
+masks. The gradient is compared at the tokens, where it enters the network; at the pixels most of it
+is zero by construction.
 """
 
 import os
@@ -31,19 +31,19 @@ from efficientsam_pl.structures import Prediction
 
 SIDES = (16, 32, 48, 64, 80, 112)  # of the grid of points
 CELLS, TOKENS = 256, 64  # a side: the loss resolution and the image tokens of 1024 pixels
-_TOGETHER = 64  # masks of a step's mean
+_TOGETHER = 64  # masks per step
 _LOSS = MaskLossConfig(iou=0.0)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Masks, and a map of tokens that answers each: its logits are the map enlarged."""
+    """Masks, and a map of tokens per mask, whose enlargement is the predicted logits."""
 
     truth: Bool[Tensor, "1 q h w"]
     tokens: Float[Tensor, "1 q t t"]
 
     def losses(self, side: int | None, draw: int) -> MaskLosses:
-        """From `side` squared pixels of each mask, or from all."""
+        """Compute losses on `side` squared sampled pixels of each mask, or on all pixels."""
         config = replace(_LOSS, sampled_points=None if side is None else side**2)
         logits = F.interpolate(self.tokens, (CELLS, CELLS), mode="bilinear")[:, :, None]
         unknown = logits.new_zeros(logits.shape[:3])
@@ -56,13 +56,13 @@ class Answers:
 
 
 def rows(options: Options) -> list[Row]:
-    """Error and gradient of each number of points, then the times."""
+    """Measure error and gradient for each number of points, then time."""
     answers = noisy(truth(limit=128 if options.quick else 512))
     return [*errors(answers, draws=2 if options.quick else 8), *times(2 if options.quick else 9)]
 
 
 def truth(limit: int) -> Bool[Tensor, "1 q h w"]:
-    """Masks at the loss resolution, in the released model's square."""
+    """Load masks at the loss resolution, in the released model's square."""
     folder = Path(os.environ["EFFICIENTSAM_SHARED"]) / "data/coco/COCO-MINI"
     entries = read_coco(str(folder / "annotations/instances_val2017.json"), str(folder / "val2017"))
     masks: list[Tensor] = []
@@ -76,7 +76,7 @@ def truth(limit: int) -> Bool[Tensor, "1 q h w"]:
 
 
 def noisy(masks: Bool[Tensor, "1 q h w"]) -> Answers:
-    """Answers that are about right: the mask as tokens see it, and parts too much or missing."""
+    """Make approximate predictions: coarse masks with surplus and missing parts."""
     blurred = F.interpolate(masks.float(), (TOKENS, TOKENS), mode="area")
     coarse = torch.randn(1, masks.shape[1], 10, 10, generator=torch.Generator().manual_seed(0))
     parts = F.interpolate(coarse, (TOKENS, TOKENS), mode="bicubic")
@@ -84,21 +84,21 @@ def noisy(masks: Bool[Tensor, "1 q h w"]) -> Answers:
 
 
 def errors(answers: Answers, draws: int) -> Iterator[Row]:
-    """Of each number of points, over several draws of them."""
+    """Measure errors for each number of points, over several samplings."""
     whole, gradient = _learned(answers, None, 0)
     work = f"{len(whole)} masks of COCO-MINI, {draws} draws; from all {CELLS**2} pixels otherwise"
     for side in SIDES:
         of_mask, of_step, cosines = [], [], []
         for draw in range(draws):
-            sampled, own = _learned(answers, side, draw)
+            sampled, sampled_gradient = _learned(answers, side, draw)
             of_mask.append(((sampled - whole) / whole).abs())
             of_step.append(_relative(sampled, whole))
-            cosines.append(F.cosine_similarity(own, gradient))
+            cosines.append(F.cosine_similarity(sampled_gradient, gradient))
         name = f"finetune_sampling.{side}x{side}"
         for what, values in (("mask", of_mask), ("step", of_step)):
             value = float(torch.stack(values).mean())
-            told = f"mean absolute relative error of a {what}'s loss; {work}"
-            yield Row(id=f"{name}.error_of_a_{what}", work=told, value=value, unit="")
+            description = f"mean absolute relative error of a {what}'s loss; {work}"
+            yield Row(id=f"{name}.error_of_a_{what}", work=description, value=value, unit="")
         yield Row(
             id=f"{name}.gradient_cosine",
             work=f"cosine between a mask's gradients at the tokens; {work}",
@@ -117,13 +117,16 @@ def _learned(
 
 
 def _relative(sampled: Float[Tensor, "q"], whole: Float[Tensor, "q"]) -> Float[Tensor, "steps"]:
-    """Errors of means over so many masks as a step has."""
-    means = [one.unfold(0, _TOGETHER, _TOGETHER).mean(1) for one in (sampled, whole)]
+    """Relative errors of the means over the masks of each step."""
+    means = [
+        errors_of_masks.unfold(0, _TOGETHER, _TOGETHER).mean(1)
+        for errors_of_masks in (sampled, whole)
+    ]
     return ((means[0] - means[1]) / means[1]).abs()
 
 
 def times(rounds: int) -> Iterator[Row]:
-    """Of the losses of 32 masks with all their tokens, forwards and backwards."""
+    """Time forward and backward of the losses of 32 masks with all their tokens."""
     draw = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(1, 32, 4, CELLS, CELLS, generator=draw)).requires_grad_()
     prediction = Prediction(logits, torch.zeros(1, 32, 4))
@@ -151,7 +154,7 @@ def times(rounds: int) -> Iterator[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and reports."""
+    """Measure and report."""
     options = parse_options("finetune.pixel_sampling", (__doc__ or "").splitlines()[0], argv)
     report("finetune_sampling", rows(options), options)
     return 0

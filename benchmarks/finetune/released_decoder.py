@@ -1,4 +1,4 @@
-"""Decoding as the released code does it, through our weights: everything tiled for each prompt."""
+"""Decoding as in the released code, with our weights: everything is repeated for each prompt."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -10,24 +10,24 @@ from efficientsam_pl.structures import Prediction, Prompts
 
 
 class ReleasedSegmenter(Segmenter):
-    """A segmenter of EfficientSAM's layout that answers prompts in the released way."""
+    """A segmenter of EfficientSAM's layout that decodes as the released code does."""
 
     def decode(self, features: Tensor, prompts: Prompts) -> Prediction:
-        """As `Segmenter.decode`."""
+        """Decode as `Segmenter.decode` does."""
         return released_decode(self, features, prompts)
 
 
 def released_decode(model: Segmenter, features: Tensor, prompts: Prompts) -> Prediction:
-    """The photo's features and positions are repeated for all prompts, which run as one batch.
+    """Decode with features and positions repeated for all prompts, as one batch.
 
-    Every attention projects all image tokens of every prompt and holds its whole softmax.
+    Every attention projects all image tokens of every prompt and materialises the whole softmax.
     """
     decoder = model.mask_decoder
     tokens, dense = model.prompt_encoder(prompts)
     assert dense is None, "the released EfficientSAM takes no masks"
     b, q = tokens.shape[:2]
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(b * q, -1, -1), tokens.flatten(0, 1)], dim=1)
+    token_position = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([token_position.expand(b * q, -1, -1), tokens.flatten(0, 1)], dim=1)
     tiled = torch.repeat_interleave(features, q, dim=0)
     position = torch.repeat_interleave(model.prompt_encoder.dense_position(), b * q, dim=0)
     image, place = (x.flatten(2).transpose(1, 2) for x in (tiled, position))
@@ -48,14 +48,18 @@ def released_decode(model: Segmenter, features: Tensor, prompts: Prompts) -> Pre
 
 
 def _block(
-    block: TwoWayBlock, tokens: Tensor, image: Tensor, own: Tensor, place: Tensor
+    block: TwoWayBlock, tokens: Tensor, image: Tensor, token_position: Tensor, place: Tensor
 ) -> tuple[Tensor, Tensor]:
-    placed = tokens if block.first else tokens + own
+    placed = tokens if block.first else tokens + token_position
     tokens = block.norm1(placed + _attention(block.self_attn, placed, placed, placed))
-    looked = _attention(block.cross_attn_token_to_image, tokens + own, image + place, image)
+    looked = _attention(
+        block.cross_attn_token_to_image, tokens + token_position, image + place, image
+    )
     tokens = block.norm2(tokens + looked)
     tokens = block.norm3(tokens + block.mlp(tokens))
-    answered = _attention(block.cross_attn_image_to_token, image + place, tokens + own, tokens)
+    answered = _attention(
+        block.cross_attn_image_to_token, image + place, tokens + token_position, tokens
+    )
     return tokens, block.norm4(image + answered)
 
 

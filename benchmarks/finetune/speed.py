@@ -1,7 +1,7 @@
 """Time prompted decoding, a finetuning step and mask AP against the released implementation.
 
-The released way holds every softmax of the encoder, repeats a photo's embedding for each of its
-prompts, and projects it anew for each.
+The released code materialises every softmax of the encoder, and repeats and projects an image's
+embedding for each of its prompts.
 """
 
 import time
@@ -40,7 +40,7 @@ Way = Literal["ours", "released"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints, and says by its exit code nothing about the goals."""
+    """Measure and report; the exit code does not depend on the goals."""
     start = time.perf_counter()
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     rows = mask_ap.rows(options.quick)
@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def decode_rows(config: SegmenterConfig, prompts: int, rounds: int, seconds: float) -> list[Row]:
-    """Boxes of one photo: time, memory, difference, and the share of the floor.
+    """Compare decoding boxes of one image: time, memory, difference, share of the lower bound.
 
     Args:
         config: EfficientSAM's layout, of any size.
-        prompts: How many boxes are decoded in one call.
-        rounds: How often ours and the reference are timed, at most.
-        seconds: No further round begins that would end later than this, from here on.
+        prompts: Number of boxes decoded in one call.
+        rounds: Maximum number of rounds.
+        seconds: No further round starts that would end later than this.
     """
     start = time.perf_counter()
     memory, memory_released = (
@@ -72,20 +72,20 @@ def decode_rows(config: SegmenterConfig, prompts: int, rounds: int, seconds: flo
     )
     ways: tuple[Way, Way] = ("ours", "released")
     calls = {way: prepare_decode(config, prompts, way) for way in ways}
-    answers: dict[str, Tensor] = {}
+    predictions: dict[str, Tensor] = {}
 
-    def answer(way: Way) -> None:
-        answers[way] = calls[way]().low_res_logits
+    def predict(way: Way) -> None:
+        predictions[way] = calls[way]().low_res_logits
 
     square = torch.randn(_MATMUL_SIDE, _MATMUL_SIDE)
     taken = alternate(
-        {way: partial(answer, way) for way in ways} | {"matmul": lambda: square @ square},
+        {way: partial(predict, way) for way in ways} | {"matmul": lambda: square @ square},
         rounds,
         seconds - (time.perf_counter() - start),
     )
-    difference = float((answers["ours"] - answers["released"]).abs().max())
+    difference = float((predictions["ours"] - predictions["released"]).abs().max())
     size = config.encoder.image_size
-    here = f"{prompts} boxes of one photo of {size} pixels, float32"
+    here = f"{prompts} boxes of one image of {size} pixels, float32"
     return [
         *timed_rows(
             ("finetune.decode64_time", "finetune.decode64_processor_time"),
@@ -114,7 +114,7 @@ def decode_rows(config: SegmenterConfig, prompts: int, rounds: int, seconds: flo
 
 
 def floor_rows(config: SegmenterConfig, prompts: int, taken: Mapping[str, Taken]) -> list[Row]:
-    """Operations beside the released way's, and our rate beside that of a bare matmul."""
+    """Compare FLOPs with the released code, and our rate with that of a single matmul."""
     gflop, gflop_released = (
         decode_flop(config, prompts, way) / 1e9 for way in ("ours", "released")
     )
@@ -138,7 +138,7 @@ def floor_rows(config: SegmenterConfig, prompts: int, taken: Mapping[str, Taken]
 
 
 def prepare_decode(config: SegmenterConfig, prompts: int, way: Way) -> Callable[[], Prediction]:
-    """All boxes of a photo answered, with seeded weights and features; one box to load the code."""
+    """Predict all boxes of an image from seeded features, after a warm-up with one box."""
     model = build(config, way).eval()
     grid = config.encoder.grid()
     draw = torch.Generator().manual_seed(0)
@@ -154,11 +154,11 @@ def prepare_decode(config: SegmenterConfig, prompts: int, way: Way) -> Callable[
 
 
 def decode_flop(config: SegmenterConfig, prompts: int, way: Way) -> int:
-    """Multiplications and additions in products, counted by torch without computing them."""
+    """Count the FLOPs of matrix products by torch, without computing them."""
     with torch.device("meta"):
         model = build(config, way)
     grid, width = config.encoder.grid(), config.encoder.neck_channels
-    hollow = FakeTensorMode(allow_non_fake_inputs=True)  # autocast knows the CPU, but no meta
+    hollow = FakeTensorMode(allow_non_fake_inputs=True)  # autocast supports the CPU, but not meta
     with hollow, torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.to_empty(device="cpu")
         boxes = Prompts.of_boxes(torch.zeros(1, prompts, 4))
@@ -167,13 +167,13 @@ def decode_flop(config: SegmenterConfig, prompts: int, way: Way) -> int:
 
 
 def step_rows(config: SegmenterConfig, masks: int, rounds: int, seconds: float) -> list[Row]:
-    """A training step on one photo, both ways.
+    """Compare a training step on one image.
 
     Args:
         config: EfficientSAM's layout, of any size.
-        masks: Of the photo, each with its box.
-        rounds: How often each is timed, at most.
-        seconds: No further round begins that would end later than this.
+        masks: Number of masks, each with its box.
+        rounds: Maximum number of rounds.
+        seconds: No further round starts that would end later than this.
     """
     explicit = replace(config, encoder=replace(config.encoder, attention="explicit"))
     steps = {
@@ -193,6 +193,6 @@ def step_rows(config: SegmenterConfig, masks: int, rounds: int, seconds: float) 
 
 
 def build(config: SegmenterConfig, way: Way) -> Segmenter:
-    """The same seeded weights for either way."""
+    """Build the model of either variant with the same seeded weights."""
     torch.manual_seed(0)
     return Segmenter(config) if way == "ours" else ReleasedSegmenter(config)

@@ -22,7 +22,7 @@ class BoxPromptSampler:
     rounds: int = 1
 
     def targets(self, batch: MaskBatch) -> MaskTargets:
-        """All masks; nothing is drawn."""
+        """Use all masks, without sampling."""
         keys = batch.sample_key[:, None].expand(batch.valid.shape)
         return MaskTargets(batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, keys)
 

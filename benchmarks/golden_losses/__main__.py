@@ -3,7 +3,7 @@
 python -m benchmarks.golden_losses                      exact losses as JSON
 python -m benchmarks.golden_losses --against COMMIT     a commit, or the folder of a checkout
 
-Both run in this environment in float32 on one thread; the exit code is 1 where a loss differs.
+Both run in this environment in float32 on one thread; the exit code is 1 if a loss differs.
 """
 
 import argparse
@@ -19,16 +19,18 @@ from benchmarks.golden_losses.running import HERE, Losses, golden_losses
 
 
 def differences(ours: Losses, theirs: Losses) -> dict[str, str]:
-    """Say by stage what differs first; empty text where nothing does."""
-    told = {}
+    """Describe the first difference of each stage; empty text if there is none."""
+    differing = {}
     for stage in sorted(ours.keys() | theirs.keys()):
-        own, other = ours.get(stage, {}), theirs.get(stage, {})
-        told[stage] = next(filter(None, (_first(k, own, other) for k in ("train", "heldout"))), "")
-    return told
+        local, other = ours.get(stage, {}), theirs.get(stage, {})
+        differing[stage] = next(
+            filter(None, (_first(k, local, other) for k in ("train", "heldout"))), ""
+        )
+    return differing
 
 
-def _first(kind: str, own: dict[str, list[str]], other: dict[str, list[str]]) -> str:
-    here, there = own.get(kind, []), other.get(kind, [])
+def _first(kind: str, local: dict[str, list[str]], other: dict[str, list[str]]) -> str:
+    here, there = local.get(kind, []), other.get(kind, [])
     for number, (a, b) in enumerate(zip(here, there, strict=False)):
         if a != b:
             return f"{kind} loss {number} is {_shown(a)} here, {_shown(b)} there"
@@ -43,7 +45,7 @@ def _shown(loss: str) -> str:
 
 @contextmanager
 def checkout_of(name: str) -> Iterator[Path]:
-    """A folder as it is; a commit as a temporary worktree."""
+    """Return a folder unchanged, or check out a commit in a temporary worktree."""
     if Path(name).is_dir():
         yield Path(name).resolve()
         return
@@ -61,7 +63,7 @@ def checkout_of(name: str) -> Iterator[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 1 where losses differ."""
+    """Print or compare the losses; exit code 1 if they differ."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.golden_losses",
         description="Exact losses of toy steps of both stages, against another checkout's.",
@@ -74,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with checkout_of(options.against) as there:
         theirs = golden_losses(there)
     ours = golden_losses(HERE)
-    told = differences(ours, theirs)
-    for stage, what in told.items():
+    differing = differences(ours, theirs)
+    for stage, what in differing.items():
         count = sum(map(len, ours.get(stage, {}).values()))
         print(f"{stage}: {what or f'{count} losses bit-equal'}")
-    return int(any(told.values()))
+    return int(any(differing.values()))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python -P commands.py CHECKOUT 'JSON list of argument lists'
 
-It knows nothing of the package but `python -m efficientsam_pl`, so that it runs any checkout's.
+It uses only `python -m efficientsam_pl`, so that it works with any checkout.
 """
 
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 def main(checkout: str, commands: str) -> int:
-    """Exit code of the first command that fails, else 0."""
+    """Run the commands; exit code of the first that fails, else 0."""
     sys.path.insert(0, checkout)
     import efficientsam_pl
 
-    own = Path(efficientsam_pl.__path__[0]).resolve().parent
-    if own != Path(checkout).resolve():
-        print(f"the package comes from {own}, not from {checkout}", file=sys.stderr)
+    location = Path(efficientsam_pl.__path__[0]).resolve().parent
+    if location != Path(checkout).resolve():
+        print(f"the package comes from {location}, not from {checkout}", file=sys.stderr)
         return 1
     for arguments in json.loads(commands):
         sys.argv = ["efficientsam", *arguments]

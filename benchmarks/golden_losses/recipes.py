@@ -1,4 +1,4 @@
-"""Toy recipes of both stages, in config keys alone."""
+"""Toy recipes of both stages, as config keys only."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ INTERACTIVE: dict[str, Any] = _FINETUNE | {
     "prompts": {"rounds": "interactive", "corrections": 2, "repeats": 1},
 }
 
-# By the name under which losses are printed: the command, and its config
+# Command and config by the name under which losses are printed
 STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "pretrain": ("pretrain", PRETRAIN),
     "finetune_drawn": ("finetune", DRAWN),

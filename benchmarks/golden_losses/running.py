@@ -24,11 +24,11 @@ def golden_losses(checkout: Path, run: Run | None = None) -> Losses:
     """Train every toy recipe with the code of a checkout.
 
     Args:
-        checkout: Folder that holds the package.
-        run: Runs several commands of it; None: in a process of their own.
+        checkout: Folder of the package.
+        run: Runs several of its commands; None: in a separate process.
 
     Raises:
-        RuntimeError: A command has failed; what it said is in the message.
+        RuntimeError: A command has failed; the message has its output.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -38,7 +38,7 @@ def golden_losses(checkout: Path, run: Run | None = None) -> Losses:
 
 
 def arguments(folder: Path, stage: str) -> list[str]:
-    """One toy recipe's command line, its config written into the folder."""
+    """Write a toy recipe's config into the folder, and return its command line."""
     command, config = STAGES[stage]
     given = [
         f"data.train={folder}/shards/train-*.tar",
@@ -54,7 +54,7 @@ def run_commands(checkout: Path, given: list[list[str]]) -> None:
     """Run commands of a checkout's package in one process, on one thread.
 
     Raises:
-        RuntimeError: One has failed; what it said is in the message.
+        RuntimeError: A command has failed; the message has its output.
     """
     script = [sys.executable, "-P", str(commands.__file__), str(checkout), json.dumps(given)]
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(checkout)}
@@ -71,7 +71,7 @@ def _written(path: Path, config: dict[str, Any]) -> Path:
 
 
 def _losses(run: Path) -> dict[str, list[str]]:
-    """Of every micro-batch, and of every validation."""
+    """Read the losses of every micro-batch and every validation."""
     lines = [json.loads(line) for line in (run / "consumed.jsonl").read_text().splitlines()]
     heldout = []
     for checkpoint in sorted((run / "checkpoints").glob("step-*")):

@@ -1,4 +1,4 @@
-"""Toy shards that are the same bytes everywhere, written without the package's own packers."""
+"""Toy shards with the same bytes everywhere, written without the package's packers."""
 
 import io
 import json
@@ -15,9 +15,9 @@ HEIGHT, WIDTH = 40, 48
 _MOST_MASKS = 3
 
 
-def write_shard(path: Path, numbers: Iterable[int], damaged: Iterable[int] = ()) -> None:
-    """Write `photoN.png` and `photoN.json` of each number; a damaged photo is cut short."""
-    broken = set(damaged)
+def write_shard(path: Path, numbers: Iterable[int], corrupt: Iterable[int] = ()) -> None:
+    """Write `photoN.png` and `photoN.json` of each number; a corrupt image is truncated."""
+    broken = set(corrupt)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in numbers:
             image = _png(number)
@@ -25,11 +25,11 @@ def write_shard(path: Path, numbers: Iterable[int], damaged: Iterable[int] = ())
             _add(tar, f"photo{number}.png", image[:60] if number in broken else image)
 
 
-def write_shards(folder: Path, damaged: Iterable[int] = ()) -> None:
-    """Write ten training photos in three shards and four held-out ones in one."""
+def write_shards(folder: Path, corrupt: Iterable[int] = ()) -> None:
+    """Write ten training images in three shards and four held-out ones in one."""
     folder.mkdir(parents=True)
     for shard, first in enumerate((0, 4, 8)):
-        write_shard(folder / f"train-{shard}.tar", range(first, min(first + 4, 10)), damaged)
+        write_shard(folder / f"train-{shard}.tar", range(first, min(first + 4, 10)), corrupt)
     write_shard(folder / "heldout-0.tar", range(100, 104))
 
 
@@ -40,7 +40,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _png(number: int) -> bytes:
-    """Coloured blocks with noise; PNG, whose decoding leaves no choice to a library."""
+    """Encode coloured blocks with noise as PNG, which all libraries decode equally."""
     draw = np.random.RandomState(number)
     blocks = draw.randint(0, 256, (4, 4, 3)).repeat(HEIGHT // 4, 0).repeat(WIDTH // 4, 1)
     noise = draw.randint(-20, 21, (HEIGHT, WIDTH, 3))
@@ -50,7 +50,7 @@ def _png(number: int) -> bytes:
 
 
 def _record(number: int) -> dict[str, Any]:
-    """One to three discs in SA-1B's form."""
+    """Annotate one to three discs in SA-1B's format."""
     draw = np.random.RandomState(1000 + number)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     annotations = []

@@ -1,19 +1,19 @@
-"""Multiplications and additions of SAMI's parts for one photo, worked out by hand.
+"""FLOPs of SAMI's parts for one image, by formulas.
 
 A product of [n, a] and [a, b] counts 2 n a b. Norms, softmax, GELU, positions and the resizing of
-photos are left out: below 1 % of it. Axes: n tokens, v visible ones, c the width.
+images are ignored: below 1 %. Axes: n tokens, v visible ones, c the width.
 """
 
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 
 
 def step_flop(config: SamiConfig, target_width: int) -> int:
-    """A training step: the backward pass costs two forwards."""
+    """FLOPs of a training step; the backward pass costs two forward passes."""
     return 3 * student_flop(config, target_width)
 
 
 def student_flop(config: SamiConfig, target_width: int) -> int:
-    """The student's forward: encoder on the visible tokens, decoder, head."""
+    """FLOPs of the student's forward pass: encoder on the visible tokens, decoder, head."""
     student, width = config.student, config.decoder_width
     n, visible = student.grid() ** 2, config.visible_tokens()
     seen = visible + int(student.class_token)
@@ -28,9 +28,9 @@ def student_flop(config: SamiConfig, target_width: int) -> int:
 
 
 def mae_flop(config: SamiConfig) -> int:
-    """The forward of MAE's model at the student's size and with a decoder of the same size.
+    """FLOPs of a forward pass of MAE's model, with encoder and decoder of the student's size.
 
-    It embeds all patches, both its parts carry a class token, and its target is pixels.
+    It embeds all patches, both its parts have a class token, and its target is pixels.
     """
     student, width = config.student, config.decoder_width
     n, visible, patch = student.grid() ** 2, config.visible_tokens(), 3 * student.patch_size**2
@@ -44,10 +44,10 @@ def mae_flop(config: SamiConfig) -> int:
 
 
 def teacher_flop(config: EncoderConfig, image_size: int) -> int:
-    """A forward of SAM's encoder, neck included, on a photo of so many pixels a side.
+    """FLOPs of a forward pass of SAM's encoder with neck, on a square image.
 
-    A block with windows pads the photo to whole windows, and attends and projects there. The
-    relative positions of a query and of c channels cost its window's rows and columns.
+    A block with windows pads the image to whole windows before attention and projections. The
+    relative positions of a query of c channels cost its window's rows and columns.
     """
     grid, c, out = image_size // config.patch_size, config.width, config.neck_channels
     n = grid**2
@@ -69,6 +69,6 @@ def _self_block(n: int, _: int, c: int) -> int:
 
 
 def _cross_block(n: int, visible: int, c: int) -> int:
-    """Query, projection and MLP of the masked tokens; keys and values of all."""
+    """FLOPs of query, projection and MLP of the masked tokens, keys and values of all."""
     masked = n - visible
     return 2 * masked * 10 * c**2 + 2 * n * 2 * c**2 + 2 * 2 * masked * n * c

@@ -1,6 +1,6 @@
-"""SAMI's steps on a GPU: bf16, compiled blocks, the largest batch that fits.
+"""SAMI steps on a GPU: bf16, compiled blocks, the largest batch that fits.
 
-Model, loss and optimizer alone: photos lie on the GPU already, and no trainer is around them.
+Model, loss and optimizer only: images are already on the GPU, and there is no trainer.
 """
 
 import gc
@@ -22,14 +22,14 @@ from efficientsam_pl.training.flops import matmul_rate
 from efficientsam_pl.training.parallelize import apply_compile
 
 _FIRST_BATCH = 64
-_ROUNDS, _CALLS = 5, 4  # the median round counts; a round is so many calls in a row
+_ROUNDS, _CALLS = 5, 4  # rounds, of which the median is used, and calls per round
 
 Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The largest batch that fits, as it runs."""
+    """Speed and memory of the largest batch that fits."""
 
     batch: int
     seconds: float  # a step
@@ -37,42 +37,42 @@ class Fitted:
 
 
 def measure() -> Iterator[Row]:
-    """Both students with stored features, and S with the teacher running in the step."""
+    """Measure both students with stored features, and S with the online teacher."""
     rate = matmul_rate(torch.device("cuda"), torch.bfloat16)
     peak, teacher = (rate, "a bf16 product of 8192^3"), TeacherConfig()
     for name, goal in (("S", 0.40), ("B", 0.50)):
         config = STUDENTS[name]
-        found = largest_that_fits(partial(_stored, config))
+        fitted = largest_that_fits(partial(_stored, config))
         work = f"ViT-{name} with stored features"
         flop = step_flop(config, CHANNELS)
-        yield from gpu_rows(f"sami.gpu_{name.lower()}", work, found, flop, peak, goal)
+        yield from gpu_rows(f"sami.gpu_{name.lower()}", work, fitted, flop, peak, goal)
     flop = step_flop(STUDENTS["S"], CHANNELS) + teacher_flop(teacher.encoder, teacher.image_size)
-    found = largest_that_fits(partial(_online, STUDENTS["S"], teacher))
+    fitted = largest_that_fits(partial(_online, STUDENTS["S"], teacher))
     work = f"ViT-S with ViT-H online at {teacher.image_size}"
-    yield from gpu_rows("sami.gpu_online_224", work, found, flop, peak, 0.55)
+    yield from gpu_rows("sami.gpu_online_224", work, fitted, flop, peak, 0.55)
 
 
 def largest_that_fits(build: Callable[[int], Step], first: int = _FIRST_BATCH) -> Fitted:
-    """Doubles the batch until memory runs out, after one leap to where it surely fits.
+    """Double the batch until memory is exhausted, after a leap to a size that certainly fits.
 
     Args:
-        build: The step of so many photos; what it holds is freed when it is dropped.
+        build: Builds the step of a batch size; its memory is freed with it.
         first: The smallest batch, which must fit.
 
     Raises:
         torch.OutOfMemoryError: The smallest batch does not fit.
     """
-    found = _fitted(build, first)
-    # memory is at most proportional to the batch: a part of it does not grow
-    leap = max(2, 2 ** int(math.log2(_memory() / found.memory)))
+    fitted = _fitted(build, first)
+    # memory grows at most in proportion to the batch
+    leap = max(2, 2 ** int(math.log2(_memory() / fitted.memory)))
     batch = first * leap
-    while batch > found.batch:
+    while batch > fitted.batch:
         try:
-            found = _fitted(build, batch)
+            fitted = _fitted(build, batch)
             batch *= 2
         except torch.OutOfMemoryError:
             batch //= 2
-    return found
+    return fitted
 
 
 def _memory() -> int:
@@ -80,16 +80,16 @@ def _memory() -> int:
 
 
 def _fitted(build: Callable[[int], Step], batch: int) -> Fitted:
-    gc.collect()  # the last batch's step, or what its failure left
+    gc.collect()  # the previous step, or what its failure left
     torch.cuda.empty_cache()
-    torch.compiler.reset()  # a block is compiled for a few shapes only, then no longer
+    torch.compiler.reset()  # a block is compiled for a limited number of shapes
     torch.cuda.reset_peak_memory_stats()
     seconds = _seconds_a_call(build(batch))
     return Fitted(batch, seconds, torch.cuda.max_memory_allocated())
 
 
 def _seconds_a_call(call: Callable[[], object]) -> float:
-    for _ in range(3):  # compiles, and sets up the optimizer
+    for _ in range(3):  # compiles, and initializes the optimizer
         call()
     rounds = []
     for _ in range(_ROUNDS):
@@ -113,25 +113,25 @@ def _online(config: SamiConfig, teacher_config: TeacherConfig, batch: int) -> St
 
 
 def gpu_rows(
-    row_id: str, work: str, found: Fitted, flop: int, peak: tuple[float, str], goal: float
+    row_id: str, work: str, fitted: Fitted, flop: int, peak: tuple[float, str], goal: float
 ) -> list[Row]:
-    """Share of a rate, photos a second and memory.
+    """Rows of the share of a rate, images per second and memory.
 
     Args:
-        row_id: Of the first row, with which the others' begin.
-        work: What was run.
-        found: How it ran.
-        flop: Of one photo.
-        peak: The rate that is the reference, in FLOP/s, and what it is.
-        goal: On the share.
+        row_id: Id of the first row, and prefix of the others.
+        work: Describes the step.
+        fitted: Its measurements.
+        flop: FLOPs of one image.
+        peak: The reference rate in FLOP/s, and its description.
+        goal: Goal for the share.
     """
-    rate, told = peak
-    here = f"{work}, bf16, compiled, batch {found.batch}, {torch.cuda.get_device_name()}"
+    rate, description = peak
+    here = f"{work}, bf16, compiled, batch {fitted.batch}, {torch.cuda.get_device_name()}"
     return [
         Row(
             id=row_id,
-            work=f"{here}; reference: {told}",
-            value=found.batch * flop / found.seconds / 1e12,
+            work=f"{here}; reference: {description}",
+            value=fitted.batch * flop / fitted.seconds / 1e12,
             unit="TFLOP/s",
             reference=rate / 1e12,
             goal=goal,
@@ -140,14 +140,14 @@ def gpu_rows(
         Row(
             id=f"{row_id}_images",
             work=here,
-            value=found.batch / found.seconds,
+            value=fitted.batch / fitted.seconds,
             unit="images/s",
             better="higher",
         ),
         Row(
             id=f"{row_id}_memory",
             work=f"{here}; allocated at the peak",
-            value=found.memory / 2**30,
+            value=fitted.memory / 2**30,
             unit="GiB",
         ),
     ]

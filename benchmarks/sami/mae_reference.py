@@ -1,6 +1,6 @@
-"""MAE's own model, from a checkout that stands elsewhere, as it runs beside ours.
+"""MAE's model from an external checkout, as the reference.
 
-It is not part of this project (its licence is not ours): MAE_REPO names the folder.
+It is not part of this project, for its licence; MAE_REPO names the folder.
 """
 
 import os
@@ -21,10 +21,10 @@ HOW_TO_GET_IT = (
 
 
 def mae_folder() -> Path | None:
-    """Where MAE_REPO says that MAE's code lies; None where it says nothing.
+    """Folder of MAE's code, from MAE_REPO; None if it is not set.
 
     Raises:
-        FileNotFoundError: The folder does not hold it.
+        FileNotFoundError: The folder does not contain the code.
     """
     named = os.environ.get("MAE_REPO")
     if not named:
@@ -36,11 +36,11 @@ def mae_folder() -> Path | None:
 
 
 def mae_model(folder: Path, config: SamiConfig) -> nn.Module:
-    """MAE's model with an encoder of the student's size and its own decoder, fresh.
+    """Build MAE's model, randomly initialized, with an encoder of the student's size.
 
     Args:
-        folder: Holds models_mae.py and util/.
-        config: Of the student; MAE's decoder has its depth, width and heads too.
+        folder: Contains models_mae.py and util/.
+        config: The student's; MAE's decoder also has its depth, width and heads.
     """
     student = config.student
     model: nn.Module = _models_mae(folder).MaskedAutoencoderViT(
@@ -59,7 +59,7 @@ def mae_model(folder: Path, config: SamiConfig) -> nn.Module:
 
 
 def _models_mae(folder: Path) -> ModuleType:
-    """The module, with what has gone from timm and numpy since 2021 taken out of its text."""
+    """Load the module, without what timm and numpy have removed since 2021."""
     positions = _module("util.pos_embed", folder / "util/pos_embed.py", ("np.float)", "float)"))
     package: Any = ModuleType("util")
     package.pos_embed = positions

@@ -1,7 +1,7 @@
 """Estimate the cost of the paper's pretraining: GPU-hours, bytes and read rates.
 
-Counted operations over a rate of the GPU; the rates are shares of a large matmul's, to be replaced
-by measured ones (`python -m benchmarks.sami` on the GPU at hand).
+Counted operations divided by the GPU's rate; rates are shares of that of a large matmul, to be
+replaced by measured ones (`python -m benchmarks.sami` on the GPU).
 """
 
 import argparse
@@ -14,15 +14,15 @@ from benchmarks.sami.flop import step_flop, teacher_flop
 from benchmarks.sami.timed_step import CHANNELS, STUDENTS
 from efficientsam_pl.models.config import NAMED
 
-_TOKENS = 14 * 14  # of a view
-_MAP_CELLS = 64 * 48  # of a whole photo of 4:3; what is padding is not stored
+_TOKENS = 14 * 14  # per view
+_MAP_CELLS = 64 * 48  # per whole image of 4:3, without padding
 _GPUS = (8, 64)
 _BYTES = {"float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Operations a second that a GPU does of each part."""
+    """Operations per second of a GPU, for each part."""
 
     student: float
     teacher: float
@@ -30,46 +30,46 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The course of pretraining, and what is stored of each photo."""
+    """Length of pretraining, and what is stored per image."""
 
-    photos: int = 1_281_167  # ImageNet-1K's training set
+    images: int = 1_281_167  # ImageNet-1K's training set
     epochs: int = 400  # paper, 4.1
-    jpeg_bytes: int = 110_000  # mean of a photo packed as it is
-    crops_a_core: int = 1100  # decoded and cropped a second (data.imagenet_crop)
+    jpeg_bytes: int = 110_000  # mean of an image, packed unchanged
+    crops_a_core: int = 1100  # decoded and cropped per second (data.imagenet_crop)
     views: int = 4
 
     def samples(self) -> int:
-        """Photos that the student sees."""
-        return self.photos * self.epochs
+        """Count the training samples."""
+        return self.images * self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to get the targets, by photo: what a sample costs, and what is made beforehand."""
+    """A source of targets: costs per sample, and of preparation per image."""
 
     name: str
-    online_flop: int  # of the teacher, each sample
-    embedding_flop: int  # of the teacher, once a photo
-    stored_bytes: int  # of features, a photo
-    read_bytes: int  # of features, a sample
+    online_flop: int  # of the teacher, per sample
+    embedding_flop: int  # of the teacher, once per image
+    stored_bytes: int  # of features, per image
+    read_bytes: int  # of features, per sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a way comes to."""
+    """Cost of a run with one source of targets."""
 
     embedding_hours: float  # GPU-hours, once
     training_hours: float  # GPU-hours
-    storage: float  # bytes, photos included
-    image_rate: float  # photos a second that one GPU trains on
-    read_rate: float  # bytes a second that one GPU needs
+    storage: float  # bytes, including images
+    image_rate: float  # training images per second and GPU
+    read_rate: float  # bytes per second and GPU
 
 
 def ways(views: int) -> list[Way]:
-    """Online at both sizes; stored views and whole photos in both kinds of numbers."""
+    """List all sources: online at both sizes, stored views and whole images in both precisions."""
     encoder = NAMED["sam_vit_h"].encoder
     at_224, at_1024 = teacher_flop(encoder, 224), teacher_flop(encoder, 1024)
-    found = [
+    result = [
         Way(
             name=f"online, {size}",
             online_flop=flop,
@@ -81,7 +81,7 @@ def ways(views: int) -> list[Way]:
     ]
     for (size, flop), numbers in product(((224, at_224), (1024, at_1024)), _BYTES):
         view = map_bytes(_TOKENS, numbers)
-        found.append(
+        result.append(
             Way(
                 name=f"stored, {views} views at {size}, {numbers}",
                 online_flop=0,
@@ -92,66 +92,66 @@ def ways(views: int) -> list[Way]:
         )
     for numbers in _BYTES:
         whole = map_bytes(_MAP_CELLS, numbers)
-        found.append(
+        result.append(
             Way(
-                name=f"stored, whole photos at 1024, {numbers}",
+                name=f"stored, whole images at 1024, {numbers}",
                 online_flop=0,
                 embedding_flop=at_1024,
                 stored_bytes=whole,
                 read_bytes=whole,
             )
         )
-    return found
+    return result
 
 
 def map_bytes(cells: int, numbers: str) -> int:
-    """Of a map's features; int8 has a float32 scale a channel."""
+    """Bytes of a feature map; int8 has a float32 scale per channel."""
     return CHANNELS * (cells * _BYTES[numbers] + (4 if numbers == "int8" else 0))
 
 
 def cost(way: Way, student_step_flop: int, run: Run, machine: Machine) -> Cost:
-    """GPU-hours, storage and read rate of a whole run."""
+    """Compute GPU-hours, storage and read rate of a whole run."""
     seconds = student_step_flop / machine.student + way.online_flop / machine.teacher
     return Cost(
-        embedding_hours=run.photos * way.embedding_flop / machine.teacher / 3600,
+        embedding_hours=run.images * way.embedding_flop / machine.teacher / 3600,
         training_hours=run.samples() * seconds / 3600,
-        storage=run.photos * (run.jpeg_bytes + way.stored_bytes),
+        storage=run.images * (run.jpeg_bytes + way.stored_bytes),
         image_rate=1 / seconds,
         read_rate=(run.jpeg_bytes + way.read_bytes) / seconds,
     )
 
 
 def table(student_step_flop: int, run: Run, machine: Machine) -> str:
-    """All ways as Markdown."""
+    """Format all sources as Markdown."""
     several = [f"hours on {gpus} | photos/s | cores that decode | GB/s read" for gpus in _GPUS]
     head = ["target", "GPU-hours of embedding", "of training", "stored, TB", *several]
     lines = ["| " + " | ".join(head) + " |"]
     lines.append("|" + "---|" * (4 + 4 * len(_GPUS)))
     for way in ways(run.views):
-        found = cost(way, student_step_flop, run, machine)
-        hours = found.embedding_hours + found.training_hours
+        result = cost(way, student_step_flop, run, machine)
+        hours = result.embedding_hours + result.training_hours
         cells = [
             way.name,
-            f"{found.embedding_hours:.1f}",
-            f"{found.training_hours:.0f}",
-            f"{found.storage / 1e12:.2f}",
+            f"{result.embedding_hours:.1f}",
+            f"{result.training_hours:.0f}",
+            f"{result.storage / 1e12:.2f}",
         ]
         for gpus in _GPUS:
             cells += [
                 f"{hours / gpus:.1f}",
-                f"{gpus * found.image_rate:,.0f}",
-                f"{gpus * found.image_rate / run.crops_a_core:.0f}",
-                f"{gpus * found.read_rate / 1e9:.1f}",
+                f"{gpus * result.image_rate:,.0f}",
+                f"{gpus * result.image_rate / run.crops_a_core:.0f}",
+                f"{gpus * result.read_rate / 1e9:.1f}",
             ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the plan."""
+    """Print the plan."""
     options = _parser().parse_args(argv)
     run = Run(
-        photos=options.photos,
+        images=options.photos,
         epochs=options.epochs,
         jpeg_bytes=options.jpeg_bytes,
         crops_a_core=options.crops_a_core,
@@ -159,10 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print("# Plan of the full pretraining run\n")
     print(
-        f"{run.epochs} epochs of {run.photos:,} photos are {run.samples() / 1e6:.1f} M samples. "
+        f"{run.epochs} epochs of {run.images:,} images are {run.samples() / 1e6:.1f} M samples. "
         f"Given, not measured here: a matmul's rate is {options.teraflops:g} TFLOP/s, of which the "
         f"teacher reaches {options.share_teacher:.0%}, student S {options.share_s:.0%}, "
-        f"B {options.share_b:.0%}; a core decodes and crops {run.crops_a_core:,} photos a second."
+        f"B {options.share_b:.0%}; a core decodes and crops {run.crops_a_core:,} images per second."
     )
     for name, share in (("S", options.share_s), ("B", options.share_b)):
         flop = step_flop(STUDENTS[name], CHANNELS)
@@ -187,12 +187,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--share-teacher", type=float, default=0.31, help="of it that ViT-H reaches"
     )
-    parser.add_argument("--photos", type=int, default=Run.photos)
+    parser.add_argument("--photos", type=int, default=Run.images)
     parser.add_argument("--epochs", type=int, default=Run.epochs)
-    parser.add_argument("--jpeg-bytes", type=int, default=Run.jpeg_bytes, help="a packed photo")
+    parser.add_argument("--jpeg-bytes", type=int, default=Run.jpeg_bytes, help="a packed image")
     crops = "decoded and cropped a second by one core"
     parser.add_argument("--crops-a-core", type=int, default=Run.crops_a_core, help=crops)
-    parser.add_argument("--views", type=int, default=Run.views, help="stored of each photo")
+    parser.add_argument("--views", type=int, default=Run.views, help="stored of each image")
     return parser
 
 

@@ -1,6 +1,6 @@
 """Time a step of SAMI's student against MAE, and stored features against an online teacher.
 
-MAE_REPO names a checkout of facebookresearch/mae; without one that row is absent.
+MAE_REPO names a checkout of facebookresearch/mae; without it that row is absent.
 """
 
 import sys
@@ -25,7 +25,7 @@ _MATMUL_SIDE = 2048  # large enough that torch.mm runs at its full rate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints, and says by its exit code nothing about the goals."""
+    """Measure and report; the exit code does not depend on the goals."""
     start = time.perf_counter()
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     folder = mae_folder()
@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def student_rows(
     config: SamiConfig, folder: Path | None, batch: int, rounds: int, seconds: float
 ) -> list[Row]:
-    """Ours beside MAE's, and our rate beside that of a bare matmul.
+    """Compare with MAE, and our rate with that of a single matmul.
 
     Args:
-        config: Of the student; MAE's model has the same sizes.
-        folder: Where MAE's code lies; None: without it.
-        batch: Photos a step.
-        rounds: How often each is timed, at most.
-        seconds: No further round begins that would end later than this.
+        config: The student's; MAE's model has the same sizes.
+        folder: MAE's code; None: without it.
+        batch: Images per step.
+        rounds: Maximum number of rounds.
+        seconds: No further round starts that would end later than this.
     """
     start = time.perf_counter()
     ours = StudentStep(config, batch)
@@ -84,7 +84,7 @@ def _floor_row(config: SamiConfig, batch: int, taken: Mapping[str, Taken]) -> Ro
     gflop = step_flop(config, CHANNELS) / 1e9
     return Row(
         id="sami.student_step_floor",
-        work=f"{gflop:.1f} GFLOP a photo and step, worked out by hand; share of the rate of a "
+        work=f"{gflop:.1f} GFLOP per image and step, by formula; share of the rate of a "
         f"bare {_MATMUL_SIDE}^3 float32 matmul",
         value=gflop * batch / taken["ours"].wall,
         unit="GFLOP/s",
@@ -97,7 +97,7 @@ def _mae_rows(config: SamiConfig, batch: int, taken: Mapping[str, Taken]) -> lis
     work = (
         f"forward, loss, backward and AdamW with stored features, float32, batch {batch}; median "
         f"of {taken['ours'].rounds} rounds; reference: MAE's model of the same encoder and its own "
-        f"decoder, {3 * mae_flop(config) / 1e9:.1f} GFLOP a photo"
+        f"decoder, {3 * mae_flop(config) / 1e9:.1f} GFLOP per image"
     )
     ids = ("sami.student_step", "sami.student_step_processor_time")
     return timed_rows(ids, work, taken["ours"], taken["mae"], goal=0.85, images=batch)
@@ -106,7 +106,7 @@ def _mae_rows(config: SamiConfig, batch: int, taken: Mapping[str, Taken]) -> lis
 def online_row(
     config: SamiConfig, teacher_config: TeacherConfig, batch: int, rounds: int, goal: float
 ) -> Row:
-    """The step with stored features beside the same step with the teacher running in it."""
+    """Compare the step with stored features to the step with the online teacher."""
     step = StudentStep(config, batch)
     teacher = FrozenTeacher(teacher_config, config.student.grid())
     step.with_stored()
@@ -128,7 +128,7 @@ def online_row(
 
 
 def int8_row(config: SamiConfig) -> Row:
-    """Bytes of a stored view, in both kinds of numbers, with their header."""
+    """Compare the bytes of a stored view in both precisions, with header."""
     view = torch.randn(1, config.student.grid() ** 2, CHANNELS)
     int8, float16 = (len(encode_features(view, numbers).file(0)) for numbers in ("int8", "float16"))
     return Row(

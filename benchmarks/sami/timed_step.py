@@ -1,4 +1,4 @@
-"""A step of pretraining to be timed: fresh weights, photos that stay the same."""
+"""A pretraining step to be timed: random weights, fixed images."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import sami_optim
 from efficientsam_pl.training.parallelize import apply_compile
 
-CHANNELS = 256  # of the target: SAM's neck
+CHANNELS = 256  # of the target, SAM's neck
 STUDENTS = {
     "S": SamiConfig(student=EncoderConfig(width=384, heads=6, image_size=224)),
     "B": SamiConfig(student=EncoderConfig(width=768, heads=12, image_size=224)),
@@ -29,7 +29,7 @@ class StudentStep:
     def __init__(
         self, config: SamiConfig, batch: int, device: Literal["cpu", "cuda"] = "cpu"
     ) -> None:
-        """A step in float32 on the CPU, in bf16 with compiled blocks on a GPU."""
+        """Set up a step: in float32 on the CPU, in bf16 with compiled blocks on a GPU."""
         torch.manual_seed(0)
         student = config.student
         self._image = torch.randint(
@@ -42,16 +42,16 @@ class StudentStep:
         self._optimizer = build_optimizer(self.model, sami_optim())
         self._precision: AbstractContextManager[object] = nullcontext()
         if device == "cuda":
-            self.stored = self.stored.half()  # as they are read
+            self.stored = self.stored.half()  # as stored
             self._precision = torch.autocast("cuda", torch.bfloat16)
             apply_compile(self.model)
 
     def with_stored(self) -> None:
-        """A step whose target was read with the photos."""
+        """Run a step with stored features."""
         self._learn(self.stored)
 
     def with_online(self, teacher: Callable[[Tensor], Tensor]) -> None:
-        """A step whose target is the teacher's features of the same photos."""
+        """Run a step with the teacher's features of the same images."""
         self._learn(teacher(self._image))
 
     def _learn(self, target: Tensor) -> None:
@@ -64,7 +64,7 @@ class StudentStep:
 
 
 class MaeStep:
-    """The same of MAE's model, whose forward returns its loss first; with our optimizer."""
+    """Forward, loss, backward and AdamW's step of MAE's model."""
 
     def __init__(self, model: nn.Module, image_size: int, batch: int) -> None:
         torch.manual_seed(0)
@@ -73,7 +73,7 @@ class MaeStep:
         self._optimizer: AdamW = build_optimizer(model, sami_optim())
 
     def __call__(self) -> None:
-        """One step."""
+        """Run one step."""
         loss: Tensor = self._model(self._pixels)[0]
         loss.backward()
         self._optimizer.step()

@@ -1,9 +1,9 @@
-"""What a rank sends: as the collectives are asked for it, and as the kernel counts it.
+"""Bytes that a rank sends: by the collectives that it calls, and by the kernel's counters.
 
-Two counts that know nothing of each other. The first sees every collective that torch dispatches,
-also those that DDP's C++ asks for; it watches no modules, so a gradient taken amid a forward pass,
-as finetuning's are, does not disturb it. The second adds up what this process's own TCP
-connections have sent, whoever else uses the machine's loopback.
+The two counts are independent. The first sees every collective that torch dispatches, including
+those of DDP's C++ code; it does not hook modules, so it is unaffected by gradients that are
+computed during a forward pass, as in finetuning. The second sums what the TCP connections of this
+process have sent, independent of other users of the loopback.
 """
 
 import os
@@ -19,17 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.scaling.traffic import Kind, Payload
 
 _NAMESPACES = ("c10d", "_c10d_functional")
-# By a part of an operator's name without underscores
+# By part of an operator's name, without underscores
 _KINDS: dict[str, Kind] = {
     "reducescatter": "reduce_scatter",
     "allgather": "all_gather",
     "allreduce": "all_reduce",
 }
-_SENT_AT = 200  # where Linux' tcp_info has tcpi_bytes_sent (since 4.19)
+_SENT_AT = 200  # offset in Linux' tcp_info of tcpi_bytes_sent (since 4.19)
 
 
 class Collectives(TorchDispatchMode):
-    """Counts the collectives that are asked for while it is entered."""
+    """Counts the collectives that are called within the context."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,22 +39,22 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Does what was asked, and notes it."""
-        found = func(*args, **(kwargs or {}))
+        """Call the operator and count it."""
+        result = func(*args, **(kwargs or {}))
         kind = kind_of(func.name())
         if kind is not None:
             self._calls[kind] += 1
-            # the whole is the larger side of a gather or a scatter
-            self._bytes[kind] += max(_size(one) for one in (*args, found))
-        return found
+            # the larger side of a gather or a scatter is the full tensor
+            self._bytes[kind] += max(_size(argument) for argument in (*args, result))
+        return result
 
     def seen(self) -> Payload:
-        """So far."""
+        """Return the counts so far."""
         return Payload(dict(self._calls), dict(self._bytes))
 
 
 def kind_of(operator: str) -> Kind | None:
-    """Which collective an operator of torch is, by its full name; None: none of these."""
+    """Classify a torch operator by its full name; None if it is no collective."""
     namespace, _, name = operator.partition("::")
     if namespace not in _NAMESPACES:
         return None
@@ -72,7 +72,7 @@ def _open_files() -> list[str]:
 
 
 def _sent_through(descriptor: int) -> int:
-    """Zero for whatever is no TCP connection, or has been closed meanwhile."""
+    """Bytes sent on a connection; 0 for other descriptors and closed ones."""
     try:
         if not str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("socket:"):
             return 0

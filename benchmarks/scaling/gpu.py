@@ -1,8 +1,8 @@
 """Time both stages and their checkpoints on one GPU: FSDP2 over NCCL, bf16, compiled.
 
 The steps run through the commands, as `benchmarks.scaling` does. `benchmarks.scaling.projection`
-takes what model, loss and optimizer reach alone: what is missing of it here is the trainer's and
-the loader's, or that of a smaller batch and of more rounds.
+uses the speed of model, loss and optimizer alone; the difference is due to trainer and data
+loader, or to a smaller batch and more rounds.
 """
 
 import sys
@@ -34,7 +34,7 @@ from benchmarks.scaling.recipes import finetuning, pretraining
 from benchmarks.scaling.timed_run import Record
 from benchmarks.scaling.two_ranks import Runner, median_seconds
 from efficientsam_pl.checkpoints.layout import SHARDS
-from efficientsam_pl.checkpoints.state import split
+from efficientsam_pl.checkpoints.state import split_state
 from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.models.sami import Sami
@@ -46,23 +46,23 @@ from efficientsam_pl.training.flops import wait_for
 NAME = "scaling_gpu"
 PROGRAM = "scaling.gpu"
 _ON_GPU = ("trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.compile=blocks")
-_BATCHES = {"pretrain": 256, "finetune": 8}  # photos of one micro-batch, which is the step
-_MASKS = 32  # a photo, as in the recipe
+_BATCHES = {"pretrain": 256, "finetune": 8}  # images per step, which is one micro-batch
+_MASKS = 32  # per image, as in the recipe
 _ALONE = "model, loss and optimizer alone"
 
 
 @dataclass(frozen=True)
 class Times:
-    """Of one checkpoint, in seconds."""
+    """Times of one checkpoint, in seconds."""
 
     bytes: int
     saving: float  # until it is on disk
-    stall: float  # of training, where it is written in the background
+    stall: float  # of training, if written in the background
     loading: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and prints; a machine without a GPU is told so."""
+    """Measure and print; fail on a machine without a GPU."""
     options = parse_options(PROGRAM, (__doc__ or "").splitlines()[0], argv)
     if not torch.cuda.is_available():
         print("benchmarks.scaling.gpu needs a CUDA device, and there is none", file=sys.stderr)
@@ -81,32 +81,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def step_rows(home: Path) -> list[Row]:
-    """Both stages, sharded and whole."""
+    """Measure both stages, sharded and unsharded."""
     shards = write_images(home / "shards")
     runner = Runner(home, write_configs(home / "configs", shards, RECIPES))
     flops = {"pretrain": pretraining("s").flop, "finetune": finetuning("ti").flop}
     shares = {"pretrain": SHARES["pretrain s"], "finetune": SHARES["finetune ti"]}
     rows = []
     for stage, batch in _BATCHES.items():
-        own = [f"masks.masks_per_image={_MASKS}", "prompts.rounds=each"]
-        given = [*_ON_GPU, "data.workers=8", *(own if stage == "finetune" else [])]
-        one, sharded = (
+        overrides = [f"masks.masks_per_image={_MASKS}", "prompts.rounds=each"]
+        given = [*_ON_GPU, "data.workers=8", *(overrides if stage == "finetune" else [])]
+        single, sharded = (
             runner.run(stage, strategy, batch, 1, *given, f"trainer.strategy={strategy}")[0]
             for strategy in ("auto", "fsdp")
         )
-        rows += gpu_rows(f"{NAME}.{stage}", sharded, one, batch * flops[stage], shares[stage])
+        rows += gpu_rows(f"{NAME}.{stage}", sharded, single, batch * flops[stage], shares[stage])
     return rows
 
 
-def gpu_rows(row_id: str, sharded: Record, one: Record, flop: int, share: float) -> list[Row]:
-    """Step and memory under FSDP2 beside one process without it, and the share of the peak.
+def gpu_rows(row_id: str, sharded: Record, single: Record, flop: int, share: float) -> list[Row]:
+    """Rows of step time and memory under FSDP2 and without it, and of the MFU.
 
     Args:
-        row_id: What the rows' begin with.
+        row_id: Prefix of the rows' ids.
         sharded: Under FSDP2 on a mesh of one GPU.
-        one: Without a strategy.
-        flop: Of a step.
-        share: Of the GPU's peak that the model of many nodes computes with.
+        single: Without a strategy.
+        flop: FLOPs of a step.
+        share: MFU assumed by the projection.
     """
     here = "through the command, bf16, compiled blocks, one GPU"
     seconds = median_seconds([sharded])
@@ -116,14 +116,14 @@ def gpu_rows(row_id: str, sharded: Record, one: Record, flop: int, share: float)
             work=f"FSDP2 over NCCL, {here}; reference: without FSDP2",
             value=seconds,
             unit="s",
-            reference=median_seconds([one]),
+            reference=median_seconds([single]),
         ),
         Row(
             id=f"{row_id}.memory",
             work=f"allocated at the peak, {here}; reference: without FSDP2",
             value=sharded.memory / 2**30,
             unit="GiB",
-            reference=one.memory / 2**30,
+            reference=single.memory / 2**30,
         ),
         Row(
             id=f"{row_id}.mfu",
@@ -137,11 +137,11 @@ def gpu_rows(row_id: str, sharded: Record, one: Record, flop: int, share: float)
 
 
 def checkpoint_times(build: Callable[[], Any], folder: Path, device: str) -> Times:
-    """Writes weights and AdamW's moments as FSDP2's shards on one device, and reads them again.
+    """Time writing weights and AdamW's moments as FSDP2 shards on one device, and reading them.
 
     Args:
-        build: A model that tells its blocks.
-        folder: A new one; the checkpoints are left in it.
+        build: Builds a model that lists its blocks.
+        folder: A new folder for the checkpoints.
         device: `cuda` or `cpu`.
     """
     folder.mkdir(parents=True)
@@ -166,8 +166,8 @@ def _times(model: nn.Module, folder: Path, group: dist.ProcessGroup) -> Times:
     for writing in ("background", "blocking"):
         writer = CheckpointWriter(
             "background" if writing == "background" else "blocking",
-            placed=lambda _: None,
-            written=lambda *_: None,
+            on_complete=lambda _: None,
+            on_files_written=lambda *_: None,
         )
         wait_for(next(model.parameters()).device)
         start = time.perf_counter()
@@ -176,7 +176,7 @@ def _times(model: nn.Module, folder: Path, group: dist.ProcessGroup) -> Times:
         written = writer.finish()
         writer.close()
         assert written, "the disk has room for it"
-    tensors, _ = split(state)
+    tensors, _ = split_state(state)
     start = time.perf_counter()
     reader = FileSystemReader(folder / "blocking" / SHARDS)
     load(tensors, storage_reader=reader, process_group=group)
@@ -187,7 +187,7 @@ def _times(model: nn.Module, folder: Path, group: dist.ProcessGroup) -> Times:
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    """As Lightning hands it to the writer, after a step that changes next to nothing."""
+    """Build a checkpoint as Lightning does, after a step with a tiny update."""
     optimizer = build_optimizer(model, sami_optim())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -200,16 +200,16 @@ def _state(model: nn.Module) -> dict[str, Any]:
 
 
 def checkpoint_rows(name: str, times: Times) -> list[Row]:
-    """Seconds of saving, of the stall in the background, of loading, and bytes."""
+    """Rows of saving, background stall and loading in seconds, and of bytes."""
     work = "weights and AdamW's moments, float32, FSDP2's shards of one rank"
-    told = {
+    parts = {
         "saved": ("until it is on disk", times.saving),
         "stall": ("until training goes on, written in the background", times.stall),
         "loaded": ("from a disk that has just written it, into the model's tensors", times.loading),
     }
     rows = [
         Row(id=f"{NAME}.{name}.{part}", work=f"{work}, {said}", value=value, unit="s")
-        for part, (said, value) in told.items()
+        for part, (said, value) in parts.items()
     ]
     rows.append(Row(id=f"{NAME}.{name}.size", work=work, value=times.bytes / 1e9, unit="GB"))
     return rows

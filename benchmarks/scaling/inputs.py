@@ -1,4 +1,4 @@
-"""Shards and configs of the runs that benchmarks.scaling measures."""
+"""Shards and configs of the runs of benchmarks.scaling."""
 
 import json
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ _IMAGES, _MASKS, _HEIGHT, _WIDTH = 64, 8, 240, 320
 
 @dataclass(frozen=True)
 class Size:
-    """How large the models and their photos are."""
+    """Sizes of models and images."""
 
     student: dict[str, int]
     decoder: dict[str, int]  # of the student
     segmenter: dict[str, Any]
-    told: dict[str, str]  # by stage
+    labels: dict[str, str]  # by stage
 
 
-# The paper's models but for the finetuned one's photos: its weights do not depend on them
+# The paper's models, but smaller images in finetuning: its weights do not depend on them
 PAPERS = Size(
     {"width": 384, "heads": 6, "image_size": 224},
     {},
     {"encoder": {"image_size": 256}},
-    {"pretrain": "SAMI of ViT-S at 224", "finetune": "EfficientSAM-Ti at 256, 8 masks a photo"},
+    {"pretrain": "SAMI of ViT-S at 224", "finetune": "EfficientSAM-Ti at 256, 8 masks per image"},
 )
 SMALL = Size(
     {"width": 96, "depth": 4, "heads": 3, "image_size": 64, "position_grid": 4},
@@ -52,15 +52,15 @@ LEAST = Size(
 )
 
 
-def write_images(folder: Path, photos: int = _IMAGES, masks: int = _MASKS) -> str:
+def write_images(folder: Path, image_count: int = _IMAGES, masks: int = _MASKS) -> str:
     """Write shards of coloured noise with discs, and return their pattern."""
-    images = (_image(number, masks) for number in range(photos))
+    images = (_image(number, masks) for number in range(image_count))
     pack_images(images, folder, "train", samples_per_shard=16)
     return f"{folder}/train-*.tar"
 
 
 def write_configs(folder: Path, shards: str, size: Size) -> dict[str, Path]:
-    """A YAML file for each stage; the teacher is next to none, of SAM's channels."""
+    """Write a YAML file for each stage; the teacher is tiny, with SAM's number of channels."""
     folder.mkdir(parents=True)
     (folder / "model.yaml").write_text(json.dumps(size.segmenter))
     common: dict[str, Any] = {
@@ -81,9 +81,9 @@ def write_configs(folder: Path, shards: str, size: Size) -> dict[str, Path]:
         },
     }
     files = {}
-    for stage, own in stages.items():
+    for stage, stage_config in stages.items():
         files[stage] = folder / f"{stage}.yaml"
-        files[stage].write_text(json.dumps(common | own))
+        files[stage].write_text(json.dumps(common | stage_config))
     return files
 
 

@@ -1,7 +1,7 @@
 """Measure the latency and bandwidth of a gloo all-reduce between two ranks.
 
 Started by `benchmarks.scaling`: python -m benchmarks.scaling.link RANK STORE prints `Link` as one
-line of JSON, from rank 0.
+line of JSON on rank 0.
 """
 
 import argparse
@@ -16,24 +16,24 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-_FEW, _MANY = 1, 2**24  # float32 numbers in a sum over the ranks
+_FEW, _MANY = 1, 2**24  # float32 values per all-reduce
 _ROUNDS, _LARGE_ROUNDS = 50, 5
 
 
 @dataclass(frozen=True)
 class Link:
-    """Fitted to two sizes: seconds = fixed + bytes that a rank sends / rate."""
+    """Linear model from two sizes: seconds = fixed + bytes that a rank sends / rate."""
 
-    fixed: float  # seconds a collective
-    rate: float  # bytes a second
+    fixed: float  # seconds per collective
+    rate: float  # bytes per second
 
     def seconds(self, calls: int, sent: float) -> float:
-        """Of so many collectives one after the other."""
+        """Time of sequential collectives."""
         return self.fixed * calls + sent / self.rate
 
 
 def fitted(few: float, many: float, sent: float) -> Link:
-    """The line through a sum of hardly any bytes and one of many.
+    """Fit latency and rate to a small and a large all-reduce.
 
     Args:
         few: Seconds of the small one.
@@ -44,7 +44,7 @@ def fitted(few: float, many: float, sent: float) -> Link:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures as one of two ranks, one thread each."""
+    """Measure as one of two ranks with one thread each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.link")
     parser.description = (__doc__ or "").splitlines()[0]
     parser.add_argument("rank", type=int, choices=(0, 1))
@@ -56,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     few, many = (_seconds(*case) for case in ((_FEW, _ROUNDS), (_MANY, _LARGE_ROUNDS)))
     dist.destroy_process_group()
     if options.rank == 0:
-        # of a sum over two ranks in a ring each sends as much as there is
+        # in a ring of two ranks each sends as many bytes as the tensor has
         print(json.dumps(asdict(fitted(few, many, 4 * _MANY))), flush=True)
     return 0
 
 
 def _seconds(numbers: int, rounds: int) -> float:
-    """The median of so many sums, after two that warm up."""
+    """Median time of an all-reduce, after two warm-up calls."""
     tensor, taken = torch.ones(numbers), []
     for _ in range(rounds + 2):
         dist.barrier()

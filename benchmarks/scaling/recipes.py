@@ -1,6 +1,6 @@
-"""The shipped recipes as numbers: FLOPs and operations of a photo, shapes of the weights.
+"""FLOPs and operations per image and weight shapes of the shipped recipes.
 
-All of it is counted by torch on models without content, as `training/flops.py` does.
+All are counted by torch on meta or fake tensors, as in `training/flops.py`.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,10 @@ from efficientsam_pl.training.flops import step_flops
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns in a recipe."""
+    """The trained model of a recipe."""
 
-    flop: int  # of a photo's forward and backward pass
-    operations: int  # that write results, of a micro-batch's passes; each is a kernel, uncompiled
+    flop: int  # forward and backward pass of an image
+    operations: int  # with results, per micro-batch; each is a kernel if not compiled
     weights: Weights
     global_batch: int
     micro_batch: int
@@ -45,13 +45,13 @@ class Learner:
 class Teaching:
     """The teacher's forward pass."""
 
-    flop: int  # of a photo
+    flop: int  # per image
     operations: int
     numbers: int  # parameters
 
 
 class Operations(TorchDispatchMode):
-    """Counts what writes a tensor while it is entered; views of others are free."""
+    """Counts operations that write a tensor within the context; views are free."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -60,13 +60,13 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Counts and does what was asked."""
+        """Count and call the operator."""
         self.count += not func.is_view and func.namespace == "aten"
         return func(*args, **(kwargs or {}))
 
 
 def pretraining(name: str) -> Learner:
-    """Of a file in configs/pretrain."""
+    """Count for a file in configs/pretrain."""
     config = configs.load(PretrainConfig, [f"pretrain/{name}"], ["data.train=none"])
     side, trainer = config.sami.student.image_size, config.trainer
 
@@ -88,7 +88,7 @@ def pretraining(name: str) -> Learner:
 
 
 def finetuning(name: str) -> Learner:
-    """Of a file in configs/finetune."""
+    """Count for a file in configs/finetune."""
     config = configs.load(FinetuneConfig, [f"finetune/{name}"], ["data.train=none"])
     shape, trainer = segmenter_config(config.model.name), config.trainer
     side, masks = shape.encoder.image_size, config.masks
@@ -115,7 +115,7 @@ def finetuning(name: str) -> Learner:
 
 
 def teaching(image_size: int) -> Teaching:
-    """SAM ViT-H's encoder on photos of so many pixels a side, for students of 224."""
+    """Count for SAM ViT-H's encoder on images of a given side, for students of 224."""
     config = TeacherConfig(image_size=image_size)
     student = PretrainConfig().sami.student
 
@@ -143,7 +143,7 @@ def teaching(image_size: int) -> Teaching:
 def operations(
     build: Callable[[], Any], run: Callable[[Any, Tensor], Tensor], image_size: int
 ) -> int:
-    """Of one pass with a photo, and of its backward pass where there is something to learn."""
+    """Count operations of a forward pass, and of the backward pass if anything is trained."""
     with torch.device("meta"):
         model = build()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():

@@ -1,10 +1,10 @@
-"""Run a stage in processes of its own, counting step times, memory and bytes sent.
+"""Run a stage in separate processes, measuring step times, memory and bytes sent.
 
 Started by `benchmarks.scaling`:
 python -m benchmarks.scaling.timed_run STAGE CONFIG.yaml FOLDER key=value ...
 
 Each rank writes FOLDER/rank-N.json, a `Record`. Two steps warm up, the third is counted and not
-timed, the last is neither: pictures are drawn in it.
+timed, the last is neither: images are logged in it.
 """
 
 import argparse
@@ -31,22 +31,22 @@ from efficientsam_pl.training import train as training
 from efficientsam_pl.training.callbacks.throughput import peak_memory
 from efficientsam_pl.training.flops import wait_for
 
-UNTIMED = 3  # steps before the first that is timed; the last of them is counted
+UNTIMED = 3  # steps before the first timed one; the last of them is counted
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a rank has measured."""
+    """Measurements of a rank."""
 
     seconds: list[float]  # of each timed step
     memory: int  # bytes resident, or allocated on a GPU, at the peak of the timed steps
-    sent: float  # bytes a timed step, by the kernel
+    sent: float  # bytes per timed step, by the kernel
     counted: Payload  # of the counted step
     weights: Weights
 
 
 class Measured(L.Callback):
-    """Looks on at each step; what other callbacks do after one is timed with the next."""
+    """Times each step; the work of later callbacks is included in the next step."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -55,12 +55,12 @@ class Measured(L.Callback):
         self._ended, self._sent = 0.0, 0
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Begins to count where it is due."""
+        """Start counting when due."""
         if trainer.global_step == UNTIMED - 1:
             self._collectives.__enter__()  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Notes a step, and writes all that was seen before the last one."""
+        """Record a step, and write all records before the last one."""
         device = trainer.strategy.root_device
         wait_for(device)
         now, step = time.perf_counter(), trainer.global_step
@@ -87,7 +87,7 @@ class Measured(L.Callback):
 
 
 def _forget_peak(device: torch.device) -> None:
-    """What `peak_memory` tells begins from here."""
+    """Reset the peak that `peak_memory` returns."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -95,7 +95,7 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def weights_of(model: Any) -> Weights:
-    """The shapes of a model that tells its blocks, whole also where they lie in shards."""
+    """Full shapes of a model that lists its blocks, also if it is sharded."""
     blocks = [list(block.parameters()) for block in model.blocks()]
     inside = {id(parameter) for block in blocks for parameter in block}
     others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
@@ -107,14 +107,14 @@ def weights_of(model: Any) -> Weights:
 
 
 def read_records(folder: Path, ranks: int) -> list[Record]:
-    """What the ranks have written, in their order."""
-    found = []
+    """Read the ranks' records in order."""
+    records = []
     for rank in range(ranks):
         record = json.loads((folder / f"rank-{rank}.json").read_text())
         weights = {name: _tuples(shapes) for name, shapes in record["weights"].items()}
         counted = Payload(**record["counted"])
-        found.append(Record(**record | {"counted": counted, "weights": Weights(**weights)}))
-    return found
+        records.append(Record(**record | {"counted": counted, "weights": Weights(**weights)}))
+    return records
 
 
 def _tuples(nested: Any) -> Any:
@@ -122,7 +122,7 @@ def _tuples(nested: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the stage's own command with one callback more."""
+    """Run the stage's command with an additional callback."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.timed_run")
     parser.description = (__doc__ or "").splitlines()[0]
     parser.add_argument("stage", choices=("pretrain", "finetune"))

@@ -1,4 +1,4 @@
-"""What ranks send each other in a step, worked out from the shapes of the weights."""
+"""Communication of a step, computed from the shapes of the weights."""
 
 import math
 from collections import Counter
@@ -9,20 +9,20 @@ from typing import Literal
 Kind = Literal["all_reduce", "all_gather", "reduce_scatter"]
 Shape = tuple[int, ...]
 
-_FLOAT32, _BUCKET = 4, 25 * 2**20  # bytes: of a number, and of DDP's buckets
+_FLOAT32, _BUCKET = 4, 25 * 2**20  # bytes of a value, and of DDP's buckets
 # A step's valid slots, slots and loss, summed over all ranks before the gradient is clipped
 _SUMS = 3 * _FLOAT32
 
 
 @dataclass(frozen=True)
 class Payload:
-    """Calls of each kind, and bytes: what a gather gives, what a reduction is given."""
+    """Calls of each kind, and bytes: outputs of gathers, inputs of reductions."""
 
     calls: Mapping[Kind, int]
     bytes: Mapping[Kind, int]
 
     def sent(self, ranks: int) -> float:
-        """Bytes that each rank sends where collectives are rings, which send the least."""
+        """Bytes that each rank sends by ring collectives, which are optimal."""
         share = (ranks - 1) / ranks
         return share * sum(
             (2 if kind == "all_reduce" else 1) * size for kind, size in self.bytes.items()
@@ -33,31 +33,31 @@ class Payload:
 class Weights:
     """Shapes of a model's parameters, as FSDP2 gathers them."""
 
-    blocks: tuple[tuple[Shape, ...], ...]  # one after the other; all of them learn
-    learning: tuple[Shape, ...]  # outside the blocks, gathered together
+    blocks: tuple[tuple[Shape, ...], ...]  # all are trained
+    learning: tuple[Shape, ...]  # trained, outside the blocks, gathered together
     frozen: tuple[Shape, ...] = ()  # with them
 
     def learned(self) -> int:
-        """Numbers that a step changes."""
+        """Count the trained parameters."""
         return _numbers([*(shape for block in self.blocks for shape in block), *self.learning])
 
 
 def ddp(weights: Weights) -> Payload:
-    """Each gradient is summed once over the ranks, in float32, in buckets of 25 MiB."""
+    """Communication of DDP: gradients are reduced in float32, in buckets of 25 MiB."""
     size = _FLOAT32 * weights.learned()
-    calls = 2 + math.ceil(size / _BUCKET)  # the first bucket is a small one
+    calls = 2 + math.ceil(size / _BUCKET)  # the first bucket is small
     return Payload({"all_reduce": calls}, {"all_reduce": size + _SUMS})
 
 
 def fsdp(weights: Weights, ranks: int, gathered: int = _FLOAT32) -> Payload:
-    """A block is gathered for its forward and again for its backward pass, then reduced.
+    """Communication of FSDP2: a block is gathered for forward and backward, then reduced.
 
     Args:
-        weights: All of them lie in shards.
-        ranks: That share them. FSDP2 cuts a tensor along its first axis into pieces of whole rows
-            and pads it to as many as there are ranks, so a tensor of few rows grows.
-        gathered: Bytes of a number when a block is gathered; the rest goes in float32, as all
-            gradients do.
+        weights: All are sharded.
+        ranks: Number of ranks. FSDP2 splits a tensor along its first axis into whole rows and pads
+            it to a multiple of the ranks, so a tensor of few rows grows.
+        gathered: Bytes per value when a block is gathered; everything else, including all
+            gradients, is in float32.
     """
     blocks = sum(padded(block, ranks) for block in weights.blocks)
     learning, frozen = padded(weights.learning, ranks), padded(weights.frozen, ranks)
@@ -73,17 +73,17 @@ def fsdp(weights: Weights, ranks: int, gathered: int = _FLOAT32) -> Payload:
 
 
 def through_gloo(payload: Payload) -> Payload:
-    """The same through torch's gloo, which sums the whole and throws away what is not asked for."""
+    """Communication through torch's gloo, whose reduce-scatter is an all-reduce."""
     swapped: dict[Kind, Kind] = {"reduce_scatter": "all_reduce"}
     counts: tuple[Counter[Kind], Counter[Kind]] = (Counter(), Counter())
-    for found, given in zip(counts, (payload.calls, payload.bytes), strict=True):
+    for totals, given in zip(counts, (payload.calls, payload.bytes), strict=True):
         for kind, number in given.items():
-            found[swapped.get(kind, kind)] += number
+            totals[swapped.get(kind, kind)] += number
     return Payload(*map(dict, counts))
 
 
 def padded(shapes: Iterable[Shape], ranks: int) -> int:
-    """Numbers of tensors whose first axis is filled up to a multiple of the ranks."""
+    """Count values of tensors whose first axis is padded to a multiple of the ranks."""
     rows = ((shape[0], math.prod(shape[1:])) if shape else (1, 1) for shape in shapes)
     return sum(math.ceil(first / ranks) * ranks * others for first, others in rows)
 

@@ -1,8 +1,8 @@
 """Measure two ranks against one at the same global batch: time, memory and bytes sent.
 
-Both stages run through their commands in processes of their own, a thread a rank, over gloo on
-this machine's loopback. Two ranks have two cores where one has one, and no network between them:
-what the bytes are is exact, how long they take says nothing about GPUs.
+Both stages run through their commands in separate processes with one thread per rank, over gloo on
+this machine's loopback. Two ranks have two cores, a single one has one, and there is no network:
+the bytes are exact, but the times say nothing about GPUs.
 """
 
 import json
@@ -30,7 +30,7 @@ WAYS = {
     "fsdp": ("trainer.strategy=fsdp",),
     "fsdp_bf16": ("trainer.strategy=fsdp", "trainer.precision=bf16"),
 }
-_BYTES_GATHERED = {"fsdp": 4, "fsdp_bf16": 2}  # of a block's numbers
+_BYTES_GATHERED = {"fsdp": 4, "fsdp_bf16": 2}  # per value of a block
 _TIMED, _LOOPS = 6, 200  # steps
 _LIMIT_S = 900
 _ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ class Runner:
     files: Mapping[str, Path]
 
     def run(self, stage: str, name: str, batch: int, ranks: int, *overrides: str) -> list[Record]:
-        """The records of a run's ranks, which share the batch.
+        """Run a stage and return the records of its ranks, which split the batch.
 
         Raises:
             RuntimeError: The run has failed.
@@ -61,7 +61,7 @@ class Runner:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints, and says by its exit code nothing about the goals."""
+    """Measure and report; the exit code does not depend on the goals."""
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
@@ -81,20 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _quick_rows(runner: Runner, size: Size) -> list[Row]:
-    """Bytes alone, of each stage one way; both at once, since nothing is timed."""
+    """Measure only bytes, with one strategy per stage; in parallel, since nothing is timed."""
 
     def rows_of(stage: str, way: str) -> list[Row]:
         records = runner.run(stage, way, BATCH, RANKS, *WAYS[way], "trainer.max_steps=5")
-        return traffic_rows(f"{NAME}.{stage}.{way}", size.told[stage], way, records)
+        return traffic_rows(f"{NAME}.{stage}.{way}", size.labels[stage], way, records)
 
     with ThreadPoolExecutor(RANKS) as pool:
-        found = pool.map(rows_of, STAGES, ("fsdp", "ddp"))
-        return [row for rows in found for row in rows]
+        results = pool.map(rows_of, STAGES, ("fsdp", "ddp"))
+        return [row for rows in results for row in rows]
 
 
 def _full_rows(runner: Runner, stage: str, size: Size, link: Link) -> list[Row]:
-    name, told = f"{NAME}.{stage}", size.told[stage]
-    [one] = runner.run(stage, "one", BATCH, 1)
+    name, label = f"{NAME}.{stage}", size.labels[stage]
+    [single] = runner.run(stage, "one", BATCH, 1)
     [half] = runner.run(stage, "half", BATCH // RANKS, 1)
     with ThreadPoolExecutor(RANKS) as pool:
         names = [f"beside-{number}" for number in range(RANKS)]
@@ -103,7 +103,7 @@ def _full_rows(runner: Runner, stage: str, size: Size, link: Link) -> list[Row]:
     rows = [
         Row(
             id=f"{name}.shared_cores",
-            work=f"{told}: a step of {BATCH // RANKS} photos while another process does the same; "
+            work=f"{label}: a step of {BATCH // RANKS} images while another process does the same; "
             "reference: alone",
             value=crowded,
             unit="s",
@@ -112,42 +112,42 @@ def _full_rows(runner: Runner, stage: str, size: Size, link: Link) -> list[Row]:
     ]
     for way, overrides in WAYS.items():
         records = runner.run(stage, way, BATCH, RANKS, *overrides)
-        rows += traffic_rows(f"{name}.{way}", told, way, records)
+        rows += traffic_rows(f"{name}.{way}", label, way, records)
         if way != "fsdp_bf16":  # the reference computes in float32
-            rows += time_rows(f"{name}.{way}", told, records, one)
+            rows += time_rows(f"{name}.{way}", label, records, single)
             rows.append(predicted_row(f"{name}.{way}", crowded, records, link))
     return rows
 
 
-def time_rows(row_id: str, told: str, records: Sequence[Record], one: Record) -> list[Row]:
-    """Step and peak memory of two ranks beside one, all with the same global batch."""
-    here = f"{told}, float32, global batch {BATCH}, {RANKS} ranks of one thread; reference: one"
+def time_rows(row_id: str, label: str, records: Sequence[Record], single: Record) -> list[Row]:
+    """Compare step and peak memory of two ranks with one, at the same global batch."""
+    here = f"{label}, float32, global batch {BATCH}, {RANKS} ranks of one thread; reference: one"
     return [
         Row(
             id=f"{row_id}.step",
-            work=f"{here}; quickest of {len(one.seconds)} steps; half would be linear",
+            work=f"{here}; quickest of {len(single.seconds)} steps; half would be linear",
             value=quickest(records),
             unit="s",
-            reference=quickest([one]),
+            reference=quickest([single]),
         ),
         Row(
             id=f"{row_id}.memory",
             work=f"resident at the peak, torch and all, the larger rank; {here}",
             value=max(record.memory for record in records) / 2**20,
             unit="MiB",
-            reference=one.memory / 2**20,
+            reference=single.memory / 2**20,
         ),
     ]
 
 
-def traffic_rows(row_id: str, told: str, way: str, records: Sequence[Record]) -> list[Row]:
-    """Bytes that a rank sends in a step, by both counts, beside theory."""
+def traffic_rows(row_id: str, label: str, way: str, records: Sequence[Record]) -> list[Row]:
+    """Compare the bytes that a rank sends per step, by both counts, with theory."""
     theory, counted = expected(way, records[0]), records[0].counted
     calls = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.calls.items()))
     return [
         Row(
             id=f"{row_id}.asked",
-            work=f"{told}: {calls} as torch dispatches them, sent by rings; reference: theory",
+            work=f"{label}: {calls} as torch dispatches them, sent by rings; reference: theory",
             value=counted.sent(RANKS) / 1e6,
             unit="MB",
             reference=theory.sent(RANKS) / 1e6,
@@ -166,14 +166,14 @@ def traffic_rows(row_id: str, told: str, way: str, records: Sequence[Record]) ->
 
 
 def expected(way: str, record: Record) -> Payload:
-    """Theory's, from the shapes of the weights alone."""
+    """Theoretical communication, from the shapes of the weights."""
     if way == "ddp":
         return ddp(record.weights)
     return fsdp(record.weights, RANKS, _BYTES_GATHERED[way])
 
 
 def predicted_row(row_id: str, crowded: float, records: Sequence[Record], link: Link) -> Row:
-    """The step beside what its parts come to."""
+    """Compare the step with the sum of its parts."""
     calls = sum(records[0].counted.calls.values())
     sending = link.seconds(calls, statistics.mean(record.sent for record in records))
     return Row(
@@ -187,7 +187,7 @@ def predicted_row(row_id: str, crowded: float, records: Sequence[Record], link: 
 
 
 def link_rows(link: Link) -> list[Row]:
-    """What the two ranks' link does, fitted to sums of 4 bytes and of 64 MiB."""
+    """Rows of the link between two ranks, from all-reduces of 4 bytes and 64 MiB."""
     work = "two ranks, gloo, loopback: fitted to sums of 4 bytes and of 64 MiB"
     return [
         Row(id=f"{NAME}.link.fixed", work=f"a collective, {work}", value=link.fixed, unit="s"),
@@ -202,11 +202,11 @@ def link_rows(link: Link) -> list[Row]:
 
 
 def measured_link(store: Path) -> Link:
-    """Of two processes that do nothing else."""
+    """Measure the link with two otherwise idle processes."""
     with ThreadPoolExecutor(RANKS) as pool:
         starts = [["benchmarks.scaling.link", str(rank), str(store)] for rank in range(RANKS)]
-        told, _ = pool.map(_python, starts)
-    return Link(**json.loads(told.strip().splitlines()[-1]))
+        printed, _ = pool.map(_python, starts)
+    return Link(**json.loads(printed.strip().splitlines()[-1]))
 
 
 def _loop_row(runner: Runner) -> Row:
@@ -214,25 +214,25 @@ def _loop_row(runner: Runner) -> Row:
     records = runner.run("pretrain", "loop", 1, 1, steps, "data.workers=1")
     return Row(
         id=f"{NAME}.loop",
-        work=f"a step of one photo of 32 pixels and a model of {records[0].weights.learned():,} "
-        "parameters: what loop, optimizer, logging and callbacks take of one thread",
+        work=f"a step of one image of 32 pixels and a model of {records[0].weights.learned():,} "
+        "parameters: time of loop, optimizer, logging and callbacks on one thread",
         value=median_seconds(records),
         unit="s",
     )
 
 
 def quickest(records: Sequence[Record]) -> float:
-    """Of the steps, on the slowest rank: neighbours on the cores only make a step slower."""
+    """Fastest step on the slowest rank; other load only makes steps slower."""
     return max(min(record.seconds) for record in records)
 
 
 def median_seconds(records: Sequence[Record]) -> float:
-    """Of a step, on the slowest rank."""
+    """Median step time on the slowest rank."""
     return max(statistics.median(record.seconds) for record in records)
 
 
 def _python(arguments: Sequence[str]) -> str:
-    """Runs a module of this repository with one thread; returns what it printed."""
+    """Run a module of this repository with one thread and return its output."""
     path = os.pathsep.join([str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     done = subprocess.run(
         [sys.executable, "-m", *arguments],

@@ -1,10 +1,10 @@
-"""Count what a training step asks of a GPU, without one: launches, bytes, FLOPs, device reads.
+"""Count launches, bytes, FLOPs and device reads of a GPU training step, without a GPU.
 
 `whole` runs the real step's shapes (8 images of 1024 with 32 masks; SAMI of ViT-S, 256 images of
-224) as fake tensors, uncompiled, under CUDA's autocast rules in bf16. `fused` lowers what
-torch.compile is given to Triton for an H200, runs nothing of it, and adds the rest; minutes. `loop`
-runs a small model in the real trainer, its compiled regions stubbed out: the host's time, compiled
-calls, recompiles, and reads of device values.
+224) as fake tensors, uncompiled, under CUDA's autocast rules in bf16. `fused` lowers the
+compiled regions to Triton for an H200, without running them, and adds the rest; it takes minutes.
+`loop` runs a small model in the real trainer, with compiled regions stubbed out: the host's time,
+compiled calls, recompiles, and reads of device values.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _UNITS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Count, print, and leave all figures in a file where one is named."""
+    """Count and print; also write all figures to a file if requested."""
     options = _parsed(argv)
     torch.set_num_threads(1)
     counted: dict[str, dict[str, Any]] = {}
@@ -94,7 +94,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
             if value not in known:
                 parser.error(f"--{option}: {value} is none of {', '.join(known)}")
     if options.steps < 8:
-        parser.error(f"--steps {options.steps}: at least 8, of which some are steady")
+        parser.error(f"--steps {options.steps}: at least 8 are needed for steady ones")
     return options
 
 

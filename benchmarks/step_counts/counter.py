@@ -18,12 +18,12 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 import efficientsam_pl
 
 _PACKAGE = Path(efficientsam_pl.__file__).parent
-# These write nothing: they allocate, or view what is there
+# These write nothing: they allocate memory or return views
 _FREE = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias"),
     *("_unsafe_view", "lift_fresh", "expand", "view", "_local_scalar_dense", "set_", "resize_"),
 }
-# The host waits for the device's answer to these
+# The host waits for the device's result of these
 _DEVICE_READS = {
     *("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"),
     *("_unique2", "unique_consecutive", "unique_dim"),
@@ -43,8 +43,8 @@ class Label:
 class OperationCounter(TorchDispatchMode):
     """Count operations that write, as would-be kernel launches, by part.
 
-    The parts of a backward pass are those of the forward pass, found by the sequence numbers that
-    autograd gives to its nodes.
+    The parts of a backward pass are those of the forward pass, identified by the sequence numbers
+    of autograd nodes.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class OperationCounter(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Leave torch.compile's own operations alone."""
+        """Ignore torch.compile's internal operations."""
         return True
 
     def __torch_dispatch__(
@@ -83,14 +83,14 @@ class OperationCounter(TorchDispatchMode):
         return result
 
     def enter(self, part: str) -> str:
-        """Count what follows as this part, and return the part before."""
+        """Count subsequent operations as this part, and return the previous part."""
         before, self._part = self._part, part
         self._starts.append((torch._C._autograd._get_sequence_nr(), part))
         return before
 
     @contextlib.contextmanager
     def labelled(self, labels: Iterable[Label]) -> Iterator[None]:
-        """Count calls of what is labelled as parts, until the end of the context."""
+        """Count calls of labelled functions as parts, until the end of the context."""
         with contextlib.ExitStack() as restored:
             for label in labels:
                 restored.enter_context(self._replaced(label))
@@ -106,7 +106,7 @@ class OperationCounter(TorchDispatchMode):
             self.enabled = before
 
     def summary(self) -> dict[str, Any]:
-        """Totals and parts, the part that moves most bytes first."""
+        """Totals and parts, sorted by bytes moved."""
         parts = {
             part: {
                 "launches": self.launches[part],
@@ -134,16 +134,16 @@ class OperationCounter(TorchDispatchMode):
             finally:
                 self.enter(before)
 
-        own = vars(label.owner)
-        was_own = label.attribute in own
-        own[label.attribute] = counted
+        attributes = vars(label.owner)
+        was_set = label.attribute in attributes
+        attributes[label.attribute] = counted
         try:
             yield
         finally:
-            if was_own:
-                own[label.attribute] = function
+            if was_set:
+                attributes[label.attribute] = function
             else:
-                del own[label.attribute]
+                del attributes[label.attribute]
 
     def _part_of_operation(self) -> str:
         node: Any = torch._C._current_autograd_node()
@@ -157,7 +157,7 @@ class OperationCounter(TorchDispatchMode):
 
 
 def touched_bytes(value: object) -> int:
-    """Count the bytes of a tensor, a broadcast axis once; 0 for anything else."""
+    """Count the bytes of a tensor, counting a broadcast axis once; 0 for anything else."""
     if not isinstance(value, Tensor):
         return 0
     elements = value.numel()

@@ -24,7 +24,7 @@ from benchmarks.step_counts.step import (
 )
 from benchmarks.step_counts.stub_backend import StubBackend, compiling_with
 
-H200_TB_PER_S = 4.3  # what a copy reaches of its memory's 4.8
+H200_TB_PER_S = 4.3  # achieved by a copy, of the memory's 4.8
 LOOP_IMAGES = 2
 
 
@@ -45,14 +45,14 @@ def whole(request: StepRequest) -> dict[str, Any]:
 def fused(request: StepRequest) -> dict[str, Any]:
     """Count a compiled step: each region as inductor's kernels for an H200, the rest as in whole.
 
-    Tensors are real, since what is not compiled is computed; so one image stands for all of a
-    batch of finetuning, and bytes are scaled.
+    Tensors are real, since uncompiled operations are executed; so finetuning runs one image instead
+    of a batch, and bytes are scaled.
     """
     images = request.images if request.recipe == SAMI else 1
     step = captured_step(replace(request, images=images, compiled=True))
     module, counter = step.module, OperationCounter()
     backend = StubBackend(counter, lower=True)
-    # each length of the prompts is lowered by itself
+    # each length of the prompts is lowered separately
     each_shape = torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=64)
     with compiling_with(backend), each_shape:
         module.configure_model()
@@ -68,7 +68,7 @@ def loop(request: StepRequest, steps: int) -> dict[str, Any]:
 
     Args:
         request: The step, of a small model.
-        steps: Of the run; the first three and the last four are not timed.
+        steps: Length of the run; the first three and the last four are not timed.
     """
     counter = OperationCounter()
     backend = StubBackend(counter, lower=False)
@@ -88,7 +88,7 @@ def loop(request: StepRequest, steps: int) -> dict[str, Any]:
 
 
 class _Start(L.Callback):
-    """Starts the counter in the last step but one, before every other callback."""
+    """Starts the counter in the second-last step, before every other callback."""
 
     def __init__(self, counter: OperationCounter, counting: ExitStack, steps: int) -> None:
         self._counter, self._counting, self._steps = counter, counting, steps
@@ -99,7 +99,7 @@ class _Start(L.Callback):
 
 
 class _Watch(L.Callback):
-    """Times each step from the end of the one before, after every other callback."""
+    """Times each step from the end of the previous one, after every other callback."""
 
     def __init__(
         self, counter: OperationCounter, counting: ExitStack, backend: StubBackend, steps: int
@@ -129,7 +129,7 @@ class _Watch(L.Callback):
             raise Enough
 
     def summary(self) -> dict[str, Any]:
-        """Times of steady steps, compiled calls, recompiles and reads of device values."""
+        """Summarize times of steady steps, compiled calls, recompiles and device reads."""
         steady = slice(2, self._steps - 4)
         return {
             "host_cpu_ms": round(1e3 * statistics.median(self._cpu[steady]), 1),
@@ -147,7 +147,7 @@ class _Watch(L.Callback):
 def _fused_summary(
     rest: dict[str, Any], backend: StubBackend, images: int, scaled_to: int
 ) -> dict[str, Any]:
-    """Add regions and rest up; bytes grow with the images, launches do not."""
+    """Sum regions and the rest; bytes scale with the images, launches do not."""
     scale = scaled_to / images
     launches, gigabytes = rest["launches"], rest["GB"] * scale
     regions = {}

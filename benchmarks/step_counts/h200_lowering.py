@@ -1,4 +1,4 @@
-"""Lower a graph to the Triton code of an H200 that need not be there."""
+"""Lower a graph to Triton code for an H200, without having one."""
 
 import contextlib
 import re

@@ -16,7 +16,7 @@ from efficientsam_pl.training.train import train
 
 RECIPES = ("finetune-each", "finetune-interactive", "sami-stored")
 SAMI = "sami-stored"
-_LEAST_IMAGES = 24  # in the shards
+_MIN_IMAGES = 24  # in the shards
 _TEACHER = {
     "encoder": {"width": 24, "depth": 1, "heads": 3, "global_blocks": [0], "neck_channels": 256},
     "precision": "fp32",
@@ -37,7 +37,7 @@ class StepRequest:
 
 
 def images_of(recipe: str) -> int:
-    """The micro-batch of a GPU in the shipped recipe."""
+    """Micro-batch of a GPU in the shipped recipe."""
     return 256 if recipe == SAMI else 8
 
 
@@ -62,7 +62,7 @@ def run_command(request: StepRequest, home: Path) -> None:
 
 def _common(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:
     masks = _masks(request)
-    shards = write_images(home / "shards", max(_LEAST_IMAGES, request.images), masks)
+    shards = write_images(home / "shards", max(_MIN_IMAGES, request.images), masks)
     return {
         "data": {"train": shards, "workers": 1 if request.small else 0},
         "trainer": {
@@ -80,7 +80,7 @@ def _common(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:
 
 
 def _masks(request: StepRequest) -> int:
-    """Masks of an image in the shards; pretraining reads none."""
+    """Choose the masks per image in the shards; pretraining reads none."""
     if request.recipe == SAMI:
         return 1
     return 8 if request.small else 32

@@ -1,4 +1,4 @@
-"""One training step of a stage's own module, taken from its command and run by hand."""
+"""One training step of a stage's module, captured from its command."""
 
 import contextlib
 import dataclasses
@@ -23,12 +23,12 @@ TEACHER_CHANNELS = 256
 
 
 class Enough(Exception):  # noqa: N818
-    """Ends a fit that has shown what it was run for."""
+    """Ends a fit once its step is captured."""
 
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """What a command hands to the trainer."""
+    """Module and batch that a command gives to the trainer."""
 
     module: Any
     batch: Any
@@ -74,7 +74,7 @@ def labels_of(recipe: str, module: Any, inside: bool) -> Iterator[Label]:
     Args:
         recipe: The step's.
         module: The stage's LightningModule.
-        inside: Whether to name parts of what may be compiled too, whose graphs a label would cut.
+        inside: Whether to also name parts of compiled regions, whose graphs labels would break.
     """
     model = module.model
     if recipe == SAMI:
@@ -118,14 +118,14 @@ def count_step(module: Any, batch: Any, counter: OperationCounter) -> None:
         module.configure_gradient_clipping(optimizer, None, None)
         counter.enter("optimizer")
         with counter.paused():
-            optimizer.step()  # sets the moments up
+            optimizer.step()  # initializes the moments
         optimizer.step()
         optimizer.zero_grad()
         counter.enter(before)
 
 
 def without_data(record: Any) -> Any:
-    """Copy a batch with zeros in its tensors, as fake as the mode that is active."""
+    """Copy a batch with zeros in its tensors, as fake tensors if that mode is active."""
     if isinstance(record, Tensor):
         return torch.zeros(record.shape, dtype=record.dtype)
     changed = {

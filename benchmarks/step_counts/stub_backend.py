@@ -15,9 +15,9 @@ from benchmarks.step_counts.h200_lowering import Region, lowered
 
 
 class StubBackend:
-    """Count what torch.compile is given, and compute nothing of it.
+    """Count the graphs and calls of torch.compile, without computing them.
 
-    A loop over it takes the host's time alone.
+    A loop over them measures only the host's time.
     """
 
     def __init__(self, counter: OperationCounter, lower: bool) -> None:
@@ -25,15 +25,15 @@ class StubBackend:
 
         Args:
             counter: Paused while a stub makes its outputs.
-            lower: Whether each graph is lowered for a GPU, in `regions`. Outputs hold anything
-                then, else zeros.
+            lower: Whether each graph is lowered for a GPU, in `regions`. Outputs are then
+                uninitialized, else zeros.
         """
         self.regions: list[tuple[str, Region]] = []
         self.calls: Counter[str] = Counter()
         self._counter, self._lower, self._graphs = counter, lower, 0
 
     def __call__(self, graph: Any, inputs: Any, **_: Any) -> Any:
-        """Compile a graph, as torch.compile asks of its backend."""
+        """Compile a graph, as torch.compile's backend."""
         from torch._inductor.compile_fx import compile_fx
 
         name = f"region {self._graphs} ({call_site()})"
@@ -53,7 +53,7 @@ class StubBackend:
             for place, value in enumerate(example_inputs)
             if isinstance(value, torch.SymInt) and value.node.expr.is_Symbol
         ]
-        kept: dict[tuple[int, ...], list[Any]] = {}  # made once: what is timed is not the stub
+        kept: dict[tuple[int, ...], list[Any]] = {}  # made once, so that the stub is not timed
 
         def run(args: list[Any]) -> list[Any]:
             self.calls[key] += 1

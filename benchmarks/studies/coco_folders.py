@@ -1,4 +1,4 @@
-"""The real photos at hand: COCO-format folders with labelled boxes, and ImageNet's sample."""
+"""Available real images: COCO-format folders with labelled boxes, and ImageNet's sample."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 
-# Annotations and photos, in EFFICIENTSAM_SHARED/data
+# Annotations and images, in EFFICIENTSAM_SHARED/data
 _COCO = (
     ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017"),
     (
@@ -24,7 +24,7 @@ _COCO = (
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """One object: left, top, width and height in pixels, and what it is."""
+    """An object: left, top, width and height in pixels, and its category."""
 
     category: str
     xywh: tuple[float, float, float, float]
@@ -35,7 +35,7 @@ LabelledImage = tuple[Path, tuple[LabelledBox, ...]]
 
 @dataclass(frozen=True)
 class PackedImages:
-    """Patterns of shards, and how many photos they hold."""
+    """Patterns of shards, and their numbers of images."""
 
     train: str
     heldout: str
@@ -44,71 +44,73 @@ class PackedImages:
 
 
 def data_folder() -> Path:
-    """Where the photos lie.
+    """Folder of the images.
 
     Raises:
-        SystemExit: Nowhere.
+        SystemExit: It is missing.
     """
     folder = Path(os.environ.get("EFFICIENTSAM_SHARED", "../shared")) / "data"
     if not folder.is_dir():
-        raise SystemExit(f"no photos in {folder}; set EFFICIENTSAM_SHARED to their folder's parent")
+        raise SystemExit(f"no images in {folder}; set EFFICIENTSAM_SHARED to their folder's parent")
     return folder.resolve()
 
 
 def coco_images_at_hand() -> list[LabelledImage]:
-    """The photos of all COCO folders, each once whichever set it is in, without crowds."""
+    """List the images of all COCO folders, each once, without crowds."""
     return labelled_images([(data_folder() / a, data_folder() / p) for a, p in _COCO])
 
 
 def labelled_images(sets: Iterable[tuple[Path, Path]]) -> list[LabelledImage]:
-    """File and boxes of the photos that are there; COCO's ids tell one photo in two sets."""
-    found: dict[int, LabelledImage] = {}
-    for annotations, photos in sets:
+    """List files and boxes of existing images; COCO's ids identify duplicates between sets."""
+    images_by_id: dict[int, LabelledImage] = {}
+    for annotations, images in sets:
         content = json.loads(annotations.read_text())
         names = {category["id"]: category["name"] for category in content["categories"]}
         boxes: dict[int, list[LabelledBox]] = {image["id"]: [] for image in content["images"]}
-        for one in content["annotations"]:
-            if not one.get("iscrowd", 0) and one["image_id"] in boxes:
-                x, y, w, h = one["bbox"]
-                boxes[one["image_id"]].append(LabelledBox(names[one["category_id"]], (x, y, w, h)))
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd", 0) and annotation["image_id"] in boxes:
+                x, y, w, h = annotation["bbox"]
+                boxes[annotation["image_id"]].append(
+                    LabelledBox(names[annotation["category_id"]], (x, y, w, h))
+                )
         for image in content["images"]:
-            path = photos / image["file_name"]
-            if path.is_file() and image["id"] not in found:
-                found[image["id"]] = (path, tuple(boxes[image["id"]]))
-    return list(found.values())
+            path = images / image["file_name"]
+            if path.is_file() and image["id"] not in images_by_id:
+                images_by_id[image["id"]] = (path, tuple(boxes[image["id"]]))
+    return list(images_by_id.values())
 
 
 def images_at_hand() -> list[Path]:
-    """ImageNet's sample, then the COCO folders' photos."""
+    """List ImageNet's sample, then the COCO folders' images."""
     imagenet = sorted((data_folder() / "imagenet_sample").glob("*/*.JPEG"))
     return [*imagenet, *(path for path, _ in coco_images_at_hand())]
 
 
-def pack(photos: Sequence[Path], folder: Path, heldout_every: int, long_side: int) -> PackedImages:
-    """Packs photos as `efficientsam pack imagenet` does, every n-th one held out.
+def pack(images: Sequence[Path], folder: Path, heldout_every: int, long_side: int) -> PackedImages:
+    """Pack images as `efficientsam pack imagenet` does, with every n-th one held out.
 
-    Which ones is decided by their names alone, not by their order.
+    The choice depends on their names only, not on their order.
 
     Args:
-        photos: Their files.
-        folder: For the shards and the lists of what is in them.
+        images: Their files.
+        folder: For the shards and lists of their images.
         heldout_every: n.
-        long_side: Of the packed photos, pixels at most.
+        long_side: Maximum side of the packed images in pixels.
     """
-    key_by_name = sorted(photos, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    key_by_name = sorted(images, key=lambda path: hashlib.sha256(path.name.encode()).digest())
     heldout = key_by_name[::heldout_every]
     packed = {}
     sides = {
         "train": [path for path in key_by_name if path not in set(heldout)],
         "heldout": heldout,
     }
-    for name, own in sides.items():
+    for name, members in sides.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         listed = folder / f"{name}.txt"
-        listed.write_text("".join(f"{path}\n" for path in own))
+        listed.write_text("".join(f"{path}\n" for path in members))
         source = Imagenet(str(listed), long_side, samples_per_shard=100)
         summary = run_packing(source, str(folder / name), ArrayShare(), 0, lambda _: None)
-        packed[name] = summary.samples  # a photo that cannot be decoded is left out
+        packed[name] = summary.samples  # an image that cannot be decoded is skipped
     return PackedImages(
         f"{folder}/train/*.tar", f"{folder}/heldout/*.tar", packed["train"], packed["heldout"]
     )

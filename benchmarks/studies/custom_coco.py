@@ -1,8 +1,8 @@
-"""Finetune on a COCO-format data set of one's own, scored against its start and filled boxes.
+"""Finetune on a custom COCO-format data set, compared with the initial model and filled boxes.
 
 The set is COCO-MINI and tiny_coco's training part in one annotation file. Without `--weights` the
-start is a small fresh model, all of which learns: no released weights are needed. The scores are
-those that the run prints for its held-out photos, before the first step and after the last.
+initial model is small and random, and all of it is trained: no released weights are needed. The
+scores are those that the run prints for its held-out images, before the first step and at the end.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.harness import Options, Row, report
 from benchmarks.studies.coco_folders import data_folder
-from benchmarks.studies.finetune_runs import LOSS, MINI, Setting, scored, taken_home, untrained
+from benchmarks.studies.finetune_runs import LOSS, MINI, Setting, load_run, scored, untrained
 from benchmarks.studies.sami_runs import Spread, study_parser, write_markdown
 from efficientsam_pl.config.load import dump, load
 from efficientsam_pl.evaluation.prompt_metrics import Scores
@@ -25,12 +25,12 @@ NAME = "finetune_own"
 PROGRAM = "studies.custom_coco"
 _TINY = ("coco/tiny_coco/annotations/instances_train2017.json", "coco/tiny_coco/images/train2017")
 _PROMPTS = ("box", "click1")
-# Shares of a photo: all masks, and those of more than some 16 cells of a 512-pixel model's grid
+# Minimum area of scored masks, as a share of the image: all, or about 16 cells of the mask grid
 _SMALLEST = (0.0, 0.001)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains each seed, scores, prints, and leaves runs and a Markdown file in a folder."""
+    """Train and score each seed, print, and write runs and a Markdown file to a folder."""
     parser = study_parser(NAME, PROGRAM, (__doc__ or "").splitlines()[0], steps=1000)
     parser.add_argument("--side", type=int, default=512, help="of the model's square, pixels")
     given = parser.parse_args(argv)
@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         setting = Setting(min(given.steps, 8), 128, width=64, depth=2, masks=4)
     rows = study(setting, 1 if given.quick else given.seeds, given.out)
     command = f"python -m benchmarks.{PROGRAM} --steps {setting.steps} --side {setting.side}"
-    write_markdown(given.out / f"{NAME}.md", "A set of one's own", command, [str(setting)], rows)
+    write_markdown(given.out / f"{NAME}.md", "A custom data set", command, [str(setting)], rows)
     report(NAME, rows, Options(json=given.json, quick=given.quick))
     return 0
 
 
 def study(setting: Setting, seeds: int, out: Path) -> list[Row]:
-    """Held-out scores of every seed before and after; runs that are finished are not run again."""
+    """Score every seed before and after training; finished runs are reused."""
     annotations = joined(out / "instances.json")
     name = out / "model.yaml"
     name.write_text(dump(setting.model()))
@@ -59,7 +59,7 @@ def study(setting: Setting, seeds: int, out: Path) -> list[Row]:
             heldout = f"{folder}/shards/heldout-*.tar"
             start = untrained(setting, folder, seed)
             before.append(scored(start, heldout, smallest=smallest))
-            after.append(scored(taken_home(folder), heldout, smallest=smallest))
+            after.append(scored(load_run(folder), heldout, smallest=smallest))
         for prompt in _PROMPTS:
             rows += _rows(prompt, before, after, smallest)
     return rows
@@ -68,7 +68,7 @@ def study(setting: Setting, seeds: int, out: Path) -> list[Row]:
 def config_of(
     setting: Setting, annotations: Path, model: Path, folder: Path, seed: int
 ) -> FinetuneConfig:
-    """`efficientsam finetune -c finetune/custom_coco` with these overrides."""
+    """Config of `efficientsam finetune -c finetune/custom_coco` with these overrides."""
     overrides = {
         "data.coco.annotations": annotations,
         "data.coco.images": data_folder() / "coco",
@@ -77,7 +77,7 @@ def config_of(
         "model.freeze.image_encoder": "false",
         "masks.masks_per_image": setting.masks,
         "prompts.box_share": 0.8,
-        "prompts.box_jitter": 0.0,  # the boxes that are scored are tight
+        "prompts.box_jitter": 0.0,  # scored boxes are tight
         "loss.dice": LOSS["dice"],
         "optim.peak_lr": setting.peak_lr,
         "trainer.max_steps": setting.steps,
@@ -95,7 +95,7 @@ def config_of(
 
 
 def joined(path: Path) -> Path:
-    """Both sets in one annotation file, each photo once, under their common folder."""
+    """Merge both sets into one annotation file, each image once."""
     whole: dict[str, list[Any]] = {"images": [], "annotations": []}
     seen: set[int] = set()
     for annotations, images in (MINI, _TINY):
@@ -109,7 +109,7 @@ def joined(path: Path) -> Path:
         whole["annotations"] += [a for a in content["annotations"] if a["image_id"] in fresh]
         seen |= fresh
     for number, annotation in enumerate(whole["annotations"], start=1):
-        annotation["id"] = number  # two sets may use the same one
+        annotation["id"] = number  # two sets may use the same id
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(whole))
     return path
@@ -118,17 +118,17 @@ def joined(path: Path) -> Path:
 def _rows(
     prompt: str, before: Sequence[Scores], after: Sequence[Scores], smallest: float
 ) -> list[Row]:
-    """After training, beside the start, and for boxes beside the filled box."""
+    """Rows after training, compared with the start, and for boxes with the filled box."""
     start, end = (
         Spread(tuple(getattr(scores, prompt) for scores in side)) for side in (before, after)
     )
-    photos, masks, seeds = after[0].photos, after[0].masks, len(after)
+    images, masks, seeds = after[0].photos, after[0].masks, len(after)
     name = f"{NAME}.{prompt}" + (f".from_{smallest:g}" if smallest else "")
     rows = [
         Row(
             id=f"{name}.over_start",
-            work=f"{photos} held-out photos, {masks} masks of at least {smallest:.1%} of their "
-            f"photo, {seeds} seeds: {prompt} mIoU {end.text(3)}; reference: the start, "
+            work=f"{images} held-out images, {masks} masks of at least {smallest:.1%} of their "
+            f"image, {seeds} seeds: {prompt} mIoU {end.text(3)}; reference: the start, "
             f"{start.text(3)}",
             value=end.mean(),
             unit="",

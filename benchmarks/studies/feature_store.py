@@ -1,14 +1,14 @@
 """Measure what stored teacher features cost: held-out loss, bytes and rounding error.
 
-A small student learns from the teacher online, from four stored views a photo in float16 and in
-int8, and from crops of whole-photo features in float16. Each kind has the same seeds, so the same
-initial weights, photos and order.
+A small student is trained with the online teacher, with four stored views per image in float16 and
+in int8, and with crops of whole-image features in float16. All use the same seeds, so the same
+initial weights, images and order.
 
-Whatever a student learned from, its held-out loss is measured in the same way: the centre crops of
-the held-out photos, the same masks for all, and as the target the online teacher's features of the
-very crop. The whole-photo teacher sees 1024 pixels of the photo instead of the crop, so its
-student learns another function; its loss against its own features is told beside. The teacher is
-seeded: SAM's architecture with nothing learned.
+The held-out loss of all students is measured in the same way: on the centre crops of the held-out
+images, with the same masks, and with the online teacher's features of the crop as target. The
+whole-image teacher sees 1024 pixels of the image instead of the crop, so its student learns another
+function; its loss against its training features is also reported. The teacher is SAM's architecture
+with seeded random weights.
 """
 
 import json
@@ -30,16 +30,16 @@ from efficientsam_pl.training.train import train
 
 NAME = "sami_store"
 PROGRAM = "studies.feature_store"
-_HELDOUT_EVERY = 5  # photos
+_HELDOUT_EVERY = 5  # images
 _VIEWS = 4
-# The whole-photo teacher's input and the tokens a side that are kept: SAM's own
+# The whole-image teacher's input and stored tokens per side, as in SAM
 _IMAGE_SIDE, _IMAGE_GRID = 1024, 64
-_EMBEDDED_AT_ONCE = 2  # photos: a global block's attention over 4096 tokens is large
+_EMBED_BATCH_SIZE = 2  # images: a global block's attention over 4096 tokens is large
 
 
 @dataclass(frozen=True)
 class Store:
-    """What is stored of a photo: nothing, views of it, or its whole features."""
+    """What is stored per image: nothing, views, or features of the whole image."""
 
     name: str
     features: Mapping[str, Any]
@@ -48,17 +48,17 @@ class Store:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a kind of store led to, over the seeds."""
+    """Results of a kind of store, over the seeds."""
 
     online: Spread  # held-out loss against the online teacher's features
-    own: Spread  # against the features that it learned from
-    mean_feature: Spread  # the same, of the mean feature at each position
-    bytes_a_image: float  # of its training shards, all views; 0 where nothing is stored
-    relative_error: float  # of the stored numbers, root of mean squares over that of the features
+    own_loss: Spread  # against the features used for training
+    mean_feature: Spread  # held-out loss of the mean feature at each position
+    bytes_a_image: float  # of its training shards, all views; 0 if nothing is stored
+    relative_error: float  # of the stored values: RMS error over RMS of the features
 
 
 def kinds(photo_side: int, photo_grid: int) -> list[Store]:
-    """Online first, then each kind of store."""
+    """List online first, then each kind of store."""
     views = {"kind": "views", "views": _VIEWS}
     whole = {"kind": "photos", "grid": photo_grid, "numbers": "float16"}
     return [
@@ -70,19 +70,19 @@ def kinds(photo_side: int, photo_grid: int) -> list[Store]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Embeds, trains, measures and prints; `--out` leaves a Markdown file."""
+    """Embed, train, measure and print; `--out` also writes a Markdown file."""
     parser = common_parser(PROGRAM, (__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="a Markdown file")
     parser.add_argument("--steps", type=int, default=400, help="of each run")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args(argv)
     setting = Setting(steps=given.steps, measured=1)
-    stores, seeds, photos = kinds(_IMAGE_SIDE, _IMAGE_GRID), given.seeds, images_at_hand()
+    stores, seeds, images = kinds(_IMAGE_SIDE, _IMAGE_GRID), given.seeds, images_at_hand()
     if given.quick:
         setting = replace(setting, steps=min(given.steps, 20), side=64, width=64, depth=2)
-        stores, seeds, photos = kinds(256, 16), 1, photos[:40]
+        stores, seeds, images = kinds(256, 16), 1, images[:40]
     with tempfile.TemporaryDirectory() as name:
-        packed = pack(photos, Path(name) / "photos", _HELDOUT_EVERY, setting.long_side)
+        packed = pack(images, Path(name) / "photos", _HELDOUT_EVERY, setting.long_side)
         outcomes = {
             store.name: outcome(store, setting, packed, Path(name), range(seeds))
             for store in stores
@@ -99,13 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def outcome(
     store: Store, setting: Setting, packed: PackedImages, folder: Path, seeds: Sequence[int]
 ) -> Outcome:
-    """Embeds where something is stored, then trains and measures once a seed."""
-    online, own, mean_feature, stored = [], [], [], []
+    """Embed if features are stored, then train and measure once per seed."""
+    online, own_loss, mean_feature, stored = [], [], [], []
     for seed in seeds:
         run = folder / f"{store.name}-{seed}"
         config = trained = study_config(setting, packed, run, seed)
         if store.features:
-            # views are drawn anew for each seed; whole photos are the same for all
+            # views are sampled for each seed; whole images are the same for all
             drawn = seed if store.features["kind"] == "views" else 0
             place = folder / f"{store.name}-features-{drawn}"
             features = {**store.features, "dir": str(place), "seed": drawn}
@@ -115,29 +115,29 @@ def outcome(
         left = train(SamiRecipe(trained))
         assert left.heldout_loss is not None, "a study holds photos out"
         assert left.mean_feature_loss is not None, "and knows their baseline"
-        own.append(left.heldout_loss)
+        own_loss.append(left.heldout_loss)
         mean_feature.append(left.mean_feature_loss)
         online.append(online_loss(config, run))
     return Outcome(
         online=Spread(tuple(online)),
-        own=Spread(tuple(own)),
+        own_loss=Spread(tuple(own_loss)),
         mean_feature=Spread(tuple(mean_feature)),
-        bytes_a_image=_mean([told["bytes"] / told["samples"] for told in stored]),
-        relative_error=_mean([told["relative_error"] for told in stored]),
+        bytes_a_image=_mean([statistics["bytes"] / statistics["samples"] for statistics in stored]),
+        relative_error=_mean([statistics["relative_error"] for statistics in stored]),
     )
 
 
 def embedded(config: PretrainConfig, summary: Path) -> dict[str, Any]:
-    """What the embedding of the training photos tells of itself; embeds where that is not done."""
+    """Read the summary of embedding the training images, which are embedded if necessary."""
     if not summary.exists():
-        few = replace(config.trainer, micro_batch=_EMBEDDED_AT_ONCE)
+        few = replace(config.trainer, micro_batch=_EMBED_BATCH_SIZE)
         embed_teacher.run(replace(config, trainer=few), ArrayShare())
-    told: dict[str, Any] = json.loads(summary.read_text())
-    return told
+    statistics: dict[str, Any] = json.loads(summary.read_text())
+    return statistics
 
 
 def store_rows(outcomes: Mapping[str, Outcome]) -> list[Row]:
-    """Losses beside the online teacher's, bytes and rounding, and int8 beside float16."""
+    """Rows of losses compared with the online teacher, of bytes, and of rounding errors."""
     online, *others = outcomes
     noise = outcomes[online].online
     rows = [
@@ -153,7 +153,7 @@ def store_rows(outcomes: Mapping[str, Outcome]) -> list[Row]:
         _row(
             "views_int8",
             "bytes_to_float16",
-            "bytes of a photo's views with their scales and the tar's headers; reference: float16",
+            "bytes of an image's views with their scales and the tar's headers; reference: float16",
             rounded.bytes_a_image,
             reference=kept.bytes_a_image,
             unit="bytes",
@@ -170,17 +170,17 @@ def store_rows(outcomes: Mapping[str, Outcome]) -> list[Row]:
     ]
 
 
-def _rows_of(name: str, found: Outcome, noise: Spread) -> list[Row]:
-    apart = found.online.less(noise)
+def _rows_of(name: str, result: Outcome, noise: Spread) -> list[Row]:
+    apart = result.online.less(noise)
     return [
         _row(
             name,
             "heldout_loss",
             "against the online teacher; reference: learned online",
-            found.online.mean(),
+            result.online.mean(),
             reference=noise.mean(),
         ),
-        _row(name, "heldout_loss_std", "standard deviation over the seeds", found.online.std()),
+        _row(name, "heldout_loss_std", "standard deviation over the seeds", result.online.std()),
         _row(
             name,
             "difference",
@@ -191,21 +191,21 @@ def _rows_of(name: str, found: Outcome, noise: Spread) -> list[Row]:
             name,
             "own_loss",
             "against the features that it stores itself; reference: their mean at each position",
-            found.own.mean(),
-            reference=found.mean_feature.mean(),
+            result.own_loss.mean(),
+            reference=result.mean_feature.mean(),
         ),
         _row(
             name,
             "bytes",
-            "a photo, tar headers included",
-            found.bytes_a_image,
+            "an image, tar headers included",
+            result.bytes_a_image,
             unit="bytes",
         ),
         _row(
             name,
             "relative_error",
             "of the stored numbers: root of the mean squared error over that of the features",
-            found.relative_error,
+            result.relative_error,
         ),
     ]
 
@@ -231,10 +231,10 @@ def _row(
 
 def _told(setting: Setting, packed: PackedImages, whole: Store) -> str:
     return (
-        f"{packed.train_images} training and {packed.heldout_photos} held-out photos (ImageNet's "
-        f"sample and the COCO folders, each photo once), crops of {setting.side} pixels, student "
+        f"{packed.train_images} training and {packed.heldout_photos} held-out images (ImageNet's "
+        f"sample and the COCO folders, each image once), crops of {setting.side} pixels, student "
         f"of width {setting.width} and depth {setting.depth}, {setting.steps} steps of "
-        f"{setting.batch}; seeded teacher of width {setting.teacher_width}, depth 4; whole photos "
+        f"{setting.batch}; seeded teacher of width {setting.teacher_width}, depth 4; whole images "
         f"at {whole.teacher['image_size']} pixels, {whole.features['grid']} tokens a side. Every "
         "held-out loss in the first column is against the online teacher's features of the centre "
         "crop, with the same masks for all."
@@ -244,15 +244,15 @@ def _told(setting: Setting, packed: PackedImages, whole: Store) -> str:
 def _table(outcomes: Mapping[str, Outcome]) -> str:
     noise = next(iter(outcomes.values())).online
     lines = [
-        "| store | held-out loss | to online | against its own features | mean of these | "
-        "bytes a photo | relative error |",
+        "| store | held-out loss | to online | against its training features | mean of these | "
+        "bytes per image | relative error |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, found in outcomes.items():
-        apart = found.online.less(noise).text(5) if found.bytes_a_image else ""
-        size = f"{found.bytes_a_image:.0f}" if found.bytes_a_image else "0"
-        error = f"{found.relative_error:.1e}" if found.bytes_a_image else ""
-        losses = (found.online.text(), apart, found.own.text(), found.mean_feature.text())
+    for name, result in outcomes.items():
+        apart = result.online.less(noise).text(5) if result.bytes_a_image else ""
+        size = f"{result.bytes_a_image:.0f}" if result.bytes_a_image else "0"
+        error = f"{result.relative_error:.1e}" if result.bytes_a_image else ""
+        losses = (result.online.text(), apart, result.own_loss.text(), result.mean_feature.text())
         cells = (name, *losses, size, error)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

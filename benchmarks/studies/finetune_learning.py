@@ -1,10 +1,10 @@
 """Check that finetuning learns, on the real images at hand and without released weights.
 
-overfit: can a 512-pixel config learn COCO-MINI's training part by heart, and what is left of it on
-held-out photos? interactive: does SAM's loop teach a model to gain from corrections, and to let go
-of what a negative click points at? start: what is a SAMI-pretrained encoder worth beside an
-MAE-pretrained and a fresh one? Every answer stands beside filling the box; what the untrained model
-scores, a run prints before its first step.
+overfit: can a 512-pixel config memorize COCO-MINI's training part, and how does it score on
+held-out images? interactive: does training in SAM's loop improve masks by corrections, and remove
+what a negative click points at? start: how does a SAMI-pretrained encoder compare with an
+MAE-pretrained and a random one? All scores are compared with filling the box; a run prints those of
+the untrained model before its first step.
 """
 
 import sys
@@ -36,22 +36,22 @@ PROGRAM = "studies.finetune_learning"
 _BOXES = {"prompts": {"box_share": 1.0, "box_jitter": 0.0, "max_clicks": 1}}
 _PRETRAINED = ("mae", "sami")
 _STARTS = ("scratch", *_PRETRAINED)
-_FEW = 8  # photos
-_LONG_SIDE = 640  # of the packed photos: as they are
+_FEW = 8  # images
+_LONG_SIDE = 640  # of the packed images, unchanged
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains, scores, prints, and leaves runs, pictures and a Markdown file a question."""
+    """Train, score, print, and write runs, images and a Markdown file per study."""
     parser = study_parser(NAME, PROGRAM, (__doc__ or "").splitlines()[0], steps=None)
-    parser.add_argument("question", choices=tuple(_QUESTIONS), help="which one")
+    parser.add_argument("question", choices=tuple(_QUESTIONS), help="the study to run")
     given = parser.parse_args(argv)
-    ask, setting = _QUESTIONS[given.question]
+    study, setting = _QUESTIONS[given.question]
     if given.steps is not None:
         setting = replace(setting, steps=given.steps)
     if given.quick:
         setting = replace(setting, steps=min(setting.steps, 8), side=128, width=64, depth=2)
     out = given.out / given.question
-    rows = ask(setting, out, 1 if given.quick else given.seeds)
+    rows = study(setting, out, 1 if given.quick else given.seeds)
     command = f"python -m benchmarks.{PROGRAM} {given.question} --steps {setting.steps}"
     write_markdown(out / f"{NAME}.md", f"{NAME}: {given.question}", command, [str(setting)], rows)
     report(NAME, rows, Options(json=given.json, quick=given.quick))
@@ -59,27 +59,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def overfit(setting: Setting, out: Path, seeds: int) -> list[Row]:
-    """One run on boxes alone, scored on what it has seen and on what it has not."""
-    return _by_heart("overfit", setting, out, None)
+    """Train on boxes only, and score on training and held-out images."""
+    return _memorize("overfit", setting, out, None)
 
 
 def overfit_few(setting: Setting, out: Path, seeds: int) -> list[Row]:
-    """The same on a few photos, which minutes suffice to learn by heart."""
-    return _by_heart("overfit_few", setting, out, _FEW)
+    """Train on a few images, which a model memorizes within minutes."""
+    return _memorize("overfit_few", setting, out, _FEW)
 
 
-def _by_heart(name: str, setting: Setting, out: Path, photos: int | None) -> list[Row]:
-    sides = packed_mini(out / "photos", _LONG_SIDE, photos)
+def _memorize(name: str, setting: Setting, out: Path, images: int | None) -> list[Row]:
+    sides = packed_mini(out / "photos", _LONG_SIDE, images)
     changes: dict[str, Any] = {**_BOXES, "loss": {"single_mask": 0.25}}
     model = finetuned(setting, sides, out / "run", 0, changes).model
     seen, heldout = scored(model, sides.train), scored(model, sides.heldout)
     ceiling = grid_ceiling(sides.train, setting.side)
     way = (seen.box - seen.filled_box) / (ceiling - seen.filled_box)
     return [
-        _row(f"{name}.box", "training photos, box mIoU; reference: filled box", seen, "box"),
+        _row(f"{name}.box", "training images, box mIoU; reference: filled box", seen, "box"),
         Row(
             id=f"{NAME}.{name}.ceiling",
-            work=f"training photos, true masks through a grid of {setting.side // 4} cells a side",
+            work=f"training images, true masks through a grid of {setting.side // 4} cells a side",
             value=ceiling,
             unit="",
         ),
@@ -91,40 +91,42 @@ def _by_heart(name: str, setting: Setting, out: Path, photos: int | None) -> lis
             goal=0.75,
             better="higher",
         ),
-        _row(f"{name}.heldout_box", "held-out photos; reference: filled box", heldout, "box"),
+        _row(f"{name}.heldout_box", "held-out images; reference: filled box", heldout, "box"),
     ]
 
 
 def interactive(setting: Setting, out: Path, seeds: int) -> list[Row]:
-    """One run in SAM's loop, asked with corrections and with negative clicks."""
+    """Train in SAM's loop, and score with corrections and with negative clicks."""
     sides = packed_mini(out / "photos", _LONG_SIDE)
     loop = {"prompts": {"rounds": "interactive", "corrections": 4, "repeats": 1}}
-    asked = {"validation": {"clicks": [1, 3, 5], "later_clicks": "corrections"}}
-    model = finetuned(setting, sides, out / "run", 0, {**loop, **asked}, interactive=True).model
+    validation = {"validation": {"clicks": [1, 3, 5], "later_clicks": "corrections"}}
+    model = finetuned(
+        setting, sides, out / "run", 0, {**loop, **validation}, interactive=True
+    ).model
     rows = []
     for name, pattern in (("train", sides.train), ("heldout", sides.heldout)):
-        found = scored(model, pattern, (1, 3, 5), corrected=True)
+        result = scored(model, pattern, (1, 3, 5), corrected=True)
         for clicks, fewer in ((3, 1), (5, 3)):
             rows.append(
                 Row(
                     id=f"{NAME}.interactive.{name}.click{clicks}",
-                    work=f"{name} photos, mIoU after {clicks} clicks less after {fewer} "
-                    f"({found.clicks[clicks]:.3f}, {found.clicks[fewer]:.3f}); corrections",
-                    value=found.clicks[clicks] - found.clicks[fewer],
+                    work=f"{name} images, mIoU after {clicks} clicks less after {fewer} "
+                    f"({result.clicks[clicks]:.3f}, {result.clicks[fewer]:.3f}); corrections",
+                    value=result.clicks[clicks] - result.clicks[fewer],
                     unit="",
                     goal=0.0,
                     better="higher",
                 )
             )
-        rows.append(_row(f"interactive.{name}.box", "box; reference: filled box", found, "box"))
+        rows.append(_row(f"interactive.{name}.box", "box; reference: filled box", result, "box"))
         shrunk = negative_click(model, pattern)
         if shrunk is None:
             continue
         rows += [
             Row(
                 id=f"{NAME}.interactive.{name}.negative_area",
-                work=f"{name} photos, area after a negative click on what a box's answer has too "
-                f"much, over {shrunk.asked} masks; reference: before it (mean cells)",
+                work=f"{name} images, area after a negative click on the surplus of a box's "
+                f"prediction, over {shrunk.corrected} masks; reference: before it (mean cells)",
                 value=shrunk.after,
                 unit="cells",
                 reference=shrunk.before,
@@ -132,7 +134,7 @@ def interactive(setting: Setting, out: Path, seeds: int) -> list[Row]:
             ),
             Row(
                 id=f"{NAME}.interactive.{name}.negative_obeyed",
-                work="the same: share of clicks that lie outside the new answer",
+                work="the same: share of clicks outside the new prediction",
                 value=shrunk.obeyed,
                 unit="",
                 goal=0.5,
@@ -143,41 +145,41 @@ def interactive(setting: Setting, out: Path, seeds: int) -> list[Row]:
 
 
 def start(setting: Setting, out: Path, seeds: int) -> list[Row]:
-    """The same run from three encoders: fresh, MAE's, SAMI's; the decoder is fresh in all.
+    """Train from three encoders: random, MAE, SAMI; the decoder is always random.
 
-    Each way pretrains once; seeds are the finetuning's.
+    Each encoder is pretrained once; seeds are those of finetuning.
     """
     sides = packed_mini(out / "photos", _LONG_SIDE)
     pretraining = Pretraining(steps=3 * setting.steps, width=setting.width, depth=setting.depth)
-    photos = pack(images_at_hand(), out / "pretraining", 5, pretraining.long_side)
+    images = pack(images_at_hand(), out / "pretraining", 5, pretraining.long_side)
     encoders = {
-        name: train(SamiRecipe(config_of(name, pretraining, photos, out / name, 0, None))).encoder
+        name: train(SamiRecipe(config_of(name, pretraining, images, out / name, 0, None))).encoder
         for name in _PRETRAINED
     }
-    found: dict[str, list[Scores]] = {name: [] for name in ("untrained", *_STARTS)}
+    result: dict[str, list[Scores]] = {name: [] for name in ("untrained", *_STARTS)}
     for seed in range(seeds):
         bare = untrained(setting, out / f"untrained-{seed}", seed)
-        found["untrained"].append(scored(bare, sides.heldout))
+        result["untrained"].append(scored(bare, sides.heldout))
         for name in _STARTS:
             changes: dict[str, Any] = {"masks": {"flip": 0.5}}
             if name in encoders:
                 changes["model"] = {"encoder": str(encoders[name])}
             model = finetuned(setting, sides, out / f"{name}-{seed}", seed, changes).model
-            found[name].append(scored(model, sides.heldout))
-    return [row for name in found for row in _start_rows(name, found)]
+            result[name].append(scored(model, sides.heldout))
+    return [row for name in result for row in _start_rows(name, result)]
 
 
-def _start_rows(name: str, found: dict[str, list[Scores]]) -> list[Row]:
-    """A start's box and 1-click mIoU beside those of a fresh encoder, seed by seed."""
-    filled = Spread(tuple(s.filled_box for s in found[name])).mean()
+def _start_rows(name: str, result: dict[str, list[Scores]]) -> list[Row]:
+    """Rows of box and 1-click mIoU compared with a random encoder, seed by seed."""
+    filled = Spread(tuple(s.filled_box for s in result[name])).mean()
     rows = []
     for prompt in ("box", "click1"):
-        values = Spread(tuple(getattr(s, prompt) for s in found[name]))
-        fresh = Spread(tuple(getattr(s, prompt) for s in found["scratch"]))
+        values = Spread(tuple(getattr(s, prompt) for s in result[name]))
+        fresh = Spread(tuple(getattr(s, prompt) for s in result["scratch"]))
         rows.append(
             Row(
                 id=f"{NAME}.start.{name}.{prompt}",
-                work=f"held-out photos, {prompt} mIoU, {values.text(3)}; less a fresh encoder's "
+                work=f"held-out images, {prompt} mIoU, {values.text(3)}; less a fresh encoder's "
                 f"{values.less(fresh).text(3)}" + ("; reference: filled box" * (prompt == "box")),
                 value=values.mean(),
                 unit="",

@@ -1,4 +1,4 @@
-"""What the studies of finetuning share: a small segmenter's config, a run, and its scores."""
+"""Shared parts of the finetuning studies: config of a small segmenter, training, scores."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ from efficientsam_pl.rle import area, decode, run_lengths
 from efficientsam_pl.training.train import train
 
 MINI = ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017")
-# Every object counts the same in a mean IoU, and most of COCO's are small: dice sees that, a mean
-# over pixels does not. SAM's own weights are 20 and 1
+# All objects have the same weight in the mean IoU, and most of COCO's are small; dice accounts for
+# that, a mean over pixels does not. SAM's weights are 20 and 1
 LOSS = {"focal": 20.0, "dice": 5.0}
-_HEADS_OF = 32  # channels of the encoder
-_DECODER_HEADS_OF = 16
+_HEAD_WIDTH = 32  # channels of the encoder
+_DECODER_HEAD_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Setting:
     candidates: int = 3
     batch: int = 2
     peak_lr: float = 2e-3
-    masks: int = 8  # a photo
+    masks: int = 8  # per image
     accelerator: str = "cpu"
 
     def model(self, interactive: bool = False) -> SegmenterConfig:
-        """A segmenter that also sees its prompts drawn, from which a few hundred steps learn."""
+        """Config of a segmenter that also gets its prompts as images, to learn in few steps."""
         known = {"negative_clicks": True, "mask_prompts": True, "min_points": 6, "max_points": 12}
         return from_dict(
             SegmenterConfig,
@@ -65,10 +65,10 @@ class Setting:
                 "encoder": {
                     "width": self.width,
                     "depth": self.depth,
-                    "heads": self.width // _HEADS_OF,
+                    "heads": self.width // _HEAD_WIDTH,
                     "image_size": self.side,
                     "neck_channels": self.neck,
-                    "position_grid": 7,  # a pretrained student's: 112 pixels
+                    "position_grid": 7,  # that of a pretrained student with 112 pixels
                 },
                 "prompts": {
                     "position_scale": 0.25,
@@ -77,7 +77,7 @@ class Setting:
                 },
                 "decoder": {
                     "candidates": self.candidates,
-                    "heads": self.neck // _DECODER_HEADS_OF,
+                    "heads": self.neck // _DECODER_HEAD_WIDTH,
                     "mlp_width": 256,
                     "iou_head_width": 64,
                 },
@@ -87,26 +87,26 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: where it lies, and its model."""
+    """A finished run: its folder and its model."""
 
     folder: Path
     model: Segmenter
 
 
 def packed_mini(folder: Path, long_side: int, images_learned: int | None = None) -> PackedImages:
-    """COCO-MINI's photos, four fifths to learn from and one held out, by name.
+    """Pack COCO-MINI's images, four fifths for training and one held out, by name.
 
-    `images_learned`: so many of the four fifths; None: all.
+    `images_learned`: maximum number of training images; None: all.
     """
     annotations, images = (str(data_folder() / part) for part in MINI)
     photos = list(coco_images(read_coco(annotations, images), []))
-    masked = [photo for photo in photos if any(not a.crowd for a in photo.annotations)]
+    masked = [annotated for annotated in photos if any(not a.crowd for a in annotated.annotations)]
     sides: dict[str, Sequence[MaskedImage]] = dict(
         zip(("train", "heldout"), parted([p.key for p in masked], masked, 0.2), strict=True)
     )
     sides["train"] = sides["train"][:images_learned]
-    for name, own in sides.items():
-        pack_images([limit_side(photo, long_side) for photo in own], folder, name)
+    for name, section in sides.items():
+        pack_images([limit_side(annotated, long_side) for annotated in section], folder, name)
     patterns = (f"{folder}/train-*.tar", f"{folder}/heldout-*.tar")
     return PackedImages(*patterns, len(sides["train"]), len(sides["heldout"]))
 
@@ -119,7 +119,7 @@ def finetuned(
     changes: Mapping[str, Mapping[str, Any]],
     interactive: bool = False,
 ) -> Trained:
-    """A run of `efficientsam finetune` from scratch, besides some changes of its config."""
+    """Run `efficientsam finetune` from scratch, with changes of its config."""
     folder.mkdir(parents=True, exist_ok=True)
     name = folder / "model.yaml"
     name.write_text(dump(setting.model(interactive)))
@@ -144,20 +144,20 @@ def finetuned(
         },
         "validation": {"clicks": [1]},
     }
-    for key, own in changes.items():
-        values[key] = {**values.get(key, {}), **own}
+    for key, section in changes.items():
+        values[key] = {**values.get(key, {}), **section}
     values["model"] = {"name": str(name), **values.get("model", {})}
     train(PromptableRecipe(from_dict(FinetuneConfig, values)))
-    return Trained(folder, taken_home(folder))
+    return Trained(folder, load_run(folder))
 
 
-def taken_home(folder: Path) -> Segmenter:
-    """The last weights of a run as users load them."""
+def load_run(folder: Path) -> Segmenter:
+    """Load the last weights of a run as users do."""
     return load_model(weights=str(consolidate.run(folder, folder / "model.safetensors")))
 
 
 def untrained(setting: Setting, folder: Path, seed: int, interactive: bool = False) -> Segmenter:
-    """The model that a run of this seed begins with."""
+    """Build the initial model of a run with this seed."""
     folder.mkdir(parents=True, exist_ok=True)
     name = folder / "start.yaml"
     name.write_text(dump(setting.model(interactive)))
@@ -173,44 +173,48 @@ def scored(
     corrected: bool = False,
     smallest: float = 0.0,
 ) -> Scores:
-    """A model's scores on the photos of some shards.
+    """Score a model on the images of shards.
 
     Args:
-        model: What is scored.
-        pattern: Of the shards.
-        clicks: After how many there is a score.
-        corrected: Whether later clicks lie where the answer is wrong.
-        smallest: Masks of a smaller share of their photo are left out.
+        model: The model.
+        pattern: Pattern of the shards.
+        clicks: Numbers of clicks after which to score.
+        corrected: Whether later clicks are in the error region.
+        smallest: Minimum area of scored masks, as a share of their image.
     """
     side = model.config.encoder.image_size
     correct = partial(sample_point_from_errors, side=side) if corrected else None
     scores = ImageScores(Questions(clicks, correct=correct))
-    for photo in images_of(pattern):
-        embedded = Predictor(model).embed(photo.image)
-        answer = partial(model.decode, embedded.features)
-        least = smallest * photo.image.shape[0] * photo.image.shape[1]
-        truth = tuple(rle for rle in photo.truth if area(rle) >= least)
-        asked = PromptedImage(photo.key, truth, embedded.resize, answer, torch.device("cpu"))
-        scores.add(asked)
+    for annotated in images_of(pattern):
+        embedded = Predictor(model).embed(annotated.image)
+        decoder = partial(model.decode, embedded.features)
+        least = smallest * annotated.image.shape[0] * annotated.image.shape[1]
+        truth = tuple(rle for rle in annotated.truth if area(rle) >= least)
+        prompted = PromptedImage(
+            annotated.key, truth, embedded.resize, decoder, torch.device("cpu")
+        )
+        scores.add(prompted)
     return scores.compute()
 
 
 def images_of(pattern: str) -> Iterator[AnnotatedImage]:
-    """The photos of some shards, which must all be readable."""
-    for photo in annotated_images(open_shards(pattern)):
-        assert isinstance(photo, AnnotatedImage), photo
-        yield photo
+    """Yield the images of shards, which must all be readable."""
+    for annotated in annotated_images(open_shards(pattern)):
+        assert isinstance(annotated, AnnotatedImage), annotated
+        yield annotated
 
 
 def grid_ceiling(pattern: str, side: int) -> float:
-    """mIoU of the true masks after they have been through a model's mask grid and back."""
+    """Compute the mIoU of the true masks after resizing to a model's mask grid and back."""
     values: list[Tensor] = []
     cells = side // 4
-    for photo in images_of(pattern):
-        resize = Resize.fit(photo.image.shape[:2], side, "squash")
-        coarse = torch.from_numpy(half_covered(run_lengths(photo.truth), resize.mask_grid(cells)))
+    for annotated in images_of(pattern):
+        resize = Resize.fit(annotated.image.shape[:2], side, "squash")
+        coarse = torch.from_numpy(
+            half_covered(run_lengths(annotated.truth), resize.mask_grid(cells))
+        )
         logits = torch.where(coarse, 1.0, -1.0)[:, None]
-        back = torch.cat([resize.masks_back(one[None])[0] > 0 for one in logits])
-        truth = torch.from_numpy(np.stack([decode(rle) for rle in photo.truth]))
+        back = torch.cat([resize.masks_back(logit[None])[0] > 0 for logit in logits])
+        truth = torch.from_numpy(np.stack([decode(rle) for rle in annotated.truth]))
         values.append(mask_iou(back, truth))
     return float(torch.cat(values).mean())

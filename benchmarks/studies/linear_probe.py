@@ -1,13 +1,13 @@
-"""Score frozen encoders by a linear probe: which frequent object a crop of an image shows.
+"""Score frozen encoders by a linear probe that classifies crops of frequent objects.
 
-A crop is the square around an annotated box, a little larger than it. Photos are dealt into
-folds, so that no photo is on both sides of a split; each crop is judged once, by a classifier
-that has not seen its photo. What an encoder makes of a crop is the mean of its last block's
-tokens (there is no class token), standardised; on it works a logistic regression whose
-regularisation is chosen within the training folds.
+A crop is a square slightly larger than an annotated box. Images are split into folds, so that no
+image is on both sides of a split; each crop is classified once, by a classifier that was not
+trained on its image. The features of a crop are the standardised mean of the last block's tokens
+(there is no class token); the classifier is a logistic regression whose regularisation is chosen
+within the training folds.
 
-Encoders may have been pretrained on these photos, as all of a study have alike, but never on their
-labels.
+Encoders may have been pretrained on these images, as all encoders of a study are, but never on
+their labels.
 """
 
 import argparse
@@ -38,11 +38,11 @@ from efficientsam_pl.models.weights import load_strictly, read_weights, strip_pr
 NAME = "probe"
 PROGRAM = "studies.linear_probe"
 _ENLARGED = 1.2  # side of the crop over the longer side of its box
-_SMALLEST_PX = 32  # shorter side of a box; what is smaller shows nothing
+_MIN_PX = 32  # shorter side of a box
 _CATEGORIES = 8
-_FEWEST_IMAGES = 6  # that show a category
-_MOST_A_IMAGE = 3  # crops of one category: a bowl of oranges is no thirty photos
-_RAW_SIDE = 16  # pixels a side of the raw-pixel baseline
+_MIN_IMAGES = 6  # per category
+_MAX_PER_IMAGE = 3  # crops per category: thirty oranges in a bowl are not thirty samples
+_RAW_SIDE = 16  # pixels per side of the raw-pixel baseline
 _FOLDS, _INNER_FOLDS = 5, 3
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation
 _BATCH = 64
@@ -50,56 +50,56 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Crops:
-    """Labelled object crops: k of them, s pixels a side."""
+    """Labelled object crops: k of them, s pixels per side."""
 
     images: UInt8[Tensor, "k 3 s s"]
     labels: Int64[np.ndarray, "k"]
-    photos: Int64[np.ndarray, "k"]  # which photo each is cut from
+    files: Int64[np.ndarray, "k"]  # index of each crop's image
     names: tuple[str, ...]  # of the labels
 
 
 @dataclass(frozen=True)
 class Score:
-    """Over all crops, each judged by a classifier that has not seen its photo; shares of 1."""
+    """Accuracies over all crops, each classified without training on its image."""
 
     balanced: float  # mean over the categories
     top1: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Probes the encoders named on the command line, an untrained one and raw pixels."""
+    """Probe the given encoders, an untrained one and raw pixels."""
     parser = common_parser(PROGRAM, (__doc__ or "").splitlines()[0])
     parser.add_argument("encoders", nargs="*", type=Path, help="RUN/encoder.safetensors")
-    parser.add_argument("--seeds", type=int, default=3, help="ways to deal photos into folds")
+    parser.add_argument("--seeds", type=int, default=3, help="number of splits into folds")
     given = parser.parse_args(argv)
     report(NAME, measure(given), Options(json=given.json, quick=given.quick))
     return 0
 
 
 def measure(given: argparse.Namespace) -> list[Row]:
-    """Rows of every encoder; `--quick` deals the photos once."""
+    """Measure the rows of every encoder; `--quick` splits the images once."""
     shapes = [encoder_shape(path) for path in given.encoders]
     shape = shapes[0] if shapes else EncoderConfig(image_size=96, depth=4)
     crops = object_crops(coco_images_at_hand(), shape.image_size)
     seeds = range(1 if given.quick else given.seeds)
-    found = {"raw pixels": raw_pixels(crops.images)}
-    found["untrained"] = encoder_features(untrained(shape, seed=0), crops.images)
+    feature_sets = {"raw pixels": raw_pixels(crops.images)}
+    feature_sets["untrained"] = encoder_features(untrained(shape, seed=0), crops.images)
     for path in given.encoders:
-        found[str(path)] = encoder_features(load_encoder(path), crops.images)
+        feature_sets[str(path)] = encoder_features(load_encoder(path), crops.images)
     rows = []
-    for name, features in found.items():
+    for name, features in feature_sets.items():
         scores = [probe(features, crops, seed) for seed in seeds]
         rows += probe_rows(NAME, name, crops, scores)
     return rows
 
 
 def probe_rows(benchmark: str, name: str, crops: Crops, scores: Sequence[Score]) -> list[Row]:
-    """The means over some scores of one encoder, beside chance."""
+    """Rows of an encoder's mean scores, compared with chance."""
     slug = name.replace(" ", "_")
     counts = np.bincount(crops.labels)
     what = (
         f"{name}: {len(crops.labels)} crops of {len(crops.names)} categories from "
-        f"{len(set(crops.photos.tolist()))} photos, mean of {len(scores)}"
+        f"{len(set(crops.images.tolist()))} images, mean of {len(scores)}"
     )
     return [
         Row(
@@ -122,33 +122,33 @@ def probe_rows(benchmark: str, name: str, crops: Crops, scores: Sequence[Score])
     ]
 
 
-def object_crops(photos: Sequence[tuple[Path, tuple[LabelledBox, ...]]], side: int) -> Crops:
-    """The crops of the most frequent categories, `side` pixels each.
+def object_crops(files: Sequence[tuple[Path, tuple[LabelledBox, ...]]], side: int) -> Crops:
+    """Crop the objects of the most frequent categories.
 
     Args:
-        photos: File and boxes of each photo.
-        side: What an encoder takes.
+        images: File and boxes of each image.
+        side: Input size of the encoder in pixels.
     """
-    kept = [_spread(boxes) for _, boxes in photos]
+    kept = [_spread(boxes) for _, boxes in files]
     names = _frequent(kept)
     images, labels, numbers = [], [], []
-    for number, ((path, _), boxes) in enumerate(zip(photos, kept, strict=True)):
+    for number, ((path, _), boxes) in enumerate(zip(files, kept, strict=True)):
         of_interest = [box for box in boxes if box.category in names]
         if not of_interest:
             continue
         try:
-            photo = decode_smaller(path.read_bytes(), 1.0)
-        except CorruptSampleError:  # one of them is: training leaves it out too
+            image = decode_smaller(path.read_bytes(), 1.0)
+        except CorruptSampleError:  # one image is corrupt, and is skipped in training too
             continue
         for box in of_interest:
-            images.append(cut(photo, square_around(box.xywh, photo.image_hw), side))
+            images.append(cut(image, square_around(box.xywh, image.image_hw), side))
             labels.append(names.index(box.category))
             numbers.append(number)
     return Crops(torch.stack(images), np.array(labels), np.array(numbers), names)
 
 
 def square_around(xywh: tuple[float, float, float, float], image_hw: tuple[int, int]) -> Crop:
-    """A square a fifth larger than a box, moved into the photo; no larger than the photo."""
+    """Enlarge a box by a fifth to a square, shifted into the image and limited to its size."""
     x, y, w, h = xywh
     side = min(round(_ENLARGED * max(w, h)), *image_hw)
     left = min(max(0, round(x + w / 2 - side / 2)), image_hw[1] - side)
@@ -157,19 +157,19 @@ def square_around(xywh: tuple[float, float, float, float], image_hw: tuple[int, 
 
 
 def encoder_shape(path: Path) -> EncoderConfig:
-    """The shape that an encoder's file tells.
+    """Read the shape from an encoder's file.
 
     Raises:
-        SystemExit: The file tells none.
+        SystemExit: The file has none.
     """
-    told = read_weights(str(path)).config
-    if told is None:
+    stored_config = read_weights(str(path)).config
+    if stored_config is None:
         raise SystemExit(f"{path} was not written by a pretraining run")
-    return from_dict(EncoderConfig, told)
+    return from_dict(EncoderConfig, stored_config)
 
 
 def load_encoder(path: Path) -> PlainViT:
-    """The encoder of a pretraining run."""
+    """Load the encoder of a pretraining run."""
     trunk = PlainViT(encoder_shape(path))
     state = strip_prefix(read_weights(str(path)).state, "image_encoder.trunk.")
     load_strictly(trunk, state, str(path))
@@ -177,7 +177,7 @@ def load_encoder(path: Path) -> PlainViT:
 
 
 def untrained(shape: EncoderConfig, seed: int) -> PlainViT:
-    """Fresh weights."""
+    """Build an encoder with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return PlainViT(shape).eval()
@@ -185,7 +185,7 @@ def untrained(shape: EncoderConfig, seed: int) -> PlainViT:
 
 @torch.inference_mode()
 def encoder_features(trunk: PlainViT, images: UInt8[Tensor, "k 3 s s"]) -> Float[np.ndarray, "k c"]:
-    """The mean over the tokens of the last block."""
+    """Compute the mean over the tokens of the last block."""
     norm = PixelNorm(NAMED["sam_vit_h"].pixel_mean, NAMED["sam_vit_h"].pixel_std)
     means = [trunk(norm(batch)).mean(1) for batch in images.split(_BATCH)]
     features: Float[np.ndarray, "k c"] = torch.cat(means).double().numpy()
@@ -193,28 +193,28 @@ def encoder_features(trunk: PlainViT, images: UInt8[Tensor, "k 3 s s"]) -> Float
 
 
 def raw_pixels(images: UInt8[Tensor, "k 3 s s"]) -> Float[np.ndarray, "k c"]:
-    """The crops themselves, 16 x 16 pixels of three colours."""
+    """Downsample the crops to 16 x 16 pixels of three colours."""
     small = F.interpolate(images.double(), (_RAW_SIDE, _RAW_SIDE), mode="area")
     pixels: Float[np.ndarray, "k c"] = small.flatten(1).numpy()
     return pixels
 
 
 def probe(features: Float[np.ndarray, "k c"], crops: Crops, seed: int) -> Score:
-    """Logistic regression on standardised features; scikit-learn comes with the extra "bench".
+    """Fit a logistic regression on standardised features; needs the extra "bench".
 
     Args:
-        features: Of each crop.
-        crops: Whose labels are learned.
-        seed: Decides the folds.
+        features: Features of each crop.
+        crops: Labelled crops.
+        seed: Seed of the folds.
     """
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
     from sklearn.model_selection import StratifiedGroupKFold
 
     outer = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
     judged = np.full_like(crops.labels, -1)
-    for learned, unseen in outer.split(features, crops.labels, crops.photos):
+    for learned, unseen in outer.split(features, crops.labels, crops.files):
         search = _classifier(seed)
-        search.fit(features[learned], crops.labels[learned], groups=crops.photos[learned])
+        search.fit(features[learned], crops.labels[learned], groups=crops.files[learned])
         judged[unseen] = search.predict(features[unseen])
     return Score(
         balanced=float(balanced_accuracy_score(crops.labels, judged)),
@@ -238,28 +238,30 @@ def _classifier(seed: int) -> Any:
 
 
 def _spread(boxes: Sequence[LabelledBox]) -> list[LabelledBox]:
-    """The largest few boxes of each category in a photo, those too small left out."""
+    """Select the largest few boxes of each category in an image, without small ones."""
     of_category = defaultdict(list)
     for box in boxes:
-        if min(box.xywh[2:]) >= _SMALLEST_PX:
+        if min(box.xywh[2:]) >= _MIN_PX:
             of_category[box.category].append(box)
     return [
         box
-        for own in of_category.values()
-        for box in sorted(own, key=lambda one: -one.xywh[2] * one.xywh[3])[:_MOST_A_IMAGE]
+        for members in of_category.values()
+        for box in sorted(members, key=lambda labelled: -labelled.xywh[2] * labelled.xywh[3])[
+            :_MAX_PER_IMAGE
+        ]
     ]
 
 
 def _frequent(kept: Sequence[Sequence[LabelledBox]]) -> tuple[str, ...]:
-    """The categories of most crops among those that enough photos show, most frequent first."""
+    """List the categories with most crops among those in enough images, most frequent first."""
     crops: dict[str, int] = defaultdict(int)
-    photos: dict[str, int] = defaultdict(int)
+    files: dict[str, int] = defaultdict(int)
     for boxes in kept:
         for box in boxes:
             crops[box.category] += 1
         for category in {box.category for box in boxes}:
-            photos[category] += 1
-    enough = [name for name in crops if photos[name] >= _FEWEST_IMAGES]
+            files[category] += 1
+    enough = [name for name in crops if files[name] >= _MIN_IMAGES]
     return tuple(sorted(enough, key=lambda name: (-crops[name], name))[:_CATEGORIES])
 
 

@@ -1,4 +1,4 @@
-"""What a negative click does: a box is answered, what is too much clicked, the box asked again."""
+"""Effect of a negative click on the surplus of a box's prediction."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ from efficientsam_pl.structures import Label, Prompts
 
 @dataclass(frozen=True)
 class Shrunk:
-    """Cells of the answers before and after the click (means), and how often it was obeyed."""
+    """Mean cells of the predictions before and after the click, and how often it had effect."""
 
-    asked: int
+    corrected: int
     before: float
     after: float
     obeyed: float
@@ -27,10 +27,10 @@ class Shrunk:
 
 @torch.inference_mode()
 def negative_click(model: Segmenter, pattern: str) -> Shrunk | None:
-    """Every mask whose answer to its tight box has a cell too much, clicked there at random.
+    """Click at random on the surplus of each prediction for a tight box.
 
-    The box stays, the answer is fed back, token 0 answers, as in SAM's loop. None where no answer
-    has too much.
+    The box stays, the prediction is the mask prompt, and token 0 is the output, as in SAM's loop.
+    None if no prediction has surplus.
     """
     before, after, obeyed = [], [], []
     side = model.config.encoder.image_size
@@ -44,20 +44,20 @@ def negative_click(model: Segmenter, pattern: str) -> Shrunk | None:
         cells = logits.shape[-1]
         grid = embedded.resize.mask_grid(cells)
         truth = torch.from_numpy(half_covered(run_lengths(photo.truth), grid))
-        for number, (own, real) in enumerate(zip(logits, truth, strict=True)):
-            surplus = (own > 0) & ~real
+        for number, (mask_logits_of_box, real) in enumerate(zip(logits, truth, strict=True)):
+            surplus = (mask_logits_of_box > 0) & ~real
             if not surplus.any():
                 continue
             key = torch.tensor(sample_key(0, 0, f"{photo.key}/{number}"))
             click = uniform_click(surplus, uniform(key, 1, "negative")[0], side)
-            asked = Prompts(
+            corrected = Prompts(
                 torch.cat([corners[number].view(2, 2), click[None]])[None, None],
                 torch.tensor([[[Label.TOP_LEFT, Label.BOTTOM_RIGHT, Label.NEGATIVE]]]),
-                mask_logits=own[None, None],
+                mask_logits=mask_logits_of_box[None, None],
             )
-            again = model.decode(embedded.features, asked).single().low_res_logits[0, 0, 0] > 0
+            again = model.decode(embedded.features, corrected).single().low_res_logits[0, 0, 0] > 0
             column, row = ((click + 0.5) * cells / side).long().tolist()
-            before.append(int((own > 0).sum()))
+            before.append(int((mask_logits_of_box > 0).sum()))
             after.append(int(again.sum()))
             obeyed.append(not bool(again[row, column]))
     if not before:

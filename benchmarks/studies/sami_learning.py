@@ -1,10 +1,10 @@
 """Check that SAMI learns: a small student on the real images at hand, against an MAE control.
 
-Both see the same crops with the same masks, have the same encoder, the same initial weights of
-it, the same decoder sizes, steps and learning rate. What differs is what makes the control one:
-normalised pixels instead of the teacher's features, MAE's own decoder, the loss over masked
-tokens alone. A linear probe judges both encoders, untrained ones of the same seeds and raw pixels.
-Without `--teacher FILE` the teacher is seeded: SAM's architecture with nothing learned.
+Both use the same crops, masks, encoder with equal initial weights, decoder sizes, steps and
+learning rate. The control differs in the target, normalised pixels instead of the teacher's
+features, in MAE's decoder, and in the loss, over masked tokens only. A linear probe scores both
+encoders, untrained ones with the same seeds, and raw pixels. Without `--teacher FILE` the teacher
+is SAM's architecture with seeded random weights.
 """
 
 import sys
@@ -34,7 +34,7 @@ from efficientsam_pl.visualization.curves import loss_curve
 
 NAME = "sami_learns"
 PROGRAM = "studies.sami_learning"
-_HELDOUT_EVERY = 5  # photos
+_HELDOUT_EVERY = 5  # images
 _WAYS = ("sami", "mae")
 _CONTROL: dict[str, dict[str, Any]] = {
     "teacher": {"kind": "pixels"},
@@ -43,7 +43,7 @@ _CONTROL: dict[str, dict[str, Any]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains, probes, prints, and leaves runs, pictures and a Markdown file in a folder."""
+    """Train, probe, print, and write runs, images and a Markdown file to a folder."""
     parser = study_parser(NAME, PROGRAM, (__doc__ or "").splitlines()[0], steps=2000)
     parser.add_argument("--side", type=int, default=112, help="pixels of a crop")
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def study(setting: Setting, seeds: int, out: Path, teacher: str | None) -> list[Row]:
-    """All rows; runs lie in `OUT/sami-0` and so on, with their pictures.
+    """Measure all rows; runs are in `OUT/sami-0` and so on, with their images.
 
     Args:
         setting: Sizes.
-        seeds: How many.
-        out: For everything that is left.
+        seeds: Number of seeds.
+        out: Folder of all outputs.
         teacher: A released SAM checkpoint; None: the seeded one.
     """
     packed = pack(images_at_hand(), out / "photos", _HELDOUT_EVERY, setting.long_side)
@@ -89,7 +89,7 @@ def study(setting: Setting, seeds: int, out: Path, teacher: str | None) -> list[
 def config_of(
     way: str, setting: Setting, packed: PackedImages, folder: Path, seed: int, teacher: str | None
 ) -> PretrainConfig:
-    """The config of one run."""
+    """Build the config of a run."""
     if way == "mae":
         config = study_config(setting, packed, folder, seed, _CONTROL)
         return replace(config, sami=replace(config.sami, decoder="self_attention"))
@@ -97,40 +97,40 @@ def config_of(
     if teacher is None:
         return config
     shape = as_dict(teacher_encoder(teacher))
-    own = {"encoder": shape, "weights": teacher, "image_size": setting.side, "precision": "bf16"}
-    return study_config(setting, packed, folder, seed, {"teacher": own})
+    group = {"encoder": shape, "weights": teacher, "image_size": setting.side, "precision": "bf16"}
+    return study_config(setting, packed, folder, seed, {"teacher": group})
 
 
 def probed_accuracies(
     runs: dict[str, list[PretrainResult]], setting: Setting, crops: Crops, seeds: int
 ) -> dict[str, Spread]:
-    """Balanced accuracy of each encoder; the folds are a seed's own, and the same for all."""
-    found: dict[str, list[float]] = {name: [] for name in (*_WAYS, "untrained", "raw_pixels")}
+    """Measure the balanced accuracy of each encoder; folds depend on the seed only."""
+    scores: dict[str, list[float]] = {name: [] for name in (*_WAYS, "untrained", "raw_pixels")}
     shape = study_config(setting, PackedImages("-", "-", 0, 0), Path("-"), 0).sami.student
     for seed in range(seeds):
         features = {way: load_encoder(runs[way][seed].encoder) for way in _WAYS}
         features["untrained"] = untrained(shape, seed)
         for name, trunk in features.items():
-            found[name].append(probe(encoder_features(trunk, crops.images), crops, seed).balanced)
-        found["raw_pixels"].append(probe(raw_pixels(crops.images), crops, seed).balanced)
-    return {name: Spread(tuple(values)) for name, values in found.items()}
+            scores[name].append(probe(encoder_features(trunk, crops.images), crops, seed).balanced)
+        scores["raw_pixels"].append(probe(raw_pixels(crops.images), crops, seed).balanced)
+    return {name: Spread(tuple(values)) for name, values in scores.items()}
 
 
 def loss_rows(runs: dict[str, list[PretrainResult]], setting: Setting) -> list[Row]:
     """Held-out losses beside the mean feature's, and whether they still fell."""
     rows = []
-    for way, own in runs.items():
-        last, baseline = final_losses(own), baselines(own)
-        halfway = Spread(tuple(_along(run)[_halfway(run)] for run in own))
+    for way, group in runs.items():
+        last, baseline = final_losses(group), baselines(group)
+        halfway = Spread(tuple(_along(run)[_halfway(run)] for run in group))
         rows += [
             Row(
                 id=f"{NAME}.{way}.heldout_loss",
-                work=f"after {setting.steps} steps, mean of {len(own)} seeds; reference: the "
-                "training photos' mean feature of each position",
+                work=f"after {setting.steps} steps, mean of {len(group)} seeds; reference: the "
+                "training images' mean feature of each position",
                 value=last.mean(),
                 unit="",
                 reference=baseline.mean(),
-                goal=1.0,  # below it something was learned
+                goal=1.0,  # below it the student has learned
             ),
             Row(
                 id=f"{NAME}.{way}.heldout_loss_std",
@@ -151,12 +151,12 @@ def loss_rows(runs: dict[str, list[PretrainResult]], setting: Setting) -> list[R
 
 
 def accuracy_rows(probed: dict[str, Spread], crops: Crops) -> list[Row]:
-    """Linear probes beside chance, and SAMI's gain over the control."""
+    """Rows of linear probes compared with chance, and of SAMI's gain over the control."""
     chance = 1 / len(crops.names)
-    photos = len(set(crops.photos.tolist()))
+    images = len(set(crops.files.tolist()))
     rows = []
     for name, spread in probed.items():
-        what = f"{len(crops.labels)} crops of {len(crops.names)} categories from {photos} photos"
+        what = f"{len(crops.labels)} crops of {len(crops.names)} categories from {images} images"
         rows += [
             Row(
                 id=f"{NAME}.{name}.probe",
@@ -215,7 +215,7 @@ def _halfway(run: PretrainResult) -> int:
 
 
 def _known(loss: float | None) -> float:
-    assert loss is not None, "a study holds photos out"
+    assert loss is not None, "a study holds images out"
     return loss
 
 
@@ -227,10 +227,10 @@ def _told(setting: Setting, packed: PackedImages, teacher: str | None) -> str:
         else f"the released {Path(teacher).name}"
     )
     return (
-        f"{packed.train_images} training and {packed.heldout_photos} held-out photos (ImageNet's "
-        f"sample and the COCO folders, each photo once), crops of {setting.side} pixels, student "
+        f"{packed.train_images} training and {packed.heldout_photos} held-out images (ImageNet's "
+        f"sample and the COCO folders, each image once), crops of {setting.side} pixels, student "
         f"of width {setting.width} and depth {setting.depth}, batch {setting.batch}; {taught}. "
-        "The probe's photos are among those pretrained on, without their labels."
+        "The probe's images are among those pretrained on, without their labels."
     )
 
 
@@ -242,7 +242,7 @@ def _loss_table(runs: dict[str, list[PretrainResult]]) -> str:
     for step in _along(runs["sami"][0]):
         cells = [Spread(tuple(_along(run)[step] for run in runs[way])).text() for way in _WAYS]
         lines.append(f"| {step} | {' | '.join(cells)} |")
-    return "Held-out losses, each in units of its own target:\n\n" + "\n".join(lines)
+    return "Held-out losses, each in units of its target:\n\n" + "\n".join(lines)
 
 
 def _probe_table(probed: dict[str, Spread]) -> str:

@@ -1,4 +1,4 @@
-"""What the studies of SAMI pretraining share: a small student's configs, losses, tables."""
+"""Shared parts of the SAMI pretraining studies: configs of a small student, losses, tables."""
 
 import argparse
 import datetime
@@ -13,7 +13,7 @@ import torch
 from benchmarks.harness import Row, common_parser, machine, versions
 from benchmarks.studies.coco_folders import PackedImages
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.config.load import from_dict
 from efficientsam_pl.data.build import build_reader
 from efficientsam_pl.data.dataloaders import once_loader
@@ -28,9 +28,9 @@ from efficientsam_pl.models.weights import load_strictly, strip_prefix
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.structures import ImageBatch
 
-_HEADS_OF = 32  # channels
-_BATCH = 32  # of the held-out photos
-_EVALUATION_SEED = 0  # of the held-out photos' masks, whatever a run's own seed is
+_HEAD_WIDTH = 32  # channels
+_BATCH = 32  # of the held-out images
+_EVALUATION_SEED = 0  # of the held-out images' masks, independent of a run's seed
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Setting:
     width: int = 128
     depth: int = 4
     batch: int = 16
-    measured: int = 8  # held-out losses along a run
-    teacher_width: int = 96  # of the seeded teacher, as the quickstart's
-    long_side: int = 256  # of the packed photos
+    measured: int = 8  # held-out losses per run
+    teacher_width: int = 96  # of the seeded teacher, as in the quickstart
+    long_side: int = 256  # of the packed images
     accelerator: str = "cpu"
 
     def grid(self) -> int:
-        """Tokens a side."""
+        """Tokens per side."""
         return self.side // 16
 
 
@@ -59,14 +59,14 @@ def study_config(
     seed: int,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> PretrainConfig:
-    """A small SAMI run with a seeded teacher, besides some changes.
+    """Config of a small SAMI run with a seeded teacher.
 
     Args:
         setting: Sizes.
-        packed: What it learns from, and what is held out.
-        folder: Of the run.
-        seed: Of weights, order, crops and masks.
-        changes: Part of the config -> key -> value, over what stands here.
+        packed: Training and held-out images.
+        folder: Folder of the run.
+        seed: Seed of weights, order, crops and masks.
+        changes: Section of the config -> key -> value, overriding the defaults.
     """
     every, pictured = -(-setting.steps // setting.measured), -(-setting.steps // 4)
     warmup = max(1, setting.steps // 10)
@@ -77,21 +77,21 @@ def study_config(
             "student": {
                 "width": setting.width,
                 "depth": setting.depth,
-                "heads": setting.width // _HEADS_OF,
+                "heads": setting.width // _HEAD_WIDTH,
                 "image_size": setting.side,
                 "position_grid": setting.grid(),
             },
             "decoder_depth": 2,
             "decoder_width": setting.width,
-            "decoder_heads": setting.width // _HEADS_OF,
+            "decoder_heads": setting.width // _HEAD_WIDTH,
         },
         "teacher": {
             "encoder": {
                 "width": setting.teacher_width,
                 "depth": 4,
-                "heads": setting.teacher_width // _HEADS_OF,
+                "heads": setting.teacher_width // _HEAD_WIDTH,
                 "global_blocks": [3],
-                "window": setting.grid(),  # a window is the crop, as SAM's 14 are at 224
+                "window": setting.grid(),  # a window covers the crop, as SAM's 14 do at 224
             },
             "image_size": setting.side,
             "precision": "fp32",
@@ -107,38 +107,38 @@ def study_config(
             "picture_every_steps": pictured,
         },
     }
-    for key, own in (changes or {}).items():
-        values[key] = {**values.get(key, {}), **own}
+    for key, section in (changes or {}).items():
+        values[key] = {**values.get(key, {}), **section}
     return from_dict(PretrainConfig, values)
 
 
 @torch.inference_mode()
 def online_loss(config: PretrainConfig, run: Path) -> float:
-    """A finished run's held-out loss against the teacher that sees each centre crop itself.
+    """Compute a finished run's held-out loss against the online teacher.
 
     Args:
-        config: The run's, without stored features: its teacher is the judge.
+        config: The run's, without stored features.
         run: The folder whose last checkpoint is measured.
     """
-    checkpoint = newest_checkpoint(run)
+    checkpoint = latest_checkpoint(run)
     assert checkpoint is not None, "a finished run has saved its last step"
     target = build_target(config.teacher, config.sami.student, stored=False)
     model = Sami(config.sami, target.width)
-    state = strip_prefix(CheckpointReader(checkpoint).whole_state(), "model.")
+    state = strip_prefix(CheckpointReader(checkpoint).load_all(), "model.")
     load_strictly(model, state, str(checkpoint))
     model.eval()
-    total, photos = 0.0, 0
+    total, images = 0.0, 0
     for batch in heldout_batches(config):
         predicted, split = model(batch.image, batch.sample_key)
         losses = feature_losses(predicted, target(batch), split.masked, batch.valid, config.loss)
         valid = int(batch.valid.sum())
-        total, photos = total + float(losses.total) * valid, photos + valid
-    return total / photos
+        total, images = total + float(losses.total) * valid, images + valid
+    return total / images
 
 
 def heldout_batches(config: PretrainConfig) -> Iterator[ImageBatch]:
-    """The centre crops of the held-out photos, each once, with the same masks for every run."""
-    assert config.data.heldout is not None, "a study holds photos out"
+    """Yield centre crops of the held-out images, each once, with the same masks for every run."""
+    assert config.data.heldout is not None, "a study holds images out"
     shards = open_shards(config.data.heldout)
     stream = CropDataset(
         build_reader((shards,), IMAGE_SUFFIXES, config.data),
@@ -152,12 +152,12 @@ def heldout_batches(config: PretrainConfig) -> Iterator[ImageBatch]:
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure of several seeds."""
+    """Values of a figure over several seeds."""
 
     values: tuple[float, ...]
 
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.values)
 
     def std(self) -> float:
@@ -165,11 +165,11 @@ class Spread:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     def less(self, other: "Spread") -> "Spread":
-        """The difference seed by seed: both began with the same weights, photos and masks."""
+        """Difference seed by seed, as both have equal initial weights, images and masks."""
         return Spread(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
 
     def text(self, digits: int = 4) -> str:
-        """Mean and standard deviation."""
+        """Format mean and standard deviation."""
         return f"{self.mean():.{digits}f} ± {self.std():.{digits}f}"
 
 
@@ -180,9 +180,9 @@ def study_parser(
 
     Args:
         study: Names the default output folder.
-        program: What follows `python -m benchmarks.`.
+        program: Name after `python -m benchmarks.`.
         description: For `--help`.
-        steps: Default of `--steps`; None where the study has several.
+        steps: Default of `--steps`; None if it depends on the study.
     """
     parser = common_parser(program, description)
     parser.add_argument("--out", type=Path, default=Path(f"{study}_out"), help="a folder")
@@ -194,20 +194,20 @@ def study_parser(
 def write_markdown(
     path: Path, title: str, command: str, words: Sequence[str], rows: Sequence[Row]
 ) -> None:
-    """What was found, on what and how, as the results kept in benchmarks/results are written.
+    """Write results in the format of benchmarks/results.
 
     Args:
-        path: Of the file.
+        path: The file.
         title: Its heading.
-        command: How it was run.
+        command: Command line of the study.
         words: Paragraphs and tables above the rows.
-        rows: All of the benchmark.
+        rows: All rows of the benchmark.
     """
-    told = machine()
+    host = machine()
     packages = ", ".join(f"{name} {number}" for name, number in versions().items())
     head = (
-        f"{datetime.date.today().isoformat()}. {told['cpu']}, {told['cores']} cores, "
-        f"{told['threads']} threads, load {told['load_1min']}; {packages}."
+        f"{datetime.date.today().isoformat()}. {host['cpu']}, {host['cores']} cores, "
+        f"{host['threads']} threads, load {host['load_1min']}; {packages}."
     )
     lines = ["| id | value | reference | ratio | goal | met |", "|---|---|---|---|---|---|"]
     for row in rows:

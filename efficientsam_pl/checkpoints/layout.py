@@ -1,13 +1,13 @@
-"""A checkpoint is a folder; it is one when its last file, the manifest, is there.
+"""The checkpoint folder: complete once its manifest, the last file written, exists.
 
     step-00000010/
         run.pt          plain values: counters, schedule, data position, seeds, config, versions
         state.pt        tensors in one file (one process, DDP), or
         state/          tensors in torch.distributed.checkpoint's shards (FSDP2)
-        complete.json   version, step, and size and checksum of every other file; written last
+        complete.json   version, step, size and checksum of every other file; written last
 
-The folder is filled under another name and renamed when its manifest is synced, so that neither a
-killed writer nor a reader on another machine can take a part for the whole.
+The folder is filled under a temporary name and renamed once its manifest is synced, so a killed
+writer never leaves a folder that a reader could mistake for a complete checkpoint.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ Kind = Literal["plain", "sharded"]
 
 
 class CheckpointError(UserError):
-    """What is no checkpoint of this program, or none that can be trusted; one line."""
+    """Not a checkpoint of this program, or a corrupt one; the message is one line."""
 
 
 @dataclass(frozen=True)
-class StoredPart:
-    """A file of a checkpoint as it was when the checkpoint was written."""
+class FileRecord:
+    """Size and checksum of a file when the checkpoint was written."""
 
     bytes: int
     blake2b: str
@@ -46,47 +46,49 @@ class StoredPart:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a whole checkpoint tells about itself."""
+    """Contents of `complete.json`."""
 
     kind: Kind
     step: int
-    values: str  # the file of plain values
-    files: Mapping[str, StoredPart]
+    values: str  # name of the file of plain values
+    files: Mapping[str, FileRecord]
     written: float  # seconds since 1970
     version: int = VERSION
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Path of the checkpoint of a step."""
     return checkpoints / f"step-{step:08d}"
 
 
-def unfinished(folder: Path) -> Path:
-    """Where a checkpoint is written before it has its name."""
+def partial_path(folder: Path) -> Path:
+    """Temporary path of a checkpoint that is still being written."""
     return folder.with_name(f".{folder.name}.part")
 
 
-def measured(files: Iterable[Path], root: Path) -> dict[str, StoredPart]:
-    """Sizes and checksums by names relative to a checkpoint's folder."""
-    found = {}
+def file_records(files: Iterable[Path], root: Path) -> dict[str, FileRecord]:
+    """Sizes and checksums of files, by their names relative to the checkpoint's folder."""
+    records = {}
     for path in files:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, _checksum)
-        found[path.relative_to(root).as_posix()] = StoredPart(
+        records[path.relative_to(root).as_posix()] = FileRecord(
             path.stat().st_size, digest.hexdigest()
         )
-    return found
+    return records
 
 
-def seal(folder: Path, kind: Kind, step: int, values: str, files: Mapping[str, StoredPart]) -> None:
-    """Writes the manifest of a folder whose other files are synced: its last file."""
+def write_manifest(
+    folder: Path, kind: Kind, step: int, values: str, files: Mapping[str, FileRecord]
+) -> None:
+    """Write the manifest, the last file of a folder whose other files are already synced."""
     manifest = Manifest(kind, step, values, files, time.time())
     with atomic_write(str(folder / MANIFEST)) as file:
         file.write(json.dumps(asdict(manifest), indent=1).encode() + b"\n")
 
 
-def put_in_place(partial: Path, folder: Path) -> None:
-    """Gives a sealed folder its name; one that a run has left there before is removed."""
+def publish_checkpoint(partial: Path, folder: Path) -> None:
+    """Rename a complete folder to its final name, replacing an older one of that name."""
     sync_folder(partial)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -98,38 +100,38 @@ def put_in_place(partial: Path, folder: Path) -> None:
 
 
 def replace_values(folder: Path, name: str) -> None:
-    """Makes another synced file of the folder its plain values; the tensors stay as they are."""
-    before = manifest_of(folder)
-    files = {key: part for key, part in before.files.items() if key != before.values}
-    new = replace(before, values=name, files=files | measured([folder / name], folder))
+    """Switch the manifest to another synced file of plain values; the tensors stay."""
+    before = read_manifest(folder)
+    files = {key: record for key, record in before.files.items() if key != before.values}
+    new = replace(before, values=name, files=files | file_records([folder / name], folder))
     with atomic_write(str(folder / MANIFEST)) as file:
         file.write(json.dumps(asdict(new), indent=1).encode() + b"\n")
     if before.values != name:
         (folder / before.values).unlink(missing_ok=True)
 
 
-def manifest_of(folder: Path) -> Manifest:
-    """A whole checkpoint's manifest.
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a complete checkpoint.
 
     Raises:
-        CheckpointError: Not a checkpoint, not a whole one, or of an unknown version.
+        CheckpointError: Not a checkpoint, an incomplete one, or of an unknown version.
     """
     if folder.is_file():
         raise CheckpointError(
-            f"{folder} is no checkpoint of this program (since version {VERSION} a checkpoint is a "
-            "folder)"
+            f"{folder} is not a checkpoint of this program (since version {VERSION} a "
+            "checkpoint is a folder)"
         )
     if not folder.is_dir():
         raise CheckpointError(f"no such checkpoint: {folder}")
     path = folder / MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no whole checkpoint: it has no {MANIFEST}")
+        raise CheckpointError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
     try:
-        told: dict[str, Any] = json.loads(path.read_text())
-        version = told["version"]
+        content: dict[str, Any] = json.loads(path.read_text())
+        version = content["version"]
         if version == VERSION:
-            files = {name: StoredPart(**part) for name, part in told.pop("files").items()}
-            return Manifest(files=files, **told)
+            files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
+            return Manifest(files=files, **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     raise CheckpointError(
@@ -137,50 +139,50 @@ def manifest_of(folder: Path) -> Manifest:
     )
 
 
-def corruption_of(folder: Path) -> str | None:
-    """What of a checkpoint is not as it was written; None: nothing, all checksums are right.
+def find_corruption(folder: Path) -> str | None:
+    """Describe the first corrupt file of a checkpoint; None if all checksums match.
 
     Raises:
-        CheckpointError: As `manifest_of`.
+        CheckpointError: As `read_manifest`.
     """
-    for name, part in manifest_of(folder).files.items():
+    for name, record in read_manifest(folder).files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         size = path.stat().st_size
-        if size != part.bytes:
-            return f"{name} has {size} bytes instead of {part.bytes}"
-        if measured([path], folder)[name] != part:
-            return f"{name} is not what was written: its checksum is another"
+        if size != record.bytes:
+            return f"{name} has {size} bytes instead of {record.bytes}"
+        if file_records([path], folder)[name] != record:
+            return f"{name} has a wrong checksum"
     return None
 
 
-def whole_checkpoints(checkpoints: Path) -> list[Path]:
-    """A run's checkpoints that have a manifest, the last written first."""
-    found = []
+def complete_checkpoints(checkpoints: Path) -> list[Path]:
+    """List a run's checkpoints that have a manifest, the most recently written first."""
+    dated = []
     for folder in checkpoints.glob("step-*"):
         try:
-            found.append((manifest_of(folder).written, folder))
+            dated.append((read_manifest(folder).written, folder))
         except CheckpointError:
             continue
-    return [folder for _, folder in sorted(found, reverse=True)]
+    return [folder for _, folder in sorted(dated, reverse=True)]
 
 
-def pointed_to(pointer: Path) -> Path | None:
-    """The checkpoint that a run's `latest` or `best` names; None where there is no such file."""
+def read_pointer(pointer: Path) -> Path | None:
+    """Read which checkpoint a run's `latest` or `best` names; None if there is no such file."""
     try:
         return pointer.parent / pointer.read_text().strip()
     except FileNotFoundError:
         return None
 
 
-def point(pointer: Path, folder: Path) -> None:
-    """Makes a run's `latest` or `best` name a checkpoint."""
+def write_pointer(pointer: Path, folder: Path) -> None:
+    """Make a run's `latest` or `best` name a checkpoint."""
     with atomic_write(str(pointer)) as file:
         file.write(f"{folder.relative_to(pointer.parent).as_posix()}\n".encode())
 
 
-def sync(path: Path) -> None:
-    """Waits until a file is on its disk."""
+def sync_file(path: Path) -> None:
+    """Flush a file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Reading a checkpoint without a process group, a GPU or Lightning, a tensor at a time."""
+"""Read checkpoints tensor by tensor, without a process group, a GPU or Lightning."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,75 +18,77 @@ from efficientsam_pl.checkpoints.layout import (
     SHARDS,
     CheckpointError,
     Manifest,
-    manifest_of,
+    read_manifest,
 )
 
 
 class CheckpointReader:
-    """A whole checkpoint on a disk; nothing large is read before it is asked for."""
+    """A complete local checkpoint, read lazily."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens it.
+        """Open a checkpoint.
 
         Raises:
-            CheckpointError: Not a checkpoint, not a whole one, or of an unknown version.
+            CheckpointError: Not a checkpoint, an incomplete one, or of an unknown version.
         """
         self.folder = folder
-        self.manifest: Manifest = manifest_of(folder)
+        self.manifest: Manifest = read_manifest(folder)
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """The plain values: counters, schedule, data position, config.
+        """Plain values: counters, schedule, data position, config.
 
         Raises:
-            CheckpointError: Their file cannot be read.
+            CheckpointError: The file cannot be read.
         """
-        return _loaded(self.folder / self.manifest.values, mapped=False)
+        return _load(self.folder / self.manifest.values, mmap=False)
 
     def names(self) -> list[str]:
-        """Of all tensors."""
+        """List the names of all tensors."""
         if self.manifest.kind == "plain":
             return list(self._plain)
-        every = self._metadata.state_dict_metadata
-        return [name for name, told in every.items() if isinstance(told, TensorStorageMetadata)]
+        entries = self._metadata.state_dict_metadata
+        return [name for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, whole, on the CPU; of a sharded checkpoint only its own bytes are read."""
+        """Load a full tensor to the CPU; from a sharded checkpoint only its bytes are read."""
         if self.manifest.kind == "plain":
             return self._plain[name]
-        target = {name: torch.empty_like(self.shape(name), device="cpu")}
+        target = {name: torch.empty_like(self.meta_tensor(name), device="cpu")}
         with _quiet():
             load(target, storage_reader=self._reader(), no_dist=True)
         return target[name]
 
     def tensors(
-        self, wanted: Callable[[str], bool] = lambda _: True
+        self, predicate: Callable[[str], bool] = lambda _: True
     ) -> Iterator[tuple[str, Tensor]]:
-        """Tensors whose names are wanted, one after the other."""
+        """Yield the tensors whose names pass the predicate, one at a time."""
         for name in self.names():
-            if wanted(name):
+            if predicate(name):
                 yield name, self.tensor(name)
 
-    def whole_state(self) -> dict[str, Tensor]:
-        """All tensors, whole, on the CPU, read at once."""
+    def load_all(self) -> dict[str, Tensor]:
+        """Load all tensors to the CPU."""
         if self.manifest.kind == "plain":
-            return _loaded(self.folder / PLAIN, mapped=False)
-        target = {name: torch.empty_like(self.shape(name), device="cpu") for name in self.names()}
+            return _load(self.folder / PLAIN, mmap=False)
+        target = {
+            name: torch.empty_like(self.meta_tensor(name), device="cpu") for name in self.names()
+        }
         with _quiet():
             load(target, storage_reader=self._reader(), no_dist=True)
         return target
 
-    def shape(self, name: str) -> Tensor:
-        """A tensor's shape and type without its numbers: one on torch's meta device."""
+    def meta_tensor(self, name: str) -> Tensor:
+        """Shape and dtype of a tensor, as a tensor on the meta device."""
         if self.manifest.kind == "plain":
             return torch.empty_like(self._plain[name], device="meta")
-        told = self._metadata.state_dict_metadata[name]
-        assert isinstance(told, TensorStorageMetadata), "names() gives tensors alone"
-        return torch.empty(told.size, dtype=told.properties.dtype, device="meta")
+        entry = self._metadata.state_dict_metadata[name]
+        assert isinstance(entry, TensorStorageMetadata), "names() lists only tensors"
+        return torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
 
     @cached_property
     def _plain(self) -> dict[str, Tensor]:
-        return _loaded(self.folder / PLAIN, mapped=True)
+        return _load(self.folder / PLAIN, mmap=True)
 
     @cached_property
     def _metadata(self) -> Metadata:
@@ -96,21 +98,21 @@ class CheckpointReader:
         return FileSystemReader(self.folder / SHARDS)
 
 
-def _loaded(path: Path, mapped: bool) -> dict[str, Any]:
-    """A file of torch's; of a mapped one a tensor's bytes are read when it is used.
+def _load(path: Path, mmap: bool) -> dict[str, Any]:
+    """Load a file written by `torch.save`; with `mmap`, tensors are read when they are used.
 
-    What a run goes on with is not mapped: its file may be removed while it trains.
+    A run that resumes must not map its checkpoint: retention may delete the file during training.
     """
     try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # torch raises many types for a file that it did not write
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}") from error
-    return found
+    return content
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's remark that there is no process group: that is what is wanted."""
+    """Silence torch's warning that there is no process group, which is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process.*")
         yield

@@ -1,4 +1,4 @@
-"""What a run goes on from: chosen by rank 0, checked, and read by every rank."""
+"""Checkpoint to resume from: chosen by rank 0, checked, and read by every rank."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,61 +8,62 @@ import torch.distributed as dist
 
 from efficientsam_pl.checkpoints.layout import CheckpointError
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.select import sound_checkpoint
+from efficientsam_pl.checkpoints.select import latest_valid_checkpoint
 from efficientsam_pl.config.diff import first_difference, flatten
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT
 
 
-def agreed_checkpoint(where: Path, check: Callable[[CheckpointReader], None]) -> CheckpointReader:
-    """The checkpoint to go on from, the same on all ranks; all of them call this.
+def agree_on_checkpoint(where: Path, check: Callable[[CheckpointReader], None]) -> CheckpointReader:
+    """Choose the checkpoint to resume from, the same on all ranks; collective.
 
     Args:
         where: A run's folder, or a checkpoint.
-        check: Raises UserError where this run cannot go on from it.
+        check: Raises UserError if this run cannot resume from the checkpoint.
 
     Raises:
-        UserError: There is none, or none that this run can go on from.
+        UserError: There is no checkpoint, or none that this run can resume from.
     """
-    told: list[Any] = [None]
-    if not _several() or dist.get_rank() == 0:
+    message: list[Any] = [None]
+    if not _is_distributed() or dist.get_rank() == 0:
         try:
-            chosen = sound_checkpoint(where)
+            chosen = latest_valid_checkpoint(where)
             check(CheckpointReader(chosen))
-            told = [(chosen, None)]
+            message = [(chosen, None)]
         except UserError as error:
-            told = [(None, str(error))]
-    if _several():
-        dist.broadcast_object_list(told)
-    chosen, trouble = told[0]
-    if trouble is not None:
-        raise CheckpointError(trouble)
+            message = [(None, str(error))]
+    if _is_distributed():
+        dist.broadcast_object_list(message)
+    chosen, failure = message[0]
+    if failure is not None:
+        raise CheckpointError(failure)
     return CheckpointReader(chosen)
 
 
 def check_resumable(stored: CheckpointReader, header: dict[str, Any]) -> None:
-    """Before any tensor is loaded: whether a run can go on from a checkpoint.
+    """Check, before any tensor is loaded, that a run can resume from a checkpoint.
 
     Args:
         stored: The checkpoint.
-        header: What this run's own checkpoints would tell.
+        header: The header of this run's checkpoints.
 
     Raises:
-        UserError: It is of a model of another shape or other frozen parts.
+        UserError: The checkpoint has another model or other frozen parts.
     """
-    differs = first_difference(_shape(stored.values[FORMAT]), _shape(header))
-    if differs:
+    difference = first_difference(_signature(stored.values[FORMAT]), _signature(header))
+    if difference:
         raise UserError(
-            f"{stored.folder} is of another model: {differs}; run.resume=none begins anew"
+            f"{stored.folder} is of another model: {difference}; run.resume=none starts "
+            "from scratch"
         )
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _shape(header: dict[str, Any]) -> dict[str, Any]:
-    """What decides which weights there are and which of them learn, by the config's keys."""
+def _signature(header: dict[str, Any]) -> dict[str, Any]:
+    """Collect what determines which weights exist and are trained, by config key."""
     config = header["config"]
     given = {
         "trainer.ema_decay": config["trainer"]["ema_decay"],

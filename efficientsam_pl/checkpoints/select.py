@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest whose checksums are right."""
+"""Select the checkpoint to resume from: the latest whose checksums match."""
 
 import logging
 from pathlib import Path
@@ -6,59 +6,59 @@ from pathlib import Path
 from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
     CheckpointError,
-    corruption_of,
-    pointed_to,
-    whole_checkpoints,
+    complete_checkpoints,
+    find_corruption,
+    read_pointer,
 )
 
 _log = logging.getLogger(__name__)
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that a run's `latest` names, unread; None where the run has saved nothing."""
-    return pointed_to(run / "latest")
+def latest_checkpoint(run: Path) -> Path | None:
+    """Path that a run's `latest` names, without validation; None if nothing was saved."""
+    return read_pointer(run / "latest")
 
 
-def sound_checkpoint(where: Path) -> Path:
-    """The checkpoint itself, or of a run's folder the newest one that is as it was written.
+def latest_valid_checkpoint(where: Path) -> Path:
+    """Return a given checkpoint, or the latest valid one of a run's folder.
 
-    What is damaged is told and skipped for the one before.
+    Corrupt checkpoints are logged and skipped in favour of earlier ones.
 
     Raises:
-        CheckpointError: None is sound, or the very one that was named is not.
+        CheckpointError: The given checkpoint is corrupt, or the run has no valid one.
     """
-    newest = newest_checkpoint(where)
-    if newest is None and not (where / "checkpoints").is_dir():
-        if damage := corruption_of(where):
-            raise CheckpointError(f"the checkpoint {where} is damaged: {damage}")
+    latest = latest_checkpoint(where)
+    if latest is None and not (where / "checkpoints").is_dir():
+        if corruption := find_corruption(where):
+            raise CheckpointError(f"the checkpoint {where} is corrupt: {corruption}")
         return where
-    others = whole_checkpoints(where / "checkpoints")
-    if newest is None:
-        newest, *others = others or [where / "checkpoints"]
-    candidates = [newest, *(folder for folder in others if folder != newest)]
+    others = complete_checkpoints(where / "checkpoints")
+    if latest is None:
+        latest, *others = others or [where / "checkpoints"]
+    candidates = [latest, *(folder for folder in others if folder != latest)]
     for folder in candidates:
-        damage = _trouble(folder)
-        if damage is None:
+        defect = _find_defect(folder)
+        if defect is None:
             return folder
         _log.error(
-            "THE CHECKPOINT %s IS DAMAGED (%s): it is skipped for the one before", folder, damage
+            "THE CHECKPOINT %s IS CORRUPT (%s): falling back to the previous one", folder, defect
         )
     raise CheckpointError(
-        f"{where} has no sound checkpoint to go on from (of {newest}: {_trouble(newest)}); "
-        "run.resume=none begins anew"
+        f"{where} has no valid checkpoint to resume from ({latest}: {_find_defect(latest)}); "
+        "run.resume=none starts from scratch"
     )
 
 
-def named_checkpoint(path: Path, which: str = "latest") -> Path:
-    """A checkpoint, or the one that a run's `latest` or `best` names."""
+def resolve_checkpoint(path: Path, which: str = "latest") -> Path:
+    """Return a given checkpoint, or the one that a run's `latest` or `best` names."""
     is_checkpoint = path.is_file() or (path / MANIFEST).is_file()
-    return path if is_checkpoint else pointed_to(path / which) or path
+    return path if is_checkpoint else read_pointer(path / which) or path
 
 
-def _trouble(folder: Path) -> str | None:
+def _find_defect(folder: Path) -> str | None:
     try:
-        return corruption_of(folder)
+        return find_corruption(folder)
     except CheckpointError as error:
         return str(error)
-    except OSError as error:  # such as a part that cannot be read from its disk
+    except OSError as error:  # such as a disk that cannot read a file
         return f"{error.strerror}: {error.filename}"

@@ -1,7 +1,7 @@
-"""How a run's state goes to a checkpoint's folder and comes back, whatever the strategy.
+"""Write a run's state to a checkpoint folder, under any strategy.
 
-Under one process and DDP rank 0 writes one file, under FSDP2 every rank its own shards. Either is
-read under either, on any number of ranks.
+In one process and under DDP rank 0 writes one file; under FSDP2 every rank writes its shards.
+Either layout can be read under either strategy, on any number of ranks.
 """
 
 import logging
@@ -23,16 +23,16 @@ from efficientsam_pl.checkpoints.layout import (
     PLAIN,
     SHARDS,
     VALUES,
+    FileRecord,
     Kind,
-    StoredPart,
-    measured,
-    put_in_place,
+    file_records,
+    partial_path,
+    publish_checkpoint,
     replace_values,
-    seal,
-    sync,
-    unfinished,
+    sync_file,
+    write_manifest,
 )
-from efficientsam_pl.checkpoints.state import split
+from efficientsam_pl.checkpoints.state import split_state
 from efficientsam_pl.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -40,66 +40,68 @@ _LATER_VALUES = "run-validated.pt"
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A state that is to be written: this rank's part, free of what training goes on changing."""
+class _SaveJob:
+    """A state to write: this rank's part, sharing no memory with what training updates."""
 
     kind: Kind
     folder: Path
     tensors: dict[str, Tensor]
     values: dict[str, Any]
     rank: int
-    group: dist.ProcessGroup | None  # for the shards' bookkeeping; None: rank 0 writes alone
+    group: dist.ProcessGroup | None  # coordinates the shards; None: rank 0 writes alone
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time, before training goes on or behind it.
+    """Writes one checkpoint at a time, blocking training or in the background.
 
-    A disk that is full, or refuses otherwise, costs the checkpoint and is told; the run goes on
-    with the one before.
+    If the disk is full or fails otherwise, the checkpoint is lost and the error is logged; the run
+    continues, and its previous checkpoint remains the latest.
     """
 
     def __init__(
         self,
         writing: Literal["blocking", "background"],
-        placed: Callable[[Path], None],
-        written: Callable[[Path, list[Path]], None],
-        own_disk: bool = False,
+        on_complete: Callable[[Path], None],
+        on_files_written: Callable[[Path, list[Path]], None],
+        node_local: bool = False,
     ) -> None:
-        """A writer.
+        """Create a writer.
 
         Args:
-            writing: Whether training waits. In the background a copy of the state is written.
-            placed: Called on rank 0, perhaps on the writing thread, with a checkpoint that is whole
-                and has its name.
-            written: Called on every rank that writes, with the unfinished folder and its files,
-                before the checkpoint is sealed.
-            own_disk: Whether this rank's folder is not rank 0's: its files are not needed further.
+            writing: Whether training waits; in the background a copy of the state is written.
+            on_complete: Called on rank 0, possibly on the writer thread, with a complete checkpoint
+                under its final name.
+            on_files_written: Called on every rank that writes, with the partial folder and this
+                rank's files, before the manifest is written.
+            node_local: Whether this rank's disk is not rank 0's; its files are then removed once
+                the checkpoint is complete.
         """
-        self._writing, self._placed, self._written = writing, placed, written
-        self._own_disk = own_disk
+        self._writing = writing
+        self._on_complete, self._on_files_written = on_complete, on_files_written
+        self._node_local = node_local
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[bool] | None = None
-        self._last: Path | None = None  # what this writer has made whole last
+        self._last: Path | None = None  # the last checkpoint that this writer completed
         self._failed = False
 
     def save_plain(self, checkpoint: Mapping[str, Any], folder: Path) -> None:
-        """On rank 0 alone: all of the state lies on this rank."""
+        """Save the full state from rank 0; called on rank 0 only."""
         self._save("plain", checkpoint, folder, 0, None)
 
     def save_sharded(
         self, checkpoint: Mapping[str, Any], folder: Path, group: dist.ProcessGroup
     ) -> None:
-        """On every rank, with the shards that lie on it.
+        """Save this rank's shards; called on every rank.
 
         Args:
             checkpoint: Lightning's, with sharded tensors.
             folder: The same on all ranks.
-            group: Of all ranks, over gloo, and used for nothing else.
+            group: All ranks, over gloo, used for nothing else.
         """
         self._save("sharded", checkpoint, folder, dist.get_rank(), group)
 
     def finish(self) -> bool:
-        """Waits for what is being written; False where the last save has failed on this rank."""
+        """Wait for the pending save; False if the last save failed on this rank."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._failed = not pending.result()
@@ -108,7 +110,7 @@ class CheckpointWriter:
         return not self._failed
 
     def close(self) -> None:
-        """Waits, and ends the thread."""
+        """Wait for the pending save and end the thread."""
         self.finish()
         self._pool.shutdown()
 
@@ -121,107 +123,112 @@ class CheckpointWriter:
         group: dist.ProcessGroup | None,
     ) -> None:
         self.finish()
-        tensors, values = split(checkpoint)
-        if folder == self._last:  # of this very step: a validation has told more since
+        tensors, values = split_state(checkpoint)
+        if folder == self._last:  # the same step again: validation has added its metrics since
             if rank == 0:
-                self._tell_more(folder, values)
+                self._update_values(folder, values)
             return
         self._last = folder
-        behind = self._writing == "background"
-        kept = {name: _copied(tensor) if behind else tensor for name, tensor in tensors.items()}
-        work = _Work(kind, folder, kept, values, rank, group)
-        self._pending = self._pool.submit(self._write, work)
-        if not behind:
+        background = self._writing == "background"
+        snapshot = {
+            name: _copy(tensor) if background else tensor for name, tensor in tensors.items()
+        }
+        job = _SaveJob(kind, folder, snapshot, values, rank, group)
+        self._pending = self._pool.submit(self._write, job)
+        if not background:
             self.finish()
 
-    def _tell_more(self, folder: Path, values: dict[str, Any]) -> None:
-        """Other plain values beside the same tensors."""
+    def _update_values(self, folder: Path, values: dict[str, Any]) -> None:
+        """Replace the plain values of a complete checkpoint; its tensors stay."""
         try:
             path = folder / _LATER_VALUES
             torch.save(values, path)
-            sync(path)
+            sync_file(path)
             replace_values(folder, _LATER_VALUES)
-            self._written(folder, [path])
-            self._placed(folder)
+            self._on_files_written(folder, [path])
+            self._on_complete(folder)
         except (OSError, RuntimeError, UserError) as error:
-            _log.warning("%s is kept without what was measured at its step: %s", folder, error)
+            _log.warning("%s is kept without the validation metrics of its step: %s", folder, error)
 
-    def _write(self, work: _Work) -> bool:
-        """Whether the checkpoint is whole; the same on all ranks that write."""
-        partial_folder = unfinished(work.folder)
-        parts: dict[str, StoredPart] = {}
-        trouble: str | None = None
+    def _write(self, job: _SaveJob) -> bool:
+        """Write a checkpoint; True if it is complete, the same on all ranks that write."""
+        partial_folder = partial_path(job.folder)
+        records: dict[str, FileRecord] = {}
+        failure: str | None = None
         try:
-            files = self._written_files(work, partial_folder)
-            parts = measured(files, partial_folder)
-            self._written(partial_folder, files)
+            files = self._write_files(job, partial_folder)
+            records = file_records(files, partial_folder)
+            self._on_files_written(partial_folder, files)
         except (OSError, RuntimeError, UserError, CheckpointException) as error:
-            trouble = _told(error)
-        gathered: list[Any] = [(parts, trouble)]
-        if work.group is not None:
-            gathered = [None] * dist.get_world_size(work.group)
-            dist.all_gather_object(gathered, (parts, trouble), group=work.group)
-        troubles = [told for _, told in gathered if told is not None]
-        if not troubles and work.rank == 0:
-            every = {name: part for some, _ in gathered for name, part in some.items()}
-            trouble = self._placed_whole(work, every)
-            troubles = [] if trouble is None else [trouble]
-        if work.rank == 0 and troubles:
+            failure = _one_line(error)
+        gathered: list[Any] = [(records, failure)]
+        if job.group is not None:
+            gathered = [None] * dist.get_world_size(job.group)
+            dist.all_gather_object(gathered, (records, failure), group=job.group)
+        failures = [message for _, message in gathered if message is not None]
+        if not failures and job.rank == 0:
+            merged = {name: record for part, _ in gathered for name, record in part.items()}
+            failure = self._publish(job, merged)
+            failures = [] if failure is None else [failure]
+        if job.rank == 0 and failures:
             free = shutil.disk_usage(partial_folder.parent).free / 2**20
             shutil.rmtree(partial_folder, ignore_errors=True)
             _log.error(
-                "THE CHECKPOINT %s COULD NOT BE WRITTEN (%s; %.0f MiB are free there); the newest "
-                "checkpoint is still the one before",
-                work.folder,
-                troubles[0],
+                "THE CHECKPOINT %s COULD NOT BE WRITTEN (%s; %.0f MiB are free on its disk); the "
+                "previous checkpoint remains the latest",
+                job.folder,
+                failures[0],
                 free,
             )
-        elif self._own_disk:
+        elif self._node_local:
             shutil.rmtree(partial_folder, ignore_errors=True)
-        return not troubles
+        return not failures
 
-    def _placed_whole(self, work: _Work, parts: Mapping[str, StoredPart]) -> str | None:
-        """Gives a checkpoint whose parts are all there its manifest and its name."""
-        partial_folder = unfinished(work.folder)
+    def _publish(self, job: _SaveJob, records: Mapping[str, FileRecord]) -> str | None:
+        """Write the manifest and give the folder its final name; returns the error, if any."""
+        partial_folder = partial_path(job.folder)
         try:
-            seal(partial_folder, work.kind, int(work.values["global_step"]), VALUES, parts)
-            put_in_place(partial_folder, work.folder)
-            self._placed(work.folder)
-        except (OSError, UserError) as error:  # a store that does not answer, too
-            return _told(error)
+            step = int(job.values["global_step"])
+            write_manifest(partial_folder, job.kind, step, VALUES, records)
+            publish_checkpoint(partial_folder, job.folder)
+            self._on_complete(job.folder)
+        except (OSError, UserError) as error:  # including a store that does not respond
+            return _one_line(error)
         return None
 
-    def _written_files(self, work: _Work, folder: Path) -> list[Path]:
-        """This rank's files of a checkpoint, synced."""
-        if work.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed amid it
-        if work.group is None:
+    def _write_files(self, job: _SaveJob, folder: Path) -> list[Path]:
+        """Write and sync this rank's files of a checkpoint."""
+        if job.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed while writing
+        if job.group is None:
             folder.mkdir(parents=True)
-            torch.save(work.tensors, folder / PLAIN)
-            sync(folder / PLAIN)
+            torch.save(job.tensors, folder / PLAIN)
+            sync_file(folder / PLAIN)
             files = [folder / PLAIN]
         else:
-            dist.barrier(work.group)  # rank 0 has made room; an error below reaches all ranks
+            dist.barrier(
+                job.group
+            )  # rank 0 has emptied the folder; an error below reaches all ranks
             shards = folder / SHARDS
             writer = FileSystemWriter(shards)
-            save(dict(work.tensors), storage_writer=writer, process_group=work.group)
-            files = sorted(shards.glob(f"__{work.rank}_*.distcp"))
-            files += [shards / ".metadata"] if work.rank == 0 else []
-        if work.rank == 0:
-            torch.save(work.values, folder / VALUES)
-            sync(folder / VALUES)
+            save(dict(job.tensors), storage_writer=writer, process_group=job.group)
+            files = sorted(shards.glob(f"__{job.rank}_*.distcp"))
+            files += [shards / ".metadata"] if job.rank == 0 else []
+        if job.rank == 0:
+            torch.save(job.values, folder / VALUES)
+            sync_file(folder / VALUES)
             files.append(folder / VALUES)
         return files
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    """On the CPU, in memory that training does not write to."""
+def _copy(tensor: Tensor) -> Tensor:
+    """Copy a tensor to CPU memory that training does not write to."""
     return tensor.detach().cpu() if tensor.is_cuda else tensor.detach().clone()
 
 
-def _told(error: BaseException) -> str:
-    """An error as one line; of a collective one, what went wrong on the rank it began on."""
+def _one_line(error: BaseException) -> str:
+    """Format an error as one line; for a collective error, that of the rank that failed."""
     if isinstance(error, CheckpointException):
         first = next(iter(error.failures.values()))
-        return _told(first[0])
+        return _one_line(first[0])
     return " ".join(str(error).split()) or type(error).__name__

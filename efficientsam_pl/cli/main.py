@@ -25,7 +25,7 @@ from efficientsam_pl.cli import (
     training,
 )
 from efficientsam_pl.cli.parser import Parser
-from efficientsam_pl.cluster.launch import INTERRUPTED, note_exit, read_launch, tell_torchrun
+from efficientsam_pl.cluster.launch import INTERRUPTED, note_exit, read_launch, report_to_torchrun
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError, one_line
 
 DONE, MISTAKE = 0, 2
@@ -100,7 +100,7 @@ def _mistake(told: str) -> int:
         told = f"rank {rank} on {socket.gethostname()}: {told}"
     line = f"efficientsam: {told}"
     _tell(line)
-    tell_torchrun(line)
+    report_to_torchrun(line)
     return MISTAKE
 
 

@@ -1,4 +1,4 @@
-"""Where a command computes."""
+"""Choose the device that a command runs on."""
 
 from typing import Literal
 
@@ -12,19 +12,19 @@ Accelerator = Literal["auto", "cpu", "gpu"]
 def chosen_device(
     accelerator: Accelerator, key: str = "accelerator", local_rank: int = 0
 ) -> torch.device:
-    """The processor, or a GPU.
+    """Choose the CPU or a GPU.
 
     Args:
-        accelerator: What is asked for; `auto` is a GPU where there is one.
-        key: How the user says so.
-        local_rank: Which of this machine's processes this is; each takes its own GPU.
+        accelerator: The configured choice; `auto` is a GPU if there is one.
+        key: The configuration key, for the error message.
+        local_rank: Rank of this process on its node; each uses a different GPU.
 
     Raises:
-        UserError: A GPU was asked for and there is none.
+        UserError: A GPU is configured, but there is none.
     """
-    there = torch.cuda.is_available()
-    if accelerator == "gpu" and not there:
-        raise UserError(f"{key}=gpu, but no GPU can be seen from here")
-    if accelerator == "cpu" or not there:
+    available = torch.cuda.is_available()
+    if accelerator == "gpu" and not available:
+        raise UserError(f"{key}=gpu, but no GPU is available")
+    if accelerator == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())

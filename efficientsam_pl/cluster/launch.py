@@ -1,8 +1,8 @@
-"""Who started this process: SLURM's srun, torchrun, or a person. Imports no torch.
+"""Detect how this process was launched: by srun, torchrun, or a person. Imports no torch.
 
-A batch script and the program inside it tell each other two things through files in the folder
-that `EFFICIENTSAM_JOB_STATE` names: `progress`, the newest step (or shard, or photo) that is saved,
-and `exit`, how the program ended, since srun's own code is that of whichever rank was killed last.
+The program reports to its batch script through two files in the folder that
+`EFFICIENTSAM_JOB_STATE` names: `progress`, the last step (or shard, or image) that was saved, and
+`exit`, the exit code, since srun's own code is that of whichever rank was killed last.
 """
 
 import json
@@ -16,16 +16,16 @@ from typing import Literal
 
 from efficientsam_pl.errors import UserError
 
-# Exit codes: of a run that was stopped early on request, and has saved; and of Ctrl-C
+# Exit codes of a run that saved and stopped on request, and of Ctrl-C
 STOPPED, INTERRUPTED = 75, 130
 _STATE = "EFFICIENTSAM_JOB_STATE"
-# SLURM's own numbers of steps that no one has started: the shells of sbatch and salloc, say
+# From here on, SLURM's step ids are reserved, for example for the shells of sbatch and salloc
 _RESERVED_STEPS = 0xFFFF_FFF0
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How many processes there are, and which of them this is."""
+    """Number of processes, and the rank of this one."""
 
     kind: Literal["slurm", "torchrun", "person"] = "person"
     rank: int = 0
@@ -33,32 +33,32 @@ class Launch:
     nodes: int = 1
     ranks_per_node: int = 1
     node: int = 0
-    job: str | None = None  # SLURM's id, with the task's number where it is an array's
-    restarts: int = 0  # starts of this very job before this one
+    job: str | None = None  # SLURM's id, including the task of an array
+    restarts: int = 0  # earlier starts of the same job
 
 
 def launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """This process's launch, by the variables that srun or torchrun has set.
+    """Read this process's launch from the environment set by srun or torchrun.
 
     Raises:
-        UserError: Nodes have different numbers of ranks, which neither Lightning nor the shares
-            of an evaluation can number.
+        UserError: Nodes have different numbers of ranks, which neither Lightning nor an evaluation
+            supports.
     """
     launched = read_launch(environ)
     uneven = _uneven_ranks(launched, environ)
     if uneven:
         remedy = "--nproc-per-node=N" if launched.kind == "torchrun" else "--ntasks-per-node=N"
         raise UserError(
-            f"{launched.kind} has started {uneven}; every node must have as many: {remedy}"
+            f"{launched.kind} has started {uneven}; all nodes need the same number: {remedy}"
         )
     return launched
 
 
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """`launch`, without the check that all nodes have as many ranks: for the end of a program.
+    """Read the launch without checking that nodes have equally many ranks, for use at exit.
 
-    A shell of sbatch's or salloc's is no rank, however many tasks were asked for: what a person
-    types there without srun is one process.
+    The shell of sbatch or salloc is no rank, however many tasks were requested: a command that is
+    run there without srun is a single process.
     """
     step = int(environ.get("SLURM_STEP_ID", _RESERVED_STEPS))
     if step < _RESERVED_STEPS and "SLURM_PROCID" in environ:
@@ -90,7 +90,7 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def _uneven_ranks(launched: Launch, environ: Mapping[str, str]) -> str:
-    """Numbers of ranks that differ between nodes, such as `3 ranks on 2 nodes (2,1)`; else ""."""
+    """Describe an uneven number of ranks, such as `3 ranks on 2 nodes (2,1)`; "" if even."""
     nodes, local = launched.nodes, launched.ranks_per_node
     if launched.kind == "slurm":
         ranks = int(environ["SLURM_NTASKS"])
@@ -104,22 +104,22 @@ def _uneven_ranks(launched: Launch, environ: Mapping[str, str]) -> str:
 
 
 def note_progress(step: int) -> None:
-    """Tells the batch script, where there is one, that a step (or shard, or photo) is saved."""
+    """Report to the batch script, if any, that a step (or shard, or image) is saved."""
     _note("progress", step)
 
 
 def note_exit(code: int) -> None:
-    """Tells the batch script, where there is one, how this program ends."""
+    """Report this program's exit code to the batch script, if any."""
     _note("exit", code)
 
 
-def tell_torchrun(line: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Has torchrun, where it has started this process, say at its end why the process has ended."""
+def report_to_torchrun(line: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Write the reason for exiting to torchrun's error file, if torchrun started this process."""
     file = environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
-        told = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+        message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
         with suppress(OSError):
-            Path(file).write_text(json.dumps({"message": told}))
+            Path(file).write_text(json.dumps({"message": message}))
 
 
 def _note(name: str, number: int) -> None:
@@ -127,6 +127,6 @@ def _note(name: str, number: int) -> None:
     if not folder:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    paused = Path(folder) / f".{name}.{os.getpid()}"
-    paused.write_text(f"{number}\n")
-    paused.replace(Path(folder) / name)
+    partial = Path(folder) / f".{name}.{os.getpid()}"
+    partial.write_text(f"{number}\n")
+    partial.replace(Path(folder) / name)

@@ -1,4 +1,4 @@
-"""What asks a run to stop. A handler notes the signal; Ctrl-C may also end it. Imports no torch."""
+"""Signals that request a run to stop; handlers only record them. Imports no torch."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from efficientsam_pl.cluster.launch import INTERRUPTED, STOPPED, launch, note_ex
 from efficientsam_pl.errors import Interrupted
 
 _CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-_FORWARDED_S = 5.0  # torchrun sends its ranks a Ctrl-C that the terminal has sent them already
-_SHOW_CURSOR = b"\x1b[?25h"  # a progress bar has hidden it
+_FORWARDED_S = 5.0  # within this time, a second Ctrl-C is torchrun forwarding the first
+_SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 
 
 class Request(IntEnum):
-    """Why a run is to save and stop; of several the largest counts."""
+    """Reason to save and stop; the largest takes precedence."""
 
     NONE = 0
     TIME_LIMIT = 1
@@ -28,45 +28,45 @@ class Request(IntEnum):
     SIGINT = 4
 
     def requeues(self) -> bool:
-        """Whether a job is to go on later. Of a SIGTERM that is up to who sent it."""
+        """Whether the job is requeued by this program; after SIGTERM its sender decides."""
         return self in (Request.TIME_LIMIT, Request.SIGUSR1)
 
     def exit_code(self) -> int:
-        """Of a program that has saved and stopped because of it."""
+        """Exit code of a program that saved and stopped on this request."""
         return INTERRUPTED if self is Request.SIGINT else STOPPED
 
-    def told(self) -> str:
-        """In a sentence about why a run has stopped."""
+    def reason(self) -> str:
+        """Reason as part of a sentence."""
         if self is Request.TIME_LIMIT:
             return "its time limit is near"
-        return "it got Ctrl-C" if self is Request.SIGINT else f"it got {self.name}"
+        return f"it got {'Ctrl-C' if self is Request.SIGINT else self.name}"
 
 
 class StopRequests:
-    """The requests to this process so far.
+    """Stop requests that this process has received.
 
-    Ctrl-C raises `Interrupted` while there is nothing to save. Within `saving` the first one is a
-    request like the others, and a second one ends the process at once.
+    Ctrl-C raises `Interrupted` while there is nothing to save. Within `saving` the first Ctrl-C is
+    a request like the others, and a second one ends the process at once.
     """
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._handlers_before: dict[signal.Signals, Any] = {}
-        self._saved: Callable[[], str] | None = None  # what is saved already, as a sentence
+        self._saved: Callable[[], str] | None = None  # describes what is saved
         self._interrupted_at: float | None = None
         self.strongest = Request.NONE
 
     def note(self, request: Request) -> None:
-        """Remembers a request."""
+        """Record a request."""
         self.strongest = max(self.strongest, request)
 
     def install(self, numbers: Sequence[signal.Signals] = _CAUGHT) -> None:
-        """Catches signals from now on, whoever has handled them before.
+        """Install handlers that record signals, replacing previous ones.
 
-        A Ctrl-C that is ignored stays so: a shell's background job must not get the terminal's.
+        An ignored SIGINT stays ignored: a shell's background job must not react to Ctrl-C.
         """
         if threading.current_thread() is not threading.main_thread():
-            return  # Python lets no other thread set a handler
+            return  # only the main thread can set handlers
         for number in numbers:
             if number is signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
                 continue
@@ -74,8 +74,8 @@ class StopRequests:
             if before != self._note_signal:
                 self._handlers_before.setdefault(number, before)
 
-    def put_back(self) -> None:
-        """Lets signals do what they did before, and forgets the requests."""
+    def restore_handlers(self) -> None:
+        """Restore the previous handlers, and clear the requests."""
         if threading.current_thread() is threading.main_thread():
             for number, before in self._handlers_before.items():
                 signal.signal(number, signal.SIG_DFL if before is None else before)
@@ -83,12 +83,12 @@ class StopRequests:
         self.strongest, self._saved, self._interrupted_at = Request.NONE, None, None
 
     def begin_saving(self, saved: Callable[[], str]) -> None:
-        """From now on Ctrl-C is a request. `saved` says what is kept if a second one comes."""
+        """Treat Ctrl-C as a request; `saved` describes what is saved when a second one arrives."""
         self._saved = saved
 
     @contextmanager
     def saving(self, saved: Callable[[], str]) -> Iterator[None]:
-        """As `begin_saving`, for a while."""
+        """Treat Ctrl-C as a request within the context."""
         self.begin_saving(saved)
         try:
             yield
@@ -97,7 +97,7 @@ class StopRequests:
 
     def _note_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:
-            return  # a forked data worker has inherited this handler
+            return  # a forked data worker inherits this handler
         if number == signal.SIGINT:
             self._interrupt()
         else:
@@ -111,12 +111,14 @@ class StopRequests:
             self._interrupted_at = now
             self.note(Request.SIGINT)
             if os.isatty(2):
-                _write("\nefficientsam: saves and stops; Ctrl-C once more stops it at once\n")
+                _write(
+                    "\nefficientsam: saving, then stopping; press Ctrl-C again to stop at once\n"
+                )
         elif launch().kind != "torchrun" or now - self._interrupted_at > _FORWARDED_S:
             self._end_at_once(self._saved())
 
     def _end_at_once(self, saved: str) -> None:
-        """Neither unwinds nor waits for other ranks and threads, which may hang."""
+        """End without unwinding or waiting for other ranks and threads, which may hang."""
         note_exit(INTERRUPTED)
         _write(f"efficientsam: interrupted; {saved}\n")
         if os.isatty(1):
@@ -125,7 +127,7 @@ class StopRequests:
 
 
 def _write(line: str) -> None:
-    """To stderr's file, on rank 0: the stream may be locked by what the signal has interrupted."""
+    """Write to the stderr descriptor on rank 0; the interrupted code may hold the stream's lock."""
     if launch().rank == 0:
         os.write(2, line.encode(errors="backslashreplace"))
 
@@ -136,10 +138,10 @@ def _requests_of(process: int) -> StopRequests:
 
 
 def catch_signals() -> StopRequests:
-    """From now on SIGUSR1 and SIGTERM no longer end this process: a run looks at its requests.
+    """Record SIGUSR1 and SIGTERM as requests from now on, instead of ending the process.
 
-    To be called as soon as a program knows that it will train, since SLURM may signal it while
-    torch is still being imported. Called again it installs the same handlers again.
+    Call it as soon as the program is known to train, since SLURM may send a signal while torch is
+    still being imported. Calling it again reinstalls the same handlers.
     """
     requests = _requests_of(os.getpid())
     requests.install()

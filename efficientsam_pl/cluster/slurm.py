@@ -1,4 +1,4 @@
-"""What a running job asks of SLURM: when it will be ended, and to be started again."""
+"""Query a job's end time from SLURM, and requeue it."""
 
 import logging
 import os
@@ -8,36 +8,35 @@ from collections.abc import Mapping
 from datetime import datetime
 
 _log = logging.getLogger(__name__)
-_ANSWER_S = 60  # the controller's own patience is 10 s a try
+_TIMEOUT_S = 60  # scontrol itself retries with a timeout of 10 s
 
 
-def end_of_job(job: str, environ: Mapping[str, str] = os.environ) -> float | None:
-    """When the time limit ends a job, in seconds since 1970; None where there is no limit.
+def job_end_time(job: str, environ: Mapping[str, str] = os.environ) -> float | None:
+    """Time at which the time limit ends a job, in seconds since 1970; None if there is no limit.
 
-    It is also None where SLURM cannot be asked, as in a container without its commands; the log
-    says so.
+    Also None, with a warning, if SLURM cannot be queried, as in a container without its commands.
     """
     if environ.get("SLURM_JOB_END_TIME"):
         return float(environ["SLURM_JOB_END_TIME"])
     try:
-        told = _scontrol("show", "job", "-o", job)
+        output = _scontrol("show", "job", "-o", job)
     except (OSError, subprocess.SubprocessError) as error:
-        _log.warning("when job %s ends is not known, %s; only signals will stop it", job, error)
+        _log.warning("the end time of job %s is unknown, %s; only signals will stop it", job, error)
         return None
-    found = re.search(r"\bEndTime=(\d\S*)", told)  # or EndTime=Unknown
-    return None if found is None else datetime.fromisoformat(found[1]).timestamp()
+    match = re.search(r"\bEndTime=(\d\S*)", output)  # or EndTime=Unknown
+    return None if match is None else datetime.fromisoformat(match[1]).timestamp()
 
 
 def requeue(job: str) -> str:
-    """Has a job started again later, by the same script; SLURM then ends this start of it.
+    """Requeue a job, which also makes SLURM end its current start.
 
     Returns:
-        Why it will not be, or "" where it will.
+        Error message, or "" on success.
     """
     try:
         _scontrol("requeue", job)
     except subprocess.CalledProcessError as error:
-        # by a signal: SLURM has granted the request and ends the job, this call of ours with it
+        # killed by a signal: SLURM has accepted the request and is ending the job with this call
         return "" if error.returncode < 0 else (error.stderr.strip() or str(error))
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
@@ -46,6 +45,6 @@ def requeue(job: str) -> str:
 
 def _scontrol(*arguments: str) -> str:
     done = subprocess.run(
-        ["scontrol", *arguments], capture_output=True, text=True, timeout=_ANSWER_S, check=True
+        ["scontrol", *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
     )
     return done.stdout

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from efficientsam_pl.checkpoints.select import named_checkpoint
+from efficientsam_pl.checkpoints.select import resolve_checkpoint
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.consolidate import consolidate
 
@@ -17,7 +17,7 @@ def run(checkpoint: Path, out: Path, best: bool = False) -> Path:
         raise UserError(
             f"--best: there is no {checkpoint / 'best'}, which names a run's best checkpoint"
         )
-    checkpoint = named_checkpoint(checkpoint, "best" if best else "latest")
+    checkpoint = resolve_checkpoint(checkpoint, "best" if best else "latest")
     consolidate(checkpoint, out)
     print(f"{checkpoint} -> {out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return out

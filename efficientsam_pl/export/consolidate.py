@@ -75,7 +75,7 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
         "config": header["config"],
         "versions": header["versions"],
     }
-    shapes = {name: checkpoint.shape(stored) for name, stored in names.items()}
+    shapes = {name: checkpoint.meta_tensor(stored) for name, stored in names.items()}
     chunks = (checkpoint.tensor(stored) for stored in names.values())
     write_safetensors(out, shapes, chunks, header["model"], provenance)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from efficientsam_pl.checkpoints.layout import CheckpointError, manifest_of
+from efficientsam_pl.checkpoints.layout import CheckpointError, read_manifest
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.resume import check_resumable
-from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.training.callbacks.loss_history import LossHistory
@@ -51,7 +51,7 @@ class RunContext:
             return None
         if resume != "auto":
             return Path(resume)
-        return self.folder.local if newest_checkpoint(self.folder.local) is not None else None
+        return self.folder.local if latest_checkpoint(self.folder.local) is not None else None
 
     def resume_name(self) -> str | None:
         """Name of the checkpoint this rank would resume from; all ranks must agree."""
@@ -62,19 +62,19 @@ class RunContext:
         """Step that the run most likely resumes from: curves of later ones are drawn again."""
         newest = self._newest()
         try:
-            return 0 if newest is None else manifest_of(newest).step
+            return 0 if newest is None else read_manifest(newest).step
         except CheckpointError:  # refused, or replaced by another, when the run is loaded
             return 0
 
     def last_checkpoint(self) -> Path:
         """Return the newest checkpoint of a finished run."""
-        checkpoint = newest_checkpoint(self.folder.local)
+        checkpoint = latest_checkpoint(self.folder.local)
         assert checkpoint is not None, "a finished run has saved its last step"
         return checkpoint
 
     def _newest(self) -> Path | None:
         path = self.resume_path()
-        return None if path is None else newest_checkpoint(path) or path
+        return None if path is None else latest_checkpoint(path) or path
 
 
 def run_context(
@@ -97,7 +97,10 @@ def run_context(
     trainer = config.trainer
     retention = CheckpointRetention(folder, trainer)
     writer = CheckpointWriter(
-        trainer.checkpoint_writing, retention.placed, retention.written, own_disk=folder.apart
+        trainer.checkpoint_writing,
+        retention.set_latest,
+        retention.upload_files,
+        node_local=folder.apart,
     )
     files = CheckpointFiles(writer, partial(_check_and_print, header=whole))
     return RunContext(

@@ -1,4 +1,4 @@
-"""Streams for a Trainer. The position in the data is that of the last optimizer step."""
+"""Lightning data module; its position in the data is that of the last optimizer step."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,9 +27,9 @@ _STATE_VERSION = 2
 
 @dataclass(frozen=True)
 class TrainingDatasets:
-    """What is trained and validated on, and in which order.
+    """Datasets for training and validation, and the order of training samples.
 
-    `scored`: the held-out photos as they are scored; None: they are not.
+    `scored`: the held-out images at scoring size; None: they are not scored.
     """
 
     train: Stream
@@ -40,10 +40,10 @@ class TrainingDatasets:
 
 
 class TrainingDataModule(L.LightningDataModule):
-    """Endless training batches from a position on, and exact passes over the held-out set.
+    """Endless training batches from a position, and exact passes over the held-out set.
 
-    The position is derived from the optimizer's steps, so what workers have prefetched is not
-    counted, and a run resumed on other ranks or workers goes on with the next sample.
+    The position is derived from the optimizer's steps, so prefetched samples are not counted, and
+    a run resumed on other ranks or workers continues with the next sample.
     """
 
     # Lightning stores a data module's state in checkpoints under this name and reads no state_key
@@ -52,11 +52,11 @@ class TrainingDataModule(L.LightningDataModule):
     def __init__(self, streams: TrainingDatasets, data: DataConfig, config: TrainerConfig) -> None:
         super().__init__()
         self._streams, self._data, self._config = streams, data, config
-        self._resumed_at = (Position(), 0)  # and the optimizer's step when this process began
+        self._resumed_at = (Position(), 0)  # position and optimizer step where this process started
         samples = self.samples()
         if data.last_batch == "drop" and samples < config.global_batch:
             raise UserError(
-                f"data.last_batch=drop leaves nothing of {samples} samples at "
+                f"data.last_batch=drop leaves no batch of {samples} samples at "
                 f"trainer.global_batch={config.global_batch}"
             )
 
@@ -65,64 +65,66 @@ class TrainingDataModule(L.LightningDataModule):
         return self._streams.heldout is not None
 
     def position(self) -> Position:
-        """Behind the last sample that the optimizer has used, over all ranks and restarts."""
+        """Position after the last sample that the optimizer used, over all ranks and restarts."""
         position, step = self._resumed_at
         steps = 0 if self.trainer is None else self.trainer.global_step - step
         return self._streams.sample_order.after(position, steps, self._config.global_batch)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """This rank's micro-batches from the position on, without an end."""
+        """Endless micro-batches of this rank, from the current position."""
         batches = TrainingBatchSampler(
-            self._streams.sample_order, self._share(), self._resumed_at[0]
+            self._streams.sample_order, self._rank_shard(), self._resumed_at[0]
         )
         return training_loader(self._streams.train, batches, self._data, self._pinned())
 
     def first_batches(self) -> DataLoader[Any]:
-        """This rank's micro-batches from the first epoch's beginning, read in this process."""
-        batches = TrainingBatchSampler(self._streams.sample_order, self._share())
-        here = replace(self._data, workers=0)
-        return training_loader(self._streams.train, batches, here, self._pinned())
+        """Micro-batches of this rank from the start of the first epoch, read in this process."""
+        batches = TrainingBatchSampler(self._streams.sample_order, self._rank_shard())
+        in_process = replace(self._data, workers=0)
+        return training_loader(self._streams.train, batches, in_process, self._pinned())
 
     def first_images(self, count: int) -> Any:
-        """The first held-out photos, or training photos where none is held out; on every rank."""
+        """First held-out images, else training images; the same on every rank."""
         heldout, shards = self._streams.heldout, self._streams.sets.heldout
         if heldout is None or shards is None:
             heldout, shards = self._streams.train, self._streams.sets.train[0]
-        slots = [SampleRef(0, number) for number in range(min(count, len(shards)))]
-        batch: ImageBatch | MaskBatch = heldout.collate(heldout.__getitems__(slots))
+        samples = [SampleRef(0, number) for number in range(min(count, len(shards)))]
+        batch: ImageBatch | MaskBatch = heldout.collate(heldout.__getitems__(samples))
         return batch
 
     def samples(self) -> int:
-        """Of all training sets together."""
+        """Count the samples of all training sets."""
         return self._streams.sets.samples()
 
-    def micro_batches_together(self) -> int:
-        """Samples of one micro-batch of each rank."""
+    def samples_per_micro_step(self) -> int:
+        """Count the samples in one micro-batch of every rank together."""
         return self._config.micro_batch * self._config.world_size()
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The held-out set, each sample once over all ranks; empty where there is none."""
+        """Held-out set, each sample once over all ranks; empty if there is none."""
         heldout, shards = self._streams.heldout, self._streams.sets.heldout
         if heldout is None or shards is None:
             return []
-        return once_loader(heldout, len(shards), self._share(), self._data.workers, self._pinned())
+        return once_loader(
+            heldout, len(shards), self._rank_shard(), self._data.workers, self._pinned()
+        )
 
-    def scoring_batches(self, photos: int | None) -> DataLoader[Any] | list[Any]:
-        """The first so many held-out photos (None: all), each once over all ranks, to be scored."""
+    def scoring_batches(self, max_images: int | None) -> DataLoader[Any] | list[Any]:
+        """Held-out images to score, at most so many (None: all), each once over all ranks."""
         scored, shards = self._streams.scored, self._streams.sets.heldout
         if scored is None or shards is None:
             return []
-        count = len(shards) if photos is None else min(photos, len(shards))
-        return once_loader(scored, count, self._share(), self._data.workers, self._pinned())
+        count = len(shards) if max_images is None else min(max_images, len(shards))
+        return once_loader(scored, count, self._rank_shard(), self._data.workers, self._pinned())
 
     def transfer_batch_to_device(
         self, batch: ImageBatch | MaskBatch, device: torch.device, dataloader_idx: int
     ) -> ImageBatch | MaskBatch:
-        """Asks for copies from pinned memory without waiting for them."""
+        """Copy from pinned memory asynchronously."""
         return batch.to(device, non_blocking=self._pinned())
 
     def state_dict(self) -> dict[str, Any]:
-        """The position and of which samples it is, for the checkpoint."""
+        """Position, and which samples it refers to."""
         position = self.position()
         return {
             "version": _STATE_VERSION,
@@ -134,49 +136,50 @@ class TrainingDataModule(L.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's position.
+        """Continue from a checkpoint's position.
 
         Raises:
-            UserError: A position of another version, or in other sets.
+            UserError: The position has another version, or refers to other data.
         """
         if state_dict["version"] != _STATE_VERSION:
             raise UserError(
-                f"the checkpoint's data position is of version {state_dict['version']}, this "
-                f"program reads {_STATE_VERSION}; run.resume=none begins anew"
+                f"the checkpoint's data position has version {state_dict['version']}, this program "
+                f"reads version {_STATE_VERSION}; run.resume=none starts from scratch"
             )
         sets = self._fingerprints()
         if state_dict["sets"] != sets:
             raise UserError(
-                f"the checkpoint's data position is in other shards ({state_dict['sets']}) than "
-                f"data.train names now ({sets}); run.resume=none begins anew"
+                f"the checkpoint's data position refers to other shards ({state_dict['sets']}) "
+                f"than data.train now names ({sets}); run.resume=none starts from scratch"
             )
         for key, now in self._streams.sample_order.decided_by().items():
             before = state_dict["order"].get(key)
             if before != now:
                 raise UserError(
-                    f"{key} was {before} when the checkpoint was saved, now it is {now}: its place "
-                    "in the data would be another; set it back, or begin anew with run.resume=none"
+                    f"{key} was {before} when the checkpoint was saved, now it is {now}, which "
+                    "changes the order of samples; set it back, or start from scratch with "
+                    "run.resume=none"
                 )
         position = Position(state_dict["epoch"], state_dict["offset"])
         self._resumed_at = (position, state_dict["steps"])
 
     def setup(self, stage: str) -> None:
-        """Makes sure that all ranks see the same shards.
+        """Check that all ranks see the same shards.
 
         Raises:
-            UserError: They do not, as where a folder is still being filled.
+            UserError: They do not, for example because a folder is still being filled.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return
-        seen: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(seen, self._fingerprints())
-        if any(one != seen[0] for one in seen):
-            raise UserError(f"the ranks see other shards than each other in data.train: {seen}")
+        fingerprints: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(fingerprints, self._fingerprints())
+        if any(ours != fingerprints[0] for ours in fingerprints):
+            raise UserError(f"ranks see different shards in data.train: {fingerprints}")
 
     def _fingerprints(self) -> list[str]:
         return [shards.fingerprint() for shards in self._streams.sets.train]
 
-    def _share(self) -> RankShard:
+    def _rank_shard(self) -> RankShard:
         rank, world = (
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )

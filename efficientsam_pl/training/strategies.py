@@ -25,8 +25,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from efficientsam_pl.checkpoints.layout import SHARDS
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.resume import agreed_checkpoint
-from efficientsam_pl.checkpoints.state import joined, split
+from efficientsam_pl.checkpoints.resume import agree_on_checkpoint
+from efficientsam_pl.checkpoints.state import join_state, split_state
 from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.training.config import InterruptionConfig, TrainerConfig
 
@@ -55,8 +55,8 @@ class SingleFileCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load a checkpoint, or a run's newest one; called on every rank."""
-        stored = agreed_checkpoint(Path(path), self._files.check)
-        return joined(stored.whole_state(), stored.values)
+        stored = agree_on_checkpoint(Path(path), self._files.check)
+        return join_state(stored.load_all(), stored.values)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Do nothing: `CheckpointRetention` removes checkpoints."""
@@ -99,24 +99,24 @@ class FSDP2Strategy(ModelParallelStrategy):
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load this rank's part into the model and its optimizer; return the other values."""
-        stored = agreed_checkpoint(Path(checkpoint_path), self._files.check)
+        stored = agree_on_checkpoint(Path(checkpoint_path), self._files.check)
         [optimizer] = self.optimizers
-        checkpoint = joined(self._read(stored, optimizer), stored.values)
+        checkpoint = join_state(self._read(stored, optimizer), stored.values)
         whole = StateDictOptions(full_state_dict=stored.manifest.kind == "plain")
         model = cast(nn.Module, self.model)
         set_model_state_dict(model, checkpoint["state_dict"], options=whole)
         set_optimizer_state_dict(model, optimizer, checkpoint["optimizer_states"][0], options=whole)
-        return joined({}, stored.values)
+        return join_state({}, stored.values)
 
     def _read(self, stored: CheckpointReader, optimizer: Any) -> Mapping[str, Tensor]:
         """Whole tensors of a plain checkpoint, this rank's shards of a sharded one."""
         if stored.manifest.kind == "plain":
-            return stored.whole_state()
+            return stored.load_all()
         template = {
             "state_dict": self.lightning_module_state_dict(),
             "optimizer_states": [self.optimizer_state(optimizer)],
         }
-        state, _ = split(template)
+        state, _ = split_state(template)
         reader = FileSystemReader(stored.folder / SHARDS)
         load(state, storage_reader=reader, process_group=self._bookkeeping)
         return state

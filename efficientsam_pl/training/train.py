@@ -13,12 +13,12 @@ from efficientsam_pl.data.build import DatasetSplits, open_splits
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
 from efficientsam_pl.training.callbacks.data_report import DataReport
 from efficientsam_pl.training.callbacks.ema import EmaWeights
-from efficientsam_pl.training.callbacks.loss_history import SampleTrace
 from efficientsam_pl.training.callbacks.nan_guard import NanGuard
 from efficientsam_pl.training.callbacks.overdue_validation import OverdueValidation
 from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.callbacks.progress_bar import TrainingProgressBar
 from efficientsam_pl.training.callbacks.rank_consistency import RankConsistency
+from efficientsam_pl.training.callbacks.sample_trace import SampleTrace
 from efficientsam_pl.training.callbacks.step_logger import StepLogger
 from efficientsam_pl.training.callbacks.throughput import Throughput
 from efficientsam_pl.training.callbacks.watchdog import Watchdog

@@ -1,4 +1,4 @@
-"""Who started a process, by the variables that real launchers set."""
+"""Detecting the launcher from the variables that real launchers set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -137,5 +137,5 @@ def test_batch_script_is_told_how_far_and_how(
     note_progress(3)
     note_progress(12)
     note_exit(75)
-    told = {path.name: path.read_text() for path in (tmp_path / "state").iterdir()}
-    assert told == {"progress": "12\n", "exit": "75\n"}
+    notes = {path.name: path.read_text() for path in (tmp_path / "state").iterdir()}
+    assert notes == {"progress": "12\n", "exit": "75\n"}

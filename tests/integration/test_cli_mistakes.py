@@ -12,7 +12,7 @@ import pytest
 
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.cli.config_options import check_inputs
-from efficientsam_pl.cluster.launch import tell_torchrun
+from efficientsam_pl.cluster.launch import report_to_torchrun
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
@@ -108,7 +108,8 @@ def test_run_without_a_best_checkpoint_needs_no_held_out_set() -> None:
 
 
 UNEVEN = (
-    "slurm has started 3 ranks on 2 nodes (2,1); every node must have as many: --ntasks-per-node=N"
+    "slurm has started 3 ranks on 2 nodes (2,1); all nodes need the same number: "
+    "--ntasks-per-node=N"
 )
 
 
@@ -293,6 +294,6 @@ def test_torchrun_is_given_the_line_for_its_end(
 
 
 def test_without_torchrun_no_file_is_written(tmp_path: Path) -> None:
-    tell_torchrun("line", {"TORCHELASTIC_ERROR_FILE": ""})
-    tell_torchrun("line", {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "gone/error.json")})
+    report_to_torchrun("line", {"TORCHELASTIC_ERROR_FILE": ""})
+    report_to_torchrun("line", {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "gone/error.json")})
     assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ def test_plain_run_uses_every_sample_of_an_epoch_once(
 ) -> None:
     run = reference(setting).run
     verdict = compare(run, run, None)
-    assert verdict.accepted(), verdict.told
+    assert verdict.accepted(), verdict.problems
     assert verdict.steps == STEPS
     assert (run.parent / "jobs").is_dir()
 
@@ -44,5 +44,5 @@ def test_disturbed_run_is_the_undisturbed_one(
     site = site_of(setting, kind)
     run_fault(kind, site)
     verdict = compare(site.run, reference(setting).run, TOLERANCE if kind in LOOSE else None)
-    assert verdict.accepted(), verdict.told
+    assert verdict.accepted(), verdict.problems
     assert (verdict.steps, verdict.lost, verdict.doubled) == (STEPS, 0, 0)

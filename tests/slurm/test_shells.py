@@ -28,15 +28,15 @@ def allocated(way: str, command: str, folder: Path) -> str:
     done = subprocess.run(
         line, cwd=folder, env=given, capture_output=True, text=True, timeout=180, check=False
     )
-    told = done.stdout if way == "salloc" else (folder / "out").read_text()
-    assert done.returncode == 0, f"{told}\n{done.stderr}"
-    return told
+    output = done.stdout if way == "salloc" else (folder / "out").read_text()
+    assert done.returncode == 0, f"{output}\n{done.stderr}"
+    return output
 
 
 @pytest.mark.parametrize("way", ["salloc", "sbatch"])
 def test_shell_is_no_rank_but_what_srun_starts_is(way: str, tmp_path: Path) -> None:
-    told = allocated(way, f"{PRINTED}; echo; srun {PRINTED}", tmp_path)
-    shell, ranks = told.strip().split("\n\n")
+    output = allocated(way, f"{PRINTED}; echo; srun {PRINTED}", tmp_path)
+    shell, ranks = output.strip().split("\n\n")
     assert "kind='person', rank=0, local_rank=0, nodes=1, ranks_per_node=1" in shell
     lines = sorted(ranks.splitlines())
     assert len(lines) == 2

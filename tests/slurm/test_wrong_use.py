@@ -1,4 +1,4 @@
-"""What a person may get wrong: a line before training starts, and no second start."""
+"""User errors: one line before training starts, and no restart."""
 
 import shutil
 import sys
@@ -23,11 +23,11 @@ DEADLINE_S = 120.0
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a job ended that was refused."""
+    """End of a job that was refused."""
 
     code: int
     restarts: int
-    told: list[str]  # lines of the program's own, over both ranks
+    logged: list[str]  # lines of the program, over both ranks
     log: str
 
 
@@ -36,7 +36,7 @@ Refused = Callable[..., Refusal]
 
 @pytest.fixture
 def refused(toy: Toy, tmp_path: Path) -> Refused:
-    """refused(setting, *overrides, python="..."): what a two-node job has ended with."""
+    """refused(setting, *overrides, python="..."): end of a two-node job."""
 
     def run(setting: Setting, *overrides: str, python: Path | None = None) -> Refusal:
         given = dict(environment())
@@ -45,8 +45,8 @@ def refused(toy: Toy, tmp_path: Path) -> Refused:
         arguments = [*toy.arguments(setting, tmp_path / "run"), *overrides]
         job = submit(setting.stage, arguments, folder=tmp_path, environment=given)
         code, log = job.wait(DEADLINE_S), job.log()
-        told = [line for line in log.splitlines() if line.startswith("efficientsam: ")]
-        return Refusal(code, job.restarts(), told, log)
+        logged = [line for line in log.splitlines() if line.startswith("efficientsam: ")]
+        return Refusal(code, job.restarts(), logged, log)
 
     return run
 
@@ -54,9 +54,9 @@ def refused(toy: Toy, tmp_path: Path) -> Refused:
 def is_refused(outcome: Refusal, *sentence: str) -> None:
     assert outcome.code == 2, outcome.log
     assert outcome.restarts == 0
-    assert len(outcome.told) == 1, outcome.log
+    assert len(outcome.logged) == 1, outcome.log
     for part in sentence:
-        assert part in outcome.told[0]
+        assert part in outcome.logged[0]
     assert "Traceback" not in outcome.log
     assert "images/s" not in outcome.log
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from efficientsam_pl.checkpoints import writer
-from efficientsam_pl.checkpoints.layout import MANIFEST, manifest_of
+from efficientsam_pl.checkpoints.layout import MANIFEST, read_manifest
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.select import newest_checkpoint, sound_checkpoint
+from efficientsam_pl.checkpoints.select import latest_checkpoint, latest_valid_checkpoint
 from efficientsam_pl.checkpoints.state import is_weight
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.errors import UserError
@@ -26,12 +26,12 @@ SHARDED = ("trainer.strategy=fsdp", "trainer.devices=2", "trainer.micro_batch=2"
 
 
 def steps(folder: Path) -> list[int]:
-    return sorted(manifest_of(path).step for path in (folder / "checkpoints").iterdir())
+    return sorted(read_manifest(path).step for path in (folder / "checkpoints").iterdir())
 
 
 def same(one: Path, other: Path, step: int) -> bool:
     name = f"checkpoints/step-{step:08d}"
-    first, second = (CheckpointReader(at / name).whole_state() for at in (one, other))
+    first, second = (CheckpointReader(at / name).load_all() for at in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
@@ -69,9 +69,9 @@ def test_full_disk_costs_checkpoints_and_the_run_goes_on(
     folder = tmp_path / "run"
     run("finetune", folder, *EVERY, f"trainer.checkpoint_writing={writing}")
     assert steps(folder) == [1, 2, 6]
-    told = [r.message for r in caplog.records if "COULD NOT BE WRITTEN" in r.message]
-    assert len(told) == 3
-    assert "No space left on device" in told[0]
+    logged = [r.message for r in caplog.records if "COULD NOT BE WRITTEN" in r.message]
+    assert len(logged) == 3
+    assert "No space left on device" in logged[0]
     assert {path.name[:4] for path in (folder / "checkpoints").iterdir()} == {"step"}
 
 
@@ -114,8 +114,8 @@ def test_damaged_newest_checkpoint_is_skipped_for_the_one_before(
         state.unlink()
     else:
         (newest / MANIFEST).unlink()
-    assert sound_checkpoint(folder).name == "step-00000003"
-    assert "IS DAMAGED" in caplog.text
+    assert latest_valid_checkpoint(folder).name == "step-00000003"
+    assert "IS CORRUPT" in caplog.text
     with pytest.raises(UserError, match=r"step-00000004"):
         run("finetune", tmp_path / "other", f"run.resume={newest}")
     run("finetune", folder, *EVERY)
@@ -149,9 +149,9 @@ def test_shards_become_one_file_without_a_process_group(
         assert done.returncode == 0, done.stderr[-3000:]
 
     start(*SHARDED, "trainer.max_steps=2", "trainer.checkpoint_writing=background")
-    newest = newest_checkpoint(folder)
+    newest = latest_checkpoint(folder)
     assert newest is not None
-    assert manifest_of(newest).kind == "sharded"
+    assert read_manifest(newest).kind == "sharded"
     assert len(list((newest / "state").glob("*.distcp"))) == 2
     out = consolidate.run(folder, tmp_path / "out.safetensors")
     held = dict(CheckpointReader(newest).tensors(is_weight))
@@ -160,5 +160,5 @@ def test_shards_become_one_file_without_a_process_group(
         assert torch.equal(tensor, held[own])
     run("pretrain", folder, *EVERY, "trainer.max_steps=3")
     start(*SHARDED, "trainer.max_steps=4")
-    kinds = [manifest_of(path).kind for path in sorted((folder / "checkpoints").iterdir())]
+    kinds = [read_manifest(path).kind for path in sorted((folder / "checkpoints").iterdir())]
     assert kinds == ["sharded", "sharded", "plain", "sharded"]

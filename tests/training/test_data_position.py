@@ -65,20 +65,20 @@ def test_position_in_other_shards_or_of_another_version_is_refused(
 ) -> None:
     folder = tmp_path / "run"
     run("pretrain", folder, "trainer.max_steps=3")
-    with pytest.raises(UserError, match=r"in other shards .* run\.resume=none begins anew"):
+    with pytest.raises(UserError, match=r"to other shards .* run\.resume=none starts from scratch"):
         run("pretrain", folder, f"data.train={shards}/heldout-*.tar")
     [checkpoint] = (folder / "checkpoints").glob("step-*")
     values = CheckpointReader(checkpoint).values
     values["StreamDataModule"]["version"] = 1
     torch.save(values, checkpoint / "of_version_1.pt")
     replace_values(checkpoint, "of_version_1.pt")
-    with pytest.raises(UserError, match="of version 1, this program reads 2"):
+    with pytest.raises(UserError, match="has version 1, this program reads version 2"):
         run("pretrain", folder)
 
 
 def test_dropping_all_there_is_is_refused(run: Run, tmp_path: Path) -> None:
     options = ("data.last_batch=drop", "trainer.global_batch=12", "trainer.micro_batch=6")
-    with pytest.raises(UserError, match=r"drop leaves nothing of 10 samples .*global_batch=12"):
+    with pytest.raises(UserError, match=r"drop leaves no batch of 10 samples .*global_batch=12"):
         run("pretrain", tmp_path / "run", *options)
 
 
@@ -132,9 +132,9 @@ def test_report_goes_on_counting_after_a_restart(
     options = (f"data.train={one_broken}/*.tar", "data.max_bad_fraction=0.5")
     run(stage, tmp_path / "run", *options, "trainer.max_steps=10", stop_after=3)
     run(stage, tmp_path / "run", *options, "trainer.max_steps=10")
-    found = report(tmp_path / "run")
-    assert (found["seen"], found["good"], found["bad"]) == (40, 36, {"bad photo": 4})
-    assert len(found["list"]) == 1
+    written = report(tmp_path / "run")
+    assert (written["seen"], written["good"], written["bad"]) == (40, 36, {"bad photo": 4})
+    assert len(written["list"]) == 1
 
 
 def test_shard_that_vanished_is_told_and_its_samples_keep_their_slots(
@@ -144,11 +144,11 @@ def test_shard_that_vanished_is_told_and_its_samples_keep_their_slots(
     run("pretrain", tmp_path / "first", *options, "trainer.max_steps=2")  # makes the manifest
     (one_broken / "train-000000.tar").unlink()
     run("pretrain", tmp_path / "run", *options, "trainer.max_steps=5")
-    found = report(tmp_path / "run")
-    assert found["seen"] == 20
-    assert found["shards"][f"{one_broken}/train-000000.tar"] == {"missing shard": 2 * 4}
-    assert sum(found["bad"].values()) == found["seen"] - found["good"]
-    [broken] = found["broken_shards"]
+    written = report(tmp_path / "run")
+    assert written["seen"] == 20
+    assert written["shards"][f"{one_broken}/train-000000.tar"] == {"missing shard": 2 * 4}
+    assert sum(written["bad"].values()) == written["seen"] - written["good"]
+    [broken] = written["broken_shards"]
     assert broken["kind"] == "missing shard"
     assert Counter(flat(trace(tmp_path / "run"))) == dict.fromkeys(PHOTOS, 2)
 
@@ -157,9 +157,11 @@ def test_damage_is_told_in_the_log(
     run: Run, one_broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run("pretrain", tmp_path / "run", f"data.train={one_broken}/*.tar", "data.max_bad_fraction=1")
-    told = [record.getMessage() for record in caplog.records if "bad photo" in record.getMessage()]
-    assert told
-    assert "train-000001.tar photo4: bad photo" in told[0]
+    logged = [
+        record.getMessage() for record in caplog.records if "bad photo" in record.getMessage()
+    ]
+    assert logged
+    assert "train-000001.tar photo4: bad photo" in logged[0]
 
 
 def test_tallies_add_up_and_survive_being_written() -> None:
@@ -188,9 +190,9 @@ def test_heldout_damage_is_reported_apart(
 ) -> None:
     heldout = (f"data.heldout={one_broken}/train-*.tar", f"data.train={shards}/heldout-*.tar")
     run("pretrain", tmp_path / "run", *heldout, "trainer.validate_every_steps=2")
-    found = report(tmp_path / "run")
-    assert (found["seen"], found["good"]) == (24, 24)
-    assert (found["heldout"]["seen"], found["heldout"]["bad"]) == (10, {"bad photo": 1})
+    written = report(tmp_path / "run")
+    assert (written["seen"], written["good"]) == (24, 24)
+    assert (written["heldout"]["seen"], written["heldout"]["bad"]) == (10, {"bad photo": 1})
 
 
 def test_one_damaged_image_among_the_first_stops_no_run(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.state import joined
+from efficientsam_pl.checkpoints.state import join_state
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.models.weights import read_weights
@@ -150,7 +150,7 @@ def ranks(engine: Engine) -> Engine:
 
 def checkpoint(folder: Path, step: int) -> dict[str, Any]:
     stored = CheckpointReader(folder / f"checkpoints/step-{step:08d}")
-    return joined(stored.whole_state(), stored.values)
+    return join_state(stored.load_all(), stored.values)
 
 
 def gradients(folder: Path, beta: float) -> dict[str, Tensor]:

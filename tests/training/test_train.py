@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.state import joined
+from efficientsam_pl.checkpoints.state import join_state
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.load import ConfigError
@@ -49,7 +49,7 @@ def losses(folder: Path, stage: str = "pretrain") -> list[float]:
 
 def checkpoint(folder: Path) -> dict[str, Any]:
     stored = CheckpointReader(folder / (folder / "latest").read_text().strip())
-    return joined(stored.whole_state(), stored.values)
+    return join_state(stored.load_all(), stored.values)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -225,7 +225,7 @@ def test_finished_run_that_is_started_again_does_nothing_and_says_so(
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
     run(stage, folder)
-    assert "already: nothing to train" in capsys.readouterr().out
+    assert "nothing to train" in capsys.readouterr().out
     assert trace(folder) == trace(straight)
     assert same(weights(folder), weights(straight))
     assert (folder / "data_report.json").read_text() == (straight / "data_report.json").read_text()

@@ -119,7 +119,7 @@ def evaluate(
         _examine(work)
         return _merge(work, about, begun)
     finally:
-        requests.put_back()
+        requests.restore_handlers()
 
 
 def _examine(work: _Work) -> None:
@@ -187,7 +187,7 @@ def _stop(work: _Work, done: int) -> None:
     """
     asked, job = work.requests.strongest, work.rank.job
     every = counted(len(work.photos.numbers), "photo")
-    told = f"{done} of {every} are done; stopped, since {asked.told()}"
+    told = f"{done} of {every} are done; stopped, since {asked.reason()}"
     if asked is Request.SIGINT:
         told += "; the same command continues"
     if job is None or not asked.requeues():

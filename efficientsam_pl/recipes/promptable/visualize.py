@@ -79,4 +79,4 @@ class MaskVisualizer(L.Callback):
                 answers += [drawable(here, kind, one) for kind, one in asked.items()]
         model.train(training)
         if answers:
-            self._showcase.show(trainer, mask_sheet(answers), trainer.global_step)
+            self._showcase.log(trainer, mask_sheet(answers), trainer.global_step)

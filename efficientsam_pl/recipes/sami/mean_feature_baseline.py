@@ -44,7 +44,7 @@ class MeanFeatureBaseline(L.Callback):
             return trainer.strategy.reduce(value, reduce_op="sum")
 
         crops = min(_VIEWS * data.samples(), _CROPS)
-        first = islice(data.first_batches(), math.ceil(crops / data.micro_batches_together()))
+        first = islice(data.first_batches(), math.ceil(crops / data.samples_per_micro_step()))
         mean = mean_features(pl_module.target, _moved(watched(first, trainer), device), total)
         heldout = _moved(watched(data.val_dataloader(), trainer), device)
         self.loss = self._constant_loss(pl_module.target, mean, heldout, total)

@@ -79,7 +79,7 @@ class FeatureVisualizer(L.Callback):
         model.train(training)
         if trainer.is_global_zero and batch.valid.any():
             sheet = self._sheet(batch, target.float(), predicted.float(), split.masked)
-            self._showcase.show(trainer, sheet, step)
+            self._showcase.log(trainer, sheet, step)
 
     def _sheet(
         self,

@@ -1,4 +1,4 @@
-"""Exponentially averaged weights, beside those that learn."""
+"""Exponential moving average (EMA) of the weights."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ import torch
 
 
 class EmaWeights(L.Callback):
-    """Moves the stage's `average` towards its `model` after each optimizer step.
+    """Moves the module's `average` towards its `model` after each optimizer step.
 
-    Lightning's own averages copy the whole module and cannot be sharded; this one is a model of
-    the module, laid out and saved as the other is.
+    Lightning's weight averaging copies the whole module and cannot be sharded; here the average is
+    a second model in the module, sharded and saved like the first.
     """
 
     def __init__(self, decay: float) -> None:
-        """`decay`: how much of the average a step keeps."""
+        """`decay`: share of the average that a step keeps."""
         self._decay, self._step = decay, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes the step that the run goes on from."""
+        """Remember the step that the run resumes from."""
         self._step = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Once a step, however many micro-batches it has."""
+        """Update once per step, however many micro-batches it has."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step

@@ -1,4 +1,4 @@
-"""A run whose loss is no number any more stops, names the photos, and keeps its good checkpoint."""
+"""Stop a run on a non-finite loss, name the images, and keep the last good checkpoint."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from efficientsam_pl.errors import UserError
 
-_TOLD = 8  # photos
+_NAMED = 8  # images in the message
 
 
 @dataclass
 class _Step:
-    """The micro-batches of one optimizer step on this rank, and how the step came out."""
+    """The micro-batches of one optimizer step on this rank, and its gradient norm."""
 
     number: int
     keys: list[tuple[str, ...]] = field(default_factory=list)
@@ -25,10 +25,10 @@ class _Step:
 
 
 class NanGuard(L.Callback):
-    """Looks at each step's gradient norm one step later, so that the device is not waited for.
+    """Checks each step's gradient norm one step later, to avoid waiting for the device.
 
-    The norm is over all ranks, so all of them stop at the same step. It is also looked at before
-    a checkpoint is written: what follows a step that is no number is never saved.
+    The norm is over all ranks, so all of them stop at the same step. It is also checked before a
+    checkpoint is written: nothing is saved after a non-finite step.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,12 +36,14 @@ class NanGuard(L.Callback):
         self._folder = folder
         self._open: _Step | None = None
         self._ended: _Step | None = None
-        self._copied: torch.cuda.Event | None = None  # when the norm of `_ended` has arrived
+        self._copied: torch.cuda.Event | None = (
+            None  # recorded when the norm of `_ended` is on the CPU
+        )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes the photos of a micro-batch."""
+        """Record the images of a micro-batch."""
         if self._open is None:
             self._open = _Step(trainer.global_step)
         self._open.keys.append(batch.key)
@@ -49,16 +51,16 @@ class NanGuard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any
     ) -> None:
-        """Looks at the step before, where this micro-batch has ended one.
+        """Check the previous step, if this micro-batch completes one.
 
         Raises:
-            UserError: Its gradient is no number.
+            UserError: Its gradient norm is not finite.
         """
         assert self._open is not None
         self._open.losses.append(outputs["mean"])
         if trainer.global_step == self._open.number:
             return
-        self._look()
+        self._check()
         norm: Tensor = pl_module.gradient_norm
         self._open.norm = norm.detach().to("cpu", non_blocking=True)
         self._copied = torch.cuda.Event() if norm.is_cuda else None
@@ -67,22 +69,22 @@ class NanGuard(L.Callback):
         self._ended, self._open = self._open, None
 
     def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
-        """Looks at the step that is about to be saved.
+        """Check the step that is about to be saved.
 
         Raises:
-            UserError: Its gradient is no number.
+            UserError: Its gradient norm is not finite.
         """
-        self._look()
+        self._check()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Looks at the last step.
+        """Check the last step.
 
         Raises:
-            UserError: Its gradient is no number.
+            UserError: Its gradient norm is not finite.
         """
-        self._look()
+        self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         step = self._ended
         if step is None or step.norm is None:
             return
@@ -93,18 +95,20 @@ class NanGuard(L.Callback):
 
 
 def _stop(step: _Step, folder: Path) -> None:
-    """Every rank comes here, since the norm is one of all."""
+    """Raise on every rank, since all of them have the same norm."""
     bad = [keys for keys, loss in zip(step.keys, step.losses, strict=True) if not loss.isfinite()]
     gathered: list[Any] = [(bad, step.keys)]
     if dist.is_available() and dist.is_initialized():
         gathered = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, (bad, step.keys))
-    by_loss = any(of_rank for of_rank, _ in gathered)  # else a finite loss has an endless gradient
-    named = [of_rank if by_loss else every for of_rank, every in gathered]
-    keys = [key for micro_batches in named for some in micro_batches for key in some if key]
-    more = f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else ""
+    bad_loss = any(bad for bad, _ in gathered)  # else a finite loss has a non-finite gradient
+    named = [bad if bad_loss else step_keys for bad, step_keys in gathered]
+    keys = [
+        key for micro_batches in named for batch_keys in micro_batches for key in batch_keys if key
+    ]
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
     raise UserError(
-        f"step {step.number + 1}: the {'loss' if by_loss else 'gradient'} is no finite number, "
-        f"with the photos {', '.join(keys[:_TOLD])}{more}; nothing was saved since, "
-        f"{folder}/latest names the last good checkpoint, if there is one"
+        f"non-finite {'loss' if bad_loss else 'gradient'} at step {step.number + 1} on images "
+        f"{', '.join(keys[:_NAMED])}{more}; nothing was saved since, {folder}/latest names the "
+        "last good checkpoint, if there is one"
     )

@@ -1,4 +1,4 @@
-"""A run that was killed while it validated makes up for that validation before it trains on."""
+"""Repeat a validation that a killed run did not complete, before training resumes."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from efficientsam_pl.models.weights import FORMAT
 
 
 class OverdueValidation(L.Callback):
-    """Validates before the first step where one was due at the checkpoint's and none is recorded.
+    """Validates before the first step if the checkpoint's validation was due but is not recorded.
 
-    A checkpoint is saved before its step is validated, and is told afterwards what was measured.
+    A checkpoint is saved before its step is validated; the metrics are added to it afterwards.
     """
 
     def __init__(self, every_steps: int) -> None:
@@ -20,13 +20,13 @@ class OverdueValidation(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Looks for what was measured."""
+        """Check whether the checkpoint has validation metrics."""
         losses = checkpoint[FORMAT]["losses"]
         recorded = any(name.startswith("heldout/") for name in losses)
         self._overdue = checkpoint["global_step"] % self._every == 0 and not recorded
 
     def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        """Validates, as Lightning does between two steps."""
+        """Validate, as Lightning does between two steps."""
         if self._overdue and trainer.enable_validation:
             self._overdue = False
             loop = trainer.fit_loop.epoch_loop.val_loop

@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves at the end of a step, on all ranks the same, and stops."""
+"""Save and stop at the end of a step, the same on all ranks, when the run is requested to."""
 
 import signal
 import time
@@ -10,25 +10,26 @@ import lightning as L  # noqa: N812
 import torch
 import torch.distributed as dist
 
-from efficientsam_pl.checkpoints.select import newest_checkpoint
+from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import Request, catch_signals
-from efficientsam_pl.cluster.slurm import end_of_job, requeue
+from efficientsam_pl.cluster.slurm import job_end_time, requeue
 from efficientsam_pl.errors import SavedAndStopped, UserError
 from efficientsam_pl.training.config import InterruptionConfig
 from efficientsam_pl.training.run.folder import RunFolder
 
 
 class Preemption(L.Callback):
-    """Looks at the requests at each optimizer step and acts on them one step later.
+    """Checks for stop requests at each optimizer step and acts on them one step later.
 
-    Each rank may be told at another moment, or not at all, so the ranks vote. A vote is begun at
-    the end of a step and counted at the end of the next, so that nothing waits for it. Whether one
-    is begun or counted depends on the step, the last step and the vote before alone, which are the
-    same everywhere: no rank waits for a vote that another does not cast, and all stop together.
+    Ranks may receive a signal at different times, or not at all, so they vote. A vote starts at the
+    end of a step and is counted at the end of the next, so that nothing waits for it. Whether a
+    vote is started or counted depends only on the step, the last step and the previous vote, which
+    are the same on all ranks: no rank waits for a vote that another does not cast, and all of them
+    stop together.
 
-    Lightning's own signal handlers run collectives amid whatever a rank is doing, and its loop asks
-    all ranks for a SIGTERM before each micro-batch; both are taken out.
+    Lightning's signal handlers run collectives in the middle of whatever a rank is doing, and its
+    loop broadcasts whether there was a SIGTERM before each micro-batch; both are disabled.
     """
 
     def __init__(
@@ -37,22 +38,22 @@ class Preemption(L.Callback):
         save: Callable[[L.Trainer], None],
         folder: RunFolder | None = None,
     ) -> None:
-        """A look-out.
+        """Install the signal handlers.
 
         Args:
-            interruption: How long before a job's end it saves: more than two steps and a save take.
+            interruption: How long before a job's end to save: more than two steps and a save take.
             save: Called on every rank at the end of a step; raises if nothing could be saved.
-            folder: Of the run, which is named when it stops.
+            folder: The run's folder, named in the message when it stops.
         """
         self._interruption, self._save, self._folder = interruption, save, folder
         self._requests = catch_signals()
-        self._group: Any = None  # of all ranks, on the CPU: a vote need not wait for a GPU
+        self._group: Any = None  # all ranks, on the CPU: a vote does not wait for the GPU
         self._vote: _Vote | None = None
         self._step = 0
-        self._job_ends: float | None = None  # seconds since 1970; known to rank 0
+        self._job_ends: float | None = None  # seconds since 1970; rank 0 only
 
     def setup(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
-        """Silences Lightning, which sets its handlers after this, and makes the ranks' group."""
+        """Disable Lightning's handlers, which it would install after this, and create the group."""
         trainer._signal_connector.register_signal_handlers = _nothing
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
         if stage != "fit":
@@ -64,54 +65,54 @@ class Preemption(L.Callback):
             self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Learns when the job ends, and begins the first vote, on what was asked until now.
+        """Look up when the job ends, and start the first vote, on requests received so far.
 
         Raises:
-            UserError: So soon that the run would stop at its first step, again and again.
+            UserError: The job ends so soon that the run would stop at its first step every time.
         """
         self._step = trainer.global_step
         job = launch().job
         if trainer.is_global_zero and job is not None:
-            self._job_ends = end_of_job(job)
+            self._job_ends = job_end_time(job)
         if _Vote(self._group, self._limit_is_near()).outcome():
-            asked = self._interruption.save_before_limit_s
+            limit_s = self._interruption.save_before_limit_s
             raise UserError(
-                f"job {job} is ended by its time limit in less than interruption."
-                f"save_before_limit_s={asked} s, before it has trained; give it more time, or "
+                f"job {job} reaches its time limit in less than interruption."
+                f"save_before_limit_s={limit_s} s, before it has trained; give it more time, or "
                 "lower the key"
             )
-        self._requests.begin_saving(self._kept)  # all ranks are here: they have just voted
+        self._requests.begin_saving(self._saved_so_far)  # all ranks are here: they have just voted
         self._vote = self._begin_vote()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Counts the vote of the step before, and acts on it.
+        """Count the vote of the previous step, and act on it.
 
         Raises:
             SavedAndStopped: On all ranks, at the same step.
-            RuntimeError: Saved, but SLURM would not start the job again.
+            RuntimeError: Saved, but SLURM refused to requeue the job.
         """
         if trainer.global_step == self._step:
-            return  # amid an accumulation
+            return  # between micro-batches of a step
         self._step = trainer.global_step
-        asked = self._counted()
+        request = self._count_vote()
         if self._step >= trainer.max_steps:
             return  # nothing is left to stop
-        if asked is not Request.NONE:
-            self._stop(trainer, asked)
+        if request is not Request.NONE:
+            self._stop(trainer, request)
         self._vote = self._begin_vote()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Counts a vote that is still open, where something else has ended the run."""
-        self._counted()
+        """Count a vote that is still open, if something else ended the run."""
+        self._count_vote()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """A trained run is saved: from now on a signal ends it, and SLURM's script goes on."""
-        self._requests.put_back()
+        """Restore the handlers: the run is saved, so a signal may end the process."""
+        self._requests.restore_handlers()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Gives the signals back, but to a job that SLURM is ending, since it exits by itself."""
+        """Restore the handlers, unless the run is stopping on request and exits by itself."""
         if not isinstance(exception, SavedAndStopped):
-            self._requests.put_back()
+            self._requests.restore_handlers()
 
     def _limit_is_near(self) -> bool:
         if self._job_ends is None:
@@ -123,50 +124,50 @@ class Preemption(L.Callback):
             self._requests.note(Request.TIME_LIMIT)
         return _Vote(self._group, self._requests.strongest)
 
-    def _counted(self) -> Request:
+    def _count_vote(self) -> Request:
         vote, self._vote = self._vote, None
         return Request.NONE if vote is None else Request(vote.outcome())
 
-    def _stop(self, trainer: L.Trainer, asked: Request) -> None:
+    def _stop(self, trainer: L.Trainer, request: Request) -> None:
         _log_step(trainer)
         self._save(trainer)
-        job = launch().job if asked.requeues() else None
+        job = launch().job if request.requeues() else None
         why_not = requeue(job) if job is not None and trainer.is_global_zero else ""
         failed = self._any_failed(bool(why_not), job is not None and trainer.is_global_zero)
         where = "" if self._folder is None else f" to {self._folder.place()}"
-        saved = f"saved step {self._step}{where} and stopped, since {asked.told()}"
-        if asked is Request.SIGINT:
+        saved = f"saved step {self._step}{where} and stopped, since {request.reason()}"
+        if request is Request.SIGINT:
             resumes = self._folder is None or self._folder.resume == "auto"
             saved += f"; the same command {'' if resumes else 'with run.resume=auto '}continues"
-        if failed:  # exit code 1 leaves the job to its batch script, which 75 would tell to rest
-            why_not = why_not or "rank 0 tells why"
+        if failed:  # exit code 1: the batch script requeues the job, which it would not after 75
+            why_not = why_not or "see rank 0's log"
             raise RuntimeError(f"{saved}, but job {job} could not be requeued: {why_not}")
         if job is not None:
             saved += f"; job {job} is requeued"
-        raise SavedAndStopped(saved, asked.exit_code())
+        raise SavedAndStopped(saved, request.exit_code())
 
-    def _kept(self) -> str:
-        """What a run that is ended at once goes on from."""
-        newest = None if self._folder is None else newest_checkpoint(self._folder.local)
-        return "nothing is saved" if newest is None else f"the last checkpoint is {newest}"
+    def _saved_so_far(self) -> str:
+        """Describe what the run can resume from if it ends at once."""
+        latest = None if self._folder is None else latest_checkpoint(self._folder.local)
+        return "nothing is saved" if latest is None else f"the last checkpoint is {latest}"
 
-    def _any_failed(self, failed: bool, asked: bool) -> bool:
-        """Whether a rank failed; a barrier too, as srun ends all once the first rank exits.
+    def _any_failed(self, failed: bool, requeued: bool) -> bool:
+        """Whether a rank failed; also a barrier, as srun ends all ranks once the first exits.
 
         Args:
-            failed: Whether this one did.
-            asked: Whether this one has had SLURM end the job: then others may be gone already.
+            failed: Whether this rank failed.
+            requeued: Whether this rank requeued the job; then other ranks may be gone already.
         """
         try:
             return bool(_Vote(self._group, failed).outcome())
         except RuntimeError:
-            if failed or not asked:
+            if failed or not requeued:
                 raise
             return False
 
 
 class _Vote:
-    """The largest of all ranks' numbers. Begun when it is made; waited for when it is counted."""
+    """Asynchronous maximum over all ranks: started by the constructor, awaited by `outcome`."""
 
     def __init__(self, group: Any, number: int) -> None:
         self._largest = torch.tensor([int(number)], device="cpu")
@@ -183,10 +184,10 @@ class _Vote:
 
 
 def _nothing() -> None:
-    """In the place of Lightning's handlers."""
+    """Replace Lightning's handlers."""
 
 
 def _log_step(trainer: Any) -> None:
-    """What Lightning does after the callbacks, or the curves would lack the step that is saved."""
+    """Log the saved step, as Lightning would after the callbacks; else the curves would lack it."""
     trainer._logger_connector.on_batch_end()
     trainer._logger_connector.update_train_step_metrics()

@@ -1,4 +1,4 @@
-"""A progress bar that shows stage, photos a second and time left."""
+"""Progress bar with stage, images per second and time left."""
 
 import time
 from typing import Any
@@ -9,16 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from efficientsam_pl.plural import counted
 
-_MOVES_S = 0.5  # between two moves of the bar: reading a loss makes a GPU wait
-_FIRST_LINES_S = (5.0, 15.0, 30.0)  # of a log, after the first step was begun
-_LINES_S = (30.0, 900.0)  # then between two lines, ever longer
+_REFRESH_S = 0.5  # between two updates of the bar: reading a loss waits for the GPU
+_FIRST_LINES_S = (5.0, 15.0, 30.0)  # when a log gets its first lines, after training started
+_LINES_S = (30.0, 900.0)  # shortest and longest interval between later lines
 
 
 class TrainingProgressBar(L.Callback):
-    """One bar for a stage; on a terminal it moves, elsewhere it prints a line now and then.
+    """A bar on a terminal; elsewhere, a line of progress at growing intervals.
 
-    A log gets its first line at once, three in the first half minute, one every half minute until
-    the run is minutes old, and one every quarter of an hour when it is hours old.
+    A log gets its first line at once, three in the first half minute, then one every half minute
+    for some minutes, and finally one every quarter of an hour.
     """
 
     def __init__(self, stage: str, images_per_step: int) -> None:
@@ -29,26 +29,26 @@ class TrainingProgressBar(L.Callback):
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[status]}"),
             console=self.console,
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Shows the bar, or says how long the run is, on rank 0 alone."""
-        self._first = self._told = trainer.global_step
-        self._began = self._due = time.monotonic()
+        """Show the bar or print the length of the run, on rank 0 only."""
+        self._first = self._shown_step = trainer.global_step
+        self._started = self._due = time.monotonic()
         if not trainer.is_global_zero:
             return
         self._task = self._bar.add_task(
             self._stage,
             total=trainer.max_steps,
             completed=self._first,
-            told="time left: not known yet",
+            status="time left: not known yet",
         )
         if self.console.is_terminal:
             self._bar.start()
             return
-        self._due = self._began + _FIRST_LINES_S[0]
+        self._due = self._started + _FIRST_LINES_S[0]
         steps = counted(trainer.max_steps, "step")
         resumed = f" from step {self._first} on" if self._first else ""
         self._print(f"{steps} of {counted(self._images_per_step, 'image')}{resumed}")
@@ -56,51 +56,51 @@ class TrainingProgressBar(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any
     ) -> None:
-        """Moves the bar, or prints a line."""
-        done, now = trainer.global_step, time.monotonic()
-        ends = done == trainer.max_steps
-        if self._task is None or done == self._told or not (ends or now >= self._due):
+        """Update the bar, or print a line when due."""
+        step, now = trainer.global_step, time.monotonic()
+        is_last = step == trainer.max_steps
+        if self._task is None or step == self._shown_step or not (is_last or now >= self._due):
             return
-        self._told = done  # a step may have several micro-batches
-        seconds = max(now - self._began, 1e-9)
-        rate = (done - self._first) * self._images_per_step / seconds
-        left = (trainer.max_steps - done) * self._images_per_step / rate
-        told = (
+        self._shown_step = step  # a step may have several micro-batches
+        seconds = max(now - self._started, 1e-9)
+        rate = (step - self._first) * self._images_per_step / seconds
+        left = (trainer.max_steps - step) * self._images_per_step / rate
+        status = (
             f"{rate:.1f} images/s  loss {float(outputs['mean']):.4f}  time left {_duration(left)}"
         )
-        self._bar.update(self._task, completed=done, told=told)
+        self._bar.update(self._task, completed=step, status=status)
         if self.console.is_terminal:
-            self._due = now + _MOVES_S
+            self._due = now + _REFRESH_S
         else:
-            self._due = self._began + _next_line(now - self._began)
-            self._print(f"{done}/{trainer.max_steps}  {told}")
+            self._due = self._started + _next_line(now - self._started)
+            self._print(f"{step}/{trainer.max_steps}  {status}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves the finished bar on the terminal."""
+        """Leave the finished bar on the terminal."""
         self._bar.stop()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says so where a run was at its end already."""
+        """Say so if the run was already finished."""
         if self._task is None and trainer.is_global_zero:
-            told = f"{self._stage} is at step {trainer.global_step} already: nothing to train"
-            self.console.print(told, soft_wrap=True)
+            message = f"{self._stage} is already at step {trainer.global_step}: nothing to train"
+            self.console.print(message, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Gives the terminal back."""
+        """Release the terminal."""
         self._bar.stop()
 
-    def _print(self, told: str) -> None:
-        self.console.print(f"{self._stage}  {told}", soft_wrap=True)
+    def _print(self, line: str) -> None:
+        self.console.print(f"{self._stage}  {line}", soft_wrap=True)
 
 
 def console_of(trainer: L.Trainer) -> Console:
-    """Where other callbacks print: what goes past the bar's own console sticks to the bar."""
-    bars = [one for one in trainer.callbacks if isinstance(one, TrainingProgressBar)]  # type: ignore[attr-defined]
+    """Console for other callbacks, as output that bypasses the bar's console garbles the bar."""
+    bars = [bar for bar in trainer.callbacks if isinstance(bar, TrainingProgressBar)]  # type: ignore[attr-defined]
     return bars[0].console if bars else Console()
 
 
 def _next_line(elapsed_s: float) -> float:
-    """When the line after this moment is due, both in seconds since the first step was begun."""
+    """Time of the next line after this moment, both in seconds since training started."""
     shortest, longest = _LINES_S
     for due in _FIRST_LINES_S:
         if elapsed_s < due:
@@ -109,7 +109,7 @@ def _next_line(elapsed_s: float) -> float:
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that keeps two digits or so."""
+    """Format in the unit that gives about two digits."""
     for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
         if seconds < most * length:
             return f"{seconds / length:.{1 if unit == 'h' else 0}f} {unit}"

@@ -1,4 +1,4 @@
-"""All ranks run the same program with the same config, or none trains."""
+"""Check that all ranks run the same program with the same config."""
 
 import hashlib
 import json
@@ -16,42 +16,42 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.versions import versions
 
 _PACKAGE = Path(__file__).parents[2]
-_TOLD = 4  # differences
-_CHARACTERS = 200  # of a value
+_MAX_DIFFERENCES = 4  # in the message
+_MAX_CHARACTERS = 200  # per value
 
-Facts = dict[str, Any]  # by a name that a user knows, such as a config's key
+Facts = dict[str, Any]  # by a name that users know, such as a config key
 
 
 class RankConsistency(L.Callback):
-    """Compares the ranks when they have met, before anything is built or loaded.
+    """Compares the ranks once the process group exists, before anything is built or loaded.
 
-    A node with another checkout, other packages or another file behind the same path would train
-    on without an error, and to other weights.
+    A node with another checkout, other packages or another file at the same path would train
+    without an error, but to other weights.
     """
 
     def __init__(self, header: Mapping[str, Any]) -> None:
-        """`header`: what decides a run, as nested plain values: its config, where it goes on."""
+        """`header`: what determines a run, as nested plain values: config, checkpoint to resume."""
         self._header = header
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compares, once a fit.
+        """Compare the ranks, once per fit.
 
         Raises:
-            UserError: On all ranks: they differ, and in what.
+            UserError: On all ranks, if they differ; names the differences.
         """
         if stage == "fit" and dist.is_available() and dist.is_initialized():
-            check_alike(facts_here() | flatten(self._header))
+            check_ranks_match(local_facts() | flatten(self._header))
 
 
-def facts_here() -> Facts:
-    """The program that this rank runs: its files and what it imports."""
+def local_facts() -> Facts:
+    """Describe the program that this rank runs: its code and its packages."""
     packages = versions("torch", "lightning", "numpy")
     code = code_fingerprint(_PACKAGE)
     return {"code of efficientsam_pl": code, "python": platform.python_version(), **packages}
 
 
 def code_fingerprint(package: Path) -> str:
-    """Of all Python files below a folder: 12 hexadecimal digits."""
+    """Hash all Python files below a folder to 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
@@ -60,17 +60,17 @@ def code_fingerprint(package: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def check_alike(mine: Facts) -> None:
-    """Compares what the ranks tell of themselves: 32 bytes each, and all of it where they differ.
+def check_ranks_match(local: Facts) -> None:
+    """Compare all ranks' facts by digest, and in full only if digests differ.
 
     Raises:
-        UserError: On all ranks alike: the first one that differs from rank 0, and in what.
+        UserError: On all ranks; names the first rank that differs from rank 0, and the differences.
     """
-    told = json.dumps(mine, sort_keys=True, default=str)
-    digests = _gathered(hashlib.sha256(told.encode()).digest())
+    payload = json.dumps(local, sort_keys=True, default=str)
+    digests = _gather(hashlib.sha256(payload.encode()).digest())
     if len(set(digests)) == 1:
         return
-    ranks: list[tuple[str, Facts]] = _gathered((socket.gethostname(), json.loads(told)))
+    ranks: list[tuple[str, Facts]] = _gather((socket.gethostname(), json.loads(payload)))
     host, first = ranks[0]
     number = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
     other_host, other = ranks[number]
@@ -80,15 +80,15 @@ def check_alike(mine: Facts) -> None:
     ]
     raise UserError(
         f"rank {number} on {other_host} does not run what rank 0 on {host} does: "
-        f"{join_first(texts, _TOLD)}"
+        f"{join_first(texts, _MAX_DIFFERENCES)}"
     )
 
 
-def _gathered(mine: Any) -> list[Any]:
-    everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    return everyones
+def _gather(local: Any) -> list[Any]:
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, local)
+    return gathered
 
 
 def _short(value: Any) -> str:
-    return shorten(repr(value), _CHARACTERS)
+    return shorten(repr(value), _MAX_CHARACTERS)

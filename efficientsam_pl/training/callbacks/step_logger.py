@@ -1,4 +1,4 @@
-"""One count of steps in all that a run logs: at step n lies what n optimizer steps have made."""
+"""Log everything at the number of completed optimizer steps."""
 
 from functools import partial
 from typing import Any
@@ -8,10 +8,10 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 
 
 class StepLogger(LearningRateMonitor):
-    """Logs learning rates, and has Lightning count as checkpoints, pictures and the terminal do.
+    """Logs learning rates, and aligns Lightning's step count with checkpoints, images and terminal.
 
-    Lightning's own count of logged values begins at 0 and falls behind by one at each resume. The
-    learning rate at step n is the one that the n-th step was made with.
+    Lightning's own count of logged values starts at 0 and falls behind by one at each resume. The
+    learning rate logged at step n is the one that the n-th step used.
     """
 
     def __init__(self) -> None:
@@ -19,13 +19,13 @@ class StepLogger(LearningRateMonitor):
         self._logged_step = 0
 
     def setup(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
-        """From now on whatever names no step is logged at the trainer's."""
+        """Log values without a step at the trainer's global step."""
         connector = trainer._logger_connector
         connector.log_metrics = partial(_log_at_step, connector)
 
     def on_train_batch_start(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        """Logs at the steps that are due, once a step however many micro-batches it has."""
-        # what decides which steps are due
+        """Log when due, once per step however many micro-batches it has."""
+        # the counter that determines which steps are due
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         step = trainer.global_step + 1
         if step != self._logged_step and trainer._logger_connector.should_update_logs:
@@ -39,6 +39,6 @@ def _log_at_step(connector: Any, metrics: dict[str, Any], step: int | None = Non
     trainer = connector.trainer
     if step is None:
         step = trainer.global_step
-        if metrics and trainer.training:  # once a step: a validation follows what is logged here
+        if metrics and trainer.training:  # once per step, not again at its validation
             metrics = metrics | {"epoch": trainer.current_epoch}
     type(connector).log_metrics(connector, metrics, step)

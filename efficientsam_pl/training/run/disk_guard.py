@@ -1,4 +1,4 @@
-"""Records that a full disk refuses: the run goes on, and that they are missing is told once."""
+"""Best-effort writes: on a full disk skip the write, warn once, keep training."""
 
 import errno
 import logging
@@ -6,48 +6,48 @@ import time
 from collections.abc import Callable, Iterator
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_AGAIN_S = 10.0  # what is written every step is tried so seldom while there is no room
+_RETRY_S = 10.0  # between attempts while the disk is full, for what is written every step
 
 _log = logging.getLogger(__name__)
 
 
 class BestEffortWriter:
-    """Whether there is room for one kind of record, by the last try."""
+    """Writes of one kind that may fail on a full disk without stopping the run."""
 
     def __init__(self, what: str, meanwhile: str, clock: Callable[[], float] = time.monotonic):
-        """A disk that is not full.
+        """Start out assuming that the disk has space.
 
         Args:
-            what: Is written, as the log names it.
-            meanwhile: What becomes of it while the disk is full.
-            clock: Seconds.
+            what: Name of what is written, for the log.
+            meanwhile: What happens to it while the disk is full, for the log.
+            clock: Monotonic time in seconds.
         """
         self._what, self._meanwhile, self._clock = what, meanwhile, clock
-        self._failed: float | None = None  # when the last try has failed
+        self._failed: float | None = None  # when the last attempt failed, if it did
 
     @property
     def full(self) -> bool:
-        """Whether the last try has failed."""
+        """Whether the last attempt failed."""
         return self._failed is not None
 
-    def due(self) -> bool:
-        """Whether it is worth a try: there was room, or some time has passed since."""
-        return self._failed is None or self._clock() - self._failed >= _AGAIN_S
+    def is_due(self) -> bool:
+        """Whether to attempt a write: the last one succeeded, or failed long enough ago."""
+        return self._failed is None or self._clock() - self._failed >= _RETRY_S
 
-    def attempt(self, write: Callable[[], None]) -> bool:
-        """Whether the disk has taken what `write` writes; any other error is raised."""
+    def try_write(self, write: Callable[[], None]) -> bool:
+        """Call `write`; False if the disk is full. Any other error is raised."""
         try:
             write()
-        except Exception as error:  # TensorBoard's logger wraps its file's
-            refusal = next(filter(_is_full, _chain(error)), None)
-            if refusal is None:
+        except Exception as error:  # TensorBoard wraps the OSError of its file
+            disk_error = next(filter(_is_full, _chain(error)), None)
+            if disk_error is None:
                 raise
             if not self.full:
-                _log.error("THE DISK IS FULL: %s: %s; %s", self._what, refusal, self._meanwhile)
+                _log.error("THE DISK IS FULL: %s: %s; %s", self._what, disk_error, self._meanwhile)
             self._failed = self._clock()
             return False
         if self.full:
-            _log.warning("there is room again for %s", self._what)
+            _log.warning("the disk has space again for %s", self._what)
         self._failed = None
         return True
 

@@ -20,9 +20,9 @@ from efficientsam_pl.storage.mirror import Mirror, StoredFolder
 from efficientsam_pl.training.config import RecipeConfig, RunConfig
 from efficientsam_pl.training.run.remote import (
     CHECKPOINTS,
-    bring_checkpoint,
-    bring_checkpoints,
-    bring_records,
+    download_checkpoint,
+    download_checkpoints,
+    download_records,
     scratch_mirror,
 )
 from efficientsam_pl.training.run.resume_policy import changes, one_line
@@ -249,9 +249,9 @@ def _update_copy(mirror: Mirror, launch: Launch, goes_on: bool, inside: str | No
     """Makes this machine's copy what the store holds now."""
     if goes_on:
         if launch.kind != "person" or launch.rank == 0:  # else rank 0 has, before it started this
-            bring_checkpoints(mirror, inside)
+            download_checkpoints(mirror, inside)
         if launch.rank == 0:
-            bring_records(mirror)
+            download_records(mirror)
     elif launch.rank == 0 or (launch.kind != "person" and launch.local_rank == 0):
         for name in _OF_A_RUN:
             path = mirror.local / name
@@ -266,6 +266,6 @@ def _brought(run: RunConfig, path: str, launch: Launch) -> Path:
     if launch.kind == "person" and launch.rank > 0:
         return mirror.local
     if mirror.remote.read(MANIFEST) is not None:
-        return bring_checkpoint(mirror)
-    bring_checkpoints(mirror)
+        return download_checkpoint(mirror)
+    download_checkpoints(mirror)
     return mirror.local

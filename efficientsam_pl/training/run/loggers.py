@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: TensorBoard's files, or W&B."""
+"""Loggers of metrics and images: TensorBoard's files, or W&B."""
 
 import contextlib
 import os
@@ -16,14 +16,14 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
 from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 
-_ROOM = 256 * 1024  # bytes that must be free before TensorBoard's next file is begun
+_MIN_FREE_BYTES = 256 * 1024  # required before TensorBoard starts its next file
 
 
 def check_logger(config: TrainerConfig) -> None:
-    """Stops before anything large is built.
+    """Fail early if the configured logger is not installed.
 
     Raises:
-        UserError: W&B asked for and not installed.
+        UserError: W&B is configured but not installed.
     """
     if config.logger != "wandb":
         return
@@ -36,109 +36,109 @@ def check_logger(config: TrainerConfig) -> None:
 
 
 def build_logger(run: RunConfig, config: TrainerConfig, step: int = 0) -> Logger:
-    """The run's logger; its files go to `RUN/log`.
+    """Build the run's logger, whose files go to `RUN/log`.
 
     Args:
-        run: The run; its folder is a local one.
-        config: Which logger.
-        step: Of the checkpoint that the run goes on from: what an earlier start has logged of
-            later steps is not drawn.
+        run: The run, with a local folder.
+        config: Selects the logger.
+        step: Step of the checkpoint that the run resumes from; what was logged for later steps is
+            purged.
 
     Raises:
-        UserError: W&B asked for and not installed.
+        UserError: W&B is configured but not installed.
     """
     check_logger(config)
     folder = Path(run.dir)
     if config.logger == "tensorboard":
-        return TensorBoardFiles(folder, step)
-    return WandbRun(
+        return TensorBoardRunLogger(folder, step)
+    return WandbRunLogger(
         save_dir=folder / "log",
         project="efficientsam_pl",
         name=folder.resolve().name,
-        id=_wandb_id(folder / "log" / "wandb_id", goes_on=run.resume != "none"),
+        id=_wandb_id(folder / "log" / "wandb_id", resumes=run.resume != "none"),
     )
 
 
-class TensorBoardFiles(TensorBoardLogger):
-    """TensorBoard's files in `RUN/log`, without which a run goes on where the disk is full.
+class TensorBoardRunLogger(TensorBoardLogger):
+    """TensorBoard's files in `RUN/log`; a full disk does not stop the run.
 
-    The writer's thread ends with an error, which the next call meets. The file is left as it is
-    then, and another one is begun when there is room.
+    On a full disk TensorBoard's writer thread dies, and the next call raises its error. The file is
+    then abandoned, and a new one is started once the disk has space.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """`step`: that the run goes on from; pictures of this very step are logged already."""
-        begun = any((folder / "log").glob("events.out.tfevents.*"))
-        super().__init__(folder, name="log", version="", purge_step=step + 1 if begun else None)
-        self._room = BestEffortWriter(
-            f"TensorBoard's files in {self.log_dir}", "curves have a gap there"
+        """`step`: the one that the run resumes from; its images are already logged."""
+        resumed = any((folder / "log").glob("events.out.tfevents.*"))
+        super().__init__(folder, name="log", version="", purge_step=step + 1 if resumed else None)
+        self._writer = BestEffortWriter(
+            f"TensorBoard's files in {self.log_dir}", "curves will have a gap"
         )
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs scalars."""
+        """Log scalars."""
         log = super().log_metrics
         self._try(lambda: log(dict(metrics), step))
 
     @rank_zero_only
-    def log_picture(self, name: str, image: Image.Image, step: int) -> None:
-        """Logs a picture."""
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Log an image."""
         pixels = np.array(image)
         self._try(lambda: self.experiment.add_image(name, pixels, step, dataformats="HWC"))
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes what is waiting; begins no file for nothing."""
+        """Flush pending values, without starting an empty file."""
         if self._experiment is not None:
             self._try(super().save)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes what is waiting and closes the file."""
+        """Flush pending values and close the file."""
         if self._experiment is not None:
             finalize = super().finalize
             self._try(lambda: finalize(status))
 
     def _try(self, write: Callable[[], None]) -> None:
-        if self._room.due():
-            self._room.attempt(lambda: self._write(write))
+        if self._writer.is_due():
+            self._writer.try_write(lambda: self._write(write))
 
     def _write(self, write: Callable[[], None]) -> None:
-        if self._room.full:
-            _check_room(Path(self.log_dir))
+        if self._writer.full:
+            _check_free_space(Path(self.log_dir))
         try:
             write()
         except Exception:
-            self._leave_file()
+            self._abandon_file()
             raise
 
-    def _leave_file(self) -> None:
+    def _abandon_file(self) -> None:
         if self._experiment is None:
             return
-        with contextlib.suppress(Exception):  # it raises what its thread has met, once more
+        with contextlib.suppress(Exception):  # it raises its thread's error again
             self._experiment.close()
         self._experiment = None
-        self._kwargs.pop("purge_step", None)  # the next file goes on where this one ends
+        self._kwargs.pop("purge_step", None)  # the next file continues where this one ends
 
 
-def _check_room(folder: Path) -> None:
-    """Raises OSError where the disk is still full; a file of events is not begun in vain."""
-    probe = folder / f".room.{os.getpid()}"
+def _check_free_space(folder: Path) -> None:
+    """Raise OSError if the disk is still full, so that no empty event file is started."""
+    probe = folder / f".space.{os.getpid()}"
     try:
         with probe.open("wb") as file:
-            file.write(bytes(_ROOM))
+            file.write(bytes(_MIN_FREE_BYTES))
             file.flush()
             os.fsync(file.fileno())
     finally:
         probe.unlink(missing_ok=True)
 
 
-class WandbRun(WandbLogger):
-    """W&B's run ends when the trainer's does: what the process trains next gets its own."""
+class WandbRunLogger(WandbLogger):
+    """W&B logger that ends its run with the trainer, so that the next training gets its own."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Sends what is left."""
+        """Send pending values and end the run."""
         super().finalize(status)
         if self._experiment is not None:
             self._experiment.finish(exit_code=0 if status == "success" else 1)
@@ -146,9 +146,9 @@ class WandbRun(WandbLogger):
 
 
 @rank_zero_only
-def _wandb_id(path: Path, goes_on: bool) -> str:
-    """W&B's name of the run, kept beside it, so that a resumed run draws on its own curves."""
-    if not (goes_on and path.exists()):
+def _wandb_id(path: Path, resumes: bool) -> str:
+    """Read or create the id of the W&B run, stored so that a resumed run continues its curves."""
+    if not (resumes and path.exists()):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(uuid4().hex)
     return path.read_text()

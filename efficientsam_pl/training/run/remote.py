@@ -1,8 +1,8 @@
-"""A run that lives in a store, and the folder on this machine that it is written to first.
+"""A run in a remote store, and the local folder that it is written to first.
 
-The store is the run, the folder is its copy: at a start what differs is brought from there. Of a
-run's checkpoints the newest is brought whole; of older ones the manifest alone, which says that
-they are there and may be removed when their time has come.
+The store is authoritative, the folder is a copy: at the start of a run, what differs is downloaded.
+The latest checkpoint is downloaded completely; of older ones only the manifest, so that retention
+knows of them and can remove them.
 """
 
 import hashlib
@@ -19,25 +19,25 @@ from filelock import FileLock
 from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
     CheckpointError,
-    corruption_of,
-    manifest_of,
-    point,
+    find_corruption,
+    read_manifest,
+    write_pointer,
 )
 from efficientsam_pl.storage.mirror import Mirror, StoredFolder
 
 CHECKPOINTS = "checkpoints"
-_AT_ONCE = 4  # downloads
+_PARALLEL_DOWNLOADS = 4
 
 _log = logging.getLogger(__name__)
 
 
 def scratch_mirror(remote: str, scratch: str | None, node: int) -> Mirror:
-    """The local copy of a folder in a store; nodes may share a disk, so each has its own.
+    """Create the local copy of a remote folder; nodes may share a disk, so each has its own.
 
     Args:
-        remote: The folder.
-        scratch: Where copies lie; None: in the system's folder for temporary files.
-        node: This machine's number among those of the run.
+        remote: The remote folder.
+        scratch: Parent of local copies; None: the system's folder for temporary files.
+        node: Rank of this node within the run.
     """
     digest = hashlib.sha256(remote.rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()
     top = Path(scratch or tempfile.gettempdir()) / f"efficientsam-runs-{os.getuid()}"
@@ -46,67 +46,67 @@ def scratch_mirror(remote: str, scratch: str | None, node: int) -> Mirror:
     return Mirror(local, StoredFolder(remote), MANIFEST)
 
 
-def bring_checkpoints(mirror: Mirror, wanted: str | None = None) -> Path | None:
-    """Makes the local checkpoints, `latest` and `best` those of the store.
+def download_checkpoints(mirror: Mirror, name: str | None = None) -> Path | None:
+    """Synchronise the local checkpoints, `latest` and `best` with the store.
 
-    Every rank of a node may call it; one of them brings them, the others wait.
+    Every rank of a node may call it; one of them downloads, the others wait.
 
     Args:
         mirror: The run's.
-        wanted: The name of a checkpoint to bring whole instead of the newest.
+        name: A checkpoint to download instead of the latest.
 
     Returns:
-        The local checkpoint that is whole; None where the store has none.
+        The complete local checkpoint; None if the store has none.
 
     Raises:
-        CheckpointError: The store has some, but none is as it was written.
+        CheckpointError: The store has checkpoints, but none is valid.
     """
     with FileLock(mirror.local.with_name(f".{mirror.local.name}.lock")):
-        names = _stubs(mirror)
-        chosen = _first_sound(mirror, [wanted] if wanted else names)
-        for name in ("latest", "best"):
-            (mirror.local / name).unlink(missing_ok=True)
-        if chosen is None and (wanted or names):
+        names = _sync_manifests(mirror)
+        chosen = _first_valid(mirror, [name] if name else names)
+        for pointer in ("latest", "best"):
+            (mirror.local / pointer).unlink(missing_ok=True)
+        if chosen is None and (name or names):
             raise CheckpointError(
-                f"{mirror.remote.path} has no sound checkpoint to go on from; run.resume=none "
-                "begins anew"
+                f"{mirror.remote.path} has no valid checkpoint to resume from; run.resume=none "
+                "starts from scratch"
             )
         if chosen is not None:
-            point(mirror.local / "latest", chosen)
+            write_pointer(mirror.local / "latest", chosen)
         best = (mirror.remote.read("best") or b"").decode().strip()
         if best in names:
-            point(mirror.local / "best", mirror.local / best)
+            write_pointer(mirror.local / "best", mirror.local / best)
         return chosen
 
 
-def bring_checkpoint(mirror: Mirror) -> Path:
-    """A checkpoint's own folder, brought whole: its mirror is not a run's.
+def download_checkpoint(mirror: Mirror) -> Path:
+    """Download a single checkpoint, whose mirror is the checkpoint's folder, not a run's.
 
     Raises:
-        CheckpointError: It is not as it was written.
+        CheckpointError: The checkpoint is missing or corrupt.
     """
     with FileLock(mirror.local.with_name(f".{mirror.local.name}.lock")):
         manifest = mirror.remote.read(MANIFEST)
-        if manifest is None or not _brought(mirror, mirror.local, "", manifest):
-            raise CheckpointError(f"{mirror.remote.path} is no sound checkpoint to go on from")
+        if manifest is None or not _download(mirror, mirror.local, "", manifest):
+            raise CheckpointError(f"{mirror.remote.path} is not a valid checkpoint to resume from")
         return mirror.local
 
 
-def bring_records(mirror: Mirror) -> None:
-    """Makes the local log and trace those of the store; on rank 0, which alone writes them."""
+def download_records(mirror: Mirror) -> None:
+    """Replace the local log and trace by the store's; on rank 0, which alone writes them."""
     shutil.rmtree(mirror.local / "log", ignore_errors=True)
     names = ["consumed.jsonl", "data_report.json"]
     for name in names:
         (mirror.local / name).unlink(missing_ok=True)
-    there = mirror.remote.names()
-    for name in [*mirror.remote.files("log"), *(name for name in names if name in there)]:
+    stored = mirror.remote.names()
+    for name in [*mirror.remote.files("log"), *(name for name in names if name in stored)]:
         mirror.fetch(name)
 
 
-def _stubs(mirror: Mirror) -> list[str]:
-    """Names of the store's whole checkpoints, the last written first; each has its manifest here.
+def _sync_manifests(mirror: Mirror) -> list[str]:
+    """Download all manifests; names of the store's complete checkpoints, latest first.
 
-    Local ones that are not the store's are removed.
+    Local checkpoints that differ from the store's are removed.
     """
     manifests = {
         PurePosixPath(file).parent.as_posix(): mirror.remote.read(file)
@@ -114,49 +114,49 @@ def _stubs(mirror: Mirror) -> list[str]:
         if file.count("/") == 2 and file.endswith(f"/{MANIFEST}")
     }
     for folder in (mirror.local / CHECKPOINTS).glob("*"):
-        told, ours = manifests.get(f"{CHECKPOINTS}/{folder.name}"), folder / MANIFEST
-        if told is None or not ours.is_file() or ours.read_bytes() != told:
+        stored, local = manifests.get(f"{CHECKPOINTS}/{folder.name}"), folder / MANIFEST
+        if stored is None or not local.is_file() or local.read_bytes() != stored:
             shutil.rmtree(folder)
     written = {}
     for name, manifest in manifests.items():
         try:
             written[name] = float(json.loads(manifest or b"")["written"])
         except (ValueError, KeyError, TypeError):
-            continue  # only a part of it has arrived
+            continue  # uploaded only in part
         (mirror.local / name).mkdir(parents=True, exist_ok=True)
         (mirror.local / name / MANIFEST).write_bytes(manifest or b"")
     return sorted(written, key=written.__getitem__, reverse=True)
 
 
-def _first_sound(mirror: Mirror, names: list[str]) -> Path | None:
+def _first_valid(mirror: Mirror, names: list[str]) -> Path | None:
     for name in names:
         folder = mirror.local / name
         manifest = mirror.remote.read(f"{name}/{MANIFEST}")
-        if manifest is not None and _brought(mirror, folder, f"{name}/", manifest):
+        if manifest is not None and _download(mirror, folder, f"{name}/", manifest):
             return folder
-        _log.error("THE CHECKPOINT %s IS NOT SOUND: it is skipped", mirror.remote.at(name))
+        _log.error("THE CHECKPOINT %s IS CORRUPT: it is skipped", mirror.remote.at(name))
         shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
-def _brought(mirror: Mirror, folder: Path, prefix: str, manifest: bytes) -> bool:
-    """Whether all files of a checkpoint are here now, as they were written."""
+def _download(mirror: Mirror, folder: Path, prefix: str, manifest: bytes) -> bool:
+    """Download a checkpoint's missing files; True if it is complete and valid."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).write_bytes(manifest)
     try:
-        parts = manifest_of(folder).files
+        records = read_manifest(folder).files
         missing = [
             f"{prefix}{name}"
-            for name, part in parts.items()
-            if not (folder / name).is_file() or (folder / name).stat().st_size != part.bytes
+            for name, record in records.items()
+            if not (folder / name).is_file() or (folder / name).stat().st_size != record.bytes
         ]
         if not missing:
-            return True  # its checksums are looked at when it is read
-        with ThreadPoolExecutor(_AT_ONCE, "download") as pool:
+            return True  # checksums are verified when it is read
+        with ThreadPoolExecutor(_PARALLEL_DOWNLOADS, "download") as pool:
             list(pool.map(mirror.fetch, missing))
-        damage = corruption_of(folder)
+        corruption = find_corruption(folder)
     except (CheckpointError, FileNotFoundError) as error:
-        damage = str(error)
-    if damage is not None:
-        _log.error("%s: %s", mirror.remote.path, damage)
-    return damage is None
+        corruption = str(error)
+    if corruption is not None:
+        _log.error("%s: %s", mirror.remote.path, corruption)
+    return corruption is None

@@ -10,32 +10,32 @@ from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 _BLOCK = 64 * 1024
 
 
-def cut_lines(path: Path, step: int) -> list[bytes]:
-    """Removes the lines of `step` and later ones, and those of which only a part is there.
+def truncate_jsonl(path: Path, step: int) -> list[bytes]:
+    """Remove the lines of `step` and later steps, and incomplete lines.
 
     Args:
-        path: Of the file, which need not be there. Each line is an object with a `step`.
-        step: The first that goes.
+        path: The file, which may be missing. Each line is an object with a `step`.
+        step: The first step to remove.
 
     Returns:
-        Lines that belong into the file and are not in it, since the disk is full.
+        Lines that belong to the file but could not be written, since the disk is full.
     """
     if not path.exists():
         return []
-    end, later = _kept(path, step)
+    end, later = _find_kept(path, step)
     if not later:
         if end < path.stat().st_size:
             os.truncate(path, end)
         return []
-    room = BestEffortWriter(str(path), "it is shortened where it is")
-    if room.attempt(lambda: _rewrite(path, end, later)):
+    writer = BestEffortWriter(str(path), "it is truncated in place")
+    if writer.try_write(lambda: _rewrite(path, end, later)):
         return []
     os.truncate(path, end)
     return later
 
 
-def _kept(path: Path, step: int) -> tuple[int, list[bytes]]:
-    """How many bytes stay as they are, and which lines after them stay, too."""
+def _find_kept(path: Path, step: int) -> tuple[int, list[bytes]]:
+    """Length in bytes of the prefix to keep, and the lines after it to keep."""
     end, later, cutting = 0, list[bytes](), False
     with path.open("rb") as file:
         for line in file:
@@ -50,7 +50,7 @@ def _kept(path: Path, step: int) -> tuple[int, list[bytes]]:
 
 
 def _step(line: bytes) -> int | None:
-    """Of a line; None where only a part of it is there."""
+    """Step of a line; None if the line is incomplete."""
     try:
         number: int = json.loads(line)["step"]
     except ValueError:

@@ -23,5 +23,5 @@ def good() -> Trial:
         worst=0.0,
         seconds=50.0,
         seconds_lost=20.0,
-        told=(),
+        problems=(),
     )

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.campaign import drawn, main
-from benchmarks.faults.injection import KINDS, damage_file, fill
+from benchmarks.faults.campaign import main, trial_plan
+from benchmarks.faults.injection import KINDS, corrupt_file, fill
 from benchmarks.faults.tally import Trial, write_tally
 from benchmarks.faults.toy_runs import GLOBAL_BATCH, PHOTOS, STEPS, Setting, build_toy
 from benchmarks.faults.trial_site import last_step, small_disk
-from efficientsam_pl.checkpoints.layout import CheckpointError, corruption_of, measured, seal
+from efficientsam_pl.checkpoints.layout import (
+    CheckpointError,
+    file_records,
+    find_corruption,
+    write_manifest,
+)
 from efficientsam_pl.cli.config_options import check_inputs
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
@@ -21,22 +26,24 @@ from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 
 def test_every_kind_comes_once_a_turn_and_a_seed_draws_the_same_again() -> None:
-    turns = [[drawn(3, number)[0] for number in range(n, n + len(KINDS))] for n in (0, len(KINDS))]
+    turns = [
+        [trial_plan(3, number)[0] for number in range(n, n + len(KINDS))] for n in (0, len(KINDS))
+    ]
     for turn in turns:
         assert Counter(turn) == Counter(list(KINDS))
     assert turns[0] != turns[1]
-    kind, setting, draw = drawn(3, 17)
-    again, same_setting, same_draw = drawn(3, 17)
+    kind, setting, draw = trial_plan(3, 17)
+    again, same_setting, same_draw = trial_plan(3, 17)
     assert (kind, setting, draw.random()) == (again, same_setting, same_draw.random())
 
 
 def test_a_turn_has_both_stages_and_both_strategies() -> None:
-    settings = [drawn(0, number)[1] for number in range(len(KINDS))]
+    settings = [trial_plan(0, number)[1] for number in range(len(KINDS))]
     assert {s.stage for s in settings} == {"pretrain", "finetune"}
     assert {s.strategy for s in settings} == {"ddp", "fsdp"}
 
 
-def test_without_trials_the_tally_alone_is_told(
+def test_without_trials_only_the_tally_is_printed(
     good: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tally = tmp_path / "tally.json"
@@ -88,16 +95,16 @@ def test_every_damage_is_one_that_the_checksums_find(
     tmp_path: Path, seed: int, sealed: Path
 ) -> None:
     before = {path.name: path.read_bytes() for path in sealed.iterdir()}
-    told = damage_file(sealed, random.Random(seed))
+    description = corrupt_file(sealed, random.Random(seed))
     after = {path.name: path.read_bytes() for path in sealed.iterdir()}
     changed = [name for name in before if before[name] != after.get(name)]
     assert len(changed) == 1
-    assert changed[0] in told
+    assert changed[0] in description
     if changed == ["complete.json"]:
         with pytest.raises(CheckpointError):
-            corruption_of(sealed)
+            find_corruption(sealed)
     else:
-        assert corruption_of(sealed) is not None
+        assert find_corruption(sealed) is not None
 
 
 @pytest.fixture
@@ -106,7 +113,7 @@ def sealed(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("state.pt", "run.pt"):
         (folder / name).write_bytes(random.Random(name).randbytes(1000))
-    seal(folder, "plain", 4, "run.pt", measured(sorted(folder.iterdir()), folder))
+    write_manifest(folder, "plain", 4, "run.pt", file_records(sorted(folder.iterdir()), folder))
     return folder
 
 

@@ -19,13 +19,13 @@ def loose(good: Trial) -> Trial:
 
 @pytest.fixture
 def hung(good: Trial) -> Trial:
-    told = ("not over after 300 s",)
-    return replace(good, finished=False, hung=True, bit_equal=False, worst=None, told=told)
+    problems = ("not over after 300 s",)
+    return replace(good, finished=False, hung=True, bit_equal=False, worst=None, problems=problems)
 
 
 @pytest.fixture
 def off(good: Trial) -> Trial:
-    return replace(good, lost=2, doubled=1, bit_equal=False, worst=0.5, told=("2 uses lost",))
+    return replace(good, lost=2, doubled=1, bit_equal=False, worst=0.5, problems=("2 uses lost",))
 
 
 def test_a_tally_is_read_back_as_it_was_written_and_grows(
@@ -65,13 +65,13 @@ def test_goals_are_met_by_good_trials_and_missed_by_a_hang_and_a_lost_sample(
 ) -> None:
     met = {row.id: row.met() for row in rows([good] * 30 + [loose])}
     assert set(met.values()) - {None} == {True}
-    bad = {row.id: row.met() for row in rows([good, hung, off, replace(loose, told=("x",))])}
+    bad = {row.id: row.met() for row in rows([good, hung, off, replace(loose, problems=("x",))])}
     assert [name for name, reached in bad.items() if reached] == []
     assert bad["faults.killed_rank.passed"] is False
 
 
 def test_rows_are_one_line_of_json_whatever_went_wrong(loose: Trial, hung: Trial) -> None:
-    worst = replace(loose, worst=float("inf"), told=("a loss is no number",))
+    worst = replace(loose, worst=float("inf"), problems=("a loss is no number",))
     record = json.loads(json_line("faults", rows([hung, worst])))
     assert {row["id"] for row in record["rows"]} >= {"faults.hangs", "faults.worst_difference"}
 

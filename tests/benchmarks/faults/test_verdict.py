@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.faults.verdict import Consumed, Left, Verdict, compare, consumed_by, judge
+from benchmarks.faults.verdict import Consumed, RunResult, Verdict, compare, judge, read_trace
 from efficientsam_pl.checkpoints.layout import (
     PLAIN,
     VALUES,
-    measured,
-    point,
-    put_in_place,
-    seal,
+    file_records,
+    partial_path,
+    publish_checkpoint,
     step_folder,
-    unfinished,
+    write_manifest,
+    write_pointer,
 )
 
 SAMPLES = "abcde"
@@ -34,8 +34,8 @@ def undisturbed() -> Lines:
     ]
 
 
-def left(lines: Lines, **weights: torch.Tensor) -> Left:
-    return Left(tuple(lines), {"w": torch.arange(4.0), "v": torch.ones(2, 3)} | weights)
+def left(lines: Lines, **weights: torch.Tensor) -> RunResult:
+    return RunResult(tuple(lines), {"w": torch.arange(4.0), "v": torch.ones(2, 3)} | weights)
 
 
 def judged(lines: Lines, tolerance: float | None = None) -> Verdict:
@@ -61,8 +61,8 @@ def test_a_sample_used_in_anothers_place_is_doubled_and_the_other_lost() -> None
     verdict = judged(lines)
     assert (verdict.lost, verdict.doubled, verdict.moved) == (1, 1, 0)
     assert not verdict.accepted()
-    assert any("the reference did not use d" in sentence for sentence in verdict.told)
-    assert any("the reference used c" in sentence for sentence in verdict.told)
+    assert any("the reference did not use d" in sentence for sentence in verdict.problems)
+    assert any("the reference used c" in sentence for sentence in verdict.problems)
 
 
 @pytest.mark.parametrize("step", [0, 4, 9])
@@ -93,7 +93,7 @@ def test_steps_that_changed_places_keep_their_samples_but_are_not_the_reference(
 def test_a_run_that_ended_early_has_lost_its_last_steps() -> None:
     verdict = judged([line for line in undisturbed() if line.step < 7])
     assert verdict.lost == 6
-    assert "steps 0 to 6, the reference's 0 to 9" in verdict.told
+    assert "steps 0 to 6, the reference's 0 to 9" in verdict.problems
 
 
 def test_what_is_wrong_in_the_reference_too_is_noticed() -> None:
@@ -101,8 +101,8 @@ def test_what_is_wrong_in_the_reference_too_is_noticed() -> None:
     used(lines, 0, 1, "e")  # a, e, c, d, e | a ...: the first epoch has e twice and no b
     verdict = judge(left(lines), left(lines), None)
     assert (verdict.lost, verdict.doubled) == (1, 1)
-    assert any("an epoch went without b" in sentence for sentence in verdict.told)
-    assert any("an epoch had twice e" in sentence for sentence in verdict.told)
+    assert any("an epoch lacked b" in sentence for sentence in verdict.problems)
+    assert any("an epoch used twice e" in sentence for sentence in verdict.problems)
 
 
 def test_the_last_bit_of_a_loss_counts() -> None:
@@ -131,7 +131,7 @@ def test_one_changed_weight_counts() -> None:
     changed = left(undisturbed(), w=w)
     strict = judge(changed, left(undisturbed()), None)
     assert strict.state_difference == 2**-22
-    assert strict.told == ("w differs by 2.38e-07, allowed is 0",)
+    assert strict.problems == ("w differs by 2.38e-07, allowed is 0",)
     assert judge(changed, left(undisturbed()), 1e-6).accepted()
 
 
@@ -177,31 +177,31 @@ def written(folder: Path, lines: Lines, change: Callable[[str], str] = str) -> P
 
 
 def test_the_trace_is_read_by_step_and_rank_whatever_the_order_of_its_lines(tmp_path: Path) -> None:
-    assert consumed_by(written(tmp_path, undisturbed()[::-1])) == undisturbed()
+    assert read_trace(written(tmp_path, undisturbed()[::-1])) == undisturbed()
 
 
-def test_a_cut_line_is_told_by_its_number(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_reported_by_its_number(tmp_path: Path) -> None:
     written(tmp_path, undisturbed(), lambda text: text[:-20])
-    with pytest.raises(ValueError, match="line 20 is cut"):
-        consumed_by(tmp_path)
+    with pytest.raises(ValueError, match="line 20 is incomplete"):
+        read_trace(tmp_path)
 
 
-def test_a_run_without_a_trace_is_told(tmp_path: Path) -> None:
+def test_a_run_without_a_trace_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.trace=true"):
-        consumed_by(tmp_path)
+        read_trace(tmp_path)
 
 
 def finished(run: Path, lines: Lines, state: dict[str, torch.Tensor]) -> Path:
     """A run's folder with a trace and a whole checkpoint."""
     folder = step_folder(run / "checkpoints", 10)
-    partial = unfinished(folder)
+    partial = partial_path(folder)
     partial.mkdir(parents=True)
     torch.save(state, partial / PLAIN)
     torch.save({"global_step": 10}, partial / VALUES)
-    files = measured([partial / PLAIN, partial / VALUES], partial)
-    seal(partial, "plain", 10, VALUES, files)
-    put_in_place(partial, folder)
-    point(run / "latest", folder)
+    files = file_records([partial / PLAIN, partial / VALUES], partial)
+    write_manifest(partial, "plain", 10, VALUES, files)
+    publish_checkpoint(partial, folder)
+    write_pointer(run / "latest", folder)
     return written(run, lines)
 
 
@@ -214,10 +214,10 @@ def test_two_folders_are_compared_from_their_files_alone(tmp_path: Path) -> None
     nudged = state | {"optimizer.model.w.exp_avg": moment + 0.25}
     other = finished(tmp_path / "other", undisturbed(), nudged)
     verdict = compare(other, reference, None)
-    assert verdict.told == ("optimizer.model.w.exp_avg differs by 0.25, allowed is 0",)
+    assert verdict.problems == ("optimizer.model.w.exp_avg differs by 0.25, allowed is 0",)
 
 
-def test_a_run_without_a_checkpoint_is_told(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
     written(tmp_path, undisturbed())
     with pytest.raises(ValueError, match="has no checkpoint"):
         compare(tmp_path, tmp_path, None)

@@ -274,7 +274,7 @@ assert torch.isfinite(step.model.decoder.head.weight).all()
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-RUN = plan.Run(photos=1000, epochs=9, jpeg_bytes=100_000, views=4)
+RUN = plan.Run(images=1000, epochs=9, jpeg_bytes=100_000, views=4)
 MACHINE = plan.Machine(student=10e12, teacher=20e12)
 
 

@@ -61,7 +61,7 @@ def test_a_node_computes_its_share_and_sums_inside() -> None:
     """4 photos a GPU are 0.4 s; 2 (2 - 1) / 2 of 1 GB at 10 GB/s run beside the last backward."""
     found = step(WORK, 1, NODE)
     assert found is not None
-    assert (found.photos, found.limit) == (4, "computing")
+    assert (found.images, found.limit) == (4, "computing")
     assert found.seconds == pytest.approx(0.4)
     assert found.ddp == pytest.approx(0.1)
     assert (found.gpu_sends, found.node_sends) == (pytest.approx(1e9), 0)
@@ -130,7 +130,7 @@ def test_shards_open_for_the_read_rate_or_for_the_pool() -> None:
 def test_checkpoint_is_three_numbers_a_parameter_or_four() -> None:
     weights = Weights(blocks=(((2, 3),),), learning=((4,),), frozen=((9,),))
     assert checkpoint_bytes(weights) == 120
-    assert checkpoint_bytes(weights, averaged=True) == 160
+    assert checkpoint_bytes(weights, with_ema=True) == 160
 
 
 @pytest.mark.slow

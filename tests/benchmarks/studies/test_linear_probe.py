@@ -96,7 +96,7 @@ def test_rare_categories_and_small_boxes_are_left_out(tmp_path: Path) -> None:
     assert np.bincount(crops.labels).tolist() == [3 * 8, 6]  # at most three a photo
     assert crops.images.shape == (30, 3, 16, 16)
     values = crops.images[:, 0, 0, 0].numpy()
-    np.testing.assert_array_equal(values, 30 * crops.photos)
+    np.testing.assert_array_equal(values, 30 * crops.files)
 
 
 def crops_of(labels: np.ndarray, photos: np.ndarray) -> Crops:

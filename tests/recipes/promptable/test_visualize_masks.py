@@ -35,7 +35,7 @@ from efficientsam_pl.recipes.promptable.prompted_images import (
 )
 from efficientsam_pl.recipes.promptable.visualize import MaskVisualizer
 from efficientsam_pl.structures import Label, MaskBatch, Prediction, Prompts
-from efficientsam_pl.training.run.loggers import TensorBoardFiles
+from efficientsam_pl.training.run.loggers import TensorBoardRunLogger
 from efficientsam_pl.visualization.contact_sheet import SheetLayout
 from efficientsam_pl.visualization.masks import CELL_PX, ProtocolMasks
 
@@ -120,7 +120,7 @@ def train(folder: Path, *callbacks: L.Callback, steps: int = 4, accumulate: int 
         check_val_every_n_epoch=None,
         num_sanity_val_steps=1,
         log_every_n_steps=1,
-        logger=TensorBoardFiles(folder, 0),
+        logger=TensorBoardRunLogger(folder, 0),
         callbacks=list(callbacks),
         enable_checkpointing=False,
         enable_progress_bar=False,

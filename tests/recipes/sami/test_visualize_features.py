@@ -20,7 +20,7 @@ from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.recipes.sami.visualize import FeatureVisualizer
 from efficientsam_pl.structures import ImageBatch
-from efficientsam_pl.training.run.loggers import TensorBoardFiles
+from efficientsam_pl.training.run.loggers import TensorBoardRunLogger
 
 SIDE, PATCH, CHANNELS = 64, 16, 12
 CONFIG = SamiConfig(
@@ -85,7 +85,7 @@ def train(folder: Path, *callbacks: L.Callback, steps: int = 5, accumulate: int 
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         log_every_n_steps=1,
-        logger=TensorBoardFiles(folder, 0),
+        logger=TensorBoardRunLogger(folder, 0),
         callbacks=list(callbacks),
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.state import joined
+from efficientsam_pl.checkpoints.state import join_state
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT, read_weights
@@ -60,7 +60,7 @@ def scripted(run: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def best_of(folder: Path) -> tuple[int, dict[str, Any]]:
     """The step of the best checkpoint, and what it holds."""
     stored = CheckpointReader(folder / (folder / "best").read_text().strip())
-    loaded = joined(stored.whole_state(), stored.values)
+    loaded = join_state(stored.load_all(), stored.values)
     assert stored.folder.name == f"step-{loaded['global_step']:08d}"
     return loaded["global_step"], loaded
 
@@ -133,7 +133,7 @@ def test_every_metric_that_can_be_named_is_logged(
     assert noted.names >= set(root().metrics())
 
 
-def test_best_is_what_can_be_taken_home(scripted: Any, tmp_path: Path) -> None:
+def test_best_can_be_consolidated(scripted: Any, tmp_path: Path) -> None:
     scripted("heldout/box_miou", [0.1, 0.9, 0.3, 0.3, 0.2, 0.1])
     for name, best in (("newest", False), ("best", True)):
         out = consolidate.run(tmp_path / "run", tmp_path / f"{name}.safetensors", best=best)

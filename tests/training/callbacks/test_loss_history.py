@@ -1,4 +1,4 @@
-"""What a run writes about itself stays in one place, over restarts, nodes and full disks."""
+"""Traces, curves, images and reports stay consistent over restarts, nodes and full disks."""
 
 import json
 import logging
@@ -18,10 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.training.callbacks.data_report import DataReport
 from efficientsam_pl.training.callbacks.image_logger import ImageLogger
-from efficientsam_pl.training.callbacks.loss_history import SampleTrace
+from efficientsam_pl.training.callbacks.sample_trace import SampleTrace
 from efficientsam_pl.training.config import RunConfig, TrainerConfig
 from efficientsam_pl.training.run.disk_guard import BestEffortWriter
-from efficientsam_pl.training.run.loggers import TensorBoardFiles, build_logger
+from efficientsam_pl.training.run.loggers import TensorBoardRunLogger, build_logger
 
 MountDisk = Callable[..., Any]
 
@@ -52,7 +52,7 @@ def keys(folder: Path) -> list[str]:
     return [json.loads(line)["keys"][0] for line in lines]
 
 
-def told(caplog: pytest.LogCaptureFixture, words: str) -> int:
+def count_logged(caplog: pytest.LogCaptureFixture, words: str) -> int:
     return sum(words in record.getMessage() for record in caplog.records)
 
 
@@ -72,7 +72,7 @@ def test_resumed_trace_holds_what_the_checkpoint_holds_and_goes_on(tmp_path: Pat
 def test_trace_waits_for_room_and_loses_no_line(
     mount_disk: MountDisk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._AGAIN_S", 0.0)
+    monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._RETRY_S", 0.0)
     disk, trainer = mount_disk(), Ranks()
     trace = SampleTrace(disk.path)
     trace.on_train_start(trainer)
@@ -84,8 +84,8 @@ def test_trace_waits_for_room_and_loses_no_line(
     disk.empty()
     consume(trace, trainer, 200)
     assert keys(disk.path) == [f"r0s{step}" for step in range(201)]
-    assert told(caplog, "THE DISK IS FULL") == 1
-    assert told(caplog, "there is room again") == 1
+    assert count_logged(caplog, "THE DISK IS FULL") == 1
+    assert count_logged(caplog, "the disk has space again") == 1
 
 
 def two_nodes(folder: Path, rank: int) -> None:
@@ -142,12 +142,12 @@ def test_resumed_curve_does_not_go_back(tmp_path: Path) -> None:
 def test_picture_of_the_resumed_step_stays(tmp_path: Path) -> None:
     """It is drawn once, before or with the checkpoint, and carries the checkpoint's number."""
     picture = Image.new("RGB", (3, 2), (9, 9, 9))
-    first = TensorBoardFiles(tmp_path, 0)
+    first = TensorBoardRunLogger(tmp_path, 0)
     for step in (10, 20, 30):
-        first.log_picture("drawn", picture, step)
+        first.log_image("drawn", picture, step)
     first.finalize("failed")
-    resumed = TensorBoardFiles(tmp_path, 20)
-    resumed.log_picture("drawn", picture, 30)
+    resumed = TensorBoardRunLogger(tmp_path, 20)
+    resumed.log_image("drawn", picture, 30)
     resumed.finalize("success")
     logged = EventAccumulator(str(tmp_path / "log"), size_guidance={"images": 0})
     logged.Reload()
@@ -167,9 +167,9 @@ def test_run_that_died_before_its_first_checkpoint_draws_anew(tmp_path: Path) ->
 def test_curves_have_a_gap_where_the_disk_was_full(
     mount_disk: MountDisk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._AGAIN_S", 0.0)
+    monkeypatch.setattr("efficientsam_pl.training.run.disk_guard._RETRY_S", 0.0)
     disk = mount_disk()
-    logger = TensorBoardFiles(disk.path, 0)
+    logger = TensorBoardRunLogger(disk.path, 0)
     log_steps(logger, 0, 1)
     logger.save()
     disk.fill()
@@ -185,15 +185,15 @@ def test_curves_have_a_gap_where_the_disk_was_full(
     assert steps[-2:] == [400, 401]
     assert 4 <= len(steps) < 402
     assert steps == sorted(set(steps))
-    assert sum("tfevents" in file.name for file in files) == 1  # none is begun in vain
-    assert told(caplog, "THE DISK IS FULL: TensorBoard") == 1
-    assert told(caplog, "there is room again") == 1
+    assert sum("tfevents" in file.name for file in files) == 1  # no empty file is started
+    assert count_logged(caplog, "THE DISK IS FULL: TensorBoard") == 1
+    assert count_logged(caplog, "the disk has space again") == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_log_that_cannot_even_be_begun_stops_nothing(mount_disk: MountDisk) -> None:
     disk = mount_disk()
-    logger = TensorBoardFiles(disk.path, 0)
+    logger = TensorBoardRunLogger(disk.path, 0)
     disk.fill()
     log_steps(logger, 9)
     logger.save()
@@ -206,15 +206,15 @@ def test_pictures_are_left_out_while_the_disk_is_full(
     disk, picture = mount_disk(), Image.effect_noise((64, 64), 100)
     trainer = Ranks()
     showcase = ImageLogger(disk.path / "pictures", "drawn")
-    showcase.show(trainer, picture, 1)
+    showcase.log(trainer, picture, 1)
     disk.fill()
-    showcase.show(trainer, picture, 2)
-    showcase.show(trainer, picture, 3)
+    showcase.log(trainer, picture, 2)
+    showcase.log(trainer, picture, 3)
     disk.empty()
-    showcase.show(trainer, picture, 4)
+    showcase.log(trainer, picture, 4)
     names = sorted(path.name for path in (disk.path / "pictures").iterdir())
     assert names == ["step-00000001.png", "step-00000004.png"]
-    assert told(caplog, "THE DISK IS FULL: pictures") == 1
+    assert count_logged(caplog, "THE DISK IS FULL: images") == 1
 
 
 def test_report_that_found_no_room_is_the_one_before(
@@ -230,7 +230,7 @@ def test_report_that_found_no_room_is_the_one_before(
     report.on_save_checkpoint(trainer)
     report.on_save_checkpoint(trainer)
     assert path.read_text() == before
-    assert told(caplog, "THE DISK IS FULL") == 1
+    assert count_logged(caplog, "THE DISK IS FULL") == 1
     disk.empty()
     report.on_save_checkpoint(trainer)
     assert json.loads(path.read_text())["seen"] == 7
@@ -238,29 +238,29 @@ def test_report_that_found_no_room_is_the_one_before(
 
 def test_other_errors_than_a_full_disk_are_raised(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    room = BestEffortWriter("a thing", "it waits")
+    writer = BestEffortWriter("a thing", "it waits")
 
     def refuse() -> None:
         raise PermissionError(13, "Permission denied")
 
     with pytest.raises(PermissionError):
-        room.attempt(refuse)
+        writer.try_write(refuse)
     assert not caplog.records
-    assert not room.full
+    assert not writer.full
 
 
 def test_what_is_written_every_step_is_tried_now_and_then() -> None:
     now = [0.0]
-    room = BestEffortWriter("a thing", "it waits", clock=lambda: now[0])
+    writer = BestEffortWriter("a thing", "it waits", clock=lambda: now[0])
 
     def refuse() -> None:
         raise ValueError("wrapped") from OSError(28, "No space left on device")
 
-    assert room.due()
-    assert room.attempt(refuse) is False
-    assert not room.due()
+    assert writer.is_due()
+    assert writer.try_write(refuse) is False
+    assert not writer.is_due()
     now[0] = 10.0
-    assert room.due()
-    assert room.attempt(lambda: None) is True
+    assert writer.is_due()
+    assert writer.try_write(lambda: None) is True
     now[0] = 10.1
-    assert room.due()
+    assert writer.is_due()

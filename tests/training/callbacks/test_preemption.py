@@ -1,4 +1,4 @@
-"""A run that is asked to stop: when, what is asked of SLURM, and what the curves keep."""
+"""Stop requests: when a run stops, its calls of SLURM, and its curves."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from efficientsam_pl.cluster.launch import Launch
 from efficientsam_pl.cluster.signals import Request, catch_signals
-from efficientsam_pl.cluster.slurm import end_of_job, requeue
+from efficientsam_pl.cluster.slurm import job_end_time, requeue
 from efficientsam_pl.errors import SavedAndStopped, UserError
 from efficientsam_pl.training.callbacks import preemption
 from efficientsam_pl.training.callbacks.preemption import Preemption
@@ -87,26 +87,26 @@ class Fitted:
 def fitted(tmp_path: Path) -> Iterator[Fitted]:
     before = [signal.getsignal(number) for number in HANDLERS]
     yield Fitted(tmp_path)
-    catch_signals().put_back()
+    catch_signals().restore_handlers()
     assert [signal.getsignal(number) for number in HANDLERS] == before
 
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    """Puts a `scontrol` on the path: slurm("echo ...") -> file of what it was asked."""
+    """Puts a `scontrol` on the path: slurm("echo ...") -> file of what it was calls."""
 
-    def answer(script: str) -> Path:
-        asked = tmp_path / "asked"
+    def install(script: str) -> Path:
+        calls = tmp_path / "calls"
         program = tmp_path / "bin/scontrol"
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f'#!/bin/sh\necho "$*" >> {asked}\n{script}\n')
+        program.write_text(f'#!/bin/sh\necho "$*" >> {calls}\n{script}\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
         monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
         monkeypatch.setattr(preemption, "launch", lambda: Launch("slurm", job="57_3"))
-        return asked
+        return calls
 
-    return answer
+    return install
 
 
 def raise_at(step: int, number: int) -> Callable[[int], None]:
@@ -184,7 +184,7 @@ def test_sigterm_outweighs_sigusr1_since_its_sender_decides_whether_a_job_goes_o
         assert not requests.strongest.requeues()
         assert Request.SIGUSR1.requeues()
     finally:
-        requests.put_back()
+        requests.restore_handlers()
     assert requests.strongest is Request.NONE
 
 
@@ -197,30 +197,30 @@ def test_forked_child_notes_nothing(tmp_path: Path) -> None:
             os._exit(int(requests.strongest))
         assert os.waitpid(child, 0)[1] == 0
     finally:
-        requests.put_back()
+        requests.restore_handlers()
 
 
 def test_array_task_is_requeued_once_after_it_is_saved(fitted: Fitted, slurm: Slurm) -> None:
-    asked = slurm("exit 0")
+    calls = slurm("exit 0")
     saved_first: list[bool] = []
     save = fitted.save
 
     def note(trainer: L.Trainer) -> None:
-        saved_first.append("requeue" not in asked.read_text())
+        saved_first.append("requeue" not in calls.read_text())
         save(trainer)
 
     fitted.save = note  # type: ignore[method-assign]
     with pytest.raises(SavedAndStopped, match=r"it got SIGUSR1; job 57_3 is requeued$"):
         fitted(Line(raise_at(2, signal.SIGUSR1)))
-    assert asked.read_text().splitlines() == ["show job -o 57_3", "requeue 57_3"]
+    assert calls.read_text().splitlines() == ["show job -o 57_3", "requeue 57_3"]
     assert saved_first == [True]
 
 
 def test_job_is_not_requeued_after_a_sigterm(fitted: Fitted, slurm: Slurm) -> None:
-    asked = slurm("exit 0")
+    calls = slurm("exit 0")
     with pytest.raises(SavedAndStopped, match=r"it got SIGTERM$"):
         fitted(Line(raise_at(2, signal.SIGTERM)))
-    assert "requeue" not in asked.read_text()
+    assert "requeue" not in calls.read_text()
 
 
 def test_job_that_slurm_does_not_take_back_is_a_fault_for_its_script(
@@ -236,10 +236,10 @@ def test_run_stops_before_its_job_does(
     fitted: Fitted, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = datetime.fromtimestamp(time.time() + 62).isoformat(timespec="seconds")
-    asked = slurm(f"echo JobId=57 RunTime=00:01:00 EndTime={ends} Partition=gpu")
+    calls = slurm(f"echo JobId=57 RunTime=00:01:00 EndTime={ends} Partition=gpu")
     with pytest.raises(SavedAndStopped, match=r"its time limit is near; job 57_3 is requeued"):
         fitted(Line(lambda step: time.sleep(0.5)))
-    assert "requeue 57_3" in asked.read_text()
+    assert "requeue 57_3" in calls.read_text()
     assert 3 <= fitted.saved[0] <= 6  # 1 to 2 s are left, of which the start takes a little
 
 
@@ -250,21 +250,21 @@ def test_job_that_is_too_short_to_train_in_is_a_mistake(fitted: Fitted, slurm: S
         fitted(Line())
 
 
-def test_end_of_a_job_is_asked_or_told_or_not_known(
+def test_end_of_a_job_is_calls_or_told_or_not_known(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     slurm("echo StartTime=2026-11-25T04:00:00 EndTime=2026-11-25T05:30:00 Deadline=N/A")
     # 20782 days of 86400 s from 1970 to 2026-11-25, then 5.5 hours
-    assert end_of_job("57", {}) == 20782 * 86400 + 5.5 * 3600
-    assert end_of_job("57", {"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
+    assert job_end_time("57", {}) == 20782 * 86400 + 5.5 * 3600
+    assert job_end_time("57", {"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
     slurm("echo StartTime=2026-11-25T04:00:00 EndTime=Unknown Deadline=N/A")
-    assert end_of_job("57", {}) is None
+    assert job_end_time("57", {}) is None
     slurm("exit 1")
-    assert end_of_job("57", {}) is None
+    assert job_end_time("57", {}) is None
     monkeypatch.setenv("PATH", str(tmp_path))  # in a container, without SLURM's commands
-    assert end_of_job("57", {}) is None
+    assert job_end_time("57", {}) is None
     assert "scontrol" in requeue("57")
     monkeypatch.undo()
     time.tzset()

@@ -1,4 +1,4 @@
-"""What is printed of a run's progress where there is no terminal, and when."""
+"""Lines of progress that are printed without a terminal, and when."""
 
 import io
 
@@ -60,10 +60,10 @@ def test_lines_come_soon_at_first_and_the_last_step_has_one(
 ) -> None:
     run = Steps(monkeypatch, 102)
     run.go(102, 1.0)
-    _, *told = run.lines()
-    assert [line.split()[1] for line in told] == [f"{n}/102" for n in (5, 15, 30, 60, 90, 102)]
-    assert told[0] == "Finetuning  5/102  4.0 images/s  loss 0.2500  time left 97 s"
-    assert told[-1].endswith("time left 0 s")
+    _, *lines = run.lines()
+    assert [line.split()[1] for line in lines] == [f"{n}/102" for n in (5, 15, 30, 60, 90, 102)]
+    assert lines[0] == "Finetuning  5/102  4.0 images/s  loss 0.2500  time left 97 s"
+    assert lines[-1].endswith("time left 0 s")
 
 
 def test_a_week_is_told_in_less_than_a_thousand_lines_and_no_hour_is_silent(
@@ -71,8 +71,8 @@ def test_a_week_is_told_in_less_than_a_thousand_lines_and_no_hour_is_silent(
 ) -> None:
     run = Steps(monkeypatch, 7 * DAY // 10)
     run.go(7 * DAY // 10, 10.0)
-    told = run.lines()
-    assert 7 * 24 * 4 <= len(told) < 1000
+    lines = run.lines()
+    assert 7 * 24 * 4 <= len(lines) < 1000
     run = Steps(monkeypatch, 7 * DAY // 10)
     run.go(60, 10.0)  # ten minutes
     assert len(run.lines()) >= 10
@@ -86,8 +86,8 @@ def test_others_print_through_the_bars_console(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [(0.0, "0 s"), (99.0, "99 s"), (150.0, "2 min"), (9000.0, "2.5 h"), (3.5 * DAY, "3.5 days")],
 )
-def test_time_left_is_told_in_a_unit_that_fits(seconds: float, told: str) -> None:
-    assert progress_bar._duration(seconds) == told
+def test_time_left_has_a_unit_that_fits(seconds: float, text: str) -> None:
+    assert progress_bar._duration(seconds) == text

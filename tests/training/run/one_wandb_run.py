@@ -44,7 +44,7 @@ class OnePicture(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         picture = Image.new("RGB", (30, 20), (255, 0, 0))
-        ImageLogger(self._folder, "pictures/masks").show(trainer, picture, trainer.global_step)
+        ImageLogger(self._folder, "pictures/masks").log(trainer, picture, trainer.global_step)
 
 
 def main(folder: str, *resumes: Any) -> None:

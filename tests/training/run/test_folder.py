@@ -16,13 +16,13 @@ import yaml
 from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
     CheckpointError,
-    corruption_of,
-    measured,
-    point,
-    put_in_place,
-    seal,
+    file_records,
+    find_corruption,
+    partial_path,
+    publish_checkpoint,
     step_folder,
-    unfinished,
+    write_manifest,
+    write_pointer,
 )
 from efficientsam_pl.cluster.launch import Launch
 from efficientsam_pl.config.load import as_dict, from_dict
@@ -54,11 +54,13 @@ def save(folder: RunFolder, *steps: int, content: str = "weights") -> None:
     """Checkpoints as a run saves them, and its records."""
     for step in steps:
         final = step_folder(folder.local / "checkpoints", step)
-        partial = unfinished(final)
+        partial = partial_path(final)
         partial.mkdir(parents=True)
         (partial / "state.pt").write_text(f"{content} {step}")
-        seal(partial, "plain", step, "run.pt", measured([partial / "state.pt"], partial))
-        put_in_place(partial, final)
+        write_manifest(
+            partial, "plain", step, "run.pt", file_records([partial / "state.pt"], partial)
+        )
+        publish_checkpoint(partial, final)
         for name, record in RECORDS.items():
             (folder.local / name).parent.mkdir(exist_ok=True)
             (folder.local / name).write_bytes(record)
@@ -66,7 +68,7 @@ def save(folder: RunFolder, *steps: int, content: str = "weights") -> None:
             folder.mirror.put([final / "state.pt"])
             folder.send_records()
             folder.mirror.put_last(final / MANIFEST)
-        point(folder.local / "latest", final)
+        write_pointer(folder.local / "latest", final)
         if folder.mirror is not None:
             folder.mirror.put_last(folder.local / "latest")
 
@@ -222,7 +224,7 @@ def test_run_from_another_runs_checkpoint_sets_its_own_past_aside(
     save(began(run), 9, content="own")
     there = f"{other.dir}/checkpoints/step-00000003"
     folder = began(replace(run, resume=there), RECIPE | {"optim": OPTIM | {"peak_lr": 1.0}})
-    assert corruption_of(Path(folder.resume)) is None
+    assert find_corruption(Path(folder.resume)) is None
     assert (Path(folder.resume) / "state.pt").read_text() == "other 3"
     assert "before-1/checkpoints/step-00000009/state.pt" in everything(run.dir)
     whole = began(replace(run, resume=other.dir))
@@ -315,7 +317,7 @@ class TestRunInAStore:
         save(began(run), 3, 6)
         folder = began(elsewhere(run, tmp_path))
         newest = folder.local / (folder.local / "latest").read_text().strip()
-        assert (newest.name, corruption_of(newest)) == ("step-00000006", None)
+        assert (newest.name, find_corruption(newest)) == ("step-00000006", None)
         for name, content in RECORDS.items():
             assert (folder.local / name).read_bytes() == content
         older = folder.local / "checkpoints/step-00000003"  # known, so that it can be removed
@@ -359,9 +361,9 @@ class TestRunInAStore:
         StoredFolder(run.dir).write("checkpoints/step-00000006/state.pt", b"weights 7")
         folder = began(elsewhere(run, tmp_path))
         assert (folder.local / "latest").read_text() == "checkpoints/step-00000003\n"
-        assert any("step-00000006 IS NOT SOUND" in one.getMessage() for one in caplog.records)
+        assert any("step-00000006 IS CORRUPT" in one.getMessage() for one in caplog.records)
         StoredFolder(run.dir).write("checkpoints/step-00000003/state.pt", b"short")
-        with pytest.raises(CheckpointError, match="has no sound checkpoint to go on from"):
+        with pytest.raises(CheckpointError, match="has no valid checkpoint to resume from"):
             began(replace(run, scratch=str(tmp_path / "third")))
 
     def test_half_a_marker_is_none(self, run: RunConfig, tmp_path: Path) -> None:
@@ -401,7 +403,7 @@ class TestRunInAStore:
             **{2: True, 3: True},
         }
         for folder in folders.values():
-            assert corruption_of(folder.local / "checkpoints/step-00000003") is None
+            assert find_corruption(folder.local / "checkpoints/step-00000003") is None
         assert not (folders[2].local / "consumed.jsonl").exists()  # rank 0 alone writes it
 
     def test_unchanged_files_are_not_sent_again(

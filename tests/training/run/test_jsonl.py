@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from efficientsam_pl.storage.jsonl import append_lines
-from efficientsam_pl.training.run.rewind import cut_lines
+from efficientsam_pl.training.run.rewind import truncate_jsonl
 
 MountDisk = Callable[..., Any]
 
@@ -89,19 +89,19 @@ def test_cut_file_is_what_a_plain_filter_keeps(seed: int, tmp_path: Path) -> Non
     path, step = tmp_path / "lines", draw.randrange(21)
     torn = line(0)[: draw.randrange(1, 20)] if seed % 2 else b""
     path.write_bytes(b"".join(map(line, steps)) + torn)
-    assert cut_lines(path, step) == []
+    assert truncate_jsonl(path, step) == []
     assert path.read_bytes() == b"".join(line(one) for one in steps if one < step)
 
 
 def test_broken_line_in_the_middle_is_cut_too(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(line(0) + line(1)[:9] + line(1) + line(2))
-    cut_lines(path, 3)
+    truncate_jsonl(path, 3)
     assert path.read_bytes() == line(0) + line(2)
 
 
 def test_nothing_is_written_where_there_is_nothing_to_cut(tmp_path: Path) -> None:
-    assert cut_lines(tmp_path / "missing", 3) == []
+    assert truncate_jsonl(tmp_path / "missing", 3) == []
     assert not (tmp_path / "missing").exists()
 
 
@@ -111,9 +111,9 @@ def test_cut_on_a_full_disk_gives_back_what_it_could_not_keep(mount_disk: MountD
     path = disk.path / "lines"
     path.write_bytes(line(1) + line(2) + line(3) + line(2, rank=1))
     disk.fill()
-    assert cut_lines(path, 3) == [line(2, rank=1)]
+    assert truncate_jsonl(path, 3) == [line(2, rank=1)]
     assert path.read_bytes() == line(1) + line(2)
     disk.empty()
     path.write_bytes(line(1) + line(2) + line(3) + line(2, rank=1))
-    assert cut_lines(path, 3) == []
+    assert truncate_jsonl(path, 3) == []
     assert path.read_bytes() == line(1) + line(2) + line(2, rank=1)

@@ -165,7 +165,7 @@ def test_document_holds_what_the_program_prints(capsys: pytest.CaptureFixture[st
     assert projection.main([]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n| --- |") == 13
-    document = Path(__file__).parents[2] / "docs/scaling.md"
+    document = Path(__file__).parents[3] / "docs/scaling.md"
     assert printed.strip() in document.read_text()
 
 

@@ -139,6 +139,7 @@ def test_finetuning_counts_every_part_of_its_step() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
 def test_steady_steps_of_the_trainer_compile_nothing_more() -> None:
     summary = counts.loop(StepRequest("finetune-each", images=8), steps=10)
     assert summary["recompiles_after_first_step"] == 0

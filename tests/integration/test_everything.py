@@ -16,8 +16,8 @@ from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.automask.config import EverythingConfig
 from efficientsam_pl.inference.automask.generator import generate_masks
 from efficientsam_pl.inference.load import load_segmenter
+from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import SegmenterConfig
 from efficientsam_pl.rle import area, decode
 from efficientsam_pl.storage.tar import scan_tar
 

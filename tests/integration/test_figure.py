@@ -19,8 +19,8 @@ from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import SegmenterConfig
 
 MODEL = """\
 encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}

@@ -19,8 +19,8 @@ from efficientsam_pl.cli import main as cli
 from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.load import load_segmenter
+from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.recipes import root_configs as configs
-from efficientsam_pl.recipes.root_configs import SegmenterConfig
 
 MODEL = """\
 encoder: {width: 24, depth: 1, heads: 3, image_size: 64, position_grid: 4, neck_channels: 32}
@@ -209,7 +209,7 @@ def test_mistakes_are_one_line_each(folders: Folders, capfd: pytest.CaptureFixtu
 def test_wrong_use_is_reported_before_torch_is_imported(folders: Folders) -> None:
     arguments = folders.options(threshold=2.0)
     program = (
-        "import sys; from efficientsam_pl import cli; "
+        "import sys; from efficientsam_pl.cli import main as cli; "
         f"assert cli.main({arguments!r}) == 2; assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

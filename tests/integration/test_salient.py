@@ -194,7 +194,7 @@ def test_mistakes_are_one_line_each(folders: Folders, here: "InProcess") -> None
 def test_wrong_use_is_reported_before_torch_is_imported(folders: Folders) -> None:
     arguments = folders.options(threshold=2.0)
     program = (
-        "import sys; from efficientsam_pl import cli; "
+        "import sys; from efficientsam_pl.cli import main as cli; "
         f"assert cli.main({arguments!r}) == 2; assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.datasets.train import LOSS_FACTOR, MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import LOSS_FACTOR, Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import EpochOrder, SampleRef
+from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.structures import Label, MaskBatch
 from efficientsam_pl.visualization.overlay import DrawnPrompt, overlay

@@ -20,7 +20,8 @@ from benchmarks.data.jpeg_decoders import decoder_rows
 from benchmarks.harness import Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import training_loader
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, CropDataset, Frame, MaskDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.decode import image_size_of
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
@@ -33,10 +34,10 @@ from efficientsam_pl.data.sampler import (
     SampleRef,
     TrainingBatchSampler,
 )
-from efficientsam_pl.data.schema import IMAGE_SUFFIXES
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES, MASK_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.transforms import crop_scale, random_crop
-from efficientsam_pl.data.workers import keep_memory
+from efficientsam_pl.data.worker_init import keep_memory
 from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.storage.ranges import Range, merged
 

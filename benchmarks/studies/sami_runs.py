@@ -16,7 +16,7 @@ from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.select import newest_checkpoint
 from efficientsam_pl.data.build import build_reader
 from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.sampler import RankShard
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import open_shards

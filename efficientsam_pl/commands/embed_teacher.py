@@ -13,7 +13,7 @@ from efficientsam_pl.data.build import open_splits
 from efficientsam_pl.data.features.codec import Rounding
 from efficientsam_pl.data.features.store import ROUNDING, is_claimed, written_features
 from efficientsam_pl.data.features.writer import Embed, Embedding, FeatureSource
-from efficientsam_pl.data.packing.account import account_for
+from efficientsam_pl.data.packing.report import account_for
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.models.teacher import FrozenTeacher

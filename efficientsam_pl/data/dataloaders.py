@@ -9,8 +9,8 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.config import DataConfig
+from efficientsam_pl.data.datasets.base import SampleDataset
 from efficientsam_pl.data.datasets.eval import prepare_eval_image
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, SampleDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import (
     InferenceBatchSampler,
@@ -18,9 +18,9 @@ from efficientsam_pl.data.sampler import (
     SampleRef,
     TrainingBatchSampler,
 )
-from efficientsam_pl.data.schema import CorruptSampleError
+from efficientsam_pl.data.schema import MASK_SUFFIXES, CorruptSampleError
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.data.workers import worker_begin
+from efficientsam_pl.data.worker_init import make_worker_init_fn
 from efficientsam_pl.rle import Rle
 from efficientsam_pl.structures import CorruptSample
 
@@ -48,7 +48,7 @@ def training_loader(
         collate_fn=stream.collate,
         pin_memory=pin,
         persistent_workers=config.workers > 0,
-        worker_init_fn=worker_begin(),
+        worker_init_fn=make_worker_init_fn(),
     )
 
 
@@ -62,7 +62,7 @@ def once_loader(
         num_workers=workers,
         collate_fn=stream.collate,
         pin_memory=pin,
-        worker_init_fn=worker_begin(),
+        worker_init_fn=make_worker_init_fn(),
     )
 
 

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.schema import Annotation, Record
+from efficientsam_pl.data.schema import Annotation, CorruptSampleError, Record
 from efficientsam_pl.keyed_random import uniform_of
-from efficientsam_pl.rle import Rle, boxes_xyxy, foreground_points, foreground_runs
+from efficientsam_pl.rle import Rle, boxes_xyxy, foreground_points, foreground_runs, run_lengths
 
 
 def select_masks(record: Record, config: MaskSelectionConfig, key: int) -> list[Rle]:
@@ -34,6 +34,20 @@ def select_masks(record: Record, config: MaskSelectionConfig, key: int) -> list[
 def evaluable_masks(annotations: Sequence[Annotation]) -> list[Rle]:
     """The masks that an evaluation scores: no crowd, not empty."""
     return [a.rle for a in annotations if not a.crowd and a.area > 0]
+
+
+def nonempty_masks(rles: Sequence[Rle]) -> tuple[list[Rle], list[Int[np.ndarray, "_"]]]:
+    """The masks that have a pixel, whatever area their file states, with their run lengths.
+
+    Raises:
+        CorruptSampleError: Run-lengths that cannot be read.
+    """
+    try:
+        runs = run_lengths(rles)
+    except ValueError as error:
+        raise CorruptSampleError("bad mask", str(error)) from error
+    real = [i for i, own in enumerate(runs) if own[1::2].any()]
+    return [rles[i] for i in real], [runs[i] for i in real]
 
 
 def random_clicks(

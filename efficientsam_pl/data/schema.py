@@ -33,6 +33,7 @@ from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco, run_lengths
 VERSION = 1
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 RECORD_ENDING, CLASS_ENDING = "json", "cls"
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, RECORD_ENDING)  # the files of a masked image
 CENTRE_ENDING, WHOLE_ENDING = "centre.safetensors", "photo.safetensors"
 _VIEW_SUFFIX = re.compile(r"view\d+\.safetensors")
 _OWN_KEY = "efficientsam_pl"

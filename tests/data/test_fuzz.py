@@ -10,10 +10,12 @@ import pytest
 from efficientsam_pl.data import shards as module
 from efficientsam_pl.data.collate import PreparedImage, PreparedMaskedImage
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, CropDataset, Frame, MaskDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.index import from_bytes, to_bytes
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
+from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import CorruptSample

@@ -15,9 +15,10 @@ from PIL import Image
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.data.config import CocoConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
+from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.geometry import ResizeRule

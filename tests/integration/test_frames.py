@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.schema import annotation_of
+from efficientsam_pl.data.schema import MASK_SUFFIXES, annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.geometry import ResizeRule
 from efficientsam_pl.inference.predictor import Predictor

@@ -12,15 +12,11 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from efficientsam_pl.data.datasets.train import (
-    Frame,
-    SampleDataset,
-    annotated,
-    catch_corrupt_sample,
-    foreground,
-)
-from efficientsam_pl.data.mask_sampling import evaluable_masks
+from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
+from efficientsam_pl.data.datasets.masks import Frame
+from efficientsam_pl.data.mask_sampling import evaluable_masks, nonempty_masks
 from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sample_files import annotated
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.rle import Rle
@@ -47,7 +43,7 @@ def prepare_eval_image(
         CorruptSampleError: One of its files is missing or cannot be used.
     """
     image, record = annotated(files)
-    rles, _ = foreground(evaluable_masks(record.annotations))
+    rles, _ = nonempty_masks(evaluable_masks(record.annotations))
     return image, tuple(rles)
 
 

@@ -15,11 +15,11 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, annotated, record_of
 from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sample_files import annotated, record_of
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.schema import RECORD_ENDING, CorruptSampleError, Record
+from efficientsam_pl.data.schema import MASK_SUFFIXES, RECORD_ENDING, CorruptSampleError, Record
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.rle import areas, run_lengths

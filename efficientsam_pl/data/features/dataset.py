@@ -10,12 +10,8 @@ from torch import Tensor
 
 from efficientsam_pl.data.collate import PreparedImage, collate_images
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.datasets.train import (
-    SampleDataset,
-    catch_corrupt_sample,
-    image_of,
-    squares,
-)
+from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
+from efficientsam_pl.data.datasets.crops import crop_squares
 from efficientsam_pl.data.decode import image_size_of
 from efficientsam_pl.data.features.codec import read_map
 from efficientsam_pl.data.features.image_maps import ImageMaps
@@ -23,6 +19,7 @@ from efficientsam_pl.data.features.store import FeatureSet
 from efficientsam_pl.data.features.views import Views
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sample_files import image_of
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import WHOLE_ENDING, CorruptSampleError
 from efficientsam_pl.data.transforms import crop_of
@@ -108,7 +105,7 @@ class StoredViewDataset(_StoredFeatures):
         views, sample, own = self._files.views, read.sample.key, self._student
         view, data = self._files.view(slot, sample), image_of(read.files)
         crop = views.crop_of(view, sample, image_size_of(data))
-        image = next(squares(data, [crop], views.side, views.exact))
+        image = next(crop_squares(data, [crop], views.side, views.exact))
         suffix = views.suffix(view)
         stored = read_map(_file(read, suffix), suffix, (own.grid**2, own.channels))
         return _Content(image, stored)
@@ -132,7 +129,7 @@ class StoredMapDataset(_StoredFeatures):
         maps, own, data = self._maps, self._student, image_of(read.files)
         image_hw = image_size_of(data)
         crop = crop_of(image_hw, self._crop, key)
-        image = next(squares(data, [crop], own.side, maps.exact))
+        image = next(crop_squares(data, [crop], own.side, maps.exact))
         shape = (*maps.cells(maps.resize(image_hw).content_hw), own.channels)
         stored = read_map(_file(read, WHOLE_ENDING), WHOLE_ENDING, shape)
         return _Content(image, maps.of_crop(stored, crop, image_hw, own.grid).half())

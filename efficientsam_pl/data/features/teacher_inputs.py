@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from efficientsam_pl.data.datasets.train import SampleDataset, catch_corrupt_sample, image_of
+from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
 from efficientsam_pl.data.decode import Data
 from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sample_files import image_of
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.structures import CorruptSample
 

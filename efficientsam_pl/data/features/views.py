@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.datasets.train import squares
+from efficientsam_pl.data.datasets.crops import crop_squares
 from efficientsam_pl.data.decode import Data, image_size_of
 from efficientsam_pl.data.features.teacher_inputs import TeacherInputSpec
 from efficientsam_pl.data.schema import CENTRE_ENDING, view_suffix
@@ -52,7 +52,7 @@ class Views:
         """
         image_hw = image_size_of(data)
         crops = [self.crop_of(view, sample, image_hw) for view in range(self.count)]
-        cut = squares(data, crops, self.side, self.exact)
+        cut = crop_squares(data, crops, self.side, self.exact)
         return TeacherInputSpec(
             {self.suffix(v): one for v, one in enumerate(cut)}, (self.side, self.side)
         )

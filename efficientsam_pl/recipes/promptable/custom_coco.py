@@ -7,8 +7,8 @@ from filelock import FileLock
 
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.config import CocoConfig, DataConfig
-from efficientsam_pl.data.packing.account import pack_source
 from efficientsam_pl.data.packing.custom_coco import HELDOUT, TRAIN, CustomCoco
+from efficientsam_pl.data.packing.report import pack_source
 from efficientsam_pl.data.packing.runner import ArrayShare, noted
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import exists, list_files

@@ -10,7 +10,7 @@ from efficientsam_pl.checkpoints.select import newest_checkpoint
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader, open_splits
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.models.patchify import unpatchify

@@ -8,10 +8,9 @@ import torch
 
 from benchmarks.data import speed as data
 from benchmarks.data.inputs import MASKS, write_many_shards, write_sa1b
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.schema import from_json
+from efficientsam_pl.data.schema import MASK_SUFFIXES, from_json
 from efficientsam_pl.data.shards import open_shards
 
 
@@ -41,7 +40,7 @@ def test_both_ways_make_the_same_of_a_image(
     monkeypatch.setattr(torch, "randperm", torch.arange)  # the first 32 masks, in order
     square, masks, clicks, boxes = data.common_way(jpeg, record)
     ours = data.masked(one_image)
-    monkeypatch.setattr("efficientsam_pl.data.datasets.train.select_masks", first_masks)
+    monkeypatch.setattr("efficientsam_pl.data.datasets.masks.select_masks", first_masks)
     content = ours[SampleRef(0, 0)].content
     assert content is not None
     assert float((content.image.float() - square[0]).abs().max()) <= 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig, DataConfig
 from efficientsam_pl.data.dataloaders import training_loader
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.features.dataset import (
     MapFiles,
     StoredMapDataset,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.features.views import Views
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef

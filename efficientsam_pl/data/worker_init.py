@@ -25,7 +25,7 @@ _IGNORED = (
 )
 
 
-def worker_begin() -> Callable[[int], None]:
+def make_worker_init_fn() -> Callable[[int], None]:
     """What DataLoader is to call first in each worker of this process."""
     return partial(_begin, *_pipe_of(os.getpid()))
 

@@ -1,4 +1,4 @@
-"""From tar bytes to prepared samples and batches, and what becomes of damaged ones."""
+"""Masked samples from tar bytes to batches, and how corrupt ones are handled."""
 
 import json
 from collections.abc import Callable
@@ -9,50 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images, once_loader
-from efficientsam_pl.data.datasets.train import (
-    MASK_SUFFIXES,
-    CropDataset,
-    Frame,
-    MaskDataset,
-    SampleFaultError,
-)
+from efficientsam_pl.data.config import MaskSelectionConfig
+from efficientsam_pl.data.dataloaders import once_loader
+from efficientsam_pl.data.datasets.base import SampleFaultError
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import RankShard, SampleRef
-from efficientsam_pl.data.schema import IMAGE_SUFFIXES
+from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet, open_shards
-from efficientsam_pl.structures import CorruptSample
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 HW = (40, 60)
 SELECTION = MaskSelectionConfig(masks_per_image=4, clicks=5, max_area=1.0)
-
-
-def blob(seed: int) -> np.ndarray:
-    """A ring with a stray pixel: its box's centre is no foreground."""
-    y, x = np.mgrid[: HW[0], : HW[1]]
-    draw = np.random.default_rng(seed)
-    distance = np.hypot(y - draw.integers(14, 26), x - draw.integers(20, 40))
-    mask = (distance < 12) & (distance > 7)
-    mask[draw.integers(0, 3), draw.integers(0, 60)] = True
-    return mask
-
-
-@pytest.fixture
-def rings(
-    tmp_path: Path,
-    tar_of: TarOf,
-    jpeg_of: Callable[..., bytes],
-    json_of: Callable[..., bytes],
-    noise: Callable[..., np.ndarray],
-) -> tuple[ShardSet, list[list[np.ndarray]]]:
-    masks = [[blob(10 * i + j) for j in range(i + 1)] for i in range(6)]
-    files = {}
-    for i, some in enumerate(masks):
-        files |= {f"p{i}.jpg": jpeg_of(noise(i)), f"p{i}.json": json_of(some)}
-    tar_of(tmp_path / "rings.tar", files)
-    return open_shards(str(tmp_path / "rings.tar")), masks
 
 
 def masked(
@@ -60,10 +28,6 @@ def masked(
 ) -> MaskDataset:
     reader = SampleReader([index], MASK_SUFFIXES)
     return MaskDataset(reader, selection, Frame(64, rule), seed=3)  # type: ignore[arg-type]
-
-
-def cropped(index: ShardSet, seed: int) -> CropDataset:
-    return CropDataset(SampleReader([index], IMAGE_SUFFIXES), CropConfig(), 32, seed)
 
 
 def to_image(points: Tensor) -> np.ndarray:
@@ -175,26 +139,6 @@ def test_more_masks_than_slots_are_drawn_uniformly(
     assert drawn.min() > 6  # 20 each
 
 
-def test_crops_of_pretraining_are_reproducible_and_differ_by_epoch(
-    rings: tuple[ShardSet, list[list[np.ndarray]]],
-) -> None:
-    index, _ = rings
-    stream = cropped(index, 1)
-    again = cropped(index, 1)
-    first = [stream[SampleRef(e, s)].image for e in range(2) for s in range(6)]
-    second = [again[SampleRef(e, s)].image for e in range(2) for s in range(6)]
-    for one, other in zip(first, second, strict=True):
-        assert one is not None
-        assert other is not None
-        assert one.shape == (3, 32, 32)
-        assert torch.equal(one, other)
-    assert not any(
-        torch.equal(a, b)
-        for a, b in zip(first[:6], first[6:], strict=True)
-        if a is not None and b is not None
-    )
-
-
 def test_batch_fills_missing_masks_and_slots_with_padding(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
@@ -212,79 +156,17 @@ def test_batch_fills_missing_masks_and_slots_with_padding(
     assert batch.sample_key[0] != batch.sample_key[1]
 
 
-@pytest.fixture
-def damaged(
-    tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes]
-) -> tuple[ShardSet, dict[str, str]]:
-    jpeg, record = good_sample["jpg"], good_sample["json"]
-    turned = json.loads(record)
-    turned["image"] |= {"width": 40, "height": 60}
-    turned["annotations"] = []
-    short = json.loads(record)
-    short["annotations"][0]["segmentation"]["counts"] = "55"  # runs end after ten pixels
-    files = {
-        "good.jpg": jpeg,
-        "good.json": record,
-        "cut.jpg": jpeg[: len(jpeg) // 2],
-        "cut.json": record,
-        "text.jpg": b"no photo at all",
-        "text.json": record,
-        "hollow.jpg": b"",
-        "hollow.json": record,
-        "syntax.jpg": jpeg,
-        "syntax.json": record[:-20],
-        "turned.jpg": jpeg,
-        "turned.json": json.dumps(turned).encode(),
-        "alone.jpg": jpeg,
-        "blind.json": record,
-        "runs.jpg": jpeg,
-        "runs.json": json.dumps(short).encode(),
-    }
-    tar_of(tmp_path / "damaged.tar", files)
-    kinds = {
-        "cut": "bad photo",
-        "text": "bad photo",
-        "hollow": "bad photo",
-        "syntax": "bad json",
-        "turned": "size mismatch",
-        "alone": "missing json",
-        "blind": "missing photo",
-        "runs": "bad mask",
-    }
-    return open_shards(str(tmp_path / "damaged.tar")), kinds
-
-
 def test_damaged_samples_keep_their_slot_with_their_kind(
-    damaged: tuple[ShardSet, dict[str, str]],
+    corrupt: tuple[ShardSet, dict[str, str]],
 ) -> None:
-    index, kinds = damaged
+    index, kinds = corrupt
     stream = masked(index)
     samples = list(index.samples())
     batch = stream.collate([stream[SampleRef(0, i)] for i in range(len(samples))])
     assert batch.key == tuple(sample.key for sample in samples)
     assert {d.key: d.kind for d in batch.damage} == kinds
-    assert all(d.shard.endswith("damaged.tar") for d in batch.damage)
+    assert all(d.shard.endswith("corrupt.tar") for d in batch.damage)
     assert batch.valid.any(1).tolist() == [key == "good" for key in batch.key]
-
-
-def test_pretraining_asks_for_images_only(damaged: tuple[ShardSet, dict[str, str]]) -> None:
-    index, kinds = damaged
-    stream = cropped(index, 0)
-    batch = stream.collate([stream[SampleRef(0, i)] for i in range(len(index))])
-    photos = {k: v for k, v in kinds.items() if v.endswith("photo")}
-    assert {d.key: d.kind for d in batch.damage} == photos
-    assert batch.valid.tolist() == [key not in photos for key in batch.key]
-
-
-def test_evaluation_tells_damaged_images_from_scored_ones(
-    damaged: tuple[ShardSet, dict[str, str]],
-) -> None:
-    index, kinds = damaged
-    items = list(annotated_images(index))
-    assert [i.key for i in items if isinstance(i, AnnotatedImage)] == ["good"]
-    broken = {i.key: i.kind for i in items if isinstance(i, CorruptSample)}
-    assert broken.keys() == kinds.keys()
-    assert broken == kinds
 
 
 def test_shard_that_shrank_since_it_was_indexed_is_damage(
@@ -330,7 +212,7 @@ def broken_cut(*_: object) -> Tensor:
 def test_fault_of_the_program_names_shard_and_sample(
     rings: tuple[ShardSet, list[list[np.ndarray]]], workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam_pl.data.datasets.train.frame", broken_cut)
+    monkeypatch.setattr("efficientsam_pl.data.datasets.masks.frame", broken_cut)
     loader = once_loader(masked(rings[0]), 6, RankShard(0, 1, 2, 2), workers)
     with pytest.raises(SampleFaultError, match=r"rings\.tar: sample p0: ZeroDivisionError"):
         next(iter(loader))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from efficientsam_pl.data.workers import worker_begin
+from efficientsam_pl.data.worker_init import make_worker_init_fn
 
 Left = Callable[[list[int], float], list[int]]
 
@@ -21,11 +21,11 @@ import sys, time
 from pathlib import Path
 from torch.utils.data import DataLoader
 sys.path.insert(0, {folder!r})
-from test_workers import Numbers, worker_begin
+from test_worker_init import Numbers, make_worker_init_fn
 if __name__ == "__main__":
     loader = DataLoader(
         Numbers(asleep={asleep}), batch_size=None, num_workers=2, prefetch_factor=1,
-        worker_init_fn=worker_begin(), multiprocessing_context={method!r},
+        worker_init_fn=make_worker_init_fn(), multiprocessing_context={method!r},
     )
     numbers = iter(loader)
     Path(sys.argv[1]).write_text(" ".join(str(one.pid) for one in numbers._workers))
@@ -60,7 +60,7 @@ def begun(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
             batch_size=None,
             num_workers=2,
             prefetch_factor=1,
-            worker_init_fn=worker_begin(),
+            worker_init_fn=make_worker_init_fn(),
             multiprocessing_context=request.param,
         )
         numbers = iter(loader)

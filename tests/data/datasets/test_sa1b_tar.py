@@ -13,10 +13,10 @@ from pycocotools import mask as coco_mask
 
 from efficientsam_pl.data.config import MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import RankShard
-from efficientsam_pl.data.schema import from_json
+from efficientsam_pl.data.schema import MASK_SUFFIXES, from_json
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.geometry import Resize, ResizeRule
 from efficientsam_pl.rle import area, run_lengths

@@ -1,5 +1,6 @@
 """Shards in other stores: the same samples, failures waited out, a lost store told in time."""
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import RankShard, SampleRef
 from efficientsam_pl.data.shards import open_shards
@@ -64,12 +66,15 @@ def put(request: pytest.FixtureRequest, web: Serve) -> Iterator[Put]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes]) -> Path:
-    """Three shards of four good samples."""
+def folder(tmp_path: Path, tar_of: TarOf) -> Path:
+    """Three shards of four images."""
+    pixels, jpeg = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8), io.BytesIO()
+    Image.fromarray(pixels).save(jpeg, "JPEG")
+    sample = {"jpg": jpeg.getvalue(), "json": b"{}"}
     made = tmp_path / "served"
     made.mkdir()
     for n in range(3):
-        files = {f"{n}{k}.{e}": data for k in range(4) for e, data in good_sample.items()}
+        files = {f"{n}{k}.{e}": data for k in range(4) for e, data in sample.items()}
         tar_of(made / f"s-{n}.tar", files)
     return made
 

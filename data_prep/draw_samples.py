@@ -40,17 +40,17 @@ def main() -> int:
     )
     reader = SampleReader([shards], MASK_SUFFIXES)
     frame = Frame(arguments.side, arguments.resize)
-    stream = MaskDataset(reader, selection, frame, arguments.seed)
+    dataset = MaskDataset(reader, selection, frame, arguments.seed)
     order = EpochOrder(shards.sizes(), arguments.seed, 0, block_shards=8)
     numbers = order.samples(0, min(arguments.count, len(shards)))
-    batch = stream.collate(stream.__getitems__([SampleRef(0, number) for number in numbers]))
+    batch = dataset.collate(dataset.__getitems__([SampleRef(0, number) for number in numbers]))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for place, key in enumerate(batch.key):
         path = arguments.out / f"{key}.png"
         draw(batch, place, path)
         print(f"{path}: {int(batch.valid[place].sum())} masks")
-    for damage in batch.damage:
-        print(f"{damage.shard} {damage.key}: {damage.kind} ({damage.detail})")
+    for sample in batch.corrupt:
+        print(f"{sample.shard} {sample.key}: {sample.kind} ({sample.detail})")
     return 0
 
 
@@ -63,11 +63,11 @@ def draw(batch: MaskBatch, place: int, path: Path) -> None:
     clicks, boxes = batch.clicks_px[place, :count], batch.boxes_xyxy_px[place, :count]
     prompts = [
         DrawnPrompt(
-            points_xy=tuple((x, y) for x, y in own.tolist()),
-            labels=(Label.POSITIVE,) * len(own),
+            points_xy=tuple((x, y) for x, y in points.tolist()),
+            labels=(Label.POSITIVE,) * len(points),
             box_xyxy=(x0, y0, x1, y1),
         )
-        for own, (x0, y0, x1, y1) in zip(clicks, boxes.tolist(), strict=True)
+        for points, (x0, y0, x1, y1) in zip(clicks, boxes.tolist(), strict=True)
     ]
     image = batch.image[place].permute(1, 2, 0).contiguous().numpy()
     overlay(image, masks.numpy(), prompts).save(path)

@@ -28,30 +28,30 @@ def part_rows(
     """
     parts: dict[str, Callable[[], object]] = {}
     for name, samples in (("original", original), ("packed", packed)):
-        photos = [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in samples]
-        resizes = [Resize.fit((p.shape[0], p.shape[1]), _SIDE, "squash") for p in photos]
+        images = [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in samples]
+        resizes = [Resize.fit((p.shape[0], p.shape[1]), _SIDE, "squash") for p in images]
         rles = [[a.rle for a in from_json(record).annotations[:_MASKS]] for _, record in samples]
-        runs = [run_lengths(some) for some in rles]
+        runs = [run_lengths(group) for group in rles]
         laid = list(zip(runs, (resize.mask_grid(256) for resize in resizes), strict=True))
         parts |= {
             f"{name} record": partial(_each, from_json, [(record,) for _, record in samples]),
-            f"{name} runs": partial(_each, run_lengths, [(some,) for some in rles]),
+            f"{name} runs": partial(_each, run_lengths, [(group,) for group in rles]),
             f"{name} masks": partial(_each, half_covered, laid),
-            f"{name} decoded": partial(_each, coco_mask.decode, [(some,) for some in rles]),
-            f"{name} boxes": partial(_each, tight_boxes, [(some,) for some in rles]),
+            f"{name} decoded": partial(_each, coco_mask.decode, [(group,) for group in rles]),
+            f"{name} boxes": partial(_each, tight_boxes, [(group,) for group in rles]),
             f"{name} clicks": partial(
-                _each, random_clicks, [(own, g.image_hw[0], 1, 7) for own, g in laid]
+                _each, random_clicks, [(counts, g.image_hw[0], 1, 7) for counts, g in laid]
             ),
-            f"{name} resize": partial(_resized, "bytes_forward", resizes, photos),
-            f"{name} floats": partial(_resized, "image_forward", resizes, photos),
+            f"{name} resize": partial(_resized, "bytes_forward", resizes, images),
+            f"{name} floats": partial(_resized, "image_forward", resizes, images),
         }
     taken = alternate(parts, rounds)
-    spent = {name: 1e3 * found.wall / len(original) for name, found in taken.items()}
+    spent = {name: 1e3 * times.wall / len(original) for name, times in taken.items()}
     return [row for name in ("original", "packed") for row in _rows(name, spent)]
 
 
 def _rows(name: str, spent: dict[str, float]) -> list[Row]:
-    told = {
+    descriptions = {
         "masks": f"{_MASKS} masks from their runs to 256; reference: pycocotools decodes them",
         "resize": "to 1024 as bytes; reference: in float32, as the predictor does",
         "record": "JSON and records of 100 annotations",
@@ -68,15 +68,15 @@ def _rows(name: str, spent: dict[str, float]) -> list[Row]:
             unit="ms",
             reference=spent[f"{name} {against[part]}"] if part in against else None,
         )
-        for part, work in told.items()
+        for part, work in descriptions.items()
     ]
 
 
 def _each(part: Callable[..., object], arguments: Sequence[tuple[object, ...]]) -> None:
-    for some in arguments:
-        part(*some)
+    for group in arguments:
+        part(*group)
 
 
-def _resized(way: str, resizes: Sequence[Resize], photos: Sequence[object]) -> None:
-    for resize, photo in zip(resizes, photos, strict=True):
-        getattr(resize, way)(photo)
+def _resized(way: str, resizes: Sequence[Resize], images: Sequence[object]) -> None:
+    for resize, image in zip(resizes, images, strict=True):
+        getattr(resize, way)(image)

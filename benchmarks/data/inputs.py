@@ -16,7 +16,7 @@ from efficientsam_pl.data.index import index_of, to_bytes
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
-from efficientsam_pl.data.shards import beside, entry_of, write_manifest
+from efficientsam_pl.data.shards import index_beside, manifest_entry, write_manifest
 from efficientsam_pl.storage.tar import scan_tar
 
 MASKS = 100  # a photo, as in SA-1B
@@ -30,7 +30,7 @@ class Inputs:
     original: str  # pattern: SA-1B's layout, 2250 x 1500 and 2000 x 1500
     packed: str  # pattern: the same with --long-side 1024
     imagenet: str  # pattern
-    photos: tuple[Path, ...]
+    images: tuple[Path, ...]
     imagenet_images: tuple[Path, ...]
 
 
@@ -41,34 +41,36 @@ def shared_images() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
         SystemExit: They are not there.
     """
     data = Path(os.environ.get("EFFICIENTSAM_SHARED", "../shared")) / "data"
-    photos = tuple(sorted((data / "sa1b_images").glob("*.jpg")))
+    images = tuple(sorted((data / "sa1b_images").glob("*.jpg")))
     imagenet = tuple(sorted((data / "imagenet_sample").glob("*/*.JPEG")))
-    if not photos or not imagenet:
+    if not images or not imagenet:
         raise SystemExit(f"no photos in {data}; set EFFICIENTSAM_SHARED to their folder's parent")
-    return photos, imagenet
+    return images, imagenet
 
 
 def make_inputs(folder: Path, copies: int) -> Inputs:
     """Writes the shards; `copies` of SA-1B's photos make the sets larger."""
-    photos, imagenet = shared_images()
+    images, imagenet = shared_images()
     (folder / "original").mkdir(parents=True)
-    write_sa1b(folder / "original" / "sa_000000.tar", photos, copies)
+    write_sa1b(folder / "original" / "sa_000000.tar", images, copies)
     pattern = f"{folder}/original/*.tar"
     run_packing(Sa1b(pattern, 1024, 1000), f"{folder}/packed", ArrayShare(), 0, lambda _: None)
     samples = [PackedSample(p.stem, {"jpg": p.read_bytes()}) for p in imagenet]
     shard, _ = write_shard(f"{folder}/imagenet/imagenet-000000.tar", samples)
     assert shard is not None, "there are photos"
     write_manifest(f"{folder}/imagenet", [shard])
-    return Inputs(pattern, f"{folder}/packed/*.tar", f"{folder}/imagenet/*.tar", photos, imagenet)
+    return Inputs(pattern, f"{folder}/packed/*.tar", f"{folder}/imagenet/*.tar", images, imagenet)
 
 
-def write_sa1b(path: Path, photos: Iterable[Path], copies: int) -> None:
+def write_sa1b(path: Path, images: Iterable[Path], copies: int) -> None:
     """A tar in Meta's own layout, with masks drawn over the photos."""
     samples = []
-    for photo in photos:
-        data = photo.read_bytes()
+    for image_path in images:
+        data = image_path.read_bytes()
         width, height = _size(data)
-        samples.append((int(photo.stem.removeprefix("sa_")), data, _annotations(height, width)))
+        samples.append(
+            (int(image_path.stem.removeprefix("sa_")), data, _annotations(height, width))
+        )
     with tarfile.open(path, "w") as tar:
         for copy in range(copies):
             for number, data, annotations in samples:
@@ -102,8 +104,8 @@ def write_many_shards(folder: Path, shards: int, samples: int) -> str:
         path = folder / f"many-{number:06d}.tar"
         if number:
             path.hardlink_to(first)
-        Path(beside(str(path))).write_bytes(to_bytes(index))
-        entries.append(entry_of(str(path), beside(str(path)), index))
+        Path(index_beside(str(path))).write_bytes(to_bytes(index))
+        entries.append(manifest_entry(str(path), index_beside(str(path)), index))
     write_manifest(str(folder), entries)
     return f"{folder}/*.tar"
 
@@ -111,9 +113,9 @@ def write_many_shards(folder: Path, shards: int, samples: int) -> str:
 def _annotations(height: int, width: int) -> list[dict[str, Any]]:
     """Star-shaped blobs over the photo: radii log-uniform, so small ones are as common as large."""
     draw = np.random.default_rng(height * width)
-    found: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    while len(found) < MASKS:
+    while len(annotations) < MASKS:
         radius = np.sqrt(height * width) * np.exp(draw.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
         waves = [
             draw.normal() * 0.25 / f * np.cos(f * angle + draw.uniform(0, 7)) for f in range(1, 9)
@@ -126,9 +128,9 @@ def _annotations(height: int, width: int) -> list[dict[str, Any]]:
         area = int(coco_mask.area(rle))
         if area:
             x0, y0, w, h = coco_mask.toBbox(rle).tolist()
-            found.append(
+            annotations.append(
                 {
-                    "id": len(found),
+                    "id": len(annotations),
                     "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
                     "area": area,
                     "bbox": [x0, y0, w - 1, h - 1],
@@ -138,14 +140,14 @@ def _annotations(height: int, width: int) -> list[dict[str, Any]]:
                     "crop_box": [0, 0, width, height],
                 }
             )
-    return found
+    return annotations
 
 
 def _size(data: bytes) -> tuple[int, int]:
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as photo:
-        return photo.size
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

@@ -27,12 +27,12 @@ Decoder = Callable[[bytes], object]
 def decoder_rows(inputs: Inputs, rounds: int) -> list[Row]:
     """Every decoder against Pillow: whole photos, and SA-1B's at half their size."""
     packed = SampleReader([open_shards(inputs.packed)], IMAGE_SUFFIXES).read(
-        [SampleRef(0, i) for i in range(len(inputs.photos))]
+        [SampleRef(0, i) for i in range(len(inputs.images))]
     )
     sets = {
-        "sa1b": [photo.read_bytes() for photo in inputs.photos],
+        "sa1b": [image.read_bytes() for image in inputs.images],
         "packed": [bytes(read.files["jpg"]) for read in packed if read is not None],
-        "imagenet": [photo.read_bytes() for photo in inputs.imagenet_images],
+        "imagenet": [image.read_bytes() for image in inputs.imagenet_images],
     }
     rows = [
         row for name, jpegs in sets.items() for row in _rows(name, jpegs, whole_image(), rounds)
@@ -79,14 +79,14 @@ def _rows(
 
 
 def _pillow(jpeg: bytes) -> object:
-    with Image.open(io.BytesIO(jpeg)) as photo:
-        return np.array(photo.convert("RGB"))
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return np.array(image.convert("RGB"))
 
 
 def _pillow_half(jpeg: bytes) -> object:
-    with Image.open(io.BytesIO(jpeg)) as photo:
-        photo.draft("RGB", (photo.width // 2, photo.height // 2))
-        return np.array(photo.convert("RGB"))
+    with Image.open(io.BytesIO(jpeg)) as image:
+        image.draft("RGB", (image.width // 2, image.height // 2))
+        return np.array(image.convert("RGB"))
 
 
 def _simplejpeg_half(jpeg: bytes) -> object:

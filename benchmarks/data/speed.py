@@ -39,7 +39,7 @@ from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.transforms import crop_scale, random_crop
 from efficientsam_pl.data.worker_init import keep_memory
 from efficientsam_pl.keyed_random import sample_key
-from efficientsam_pl.storage.ranges import Range, merged
+from efficientsam_pl.storage.ranges import Range, merge_ranges
 
 NAME = "data"
 _SELECTION = MaskSelectionConfig(masks_per_image=32, clicks=1)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         inputs = make_inputs(folder, copies=16 if options.quick else 40)
         rows = [
-            *masked_rows(inputs, 2 if options.quick else len(inputs.photos), rounds),
+            *masked_rows(inputs, 2 if options.quick else len(inputs.images), rounds),
             *memory_rows(inputs),
             *part_rows(encoded(inputs.original, 2), encoded(inputs.packed, 2), rounds),
             *imagenet_rows(inputs, rounds),
@@ -75,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
     """Photo, 32 masks at 256, a click and a box each: ours, the common way, bare decoding."""
     ours, packed = masked(inputs.original), masked(inputs.packed)
-    photos, small = encoded(inputs.original, count), encoded(inputs.packed, count)
+    images, small = encoded(inputs.original, count), encoded(inputs.packed, count)
     taken = alternate(
         {
             "ours": lambda: [ours[SampleRef(0, i)] for i in range(count)],
             "packed": lambda: [packed[SampleRef(0, i)] for i in range(count)],
-            "common": lambda: [common_way(*files) for files in photos],
-            "decode": lambda: [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in photos],
+            "common": lambda: [common_way(*files) for files in images],
+            "decode": lambda: [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in images],
             "decode packed": lambda: [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in small],
         },
         rounds,
@@ -199,7 +199,7 @@ def one_masked(pattern: str, way: str) -> Callable[[], object]:
 def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
     """Random crops of 224, bicubic with antialiasing, against decoding alone at the same scale."""
     reader = SampleReader([open_shards(inputs.imagenet)], IMAGE_SUFFIXES)
-    stream = CropDataset(reader, CropConfig(), _CROP, seed=0)
+    dataset = CropDataset(reader, CropConfig(), _CROP, seed=0)
     slots = [SampleRef(0, i) for i in range(len(inputs.imagenet_images))]
     read = [(r.sample.key, bytes(r.files["jpg"])) for r in reader.read(slots) if r is not None]
 
@@ -209,7 +209,7 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
         for (_, jpeg), options in zip(read, scaled, strict=True):
             simplejpeg.decode_jpeg(jpeg, "RGB", **options)
 
-    taken = alternate({"ours": lambda: [stream[slot] for slot in slots], "decode": decode}, rounds)
+    taken = alternate({"ours": lambda: [dataset[slot] for slot in slots], "decode": decode}, rounds)
     rate = {name: len(read) / found.wall for name, found in taken.items()}
     return [
         Row(
@@ -241,14 +241,14 @@ def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
     size = sum(shard.bytes for shard in shards.shards) / 1e6
     paths = [shard.path for shard in shards.shards]
 
-    def stream() -> None:
+    def read_all() -> None:
         for first in range(0, len(order), 16):
             reader.read([SampleRef(0, sample) for sample in order[first : first + 16]])
 
     def cat() -> None:
         subprocess.run(["cat", *paths], stdout=subprocess.DEVNULL, check=True)
 
-    taken = alternate({"stream": stream, "cat": cat}, rounds)
+    taken = alternate({"stream": read_all, "cat": cat}, rounds)
     return [
         Row(
             id="data.stream",
@@ -275,7 +275,7 @@ def _reads_row(neighbours: int) -> Row:
     for slots in islice(iter(batches), steps):
         at = [divmod(slot.sample or 0, 1000) for slot in slots]
         ranges = [Range(str(shard), apart * place, apart - 1024) for shard, place in at]
-        reads, samples = reads + len(merged(ranges)[0]), samples + len(ranges)
+        reads, samples = reads + len(merge_ranges(ranges)[0]), samples + len(ranges)
     return Row(
         id=f"data.reads_neighbours_{neighbours}",
         work=f"reads a sample, micro-batches of 64 of one rank in 8, photos of 110 KiB, blocks of "
@@ -290,7 +290,7 @@ def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
     tree = folder / "tree"
     for copy in range(12):
         (tree / f"class-{copy}").mkdir(parents=True)
-        for photo in (*inputs.photos, *inputs.imagenet_images):
+        for photo in (*inputs.images, *inputs.imagenet_images):
             (tree / f"class-{copy}" / f"{photo.stem}_{copy}.jpg").write_bytes(photo.read_bytes())
     size = sum(file.stat().st_size for file in tree.rglob("*.jpg")) / 1e6
     turns = iter(range(1_000_000))
@@ -318,21 +318,21 @@ def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
     )
 
 
-def workers_row(inputs: Inputs, photos: int, rounds: int) -> Row:
+def workers_row(inputs: Inputs, images: int, rounds: int) -> Row:
     """The same micro-batches from one and from two worker processes."""
-    stream = masked(inputs.packed)
+    dataset = masked(inputs.packed)
     samples = len(open_shards(inputs.packed))
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for workers, measured in rates.items():
             batches = TrainingBatchSampler(DatasetOrder([samples], 0, 1), RankShard(0, 1, 4, 4))
-            loader = iter(training_loader(stream, batches, DataConfig(workers=workers)))
+            loader = iter(training_loader(dataset, batches, DataConfig(workers=workers)))
             for _ in range(2 * workers):
                 next(loader)  # until all are at work
             start = time.perf_counter()
-            for _ in range(photos // 4):
+            for _ in range(images // 4):
                 next(loader)
-            measured.append(photos / (time.perf_counter() - start))
+            measured.append(images / (time.perf_counter() - start))
             del loader
     return Row(
         id="data.workers",
@@ -354,14 +354,14 @@ def resume_rows(folder: Path, rounds: int) -> list[Row]:
     for _ in range(rounds):
         start = time.perf_counter()
         shards = open_shards(pattern)
-        stream = MaskDataset(
+        dataset = MaskDataset(
             SampleReader([shards], MASK_SUFFIXES), _SELECTION, Frame(64, "squash"), seed=0
         )
         place = Position(3, int(draw.integers(len(shards))))
         batches = TrainingBatchSampler(
             DatasetOrder(shards.sizes(), 0, 8), RankShard(0, 1, 32, 32), place
         )
-        next(iter(training_loader(stream, batches, replace(config, read_ahead=1))))
+        next(iter(training_loader(dataset, batches, replace(config, read_ahead=1))))
         seconds.append(time.perf_counter() - start)
     return [
         Row(

@@ -1,9 +1,9 @@
-"""How a data worker begins: it keeps its memory, and ends when its parent ends it, not before.
+"""Initialize data workers: keep freed memory, ignore signals, exit with the parent.
 
-SLURM signals every process of a step, and a terminal every process in front; what is done about it
-is up to the process that trains. So workers ignore signals. Their parent, which would end those
-that are left over by a signal too, holds a pipe instead: it is closed when the parent exits,
-however it does, and then the workers end, even those that hang in a read.
+SLURM signals every process of a step, and a terminal every process in the foreground; the
+training process decides how to react. So workers ignore signals. Their parent holds a pipe
+instead: it is closed when the parent exits, however it does, and then the workers exit, even
+those that hang in a read.
 """
 
 import atexit
@@ -26,37 +26,37 @@ _IGNORED = (
 
 
 def make_worker_init_fn() -> Callable[[int], None]:
-    """What DataLoader is to call first in each worker of this process."""
+    """Build the `worker_init_fn` of this process's DataLoaders."""
     return partial(_begin, *_pipe_of(os.getpid()))
 
 
 @cache
 def _pipe_of(process: int) -> tuple[Connection, Connection]:
-    """The ends that workers read and that their parent holds."""
-    told, teller = multiprocessing.Pipe(duplex=False)
+    """Create the pipe whose end workers read and whose other end their parent holds."""
+    read_end, write_end = multiprocessing.Pipe(duplex=False)
     # before multiprocessing's own, which sends SIGTERM to its children and waits for them
-    atexit.register(teller.close)
-    return told, teller
+    atexit.register(write_end.close)
+    return read_end, write_end
 
 
-def _begin(told: Connection, teller: Connection, number: int) -> None:
+def _begin(read_end: Connection, write_end: Connection, number: int) -> None:
     keep_memory()
     for signal_number in _IGNORED:
         signal.signal(signal_number, signal.SIG_IGN)
-    teller.close()  # the parent's alone counts
-    threading.Thread(target=_end_with_parent, args=(told,), daemon=True).start()
+    write_end.close()  # only the parent's counts
+    threading.Thread(target=_end_with_parent, args=(read_end,), daemon=True).start()
 
 
-def _end_with_parent(told: Connection) -> None:
-    told.poll(None)  # nothing is ever sent: the pipe was closed
+def _end_with_parent(read_end: Connection) -> None:
+    read_end.poll(None)  # nothing is ever sent: the pipe was closed
     os._exit(0)  # torch reports any other code as a fault
 
 
 def keep_memory() -> None:
-    """Lets this process use freed memory again instead of asking the system for new pages.
+    """Let this process reuse freed memory instead of requesting new pages from the system.
 
-    Every photo needs a few megabytes. glibc gives such pieces back when they are freed, and each
-    new page costs a fault: two of nine milliseconds a photo, measured. Nothing elsewhere.
+    Every image needs a few megabytes. glibc returns such blocks when they are freed, and each new
+    page costs a fault: two of nine milliseconds an image, measured. No effect without glibc.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

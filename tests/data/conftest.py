@@ -17,7 +17,7 @@ def jpeg(image: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def photo(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
+def noise_image(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -57,11 +57,11 @@ def json_of() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def noise() -> Callable[..., np.ndarray]:
-    return photo
+    return noise_image
 
 
 @pytest.fixture(scope="session")
 def good_sample() -> dict[str, bytes]:
     """The files of one sample by ending: 40 x 60 pixels, two masks."""
     masks = [rectangle(5, 10, 25, 40, (40, 60)), rectangle(30, 50, 31, 51, (40, 60))]
-    return {"jpg": jpeg(photo(0)), "json": sa1b_json(masks)}
+    return {"jpg": jpeg(noise_image(0)), "json": sa1b_json(masks)}

@@ -52,7 +52,7 @@ class Numbers(Dataset[int]):
 @pytest.fixture(params=["fork", "spawn"])
 def begun(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Starts two workers: begun(asleep=False)."""
-    found: list[Any] = []
+    loaders: list[Any] = []
 
     def begin(asleep: bool = False) -> Any:
         loader = DataLoader(
@@ -65,11 +65,11 @@ def begun(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
         )
         numbers = iter(loader)
         assert [next(numbers), next(numbers)] == [0, 1]  # both have begun
-        found.append(numbers)
+        loaders.append(numbers)
         return numbers
 
     yield begin
-    for numbers in found:
+    for numbers in loaders:
         numbers._shutdown_workers()
 
 
@@ -114,7 +114,7 @@ def test_workers_of_a_killed_parent_end(
     assert left(pids, 10) == []
 
 
-def test_interrupt_of_all_is_told_once(tmp_path: Path) -> None:
+def test_interrupt_of_all_is_reported_once(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     folder = str(Path(__file__).parent)
     script.write_text(PARENT.format(folder=folder, asleep=True, method="fork"))
@@ -125,5 +125,5 @@ def test_interrupt_of_all_is_told_once(tmp_path: Path) -> None:
         time.sleep(0.05)
     time.sleep(1)
     os.killpg(parent.pid, signal.SIGINT)
-    _, told = parent.communicate(timeout=30)
-    assert told.decode().count("Traceback (most recent call last)") == 1  # the parent's own
+    _, output = parent.communicate(timeout=30)
+    assert output.decode().count("Traceback (most recent call last)") == 1  # the parent's own

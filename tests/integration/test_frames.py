@@ -33,14 +33,14 @@ class Listener(Segmenter):
     """Remembers what it is shown and asked."""
 
     shown: tuple[Tensor, Tensor | None]
-    asked: Prompts
+    prompts: Prompts
 
     def encode(self, image: Tensor, content_hw: Tensor | None = None) -> Tensor:
         self.shown = (image, content_hw)
         return super().encode(image, content_hw)
 
     def decode(self, features: Tensor, prompts: Prompts) -> Prediction:
-        self.asked = prompts
+        self.prompts = prompts
         return super().decode(features, prompts)
 
 
@@ -59,13 +59,13 @@ def blob(height: int, width: int) -> np.ndarray:
 def batch_of(folder: Path, pixels: np.ndarray, mask: np.ndarray, rule: ResizeRule) -> MaskBatch:
     """What training makes of a photo with one mask."""
     pack_images([MaskedImage("photo", pixels, (annotation_of(encode(mask)),))], folder, "set")
-    stream = MaskDataset(
+    dataset = MaskDataset(
         SampleReader([open_shards(f"{folder}/set-*.tar")], MASK_SUFFIXES),
         MaskSelectionConfig(masks_per_image=1, clicks=5),
         Frame(SIDE, rule, exact=True),
         seed=0,
     )
-    return stream.collate(stream.__getitems__([SampleRef(0, 0)]))
+    return dataset.collate(dataset.__getitems__([SampleRef(0, 0)]))
 
 
 def stored(folder: Path) -> np.ndarray:
@@ -79,7 +79,7 @@ def stored(folder: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     "hw", [(64, 64), (37, 91), (91, 37), (129, 65), (201, 333), (5, 7), (1, 50)], ids=str
 )
-def test_training_and_predictor_show_and_ask_the_model_alike(
+def test_training_and_predictor_prompt_the_model_alike(
     tmp_path: Path, hw: tuple[int, int], rule: ResizeRule
 ) -> None:
     mask = blob(*hw)
@@ -98,12 +98,12 @@ def test_training_and_predictor_show_and_ask_the_model_alike(
     rows, columns = np.nonzero(mask)
     box = [[columns.min(), rows.min(), columns.max(), rows.max()]]
     embedded.predict(boxes=box)
-    assert model.asked.boxes_xyxy_px is not None
-    torch.testing.assert_close(model.asked.boxes_xyxy_px, batch.boxes_xyxy_px)
+    assert model.prompts.boxes_xyxy_px is not None
+    torch.testing.assert_close(model.prompts.boxes_xyxy_px, batch.boxes_xyxy_px)
 
     clicks = embedded.resize.points_back(batch.clicks_px[0])
     x, y = clicks[0].round().long().unbind(-1)
     torch.testing.assert_close(clicks[0], torch.stack([x, y], -1).float(), atol=1e-3, rtol=0)
     assert bool(mask[y, x].all())
     embedded.predict(points=torch.stack([x, y], -1)[None])
-    torch.testing.assert_close(model.asked.points_px, batch.clicks_px)
+    torch.testing.assert_close(model.prompts.points_px, batch.clicks_px)

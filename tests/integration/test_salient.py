@@ -188,7 +188,7 @@ def test_mistakes_are_one_line_each(folders: Folders, capfd: pytest.CaptureFixtu
         ({"saliency": root / "maps/boat.png"}, "is one file, but --image is a folder"),
         ({"saliency": root / "nothing"}, "holds no map for any of 3 photos"),
         ({**boat, "saliency": root / "nothing"}, "holds no map boat.png"),
-        ({"image": root / "nothing"}, "--image: no photo in"),
+        ({"image": root / "nothing"}, "--image: no image in"),
         ({**boat, "saliency": root / "text.png"}, "cannot be read as a saliency map"),
         ({**boat, "saliency": root / "cube.npy"}, "must be [h, w], not [4, 4, 3]"),
         ({"truth": root / "gone"}, "--truth: no such file or folder"),

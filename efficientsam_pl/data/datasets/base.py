@@ -20,44 +20,44 @@ Prepared = TypeVar("Prepared")
 
 
 class SampleFaultError(RuntimeError):
-    """A fault of this program met at one sample; the message names shard and sample."""
+    """A fault of this program at one sample; the message names shard and sample."""
 
 
 class SampleDataset(Dataset[Prepared], ABC, Generic[Prepared]):
-    """What the stages share: a micro-batch is read at once, then prepared one by one."""
+    """A data set that reads a micro-batch in one request and prepares it sample by sample."""
 
     def __init__(self, reader: SampleReader, seed: int) -> None:
         self._reader, self._seed = reader, seed
 
-    def __getitem__(self, slot: SampleRef) -> Prepared:
-        return self.__getitems__([slot])[0]
+    def __getitem__(self, sample_ref: SampleRef) -> Prepared:
+        return self.__getitems__([sample_ref])[0]
 
-    def __getitems__(self, slots: Sequence[SampleRef]) -> list[Prepared]:
-        read = self._reader.read(slots)
-        return [self._prepared(slot, one) for slot, one in zip(slots, read, strict=True)]
+    def __getitems__(self, sample_refs: Sequence[SampleRef]) -> list[Prepared]:
+        samples = self._reader.read(sample_refs)
+        return [self._prepared(ref, read) for ref, read in zip(sample_refs, samples, strict=True)]
 
     @abstractmethod
     def collate(self, samples: Sequence[Prepared]) -> Any:
-        """A batch of what `__getitems__` gives."""
+        """Collate the samples that `__getitems__` returns."""
 
     @abstractmethod
-    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> Prepared: ...
+    def _prepared(self, sample_ref: SampleRef, read: ReadSample | None) -> Prepared: ...
 
-    def _key(self, slot: SampleRef, read: ReadSample) -> int:
-        return sample_key(self._seed, slot.epoch, read.sample.key)
+    def _key(self, sample_ref: SampleRef, read: ReadSample) -> int:
+        return sample_key(self._seed, sample_ref.epoch, read.sample.key)
 
 
 def catch_corrupt_sample(
     read: ReadSample, prepare: Callable[[], T]
 ) -> tuple[T | None, CorruptSample | None]:
-    """What `prepare` makes of a sample, or what is wrong with the sample.
+    """Return the prepared sample, or a record of its corruption.
 
     Raises:
-        SampleFaultError: Anything but damage.
+        SampleFaultError: `prepare` fails for another reason than a corrupt sample.
     """
     shard, key = read.sample.shard, read.sample.key
-    if read.damage is not None:
-        return None, read.damage
+    if read.corrupt is not None:
+        return None, read.corrupt
     try:
         return prepare(), None
     except CorruptSampleError as error:

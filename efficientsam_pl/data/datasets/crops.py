@@ -16,14 +16,14 @@ from efficientsam_pl.data.decode import (
     jpeg_scale,
 )
 from efficientsam_pl.data.reader import ReadSample, SampleReader
-from efficientsam_pl.data.sample_files import image_of
+from efficientsam_pl.data.sample_files import encoded_image
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.transforms import Crop, crop_of, crop_scale, cut
+from efficientsam_pl.data.transforms import Crop, crop_of, crop_scale, resized_crop
 from efficientsam_pl.structures import ImageBatch
 
 
 class CropDataset(SampleDataset[PreparedImage]):
-    """Pretraining: one random crop of a photo (crop None: the centre, for held-out photos)."""
+    """Pretraining: one random crop of an image (crop None: the centre, for held-out images)."""
 
     def __init__(
         self,
@@ -33,20 +33,22 @@ class CropDataset(SampleDataset[PreparedImage]):
         seed: int,
         exact: bool = False,
     ) -> None:
-        """A stream of squares of `side` pixels; `exact`: JPEGs are decoded at full size."""
+        """Crop to squares of `side` pixels; `exact`: JPEGs are decoded at full size."""
         super().__init__(reader, seed)
         self._crop, self._side, self._exact = crop, side, exact
 
     def collate(self, samples: Sequence[PreparedImage]) -> ImageBatch:
-        """A batch of what `__getitems__` gives."""
+        """Collate the samples that `__getitems__` returns."""
         return collate_images(samples, self._side)
 
-    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedImage:
+    def _prepared(self, sample_ref: SampleRef, read: ReadSample | None) -> PreparedImage:
         if read is None:
             return PreparedImage("", 0, None)
-        key = self._key(slot, read)
-        image, damage = catch_corrupt_sample(read, lambda: self._view(image_of(read.files), key))
-        return PreparedImage(read.sample.key, key, image, damage)
+        key = self._key(sample_ref, read)
+        image, corrupt = catch_corrupt_sample(
+            read, lambda: self._view(encoded_image(read.files), key)
+        )
+        return PreparedImage(read.sample.key, key, image, corrupt)
 
     def _view(self, data: Data, key: int) -> UInt8[Tensor, "3 s s"]:
         crop = crop_of(image_size_of(data), self._crop, key)
@@ -56,20 +58,20 @@ class CropDataset(SampleDataset[PreparedImage]):
 def crop_squares(
     data: Data, crops: Sequence[Crop], side: int, exact: bool
 ) -> Iterator[UInt8[Tensor, "3 s s"]]:
-    """Crops of one photo resized to squares of `side` pixels, decoded once for each scale.
+    """Resize crops of one image to squares of `side` pixels, decoding once for each scale.
 
     Args:
-        data: The photo.
-        crops: In its pixels.
-        side: Of the squares.
+        data: The encoded image.
+        crops: Rectangles in its pixels.
+        side: Side of the squares, pixels.
         exact: A JPEG is decoded at full size; if not, smaller where a crop needs no more.
 
     Raises:
-        CorruptSampleError: The photo cannot be decoded.
+        CorruptSampleError: The image cannot be decoded.
     """
-    photos: dict[int, DecodedImage] = {}
+    decoded: dict[int, DecodedImage] = {}
     for crop in crops:
         scale = jpeg_scale(1.0 if exact else crop_scale(crop, side))
-        if scale not in photos:
-            photos[scale] = decode_smaller(data, float(scale))
-        yield cut(photos[scale], crop, side)
+        if scale not in decoded:
+            decoded[scale] = decode_smaller(data, float(scale))
+        yield resized_crop(decoded[scale], crop, side)

@@ -16,7 +16,7 @@ from efficientsam_pl.data.mask_sampling import (
     tight_boxes,
 )
 from efficientsam_pl.data.reader import ReadSample, SampleReader
-from efficientsam_pl.data.sample_files import check_size, image_of, record_of
+from efficientsam_pl.data.sample_files import check_size, encoded_image, read_record
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.transforms import frame, mirror_boxes, mirror_points
 from efficientsam_pl.geometry import Resize, ResizeRule
@@ -29,7 +29,7 @@ LOSS_FACTOR = 4  # the mask decoder's logits are a quarter of the model's side
 
 @dataclass(frozen=True)
 class Frame:
-    """The model's square and how a photo is laid into it; `exact`: decoded at full size."""
+    """The model's square and its resize rule; `exact`: images are decoded at full size."""
 
     side: int
     rule: ResizeRule
@@ -37,7 +37,7 @@ class Frame:
 
 
 class MaskDataset(SampleDataset[PreparedMaskedImage]):
-    """Finetuning: a photo in the model's frame with some of its masks and points inside them."""
+    """Finetuning: an image in the model's frame with sampled masks and points inside them."""
 
     def __init__(
         self, reader: SampleReader, selection: MaskSelectionConfig, to: Frame, seed: int
@@ -46,7 +46,7 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
         self._selection, self._to = selection, to
 
     def collate(self, samples: Sequence[PreparedMaskedImage]) -> MaskBatch:
-        """A batch of what `__getitems__` gives."""
+        """Collate the samples that `__getitems__` returns."""
         side, low = self._to.side, self._to.side // LOSS_FACTOR
         empty = PreparedMasks(
             image=torch.zeros(3, side, side, dtype=torch.uint8),
@@ -57,15 +57,15 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
         )
         return collate_masked(samples, empty, self._selection.masks_per_image)
 
-    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedMaskedImage:
+    def _prepared(self, sample_ref: SampleRef, read: ReadSample | None) -> PreparedMaskedImage:
         if read is None:
             return PreparedMaskedImage("", 0, None)
-        key = self._key(slot, read)
-        content, damage = catch_corrupt_sample(read, lambda: self._content(read, key))
-        return PreparedMaskedImage(read.sample.key, key, content, damage)
+        key = self._key(sample_ref, read)
+        content, corrupt = catch_corrupt_sample(read, lambda: self._content(read, key))
+        return PreparedMaskedImage(read.sample.key, key, content, corrupt)
 
     def _content(self, read: ReadSample, key: int) -> PreparedMasks:
-        data, record = image_of(read.files), record_of(read.files)
+        data, record = encoded_image(read.files), read_record(read.files)
         image_hw = image_size_of(data)
         check_size(record, image_hw)
         rles, runs = nonempty_masks(select_masks(record, self._selection, key))
@@ -76,9 +76,9 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
             boxes, clicks = mirror_boxes(boxes, record.width), mirror_points(clicks, record.width)
         resize = Resize.fit(image_hw, self._to.side, self._to.rule)
         grid = resize.mask_grid(self._to.side // LOSS_FACTOR, mirrored)
-        photo = decode_smaller(data, self._largest_scale(resize))
+        decoded = decode_smaller(data, self._largest_scale(resize))
         return PreparedMasks(
-            image=frame(photo.pixels, resize, mirrored),
+            image=frame(decoded.pixels, resize, mirrored),
             content_hw=resize.content_hw,
             masks=torch.from_numpy(half_covered(runs, grid)),
             boxes_xyxy_px=resize.boxes_forward(boxes),
@@ -86,5 +86,5 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
         )
 
     def _largest_scale(self, resize: Resize) -> float:
-        """1 where the resize has no antialiasing: a photo decoded smaller would look smoother."""
+        """Return 1 where the resize has no antialiasing: decoding smaller would smooth it."""
         return 1.0 if self._to.exact or resize.rule == "squash" else 1 / max(resize.scale_xy())

@@ -18,7 +18,7 @@ from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target, build_target
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.recipes.root_configs import PretrainConfig, as_dict, dump
-from efficientsam_pl.recipes.sami.feature_store import describe, describe_teacher, stored_streams
+from efficientsam_pl.recipes.sami.feature_store import describe, describe_teacher, stored_datasets
 from efficientsam_pl.recipes.sami.mean_feature_baseline import MeanFeatureBaseline
 from efficientsam_pl.recipes.sami.module import SamiPretraining
 from efficientsam_pl.recipes.sami.visualize import FeatureVisualizer
@@ -118,7 +118,7 @@ def _streams(config: PretrainConfig, sets: DatasetSplits) -> TrainingDatasets:
     """Crops of photos, with the stored teacher's features where there are any."""
     sample_order = build_order(sets, config.data, config.run.seed)
     if config.features.dir is not None:
-        train, heldout = stored_streams(config, sets)
+        train, heldout = stored_datasets(config, sets)
         return TrainingDatasets(train=train, sample_order=sample_order, sets=sets, heldout=heldout)
     side, seed = config.sami.student.image_size, config.run.seed
     return TrainingDatasets(

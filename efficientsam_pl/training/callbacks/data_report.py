@@ -94,8 +94,8 @@ class DataReport(L.Callback):
             str(self._path), "it is written again with the next checkpoint"
         )
         self._most = max_bad_fraction
-        self._known = sets.damage()
-        self._known_heldout = list(sets.heldout.damage) if sets.heldout else []
+        self._known = sets.corrupt()
+        self._known_heldout = list(sets.heldout.corrupt) if sets.heldout else []
         self._before, self._own = (
             SampleCounts(),
             SampleCounts(),
@@ -125,8 +125,8 @@ class DataReport(L.Callback):
         Raises:
             UserError: The share of damaged samples is above the limit.
         """
-        self._own.add(sum(bool(key) for key in batch.key), batch.damage)
-        self._corrupt_samples.warn(batch.damage)
+        self._own.add(sum(bool(key) for key in batch.key), batch.corrupt)
+        self._corrupt_samples.warn(batch.corrupt)
         due = (batch_idx + 1) % (_EVERY_STEPS * trainer.accumulate_grad_batches) == 0
         if not due and trainer.global_step < trainer.max_steps:
             return
@@ -148,8 +148,8 @@ class DataReport(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
         """Counts the held-out samples."""
-        self._heldout.add(sum(bool(key) for key in batch.key), batch.damage)
-        self._corrupt_samples.warn(batch.damage)
+        self._heldout.add(sum(bool(key) for key in batch.key), batch.corrupt)
+        self._corrupt_samples.warn(batch.corrupt)
 
     def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
         """Writes the report of all ranks, each time that a checkpoint is saved."""

@@ -17,7 +17,7 @@ from efficientsam_pl.data.shards import open_shards
 def test_many_shards_are_whole(tmp_path: Path) -> None:
     shards = open_shards(write_many_shards(tmp_path / "many", shards=3, samples=5))
     assert shards.sizes() == [5, 5, 5]
-    assert shards.damage == ()
+    assert shards.corrupt == ()
     stream = data.masked(f"{tmp_path}/many/*.tar")
     content = stream[SampleRef(0, 14)].content
     assert content is not None

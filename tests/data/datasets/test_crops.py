@@ -19,15 +19,15 @@ def test_crops_of_pretraining_are_reproducible_and_differ_by_epoch(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
     index, _ = rings
-    stream = cropped(index, 1)
+    dataset = cropped(index, 1)
     again = cropped(index, 1)
-    first = [stream[SampleRef(e, s)].image for e in range(2) for s in range(6)]
+    first = [dataset[SampleRef(e, s)].image for e in range(2) for s in range(6)]
     second = [again[SampleRef(e, s)].image for e in range(2) for s in range(6)]
-    for one, other in zip(first, second, strict=True):
-        assert one is not None
+    for image, other in zip(first, second, strict=True):
+        assert image is not None
         assert other is not None
-        assert one.shape == (3, 32, 32)
-        assert torch.equal(one, other)
+        assert image.shape == (3, 32, 32)
+        assert torch.equal(image, other)
     assert not any(
         torch.equal(a, b)
         for a, b in zip(first[:6], first[6:], strict=True)
@@ -37,8 +37,8 @@ def test_crops_of_pretraining_are_reproducible_and_differ_by_epoch(
 
 def test_pretraining_needs_images_only(corrupt: tuple[ShardSet, dict[str, str]]) -> None:
     index, kinds = corrupt
-    stream = cropped(index, 0)
-    batch = stream.collate([stream[SampleRef(0, i)] for i in range(len(index))])
+    dataset = cropped(index, 0)
+    batch = dataset.collate([dataset[SampleRef(0, i)] for i in range(len(index))])
     images = {k: v for k, v in kinds.items() if v.endswith("photo")}
-    assert {d.key: d.kind for d in batch.damage} == images
+    assert {d.key: d.kind for d in batch.corrupt} == images
     assert batch.valid.tolist() == [key not in images for key in batch.key]

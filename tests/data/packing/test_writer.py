@@ -8,7 +8,7 @@ import webdataset
 
 from efficientsam_pl.data.index import from_bytes, index_of, to_bytes
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
-from efficientsam_pl.data.shards import beside, open_shards
+from efficientsam_pl.data.shards import index_beside, open_shards
 from efficientsam_pl.storage.tar import scan_tar
 
 Unpacked = Callable[[Path], dict[str, bytes]]
@@ -31,7 +31,7 @@ def test_files_are_read_back_by_the_standard_library(tmp_path: Path, unpacked: U
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
-@pytest.mark.parametrize("endings", [("jpg", "json"), ("jpg", "cls"), ("jpg",)], ids="+".join)
+@pytest.mark.parametrize("suffixes", [("jpg", "json"), ("jpg", "cls"), ("jpg",)], ids="+".join)
 def test_every_kind_is_read_back_by_webdataset(suffixes: tuple[str, ...], tmp_path: Path) -> None:
     written = [PackedSample(f"s{i}", {e: f"{e}{i}".encode() for e in suffixes}) for i in range(3)]
     write_shard(f"{tmp_path}/a.tar", written)
@@ -47,8 +47,8 @@ def test_index_is_what_a_pass_over_the_tar_finds(key: str, tmp_path: Path) -> No
     _, packed = write_shard(str(path), written)
     with path.open("rb") as file:
         scan = scan_tar(file)
-    assert scan.damage == []
-    index = Path(beside(str(path))).read_bytes()
+    assert scan.faults == []
+    index = Path(index_beside(str(path))).read_bytes()
     assert index == to_bytes(index_of(scan, packed))
     assert from_bytes(index, "").sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert from_bytes(index, "").bytes == path.stat().st_size

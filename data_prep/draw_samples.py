@@ -1,4 +1,4 @@
-"""Draws what finetuning will see of a set: photo, masks at the loss resolution, boxes and clicks.
+"""Draw finetuning samples of a set: image, masks at the loss resolution, boxes and clicks.
 
 `python data_prep/draw_samples.py 'shards/*.tar' --out DIR` reads samples as training does and
 writes a PNG for each.
@@ -23,12 +23,12 @@ _CLICKS = 2
 
 
 def main() -> int:
-    """Draws the first samples of an epoch."""
+    """Draw the first samples of an epoch."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pattern", metavar="'PATTERN'")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--count", type=int, default=3, metavar="N")
-    parser.add_argument("--masks", type=int, default=8, metavar="N", help="drawn in a photo")
+    parser.add_argument("--masks", type=int, default=8, metavar="N", help="drawn in an image")
     parser.add_argument("--side", type=int, default=1024, metavar="N", help="of the model, pixels")
     parser.add_argument("--resize", choices=("squash", "pad"), default="pad")
     parser.add_argument("--flip", type=float, default=0.0, metavar="P", help="share mirrored")
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def draw(batch: MaskBatch, place: int, path: Path) -> None:
-    """One photo of a batch, in the model's frame."""
+    """Draw one image of a batch, in the model's frame."""
     count = int(batch.valid[place].sum())
     masks = batch.masks[place, :count]
     for axis in (-2, -1):

@@ -1,4 +1,4 @@
-"""Where the time of a masked photo goes, part by part. A part of benchmarks.data."""
+"""Time of each step of preparing a masked image. A part of benchmarks.data."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,12 +19,12 @@ _MASKS, _SIDE = 32, 1024
 def part_rows(
     original: Sequence[tuple[bytes, bytes]], packed: Sequence[tuple[bytes, bytes]], rounds: int
 ) -> list[Row]:
-    """Milliseconds a photo.
+    """Measure the milliseconds an image of each step.
 
     Args:
-        original: JPEG and JSON of SA-1B's photos.
-        packed: The same photos, packed smaller.
-        rounds: How often each part is timed.
+        original: JPEG and JSON of SA-1B's images.
+        packed: The same images, packed smaller.
+        rounds: Number of timings of each step.
     """
     parts: dict[str, Callable[[], object]] = {}
     for name, samples in (("original", original), ("packed", packed)):

@@ -1,4 +1,4 @@
-"""What benchmarks.data works on: real photos, masks drawn over them, and shards made of both."""
+"""Inputs of benchmarks.data: real images, synthetic masks over them, and shards of both."""
 
 import io
 import json
@@ -19,13 +19,13 @@ from efficientsam_pl.data.packing.writer import PackedSample, write_shard
 from efficientsam_pl.data.shards import index_beside, manifest_entry, write_manifest
 from efficientsam_pl.storage.tar import scan_tar
 
-MASKS = 100  # a photo, as in SA-1B
-_SMALLEST, _LARGEST = 0.015, 0.35  # radius over the square root of the photo's pixels
+MASKS = 100  # an image, as in SA-1B
+_SMALLEST, _LARGEST = 0.015, 0.35  # radius over the square root of the image's pixels
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Folders of shards, and the photos behind them."""
+    """Folders of shards, and the images behind them."""
 
     original: str  # pattern: SA-1B's layout, 2250 x 1500 and 2000 x 1500
     packed: str  # pattern: the same with --long-side 1024
@@ -35,21 +35,21 @@ class Inputs:
 
 
 def shared_images() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """SA-1B's and ImageNet's photos in EFFICIENTSAM_SHARED.
+    """List SA-1B's and ImageNet's images in EFFICIENTSAM_SHARED.
 
     Raises:
-        SystemExit: They are not there.
+        SystemExit: The images do not exist.
     """
     data = Path(os.environ.get("EFFICIENTSAM_SHARED", "../shared")) / "data"
     images = tuple(sorted((data / "sa1b_images").glob("*.jpg")))
     imagenet = tuple(sorted((data / "imagenet_sample").glob("*/*.JPEG")))
     if not images or not imagenet:
-        raise SystemExit(f"no photos in {data}; set EFFICIENTSAM_SHARED to their folder's parent")
+        raise SystemExit(f"no images in {data}; set EFFICIENTSAM_SHARED to their folder's parent")
     return images, imagenet
 
 
 def make_inputs(folder: Path, copies: int) -> Inputs:
-    """Writes the shards; `copies` of SA-1B's photos make the sets larger."""
+    """Write the shards; `copies` of SA-1B's images make the sets larger."""
     images, imagenet = shared_images()
     (folder / "original").mkdir(parents=True)
     write_sa1b(folder / "original" / "sa_000000.tar", images, copies)
@@ -57,13 +57,13 @@ def make_inputs(folder: Path, copies: int) -> Inputs:
     run_packing(Sa1b(pattern, 1024, 1000), f"{folder}/packed", ArrayShare(), 0, lambda _: None)
     samples = [PackedSample(p.stem, {"jpg": p.read_bytes()}) for p in imagenet]
     shard, _ = write_shard(f"{folder}/imagenet/imagenet-000000.tar", samples)
-    assert shard is not None, "there are photos"
+    assert shard is not None, "the images exist"
     write_manifest(f"{folder}/imagenet", [shard])
     return Inputs(pattern, f"{folder}/packed/*.tar", f"{folder}/imagenet/*.tar", images, imagenet)
 
 
 def write_sa1b(path: Path, images: Iterable[Path], copies: int) -> None:
-    """A tar in Meta's own layout, with masks drawn over the photos."""
+    """Write a tar in Meta's layout, with synthetic masks over the images."""
     samples = []
     for image_path in images:
         data = image_path.read_bytes()
@@ -83,7 +83,7 @@ def write_sa1b(path: Path, images: Iterable[Path], copies: int) -> None:
 
 
 def write_many_shards(folder: Path, shards: int, samples: int) -> str:
-    """Shards of small masked photos with index and manifest: one tar under many names."""
+    """Write shards of small masked images with index and manifest: one tar under many names."""
     folder.mkdir(parents=True)
     pixels = np.zeros((64, 64, 3), dtype=np.uint8)
     mask = coco_mask.encode(np.asfortranarray(np.tri(64, dtype=np.uint8)))
@@ -111,7 +111,7 @@ def write_many_shards(folder: Path, shards: int, samples: int) -> str:
 
 
 def _annotations(height: int, width: int) -> list[dict[str, Any]]:
-    """Star-shaped blobs over the photo: radii log-uniform, so small ones are as common as large."""
+    """Draw star-shaped masks with log-uniform radii, so small ones are as common as large."""
     draw = np.random.default_rng(height * width)
     annotations: list[dict[str, Any]] = []
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)

@@ -49,7 +49,7 @@ _HELD = 64  # masks that the common way keeps at full size, as EfficientViT-SAM 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints, and says by its exit code nothing about the goals."""
+    """Measure and print; the exit code does not depend on the goals."""
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     rounds = 3 if options.quick else 9
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
-    """Photo, 32 masks at 256, a click and a box each: ours, the common way, bare decoding."""
+    """Compare an image, 32 masks at 256, a click and a box each with the common way."""
     ours, packed = masked(inputs.original), masked(inputs.packed)
     images, small = encoded(inputs.original, count), encoded(inputs.packed, count)
     taken = alternate(
@@ -120,7 +120,7 @@ def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
 
 
 def memory_rows(inputs: Inputs) -> list[Row]:
-    """What one photo needs beside the process itself: ours, and the common way."""
+    """Compare the memory that one image needs beside the process itself with the common way."""
     ours, common = (
         peak_memory_rise(partial(one_masked, inputs.original, way)) / 1e6
         for way in ("ours", "common")
@@ -143,20 +143,20 @@ def memory_rows(inputs: Inputs) -> list[Row]:
 
 
 def masked(pattern: str) -> MaskDataset:
-    """The finetuning stream of a set, squashed to 1024."""
+    """Open the finetuning data set of a pattern, squashed to 1024."""
     reader = SampleReader([open_shards(pattern)], MASK_SUFFIXES)
     return MaskDataset(reader, _SELECTION, Frame(_SIDE, "squash"), seed=0)
 
 
 def encoded(pattern: str, count: int) -> list[tuple[bytes, bytes]]:
-    """JPEG and JSON of the first samples, one for each photo."""
+    """Read JPEG and JSON of the first samples, one for each image."""
     shards = open_shards(pattern)
     read = SampleReader([shards], MASK_SUFFIXES).read([SampleRef(0, i) for i in range(count)])
     return [(bytes(r.files["jpg"]), bytes(r.files["json"])) for r in read if r is not None]
 
 
 def common_way(jpeg: bytes, record: bytes) -> list[torch.Tensor]:
-    """Every mask decoded at full size; those that are kept as float32, then resized one by one."""
+    """Decode every mask at full size, convert the kept ones to float32 and resize them in turn."""
     import io
     import json
 
@@ -184,7 +184,7 @@ def common_way(jpeg: bytes, record: bytes) -> list[torch.Tensor]:
 
 
 def one_masked(pattern: str, way: str) -> Callable[[], object]:
-    """One photo, in a process that has loaded its code with another set's small photo."""
+    """Prepare one image, in a process that has loaded its code with another set's small image."""
     torch.set_num_threads(1)
     packed = pattern.replace("/original/", "/packed/")
     warm, ours = masked(packed), masked(pattern)
@@ -197,7 +197,7 @@ def one_masked(pattern: str, way: str) -> Callable[[], object]:
 
 
 def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
-    """Random crops of 224, bicubic with antialiasing, against decoding alone at the same scale."""
+    """Compare random crops of 224, bicubic with antialiasing, with bare decoding at that scale."""
     reader = SampleReader([open_shards(inputs.imagenet)], IMAGE_SUFFIXES)
     dataset = CropDataset(reader, CropConfig(), _CROP, seed=0)
     slots = [SampleRef(0, i) for i in range(len(inputs.imagenet_images))]
@@ -226,7 +226,7 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 
 def _scaling(key: str, jpeg: bytes) -> dict[str, int]:
-    """How small the stream decodes this photo."""
+    """Return the arguments with which the data set decodes this image."""
     height, width = image_size_of(jpeg)
     crop = random_crop((height, width), CropConfig(), sample_key(0, 0, key))
     scale = next((s for s in (8, 4, 2) if s <= crop_scale(crop, _CROP)), 1)
@@ -234,7 +234,7 @@ def _scaling(key: str, jpeg: bytes) -> dict[str, int]:
 
 
 def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
-    """Bytes of an epoch in shuffled order, against cat; and how many reads they take."""
+    """Compare reading an epoch's bytes in shuffled order with cat; count the reads."""
     shards = open_shards(inputs.original)
     order = EpochOrder(shards.sizes(), 0, 0, 8).samples(0, len(shards))
     reader = SampleReader([shards], MASK_SUFFIXES)
@@ -265,7 +265,7 @@ def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 
 def _reads_row(neighbours: int) -> Row:
-    """Reads of a rank of 8 in blocks of eight shards of a thousand ImageNet photos."""
+    """Count a rank's reads, of 8 ranks, in blocks of eight shards of a thousand ImageNet images."""
     apart = 110 * 1024
     sizes, micro, steps = [1000] * 16, 64, 20
     batches = TrainingBatchSampler(
@@ -286,7 +286,7 @@ def _reads_row(neighbours: int) -> Row:
 
 
 def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
-    """Byte for byte, against tar, sync and sha256sum of the same files."""
+    """Compare packing byte for byte with tar, sync and sha256sum of the same files."""
     tree = folder / "tree"
     for copy in range(12):
         (tree / f"class-{copy}").mkdir(parents=True)
@@ -319,7 +319,7 @@ def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
 
 
 def workers_row(inputs: Inputs, images: int, rounds: int) -> Row:
-    """The same micro-batches from one and from two worker processes."""
+    """Compare one and two worker processes on the same micro-batches."""
     dataset = masked(inputs.packed)
     samples = len(open_shards(inputs.packed))
     rates: dict[int, list[float]] = {1: [], 2: []}
@@ -346,7 +346,7 @@ def workers_row(inputs: Inputs, images: int, rounds: int) -> Row:
 
 
 def resume_rows(folder: Path, rounds: int) -> list[Row]:
-    """Opening a set of a million samples and reading the first batch at random places."""
+    """Time opening a set of a million samples and reading the first batch at random positions."""
     pattern = write_many_shards(folder / "many", shards=1000, samples=1000)
     draw = np.random.default_rng(0)
     seconds = []

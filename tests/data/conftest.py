@@ -62,6 +62,6 @@ def noise() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def good_sample() -> dict[str, bytes]:
-    """The files of one sample by ending: 40 x 60 pixels, two masks."""
+    """The files of one sample by suffix: 40 x 60 pixels, two masks."""
     masks = [rectangle(5, 10, 25, 40, (40, 60)), rectangle(30, 50, 31, 51, (40, 60))]
     return {"jpg": jpeg(noise_image(0)), "json": sa1b_json(masks)}

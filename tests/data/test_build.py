@@ -49,7 +49,7 @@ def test_shard_that_is_lost_under_two_names_is_missed_once(shards: Path) -> None
     (shards / "s-2.tar").unlink()
     rest = open_shards(pattern)
     assert len(rest) == 1 + 2 + 3 + 4
-    assert [corrupt.kind for damage in rest.corrupt] == ["missing shard"]
+    assert [shards.kind for shards in rest.corrupt] == ["missing shard"]
 
 
 def test_relative_patterns_name_the_same_shards(

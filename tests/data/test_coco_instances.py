@@ -39,7 +39,7 @@ def image(number: int, **others: Any) -> dict[str, Any]:
 
 
 def coco_file(**others: Any) -> dict[str, Any]:
-    """Two photos, three squares, two categories."""
+    """Two images, three squares, two categories."""
     return {
         "images": [image(2), image(1)],
         "annotations": [annotation(7, 2), annotation(5), annotation(6, category_id=9)],
@@ -52,7 +52,7 @@ Write = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes an annotation file and empty photos; returns the two paths."""
+    """Writes an annotation file and empty images; returns the two paths."""
 
     def written(content: Any, *images: str) -> tuple[str, str]:
         for name in images or ("1.jpg", "2.jpg"):
@@ -265,7 +265,7 @@ def result(image_id: Any = 1, **others: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def known(write: Write) -> InstanceSet:
-    """Photos 1 and 2 of 80x60, and 3, which is not there."""
+    """Images 1 and 2 of 80x60, and 3, which is not there."""
     return read_instances(*write(coco_file(images=[image(1), image(2), image(3)])), "coco")
 
 

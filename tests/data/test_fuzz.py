@@ -1,4 +1,4 @@
-"""Random damage: never a crash, a hang or a silent loss."""
+"""Random corruption: never a crash, a hang or a silent loss."""
 
 from collections.abc import Callable
 from functools import partial

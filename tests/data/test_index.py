@@ -1,4 +1,4 @@
-"""Keys and endings as webdataset's, and index files that are read back or told to be wrong."""
+"""Keys and suffixes as webdataset's, and index files that are read back or reported as wrong."""
 
 import json
 import tarfile

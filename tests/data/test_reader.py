@@ -1,4 +1,4 @@
-"""Slots to bytes: each slot keeps its place, and what cannot be read is told at its sample."""
+"""References to bytes: samples keep their order, and read failures are reported per sample."""
 
 import pickle
 from collections.abc import Callable
@@ -17,7 +17,7 @@ TarOf = Callable[[Path, dict[str, bytes]], Path]
 
 @pytest.fixture
 def shards(tmp_path: Path, tar_of: TarOf) -> ShardSet:
-    """Two shards of three samples: a JSON file each, and a photo but for the second of each."""
+    """Two shards of three samples: a JSON file each, and an image but for the second of each."""
     for n in range(2):
         files = {}
         for k in range(3):

@@ -59,7 +59,7 @@ def global_batches(
     position: Position,
     steps: int,
 ) -> list[list[SampleRef]]:
-    """What all ranks together use in each step, in the order of the places in the batch."""
+    """The references that all ranks together use in each step, in the order of the batch."""
     world, micro, accumulate = ranks
     assert size == world * micro * accumulate
     mine = [
@@ -103,9 +103,9 @@ def test_stops_and_other_ranks_leave_the_global_batches_as_they_are(
     stopped: list[list[SampleRef]] = []
     position = Position()
     while len(stopped) < steps:  # each turn is a new process on other ranks
-        sample_order, steps = DatasetOrder(*arguments), draw.randint(1, 4)
-        stopped += global_batches(sample_order, size, split(size, draw), position, steps)
-        position = sample_order.after(position, steps, size)
+        sample_order, run_steps = DatasetOrder(*arguments), draw.randint(1, 4)
+        stopped += global_batches(sample_order, size, split(size, draw), position, run_steps)
+        position = sample_order.after(position, run_steps, size)
     assert stopped[:steps] == straight
 
 
@@ -167,7 +167,7 @@ def test_epoch_of_seven_in_batches_of_three_by_hand() -> None:
 
 
 class Slots(Dataset[SampleRef]):
-    """Gives every slot back, so that a loader tells what it was asked for."""
+    """Returns every reference, so that a loader yields the requested ones."""
 
     def __getitem__(self, ref: SampleRef) -> SampleRef:
         return ref

@@ -26,7 +26,7 @@ SHARD = "set-000000.tar"
 
 @pytest.fixture
 def folder(tmp_path: Path, noise: Noise) -> Path:
-    """Five masked photos in three shards: p0 p1, p2 p3, p4."""
+    """Five masked images in three shards: p0 p1, p2 p3, p4."""
     mask = np.zeros((40, 60), dtype=bool)
     mask[:, :30] = True
     images = [MaskedImage(f"p{i}", noise(i), (annotation_of(encode(mask)),)) for i in range(5)]

@@ -1,4 +1,4 @@
-"""A data set opened: indexed on first use, read from its manifest after, and what is lost told."""
+"""Opening a data set: indexed on first use, read from its manifest later, lost shards reported."""
 
 import json
 import multiprocessing

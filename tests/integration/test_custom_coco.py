@@ -40,7 +40,7 @@ class Set:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, *annotations: Annotation, hw: tuple[int, int] = (30, 40)) -> None:
-        """A photo with its annotations, which lack no more than their image_id."""
+        """An image with its annotations, which lack no more than their image_id."""
         draw = np.random.default_rng(len(self.images))
         pixels = draw.integers(0, 256, (*hw, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(self.folder / name)
@@ -68,7 +68,7 @@ def filled(folder: Path, images: int = 10) -> Set:
 
 
 def keys(config: DataConfig) -> tuple[set[str], set[str]]:
-    """Of the photos on both sides."""
+    """Keys of the images on both sides."""
     assert config.heldout is not None
     train, heldout = (
         [p.key for p in annotated_images(open_shards(pattern)) if isinstance(p, AnnotatedImage)]
@@ -120,7 +120,7 @@ def test_images_and_masks_are_those_of_the_set(tmp_path: Path) -> None:
 
 
 def test_more_images_keep_the_same_set_of_their_own_apart(tmp_path: Path) -> None:
-    """Which are held out follows from keys, not from the file's order."""
+    """The held-out choice depends on keys, not on the file's order."""
     coco_set = filled(tmp_path / "set")
     first = keys(packed_coco(coco_set.config(), tmp_path / "one"))
     coco_set.images.reverse()
@@ -216,7 +216,7 @@ def test_a_file_of_its_own_is_held_out_and_never_learned(tmp_path: Path) -> None
 
 def test_held_out_images_may_lie_elsewhere(tmp_path: Path) -> None:
     coco_set, other = filled(tmp_path / "set", 3), Set(tmp_path / "val")
-    other.add("p0.png", mask())  # named as a photo of the set is, but another
+    other.add("p0.png", mask())  # named as an image of the set is, but another
     other.config("val.json")
     config = coco_set.config(
         heldout_annotations=str(tmp_path / "val" / "val.json"), heldout_images=str(other.folder)
@@ -339,7 +339,7 @@ def test_what_is_no_coco_file_is_reported(tmp_path: Path) -> None:
 
 
 def batch_of(config: DataConfig, rule: ResizeRule) -> MaskBatch:
-    """All training photos at 64 pixels with two masks each."""
+    """All training images at 64 pixels with two masks each."""
     shards = open_shards(config.train)
     dataset = MaskDataset(
         SampleReader([shards], MASK_SUFFIXES),
@@ -355,7 +355,7 @@ def batch_of(config: DataConfig, rule: ResizeRule) -> MaskBatch:
 def test_images_of_any_shape_are_learned_from(
     tmp_path: Path, hw: tuple[int, int], rule: ResizeRule
 ) -> None:
-    """Photos of one pixel and of one row: the mask survives, and what points at it is inside."""
+    """Images of one pixel and of one row: the mask survives, and what points at it is inside."""
     coco_set, (height, width) = Set(tmp_path / "set"), hw
     whole = {"size": [height, width], "counts": [0, height * width]}
     for name in ("a.png", "b.jpg", "c.png"):
@@ -378,7 +378,7 @@ def test_images_of_any_shape_are_learned_from(
 
 
 def test_mini_coco_is_packed_whole(tmp_path: Path, shared: Path) -> None:
-    """Counted in its file: photos, and masks that are no crowds."""
+    """Counted in its file: images, and masks that are no crowds."""
     folder = shared / "data/coco/COCO-MINI"
     file = folder / "annotations/instances_val2017.json"
     content = json.loads(file.read_text())

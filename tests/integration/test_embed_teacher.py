@@ -66,7 +66,7 @@ def jpeg(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven photos in three shards, the fifth broken, two held out, and the config."""
+    """Seven images in three shards, the fifth broken, two held out, and the config."""
     out = tmp_path_factory.mktemp("embed")
     for name, numbers in zip([*NAMES, "heldout.tar"], ("012", "34", "56", "78"), strict=True):
         samples = [PackedSample(f"p{n}", {"jpg": jpeg(int(n))}) for n in numbers]

@@ -1,4 +1,4 @@
-"""A photo, its boxes and clicks reach the model alike in training and in use."""
+"""An image, its boxes and clicks reach the model alike in training and in use."""
 
 import io
 from pathlib import Path
@@ -30,7 +30,7 @@ ENCODER = EncoderConfig(
 
 
 class Listener(Segmenter):
-    """Remembers what it is shown and asked."""
+    """Remembers the image and the prompts that it gets."""
 
     shown: tuple[Tensor, Tensor | None]
     prompts: Prompts
@@ -45,7 +45,7 @@ class Listener(Segmenter):
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A photo without fine detail, so that its JPEG is nearly itself."""
+    """An image without fine detail, so that its JPEG is nearly itself."""
     draw = np.random.default_rng(height * width).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return np.array(Image.fromarray(draw).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -57,7 +57,7 @@ def blob(height: int, width: int) -> np.ndarray:
 
 
 def batch_of(folder: Path, pixels: np.ndarray, mask: np.ndarray, rule: ResizeRule) -> MaskBatch:
-    """What training makes of a photo with one mask."""
+    """The training batch of an image with one mask."""
     pack_images([MaskedImage("photo", pixels, (annotation_of(encode(mask)),))], folder, "set")
     dataset = MaskDataset(
         SampleReader([open_shards(f"{folder}/set-*.tar")], MASK_SUFFIXES),
@@ -69,7 +69,7 @@ def batch_of(folder: Path, pixels: np.ndarray, mask: np.ndarray, rule: ResizeRul
 
 
 def stored(folder: Path) -> np.ndarray:
-    """The photo as the shard holds it."""
+    """The image as the shard holds it."""
     [tar] = folder.glob("set-*.tar")
     data = tar.read_bytes()
     return np.array(Image.open(io.BytesIO(data[data.index(b"\xff\xd8") :])).convert("RGB"))

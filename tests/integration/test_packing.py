@@ -34,7 +34,7 @@ def jpeg(image: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options that name a set of twelve photos with two masks each."""
+    """Options that name a set of twelve images with two masks each."""
     folder = tmp_path_factory.mktemp("coco set.v1")
     draw = np.random.default_rng(0)
     images, annotations = [], []
@@ -74,7 +74,7 @@ def tars(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def straight(coco: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an uninterrupted run writes."""
+    """The result of an uninterrupted run."""
     out = tmp_path_factory.mktemp("straight") / "out"
     assert cli.main(["pack", *coco, *map(str, small_shards(out))]) == 0
     return out
@@ -329,7 +329,7 @@ def test_what_is_skipped_is_reported_and_lies_in_the_summary(
     for i in range(25):
         (tmp_path / f"in/bad{i:02d}.jpg").write_bytes(b"no photo")
     pack = ["pack", "imagenet", "--source", tmp_path / "in", "--out", tmp_path / "out"]
-    for _ in range(2):  # resumed, the same is told
+    for _ in range(2):  # resumed, the same is reported
         code, said, _ = efficientsam(*pack, "--workers", 0)
         assert code == 0
         assert sum(line.startswith("skipped bad") for line in said) == 20

@@ -49,7 +49,7 @@ def reader() -> RangeReader:
 
 
 def draw_ranges(paths: list[str], seed: int) -> list[Range]:
-    """Of random places and sizes; they overlap, repeat, are empty, and reach to the end."""
+    """Ranges of random positions and sizes; they overlap, repeat, are empty, and reach the end."""
     draw = np.random.default_rng(seed)
     drawn = []
     for _ in range(int(draw.integers(0, 60))):

@@ -1,4 +1,4 @@
-"""Shards in other stores: the same samples, failures waited out, a lost store told in time."""
+"""Shards in other stores: the same samples, failures waited out, a lost store reported in time."""
 
 import io
 import time
@@ -129,7 +129,7 @@ def test_cut_file_gives_what_it_has_at_once(
 
 
 def test_cut_file_is_never_read_from_its_beginning_instead(tmp_path: Path, put: Put) -> None:
-    # a server that knows no ranges sends 3000 bytes, fewer than were asked for
+    # a server without range requests sends 3000 bytes, fewer than requested
     (tmp_path / "a.bin").write_bytes(b"x" * 3000)
     url, _ = put(tmp_path)
     near = [Range(f"{url}/a.bin", 2000, 500), Range(f"{url}/a.bin", 2600, 9000)]

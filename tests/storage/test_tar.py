@@ -1,4 +1,4 @@
-"""The pass over a tar against Python's tarfile, and each way a tar can be damaged."""
+"""The pass over a tar against Python's tarfile, and each way a tar can be corrupt."""
 
 import hashlib
 import io

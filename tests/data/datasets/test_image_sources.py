@@ -1,4 +1,4 @@
-"""Photos with their annotations: read from any place, ahead of their use, damage told."""
+"""Images with their annotations: read from any place, ahead of their use, corrupt ones reported."""
 
 import threading
 from dataclasses import replace

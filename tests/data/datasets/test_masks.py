@@ -31,7 +31,7 @@ def masked(
 
 
 def to_image(points: Tensor) -> np.ndarray:
-    """Model pixels back to pixels of the 40 x 60 photo."""
+    """Model pixels back to pixels of the 40 x 60 image."""
     return (points / torch.tensor([64 / 60, 64 / 40])).numpy()
 
 

@@ -1,4 +1,4 @@
-"""Genuine photos in Meta's own layout, streamed as they are: no packing, no index beforehand."""
+"""Genuine images in Meta's own layout, streamed as they are: no packing, no index beforehand."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def record_of(number: int, masks: list[np.ndarray]) -> bytes:
 def metas(
     shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[np.ndarray]]]:
-    """sa_000000.tar of two photos, and their masks."""
+    """sa_000000.tar of two images, and their masks."""
     path = tmp_path_factory.mktemp("sa1b") / "sa_000000.tar"
     truth = {}
     with tarfile.open(path, "w") as tar:

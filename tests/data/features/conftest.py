@@ -1,4 +1,4 @@
-"""A small set of photos, and a teacher whose features anyone can compute: means of pixels."""
+"""A small set of images, and a teacher whose features anyone can compute: means of pixels."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ def images(
     jpeg_of: Callable[[np.ndarray], bytes],
     noise: Callable[..., np.ndarray],
 ) -> ShardSet:
-    """Eight photos of several sizes in three shards; p5 is none."""
+    """Eight images of several sizes in three shards; p5 is none."""
     sizes = [(40, 60), (90, 50), (64, 64), (33, 120), (200, 140), (40, 40), (70, 65), (48, 49)]
     files = {f"p{i}.jpg": jpeg_of(noise(i, *hw)) for i, hw in enumerate(sizes)}
     files["p5.jpg"] = b"no photo"
@@ -60,7 +60,7 @@ def views() -> Views:
 
 @pytest.fixture
 def written(images: ShardSet, views: Views, tmp_path: Path) -> Callable[..., PackSummary]:
-    """Writes the features of the photos' views to a folder."""
+    """Writes the features of the images' views to a folder."""
 
     def write(folder: str = "store", share: ArrayShare | None = None, **other: Any) -> PackSummary:
         given = {

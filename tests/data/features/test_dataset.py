@@ -1,4 +1,4 @@
-"""What is written is what training reads, crop by crop."""
+"""Training reads the written features, crop by crop."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -148,7 +148,7 @@ def test_sample_without_features_keeps_its_row(
 
 
 class WithoutP1:
-    """Shows no view of one photo."""
+    """Shows no view of one image."""
 
     def __init__(self, views: Views) -> None:
         self._views = views

@@ -27,7 +27,7 @@ def test_cells_that_hold_image_in_part_are_kept(
 
 
 def test_blocks_at_the_edge_are_the_mean_of_the_cells_with_image() -> None:
-    """Of 8 x 8 cells of 8 pixels a photo of 40 x 64 holds five rows: blocks of 2, 2 and 1."""
+    """An image of 40 x 64 covers five rows of the 8 x 8 cells of 8 pixels: blocks of 2, 2 and 1."""
     features = torch.full((1, 8, 8), 1000.0)  # what the padding has must not get in
     features[0, :5] = torch.arange(5.0)[:, None] * 10 + torch.arange(8.0)
     kept = MAPS.kept(features, (40, 64))

@@ -29,7 +29,7 @@ Noise = Callable[..., np.ndarray]
 
 @pytest.fixture
 def read(tmp_path: Path, jpeg_of: JpegOf, noise: Noise) -> Read:
-    """Reads a set of one photo with these segmentations."""
+    """Reads a set of one image with these segmentations."""
 
     def of_one(*segmentations: Any, **extra: Any) -> tuple[list[MaskedImage], list[str]]:
         (tmp_path / "photo.jpg").write_bytes(jpeg_of(noise(0)))

@@ -1,4 +1,4 @@
-"""A JSON that is no COCO, or whose photos are elsewhere: one line that says what is missing."""
+"""A JSON that is no COCO, or whose images are elsewhere: one line that says what is missing."""
 
 import json
 from collections.abc import Callable

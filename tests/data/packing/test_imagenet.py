@@ -31,7 +31,7 @@ def encoded(image: Image.Image, form: str) -> bytes:
 
 @pytest.fixture
 def images(jpeg_of: JpegOf, noise: Noise) -> dict[str, dict[str, bytes]]:
-    """Four photos each of three classes, by class and name."""
+    """Four images each of three classes, by class and name."""
     return {
         name: {f"{name}_{i}.JPEG": jpeg_of(noise(10 * number + i)) for i in range(4)}
         for number, name in enumerate(CLASSES)

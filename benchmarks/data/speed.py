@@ -86,7 +86,7 @@ def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
         },
         rounds,
     )
-    rate = {name: count / found.wall for name, found in taken.items()}
+    rate = {name: count / timing.wall for name, timing in taken.items()}
     faster = partial(Row, unit="images/s", better="higher")
     return [
         faster(
@@ -200,8 +200,8 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
     """Compare random crops of 224, bicubic with antialiasing, with bare decoding at that scale."""
     reader = SampleReader([open_shards(inputs.imagenet)], IMAGE_SUFFIXES)
     dataset = CropDataset(reader, CropConfig(), _CROP, seed=0)
-    slots = [SampleRef(0, i) for i in range(len(inputs.imagenet_images))]
-    read = [(r.sample.key, bytes(r.files["jpg"])) for r in reader.read(slots) if r is not None]
+    refs = [SampleRef(0, i) for i in range(len(inputs.imagenet_images))]
+    read = [(r.sample.key, bytes(r.files["jpg"])) for r in reader.read(refs) if r is not None]
 
     scaled = [_scaling(key, jpeg) for key, jpeg in read]
 
@@ -209,8 +209,8 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
         for (_, jpeg), options in zip(read, scaled, strict=True):
             simplejpeg.decode_jpeg(jpeg, "RGB", **options)
 
-    taken = alternate({"ours": lambda: [dataset[slot] for slot in slots], "decode": decode}, rounds)
-    rate = {name: len(read) / found.wall for name, found in taken.items()}
+    taken = alternate({"ours": lambda: [dataset[ref] for ref in refs], "decode": decode}, rounds)
+    rate = {name: len(read) / timing.wall for name, timing in taken.items()}
     return [
         Row(
             id="data.imagenet_crop",
@@ -266,15 +266,15 @@ def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 def _reads_row(neighbours: int) -> Row:
     """Count a rank's reads, of 8 ranks, in blocks of eight shards of a thousand ImageNet images."""
-    apart = 110 * 1024
+    stride = 110 * 1024
     sizes, micro, steps = [1000] * 16, 64, 20
     batches = TrainingBatchSampler(
         DatasetOrder(sizes, 0, 8, neighbours), RankShard(3, 8, micro, 8 * micro)
     )
     reads = samples = 0
-    for slots in islice(iter(batches), steps):
-        at = [divmod(slot.sample or 0, 1000) for slot in slots]
-        ranges = [Range(str(shard), apart * place, apart - 1024) for shard, place in at]
+    for refs in islice(iter(batches), steps):
+        at = [divmod(ref.sample or 0, 1000) for ref in refs]
+        ranges = [Range(str(shard), stride * place, stride - 1024) for shard, place in at]
         reads, samples = reads + len(merge_ranges(ranges)[0]), samples + len(ranges)
     return Row(
         id=f"data.reads_neighbours_{neighbours}",
@@ -290,8 +290,8 @@ def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
     tree = folder / "tree"
     for copy in range(12):
         (tree / f"class-{copy}").mkdir(parents=True)
-        for photo in (*inputs.images, *inputs.imagenet_images):
-            (tree / f"class-{copy}" / f"{photo.stem}_{copy}.jpg").write_bytes(photo.read_bytes())
+        for image in (*inputs.images, *inputs.imagenet_images):
+            (tree / f"class-{copy}" / f"{image.stem}_{copy}.jpg").write_bytes(image.read_bytes())
     size = sum(file.stat().st_size for file in tree.rglob("*.jpg")) / 1e6
     turns = iter(range(1_000_000))
 

@@ -194,8 +194,9 @@ class AnnotationFile:
     def _instances(
         self, annotations: Sequence[Record], image_hw: tuple[int, int]
     ) -> tuple[UnrasterizedInstance, ...]:
-        segmentations = [one.get("segmentation") for one in annotations]
-        polygons = list(chain.from_iterable(one for one in segmentations if isinstance(one, list)))
+        segmentations = [annotation.get("segmentation") for annotation in annotations]
+        polygon_lists = (entry for entry in segmentations if isinstance(entry, list))
+        polygons = list(chain.from_iterable(polygon_lists))
         try:  # all at once, since nearly always all are sound
             check_polygons(polygons, *image_hw)
             sound = True

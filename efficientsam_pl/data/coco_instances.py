@@ -180,12 +180,12 @@ def read_detections(path: str, instances: InstanceSet) -> Detections:
     boxes = _numbers([record["bbox"] for record in records], 4)
     boxes[:, 2:] += boxes[:, :2]
     sizes = instances.images.sizes()
-    hw = np.array([sizes.get(one, (1, 1)) for one in image_ids.tolist()]).reshape(-1, 2)
+    hw = np.array([sizes.get(id_, (1, 1)) for id_ in image_ids.tolist()]).reshape(-1, 2)
     inside = np.clip(boxes, 0, hw[:, [1, 0, 1, 0]])
     reasons = {
         "unknown image_id": ~np.isin(image_ids, list(instances.listed)),
         "missing photo": ~np.isin(image_ids, list(sizes)),
-        "unknown category_id": ~np.isin(category_ids, [one.id for one in instances.categories]),
+        "unknown category_id": ~np.isin(category_ids, [c.id for c in instances.categories]),
         "score that is no finite number": ~np.isfinite(scores),
         "box that is not four finite numbers": ~np.isfinite(boxes).all(1),
         "box without an area": (boxes[:, 2:] <= boxes[:, :2]).any(1),

@@ -37,7 +37,7 @@ Embed: TypeAlias = Callable[
 
 @dataclass(frozen=True)
 class Embedding:
-    """How images become features.
+    """Settings and teacher that turn images into features.
 
     Args:
         make_input: Crops squares of an image; runs in data workers.

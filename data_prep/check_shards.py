@@ -1,4 +1,4 @@
-"""Checks every sample of a set of shards: `python data_prep/check_shards.py --help`.
+"""Check every sample of a set of shards: `python data_prep/check_shards.py --help`.
 
 The same as `efficientsam check-shards`, for those who look here first.
 """

@@ -1,4 +1,4 @@
-"""Stores a teacher's features of a set: `python data_prep/embed_teacher.py --help`.
+"""Store a teacher's features of a set: `python data_prep/embed_teacher.py --help`.
 
 The same as `efficientsam embed-teacher`, for those who look here first.
 """

@@ -1,4 +1,4 @@
-"""Packs a COCO-format set into shards: `python data_prep/pack_coco.py --help`.
+"""Pack a COCO-format set into shards: `python data_prep/pack_coco.py --help`.
 
 The same as `efficientsam pack coco`, for those who look here first.
 """

@@ -1,4 +1,4 @@
-"""Packs ImageNet, or any folder of photos, into shards: `python data_prep/pack_imagenet.py --help`.
+"""Pack ImageNet, or any folder of images, into shards: `python data_prep/pack_imagenet.py --help`.
 
 The same as `efficientsam pack imagenet`, for those who look here first.
 """

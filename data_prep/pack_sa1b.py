@@ -1,4 +1,4 @@
-"""Packs SA-1B's tars again, smaller or byte for byte: `python data_prep/pack_sa1b.py --help`.
+"""Pack SA-1B's tars again, smaller or byte for byte: `python data_prep/pack_sa1b.py --help`.
 
 The same as `efficientsam pack sa1b`, for those who look here first.
 """

@@ -104,7 +104,7 @@ class ImageBatch(_OnDevice):
     sample_key: Int64[Tensor, "b"]
     valid: Bool[Tensor, "b"]
     key: tuple[str, ...]
-    damage: tuple[CorruptSample, ...] = ()
+    corrupt: tuple[CorruptSample, ...] = ()
     features: Float[Tensor, "b n c"] | None = None
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ class MaskBatch(_OnDevice):
     valid: Bool[Tensor, "b q"]
     sample_key: Int64[Tensor, "b"]
     key: tuple[str, ...]
-    damage: tuple[CorruptSample, ...] = ()
+    corrupt: tuple[CorruptSample, ...] = ()
 
     def __len__(self) -> int:
         return len(self.key)
@@ -148,7 +148,7 @@ class ScoringBatch(_OnDevice):
     truth: tuple[tuple[Rle, ...], ...]
     valid: Bool[Tensor, "b"]
     key: tuple[str, ...]
-    damage: tuple[CorruptSample, ...] = ()
+    corrupt: tuple[CorruptSample, ...] = ()
 
     def __len__(self) -> int:
         return len(self.key)

@@ -3,15 +3,17 @@
 And the golden numbers, models filled by their weight rule, and models small enough to loop over.
 """
 
+import io
 import json
 import math
 import os
 import shutil
 import subprocess
+import tarfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -116,6 +118,21 @@ def left() -> Callable[[list[int], float], list[int]]:
         return living
 
     return found
+
+
+@pytest.fixture(scope="session")
+def tar_of() -> Callable[[Path, Mapping[str, bytes]], Path]:
+    """Writes files into a tar with the standard library."""
+
+    def write(path: Path, files: Mapping[str, bytes]) -> Path:
+        with tarfile.open(path, "w") as tar:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

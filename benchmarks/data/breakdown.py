@@ -1,4 +1,4 @@
-"""Time of each processing step of an image with masks; part of benchmarks.data."""
+"""Time of each step of preparing a masked image. A part of benchmarks.data."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,34 +19,34 @@ _MASKS, _SIDE = 32, 1024
 def part_rows(
     original: Sequence[tuple[bytes, bytes]], packed: Sequence[tuple[bytes, bytes]], rounds: int
 ) -> list[Row]:
-    """Rows with the milliseconds per image of each step.
+    """Measure the milliseconds an image of each step.
 
     Args:
         original: JPEG and JSON of SA-1B's images.
         packed: The same images, packed smaller.
-        rounds: How often each part is timed.
+        rounds: Number of timings of each step.
     """
     parts: dict[str, Callable[[], object]] = {}
     for name, samples in (("original", original), ("packed", packed)):
         images = [simplejpeg.decode_jpeg(jpeg) for jpeg, _ in samples]
         resizes = [Resize.fit((p.shape[0], p.shape[1]), _SIDE, "squash") for p in images]
         rles = [[a.rle for a in from_json(record).annotations[:_MASKS]] for _, record in samples]
-        runs = [run_lengths(item) for item in rles]
+        runs = [run_lengths(group) for group in rles]
         laid = list(zip(runs, (resize.mask_grid(256) for resize in resizes), strict=True))
         parts |= {
             f"{name} record": partial(_each, from_json, [(record,) for _, record in samples]),
-            f"{name} runs": partial(_each, run_lengths, [(item,) for item in rles]),
+            f"{name} runs": partial(_each, run_lengths, [(group,) for group in rles]),
             f"{name} masks": partial(_each, half_covered, laid),
-            f"{name} decoded": partial(_each, coco_mask.decode, [(item,) for item in rles]),
-            f"{name} boxes": partial(_each, tight_boxes, [(item,) for item in rles]),
+            f"{name} decoded": partial(_each, coco_mask.decode, [(group,) for group in rles]),
+            f"{name} boxes": partial(_each, tight_boxes, [(group,) for group in rles]),
             f"{name} clicks": partial(
-                _each, random_clicks, [(lengths, g.image_hw[0], 1, 7) for lengths, g in laid]
+                _each, random_clicks, [(counts, g.image_hw[0], 1, 7) for counts, g in laid]
             ),
             f"{name} resize": partial(_resized, "bytes_forward", resizes, images),
             f"{name} floats": partial(_resized, "image_forward", resizes, images),
         }
     taken = alternate(parts, rounds)
-    spent = {name: 1e3 * timing.wall / len(original) for name, timing in taken.items()}
+    spent = {name: 1e3 * times.wall / len(original) for name, times in taken.items()}
     return [row for name in ("original", "packed") for row in _rows(name, spent)]
 
 
@@ -63,7 +63,7 @@ def _rows(name: str, spent: dict[str, float]) -> list[Row]:
     return [
         Row(
             id=f"data.part_{part}.{name}",
-            work=f"{name} image: {work}",
+            work=f"{name} photo: {work}",
             value=spent[f"{name} {part}"],
             unit="ms",
             reference=spent[f"{name} {against[part]}"] if part in against else None,
@@ -73,8 +73,8 @@ def _rows(name: str, spent: dict[str, float]) -> list[Row]:
 
 
 def _each(part: Callable[..., object], arguments: Sequence[tuple[object, ...]]) -> None:
-    for item in arguments:
-        part(*item)
+    for group in arguments:
+        part(*group)
 
 
 def _resized(way: str, resizes: Sequence[Resize], images: Sequence[object]) -> None:

@@ -1,4 +1,4 @@
-"""Inputs of benchmarks.data: real images, synthetic masks, and shards made of both."""
+"""Inputs of benchmarks.data: real images, synthetic masks over them, and shards of both."""
 
 import io
 import json
@@ -16,16 +16,16 @@ from efficientsam_pl.data.index import index_of, to_bytes
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
-from efficientsam_pl.data.shards import beside, entry_of, write_manifest
+from efficientsam_pl.data.shards import index_beside, manifest_entry, write_manifest
 from efficientsam_pl.storage.tar import scan_tar
 
-MASKS = 100  # per image, as in SA-1B
+MASKS = 100  # an image, as in SA-1B
 _SMALLEST, _LARGEST = 0.015, 0.35  # radius over the square root of the image's pixels
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Patterns of shards, and the images that they contain."""
+    """Folders of shards, and the images behind them."""
 
     original: str  # pattern: SA-1B's layout, 2250 x 1500 and 2000 x 1500
     packed: str  # pattern: the same with --long-side 1024
@@ -38,7 +38,7 @@ def shared_images() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """List SA-1B's and ImageNet's images in EFFICIENTSAM_SHARED.
 
     Raises:
-        SystemExit: They are missing.
+        SystemExit: The images do not exist.
     """
     data = Path(os.environ.get("EFFICIENTSAM_SHARED", "../shared")) / "data"
     images = tuple(sorted((data / "sa1b_images").glob("*.jpg")))
@@ -49,7 +49,7 @@ def shared_images() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 
 
 def make_inputs(folder: Path, copies: int) -> Inputs:
-    """Write the shards, with several copies of SA-1B's images."""
+    """Write the shards; `copies` of SA-1B's images make the sets larger."""
     images, imagenet = shared_images()
     (folder / "original").mkdir(parents=True)
     write_sa1b(folder / "original" / "sa_000000.tar", images, copies)
@@ -57,18 +57,20 @@ def make_inputs(folder: Path, copies: int) -> Inputs:
     run_packing(Sa1b(pattern, 1024, 1000), f"{folder}/packed", ArrayShare(), 0, lambda _: None)
     samples = [PackedSample(p.stem, {"jpg": p.read_bytes()}) for p in imagenet]
     shard, _ = write_shard(f"{folder}/imagenet/imagenet-000000.tar", samples)
-    assert shard is not None, "there are images"
+    assert shard is not None, "the images exist"
     write_manifest(f"{folder}/imagenet", [shard])
     return Inputs(pattern, f"{folder}/packed/*.tar", f"{folder}/imagenet/*.tar", images, imagenet)
 
 
 def write_sa1b(path: Path, images: Iterable[Path], copies: int) -> None:
-    """Write a tar in Meta's layout, with synthetic masks for the images."""
+    """Write a tar in Meta's layout, with synthetic masks over the images."""
     samples = []
-    for photo in images:
-        data = photo.read_bytes()
+    for image_path in images:
+        data = image_path.read_bytes()
         width, height = _size(data)
-        samples.append((int(photo.stem.removeprefix("sa_")), data, _annotations(height, width)))
+        samples.append(
+            (int(image_path.stem.removeprefix("sa_")), data, _annotations(height, width))
+        )
     with tarfile.open(path, "w") as tar:
         for copy in range(copies):
             for number, data, annotations in samples:
@@ -81,7 +83,7 @@ def write_sa1b(path: Path, images: Iterable[Path], copies: int) -> None:
 
 
 def write_many_shards(folder: Path, shards: int, samples: int) -> str:
-    """Write shards of small images with masks, index and manifest: one tar under many names."""
+    """Write shards of small masked images with index and manifest: one tar under many names."""
     folder.mkdir(parents=True)
     pixels = np.zeros((64, 64, 3), dtype=np.uint8)
     mask = coco_mask.encode(np.asfortranarray(np.tri(64, dtype=np.uint8)))
@@ -102,18 +104,18 @@ def write_many_shards(folder: Path, shards: int, samples: int) -> str:
         path = folder / f"many-{number:06d}.tar"
         if number:
             path.hardlink_to(first)
-        Path(beside(str(path))).write_bytes(to_bytes(index))
-        entries.append(entry_of(str(path), beside(str(path)), index))
+        Path(index_beside(str(path))).write_bytes(to_bytes(index))
+        entries.append(manifest_entry(str(path), index_beside(str(path)), index))
     write_manifest(str(folder), entries)
     return f"{folder}/*.tar"
 
 
 def _annotations(height: int, width: int) -> list[dict[str, Any]]:
-    """Annotations of star-shaped blobs; radii are log-uniform, so small ones are common too."""
+    """Draw star-shaped masks with log-uniform radii, so small ones are as common as large."""
     draw = np.random.default_rng(height * width)
-    blobs: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    while len(blobs) < MASKS:
+    while len(annotations) < MASKS:
         radius = np.sqrt(height * width) * np.exp(draw.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
         waves = [
             draw.normal() * 0.25 / f * np.cos(f * angle + draw.uniform(0, 7)) for f in range(1, 9)
@@ -126,9 +128,9 @@ def _annotations(height: int, width: int) -> list[dict[str, Any]]:
         area = int(coco_mask.area(rle))
         if area:
             x0, y0, w, h = coco_mask.toBbox(rle).tolist()
-            blobs.append(
+            annotations.append(
                 {
-                    "id": len(blobs),
+                    "id": len(annotations),
                     "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
                     "area": area,
                     "bbox": [x0, y0, w - 1, h - 1],
@@ -138,14 +140,14 @@ def _annotations(height: int, width: int) -> list[dict[str, Any]]:
                     "crop_box": [0, 0, width, height],
                 }
             )
-    return blobs
+    return annotations
 
 
 def _size(data: bytes) -> tuple[int, int]:
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as photo:
-        return photo.size
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

@@ -1,6 +1,6 @@
-"""Speed of JPEG decoders on three kinds of images, on one core.
+"""Throughput of JPEG decoders on three kinds of images, one core.
 
-Part of benchmarks.data. Decoders that are not installed have no row.
+A part of benchmarks.data. Decoders that are not installed have no row.
 """
 
 import importlib
@@ -25,7 +25,7 @@ Decoder = Callable[[bytes], object]
 
 
 def decoder_rows(inputs: Inputs, rounds: int) -> list[Row]:
-    """Compare every decoder with Pillow: at full size, and SA-1B's images at half size."""
+    """Measure every decoder against Pillow: whole images, and SA-1B's at half their size."""
     packed = SampleReader([open_shards(inputs.packed)], IMAGE_SUFFIXES).read(
         [SampleRef(0, i) for i in range(len(inputs.images))]
     )
@@ -41,7 +41,7 @@ def decoder_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 
 def whole_image() -> dict[str, Decoder]:
-    """List decoders to RGB at full size."""
+    """Return the decoders to RGB at full size."""
     decoders: dict[str, Decoder] = {"pillow": _pillow, "simplejpeg": simplejpeg.decode_jpeg}
     if importlib.util.find_spec("cv2"):
         decoders["opencv"] = _opencv("IMREAD_COLOR")
@@ -50,7 +50,7 @@ def whole_image() -> dict[str, Decoder]:
 
 
 def half_image() -> dict[str, Decoder]:
-    """List decoders to half size, scaled in the DCT."""
+    """Return the decoders that scale in the DCT, to half."""
     decoders: dict[str, Decoder] = {"pillow": _pillow_half, "simplejpeg": _simplejpeg_half}
     if importlib.util.find_spec("cv2"):
         decoders["opencv"] = _opencv("IMREAD_REDUCED_COLOR_2")

@@ -20,7 +20,8 @@ from benchmarks.data.jpeg_decoders import decoder_rows
 from benchmarks.harness import Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import training_loader
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, CropDataset, Frame, MaskDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.decode import image_size_of
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
@@ -33,22 +34,22 @@ from efficientsam_pl.data.sampler import (
     SampleRef,
     TrainingBatchSampler,
 )
-from efficientsam_pl.data.schema import IMAGE_SUFFIXES
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES, MASK_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.data.transforms import crop_scale, random_crop
-from efficientsam_pl.data.workers import keep_memory
+from efficientsam_pl.data.worker_init import keep_memory
 from efficientsam_pl.keyed_random import sample_key
-from efficientsam_pl.storage.ranges import Range, merged
+from efficientsam_pl.storage.ranges import Range, merge_ranges
 
 NAME = "data"
 _SELECTION = MaskSelectionConfig(masks_per_image=32, clicks=1)
 _SIDE, _CROP = 1024, 224
-_IMAGE = "image of 2250x1500 with 100 masks to 1024 and 32 masks at 256, a click and box each"
-_HELD = 64  # masks that the common pipeline keeps at full size, as EfficientViT-SAM does
+_IMAGE = "photo of 2250x1500 with 100 masks to 1024 and 32 masks at 256, a click and box each"
+_HELD = 64  # masks that the common way keeps at full size, as EfficientViT-SAM does
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and report; the exit code does not depend on the goals."""
+    """Measure and print; the exit code does not depend on the goals."""
     options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
     rounds = 3 if options.quick else 9
     torch.set_num_threads(1)
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
-    """Time an image with 32 masks at 256, a click and a box each: ours, common, decoding only."""
+    """Compare an image, 32 masks at 256, a click and a box each with the common way."""
     ours, packed = masked(inputs.original), masked(inputs.packed)
     images, small = encoded(inputs.original, count), encoded(inputs.packed, count)
     taken = alternate(
@@ -97,21 +98,21 @@ def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
         ),
         faster(
             id="data.packed_photo",
-            work="the same image packed with --long-side 1024; reference: the common way, original",
+            work="the same photo packed with --long-side 1024; reference: the common way, original",
             value=rate["packed"],
             reference=rate["common"],
             goal=30,
         ),
         faster(
             id="data.packed_photo_decode",
-            work="the same; reference: bare JPEG decode of the packed images",
+            work="the same; reference: bare JPEG decode of the packed photos",
             value=rate["packed"],
             reference=rate["decode packed"],
             goal=0.30,
         ),
         faster(
             id="data.masked_photo_decode",
-            work="the original image; reference: its bare JPEG decode (the floor)",
+            work="the original photo; reference: its bare JPEG decode (the floor)",
             value=rate["ours"],
             reference=rate["decode"],
         ),
@@ -119,7 +120,7 @@ def masked_rows(inputs: Inputs, count: int, rounds: int) -> list[Row]:
 
 
 def memory_rows(inputs: Inputs) -> list[Row]:
-    """Memory of one image above that of the process: ours and the common pipeline."""
+    """Compare the memory that one image needs beside the process itself with the common way."""
     ours, common = (
         peak_memory_rise(partial(one_masked, inputs.original, way)) / 1e6
         for way in ("ours", "common")
@@ -142,20 +143,20 @@ def memory_rows(inputs: Inputs) -> list[Row]:
 
 
 def masked(pattern: str) -> MaskDataset:
-    """Build the finetuning data set, squashed to 1024."""
+    """Open the finetuning data set of a pattern, squashed to 1024."""
     reader = SampleReader([open_shards(pattern)], MASK_SUFFIXES)
     return MaskDataset(reader, _SELECTION, Frame(_SIDE, "squash"), seed=0)
 
 
 def encoded(pattern: str, count: int) -> list[tuple[bytes, bytes]]:
-    """Read JPEG and JSON of the first samples."""
+    """Read JPEG and JSON of the first samples, one for each image."""
     shards = open_shards(pattern)
     read = SampleReader([shards], MASK_SUFFIXES).read([SampleRef(0, i) for i in range(count)])
     return [(bytes(r.files["jpg"]), bytes(r.files["json"])) for r in read if r is not None]
 
 
 def common_way(jpeg: bytes, record: bytes) -> list[torch.Tensor]:
-    """Decode every mask at full size, and resize those that are kept one by one as float32."""
+    """Decode every mask at full size, convert the kept ones to float32 and resize them in turn."""
     import io
     import json
 
@@ -183,7 +184,7 @@ def common_way(jpeg: bytes, record: bytes) -> list[torch.Tensor]:
 
 
 def one_masked(pattern: str, way: str) -> Callable[[], object]:
-    """Prepare one image, after loading all code with a small image of another set."""
+    """Prepare one image, in a process that has loaded its code with another set's small image."""
     torch.set_num_threads(1)
     packed = pattern.replace("/original/", "/packed/")
     warm, ours = masked(packed), masked(pattern)
@@ -196,11 +197,11 @@ def one_masked(pattern: str, way: str) -> Callable[[], object]:
 
 
 def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
-    """Compare random crops of 224, bicubic with antialiasing, with decoding only."""
+    """Compare random crops of 224, bicubic with antialiasing, with bare decoding at that scale."""
     reader = SampleReader([open_shards(inputs.imagenet)], IMAGE_SUFFIXES)
-    stream = CropDataset(reader, CropConfig(), _CROP, seed=0)
-    slots = [SampleRef(0, i) for i in range(len(inputs.imagenet_images))]
-    read = [(r.sample.key, bytes(r.files["jpg"])) for r in reader.read(slots) if r is not None]
+    dataset = CropDataset(reader, CropConfig(), _CROP, seed=0)
+    refs = [SampleRef(0, i) for i in range(len(inputs.imagenet_images))]
+    read = [(r.sample.key, bytes(r.files["jpg"])) for r in reader.read(refs) if r is not None]
 
     scaled = [_scaling(key, jpeg) for key, jpeg in read]
 
@@ -208,12 +209,12 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
         for (_, jpeg), options in zip(read, scaled, strict=True):
             simplejpeg.decode_jpeg(jpeg, "RGB", **options)
 
-    taken = alternate({"ours": lambda: [stream[slot] for slot in slots], "decode": decode}, rounds)
+    taken = alternate({"ours": lambda: [dataset[ref] for ref in refs], "decode": decode}, rounds)
     rate = {name: len(read) / timing.wall for name, timing in taken.items()}
     return [
         Row(
             id="data.imagenet_crop",
-            work="ImageNet image to a random 224 crop, bicubic with antialiasing, one core; "
+            work="ImageNet photo to a random 224 crop, bicubic with antialiasing, one core; "
             "reference: bare JPEG decode at the same scaling",
             value=rate["ours"],
             unit="images/s",
@@ -225,7 +226,7 @@ def imagenet_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 
 def _scaling(key: str, jpeg: bytes) -> dict[str, int]:
-    """Scale at which the data set decodes an image."""
+    """Return the arguments with which the data set decodes this image."""
     height, width = image_size_of(jpeg)
     crop = random_crop((height, width), CropConfig(), sample_key(0, 0, key))
     scale = next((s for s in (8, 4, 2) if s <= crop_scale(crop, _CROP)), 1)
@@ -233,21 +234,21 @@ def _scaling(key: str, jpeg: bytes) -> dict[str, int]:
 
 
 def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
-    """Compare reading an epoch in shuffled order with cat, and count the reads."""
+    """Compare reading an epoch's bytes in shuffled order with cat; count the reads."""
     shards = open_shards(inputs.original)
     order = EpochOrder(shards.sizes(), 0, 0, 8).samples(0, len(shards))
     reader = SampleReader([shards], MASK_SUFFIXES)
     size = sum(shard.bytes for shard in shards.shards) / 1e6
     paths = [shard.path for shard in shards.shards]
 
-    def stream() -> None:
+    def read_all() -> None:
         for first in range(0, len(order), 16):
             reader.read([SampleRef(0, sample) for sample in order[first : first + 16]])
 
     def cat() -> None:
         subprocess.run(["cat", *paths], stdout=subprocess.DEVNULL, check=True)
 
-    taken = alternate({"stream": stream, "cat": cat}, rounds)
+    taken = alternate({"stream": read_all, "cat": cat}, rounds)
     return [
         Row(
             id="data.stream",
@@ -264,20 +265,20 @@ def stream_rows(inputs: Inputs, rounds: int) -> list[Row]:
 
 
 def _reads_row(neighbours: int) -> Row:
-    """Count the reads of one of 8 ranks in blocks of eight shards of a thousand images."""
-    apart = 110 * 1024
+    """Count a rank's reads, of 8 ranks, in blocks of eight shards of a thousand ImageNet images."""
+    stride = 110 * 1024
     sizes, micro, steps = [1000] * 16, 64, 20
     batches = TrainingBatchSampler(
         DatasetOrder(sizes, 0, 8, neighbours), RankShard(3, 8, micro, 8 * micro)
     )
     reads = samples = 0
-    for slots in islice(iter(batches), steps):
-        at = [divmod(slot.sample or 0, 1000) for slot in slots]
-        ranges = [Range(str(shard), apart * place, apart - 1024) for shard, place in at]
-        reads, samples = reads + len(merged(ranges)[0]), samples + len(ranges)
+    for refs in islice(iter(batches), steps):
+        at = [divmod(ref.sample or 0, 1000) for ref in refs]
+        ranges = [Range(str(shard), stride * place, stride - 1024) for shard, place in at]
+        reads, samples = reads + len(merge_ranges(ranges)[0]), samples + len(ranges)
     return Row(
         id=f"data.reads_neighbours_{neighbours}",
-        work=f"reads a sample, micro-batches of 64 of one rank in 8, images of 110 KiB, blocks of "
+        work=f"reads a sample, micro-batches of 64 of one rank in 8, photos of 110 KiB, blocks of "
         f"8 shards x 1000, data.neighbours={neighbours}",
         value=reads / samples,
         unit="reads",
@@ -319,15 +320,15 @@ def pack_row(inputs: Inputs, folder: Path, rounds: int) -> Row:
 
 def workers_row(inputs: Inputs, images: int, rounds: int) -> Row:
     """Compare one and two worker processes on the same micro-batches."""
-    stream = masked(inputs.packed)
+    dataset = masked(inputs.packed)
     samples = len(open_shards(inputs.packed))
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for workers, measured in rates.items():
             batches = TrainingBatchSampler(DatasetOrder([samples], 0, 1), RankShard(0, 1, 4, 4))
-            loader = iter(training_loader(stream, batches, DataConfig(workers=workers)))
+            loader = iter(training_loader(dataset, batches, DataConfig(workers=workers)))
             for _ in range(2 * workers):
-                next(loader)  # until all workers run
+                next(loader)  # until all are at work
             start = time.perf_counter()
             for _ in range(images // 4):
                 next(loader)
@@ -335,7 +336,7 @@ def workers_row(inputs: Inputs, images: int, rounds: int) -> Row:
             del loader
     return Row(
         id="data.workers",
-        work="packed images through a DataLoader of 2 workers; reference: 1 worker",
+        work="packed photos through a DataLoader of 2 workers; reference: 1 worker",
         value=float(np.median(rates[2])),
         unit="images/s",
         reference=float(np.median(rates[1])),
@@ -353,14 +354,14 @@ def resume_rows(folder: Path, rounds: int) -> list[Row]:
     for _ in range(rounds):
         start = time.perf_counter()
         shards = open_shards(pattern)
-        stream = MaskDataset(
+        dataset = MaskDataset(
             SampleReader([shards], MASK_SUFFIXES), _SELECTION, Frame(64, "squash"), seed=0
         )
         place = Position(3, int(draw.integers(len(shards))))
         batches = TrainingBatchSampler(
             DatasetOrder(shards.sizes(), 0, 8), RankShard(0, 1, 32, 32), place
         )
-        next(iter(training_loader(stream, batches, replace(config, read_ahead=1))))
+        next(iter(training_loader(dataset, batches, replace(config, read_ahead=1))))
         seconds.append(time.perf_counter() - start)
     return [
         Row(

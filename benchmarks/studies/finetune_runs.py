@@ -16,7 +16,7 @@ from efficientsam_pl.config.load import dump, from_dict
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.packing.coco import coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side, pack_images
-from efficientsam_pl.data.packing.split import parted
+from efficientsam_pl.data.packing.split import split_heldout
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores
 from efficientsam_pl.evaluation.training_protocols import PromptedImage, Questions
@@ -102,7 +102,7 @@ def packed_mini(folder: Path, long_side: int, images_learned: int | None = None)
     photos = list(coco_images(read_coco(annotations, images), []))
     masked = [annotated for annotated in photos if any(not a.crowd for a in annotated.annotations)]
     sides: dict[str, Sequence[MaskedImage]] = dict(
-        zip(("train", "heldout"), parted([p.key for p in masked], masked, 0.2), strict=True)
+        zip(("train", "heldout"), split_heldout([p.key for p in masked], masked, 0.2), strict=True)
     )
     sides["train"] = sides["train"][:images_learned]
     for name, section in sides.items():

@@ -29,7 +29,7 @@ from benchmarks.studies.coco_folders import LabelledBox, coco_images_at_hand
 from efficientsam_pl.config.load import from_dict
 from efficientsam_pl.data.decode import decode_smaller
 from efficientsam_pl.data.schema import CorruptSampleError
-from efficientsam_pl.data.transforms import Crop, cut
+from efficientsam_pl.data.transforms import Crop, resized_crop
 from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.vit import PlainViT
@@ -141,7 +141,7 @@ def object_crops(files: Sequence[tuple[Path, tuple[LabelledBox, ...]]], side: in
         except CorruptSampleError:  # one image is corrupt, and is skipped in training too
             continue
         for box in of_interest:
-            images.append(cut(image, square_around(box.xywh, image.image_hw), side))
+            images.append(resized_crop(image, square_around(box.xywh, image.image_hw), side))
             labels.append(names.index(box.category))
             numbers.append(number)
     return Crops(torch.stack(images), np.array(labels), np.array(numbers), names)

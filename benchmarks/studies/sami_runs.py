@@ -16,8 +16,8 @@ from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.config.load import from_dict
 from efficientsam_pl.data.build import build_reader
-from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.dataloaders import inference_loader
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.sampler import RankShard
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
@@ -147,7 +147,7 @@ def heldout_batches(config: PretrainConfig) -> Iterator[ImageBatch]:
         _EVALUATION_SEED,
         exact=True,
     )
-    yield from once_loader(stream, len(shards), RankShard(0, 1, _BATCH, _BATCH), workers=0)
+    yield from inference_loader(stream, len(shards), RankShard(0, 1, _BATCH, _BATCH), workers=0)
 
 
 @dataclass(frozen=True)

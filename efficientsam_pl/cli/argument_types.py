@@ -92,7 +92,7 @@ def box(text: str) -> tuple[float, ...]:
 
 
 def numbers(form: str, *counts: int) -> Callable[[str], tuple[float, ...]]:
-    """Reads so many numbers parted by commas; `form` is shown where they are not."""
+    """Reads so many numbers split_heldout by commas; `form` is shown where they are not."""
 
     def parse(text: str) -> tuple[float, ...]:
         try:

@@ -13,7 +13,7 @@ from efficientsam_pl.data.build import open_splits
 from efficientsam_pl.data.features.codec import Rounding
 from efficientsam_pl.data.features.store import ROUNDING, is_claimed, written_features
 from efficientsam_pl.data.features.writer import Embed, Embedding, FeatureSource
-from efficientsam_pl.data.packing.account import account_for
+from efficientsam_pl.data.packing.report import report_packing
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.models.teacher import FrozenTeacher
@@ -37,13 +37,13 @@ def run(config: PretrainConfig, share: ArrayShare) -> None:
     for part in parts:
         with named(config, part):  # before the teacher is built
             is_claimed(part.folder, describe(config, part.heldout))
-            written_features(part.folder, part.photos)
+            written_features(part.folder, part.images)
     teacher = FrozenTeacher(config.teacher, config.sami.student.grid()).to(device)
     if config.trainer.compile == "blocks":
         apply_compile(teacher)
     for part in parts:
         source = FeatureSource(
-            part.photos,
+            part.images,
             _embedding(config, part.heldout, teacher),
             describe(config, part.heldout),
             config.data,
@@ -68,7 +68,9 @@ def _embedding(config: PretrainConfig, heldout: bool, teacher: FrozenTeacher) ->
     batch = min(config.trainer.micro_batch, teacher.chunk_size)  # images of 1024 pixels are large
     if config.features.kind == "views":
         views = views_of(config, heldout)
-        return Embedding(views.shown, _embed_views(teacher, batch), views.count, batch, numbers)
+        return Embedding(
+            views.teacher_input, _embed_views(teacher, batch), views.count, batch, numbers
+        )
     maps = maps_of(config, heldout)
     device = next(teacher.parameters()).device
 
@@ -80,7 +82,7 @@ def _embedding(config: PretrainConfig, heldout: bool, teacher: FrozenTeacher) ->
         for feature_map, (height, width) in zip(features, content_hw.tolist(), strict=True):
             yield maps.kept(feature_map, (height, width))[None]
 
-    return Embedding(maps.shown, embed, 1, batch, numbers)
+    return Embedding(maps.teacher_input, embed, 1, batch, numbers)
 
 
 def _embed_views(teacher: FrozenTeacher, batch: int) -> Embed:
@@ -103,14 +105,14 @@ def _print_summary(
     config: PretrainConfig, part: StorePart, share: ArrayShare, summary: PackSummary
 ) -> None:
     rounding = Rounding()
-    for facts in summary.noted:
+    for facts in summary.notes:
         rounding.add(facts[ROUNDING])
     numbers = {
         "numbers": config.features.numbers,
         "relative_error": rounding.relative(),
         "largest_error": rounding.largest_error,
     }
-    written = account_for(summary, part.folder, share, f"embedded of {part.key}", numbers)
+    written = report_packing(summary, part.folder, share, f"embedded of {part.key}", numbers)
     print(
         f"{part.key}: {_format_counts(config, part, summary.samples)}, {written}; "
         f"{config.features.numbers}: relative error {rounding.relative():.1e}, "

@@ -3,9 +3,9 @@
 import os
 from dataclasses import dataclass
 
-from efficientsam_pl.data.packing.account import pack_source
 from efficientsam_pl.data.packing.coco import Coco
 from efficientsam_pl.data.packing.imagenet import Imagenet
+from efficientsam_pl.data.packing.report import pack_source
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackSummary

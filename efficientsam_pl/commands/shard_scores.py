@@ -33,7 +33,7 @@ def score(
         clicks: After how many there is a score.
         images: The first so many are scored; None: all.
     """
-    damage: list[CorruptSample] = list(shards.damage)
+    damage: list[CorruptSample] = list(shards.corrupt)
     predictor = Predictor(model)
     scores = ImageScores(Questions(clicks, seed=seed))
     for photo in track(

@@ -1,7 +1,7 @@
-"""COCO's and LVIS's annotation files, read and checked; no mask is drawn yet.
+"""Read and check COCO's and LVIS's annotation files, without rasterizing a mask.
 
-Drawing COCO's polygons takes three times as long as checking them (measured), and whoever shares
-the photos with others draws only those of its own.
+Rasterizing COCO's polygons takes three times as long as checking them (measured), and a rank
+rasterizes only the images of its own shard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BROKEN = (KeyError, TypeError, ValueError, OverflowError)
 
 @dataclass(frozen=True)
 class Category:
-    """What an instance can be; `frequency` is LVIS's: r(are), c(ommon) or f(requent)."""
+    """A class of instances; `frequency` is LVIS's: r(are), c(ommon) or f(requent)."""
 
     id: int
     name: str
@@ -34,7 +34,7 @@ class Category:
 
 @dataclass(frozen=True)
 class UnrasterizedInstance:
-    """An annotation whose mask can be drawn; `area` is None where the file states none."""
+    """An annotation whose mask can be rasterized; `area` is None where the file states none."""
 
     id: int
     category_id: int
@@ -42,8 +42,8 @@ class UnrasterizedInstance:
     area: float | None
     crowd: bool
 
-    def drawn(self, image_hw: tuple[int, int]) -> Instance:
-        """The same with its mask."""
+    def rasterize(self, image_hw: tuple[int, int]) -> Instance:
+        """Return the instance with its mask."""
         mask = from_coco(self.segmentation, *image_hw)
         stated = float(area(mask)) if self.area is None else self.area
         return Instance(self.id, self.category_id, mask, stated, self.crowd)
@@ -51,7 +51,7 @@ class UnrasterizedInstance:
 
 @dataclass(frozen=True)
 class UnrasterizedImage:
-    """A photo with its annotations; `absent` and `incomplete` as in InstanceImage."""
+    """An image with its annotations; `absent` and `incomplete` as in InstanceImage."""
 
     id: int
     path: str
@@ -61,13 +61,13 @@ class UnrasterizedImage:
     absent: frozenset[int]
     incomplete: frozenset[int]
 
-    def drawn(self) -> InstanceImage:
-        """The same with its masks."""
+    def rasterize(self) -> InstanceImage:
+        """Return the image with its masks."""
         return InstanceImage(
             self.id,
             self.path,
             self.image_hw,
-            tuple(one.drawn(self.image_hw) for one in self.instances),
+            tuple(instance.rasterize(self.image_hw) for instance in self.instances),
             self.exhaustive,
             self.absent,
             self.incomplete,
@@ -76,62 +76,64 @@ class UnrasterizedImage:
 
 @dataclass
 class AnnotationFile:
-    """The three lists of a file, and everything in it that cannot be used."""
+    """The three lists of a file, and its corrupt entries."""
 
     path: str
     kind: Kind
     images: dict[int, Record]
     categories: tuple[Category, ...]
     annotations: Sequence[Record]
-    damage: list[CorruptSample] = field(default_factory=list)
+    corrupt: list[CorruptSample] = field(default_factory=list)
 
     @staticmethod
     def parsed(content: bytes, path: str, kind: Kind) -> AnnotationFile:
-        """The file with this content.
+        """Parse a file's content.
 
         Raises:
-            CocoError: It is no such annotation file, or lists no photo or no category.
+            CocoError: It is no such annotation file, or lists no image or no category.
         """
         loaded = record_lists(content, path, _LISTS)
         categories = _categories(loaded["categories"], path, kind)
         file = AnnotationFile(path, kind, {}, categories, loaded["annotations"])
         file.images = file._by_id(loaded["images"], "image")
         if not file.images:
-            raise CocoError(f"{path} lists no photo: its images are empty")
+            raise CocoError(f"{path} lists no image: its images are empty")
         return file
 
     def paths(self, folder: str) -> dict[int, str]:
-        """Where the photos lie in a folder; those that are not there are damage.
+        """Return the images' paths in a folder by id; missing files are recorded as corrupt.
 
         Raises:
-            CocoError: None is there.
+            CocoError: No file exists.
         """
         folders: dict[str, frozenset[str] | None] = {}
         paths: dict[int, str] = {}
-        choice = ""
+        candidate = ""
         for image_id, record in self.images.items():
-            choices = [f"{folder.rstrip('/')}/{name}" for name in self._names(record)]
-            there = next((one for one in choices if _is_there(one, folders)), None)
-            if there is None:
-                choice = choices[0]
-                self._damaged(f"image {image_id}", "missing photo", choice)
+            candidates = [f"{folder.rstrip('/')}/{name}" for name in self._names(record)]
+            existing = next((path for path in candidates if _is_there(path, folders)), None)
+            if existing is None:
+                candidate = candidates[0]
+                self._add_corrupt(f"image {image_id}", "missing photo", candidate)
             else:
-                paths[image_id] = there
+                paths[image_id] = existing
         if not paths:
             raise CocoError(
-                f"none of {counted(len(self.images), 'photo')} of {self.path} is in {folder}, "
-                f"such as {choice}"
+                f"none of {counted(len(self.images), 'image')} of {self.path} is in {folder}, "
+                f"such as {candidate}"
             )
         return paths
 
-    def photos(self, paths: Mapping[int, str]) -> list[UnrasterizedImage]:
-        """The photos that lie somewhere, by rising id."""
-        own = self._own_annotations()
-        entries = (self._image(number, paths[number], own[number]) for number in sorted(paths))
+    def unrasterized(self, paths: Mapping[int, str]) -> list[UnrasterizedImage]:
+        """Return the images that have a path, by rising id."""
+        annotations = self._annotations_by_image()
+        entries = (
+            self._image(number, paths[number], annotations[number]) for number in sorted(paths)
+        )
         return [entry for entry in entries if entry is not None]
 
     def _names(self, record: Record) -> list[str]:
-        """Where below the folder a photo may lie, the likeliest first."""
+        """List the paths below the folder where an image may lie, the likeliest first."""
         names = []
         if self.kind == "lvis" and record.get("coco_url"):
             parts = str(record["coco_url"]).split("/")
@@ -143,82 +145,89 @@ class AnnotationFile:
             raise CocoError(f"{self.path}: image {record['id']} has no {key!r}")
         return names
 
-    def _own_annotations(self) -> dict[int, list[Record]]:
-        """The annotations of each image, in the file's order."""
-        own: dict[int, list[Record]] = {number: [] for number in self.images}
+    def _annotations_by_image(self) -> dict[int, list[Record]]:
+        """Group the annotations by image, in the file's order."""
+        by_image: dict[int, list[Record]] = {number: [] for number in self.images}
         known = {category.id for category in self.categories}
         for number, record in self._by_id(self.annotations, "annotation").items():
             for key, ids in (("image_id", self.images), ("category_id", known)):
                 if not _among(record.get(key), ids):
                     what = f"{key}={record.get(key)!r}"
-                    self._damaged(f"annotation {number}", f"annotation with an unknown {key}", what)
+                    self._add_corrupt(
+                        f"annotation {number}", f"annotation with an unknown {key}", what
+                    )
                     break
             else:
-                own[record["image_id"]].append(record)
-        return own
+                by_image[record["image_id"]].append(record)
+        return by_image
 
-    def _image(self, number: int, path: str, own: Sequence[Record]) -> UnrasterizedImage | None:
+    def _image(
+        self, number: int, path: str, annotations: Sequence[Record]
+    ) -> UnrasterizedImage | None:
         record = self.images[number]
         try:
             image_hw = (int(record["height"]), int(record["width"]))
             if min(image_hw) < 1:
                 raise ValueError(f"{image_hw}")
         except _BROKEN as error:
-            self._damaged(f"image {number}", "photo without a size", repr(error))
+            self._add_corrupt(f"image {number}", "photo without a size", repr(error))
             return None
-        absent, incomplete = (self._told(record, key) for key in _FEDERATED)
+        absent, incomplete = (self._category_ids(record, key) for key in _FEDERATED)
         return UnrasterizedImage(
             number,
             path,
             image_hw,
-            self._instances(own, image_hw),
+            self._instances(annotations, image_hw),
             self.kind == "coco",
             absent,
             incomplete,
         )
 
-    def _told(self, record: Record, key: str) -> frozenset[int]:
-        """What an LVIS file tells of a photo's categories."""
+    def _category_ids(self, record: Record, key: str) -> frozenset[int]:
+        """Read an LVIS image's list of category ids."""
         if self.kind == "coco":
             return frozenset()
         if not isinstance(record.get(key), list):
             raise CocoError(f"{self.path}: image {record['id']} has no {key!r}, as LVIS files have")
-        return frozenset(int(one) for one in record[key])
+        return frozenset(int(category_id) for category_id in record[key])
 
     def _instances(
-        self, own: Sequence[Record], image_hw: tuple[int, int]
+        self, annotations: Sequence[Record], image_hw: tuple[int, int]
     ) -> tuple[UnrasterizedInstance, ...]:
-        every = [one.get("segmentation") for one in own]
-        polygons = list(chain.from_iterable(one for one in every if isinstance(one, list)))
+        segmentations = [annotation.get("segmentation") for annotation in annotations]
+        polygon_lists = (entry for entry in segmentations if isinstance(entry, list))
+        polygons = list(chain.from_iterable(polygon_lists))
         try:  # all at once, since nearly always all are sound
             check_polygons(polygons, *image_hw)
             sound = True
         except _BROKEN:
             sound = False
-        found = []
-        for record in own:
+        instances = []
+        for record in annotations:
             try:
-                found.append(_instance(record, image_hw, checked=sound))
+                instances.append(_instance(record, image_hw, checked=sound))
             except _BROKEN as error:
                 key = f"annotation {record['id']}"
-                self._damaged(key, "annotation that cannot be used", _reason(error))
-        return tuple(found)
+                self._add_corrupt(key, "annotation that cannot be used", _reason(error))
+        return tuple(instances)
 
     def _by_id(self, records: Sequence[Record], what: str) -> dict[int, Record]:
-        """Records by their id; of several with one id the first."""
-        found: dict[int, Record] = {}
+        """Return the records by id; of duplicate ids the first."""
+        by_id: dict[int, Record] = {}
         for number, record in enumerate(records):
-            own = record.get("id")
-            if not isinstance(own, int):
-                raise CocoError(f"{self.path}: {what} {number} has id={own!r}, no whole number")
-            if own in found:
-                self._damaged(f"{what} {own}", f"{what} id a second time", "")
+            record_id = record.get("id")
+            if not isinstance(record_id, int):
+                raise CocoError(
+                    f"{self.path}: {what} {number} has id={record_id!r}, no whole number"
+                )
+            if record_id in by_id:
+                self._add_corrupt(f"{what} {record_id}", f"{what} id a second time", "")
             else:
-                found[own] = record
-        return found
+                by_id[record_id] = record
+        return by_id
 
-    def _damaged(self, key: str, kind: str, detail: str) -> None:
-        self.damage.append(CorruptSample(self.path, key, kind, detail))
+    def _add_corrupt(self, key: str, kind: str, detail: str) -> None:
+        self.corrupt.append(CorruptSample(self.path, key, kind, detail))
 
 
 _LISTS = ("images", "annotations", "categories")
@@ -226,8 +235,8 @@ _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def _categories(records: Sequence[Record], path: str, kind: Kind) -> tuple[Category, ...]:
-    """By rising id."""
-    found: dict[int, Category] = {}
+    """Parse the categories, by rising id."""
+    categories: dict[int, Category] = {}
     for place, record in enumerate(records):
         number, frequency = record.get("id"), None
         if not isinstance(number, int):
@@ -238,17 +247,17 @@ def _categories(records: Sequence[Record], path: str, kind: Kind) -> tuple[Categ
                 raise CocoError(
                     f"{path}: category {number} has frequency={frequency!r}, not LVIS's r, c or f"
                 )
-        found[number] = Category(number, str(record.get("name", number)), frequency)
-    if not found:
+        categories[number] = Category(number, str(record.get("name", number)), frequency)
+    if not categories:
         raise CocoError(f"{path} lists no category: its categories are empty")
-    return tuple(found[number] for number in sorted(found))
+    return tuple(categories[number] for number in sorted(categories))
 
 
 def _instance(record: Record, image_hw: tuple[int, int], *, checked: bool) -> UnrasterizedInstance:
-    """An annotation of which it is known that it can be drawn."""
+    """Parse an annotation and check that its mask can be rasterized."""
     segmentation = record["segmentation"]
     if not isinstance(segmentation, list):
-        segmentation = from_coco(segmentation, *image_hw)  # draws nothing
+        segmentation = from_coco(segmentation, *image_hw)  # run-lengths: nothing to rasterize
         run_lengths([segmentation])
     elif not checked or not segmentation:
         check_polygons(segmentation, *image_hw)
@@ -270,7 +279,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_there(path: str, folders: dict[str, frozenset[str] | None]) -> bool:
-    """Whether a photo is there, from one listing a folder; web servers list nothing: yes."""
+    """Return whether an image exists, from one listing a folder; web servers list nothing: True."""
     folder, _, name = path.rpartition("/")
     if folder not in folders:
         folders[folder] = None if path.startswith(HTTP) else _names_in(folder)

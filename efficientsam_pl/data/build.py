@@ -1,4 +1,4 @@
-"""The sets that a config names: opened, put in order, and read."""
+"""Build the data sets, their sample order and their reader from the config."""
 
 import heapq
 import logging
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.reader import Companion, SampleReader
+from efficientsam_pl.data.reader import SampleReader, SidecarLookup
 from efficientsam_pl.data.sampler import DatasetOrder, MixtureOrder, SampleOrder
 from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
 from efficientsam_pl.storage.cache import ShardCache
@@ -17,23 +17,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """The sets that are trained on, and the one that is held out."""
+    """The training sets with their mixture weights, and the held-out set."""
 
     train: tuple[ShardSet, ...]
     weights: tuple[float, ...]
     heldout: ShardSet | None
 
-    def damage(self) -> list[CorruptSample]:
-        """What is known to be broken before a sample is read."""
-        return [damage for shards in self.train for damage in shards.damage]
+    def corrupt(self) -> list[CorruptSample]:
+        """List the training shards known to be corrupt before a sample is read."""
+        return [corrupt for shards in self.train for corrupt in shards.corrupt]
 
     def samples(self) -> int:
-        """Of all training sets together."""
+        """Count the samples of all training sets."""
         return sum(map(len, self.train))
 
 
 def open_splits(config: DataConfig) -> DatasetSplits:
-    """Opens what the config names. Held-out shards are left out of the training sets.
+    """Open the config's data sets; held-out shards are left out of the training sets.
 
     Raises:
         ShardsError: A pattern without a shard or a sample.
@@ -45,13 +45,13 @@ def open_splits(config: DataConfig) -> DatasetSplits:
     train = tuple(
         _opened(
             f"data.mixture[{number}].shards" if config.mixture else "data.train",
-            one.shards,
+            set_config.shards,
             config.index_dir,
             config.heldout,
         )
-        for number, one in enumerate(sets)
+        for number, set_config in enumerate(sets)
     )
-    return DatasetSplits(train, tuple(one.weight for one in sets), heldout)
+    return DatasetSplits(train, tuple(set_config.weight for set_config in sets), heldout)
 
 
 def _opened(key: str, pattern: str, index_dir: str | None, without: str | None = None) -> ShardSet:
@@ -62,41 +62,45 @@ def _opened(key: str, pattern: str, index_dir: str | None, without: str | None =
 
 
 def build_order(sets: DatasetSplits, config: DataConfig, seed: int) -> SampleOrder:
-    """The order of the training samples."""
-    single = [
-        DatasetOrder(one.sizes(), seed, config.block_shards, config.neighbours, config.last_batch)
-        for one in sets.train
+    """Build the order of the training samples."""
+    orders = [
+        DatasetOrder(
+            shards.sizes(), seed, config.block_shards, config.neighbours, config.last_batch
+        )
+        for shards in sets.train
     ]
-    return single[0] if len(single) == 1 else MixtureOrder(single, sets.weights, seed)
+    return orders[0] if len(orders) == 1 else MixtureOrder(orders, sets.weights, seed)
 
 
 def build_reader(
     sets: tuple[ShardSet, ...],
     suffixes: tuple[str, ...],
     config: DataConfig,
-    companion: Companion | None = None,
+    sidecar_lookup: SidecarLookup | None = None,
 ) -> SampleReader:
-    """Reads samples of these sets, through the config's cache if it names one.
+    """Build a reader of these sets, through the config's cache if it names one.
 
     Args:
-        sets: As a slot numbers them.
-        endings: The files to read.
+        sets: The data sets, in the order that `SampleRef.set` counts.
+        suffixes: The files to read.
         config: Names the cache.
-        companion: Files in other shards to read with them; see SampleReader.
+        sidecar_lookup: Files in other shards to read with them; see SampleReader.
     """
     if config.cache_dir is None:
-        return SampleReader(sets, suffixes, companion=companion)
+        return SampleReader(sets, suffixes, sidecar_lookup=sidecar_lookup)
     limit = int(config.cache_gib * 2**30)
-    open_at_once = sum(
-        heapq.nlargest(config.block_shards, (s.bytes for one in sets for s in one.shards))
+    block_bytes = sum(
+        heapq.nlargest(
+            config.block_shards, (shard.bytes for shards in sets for shard in shards.shards)
+        )
     )
-    if limit < open_at_once:
+    if limit < block_bytes:
         _log.warning(
             "data.cache_gib=%g holds less than data.block_shards=%d shards of %.1f GiB in all: "
-            "shards will be fetched over and over",
+            "shards will be fetched repeatedly",
             config.cache_gib,
             config.block_shards,
-            open_at_once / 2**30,
+            block_bytes / 2**30,
         )
     cache = ShardCache(Path(config.cache_dir), limit)
-    return SampleReader(sets, suffixes, cache, companion)
+    return SampleReader(sets, suffixes, cache, sidecar_lookup)

@@ -1,4 +1,4 @@
-"""Annotated sets to be measured on, and the boxes that a detector found in their photos."""
+"""COCO-format instance sets for evaluation, and a detector's boxes for their images."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import exists, read_file
 from efficientsam_pl.structures import CorruptSample, InstanceImage
 
-_ROUNDED = 0.01  # pixels: files round boxes, so that touching the border may lie so far outside
+_ROUNDED = 0.01  # pixels: files round boxes, so a box at the border may reach this far outside
 
 
 class ImageTable(Sequence[InstanceImage]):
-    """Photos by rising id; the masks of one are drawn whenever it is asked for.
+    """Images by rising id; an image's masks are rasterized on each access.
 
-    A slice draws nothing, nor does `ids`.
+    Neither a slice nor `ids` rasterizes a mask.
     """
 
-    def __init__(self, undrawn: Sequence[UnrasterizedImage]) -> None:
-        self._undrawn = tuple(undrawn)
+    def __init__(self, unrasterized: Sequence[UnrasterizedImage]) -> None:
+        self._unrasterized = tuple(unrasterized)
 
     @property
     def ids(self) -> tuple[int, ...]:
         """Image ids, in order."""
-        return tuple(photo.id for photo in self._undrawn)
+        return tuple(image.id for image in self._unrasterized)
 
     @property
     def instances(self) -> int:
-        """How many there are in all photos."""
-        return sum(len(photo.instances) for photo in self._undrawn)
+        """Number of instances in all images."""
+        return sum(len(image.instances) for image in self._unrasterized)
 
     def sizes(self) -> dict[int, tuple[int, int]]:
         """Height and width by image id."""
-        return {photo.id: photo.image_hw for photo in self._undrawn}
+        return {image.id: image.image_hw for image in self._unrasterized}
 
     def __len__(self) -> int:
-        return len(self._undrawn)
+        return len(self._unrasterized)
 
     @overload
     def __getitem__(self, place: int) -> InstanceImage: ...
@@ -53,68 +53,68 @@ class ImageTable(Sequence[InstanceImage]):
     def __getitem__(self, place: slice) -> ImageTable: ...
     def __getitem__(self, place: int | slice) -> InstanceImage | ImageTable:
         if isinstance(place, slice):
-            return ImageTable(self._undrawn[place])
-        return self._undrawn[place].drawn()
+            return ImageTable(self._unrasterized[place])
+        return self._unrasterized[place].rasterize()
 
     def __iter__(self) -> Iterator[InstanceImage]:
-        return (photo.drawn() for photo in self._undrawn)
+        return (image.rasterize() for image in self._unrasterized)
 
 
 @dataclass(frozen=True)
 class InstanceSet:
-    """An annotated set, whose photos are where they should be.
+    """An annotated set whose image files exist.
 
-    `damage` names what cannot be used: photos that are not there, annotations without a photo,
-    of an unknown category, or whose mask cannot be drawn. Crowds and instances without a pixel
-    are no damage: whoever measures leaves them out. `listed` has the ids of all photos in the
-    file, also of those that are not there.
+    `corrupt` names the entries that cannot be used: missing image files, annotations without an
+    image, of an unknown category, or whose mask cannot be rasterized. Crowds and instances without
+    a pixel are not corrupt: metrics leave them out. `listed` has the ids of all images in the
+    file, including missing ones.
     """
 
     annotations: str
     sha256: str
     kind: Kind
-    photos: ImageTable
+    images: ImageTable
     categories: tuple[Category, ...]
     listed: frozenset[int]
-    damage: tuple[CorruptSample, ...] = ()
+    corrupt: tuple[CorruptSample, ...] = ()
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How much there is of each kind of damage."""
-        return dict(sorted(Counter(one.kind for one in self.damage).items()))
+        """Number of corrupt entries of each kind."""
+        return dict(sorted(Counter(sample.kind for sample in self.corrupt).items()))
 
 
 def read_instances(annotations: str, images: str, kind: Kind) -> InstanceSet:
-    """The photos that an annotation file lists, and what is in them.
+    """Read the images that an annotation file lists, with their instances.
 
     Args:
         annotations: COCO's or LVIS's (v0.5, v1) annotation file, wherever fsspec reaches.
-        images: The photos' folder. COCO's lie there by their `file_name`; LVIS's by their
-            `coco_url`, in train2017/ and val2017/ or side by side, else by their `file_name`.
-        kind: What the file is. Read as COCO's, an LVIS file would make false alarms of all
-            objects that nobody annotated.
+        images: The image folder. COCO's images lie there by their `file_name`; LVIS's by their
+            `coco_url`, in train2017/ and val2017/ or in one folder, else by their `file_name`.
+        kind: The file's format. Read as COCO's, an LVIS file would make false positives of all
+            objects that were not annotated.
 
     Raises:
         UserError: A missing file or folder, a file that is no such annotation file (its name and
-            the key that it lacks), or not a single photo.
+            the key that it lacks), or no image file at all.
     """
     content = annotation_file(annotations, images)
     file = AnnotationFile.parsed(content, annotations, kind)
-    photos = ImageTable(file.photos(file.paths(images)))
+    table = ImageTable(file.unrasterized(file.paths(images)))
     return InstanceSet(
         annotations,
         hashlib.sha256(content).hexdigest(),
         kind,
-        photos,
+        table,
         file.categories,
         frozenset(file.images),
-        tuple(file.damage),
+        tuple(file.corrupt),
     )
 
 
 @dataclass(frozen=True)
 class Detection:
-    """A box that a detector found, inside its photo: pixels' edges, x1 = x0 + width."""
+    """A detector's box, clipped to its image: pixels' edges, x1 = x0 + width."""
 
     category_id: int
     box_xyxy: tuple[float, float, float, float]
@@ -123,10 +123,10 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Detections(Mapping[int, tuple[Detection, ...]]):
-    """What a detector found, by image id, each photo's in the file's order.
+    """Detections by image id, each image's in the file's order.
 
-    Photos in which nothing was found are no keys: ask with `get(image_id, ())`.
-    `left_out` counts by reason what cannot be used; `clipped` boxes reached out of their photo.
+    Images without a detection are no keys: use `get(image_id, ())`. `left_out` counts unusable
+    detections by reason; `clipped` boxes reached out of their image.
     """
 
     path: str
@@ -140,7 +140,7 @@ class Detections(Mapping[int, tuple[Detection, ...]]):
 
     @property
     def count(self) -> int:
-        """Detections in all photos."""
+        """Number of detections in all images."""
         return len(self.scores)
 
     def __len__(self) -> int:
@@ -150,8 +150,8 @@ class Detections(Mapping[int, tuple[Detection, ...]]):
         return iter(self.places)
 
     def __getitem__(self, image_id: int) -> tuple[Detection, ...]:
-        own = self.places[image_id]
-        columns = (self.category_ids[own], self.boxes_xyxy[own], self.scores[own])
+        rows = self.places[image_id]
+        columns = (self.category_ids[rows], self.boxes_xyxy[rows], self.scores[rows])
         return tuple(
             Detection(category, (x0, y0, x1, y1), score)
             for category, (x0, y0, x1, y1), score in zip(
@@ -161,15 +161,15 @@ class Detections(Mapping[int, tuple[Detection, ...]]):
 
 
 def read_detections(path: str, instances: InstanceSet) -> Detections:
-    """A detector's boxes: a COCO-results list of image_id, category_id, bbox [x, y, w, h], score.
+    """Read a COCO-results list of image_id, category_id, bbox [x, y, w, h], score.
 
-    Left out and counted are photos and categories that the set does not have, numbers that are
-    none (NaN, infinite), boxes without an area and those wholly outside their photo; others are
-    clipped to it. An empty list is a result, too.
+    Left out and counted are images and categories that the set does not have, numbers that are
+    not finite, boxes without an area and those wholly outside their image; others are clipped to
+    it. An empty list is a result, too.
 
     Raises:
         UserError: A missing file, one that is no such list (its name and the key that an entry
-            lacks), or one of another data set: it has no photo or no category in common.
+            lacks), or one of another data set: it has no image or no category in common.
     """
     if not exists(path):
         raise UserError(f"no such file: {path}")
@@ -179,13 +179,13 @@ def read_detections(path: str, instances: InstanceSet) -> Detections:
     scores = _numbers([[record["score"]] for record in records], 1)[:, 0]
     boxes = _numbers([record["bbox"] for record in records], 4)
     boxes[:, 2:] += boxes[:, :2]
-    sizes = instances.photos.sizes()
-    hw = np.array([sizes.get(one, (1, 1)) for one in image_ids.tolist()]).reshape(-1, 2)
+    sizes = instances.images.sizes()
+    hw = np.array([sizes.get(id_, (1, 1)) for id_ in image_ids.tolist()]).reshape(-1, 2)
     inside = np.clip(boxes, 0, hw[:, [1, 0, 1, 0]])
     reasons = {
         "unknown image_id": ~np.isin(image_ids, list(instances.listed)),
         "missing photo": ~np.isin(image_ids, list(sizes)),
-        "unknown category_id": ~np.isin(category_ids, [one.id for one in instances.categories]),
+        "unknown category_id": ~np.isin(category_ids, [c.id for c in instances.categories]),
         "score that is no finite number": ~np.isfinite(scores),
         "box that is not four finite numbers": ~np.isfinite(boxes).all(1),
         "box without an area": (boxes[:, 2:] <= boxes[:, :2]).any(1),
@@ -208,7 +208,7 @@ def read_detections(path: str, instances: InstanceSet) -> Detections:
 
 
 _IDS = ("image_id", "category_id")
-_NO_ID = -(2**62)  # of what is no whole number; no set has it
+_NO_ID = -(2**62)  # stands for a value that is no whole number; no set has it
 
 
 def _records(content: bytes, path: str) -> list[dict[str, Any]]:
@@ -227,12 +227,14 @@ def _records(content: bytes, path: str) -> list[dict[str, Any]]:
 
 
 def _whole(values: Sequence[Any]) -> Int[np.ndarray, "n"]:
-    fitting = [one if isinstance(one, int) and abs(one) < -_NO_ID else _NO_ID for one in values]
+    fitting = [
+        value if isinstance(value, int) and abs(value) < -_NO_ID else _NO_ID for value in values
+    ]
     return np.array(fitting, dtype=np.int64)
 
 
 def _numbers(rows: Sequence[Any], length: int) -> Float[np.ndarray, "n length"]:
-    """Rows of numbers; NaN all over where one is not."""
+    """Convert rows of numbers to an array; a row that holds anything else becomes NaN."""
     lost = [np.nan] * length
     fitting = [row if _is_numeric(row, length) else lost for row in rows]
     return np.array(fitting, dtype=np.float64).reshape(-1, length)
@@ -242,7 +244,7 @@ def _is_numeric(row: Any, length: int) -> bool:
     return (
         isinstance(row, list)
         and len(row) == length
-        and all(isinstance(one, (float, int)) and abs(one) < 1e300 for one in row)
+        and all(isinstance(value, (float, int)) and abs(value) < 1e300 for value in row)
     )
 
 
@@ -253,7 +255,7 @@ def _check_same_set(
     image_ids: Int[np.ndarray, "n"],
     category_ids: Int[np.ndarray, "n"],
 ) -> None:
-    """Raises a UserError where nothing fits."""
+    """Raise a UserError where no id is known."""
     for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
         if len(ids) and reasons[f"unknown {key}"].all():
             raise UserError(
@@ -265,7 +267,7 @@ def _check_same_set(
 def _sifted(
     reasons: Mapping[str, Bool[np.ndarray, "n"]], count: int
 ) -> tuple[Int[np.ndarray, "k"], dict[str, int]]:
-    """Places of what no reason speaks against, and how many the first reason against each is."""
+    """Return the indices without a reason against them, and the count of each first reason."""
     good = np.ones(count, dtype=bool)
     left_out = {}
     for reason, against in reasons.items():
@@ -276,7 +278,7 @@ def _sifted(
 
 
 def _places(image_ids: Int[np.ndarray, "n"]) -> dict[int, slice]:
-    """Where each image's detections lie among those sorted by image."""
+    """Return each image's slice of the detections sorted by image."""
     ids, begins, counts = np.unique(image_ids, return_index=True, return_counts=True)
     return {
         int(image): slice(int(begin), int(begin + count))

@@ -1,4 +1,4 @@
-"""Samples to batches. A slot without a sample, or with a broken one, stays, with `valid` False."""
+"""Collate samples into batches. Padding and corrupt samples keep their row, with `valid` False."""
 
 import math
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from efficientsam_pl.structures import CorruptSample, ImageBatch, MaskBatch
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One cropped photo, and its stored features where they are read; None where there is none."""
+    """A cropped image, and its stored features where they are read; None for a missing one."""
 
     key: str
     sample_key: int
     image: UInt8[Tensor, "3 s s"] | None
-    damage: CorruptSample | None = None
+    corrupt: CorruptSample | None = None
     features: Float16[Tensor, "n c"] | None = None
 
 
 @dataclass(frozen=True)
 class PreparedMasks:
-    """One photo in the model's frame with its chosen masks; see MaskBatch for the units."""
+    """An image in the model's frame with its sampled masks; see MaskBatch for the units."""
 
     image: UInt8[Tensor, "3 s s"]
     content_hw: tuple[int, int]
@@ -36,22 +36,22 @@ class PreparedMasks:
 
 @dataclass(frozen=True)
 class PreparedMaskedImage:
-    """One masked photo; `content` None where there is none."""
+    """A masked image; `content` is None for padding and corrupt samples."""
 
     key: str
     sample_key: int
     content: PreparedMasks | None
-    damage: CorruptSample | None = None
+    corrupt: CorruptSample | None = None
 
 
 def collate_images(
     samples: Sequence[PreparedImage], side: int, features: tuple[int, int] | None = None
 ) -> ImageBatch:
-    """Photos of `side` pixels; a missing one is black, its features zeros, and not valid.
+    """Collate images of `side` pixels; a missing one is black, its features zeros, and not valid.
 
     Args:
-        samples: One a slot.
-        side: Of the squares.
+        samples: One for each row of the batch.
+        side: Side of the square images, pixels.
         features: Tokens and channels; None: the batch has no features.
     """
     black = torch.zeros(3, side, side, dtype=torch.uint8)
@@ -60,7 +60,7 @@ def collate_images(
         sample_key=torch.tensor([s.sample_key for s in samples]),
         valid=torch.tensor([s.image is not None for s in samples]),
         key=tuple(s.key for s in samples),
-        damage=tuple(s.damage for s in samples if s.damage is not None),
+        corrupt=tuple(s.corrupt for s in samples if s.corrupt is not None),
         features=None if features is None else _features(samples, features),
     )
 
@@ -68,7 +68,7 @@ def collate_images(
 def collate_masked(
     samples: Sequence[PreparedMaskedImage], empty: PreparedMasks, masks_per_image: int
 ) -> MaskBatch:
-    """Photos with `masks_per_image` mask slots each; `empty` stands in where there is none."""
+    """Collate images with `masks_per_image` mask rows each; `empty` replaces a missing image."""
     contents = [empty if s.content is None else s.content for s in samples]
     real = [torch.ones(len(c.masks), dtype=torch.bool) for c in contents]
     return MaskBatch(
@@ -80,12 +80,12 @@ def collate_masked(
         valid=_filled(real, masks_per_image),
         sample_key=torch.tensor([s.sample_key for s in samples]),
         key=tuple(s.key for s in samples),
-        damage=tuple(s.damage for s in samples if s.damage is not None),
+        corrupt=tuple(s.corrupt for s in samples if s.corrupt is not None),
     )
 
 
 def _stacked(images: Sequence[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
-    """A batch whose channels lie side by side, as decoders leave them and GPUs like them."""
+    """Stack images in channels-last memory, as decoders produce it and GPUs prefer it."""
     channels, height, width = images[0].shape
     batch = _zeros((len(images), height, width, channels), torch.uint8)
     for place, image in zip(batch, images, strict=True):
@@ -102,7 +102,7 @@ def _features(samples: Sequence[PreparedImage], shape: tuple[int, int]) -> Float
 
 
 def _filled(tensors: Sequence[Tensor], rows: int) -> Tensor:
-    """A batch of tensors whose first axis is filled up to `rows` with zeros."""
+    """Stack tensors, each padded with zeros to `rows` on its first axis."""
     first = tensors[0]
     batch = _zeros((len(tensors), rows, *first.shape[1:]), first.dtype)
     for place, tensor in zip(batch, tensors, strict=True):
@@ -111,7 +111,7 @@ def _filled(tensors: Sequence[Tensor], rows: int) -> Tensor:
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros; in a data worker where the training process will read them, which spares a copy."""
+    """Allocate zeros; in a data worker in shared memory, which spares a copy."""
     size = math.prod(shape) * dtype.itemsize
     if get_worker_info() is None or size == 0:
         return torch.zeros(shape, dtype=dtype)

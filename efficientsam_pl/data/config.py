@@ -1,4 +1,4 @@
-"""What is read and how it is chosen, without torch."""
+"""Configs of the data: sources, masks, crops and stored features. Imports no torch."""
 
 import math
 from dataclasses import dataclass, field
@@ -25,14 +25,14 @@ class SetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CocoConfig:
-    """A COCO-format set of one's own, packed into the run's folder before training."""
+    """A custom COCO-format set, packed into the run's folder before training."""
 
     annotations: str | None = path(None, resume="logged")  # COCO's JSON
     images: str | None = path(None, resume="logged")  # the folder that its file names are in
     # a file for validation; None: a part is kept
     heldout_annotations: str | None = path(None, resume="free")
     heldout_images: str | None = path(None, resume="free")  # None: in `images`
-    heldout_fraction: float = 0.2  # of the photos, kept where there is no other file
+    heldout_fraction: float = 0.2  # of the images, held out where there is no other file
 
     def __post_init__(self) -> None:
         if (self.annotations is None) != (self.images is None):
@@ -44,16 +44,16 @@ class CocoConfig:
                 raise ValueError(f"{name}={getattr(self, name)} needs annotations= too")
 
     def paths(self) -> dict[str, str | None]:
-        """What is read, by key; local or in a store."""
+        """Return the input paths by key; local or in a store."""
         names = ("annotations", "images", "heldout_annotations", "heldout_images")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the shards are and how they are read.
+    """The shards and how they are read.
 
-    Patterns are fsspec's: `/data/sa_*.tar`, `s3://bucket/train-*.tar`; several are parted by
+    Patterns are fsspec's: `/data/sa_*.tar`, `s3://bucket/train-*.tar`; several are separated by
     commas. Shards that match `heldout` are never trained on.
     """
 
@@ -69,7 +69,7 @@ class DataConfig:
     read_ahead: int = free(2)  # micro-batches that each worker prepares ahead
     block_shards: int = 8  # shards whose samples are shuffled among each other
     neighbours: int = 1  # samples side by side in a shard that stay together: one read for all
-    # into the next epoch, or drop it, or pad it with empty slots: its gradient is then smaller
+    # into the next epoch, or drop it, or pad it with empty rows: its gradient is then smaller
     last_batch: LastBatch = "carry"
     decoding: Literal["scaled", "exact"] = "scaled"  # of JPEGs: smaller where that is enough
     # remote shards are kept there; None: ranges are read remotely
@@ -84,10 +84,10 @@ class DataConfig:
             raise ValueError(
                 f"last_batch={self.last_batch} has no meaning with mixture=, which has no epochs"
             )
-        total = sum(one.weight for one in self.mixture)
-        for one in self.mixture:
-            if one.weight < total / 1000:
-                raise ValueError(f"mixture= gives {one.shards} less than a thousandth of the data")
+        total = sum(part.weight for part in self.mixture)
+        for part in self.mixture:
+            if part.weight < total / 1000:
+                raise ValueError(f"mixture= gives {part.shards} less than a thousandth of the data")
         for name in ("block_shards", "neighbours", "read_ahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -99,11 +99,11 @@ class DataConfig:
             raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
 
     def validates(self) -> bool:
-        """Whether images are held out, of shards or of a COCO-format set."""
+        """Return whether images are held out, of shards or of a COCO-format set."""
         return bool(self.heldout or self.coco.annotations)
 
     def sets(self) -> tuple[SetConfig, ...]:
-        """The training sets with their weights."""
+        """Return the training sets with their weights."""
         return self.mixture or (SetConfig(shards=self.train),)
 
 
@@ -111,7 +111,7 @@ class DataConfig:
 class CropConfig:
     """Random resized crop and flip of pretraining (paper, 4.1; the ranges are MAE's)."""
 
-    min_area: float = 0.2  # of the photo
+    min_area: float = 0.2  # of the image
     max_area: float = 1.0
     min_aspect: float = 3 / 4  # width over height
     max_aspect: float = 4 / 3
@@ -132,14 +132,14 @@ class CropConfig:
 class FeatureStoreConfig:
     """Teacher features written once by `efficientsam embed-teacher` and read while training.
 
-    `views`: features of a few crops a photo; training sees these crops and no others.
-    `photos`: features of the whole photo; those of any crop are resampled from them.
+    `views`: features of a few crops an image; training sees these crops and no others.
+    `photos`: features of the whole image; those of any crop are resampled from them.
     """
 
-    # where they lie; None: the teacher runs while training
+    # the store's folder; None: the teacher runs while training
     dir: str | None = path(None, resume="logged")
     kind: Literal["views", "photos"] = "views"
-    views: int = 4  # crops a photo; an epoch uses one, none is used again before all are
+    views: int = 4  # crops an image; an epoch uses one, none is used again before all are
     seed: int = 0  # of the views' crops
     numbers: Literal["float16", "int8"] = "float16"  # int8: with a scale a channel, half the bytes
     grid: int = 64  # photos: tokens along the longer side; the teacher's, or fewer by averaging
@@ -155,15 +155,15 @@ class FeatureStoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSelectionConfig:
-    """Which masks of a photo are trained on."""
+    """Selection of the masks of an image for training."""
 
     masks_per_image: int = 32  # not in the paper; SAM and EfficientTAM use 64
-    min_area: float = 0.0  # of the photo
+    min_area: float = 0.0  # of the image
     max_area: float = 0.9  # SAM, appendix A: masks that cover over 90 % are dropped
     min_stability: float = 0.0  # SA-1B's stability_score; masks that state none pass
     min_predicted_iou: float = 0.0  # SA-1B's predicted_iou; masks that state none pass
     clicks: int = 6  # foreground points drawn a mask; the released model takes up to six
-    # Masks of a photo whose answers and gradients are computed together; the gradients are the
+    # Masks of an image whose predictions and gradients are computed together; the gradients are the
     # same, memory is that of so many. None: all
     decoded_at_once: int | None = free(None)
     flip: float = 0.0  # probability; the paper finetunes without augmentation (4.1)

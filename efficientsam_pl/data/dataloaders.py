@@ -1,4 +1,4 @@
-"""Streams as DataLoaders, for training without an end and for one exact pass."""
+"""DataLoaders for endless training and for one exact pass over a data set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.config import DataConfig
+from efficientsam_pl.data.datasets.base import SampleDataset
 from efficientsam_pl.data.datasets.eval import prepare_eval_image
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, SampleDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import (
     InferenceBatchSampler,
@@ -18,9 +18,9 @@ from efficientsam_pl.data.sampler import (
     SampleRef,
     TrainingBatchSampler,
 )
-from efficientsam_pl.data.schema import CorruptSampleError
+from efficientsam_pl.data.schema import MASK_SUFFIXES, CorruptSampleError
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.data.workers import worker_begin
+from efficientsam_pl.data.worker_init import make_worker_init_fn
 from efficientsam_pl.rle import Rle
 from efficientsam_pl.structures import CorruptSample
 
@@ -29,7 +29,7 @@ Stream: TypeAlias = SampleDataset[Any]
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """A photo at its own size with the masks to score."""
+    """An image at its full size with the masks to score."""
 
     key: str
     image: UInt8[np.ndarray, "h w 3"]
@@ -37,43 +37,43 @@ class AnnotatedImage:
 
 
 def training_loader(
-    stream: Stream, batches: TrainingBatchSampler, config: DataConfig, pin: bool = False
+    dataset: Stream, batches: TrainingBatchSampler, config: DataConfig, pin: bool = False
 ) -> DataLoader[Any]:
-    """Micro-batches of one rank, without an end; workers live as long as the loader."""
+    """Build a rank's endless loader of micro-batches; workers live as long as the loader."""
     return DataLoader(
-        stream,
+        dataset,
         batch_sampler=batches,
         num_workers=config.workers,
         prefetch_factor=config.read_ahead if config.workers else None,
-        collate_fn=stream.collate,
+        collate_fn=dataset.collate,
         pin_memory=pin,
         persistent_workers=config.workers > 0,
-        worker_init_fn=worker_begin(),
+        worker_init_fn=make_worker_init_fn(),
     )
 
 
-def once_loader(
-    stream: Stream, samples: int, share: RankShard, workers: int, pin: bool = False
+def inference_loader(
+    dataset: Stream, samples: int, rank_shard: RankShard, workers: int, pin: bool = False
 ) -> DataLoader[Any]:
-    """Every sample once over all ranks, padded to equally many batches a rank."""
+    """Build a loader of every sample once over all ranks, padded to equal batch counts."""
     return DataLoader(
-        stream,
-        batch_sampler=InferenceBatchSampler(samples, share),
+        dataset,
+        batch_sampler=InferenceBatchSampler(samples, rank_shard),
         num_workers=workers,
-        collate_fn=stream.collate,
+        collate_fn=dataset.collate,
         pin_memory=pin,
-        worker_init_fn=worker_begin(),
+        worker_init_fn=make_worker_init_fn(),
     )
 
 
 def annotated_images(shards: ShardSet) -> Iterator[AnnotatedImage | CorruptSample]:
-    """All photos of a set in order, at full size, for evaluation; damaged ones as Damage."""
+    """Iterate over a set's images in order, at full size; corrupt ones as CorruptSample."""
     reader = SampleReader([shards], MASK_SUFFIXES)
     for number in range(len(shards)):
         [read] = reader.read([SampleRef(0, number)])
-        assert read is not None, "no slot is padding"
-        if read.damage is not None:
-            yield read.damage
+        assert read is not None, "no reference is padding"
+        if read.corrupt is not None:
+            yield read.corrupt
             continue
         try:
             image, truth = prepare_eval_image(read.files)

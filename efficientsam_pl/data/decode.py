@@ -1,6 +1,6 @@
-"""Bytes to pixels. JPEGs by libjpeg-turbo through simplejpeg, everything else by Pillow.
+"""Decode images: JPEGs by libjpeg-turbo through simplejpeg, everything else by Pillow.
 
-How the decoders were chosen: benchmarks/results/data.md.
+The measurements behind this choice are in benchmarks/results/data.md.
 """
 
 import io
@@ -17,16 +17,16 @@ from efficientsam_pl.data.schema import CorruptSampleError
 
 T = TypeVar("T")
 Data: TypeAlias = bytes | memoryview
-_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow suspects a bomb
+_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # above it Pillow suspects a bomb
 _SCALES = (8, 4, 2)  # the ones for which libjpeg-turbo has fast code
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Decoded pixels. `scale` is by how much the stored photo is larger than these, 1, 2, 4, 8."""
+    """Decoded pixels; the stored image is `scale` times as large: 1, 2, 4 or 8."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
-    image_hw: tuple[int, int]  # of the stored photo
+    image_hw: tuple[int, int]  # of the stored image
     scale: int = 1
 
 
@@ -34,29 +34,29 @@ def image_size_of(data: Data) -> tuple[int, int]:
     """Height and width of a JPEG or PNG, from its header.
 
     Raises:
-        CorruptSampleError: Not a photo, or one too large to be meant.
+        CorruptSampleError: Not an image, or one that is implausibly large.
     """
-    return _jpeg_size(data) or _checked(_by_pillow(data, lambda photo: (photo.height, photo.width)))
+    return _jpeg_size(data) or _checked(_by_pillow(data, lambda image: (image.height, image.width)))
 
 
 def decode_image(data: Data) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of a JPEG or PNG; grey photos become RGB.
+    """Decode a JPEG or PNG to RGB pixels; grey images become RGB.
 
     Raises:
-        CorruptSampleError: Not a photo, or one that breaks off.
+        CorruptSampleError: Not an image, or a truncated one.
     """
     return decode_smaller(data, 1.0).pixels
 
 
 def decode_smaller(data: Data, largest_scale: float) -> DecodedImage:
-    """The photo, or, where it is a JPEG and that is enough, an 8th, 4th or half of it.
+    """Decode an image; a JPEG at an 8th, 4th or half of its size where that is enough.
 
     Args:
         data: A JPEG or PNG.
-        largest_scale: How many times smaller the photo may be; 1: at its own size.
+        largest_scale: Largest factor by which the image may be smaller; 1: its full size.
 
     Raises:
-        CorruptSampleError: Not a photo, or one that breaks off.
+        CorruptSampleError: Not an image, or a truncated one.
     """
     image_hw = _jpeg_size(data)
     if image_hw is None:
@@ -65,7 +65,7 @@ def decode_smaller(data: Data, largest_scale: float) -> DecodedImage:
     height, width = image_hw
     scale = jpeg_scale(largest_scale)
     least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
-    try:  # Pillow would make grey of what is broken, without a word
+    try:  # Pillow would silently fill corrupt parts with grey
         pixels = simplejpeg.decode_jpeg(data, "RGB", **least, min_factor=scale)
     except ValueError as error:
         raise CorruptSampleError("bad photo", str(error)) from error
@@ -73,12 +73,12 @@ def decode_smaller(data: Data, largest_scale: float) -> DecodedImage:
 
 
 def jpeg_scale(largest_scale: float) -> int:
-    """By how much smaller a JPEG is decoded that may be so many times smaller."""
+    """Return the factor by which a JPEG is decoded smaller, at most `largest_scale`."""
     return next((s for s in _SCALES if s <= largest_scale), 1)
 
 
 def _jpeg_size(data: Data) -> tuple[int, int] | None:
-    """From the header; None for what libjpeg-turbo does not take for a JPEG."""
+    """Read the size from the header; None where libjpeg-turbo recognizes no JPEG."""
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -92,15 +92,15 @@ def _checked(image_hw: tuple[int, int]) -> tuple[int, int]:
     return image_hw
 
 
-def _rgb(photo: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    _checked((photo.height, photo.width))
-    return np.array(photo.convert("RGB"))
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    _checked((image.height, image.width))
+    return np.array(image.convert("RGB"))
 
 
 def _by_pillow(data: Data, read: Callable[[Image.Image], T]) -> T:
     try:
-        with Image.open(io.BytesIO(data)) as photo:
-            return read(photo)
+        with Image.open(io.BytesIO(data)) as image:
+            return read(image)
     except CorruptSampleError:
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory

@@ -1,4 +1,4 @@
-"""Photos as a user names them: a file, or a folder of them."""
+"""Image files that a user names: a file, or a folder of them."""
 
 from pathlib import Path
 
@@ -12,32 +12,32 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The photos of a folder by name; what lies in its folders is none of them.
+    """List a folder's image files by name, without those of its subfolders.
 
     Raises:
-        UserError: There is none.
+        UserError: The folder holds no image.
     """
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
-        raise UserError(f"--image: no photo in {folder} ({', '.join(SUFFIXES)})")
+        raise UserError(f"--image: no image in {folder} ({', '.join(SUFFIXES)})")
     return paths
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """A photo as RGB.
+    """Read an image as RGB.
 
     Raises:
-        UserError: No such file, or not a photo.
+        UserError: No such file, or not an image.
     """
     if not path.is_file():
         raise UserError(f"--image: no such file: {path}")
     try:
-        with Image.open(path) as photo:
-            return np.array(photo.convert("RGB"))
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"--image: {path} is no photo that can be read") from error
+        raise UserError(f"--image: {path} is no image that can be read") from error
 
 
 def save_image(image: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
-    """A photo as a file."""
+    """Write an image to a file."""
     Image.fromarray(image).save(path)

@@ -1,11 +1,11 @@
-"""The index of one shard: which samples it should hold and where each file lies.
+"""The index of one shard: the samples it should hold and the position of each file.
 
-It is written when a shard is, or by one pass over a foreign shard on first use, and it is what
-makes a lost sample visible afterwards. It is JSON:
+It is written with the shard, or by one pass over a foreign shard on first use; with it a lost
+sample is noticed later. It is JSON:
 
     {"format": "efficientsam_pl shard index", "version": 1, "bytes", "sha256" (of the shard),
-     "keys": [...], "files": {ending: {"offset": [...], "size": [...]}} (-1: the sample has none),
-     "damage": [what the pass found], "packed": what the packer left out, or null}
+     "keys": [...], "files": {suffix: {"offset": [...], "size": [...]}} (-1: the sample has none),
+     "damage": [faults of the tar], "packed": what the packer left out, or null}
 """
 
 import json
@@ -23,7 +23,7 @@ from efficientsam_pl.storage.tar import TarMember, TarScan
 
 VERSION = 1
 _FORMAT = "efficientsam_pl shard index"
-# what reading a JSON file of another form, or a damaged one, may raise
+# raised by reading a JSON file of another form, or a corrupt one
 WRONG_FORM = (
     *(ValueError, KeyError, TypeError, AttributeError),
     *(OverflowError, RecursionError),
@@ -36,7 +36,7 @@ class IndexFormatError(UserError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: the shard it lies in, its key, and its files by ending."""
+    """One sample: its shard, its key, and its files by suffix."""
 
     shard: str
     key: str
@@ -52,14 +52,14 @@ class ShardIndex:
     sha256: str
     keys: tuple[str, ...]
     places: dict[str, Int64[np.ndarray, "n 2"]]
-    damage: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
     packed: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def sample(self, shard: str, number: int) -> Sample:
-        """The sample at this place of the shard that lies at `shard`."""
+        """Return the sample at a position of the shard, whose path is `shard`."""
         files = {}
         for suffix, places in self.places.items():
             offset, size = places[number].tolist()
@@ -69,7 +69,7 @@ class ShardIndex:
 
 
 def index_of(scan: TarScan, packed: dict[str, Any] | None = None) -> ShardIndex:
-    """The index of a scanned tar; of two files of one name the later counts, as in any tar."""
+    """Build a scanned tar's index; of two files of one name the later counts, as in any tar."""
     grouped = samples_of(scan.members)
     suffixes = sorted({suffix for files in grouped.values() for suffix in files})
     places = {
@@ -82,12 +82,12 @@ def index_of(scan: TarScan, packed: dict[str, Any] | None = None) -> ShardIndex:
         ).reshape(-1, 2)
         for suffix in suffixes
     }
-    damage = tuple(scan.damage) if scan.bytes else ("it has no bytes",)
-    return ShardIndex(scan.bytes, scan.sha256, tuple(grouped), places, damage, packed)
+    faults = tuple(scan.faults) if scan.bytes else ("it has no bytes",)
+    return ShardIndex(scan.bytes, scan.sha256, tuple(grouped), places, faults, packed)
 
 
 def samples_of(members: Iterable[TarMember]) -> dict[str, dict[str, TarMember]]:
-    """Files by key and ending."""
+    """Group files by key and suffix."""
     grouped: dict[str, dict[str, TarMember]] = {}
     for member in members:
         named = key_and_suffix(member.name)
@@ -97,7 +97,7 @@ def samples_of(members: Iterable[TarMember]) -> dict[str, dict[str, TarMember]]:
 
 
 def to_bytes(index: ShardIndex) -> bytes:
-    """The index file."""
+    """Serialize the index to its file's bytes."""
     whole = {
         "format": _FORMAT,
         "version": VERSION,
@@ -108,21 +108,21 @@ def to_bytes(index: ShardIndex) -> bytes:
             suffix: {"offset": places[:, 0].tolist(), "size": places[:, 1].tolist()}
             for suffix, places in index.places.items()
         },
-        "damage": list(index.damage),
+        "damage": list(index.faults),
         "packed": index.packed,
     }
     return json.dumps(whole, separators=(",", ":")).encode()
 
 
 def from_bytes(data: bytes, name: str) -> ShardIndex:
-    """The index in a file of this name.
+    """Parse an index file.
 
     Raises:
-        IndexFormatError: It is none, or of a version that this program does not know.
+        IndexFormatError: It is no index, or of a version that this program does not know.
     """
     try:
         loaded = json.loads(data)
-        checked_format(loaded, name, _FORMAT, VERSION)
+        check_format(loaded, name, _FORMAT, VERSION)
         keys = tuple(loaded["keys"])
         places = {e: _columns(p, len(keys), loaded["bytes"]) for e, p in loaded["files"].items()}
         return ShardIndex(
@@ -136,13 +136,11 @@ def from_bytes(data: bytes, name: str) -> ShardIndex:
     except WRONG_FORM as error:
         if isinstance(error, IndexFormatError):
             raise
-        raise IndexFormatError(
-            f"{name} is damaged ({error!r}); delete it to have it made anew"
-        ) from error
+        raise IndexFormatError(f"{name} is corrupt ({error!r}); delete it to rebuild it") from error
 
 
-def checked_format(loaded: Any, name: str, form: str, version: int) -> None:
-    """Raises IndexFormatError unless a loaded file is of this format and version."""
+def check_format(loaded: Any, name: str, form: str, version: int) -> None:
+    """Raise IndexFormatError unless a loaded file is of this format and version."""
     if loaded.get("format") != form:
         raise IndexFormatError(f"{name} is no {form}")
     if loaded.get("version") != version:

@@ -1,4 +1,4 @@
-"""Which masks of a photo are used, and what is read off their runs before any is decoded."""
+"""Sample masks of an image, with boxes and clicks from their runs, before any is decoded."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.schema import Annotation, Record
+from efficientsam_pl.data.schema import Annotation, CorruptSampleError, Record
 from efficientsam_pl.keyed_random import uniform_of
-from efficientsam_pl.rle import Rle, boxes_xyxy, foreground_points, foreground_runs
+from efficientsam_pl.rle import Rle, boxes_xyxy, foreground_points, foreground_runs, run_lengths
 
 
 def select_masks(record: Record, config: MaskSelectionConfig, key: int) -> list[Rle]:
-    """Up to `masks_per_image` masks of fitting size and score, uniformly at random; no crowds."""
-    photo = record.width * record.height
+    """Sample up to `masks_per_image` masks of fitting size and score, uniformly; no crowds."""
+    image_area = record.width * record.height
     fitting = [
         a.rle
         for a in record.annotations
         if not a.crowd
         and a.area > 0
-        and config.min_area <= a.area / photo <= config.max_area
+        and config.min_area <= a.area / image_area <= config.max_area
         and (a.stability is None or a.stability >= config.min_stability)
         and (a.predicted_iou is None or a.predicted_iou >= config.min_predicted_iou)
     ]
@@ -32,30 +32,44 @@ def select_masks(record: Record, config: MaskSelectionConfig, key: int) -> list[
 
 
 def evaluable_masks(annotations: Sequence[Annotation]) -> list[Rle]:
-    """The masks that an evaluation scores: no crowd, not empty."""
+    """Return the masks that an evaluation scores: no crowd, not empty."""
     return [a.rle for a in annotations if not a.crowd and a.area > 0]
+
+
+def nonempty_masks(rles: Sequence[Rle]) -> tuple[list[Rle], list[Int[np.ndarray, "_"]]]:
+    """Return the masks that have a pixel, whatever area their file states, and their run lengths.
+
+    Raises:
+        CorruptSampleError: Run-lengths that cannot be read.
+    """
+    try:
+        runs = run_lengths(rles)
+    except ValueError as error:
+        raise CorruptSampleError("bad mask", str(error)) from error
+    real = [i for i, counts in enumerate(runs) if counts[1::2].any()]
+    return [rles[i] for i in real], [runs[i] for i in real]
 
 
 def random_clicks(
     runs: Sequence[Int[np.ndarray, "_"]], height: int, clicks: int, key: int
 ) -> Float[Tensor, "q p 2"]:
-    """Uniform random foreground pixels of each mask at image precision, as (x, y).
+    """Draw uniform random foreground pixels of each mask at image precision, as (x, y).
 
     Args:
         runs: Run lengths of each mask, none of them empty.
-        height: Of the photo, pixels.
+        height: Height of the image, pixels.
         clicks: Points a mask.
-        key: Of the sample's draws.
+        key: Key of the sample's random draws.
     """
     if not runs:
         return torch.zeros(0, clicks, 2)
-    shares = uniform_of(key, len(runs) * clicks, "clicks").astype(np.float64)
+    fractions = uniform_of(key, len(runs) * clicks, "clicks").astype(np.float64)
     whole = foreground_runs(runs)
     areas = np.bincount(whole.mask, whole.end - whole.begin)
-    ranks = (shares.reshape(-1, clicks) * areas[:, None]).astype(np.int64)
+    ranks = (fractions.reshape(-1, clicks) * areas[:, None]).astype(np.int64)
     return torch.from_numpy(foreground_points(whole, height, ranks)).float()
 
 
 def tight_boxes(rles: Sequence[Rle]) -> Float[Tensor, "q 4"]:
-    """Corners through the outermost foreground pixels of each mask."""
+    """Return corners through the outermost foreground pixels of each mask."""
     return torch.from_numpy(boxes_xyxy(rles)).float()

@@ -1,4 +1,4 @@
-"""Samples' bytes for slots: one coalesced read a micro-batch. What cannot be read is told."""
+"""Read the bytes of a micro-batch's samples in one coalesced request; record failures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,25 +15,25 @@ from efficientsam_pl.structures import CorruptSample
 
 @dataclass(frozen=True)
 class ReadSample:
-    """A sample's files by ending, or what is wrong with the shard."""
+    """A sample's files by suffix, or the fault of its shard."""
 
     sample: Sample
     files: dict[str, memoryview]
-    damage: CorruptSample | None = None
+    corrupt: CorruptSample | None = None
 
 
-# Files that belong to a sample and lie in another shard; None: there are none. Sent to workers.
-Companion: TypeAlias = Callable[[SampleRef, Sample], Sample | None]
+# Finds a sample's files in another shard, such as its features; None: it has none. Pickled.
+SidecarLookup: TypeAlias = Callable[[SampleRef, Sample], Sample | None]
 
 
 class SampleReader:
-    """Reads samples of one or several sets.
+    """Reader of the samples of one or several sets.
 
     Args:
-        sets: As a slot numbers them.
-        endings: The files to read; others stay where they are.
-        cache: Where remote shards are kept; None: ranges of them are read remotely.
-        companion: Names files to read with a sample's own; their endings are others.
+        sets: The data sets, in the order that `SampleRef.set` counts.
+        suffixes: The files to read; others are left out.
+        cache: Local copies of remote shards; None: ranges of them are read remotely.
+        sidecar_lookup: Finds further files of a sample, with other suffixes.
     """
 
     def __init__(
@@ -41,80 +41,83 @@ class SampleReader:
         sets: Sequence[ShardSet],
         suffixes: Sequence[str],
         cache: ShardCache | None = None,
-        companion: Companion | None = None,
+        sidecar_lookup: SidecarLookup | None = None,
     ) -> None:
         self._sets, self._suffixes, self._cache = tuple(sets), frozenset(suffixes), cache
-        self._companion = companion
+        self._sidecar_lookup = sidecar_lookup
         self._reader = RangeReader()
 
-    def read(self, slots: Sequence[SampleRef]) -> list[ReadSample | None]:
-        """The samples of these slots, None for padding.
+    def read(self, sample_refs: Sequence[SampleRef]) -> list[ReadSample | None]:
+        """Read the referenced samples, None for padding.
 
         Raises:
-            SourceLostError: A remote store does not answer.
+            SourceLostError: A remote store does not respond.
         """
-        samples = [None if s.sample is None else self._sets[s.set].sample(s.sample) for s in slots]
+        samples = [
+            None if ref.sample is None else self._sets[ref.set].sample(ref.sample)
+            for ref in sample_refs
+        ]
         wanted: list[_Wanted] = []
         ranges: list[Range] = []
-        damage: dict[int, CorruptSample] = {}
-        for place, (slot, sample) in enumerate(zip(slots, samples, strict=True)):
-            for part in self._parts(slot, sample):
+        corrupt: dict[int, CorruptSample] = {}
+        for place, (sample_ref, sample) in enumerate(zip(sample_refs, samples, strict=True)):
+            for part in self._parts(sample_ref, sample):
                 try:
                     where = self._cached(part)
                 except OSError as error:
-                    damage.setdefault(place, _unreadable(part, error))
+                    corrupt.setdefault(place, _unreadable(part, error))
                     continue
                 for suffix, range_ in part.files.items():
                     wanted.append(_Wanted(place, suffix, part))
                     ranges.append(Range(where, range_.offset, range_.size))
-        files: list[dict[str, memoryview]] = [{} for _ in slots]
-        sources = [one.part.files[one.suffix] for one in wanted]
-        for one, data in zip(wanted, self._answers(ranges, sources), strict=True):
+        files: list[dict[str, memoryview]] = [{} for _ in sample_refs]
+        sources = [request.part.files[request.suffix] for request in wanted]
+        for request, data in zip(wanted, self._read_ranges(ranges, sources), strict=True):
             if isinstance(data, OSError):
-                damage.setdefault(one.place, _unreadable(one.part, data))
+                corrupt.setdefault(request.position, _unreadable(request.part, data))
             else:
-                files[one.place][one.suffix] = data
+                files[request.position][request.suffix] = data
         return [
-            None if sample is None else ReadSample(sample, files[place], damage.get(place))
+            None if sample is None else ReadSample(sample, files[place], corrupt.get(place))
             for place, sample in enumerate(samples)
         ]
 
-    def _parts(self, slot: SampleRef, sample: Sample | None) -> list[Sample]:
-        """What to read of a sample, by the shard it lies in."""
+    def _parts(self, sample_ref: SampleRef, sample: Sample | None) -> list[Sample]:
+        """Split a sample into its files to read, by shard."""
         if sample is None:
             return []
         files = {e: range_ for e, range_ in sample.files.items() if e in self._suffixes}
-        own = replace(sample, files=files)
-        beside = None if self._companion is None else self._companion(slot, sample)
-        return [own] if beside is None else [own, beside]
+        main = replace(sample, files=files)
+        sidecar = None if self._sidecar_lookup is None else self._sidecar_lookup(sample_ref, sample)
+        return [main] if sidecar is None else [main, sidecar]
 
     def _cached(self, sample: Sample) -> str:
         cache = self._cache
         return sample.shard if cache is None else cache.local(sample.shard, sample.sha256)
 
-    def _answers(
+    def _read_ranges(
         self, ranges: Sequence[Range], sources: Sequence[Range]
     ) -> list[memoryview | OSError]:
-        """The bytes of each range, from its source where it has just left the cache."""
-        answers = self._reader.read(ranges)
+        """Read each range, from its source where it has just been evicted from the cache."""
+        results = self._reader.read(ranges)
         gone = [
             i
-            for i, answer in enumerate(answers)
-            if isinstance(answer, FileNotFoundError) and ranges[i] != sources[i]
+            for i, result in enumerate(results)
+            if isinstance(result, FileNotFoundError) and ranges[i] != sources[i]
         ]
-        for i, answer in zip(gone, self._reader.read([sources[i] for i in gone]), strict=True):
-            answers[i] = answer
-        return answers
+        for i, result in zip(gone, self._reader.read([sources[i] for i in gone]), strict=True):
+            results[i] = result
+        return results
 
 
 class _Wanted(NamedTuple):
-    place: int  # of the slot
+    position: int  # in the micro-batch
     suffix: str
     part: Sample
 
 
 def _unreadable(sample: Sample, error: OSError) -> CorruptSample:
     if isinstance(error, FileNotFoundError):
-        return CorruptSample(sample.shard, sample.key, "missing shard", "the file is not there")
+        return CorruptSample(sample.shard, sample.key, "missing shard", "the file does not exist")
     kind = "truncated shard" if isinstance(error, ShortReadError) else "cannot be read"
     return CorruptSample(sample.shard, sample.key, kind, str(error))

@@ -1,8 +1,8 @@
-"""Which sample comes when: a pure function of (seed, epoch, sample set), never of ranks or workers.
+"""The order of samples: a pure function of (seed, epoch, data set), never of ranks or workers.
 
 A position is an epoch and the samples of it that all ranks together have consumed. From there on
-the order is cut into global batches, and each rank takes its slice of every batch, so a run goes
-on from its position on any number of ranks, and all ranks have equally many steps by construction.
+the order is cut into global batches, and each rank takes its slice of every batch, so a run
+resumes at its position on any number of ranks, and all ranks have equally many steps.
 """
 
 import math
@@ -20,12 +20,12 @@ from torch.utils.data import Sampler
 
 from efficientsam_pl.data.config import LastBatch
 
-_SHARDS, _BLOCK, _SETS = range(3)  # what is drawn
+_SHARDS, _BLOCK, _SETS = range(3)  # purposes of the random draws
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """A place in the data: samples of this epoch that the optimizer has used, over all ranks."""
+    """Position in the data: samples of this epoch that the optimizer has used, over all ranks."""
 
     epoch: int = 0
     offset: int = 0
@@ -33,7 +33,7 @@ class Position:
 
 @dataclass(frozen=True)
 class SampleRef:
-    """A place in a batch: which sample, in which epoch of its set. `sample` None is padding."""
+    """Reference to a sample in an epoch of its set; `sample` None is padding."""
 
     epoch: int
     sample: int | None
@@ -43,9 +43,9 @@ class SampleRef:
 class EpochOrder:
     """The samples of one epoch: shards shuffled, then samples within blocks of shards.
 
-    At any time samples come from `block_shards` shards. Groups of `neighbours` samples that lie
-    side by side in a shard stay together, so that one read fetches them. A block's order is drawn
-    when it is asked for: any place of an epoch is reached at once.
+    At any time samples come from `block_shards` shards. Groups of `neighbours` adjacent samples of
+    a shard stay together, so that one read fetches them. A block's order is drawn on first use:
+    any position of an epoch is reached directly.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class EpochOrder:
         return self._ends[-1]
 
     def samples(self, start: int, stop: int) -> list[int]:
-        """The samples at these places of the epoch."""
-        found: list[int] = []
+        """Return the samples at these positions of the epoch."""
+        samples: list[int] = []
         while start < stop:
             at = bisect_right(self._ends, start)
             first = self._ends[at - 1] if at else 0
             end = min(stop, self._ends[at])
-            found += self._block(at)[start - first : end - first].tolist()
+            samples += self._block(at)[start - first : end - first].tolist()
             start = end
-        return found
+        return samples
 
     def _block(self, at: int) -> Int[np.ndarray, "n"]:
         if at not in self._ready:
@@ -93,31 +93,31 @@ class EpochOrder:
 
 
 def _generator(purpose: int, *key: int) -> np.random.Generator:
-    """Random numbers of a key. The count leads since numpy takes [a] and [a, 0] for the same."""
+    """Seed a generator with a key. The length leads: numpy treats [a] and [a, 0] alike."""
     return np.random.default_rng([purpose, len(key), *key])
 
 
 class SampleOrder(ABC):
-    """Global batches from any position on."""
+    """Sequence of global batches that starts at any position."""
 
     @abstractmethod
     def batch(self, position: Position, size: int) -> tuple[list[SampleRef], Position]:
-        """The global batch at a position, and the position after it."""
+        """Return the global batch at a position, and the position after it."""
 
     @abstractmethod
     def decided_by(self) -> dict[str, Any]:
-        """What the order depends on besides the samples, by the keys that set it."""
+        """Return the settings that the order depends on, by their config keys."""
 
     @abstractmethod
     def after(self, position: Position, steps: int, size: int) -> Position:
-        """The position after so many batches, without going through them; after none, the same."""
+        """Return the position `steps` batches later, without iterating over them."""
 
 
 class DatasetOrder(SampleOrder):
-    """One set, epoch after epoch. `last` says what becomes of a batch that an epoch cannot fill.
+    """Order of one set, epoch after epoch; `last` decides about a batch that an epoch cannot fill.
 
-    carry: the next epoch's first samples fill it. drop: its samples are not used. pad: empty slots
-    fill it.
+    carry: the next epoch's first samples fill it. drop: its samples are not used. pad: padding
+    fills it.
     """
 
     def __init__(
@@ -134,22 +134,22 @@ class DatasetOrder(SampleOrder):
         self._orders: dict[int, EpochOrder] = {}
 
     def batch(self, position: Position, size: int) -> tuple[list[SampleRef], Position]:
-        """See Course."""
+        """See SampleOrder."""
         here = self._canonical(position, size)
-        slots: list[SampleRef] = []
-        while len(slots) < size:
-            stop = min(self._samples, here.offset + size - len(slots))
-            found = self._order(here.epoch).samples(here.offset, stop)
-            slots += [SampleRef(here.epoch, sample) for sample in found]
+        batch: list[SampleRef] = []
+        while len(batch) < size:
+            stop = min(self._samples, here.offset + size - len(batch))
+            samples = self._order(here.epoch).samples(here.offset, stop)
+            batch += [SampleRef(here.epoch, sample) for sample in samples]
             here = Position(here.epoch, stop)
             if stop == self._samples:
                 here = Position(here.epoch + 1, 0)
                 if self._last == "pad":
-                    slots += [SampleRef(here.epoch - 1, None)] * (size - len(slots))
-        return slots, self._canonical(here, size)
+                    batch += [SampleRef(here.epoch - 1, None)] * (size - len(batch))
+        return batch, self._canonical(here, size)
 
     def after(self, position: Position, steps: int, size: int) -> Position:
-        """See Course."""
+        """See SampleOrder."""
         if steps == 0:
             return position
         here = self._canonical(position, size)
@@ -164,7 +164,7 @@ class DatasetOrder(SampleOrder):
         return self._canonical(Position(here.epoch + 1 + epochs, rest * size), size)
 
     def decided_by(self) -> dict[str, Any]:
-        """See Course."""
+        """See SampleOrder."""
         return {
             "run.seed": self._seed,
             "data.block_shards": self._block,
@@ -175,7 +175,7 @@ class DatasetOrder(SampleOrder):
         return samples // size if self._last == "drop" else -(-samples // size)
 
     def _canonical(self, position: Position, size: int) -> Position:
-        """An epoch that has no further batch is the next one's beginning."""
+        """Replace the end of an epoch without a further batch by the next one's beginning."""
         left = self._samples - position.offset
         ended = left < size if self._last == "drop" else left <= 0
         return Position(position.epoch + 1, 0) if ended else position
@@ -190,18 +190,16 @@ class DatasetOrder(SampleOrder):
 
 
 class MixtureOrder(SampleOrder):
-    """Several sets in fixed shares. Each goes through its own epochs; the mixture has no end.
+    """Order of a mixture of sets in fixed proportions; each set has epochs of its own.
 
-    The shares are kept within every cycle of a thousand places, in an order drawn anew for each,
-    so how many samples of each set come before a place is known without going through them.
+    The proportions hold within every cycle of a thousand positions, in an order drawn for each
+    cycle, so the count of each set's samples before a position is known without iterating.
     """
 
     _PLACES = 1000
 
-    def __init__(
-        self, courses: Sequence[DatasetOrder], weights: Sequence[float], seed: int
-    ) -> None:
-        self._courses, self._seed = courses, seed
+    def __init__(self, orders: Sequence[DatasetOrder], weights: Sequence[float], seed: int) -> None:
+        self._orders, self._seed = orders, seed
         exact = np.array(weights) / np.sum(weights) * self._PLACES
         counts = np.floor(exact).astype(np.int64)
         short = self._PLACES - int(counts.sum())
@@ -210,27 +208,27 @@ class MixtureOrder(SampleOrder):
         self._last_cycle: tuple[int, Int[np.ndarray, "n"]] = (-1, np.arange(0))
 
     def batch(self, position: Position, size: int) -> tuple[list[SampleRef], Position]:
-        """See Course."""
+        """See SampleOrder."""
         places = range(position.offset, position.offset + size)
         sets = [int(self._cycle(p // self._PLACES)[p % self._PLACES]) for p in places]
-        slots: dict[int, Iterator[SampleRef]] = {}
+        refs: dict[int, Iterator[SampleRef]] = {}
         for number in set(sets):
             start = self._before(number, position.offset)
-            sample_order = self._courses[number]
-            own, _ = sample_order.batch(
+            sample_order = self._orders[number]
+            batch, _ = sample_order.batch(
                 sample_order.after(Position(), start, 1), sets.count(number)
             )
-            slots[number] = iter([SampleRef(slot.epoch, slot.sample, number) for slot in own])
-        return [next(slots[number]) for number in sets], self.after(position, 1, size)
+            refs[number] = iter([SampleRef(ref.epoch, ref.sample, number) for ref in batch])
+        return [next(refs[number]) for number in sets], self.after(position, 1, size)
 
     def after(self, position: Position, steps: int, size: int) -> Position:
-        """See Course."""
+        """See SampleOrder."""
         return Position(0, position.offset + steps * size)
 
     def decided_by(self) -> dict[str, Any]:
-        """See Course."""
+        """See SampleOrder."""
         shares = [int(count) for count in self._counts]
-        return self._courses[0].decided_by() | {"data.mixture (shares of a thousand)": shares}
+        return self._orders[0].decided_by() | {"data.mixture (shares of a thousand)": shares}
 
     def _before(self, number: int, place: int) -> int:
         cycles, rest = divmod(place, self._PLACES)
@@ -247,7 +245,7 @@ class MixtureOrder(SampleOrder):
 
 @dataclass(frozen=True)
 class RankShard:
-    """The part of every global batch that one rank takes, micro-batch by micro-batch."""
+    """One rank's part of every global batch, micro-batch by micro-batch."""
 
     rank: int
     world_size: int
@@ -255,40 +253,42 @@ class RankShard:
     global_batch: int
 
     def offsets(self) -> Iterator[range]:
-        """Places within a global batch, one range a micro-batch."""
+        """Yield positions within a global batch, one range a micro-batch."""
         together = self.micro_batch * self.world_size
         for first in range(self.rank * self.micro_batch, self.global_batch, together):
             yield range(first, first + self.micro_batch)
 
 
 class TrainingBatchSampler(Sampler[list[SampleRef]]):
-    """One rank's micro-batches from a position on, epoch after epoch without an end."""
+    """Endless micro-batches of one rank, from a position on."""
 
     def __init__(
-        self, sample_order: SampleOrder, share: RankShard, position: Position = Position()
+        self, order: SampleOrder, rank_shard: RankShard, position: Position = Position()
     ) -> None:
-        self._course, self._share, self._position = sample_order, share, position
+        self._order, self._rank_shard, self._position = order, rank_shard, position
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         position = self._position
         while True:
-            slots, position = self._course.batch(position, self._share.global_batch)
-            for places in self._share.offsets():
-                yield [slots[place] for place in places]
+            batch, position = self._order.batch(position, self._rank_shard.global_batch)
+            for places in self._rank_shard.offsets():
+                yield [batch[place] for place in places]
 
 
 class InferenceBatchSampler(Sampler[list[SampleRef]]):
-    """One rank's part of a single pass: every sample once over all ranks, then padding slots."""
+    """One rank's part of a single pass: every sample once over all ranks, then padding."""
 
-    def __init__(self, samples: int, share: RankShard) -> None:
-        self._samples, self._share = samples, share
+    def __init__(self, samples: int, rank_shard: RankShard) -> None:
+        self._samples, self._rank_shard = samples, rank_shard
 
     def __len__(self) -> int:
-        return math.ceil(self._samples / (self._share.micro_batch * self._share.world_size))
+        return math.ceil(
+            self._samples / (self._rank_shard.micro_batch * self._rank_shard.world_size)
+        )
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        size, world = self._share.micro_batch, self._share.world_size
+        size, world = self._rank_shard.micro_batch, self._rank_shard.world_size
         for batch in range(len(self)):
-            first = (batch * world + self._share.rank) * size
+            first = (batch * world + self._rank_shard.rank) * size
             places = range(first, first + size)
             yield [SampleRef(0, p if p < self._samples else None) for p in places]

@@ -1,4 +1,4 @@
-"""The one place that knows what lies in a shard.
+"""The layout of a shard, defined once.
 
 A shard is a WebDataset tar: the files of a sample follow each other and share a key, which is the
 name up to its first dot. There are two kinds of samples, and room for more:
@@ -11,16 +11,16 @@ masked images   `KEY.jpg` and `KEY.json`, the JSON in SA-1B's form, so that Meta
 plain images    `KEY.jpg` and, where the class is known, `KEY.cls`: its number as text.
 
 A box is XYWH with w = xmax - xmin, as in SA-1B. Masked images written here add a top-level
-"efficientsam_pl": {"version": 1}, where the photo was shrunk with its "original_width" and
+"efficientsam_pl": {"version": 1}, where the image was shrunk with its "original_width" and
 "original_height", and "iscrowd" to an annotation that COCO calls a crowd.
 
-A photo may also be a `.jpeg` or `.png`. A reader takes the endings it knows and leaves the others,
-so files of further kinds get an ending of their own. Those of a teacher's features (their form:
-data/features/codec.py) lie in shards of their own, one for each shard of photos:
+An image may also be a `.jpeg` or `.png`. A reader takes the suffixes it knows and ignores the
+others, so further kinds of files get new suffixes. A teacher's features (their format:
+data/features/codec.py) are in separate shards, one for each shard of images:
 
 `KEY.view0.safetensors`, `KEY.view1...`   of random crops, by number
-`KEY.centre.safetensors`                  of the centre crop, of held-out photos
-`KEY.photo.safetensors`                   of the whole photo
+`KEY.centre.safetensors`                  of the centre crop, of held-out images
+`KEY.photo.safetensors`                   of the whole image
 """
 
 import json
@@ -32,11 +32,12 @@ from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco, run_lengths
 
 VERSION = 1
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
-RECORD_ENDING, CLASS_ENDING = "json", "cls"
-CENTRE_ENDING, WHOLE_ENDING = "centre.safetensors", "photo.safetensors"
+RECORD_SUFFIX, CLASS_SUFFIX = "json", "cls"
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, RECORD_SUFFIX)  # the files of a masked image
+CENTRE_SUFFIX, WHOLE_SUFFIX = "centre.safetensors", "photo.safetensors"
 _VIEW_SUFFIX = re.compile(r"view\d+\.safetensors")
-_OWN_KEY = "efficientsam_pl"
-# WebDataset's rule: the first dot after the folders; what has none is no part of a sample
+_PACKING_KEY = "efficientsam_pl"
+# WebDataset's rule: the first dot after the folders; a name without a dot is no part of a sample
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 
@@ -52,7 +53,7 @@ class CorruptSampleError(ValueError):
 
 
 class Annotation(NamedTuple):
-    """One mask of a photo."""
+    """One mask of an image."""
 
     rle: Rle
     area: int  # pixels, as the file states it; counted from the runs where it does not
@@ -63,37 +64,37 @@ class Annotation(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """What a sample's JSON says."""
+    """The content of a sample's JSON file."""
 
     width: int
     height: int
     annotations: tuple[Annotation, ...]
-    original_hw: tuple[int, int] | None = None  # before the photo was shrunk, if it was
+    original_hw: tuple[int, int] | None = None  # before the image was shrunk, if it was
 
 
 def key_and_suffix(name: str) -> tuple[str, str] | None:
-    """A file's sample and its ending in lower case; None for what belongs to no sample."""
+    """Split a file's name into key and lower-case suffix; None for a file of no sample."""
     named = _KEY_AND_SUFFIX.fullmatch(name.removeprefix("./"))
     return (named[1], named[2].lower()) if named else None
 
 
 def view_suffix(view: int) -> str:
-    """Of the features of a crop by number."""
+    """Suffix of the file with the features of a numbered crop."""
     return f"view{view}.safetensors"
 
 
 def holds_features(suffix: str) -> bool:
-    """Whether files of this ending hold a teacher's features."""
-    known = suffix in (CENTRE_ENDING, WHOLE_ENDING)
+    """Return whether files of this suffix hold a teacher's features."""
+    known = suffix in (CENTRE_SUFFIX, WHOLE_SUFFIX)
     return known or _VIEW_SUFFIX.fullmatch(suffix) is not None
 
 
 def to_json(file_name: str, record: Record) -> bytes:
-    """The JSON file of a masked image."""
+    """Serialize the record of a masked image."""
     boxes = boxes_xyxy([annotation.rle for annotation in record.annotations])
-    own: dict[str, Any] = {"version": VERSION}
+    packing: dict[str, Any] = {"version": VERSION}
     if record.original_hw is not None:
-        own["original_height"], own["original_width"] = record.original_hw
+        packing["original_height"], packing["original_width"] = record.original_hw
     image = {
         "image_id": file_name.rsplit(".", 1)[0],
         "width": record.width,
@@ -106,26 +107,28 @@ def to_json(file_name: str, record: Record) -> bytes:
             zip(record.annotations, boxes.tolist(), strict=True)
         )
     ]
-    whole = {_OWN_KEY: own, "image": image, "annotations": annotations}
+    whole = {_PACKING_KEY: packing, "image": image, "annotations": annotations}
     return json.dumps(whole, separators=(",", ":")).encode()
 
 
 def from_json(data: bytes) -> Record:
-    """The record in a masked image's JSON, ours or SA-1B's.
+    """Parse the record in a masked image's JSON, ours or SA-1B's.
 
     Raises:
-        CorruptSampleError: Not that form, run-lengths of another size, or a newer version of ours.
+        CorruptSampleError: Another form, run-lengths of another size, or a newer version of ours.
     """
     try:
         loaded = json.loads(data)
-        own = loaded.get(_OWN_KEY, {})
-        version = own.get("version", VERSION)
+        packing = loaded.get(_PACKING_KEY, {})
+        version = packing.get("version", VERSION)
         if version != VERSION:
             raise CorruptSampleError("unknown version", f"{version}, this program reads {VERSION}")
         width, height = int(loaded["image"]["width"]), int(loaded["image"]["height"])
         annotations = tuple(_annotation(a, width, height) for a in loaded["annotations"])
         original = (
-            (int(own["original_height"]), int(own["original_width"])) if len(own) > 1 else None
+            (int(packing["original_height"]), int(packing["original_width"]))
+            if len(packing) > 1
+            else None
         )
     except CorruptSampleError:
         raise
@@ -142,7 +145,7 @@ def from_json(data: bytes) -> Record:
 
 
 def annotation_of(rle: Rle, crowd: bool = False) -> Annotation:
-    """An annotation whose area is counted from its runs."""
+    """Build an annotation whose area is counted from its runs."""
     return Annotation(rle, area(rle), crowd)
 
 
@@ -150,7 +153,7 @@ def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
     segmentation = entry["segmentation"]
     if isinstance(segmentation, dict) and list(segmentation["size"]) != [height, width]:
         raise CorruptSampleError(
-            "mask size", f"run-lengths of {segmentation['size']} in a photo of {[height, width]}"
+            "mask size", f"run-lengths of {segmentation['size']} in an image of {[height, width]}"
         )
     rle = from_coco(segmentation, height, width)
     # a polygon's stated area is the polygon's, not the pixels'

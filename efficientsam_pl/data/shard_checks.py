@@ -1,24 +1,24 @@
-"""Whether shards are what they should be: tar, index, checksum, photos, masks, stored features."""
+"""Check shards: tar, index, checksum, images, masks and stored features."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from efficientsam_pl.data.datasets.train import check_size, image_of, record_of
 from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.features.codec import read_map
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
+from efficientsam_pl.data.sample_files import check_size, encoded_image, read_record
 from efficientsam_pl.data.schema import (
-    CLASS_ENDING,
+    CLASS_SUFFIX,
     IMAGE_SUFFIXES,
-    RECORD_ENDING,
+    RECORD_SUFFIX,
     CorruptSampleError,
     holds_features,
 )
 from efficientsam_pl.data.shards import Shard, ShardSet
 from efficientsam_pl.data.worker_pool import worker_pool
 from efficientsam_pl.rle import run_lengths
-from efficientsam_pl.storage.files import from_beginning, read_file
+from efficientsam_pl.storage.files import consume_stream, read_file
 from efficientsam_pl.storage.ranges import RangeReader
 from efficientsam_pl.storage.tar import scan_tar
 from efficientsam_pl.structures import CorruptSample
@@ -26,7 +26,7 @@ from efficientsam_pl.structures import CorruptSample
 
 @dataclass(frozen=True)
 class CheckedShard:
-    """A shard, the samples that were looked at, and everything wrong with it."""
+    """A shard, the number of samples checked, and its faults."""
 
     shard: str
     samples: int
@@ -34,32 +34,32 @@ class CheckedShard:
 
 
 def check_shards(shards: ShardSet, workers: int) -> Iterator[CheckedShard]:
-    """Checks every shard of a set, several at a time; 0 workers: none beside this process.
+    """Check every shard of a set in parallel; 0 workers: in this process.
 
     Raises:
-        UserError: A worker was killed, or a store does not answer.
+        UserError: A worker was killed, or a store does not respond.
     """
-    lost = {d.shard: d for d in shards.damage if d.kind == "missing shard"}
-    for path, damage in lost.items():
-        yield CheckedShard(path, 0, (damage,))
-    there = [shard for shard in shards.shards if shard.path not in lost]
+    lost = {d.shard: d for d in shards.corrupt if d.kind == "missing shard"}
+    for path, corrupt in lost.items():
+        yield CheckedShard(path, 0, (corrupt,))
+    existing = [shard for shard in shards.shards if shard.path not in lost]
     if workers == 0:
-        yield from map(check_shard, there)
+        yield from map(check_shard, existing)
         return
     with worker_pool(workers) as pool:
-        yield from pool.map(check_shard, there)
+        yield from pool.map(check_shard, existing)
 
 
 def check_shard(shard: Shard) -> CheckedShard:
-    """Reads all of a shard: once for the tar and its checksum, once for what is in it."""
+    """Read a whole shard twice: for the tar and its checksum, then for its samples."""
     try:
-        scan = from_beginning(shard.path, scan_tar)
+        scan = consume_stream(shard.path, scan_tar)
     except OSError as error:
         return CheckedShard(
             shard.path, 0, (CorruptSample(shard.path, "", "cannot be read", str(error)),)
         )
     now = index_of(scan)
-    bad = [CorruptSample(shard.path, "", "broken tar", what) for what in scan.damage]
+    bad = [CorruptSample(shard.path, "", "broken tar", what) for what in scan.faults]
     if scan.sha256 != shard.sha256:
         what = f"sha256 {scan.sha256[:16]}…, when it was indexed {shard.sha256[:16]}…"
         bad.append(CorruptSample(shard.path, "", "checksum", what))
@@ -78,18 +78,18 @@ def check_shard(shard: Shard) -> CheckedShard:
         bad.append(CorruptSample(shard.path, "", "bad index", str(error)))
     there = set(now.keys)
     bad += [
-        CorruptSample(shard.path, key, "lost sample", "the index lists it, the tar has it no more")
+        CorruptSample(shard.path, key, "lost sample", "the index lists it, the tar lacks it")
         for key in expected
         if key not in there
     ]
-    return CheckedShard(shard.path, len(now), (*bad, *_damaged_samples(shard.path, now, expected)))
+    return CheckedShard(shard.path, len(now), (*bad, *_corrupt_samples(shard.path, now, expected)))
 
 
 def _suffixes(shard: Shard) -> dict[str, set[str]]:
-    """The endings of each sample's files, as the index has them.
+    """Return the suffixes of each sample's files, as the index lists them.
 
     Raises:
-        IndexFormatError: The index is damaged, or of another state of the shard.
+        IndexFormatError: The index is corrupt, or of another state of the shard.
     """
     index = from_bytes(read_file(shard.index), shard.index)
     if index.sha256 != shard.sha256:
@@ -100,11 +100,11 @@ def _suffixes(shard: Shard) -> dict[str, set[str]]:
     }
 
 
-def _damaged_samples(
+def _corrupt_samples(
     path: str, index: ShardIndex, expected: dict[str, set[str]]
 ) -> Iterator[CorruptSample]:
     reader = RangeReader()
-    masked = {RECORD_ENDING} if RECORD_ENDING in index.places else set()
+    masked = {RECORD_SUFFIX} if RECORD_SUFFIX in index.places else set()
     for number, key in enumerate(index.keys):
         sample = index.sample(path, number)
         needed = masked | expected.get(key, set())
@@ -122,27 +122,27 @@ def _damaged_samples(
 
 
 def _check_files(files: dict[str, memoryview], needed: set[str]) -> None:
-    """Raises CorruptSampleError for what a stream could not use either, and for lost files."""
+    """Raise CorruptSampleError for files that training could not use, and for lost files."""
     features = {suffix: data for suffix, data in files.items() if holds_features(suffix)}
-    of_image = {*IMAGE_SUFFIXES, RECORD_ENDING, CLASS_ENDING} & files.keys()
+    of_image = {*IMAGE_SUFFIXES, RECORD_SUFFIX, CLASS_SUFFIX} & files.keys()
     if not of_image and not features:
         raise CorruptSampleError("unknown files", ", ".join(sorted(files)))
     if of_image:
-        _check_image(files, RECORD_ENDING in needed)
+        _check_image(files, RECORD_SUFFIX in needed)
     for suffix, data in sorted(features.items()):
         read_map(data, suffix)
     lost = needed - files.keys()
     if lost:
         raise CorruptSampleError(f"missing {min(lost)}", f"only {', '.join(sorted(files))}")
-    if CLASS_ENDING in files and not bytes(files[CLASS_ENDING]).strip().isdigit():
-        raise CorruptSampleError("bad class", repr(bytes(files[CLASS_ENDING])[:20]))
+    if CLASS_SUFFIX in files and not bytes(files[CLASS_SUFFIX]).strip().isdigit():
+        raise CorruptSampleError("bad class", repr(bytes(files[CLASS_SUFFIX])[:20]))
 
 
 def _check_image(files: dict[str, memoryview], with_record: bool) -> None:
-    image = decode_image(image_of(files))
+    image = decode_image(encoded_image(files))
     if not with_record:
         return
-    record = record_of(files)
+    record = read_record(files)
     check_size(record, (image.shape[0], image.shape[1]))
     try:
         run_lengths([annotation.rle for annotation in record.annotations])

@@ -1,10 +1,10 @@
-"""A data set: the shards that match a pattern, what each should hold, and where its samples lie.
+"""A data set: the shards that match a pattern, their expected content, and their samples.
 
 `manifest.json` in the shards' folder lists every shard with its size, count, checksum and index.
-What it does not list yet is indexed on first use, by one process however many start at once. Where
-the folder cannot be written, or `index_dir` is given, index and manifest lie in a folder of the
-user's instead. A run needs the manifest to order an epoch; an index is read when its shard's turn
-comes, so that a set of a thousand shards is opened in a moment.
+Shards that it does not list yet are indexed on first use, by one process however many start.
+Where the folder cannot be written, or `index_dir` is given, index and manifest lie in a folder of
+the user's instead. A run needs the manifest to order an epoch; an index is read when its shard's
+turn comes, so that a set of a thousand shards is opened in a moment.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from efficientsam_pl.data.index import (
     IndexFormatError,
     Sample,
     ShardIndex,
-    checked_format,
+    check_format,
     from_bytes,
     index_of,
     to_bytes,
@@ -39,8 +39,8 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import (
     atomic_write,
+    consume_stream,
     exists,
-    from_beginning,
     full_path,
     is_local,
     list_files,
@@ -57,7 +57,7 @@ MANIFEST = "manifest.json"
 _FORMAT = "efficientsam_pl manifest"
 _INDEXERS = 8  # shards indexed at a time; checksums and reads run outside of Python's lock
 _ADDED_AGAIN = 5  # times that a manifest is read again after it was written
-_TOLD_ABOVE = 1 << 30  # bytes of new shards whose indexing takes long enough to be told
+_LOGGED_ABOVE = 1 << 30  # bytes of new shards whose indexing takes long enough to be logged
 
 _log = logging.getLogger(__name__)
 
@@ -68,42 +68,42 @@ class ShardsError(UserError):
 
 @dataclass(frozen=True)
 class Shard:
-    """What the manifest says of a shard, and where both lie."""
+    """A shard's manifest entry, with the paths of the shard and its index."""
 
     path: str
     index: str
     bytes: int
     samples: int
     sha256: str
-    damage: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """The samples of a data set, shard by shard, and what is known to be broken."""
+    """The samples of a data set, shard by shard, and its known corrupt shards."""
 
     shards: tuple[Shard, ...]
-    damage: tuple[CorruptSample, ...] = ()
+    corrupt: tuple[CorruptSample, ...] = ()
 
     def sizes(self) -> list[int]:
-        """Samples in each shard, those included that a damaged shard has lost."""
+        """Return the sample count of each shard, including those that a corrupt shard has lost."""
         return [shard.samples for shard in self.shards]
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def sample(self, number: int) -> Sample:
-        """The sample at a place in the shards' order."""
+        """Return the sample at a position in the shards' order."""
         at = bisect_right(self._ends, number)
         shard = self.shards[at]
         return _index(shard).sample(shard.path, number - (self._ends[at] - shard.samples))
 
     def samples(self) -> Iterator[Sample]:
-        """All samples, in the shards' order."""
+        """Iterate over all samples, in the shards' order."""
         return (self.sample(number) for number in range(len(self)))
 
     def fingerprint(self) -> str:
-        """Of the names and counts: what the order of samples depends on."""
+        """Hash the names and counts, which the order of samples depends on."""
         text = "\n".join(f"{Path(s.path).name} {s.samples}" for s in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -113,34 +113,36 @@ class ShardSet:
 
 
 def open_shards(pattern: str, index_dir: str | None = None, without: str | None = None) -> ShardSet:
-    """The shards that match an fsspec pattern, or several parted by commas.
+    """Open the shards that match an fsspec pattern, or several separated by commas.
 
     Args:
-        pattern: Of the shards.
-        index_dir: Where indexes and manifests lie; None: beside the shards where they can be
-            written, else in the user's cache folder.
+        pattern: Pattern of the shards.
+        index_dir: Folder of indexes and manifests; None: that of the shards where it can be
+            written, else the user's cache folder.
         without: A pattern whose shards are left out, such as the held-out ones.
 
     Raises:
         ShardsError: No shard matches a pattern, none of them holds a sample, or one cannot be
             read or has other bytes than its index was made of.
-        SourceLostError: A remote store does not answer.
+        SourceLostError: A remote store does not respond.
     """
     left_out = {same_file(file.path) for file in list_files(without)} if without else set()
-    listed = {one: list_files(one) for one in patterns(pattern)}
+    listed = {part: list_files(part) for part in patterns(pattern)}
     by_file = {same_file(file.path): file for files in listed.values() for file in files}
-    every = {file.path: file.bytes for file in by_file.values()}  # each once, however it is named
-    if not every:
+    matching = {
+        file.path: file.bytes for file in by_file.values()
+    }  # each once, however it is named
+    if not matching:
         raise ShardsError(f"no shard matches {pattern!r}")
-    found = {path: size for path, size in every.items() if same_file(path) not in left_out}
-    if not found:
+    kept = {path: size for path, size in matching.items() if same_file(path) not in left_out}
+    if not kept:
         raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
-    folders = {_folder(path) for path in [*every, *map(full_path, listed)]}
+    folders = {_folder(path) for path in [*matching, *map(full_path, listed)]}
     known = {path: s for folder in sorted(folders) for path, s in _known(folder, index_dir).items()}
-    for one, files in listed.items():
-        if not files and not any(_matches(path, one) for path in known):
-            raise ShardsError(f"no shard matches {one!r}")
-    new = {path: size for path, size in found.items() if path not in known}
+    for part, files in listed.items():
+        if not files and not any(_matches(path, part) for path in known):
+            raise ShardsError(f"no shard matches {part!r}")
+    new = {path: size for path, size in kept.items() if path not in known}
     known |= _index_new(new, index_dir)
     lost = {
         same_file(path): path
@@ -149,43 +151,43 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
         and _matches(path, pattern)
         and not (without and _matches(path, without))
     }
-    shards = tuple(known[path] for path in sorted([*found, *lost.values()]))
+    shards = tuple(known[path] for path in sorted([*kept, *lost.values()]))
     if not any(shard.samples for shard in shards):
         raise ShardsError(f"no sample in {counted(len(shards), 'shard')} of {pattern!r}")
-    return ShardSet(shards, tuple(_damage(shards, found)))
+    return ShardSet(shards, tuple(_corrupt_shards(shards, kept)))
 
 
 def ensure_index(path: str, index_dir: str | None = None, block: bool = True) -> Shard | None:
-    """The shard's entry, from its index, which is made now if there is none.
+    """Return the shard's manifest entry from its index, which is created if it is missing.
 
     Args:
-        path: Of the shard.
+        path: Path of the shard.
         index_dir: See `open_shards`.
-        block: Whether to wait where another process is making it; if not, None is returned.
+        block: Whether to wait while another process creates it; if not, None is returned.
     """
     for home in _homes(path, index_dir):
         place = _index_path(path, home)
         if exists(place):
-            return entry_of(path, place, from_bytes(read_file(place), place))
+            return manifest_entry(path, place, from_bytes(read_file(place), place))
     place = _index_path(path, _written_home(path, index_dir))
     try:
         with _lock(place, block):
             if not exists(place):
-                index = index_of(from_beginning(path, scan_tar))
+                index = index_of(consume_stream(path, scan_tar))
                 with atomic_write(place) as target:
                     target.write(to_bytes(index))
-            return entry_of(path, place, from_bytes(read_file(place), place))
+            return manifest_entry(path, place, from_bytes(read_file(place), place))
     except Timeout:
         return None
 
 
 def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None) -> None:
-    """Adds a folder's shards to its manifest, whatever other processes add meanwhile.
+    """Add a folder's shards to its manifest, while other processes may add theirs.
 
     Args:
-        folder: Of the shards.
-        shards: New ones.
-        home: Where the manifest lies; None: in the shards' folder.
+        folder: Folder of the shards.
+        shards: New shards.
+        home: Folder of the manifest; None: the shards' folder.
     """
     place = _manifest_path(folder, home)
     new = {shard.path: shard for shard in shards}
@@ -206,32 +208,32 @@ def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None
                 target.write(json.dumps(whole, indent=1).encode() + b"\n")
 
 
-def entry_of(path: str, index_path: str, index: ShardIndex) -> Shard:
-    """What a manifest says of a shard with this index."""
-    return Shard(path, index_path, index.bytes, len(index), index.sha256, index.damage)
+def manifest_entry(path: str, index_path: str, index: ShardIndex) -> Shard:
+    """Return the manifest entry of a shard with this index."""
+    return Shard(path, index_path, index.bytes, len(index), index.sha256, index.faults)
 
 
-def beside(path: str) -> str:
-    """Where a shard's index lies when it lies beside it."""
+def index_beside(path: str) -> str:
+    """Path of a shard's index in the shard's folder."""
     return f"{path}.index.json"
 
 
 def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
     if not new:
         return {}
-    if sum(new.values()) > _TOLD_ABOVE:
+    if sum(new.values()) > _LOGGED_ABOVE:
         size = sum(new.values()) / 2**30
         _log.warning("indexing %d shards of %.1f GiB, once; each is read whole", len(new), size)
     try:
         with ThreadPoolExecutor(_INDEXERS) as pool:
-            # what another process is at is waited for last, so that many share the work
+            # shards that another process is indexing come last, so that many share the work
             first = list(pool.map(lambda path: ensure_index(path, index_dir, block=False), new))
             late = [path for path, entry in zip(new, first, strict=True) if entry is None]
             rest = list(pool.map(lambda path: ensure_index(path, index_dir), late))
         entries = [entry for entry in [*first, *rest] if entry is not None]
         for folder in sorted({_folder(entry.path) for entry in entries}):
-            own = [entry for entry in entries if _folder(entry.path) == folder]
-            write_manifest(folder, own, _written_home(f"{folder}/x", index_dir))
+            new_entries = [entry for entry in entries if _folder(entry.path) == folder]
+            write_manifest(folder, new_entries, _written_home(f"{folder}/x", index_dir))
     except OSError as error:
         raise ShardsError(f"shards cannot be indexed: {error}") from error
     return {entry.path: entry for entry in entries}
@@ -246,32 +248,32 @@ def _known(folder: str, index_dir: str | None) -> dict[str, Shard]:
     return known
 
 
-def _damage(shards: Sequence[Shard], found: dict[str, int]) -> Iterator[CorruptSample]:
+def _corrupt_shards(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[CorruptSample]:
     for shard in shards:
-        if shard.path not in found:
+        if shard.path not in sizes:
             what = f"{shard.samples} samples; the manifest beside {shard.index} lists it"
             yield CorruptSample(shard.path, "", "missing shard", what)
             continue
-        if found[shard.path] > shard.bytes:
+        if sizes[shard.path] > shard.bytes:
             raise ShardsError(
-                f"{shard.path} has {found[shard.path]} bytes, its index {shard.index} was made of "
-                f"{shard.bytes}; delete the index and the manifest beside it to index it anew"
+                f"{shard.path} has {sizes[shard.path]} bytes, its index {shard.index} was made of "
+                f"{shard.bytes}; delete the index and the manifest beside it to index it again"
             )
-        if 0 <= found[shard.path] < shard.bytes:
-            what = f"{found[shard.path]} of {shard.bytes} bytes"
+        if 0 <= sizes[shard.path] < shard.bytes:
+            what = f"{sizes[shard.path]} of {shard.bytes} bytes"
             yield CorruptSample(shard.path, "", "truncated shard", what)
-        for detail in shard.damage:
+        for detail in shard.faults:
             yield CorruptSample(
                 shard.path, "", "broken tar" if shard.bytes else "empty shard", detail
             )
-        if not shard.samples and not shard.damage:
+        if not shard.samples and not shard.faults:
             yield CorruptSample(shard.path, "", "empty shard", "it holds no sample")
 
 
 def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
     try:
         loaded = json.loads(read_file(place))
-        checked_format(loaded, place, _FORMAT, MANIFEST_VERSION)
+        check_format(loaded, place, _FORMAT, MANIFEST_VERSION)
         return {
             f"{folder}/{name}": Shard(
                 path=f"{folder}/{name}",
@@ -279,14 +281,16 @@ def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
                 bytes=int(entry["bytes"]),
                 samples=int(entry["samples"]),
                 sha256=entry["sha256"],
-                damage=tuple(entry["damage"]),
+                faults=tuple(entry["damage"]),
             )
             for name, entry in loaded["shards"].items()
         }
     except WRONG_FORM as error:
         if isinstance(error, IndexFormatError):
             raise
-        raise IndexFormatError(f"{place} is damaged ({error!r}); delete it to renew it") from error
+        raise IndexFormatError(
+            f"{place} is corrupt ({error!r}); delete it to rebuild it"
+        ) from error
 
 
 def _at(folder: str, name: str) -> str:
@@ -296,12 +300,13 @@ def _at(folder: str, name: str) -> str:
 def _to_json(shard: Shard, manifest: str) -> dict[str, Any]:
     entry = asdict(shard)
     del entry["path"]
+    entry["damage"] = entry.pop("faults")  # the format's key
     folder, name = shard.index.rsplit("/", 1)
     return entry | {"index": name if folder == _folder(manifest) else shard.index}
 
 
 def _homes(path: str, index_dir: str | None) -> list[str | None]:
-    """Where an index may lie, first the likeliest; None: beside its shard."""
+    """List the folders where an index may be, the likeliest first; None: its shard's folder."""
     return [index_dir, None] if index_dir is not None else [None, _cache_folder()]
 
 
@@ -322,7 +327,7 @@ def _cache_folder() -> str:
 
 def _index_path(path: str, home: str | None) -> str:
     if home is None:
-        return beside(path)
+        return index_beside(path)
     return f"{full_path(home)}/{Path(path).name}-{_short(_folder(path))}.index.json"
 
 
@@ -338,9 +343,10 @@ def _short(text: str) -> str:
 
 @contextmanager
 def _lock(place: str, block: bool = True) -> Iterator[None]:
-    """Keeps other processes from writing the same file; Timeout where one does and `block` is not.
+    """Keep other processes from writing the same file; raise Timeout unless `block`.
 
-    Should a lock's file be gone when a late process opens it, two write the same, each whole.
+    If a lock file was removed before a late process opens it, two write the same content, each
+    atomically.
     """
     if not is_local(place):
         yield
@@ -356,7 +362,7 @@ def _lock(place: str, block: bool = True) -> Iterator[None]:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    return any(re.match(glob_translate(full_path(one)), path) for one in patterns(pattern))
+    return any(re.match(glob_translate(full_path(part)), path) for part in patterns(pattern))
 
 
 def _folder(path: str) -> str:
@@ -366,7 +372,7 @@ def _folder(path: str) -> str:
 
 @lru_cache(maxsize=256)
 def _index(shard: Shard) -> ShardIndex:
-    place, again = shard.index, "delete the manifest that lists it to have it made anew"
+    place, again = shard.index, "delete the manifest that lists it to rebuild it"
     try:
         index = from_bytes(read_file(place), place)
     except OSError as error:

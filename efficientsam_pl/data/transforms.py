@@ -1,4 +1,4 @@
-"""Photos and masks to the model's size. What is random is a function of the sample's key.
+"""Transform images and masks to the model's size; random draws are functions of the sample's key.
 
 Axes: s pixels a side of the model's square, q masks, p clicks.
 """
@@ -19,7 +19,7 @@ from efficientsam_pl.keyed_random import uniform_of
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of a photo in whole pixels, and whether it is mirrored."""
+    """A rectangle of an image in whole pixels, and whether it is mirrored."""
 
     top: int
     left: int
@@ -29,7 +29,7 @@ class Crop:
 
 
 def random_crop(image_hw: tuple[int, int], config: CropConfig, key: int) -> Crop:
-    """A rectangle of random area and aspect, ten tries, else the largest centre one (MAE, A.1)."""
+    """Draw a rectangle of random area and aspect; after ten tries the largest centre (MAE, A.1)."""
     height, width = image_hw
     draws = uniform_of(key, 42, "crop").tolist()
     flip = draws[40] < config.flip
@@ -47,30 +47,30 @@ def random_crop(image_hw: tuple[int, int], config: CropConfig, key: int) -> Crop
 
 
 def crop_of(image_hw: tuple[int, int], config: CropConfig | None, key: int) -> Crop:
-    """A random crop of the key, or, without a config, the centre's."""
+    """Return the key's random crop, or, without a config, the centre crop."""
     return centre_crop(image_hw) if config is None else random_crop(image_hw, config, key)
 
 
 def centre_crop(image_hw: tuple[int, int]) -> Crop:
-    """The largest centred square, for held-out photos."""
+    """Return the largest centred square, for held-out images."""
     side = min(image_hw)
     return Crop((image_hw[0] - side) // 2, (image_hw[1] - side) // 2, side, side, flip=False)
 
 
 def crop_scale(crop: Crop, side: int) -> float:
-    """How many times smaller the photo may be without a crop being enlarged to `side`."""
+    """Return how many times smaller the image may be without enlarging the crop to `side`."""
     return min(crop.height, crop.width) / side
 
 
-def cut(photo: DecodedImage, crop: Crop, side: int) -> UInt8[Tensor, "3 s s"]:
-    """A crop resized to a square, bicubic with antialiasing as in MAE.
+def resized_crop(image: DecodedImage, crop: Crop, side: int) -> UInt8[Tensor, "3 s s"]:
+    """Resize a crop to a square, bicubic with antialiasing as in MAE.
 
-    Of a photo that was decoded smaller the crop's edges lie up to half a decoded pixel off.
+    If the image was decoded smaller, the crop's edges are up to half a decoded pixel off.
     """
-    scale = photo.scale
+    scale = image.scale
     top, left = round(crop.top / scale), round(crop.left / scale)
     bottom, right = round((crop.top + crop.height) / scale), round((crop.left + crop.width) / scale)
-    pixels = torch.from_numpy(photo.pixels)[None].permute(0, 3, 1, 2)[..., top:bottom, left:right]
+    pixels = torch.from_numpy(image.pixels)[None].permute(0, 3, 1, 2)[..., top:bottom, left:right]
     resized = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)[0]
     return resized.flip(-1) if crop.flip else resized
 
@@ -78,7 +78,7 @@ def cut(photo: DecodedImage, crop: Crop, side: int) -> UInt8[Tensor, "3 s s"]:
 def frame(
     pixels: UInt8[np.ndarray, "h w 3"], resize: Resize, mirrored: bool
 ) -> UInt8[Tensor, "3 s s"]:
-    """The photo in the model's square as the predictor lays it, in bytes, channels last."""
+    """Place the image in the model's square as the predictor does, in bytes, channels last."""
     content = resize.bytes_forward(pixels)
     if mirrored:
         content = content.flip(-1)
@@ -91,15 +91,15 @@ def frame(
 
 
 def mirror_points(points: Float[Tensor, "*p 2"], width: int) -> Float[Tensor, "*p 2"]:
-    """Image pixels of a photo flipped left to right."""
+    """Flip points of an image left to right."""
     return torch.stack([width - 1 - points[..., 0], points[..., 1]], dim=-1)
 
 
 def mirror_boxes(boxes: Float[Tensor, "*q 4"], width: int) -> Float[Tensor, "*q 4"]:
-    """Boxes of a photo flipped left to right."""
+    """Flip boxes of an image left to right."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack([width - 1 - x1, y0, width - 1 - x0, y1], dim=-1)
 
 
-def _between(low: float, high: float, share: float) -> float:
-    return float(low + (high - low) * share)
+def _between(low: float, high: float, fraction: float) -> float:
+    return float(low + (high - low) * fraction)

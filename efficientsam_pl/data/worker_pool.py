@@ -1,4 +1,4 @@
-"""Worker processes that end when their parent does, and whose death is told."""
+"""Pool of worker processes that end when their parent does, and whose death is an error."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from typing import Any
 
 from efficientsam_pl.errors import Interrupted, UserError
 
-_LOOKS_EVERY = 0.5  # seconds between two looks for the parent
+_POLL_SECONDS = 0.5  # between two checks for the parent
 
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes to send work to; after an error what has not begun is given up.
+    """Open a pool of processes; after an error work that has not begun is cancelled.
 
     A Ctrl-C reaches them too where they run in a terminal. They ignore it, and this process kills
-    them when it is interrupted: what they are doing may take minutes.
+    them when it is interrupted: a task may take minutes.
 
     Raises:
         UserError: One of them was killed.
@@ -42,10 +42,10 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 class _Pool(ProcessPoolExecutor):
-    """Whose processes never see a SIGINT, not even while they start."""
+    """Pool whose processes never receive a SIGINT, not even while they start."""
 
     def submit(self, *args: Any, **kwargs: Any) -> Any:
-        """Sends work; a process that this starts inherits which signals are blocked."""
+        """Submit work; a process started by it inherits the blocked signals."""
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             return super().submit(*args, **kwargs)
@@ -53,20 +53,20 @@ class _Pool(ProcessPoolExecutor):
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def kill(self) -> None:
-        """Ends the processes amid their work; the library has this from Python 3.14 on."""
+        """Kill the processes during their work; the library has this from Python 3.14 on."""
         for process in list((self._processes or {}).values()):
             process.kill()
 
 
 def _begin(parent: int) -> None:
-    """In a worker: one thread of torch, and an end when the parent is gone, however it ended."""
+    """Initialize a worker: one torch thread, and exit when the parent is gone."""
     import torch
 
-    torch.set_num_threads(1)  # as many workers as cores, each with as many threads, are in a jam
+    torch.set_num_threads(1)  # as many threads as cores in each of as many workers would compete
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_LOOKS_EVERY)
+            time.sleep(_POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,8 +1,8 @@
-"""Remote shards kept in a local folder, the least recently used leave when it is full.
+"""Cache remote shards in a local folder, with least-recently-used eviction.
 
 Several processes may share the folder: a shard is fetched by one of them under a lock and appears
-under its name when it is whole. A shard that leaves while another process reads it stays readable
-to that process until it closes the file.
+under its name when it is complete. A shard that is evicted while another process reads it stays
+readable to that process until it closes the file.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from filelock import FileLock
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import (
     atomic_write,
+    consume_stream,
     copy_from_start,
-    from_beginning,
     is_local,
 )
 
@@ -33,16 +33,16 @@ class ShardCache:
     limit: int
 
     def local(self, shard: str, sha256: str = "") -> str:
-        """A local path to the shard's bytes; a local shard is its own.
+        """Return a local path to the shard's bytes; a local shard's path is returned unchanged.
 
         Args:
-            shard: Its path.
-            sha256: Of what it should hold: a shard that was replaced is fetched anew.
+            shard: Path of the shard.
+            sha256: Expected checksum: a shard that was replaced is fetched again.
 
         Raises:
-            SourceLostError: The store does not answer.
-            FileNotFoundError: It has no such shard.
-            CacheError: The folder cannot take it.
+            SourceLostError: The store does not respond.
+            FileNotFoundError: The store has no such shard.
+            CacheError: The folder cannot hold the shard.
         """
         if is_local(shard):
             return shard
@@ -62,7 +62,7 @@ class ShardCache:
         with FileLock(f"{kept}.lock"):
             if _touch(kept):
                 return
-            for left in self.folder.glob(f".{kept.name}.*.part"):  # by a process that died
+            for left in self.folder.glob(f".{kept.name}.*.part"):  # of a process that died
                 left.unlink()
             _fetch(shard, kept)
             self._make_room(kept)
@@ -81,11 +81,11 @@ class ShardCache:
 
 def _fetch(shard: str, kept: Path) -> None:
     with atomic_write(str(kept)) as target:
-        from_beginning(shard, lambda source: copy_from_start(source, target))
+        consume_stream(shard, lambda source: copy_from_start(source, target))
 
 
 def _touch(kept: Path) -> bool:
-    """Marks a shard as used now; False where it is not there."""
+    """Mark a shard as used now; return False where it is not cached."""
     try:
         os.utime(kept)
     except FileNotFoundError:

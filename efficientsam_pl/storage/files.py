@@ -1,6 +1,6 @@
-"""Files wherever fsspec reaches: listed, read, and written whole or not at all.
+"""List, read and atomically write files wherever fsspec reaches.
 
-What fails at a remote store for a passing reason is tried again.
+Transient failures of a remote store are retried.
 """
 
 import errno
@@ -21,84 +21,84 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.atomic import atomic_write_local, partial_name
 from efficientsam_pl.storage.filesystems import (
     HTTP,
+    describe_error,
     full_name,
     is_gone,
     store,
-    told,
 )
 from efficientsam_pl.storage.tar import Readable
 
 T = TypeVar("T")
-TRIES, FIRST_PAUSE = 5, 0.5  # of a remote read; pauses double, so it gives up after 7.5 s of them
+TRIES, FIRST_PAUSE = 5, 0.5  # of a remote request; pauses double: 7.5 s in all
 _CHUNK_BYTES = 8 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # here, where a source is copied to
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # on this machine, where a file is copied to
 
 
 class SourceLostError(UserError):
-    """A store that no longer answers; one line that names what was read."""
+    """A store that no longer responds; one line that names the file."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file and its size in bytes, -1 where its server does not tell."""
+    """A file and its size in bytes, -1 where its server does not report it."""
 
     path: str
     bytes: int
 
 
 def list_files(pattern: str) -> list[StoredFile]:
-    """The files that match an fsspec pattern, or several (see `patterns`), by name."""
-    found: dict[str, StoredFile] = {}
-    for one in patterns(pattern):
-        fs, path = store(one)
-        listed = with_retries(partial(_listed, fs, path), one)
+    """List the files that match an fsspec pattern, or several (see `patterns`), by name."""
+    files: dict[str, StoredFile] = {}
+    for part in patterns(pattern):
+        fs, path = store(part)
+        listed = with_retries(partial(_listed, fs, path), part)
         for name, info in listed.items():
-            full = full_name(fs, name, one)
-            found[full] = StoredFile(full, -1 if info["size"] is None else int(info["size"]))
-    return [found[name] for name in sorted(found)]
+            full = full_name(fs, name, part)
+            files[full] = StoredFile(full, -1 if info["size"] is None else int(info["size"]))
+    return [files[name] for name in sorted(files)]
 
 
 def patterns(pattern: str) -> list[str]:
-    """The patterns that are parted by commas or stand for several: `s-{00..19}.tar, t.tar`."""
+    """Split patterns at commas and expand their braces: `s-{00..19}.tar, t.tar`."""
     try:
-        every = braceexpand(f"{{{pattern},}}")
-        return [one.strip() for one in every if one.strip()]
+        expanded = braceexpand(f"{{{pattern},}}")
+        return [part.strip() for part in expanded if part.strip()]
     except ValueError as error:
         raise UserError(f"{pattern!r} is no pattern: {error}") from error
 
 
 def is_local(path: str) -> bool:
-    """Whether a path lies in this machine's file systems."""
+    """Return whether a path is on this machine's file systems."""
     return isinstance(store(path)[0], LocalFileSystem)
 
 
 def local_path(path: str) -> Path:
-    """A local file's plain path."""
+    """Return a local file's plain path."""
     return Path(store(path)[1])
 
 
 def full_path(path: str) -> str:
-    """The path as `list_files` writes it: absolute where it is local."""
+    """Return the path as `list_files` writes it: absolute where it is local."""
     fs, plain = store(path)
     return full_name(fs, plain, path)
 
 
 def same_file(path: str) -> str:
-    """One name for all paths to a file: behind links and detours where it is local."""
+    """Return one name for all paths to a file: resolved where it is local."""
     return os.path.realpath(store(path)[1]) if is_local(path) else path
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Return whether the file exists."""
     fs, plain = store(path)
     return bool(with_retries(lambda: fs.exists(plain), path))
 
 
 def read_file(path: str) -> bytes:
-    """A whole file.
+    """Read a whole file.
 
     Raises:
-        OSError: It is not there or cannot be read.
+        OSError: It does not exist or cannot be read.
     """
     fs, plain = store(path)
     data: bytes = with_retries(lambda: fs.cat_file(plain), path)
@@ -107,7 +107,7 @@ def read_file(path: str) -> bytes:
 
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-    """A file to read from any place."""
+    """Open a local or remote file for reading."""
     fs, plain = store(path)
     if isinstance(fs, LocalFileSystem):
         with Path(plain).open("rb", buffering=0) as raw:
@@ -117,12 +117,12 @@ def opened(path: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def from_any_place(path: str, consume: Callable[[IO[bytes]], T]) -> T:
-    """What `consume` makes of a file that it seeks in, anew where a remote store fails.
+def consume_file(path: str, consume: Callable[[IO[bytes]], T]) -> T:
+    """Return what `consume` returns for a seekable file; retry where a remote store fails.
 
     Raises:
-        OSError: The file is not there, or a local one cannot be read.
-        SourceLostError: A store that does not answer.
+        OSError: The file does not exist, or a local one cannot be read.
+        SourceLostError: A store that does not respond.
     """
 
     def read() -> T:
@@ -132,35 +132,35 @@ def from_any_place(path: str, consume: Callable[[IO[bytes]], T]) -> T:
     return with_retries(read, path)
 
 
-def from_beginning(path: str, consume: Callable[[IO[bytes]], T]) -> T:
-    """What `consume` makes of a file that it reads to its end, anew where a remote store fails.
+def consume_stream(path: str, consume: Callable[[IO[bytes]], T]) -> T:
+    """Return what `consume` returns for a file read to its end; retry where a remote store fails.
 
     Raises:
-        OSError: The file is not there, or a local one cannot be read.
-        SourceLostError: A store that does not answer, or that breaks off each time.
+        OSError: The file does not exist, or a local one cannot be read.
+        SourceLostError: A store that does not respond, or that breaks off each time.
     """
     fs, plain = store(path)
     if isinstance(fs, LocalFileSystem):
         with opened(path) as file:
             return consume(file)
-    # servers that know no ranges send a file in one go, and that is also how it is read here
+    # servers without range requests send a whole file at once; here it is read the same way
     block = 0 if path.startswith(HTTP) else 8 << 20
 
     def read() -> T:
         size = fs.info(plain)["size"]
         with fs.open(plain, "rb", block_size=block) as file:
-            made = consume(file)
+            result = consume(file)
             arrived = file.tell()
         if size is not None and arrived != size:
             raise ShortReadError(f"{arrived} of {size} bytes arrived")
-        return made
+        return result
 
     return with_retries(read, path)
 
 
 @contextmanager
 def atomic_write(path: str) -> Iterator[IO[bytes]]:
-    """Open a file at any place that appears when all of it is there, and not at all after an error.
+    """Open a file that appears under its name once it is complete, and not at all after an error.
 
     Local files are renamed into place (`atomic_write_local`); others are written to a temporary
     file and uploaded once complete.
@@ -184,11 +184,11 @@ class ShortReadError(OSError):
 
 
 def with_retries(action: Callable[[], T], path: str) -> T:
-    """Return what `action` returns; repeat it after a growing pause where a remote store fails.
+    """Return what `action` returns; retry it after a growing pause where a remote store fails.
 
     Raises:
-        OSError: The file is not there, or a local one cannot be read.
-        SourceLostError: A store that does not answer.
+        OSError: The file does not exist, or a local one cannot be read.
+        SourceLostError: A store that does not respond.
     """
     failure: Exception | None = None
     for pause_s in pauses_s():
@@ -205,7 +205,7 @@ def with_retries(action: Callable[[], T], path: str) -> T:
 
 
 def pauses_s() -> Iterator[float]:
-    """Pauses before each try of a remote request: none, then doubling ones."""
+    """Yield the pause before each try of a remote request: none, then doubling ones."""
     yield 0.0
     for attempt in range(TRIES - 1):
         yield FIRST_PAUSE * 2**attempt
@@ -213,7 +213,9 @@ def pauses_s() -> Iterator[float]:
 
 def source_lost(path: str, failure: Exception | None) -> SourceLostError:
     """Describe the failure of the last try."""
-    return SourceLostError(f"{path} does not answer after {TRIES} tries: {told(failure)}")
+    return SourceLostError(
+        f"{path} does not respond after {TRIES} tries: {describe_error(failure)}"
+    )
 
 
 def copy_from_start(source: Readable, target: IO[bytes]) -> None:
@@ -227,10 +229,10 @@ def copy_from_start(source: Readable, target: IO[bytes]) -> None:
 def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     if any(mark in path for mark in "*?["):
         try:
-            found = fs.glob(path, detail=True)
-        except ValueError as error:  # such as ** beside other letters
-            raise UserError(f"{path}: {told(error)}") from error
-        files = {name: info for name, info in found.items() if _is_file(fs, name, info)}
+            matches = fs.glob(path, detail=True)
+        except ValueError as error:  # such as ** next to other letters
+            raise UserError(f"{path}: {describe_error(error)}") from error
+        files = {name: info for name, info in matches.items() if _is_file(fs, name, info)}
         unknown = [name for name, info in files.items() if info["size"] is None]
         sizes = fs.sizes(unknown) if unknown else []  # a web page that lists files has no sizes
         return files | {n: {"size": size} for n, size in zip(unknown, sizes, strict=True)}
@@ -244,5 +246,5 @@ def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
 
 
 def _is_file(fs: Any, name: str, info: dict[str, Any]) -> bool:
-    """A link, too, even to nothing: a shard must not pass unseen."""
+    """Return whether it is a file or a link, even a dangling one: no shard may be overlooked."""
     return info["type"] == "file" or (bool(info.get("islink")) and not fs.isdir(name))

@@ -1,4 +1,4 @@
-"""Which file system a path names, and how the many kinds of them say that a file is not there."""
+"""Resolve a path to its fsspec file system, and classify the errors of the many kinds of them."""
 
 import os
 from functools import lru_cache
@@ -14,7 +14,7 @@ _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def store(path: str) -> tuple[Any, str]:
-    """The file system of a path and the path in it."""
+    """Return the file system of a path and the path in it."""
     return _store_of_process(path, os.getpid())  # connections do not survive a fork
 
 
@@ -23,7 +23,7 @@ def _store_of_process(path: str, process: int) -> tuple[Any, str]:
     try:
         fs, plain = fsspec.core.url_to_fs(path, **_options(path))
     except (ImportError, ValueError) as error:
-        raise UserError(f"{path} cannot be opened: {told(error)}") from error
+        raise UserError(f"{path} cannot be opened: {describe_error(error)}") from error
     return fs, plain
 
 
@@ -39,19 +39,19 @@ def _options(path: str) -> dict[str, Any]:
 
 
 def full_name(fs: Any, name: str, pattern: str) -> str:
-    """A file system's name of a file that matched a pattern, as a path that names the system."""
+    """Turn a file system's name of a file that matched a pattern into a path with its protocol."""
     if isinstance(fs, LocalFileSystem):
         return os.path.normpath(name)
     return name if "://" in name else f"{pattern.split('://', 1)[0]}://{name.lstrip('/')}"
 
 
 def is_beyond_end(error: Exception) -> bool:
-    """Whether a range was asked for that begins where the file has ended."""
+    """Return whether a requested range begins beyond the end of the file."""
     return getattr(error, "status", None) == 416 or "not satisfiable" in str(error).lower()
 
 
 def is_gone(error: Exception) -> bool:
-    """Whether a file is not there. Over HTTP a server that does not answer looks the same."""
+    """Return whether a file does not exist; over HTTP an unreachable server looks the same."""
     cause = error.__cause__
     if isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp"):
         status = getattr(cause, "status", 500)
@@ -59,6 +59,6 @@ def is_gone(error: Exception) -> bool:
     return isinstance(error, _GONE)
 
 
-def told(error: BaseException | None) -> str:
-    """An error as one line."""
+def describe_error(error: BaseException | None) -> str:
+    """Format an error as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

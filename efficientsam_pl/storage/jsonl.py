@@ -1,4 +1,4 @@
-"""Append to files of JSON lines: no line is torn, also by a kill or a full disk."""
+"""Append to JSON Lines files: no line is torn, not even by a kill or a full disk."""
 
 import contextlib
 import fcntl
@@ -9,7 +9,7 @@ _BLOCK_BYTES = 64 * 1024
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Append all of some lines, or nothing where the disk is full.
+    """Append all of the lines, or nothing where the disk is full.
 
     A torn last line, which a killed process leaves, is removed first. Processes take turns.
 
@@ -25,7 +25,7 @@ def append_lines(path: Path, lines: bytes) -> None:
         os.ftruncate(descriptor, size)
         try:
             left = memoryview(lines)
-            while left:  # a disk that fills up takes a part before it refuses
+            while left:  # a disk that fills up writes a part before it refuses
                 left = left[os.write(descriptor, left) :]
         except OSError:
             os.ftruncate(descriptor, size)
@@ -34,7 +34,7 @@ def append_lines(path: Path, lines: bytes) -> None:
         os.close(descriptor)
         raise
     try:
-        os.close(descriptor)  # where a network file system tells that it is full
+        os.close(descriptor)  # a network file system reports a full disk here
     except OSError:
         os.truncate(path, size)
         raise

@@ -1,7 +1,7 @@
-"""Folders wherever fsspec reaches, and a local folder's copy in one of them.
+"""Folders wherever fsspec reaches, and a local folder's mirror in one of them.
 
-A reader on another machine must never take a part for the whole: of a group of files the one that
-tells that all are there is uploaded last and removed first.
+A reader on another machine must never mistake a part for the whole: of a group of files the one
+that marks it as complete is uploaded last and removed first.
 """
 
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ from typing import Any
 
 from efficientsam_pl.storage.files import (
     atomic_write,
+    consume_stream,
     copy_from_start,
-    from_beginning,
     is_local,
     local_path,
     read_file,
@@ -22,7 +22,7 @@ from efficientsam_pl.storage.files import (
 )
 from efficientsam_pl.storage.filesystems import is_gone, store
 
-_AT_ONCE = 4  # uploads; each is parted into several requests where it is large
+_UPLOAD_THREADS = 4  # each splits a large file into several requests
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,23 @@ class StoredFolder:
     path: str
 
     def at(self, name: str) -> str:
-        """The full path of a name."""
+        """Return the full path of a name."""
         return f"{self.path.rstrip('/')}/{name}"
 
     def names(self) -> list[str]:
-        """Of the files and folders that lie directly in it; none where it is not there."""
+        """List the names of its files and folders; none where it does not exist."""
         listed = with_retries(lambda: _listed(self.path), self.path)
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in listed})
 
     def files(self, under: str = "") -> dict[str, int]:
-        """All files in it or in one of its folders, however deep, and their bytes."""
+        """Return all files in it or in one of its folders, at any depth, and their bytes."""
         path = self.at(under) if under else self.path
         root = store(self.path)[1].strip("/")
-        found = with_retries(lambda: _found(path), path)
-        return {name.strip("/")[len(root) + 1 :]: found[name] for name in sorted(found)}
+        sizes = with_retries(lambda: _file_sizes(path), path)
+        return {name.strip("/")[len(root) + 1 :]: sizes[name] for name in sorted(sizes)}
 
     def read(self, name: str) -> bytes | None:
-        """A file; None where it is not there."""
+        """Read a file; None where it does not exist."""
         try:
             return read_file(self.at(name))
         except OSError as error:
@@ -57,14 +57,14 @@ class StoredFolder:
             raise
 
     def write(self, name: str, content: bytes) -> None:
-        """A file, whole or not at all."""
+        """Write a file atomically."""
         with atomic_write(self.at(name)) as file:
             file.write(content)
 
     def move(self, name: str, to: str) -> None:
-        """Gives a file or a folder another name that is not taken.
+        """Rename a file or a folder to a name that is not taken.
 
-        In a store files are copied and removed one by one; what breaks off can be done again.
+        In a store files are copied and removed one by one; an interrupted move can be repeated.
         """
         if is_local(self.path):
             target = local_path(self.at(to))
@@ -73,86 +73,88 @@ class StoredFolder:
             return
         for file in self.files(name):
             source, copy = self.at(file), self.at(f"{to}{file.removeprefix(name)}")
-            with_retries(partial(_copied, source, copy), source)
-            with_retries(partial(_removed, source), source)
+            with_retries(partial(_copy, source, copy), source)
+            with_retries(partial(_remove, source), source)
 
     def remove(self, name: str, marker: str) -> None:
-        """Removes a folder in a store, the file `marker` in it before the others.
+        """Remove a folder in a store, its file `marker` before the others.
 
-        What is gone already is no error.
+        Files that are already gone are no error.
         """
         for path in (self.at(f"{name}/{marker}"), self.at(name)):
-            with_retries(partial(_removed, path), path)
+            with_retries(partial(_remove, path), path)
 
     def fetch(self, name: str, to: Path) -> None:
-        """Copies a file here, whole or not at all.
+        """Download a file atomically.
 
         Raises:
-            FileNotFoundError: It is not there.
-            SourceLostError: The store does not answer.
+            FileNotFoundError: It does not exist.
+            SourceLostError: The store does not respond.
         """
         with atomic_write(str(to)) as target:
-            from_beginning(self.at(name), lambda source: copy_from_start(source, target))
+            consume_stream(self.at(name), lambda source: copy_from_start(source, target))
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """A local folder and its copy in a store; what has not changed is not uploaded again."""
+    """A local folder and its copy in a store; unchanged files are not uploaded again."""
 
     local: Path
     remote: StoredFolder
-    marker: str  # the name of the file that tells that a folder is whole
+    marker: str  # the name of the file that marks a folder as complete
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def put(self, files: Iterable[Path], root: Path | None = None, into: str = "") -> None:
-        """Uploads files, in any order.
+        """Upload files, in any order.
 
         Args:
-            files: Below `root`.
+            files: Files below `root`.
             root: The folder that their names are relative to; None: the mirrored one.
-            into: The remote folder that these names lie in, such as the one that a folder which
-                is not whole yet will have.
+            into: The remote folder of these names, such as the final name of a folder that is
+                not complete yet.
 
         Raises:
-            SourceLostError: The store does not answer.
+            SourceLostError: The store does not respond.
         """
         base = root or self.local
         named = {
             "/".join(filter(None, (into, path.relative_to(base).as_posix()))): path
             for path in files
         }
-        changed = {name: path for name, path in named.items() if self._sent.get(name) != _as(path)}
+        changed = {
+            name: path for name, path in named.items() if self._sent.get(name) != _file_state(path)
+        }
         if not changed:
             return
-        fs, top = store(self.remote.path)  # here: each thread would open connections of its own
-        with ThreadPoolExecutor(_AT_ONCE, "upload") as pool:
+        fs, top = store(self.remote.path)  # opened here: each thread would open further connections
+        with ThreadPoolExecutor(_UPLOAD_THREADS, "upload") as pool:
             put = partial(self._put, fs, top)
-            list(pool.map(put, changed, changed.values()))  # raises what one of them has raised
+            list(pool.map(put, changed, changed.values()))  # re-raises an upload's error
 
     def put_last(self, path: Path) -> None:
-        """Uploads the file that tells that those uploaded before are all there."""
+        """Upload the file that marks those uploaded before as complete."""
         self.put([path])
 
     def remove(self, folder: Path) -> None:
-        """Removes the copy of a folder, its marker first."""
+        """Remove the copy of a folder, its marker first."""
         self.remote.remove(folder.relative_to(self.local).as_posix(), self.marker)
 
     def fetch(self, name: str) -> Path:
-        """Copies a file here, under the same name."""
+        """Download a file to the same name in the local folder."""
         path = self.local / name
         self.remote.fetch(name, path)
         return path
 
     def _put(self, fs: Any, top: str, name: str, path: Path) -> None:
-        state = _as(path)
+        state = _file_state(path)
         with_retries(lambda: fs.put_file(str(path), f"{top}/{name}"), self.remote.path)
         self._sent[name] = state
 
 
-def _as(path: Path) -> tuple[int, int]:
-    """What changes when a file does: bytes, and nanoseconds of its last change."""
-    told = path.stat()
-    return told.st_size, told.st_mtime_ns
+def _file_state(path: Path) -> tuple[int, int]:
+    """Return a file's size and modification time (ns), which change when the file does."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _listed(path: str) -> list[str]:
@@ -167,23 +169,23 @@ def _listed(path: str) -> list[str]:
     return listed
 
 
-def _found(path: str) -> dict[str, int]:
+def _file_sizes(path: str) -> dict[str, int]:
     fs, plain = store(path)
     fs.invalidate_cache()
     try:
-        found = fs.find(plain, detail=True)
+        listed = fs.find(plain, detail=True)
     except OSError as error:
         if is_gone(error):
             return {}
         raise
-    return {name: int(told["size"]) for name, told in found.items()}
+    return {name: int(info["size"]) for name, info in listed.items()}
 
 
-def _copied(source: str, target: str) -> None:
+def _copy(source: str, target: str) -> None:
     store(source)[0].cp_file(store(source)[1], store(target)[1])
 
 
-def _removed(path: str) -> None:
-    """A file, or all files of a folder."""
-    for name in _found(path):
-        store(path)[0].rm_file(name)  # `rm` would take brackets and stars for a pattern
+def _remove(path: str) -> None:
+    """Remove a file, or all files of a folder."""
+    for name in _file_sizes(path):
+        store(path)[0].rm_file(name)  # `rm` would treat brackets and stars as a pattern

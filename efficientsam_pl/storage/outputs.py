@@ -1,4 +1,4 @@
-"""Whether what a command is to write can be written, tried before it begins. Imports no torch."""
+"""Check that a command's outputs can be written, before it begins. Imports no torch."""
 
 import errno
 import os
@@ -8,18 +8,18 @@ from typing import Literal
 
 from efficientsam_pl.errors import UserError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # there may be room when it comes to that
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # there may be room by the time of writing
 
 
 def check_output(key: str, path: str | Path, kind: Literal["file", "folder", "either"]) -> None:
-    """Makes a folder where the output will be, and removes it: nothing else says it of every disk.
+    """Create and remove a folder beside the output, the only check that every disk supports.
 
-    What lies in a store is not looked at.
+    Outputs in a store are not checked.
 
     Args:
-        key: How the user names the path.
-        path: Which the command will write; folders above it are made by then.
-        kind: Of it.
+        key: The user's option or key for the path.
+        path: The output; its parent folders are created before it is written.
+        kind: Kind of the output.
 
     Raises:
         UserError: It cannot be created or written.

@@ -1,7 +1,7 @@
-"""Ranges of bytes of many files, read in few and large pieces.
+"""Read byte ranges of many files in few, large requests.
 
-Local files are read with `pread` from a few open descriptors, after the kernel was told of all of
-them. Elsewhere neighbouring ranges become one request, and requests go out together.
+Local files are read with `pread` from a few open descriptors, after all ranges were announced to
+the kernel. Elsewhere neighbouring ranges become one request, and requests are sent together.
 """
 
 import os
@@ -13,15 +13,15 @@ from typing import Any
 
 from efficientsam_pl.storage import files
 from efficientsam_pl.storage.files import ShortReadError, is_local, local_path
-from efficientsam_pl.storage.filesystems import is_beyond_end, is_gone, store, told
+from efficientsam_pl.storage.filesystems import describe_error, is_beyond_end, is_gone, store
 
-NEIGHBOURS_APART = 64 * 1024  # bytes between two ranges that are still read as one
+MAX_GAP_BYTES = 64 * 1024  # between two ranges that are still read as one
 _OPEN_FILES = 64
 
 
 @dataclass(frozen=True)
 class Range:
-    """Some bytes of a file."""
+    """A range of a file's bytes."""
 
     path: str
     offset: int
@@ -29,38 +29,38 @@ class Range:
 
 
 class RangeReader:
-    """Reads ranges of many files; one a process."""
+    """Reader of ranges of many files; one a process."""
 
     def __init__(self) -> None:
         self._descriptors: OrderedDict[str, int] = OrderedDict()
         self._process = os.getpid()
 
     def read(self, ranges: Sequence[Range]) -> list[memoryview | OSError]:
-        """The bytes of each range, or why they cannot be had, in the order asked for.
+        """Return each range's bytes or the error of reading them, in the given order.
 
         Raises:
-            SourceLostError: A remote store that does not answer, however often it is asked.
+            SourceLostError: A remote store that does not respond, after all retries.
         """
-        wholes, part_of = merged(ranges)
+        wholes, part_of = merge_ranges(ranges)
         here = [i for i, whole in enumerate(wholes) if is_local(whole.path)]
-        got: dict[int, memoryview | OSError] = {}
+        merged_results: dict[int, memoryview | OSError] = {}
         for i in here:
             self._announce(wholes[i])
         for i in here:
-            got[i] = self._read_local(wholes[i])
-        there = [i for i in range(len(wholes)) if i not in got]
-        got |= zip(there, read_remote([wholes[i] for i in there]), strict=True)
-        answers: list[memoryview | OSError] = []
+            merged_results[i] = self._read_local(wholes[i])
+        there = [i for i in range(len(wholes)) if i not in merged_results]
+        merged_results |= zip(there, read_remote([wholes[i] for i in there]), strict=True)
+        results: list[memoryview | OSError] = []
         for wanted, i in zip(ranges, part_of, strict=True):
-            whole = got[i]
+            whole = merged_results[i]
             if isinstance(whole, memoryview):
                 begin = wanted.offset - wholes[i].offset
                 whole = _complete(whole[begin : begin + wanted.size], wanted)
-            answers.append(whole)
-        return answers
+            results.append(whole)
+        return results
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Close all open files."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
@@ -68,25 +68,25 @@ class RangeReader:
         return {"_descriptors": OrderedDict(), "_process": 0}
 
     def _announce(self, whole: Range) -> None:
-        """Asks the kernel to fetch a range while others are decoded."""
+        """Let the kernel prefetch a range while others are decoded."""
         try:
             descriptor = self._descriptor(whole.path)
             os.posix_fadvise(descriptor, whole.offset, whole.size, os.POSIX_FADV_WILLNEED)
         except OSError:
-            return  # it is told when it is read
+            return  # reported when it is read
 
     def _read_local(self, whole: Range) -> memoryview | OSError:
         try:
             return memoryview(os.pread(self._descriptor(whole.path), whole.size, whole.offset))
         except OSError as error:
-            if whole.path in self._descriptors:  # a stale one would fail for ever
+            if whole.path in self._descriptors:  # a stale descriptor would always fail
                 os.close(self._descriptors.pop(whole.path))
             return error
-        except MemoryError as error:  # of a damaged index
-            return OSError(f"{whole.size} bytes at {whole.offset}: {told(error)}")
+        except MemoryError as error:  # from a corrupt index
+            return OSError(f"{whole.size} bytes at {whole.offset}: {describe_error(error)}")
 
     def _descriptor(self, path: str) -> int:
-        if self._process != os.getpid():  # descriptors of a parent are the parent's
+        if self._process != os.getpid():  # a parent's descriptors stay the parent's
             self._descriptors, self._process = OrderedDict(), os.getpid()
         if path not in self._descriptors:
             self._close_deleted()
@@ -97,18 +97,18 @@ class RangeReader:
         return self._descriptors[path]
 
     def _close_deleted(self) -> None:
-        """Gives back the disk space of files that have left a cache."""
+        """Release the disk space of files that a cache has evicted."""
         for path, descriptor in list(self._descriptors.items()):
             try:
                 deleted = os.fstat(descriptor).st_nlink == 0
-            except OSError:  # a network file system says so in this way
+            except OSError:  # raised by a network file system
                 deleted = True
             if deleted:
                 os.close(self._descriptors.pop(path))
 
 
-def merged(ranges: Sequence[Range]) -> tuple[list[Range], list[int]]:
-    """Ranges with near neighbours made one, and in which of those each range lies."""
+def merge_ranges(ranges: Sequence[Range]) -> tuple[list[Range], list[int]]:
+    """Merge near ranges; return the merged ranges, and the index of each range's merged one."""
     order = sorted(range(len(ranges)), key=lambda i: (ranges[i].path, ranges[i].offset))
     wholes: list[Range] = []
     part_of = [0] * len(ranges)
@@ -117,7 +117,7 @@ def merged(ranges: Sequence[Range]) -> tuple[list[Range], list[int]]:
         if wholes:
             last = wholes[-1]
             end = last.offset + last.size
-            if last.path == new.path and new.offset - end <= NEIGHBOURS_APART:
+            if last.path == new.path and new.offset - end <= MAX_GAP_BYTES:
                 size = max(end, new.offset + new.size) - last.offset
                 wholes[-1] = Range(last.path, last.offset, size)
                 part_of[i] = len(wholes) - 1
@@ -128,33 +128,33 @@ def merged(ranges: Sequence[Range]) -> tuple[list[Range], list[int]]:
 
 
 def read_remote(ranges: Sequence[Range]) -> list[memoryview | OSError]:
-    """Ranges of remote files, all requests together; failed ones again after a pause.
+    """Read ranges of remote files, all requests together; retry failed ones after a pause.
 
     Raises:
-        SourceLostError: A store that does not answer.
+        SourceLostError: A store that does not respond.
     """
-    # an empty range has no form in a request, and a store may send the whole file for it
-    answers: dict[int, memoryview | OSError] = {
+    # an empty range cannot be requested, and a store may send the whole file for it
+    results: dict[int, memoryview | OSError] = {
         i: memoryview(b"") for i, wanted in enumerate(ranges) if not wanted.size
     }
     failure: Exception | None = None
     for pause_s in files.pauses_s():
-        left = [i for i in range(len(ranges)) if i not in answers]
+        left = [i for i in range(len(ranges)) if i not in results]
         if not left:
             break
         if pause_s:
             time.sleep(pause_s)
-        for i, answer in zip(left, _request([ranges[i] for i in left]), strict=True):
-            if isinstance(answer, Exception) and not (
-                isinstance(answer, ShortReadError) or is_gone(answer)
+        for i, result in zip(left, _request([ranges[i] for i in left]), strict=True):
+            if isinstance(result, Exception) and not (
+                isinstance(result, ShortReadError) or is_gone(result)
             ):
-                failure = answer
+                failure = result
             else:
-                answers[i] = answer
-    lost = [wanted for i, wanted in enumerate(ranges) if i not in answers]
+                results[i] = result
+    lost = [wanted for i, wanted in enumerate(ranges) if i not in results]
     if lost:
         raise files.source_lost(lost[0].path, failure)
-    return [answers[i] for i in range(len(ranges))]
+    return [results[i] for i in range(len(ranges))]
 
 
 def _request(ranges: Sequence[Range]) -> list[Any]:
@@ -165,19 +165,19 @@ def _request(ranges: Sequence[Range]) -> list[Any]:
     starts = [wanted.offset for wanted in ranges]
     ends = [wanted.offset + wanted.size for wanted in ranges]
     try:
-        answers = fs.cat_ranges([plain for _, plain in stores], starts, ends, on_error="return")
-        return [_range_of(*each) for each in zip(answers, ranges, stores, strict=True)]
+        responses = fs.cat_ranges([plain for _, plain in stores], starts, ends, on_error="return")
+        return [_range_of(*each) for each in zip(responses, ranges, stores, strict=True)]
     except Exception as error:  # every store has exceptions of its own
         return [error] * len(ranges)
 
 
-def _range_of(answer: Any, wanted: Range, place: tuple[Any, str]) -> Any:
-    """The range out of the answer, which is the whole file where a server knows no ranges."""
-    if isinstance(answer, Exception):
-        if is_beyond_end(answer):
+def _range_of(response: Any, wanted: Range, place: tuple[Any, str]) -> Any:
+    """Extract the range from the response: a server without range requests sends the whole file."""
+    if isinstance(response, Exception):
+        if is_beyond_end(response):
             return ShortReadError(f"0 of {wanted.size} bytes at {wanted.offset}")
-        return answer
-    data, (fs, plain) = memoryview(answer), place
+        return response
+    data, (fs, plain) = memoryview(response), place
     short = wanted.offset > 0 and len(data) < wanted.size
     if len(data) > wanted.size or (short and len(data) == fs.info(plain)["size"]):
         return data[wanted.offset : wanted.offset + wanted.size]

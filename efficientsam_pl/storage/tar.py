@@ -1,8 +1,8 @@
-"""One pass over a tar: where each file lies, the checksum, and what is broken.
+"""Scan a tar in one pass: the files' positions, the checksum, and faults.
 
-Python's tarfile and WebDataset's handlers take a damaged header, a run of zeros or a cut between
-two files for the end of the archive. Here whatever stands where a header should is reported, and
-the search for the next header goes on behind it.
+Python's tarfile and WebDataset's handlers treat a corrupt header, a run of zeros or a cut between
+two files as the end of the archive. Here anything in the place of a header is reported, and the
+search for the next header continues behind it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 BLOCK = 512
 _CHUNK = 1 << 20
-_LARGEST = 1 << 50  # a size beyond it is no size
+_LARGEST = 1 << 50  # a larger size is no size
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _WITHOUT_CONTENT = (
     *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE),
@@ -34,56 +34,56 @@ class TarMember:
 
 @dataclass
 class TarScan:
-    """What a pass found; `sha256` is of the whole tar, "" where it was not read whole."""
+    """Members and faults of a tar; `sha256` is of the whole tar, "" where it was not read whole."""
 
     members: list[TarMember] = field(default_factory=list)
-    damage: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     bytes: int = 0
     sha256: str = ""
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """What gives its bytes in order, as a file does."""
+    """A stream of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """At most so many of the next bytes, none at the end."""
+        """Read at most `size` of the next bytes, none at the end."""
 
 
 @runtime_checkable
 class Seekable(Readable, Protocol):
-    """What can be read from any place."""
+    """A stream with random access."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """The place from which is read next, after it is set."""
+        """Set the position; return it."""
 
 
 def scan_tar(file: Readable) -> TarScan:
-    """Reads a whole tar once, from its beginning to its end."""
+    """Read a whole tar once, from its beginning to its end."""
     reader = _Sequential(file)
-    found = TarScan()
-    found.members = list(_members(reader, found.damage))
-    found.bytes, found.sha256 = reader.finish()
-    return found
+    scan = TarScan()
+    scan.members = list(_members(reader, scan.faults))
+    scan.bytes, scan.sha256 = reader.finish()
+    return scan
 
 
 def scan_headers(file: Seekable, begin: int = 0, end: int | None = None) -> TarScan:
-    """Reads the headers alone, of a tar that may lie within another file.
+    """Read the headers alone, of a tar that may be inside another file.
 
     Args:
-        file: Can be sought in.
-        begin: Where the tar begins in it.
-        end: Where it ends; None: with the file.
+        file: A seekable file.
+        begin: Offset of the tar in it.
+        end: Offset of the tar's end; None: the file's end.
     """
-    reader = _Sought(file, begin, end)
-    found = TarScan()
-    found.members = list(_members(reader, found.damage))
-    found.bytes = reader.end - begin
-    return found
+    reader = _HeaderReader(file, begin, end)
+    scan = TarScan()
+    scan.members = list(_members(reader, scan.faults))
+    scan.bytes = reader.end - begin
+    return scan
 
 
 class _Sequential:
-    """A file read forwards only, hashed on the way."""
+    """A file that is read forwards only and hashed on the way."""
 
     def __init__(self, file: Readable) -> None:
         self._file, self._hash = file, hashlib.sha256()
@@ -102,7 +102,7 @@ class _Sequential:
         return b"".join(parts)
 
     def skip(self, size: int) -> bool:
-        """Whether so many bytes were there."""
+        """Skip `size` bytes; return whether all of them existed."""
         while size > 0:
             data = self.read(min(size, _CHUNK))
             if not data:
@@ -116,8 +116,8 @@ class _Sequential:
         return self.position, self._hash.hexdigest()
 
 
-class _Sought:
-    """A part of a file of which only headers are read."""
+class _HeaderReader:
+    """A part of a file whose headers alone are read."""
 
     def __init__(self, file: Seekable, begin: int, end: int | None) -> None:
         self._file, self.position = file, begin
@@ -134,12 +134,12 @@ class _Sought:
         return self.position <= self.end
 
 
-def _members(reader: _Sequential | _Sought, damage: list[str]) -> Iterator[TarMember]:
+def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator[TarMember]:
     zeros, lost_at, long_name = 0, None, None
     while block := reader.read(BLOCK):
         at = reader.position - len(block)
         if len(block) < BLOCK:
-            damage.append(f"cut inside a header at byte {at}")
+            faults.append(f"cut inside a header at byte {at}")
             return
         if not any(block):
             zeros += 1
@@ -148,7 +148,7 @@ def _members(reader: _Sequential | _Sought, damage: list[str]) -> Iterator[TarMe
         if header is None or zeros:
             if lost_at is None:
                 lost_at = at
-                damage.append(f"no header at byte {at - zeros * BLOCK}")
+                faults.append(f"no header at byte {at - zeros * BLOCK}")
             if header is None:
                 continue
         zeros, lost_at = 0, None
@@ -162,12 +162,12 @@ def _members(reader: _Sequential | _Sought, damage: list[str]) -> Iterator[TarMe
         if header.type in _FILES:
             yield TarMember(name, reader.position, size)
         if not reader.skip(-(-size // BLOCK) * BLOCK):
-            damage.append(f"cut inside {name}")
+            faults.append(f"cut inside {name}")
             return
-    if not zeros:  # the mark of an end
-        damage.append("cut: it has no end mark")
+    if not zeros:  # the end mark
+        faults.append("cut: it has no end mark")
     if zeros * BLOCK > _MOST_ZEROS and reader.position > zeros * BLOCK:
-        damage.append(f"nothing but zeros from byte {reader.position - zeros * BLOCK} on")
+        faults.append(f"nothing but zeros from byte {reader.position - zeros * BLOCK} on")
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:
@@ -179,7 +179,7 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _long_name(kind: bytes, content: bytes) -> str | None:
-    """The name in a GNU or pax extension; None where it holds none."""
+    """Return the name in a GNU or pax extension; None where it holds none."""
     if kind == _LONG_NAME:
         return content.rstrip(b"\0").decode("utf-8", "surrogateescape")
     while content:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.dataloaders import Stream, once_loader, training_loader
+from efficientsam_pl.data.dataloaders import Stream, inference_loader, training_loader
 from efficientsam_pl.data.sampler import (
     Position,
     RankShard,
@@ -105,7 +105,7 @@ class TrainingDataModule(L.LightningDataModule):
         heldout, shards = self._streams.heldout, self._streams.sets.heldout
         if heldout is None or shards is None:
             return []
-        return once_loader(
+        return inference_loader(
             heldout, len(shards), self._rank_shard(), self._data.workers, self._pinned()
         )
 
@@ -115,7 +115,9 @@ class TrainingDataModule(L.LightningDataModule):
         if scored is None or shards is None:
             return []
         count = len(shards) if max_images is None else min(max_images, len(shards))
-        return once_loader(scored, count, self._rank_shard(), self._data.workers, self._pinned())
+        return inference_loader(
+            scored, count, self._rank_shard(), self._data.workers, self._pinned()
+        )
 
     def transfer_batch_to_device(
         self, batch: ImageBatch | MaskBatch, device: torch.device, dataloader_idx: int

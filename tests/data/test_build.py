@@ -39,7 +39,7 @@ def test_heldout_shards_are_left_out_however_they_are_named(heldout: str, shards
 def test_shard_that_two_patterns_match_is_there_once(again: str, shards: Path) -> None:
     for _ in range(2):  # indexed the first time, found in the manifests of both names the second
         twice = open_shards(f"{shards}/*.tar, {again.format(shards)}")
-        assert (len(twice), twice.damage) == (1 + 2 + 3 + 4, ())
+        assert (len(twice), twice.corrupt) == (1 + 2 + 3 + 4, ())
 
 
 def test_shard_that_is_lost_under_two_names_is_missed_once(shards: Path) -> None:
@@ -49,7 +49,7 @@ def test_shard_that_is_lost_under_two_names_is_missed_once(shards: Path) -> None
     (shards / "s-2.tar").unlink()
     rest = open_shards(pattern)
     assert len(rest) == 1 + 2 + 3 + 4
-    assert [damage.kind for damage in rest.damage] == ["missing shard"]
+    assert [shards.kind for shards in rest.corrupt] == ["missing shard"]
 
 
 def test_relative_patterns_name_the_same_shards(
@@ -80,7 +80,7 @@ def test_pattern_without_shards_is_named_with_its_key(
         train=config.train.replace("{0}", str(shards)),
         heldout=config.heldout,
         mixture=tuple(
-            SetConfig(shards=one.shards.replace("{0}", str(shards))) for one in config.mixture
+            SetConfig(shards=part.shards.replace("{0}", str(shards))) for part in config.mixture
         ),
     )
     with pytest.raises(ShardsError, match=f"^{key}no shard matches '/nowhere"):
@@ -104,7 +104,7 @@ def test_order_is_decided_by_seed_blocks_and_shares(shards: Path) -> None:
     assert [750, 250] in decided.values()
 
 
-def test_cache_too_small_for_a_block_is_told(
+def test_cache_too_small_for_a_block_is_reported(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = DataConfig(

@@ -25,8 +25,13 @@ SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 
 
 def annotation(number: int, image_id: int = 1, **others: Any) -> dict[str, Any]:
-    own = {"id": number, "image_id": image_id, "category_id": 1, "segmentation": SQUARE}
-    return own | {"area": 400.0, "iscrowd": 0} | others
+    fields = {
+        "id": number,
+        "image_id": image_id,
+        "category_id": 1,
+        "segmentation": SQUARE,
+    }
+    return fields | {"area": 400.0, "iscrowd": 0} | others
 
 
 def image(number: int, **others: Any) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def image(number: int, **others: Any) -> dict[str, Any]:
 
 
 def coco_file(**others: Any) -> dict[str, Any]:
-    """Two photos, three squares, two categories."""
+    """Two images, three squares, two categories."""
     return {
         "images": [image(2), image(1)],
         "annotations": [annotation(7, 2), annotation(5), annotation(6, category_id=9)],
@@ -47,10 +52,10 @@ Write = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes an annotation file and empty photos; returns the two paths."""
+    """Writes an annotation file and empty images; returns the two paths."""
 
-    def written(content: Any, *photos: str) -> tuple[str, str]:
-        for name in photos or ("1.jpg", "2.jpg"):
+    def written(content: Any, *images: str) -> tuple[str, str]:
+        for name in images or ("1.jpg", "2.jpg"):
             path = tmp_path / "images" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -68,71 +73,71 @@ def test_a_set_holds_what_pycocotools_reads(
     file = next((folder / "annotations").glob("instances*.json"))
     coco = COCO(str(file))
     capsys.readouterr()
-    found = read_instances(str(file), str(folder / "val2017"), "coco")
-    assert found.photos.ids == tuple(sorted(coco.imgs))
-    assert found.photos.instances == len(coco.anns)
-    assert found.damage == ()
-    assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert [one.id for one in found.categories] == sorted(coco.cats)
-    for photo in found.photos:
-        own = coco.imgToAnns[photo.id]
-        assert Path(photo.path).is_file()
-        assert photo.exhaustive
-        assert [one.id for one in photo.instances] == [one["id"] for one in own]
-        for instance, expected in zip(photo.instances, own, strict=True):
+    loaded = read_instances(str(file), str(folder / "val2017"), "coco")
+    assert loaded.images.ids == tuple(sorted(coco.imgs))
+    assert loaded.images.instances == len(coco.anns)
+    assert loaded.corrupt == ()
+    assert loaded.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert [entry.id for entry in loaded.categories] == sorted(coco.cats)
+    for image in loaded.images:
+        truth = coco.imgToAnns[image.id]
+        assert Path(image.path).is_file()
+        assert image.exhaustive
+        assert [entry.id for entry in image.instances] == [entry["id"] for entry in truth]
+        for instance, expected in zip(image.instances, truth, strict=True):
             assert (rle.decode(instance.mask) == coco.annToMask(expected)).all()
             assert instance.category_id == expected["category_id"]
             assert instance.area == expected["area"]
             assert instance.crowd == bool(expected["iscrowd"])
-    assert any(one.crowd for photo in found.photos for one in photo.instances)
+    assert any(entry.crowd for image in loaded.images for entry in image.instances)
 
 
 def test_lvis_images_lie_by_their_own_url(shared: Path) -> None:
     folder = shared / "data/lvis_val_100"
     content = json.loads((folder / "lvis_val_100.json").read_text())
-    found = read_instances(str(folder / "lvis_val_100.json"), str(folder / "images"), "lvis")
-    images = {one["id"]: one for one in content["images"]}
+    loaded = read_instances(str(folder / "lvis_val_100.json"), str(folder / "images"), "lvis")
+    images = {entry["id"]: entry for entry in content["images"]}
     there = {path.name for path in (folder / "images").iterdir()}
-    expected = {n for n, one in images.items() if one["coco_url"].rpartition("/")[2] in there}
-    assert set(found.photos.ids) == expected
+    expected = {n for n, entry in images.items() if entry["coco_url"].rpartition("/")[2] in there}
+    assert set(loaded.images.ids) == expected
     assert len(expected) == 7
-    assert found.listed == images.keys()
-    assert found.skipped == {"missing photo": 93}
-    assert {one.frequency for one in found.categories} == {"r", "c", "f"}
-    for photo in found.photos:
-        assert not photo.exhaustive
-        assert photo.absent == set(images[photo.id]["neg_category_ids"])
-        assert photo.incomplete == set(images[photo.id]["not_exhaustive_category_ids"])
+    assert loaded.listed == images.keys()
+    assert loaded.skipped == {"missing photo": 93}
+    assert {entry.frequency for entry in loaded.categories} == {"r", "c", "f"}
+    for image in loaded.images:
+        assert not image.exhaustive
+        assert image.absent == set(images[image.id]["neg_category_ids"])
+        assert image.incomplete == set(images[image.id]["not_exhaustive_category_ids"])
 
 
-def test_lvis_images_of_train_and_val_are_told_apart(write: Write) -> None:
+def test_lvis_images_of_train_and_val_are_distinguished(write: Write) -> None:
     url = "http://images.cocodataset.org/{}2017/{}.jpg"
-    told = {"neg_category_ids": [], "not_exhaustive_category_ids": [1]}
+    details = {"neg_category_ids": [], "not_exhaustive_category_ids": [1]}
     images = [
-        told | {"id": 1, "coco_url": url.format("train", 1), "height": 60, "width": 80},
-        told | {"id": 2, "coco_url": url.format("val", 2), "height": 60, "width": 80},
-        told | image(3),
+        details | {"id": 1, "coco_url": url.format("train", 1), "height": 60, "width": 80},
+        details | {"id": 2, "coco_url": url.format("val", 2), "height": 60, "width": 80},
+        details | image(3),
     ]
     categories = [{"id": 1, "name": "dog", "frequency": "r"}]
     file, folder = write(
         coco_file(images=images, annotations=[annotation(5)], categories=categories),
         *("train2017/1.jpg", "val2017/1.jpg", "val2017/2.jpg", "3.jpg"),
     )
-    found = read_instances(file, folder, "lvis")
-    ends = [photo.path.removeprefix(f"{folder}/") for photo in found.photos]
+    loaded = read_instances(file, folder, "lvis")
+    ends = [image.path.removeprefix(f"{folder}/") for image in loaded.images]
     assert ends == ["train2017/1.jpg", "val2017/2.jpg", "3.jpg"]
-    assert found.categories == (Category(1, "dog", "r"),)
-    assert found.damage == ()
+    assert loaded.categories == (Category(1, "dog", "r"),)
+    assert loaded.corrupt == ()
 
 
 def test_images_are_sliced_by_rising_id_and_travel_between_processes(write: Write) -> None:
-    found = read_instances(*write(coco_file()), "coco")
-    assert found.photos.ids == (1, 2)
-    assert [photo.id for photo in found.photos[1:]] == [2]
-    assert found.photos.sizes() == {1: (60, 80), 2: (60, 80)}
-    again: InstanceSet = pickle.loads(pickle.dumps(found))
-    assert list(again.photos) == list(found.photos)
-    assert [one.id for one in found.photos[0].instances] == [5, 6]
+    loaded = read_instances(*write(coco_file()), "coco")
+    assert loaded.images.ids == (1, 2)
+    assert [image.id for image in loaded.images[1:]] == [2]
+    assert loaded.images.sizes() == {1: (60, 80), 2: (60, 80)}
+    again: InstanceSet = pickle.loads(pickle.dumps(loaded))
+    assert list(again.images) == list(loaded.images)
+    assert [entry.id for entry in loaded.images[0].instances] == [5, 6]
 
 
 def test_crowds_and_instances_without_a_pixel_are_kept(write: Write) -> None:
@@ -143,12 +148,12 @@ def test_crowds_and_instances_without_a_pixel_are_kept(write: Write) -> None:
         annotation(2, segmentation=thin, area=0.0),
         annotation(3, segmentation=runs, area=None),
     ]
-    found = read_instances(*write(coco_file(annotations=annotations)), "coco")
-    crowd, empty, unstated = found.photos[0].instances
+    loaded = read_instances(*write(coco_file(annotations=annotations)), "coco")
+    crowd, empty, unstated = loaded.images[0].instances
     assert (crowd.crowd, rle.area(crowd.mask), crowd.area) == (True, 100, 400.0)
     assert (empty.crowd, rle.area(empty.mask), empty.area) == (False, 0, 0.0)
     assert unstated.area == 100.0
-    assert found.damage == ()
+    assert loaded.corrupt == ()
 
 
 def test_what_cannot_be_used_is_named_and_counted(write: Write) -> None:
@@ -168,9 +173,9 @@ def test_what_cannot_be_used_is_named_and_counted(write: Write) -> None:
     ]
     images = [image(1), image(1), image(2), image(3), image(4, height=None)]
     content = coco_file(annotations=annotations, images=images)
-    found = read_instances(*write(content, "1.jpg", "2.jpg", "4.jpg"), "coco")
-    assert [[one.id for one in photo.instances] for photo in found.photos] == [[1], []]
-    assert found.skipped == {
+    loaded = read_instances(*write(content, "1.jpg", "2.jpg", "4.jpg"), "coco")
+    assert [[entry.id for entry in image.instances] for image in loaded.images] == [[1], []]
+    assert loaded.skipped == {
         "annotation id a second time": 1,
         "annotation that cannot be used": 8,
         "annotation with an unknown category_id": 1,
@@ -179,14 +184,14 @@ def test_what_cannot_be_used_is_named_and_counted(write: Write) -> None:
         "missing photo": 1,
         "photo without a size": 1,
     }
-    told = {one.key: one.detail for one in found.damage}
-    assert told["annotation 2"] == "image_id=77"
-    assert told["annotation 3"] == "category_id=5"
-    assert "three corners" in told["annotation 4"]
-    assert "nowhere" in told["annotation 5"]
-    assert "size [6, 8]" in told["annotation 6"]
-    assert told["annotation 10"] == "no 'segmentation'"
-    assert told["image 3"].endswith("3.jpg")
+    details = {entry.key: entry.detail for entry in loaded.corrupt}
+    assert details["annotation 2"] == "image_id=77"
+    assert details["annotation 3"] == "category_id=5"
+    assert "three corners" in details["annotation 4"]
+    assert "nowhere" in details["annotation 5"]
+    assert "size [6, 8]" in details["annotation 6"]
+    assert details["annotation 10"] == "no 'segmentation'"
+    assert details["image 3"].endswith("3.jpg")
 
 
 def lacking(key: str) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def lacking(key: str) -> dict[str, Any]:
     [
         *((lacking(key), "coco", f"no '{key}'") for key in ("images", "annotations", "categories")),
         (coco_file(categories=[]), "coco", "lists no category: its categories are empty"),
-        (coco_file(images=[]), "coco", "lists no photo: its images are empty"),
+        (coco_file(images=[]), "coco", "lists no image: its images are empty"),
         (coco_file(annotations={}), "coco", "its 'annotations' is no list of records"),
         (coco_file(images=[{"file_name": "1.jpg"}]), "coco", "image 0 has id=None"),
         (coco_file(images=[{"id": 4}]), "coco", "image 4 has no 'file_name'"),
@@ -243,19 +248,24 @@ def test_images_may_lie_in_any_store() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/set/a.json", json.dumps(coco_file()).encode())
     memory.pipe("/set/images/1.jpg", b"")
-    found = read_instances("memory://set/a.json", "memory://set/images", "coco")
-    assert [photo.path for photo in found.photos] == ["memory://set/images/1.jpg"]
-    assert found.skipped == {"missing photo": 1}
+    loaded = read_instances("memory://set/a.json", "memory://set/images", "coco")
+    assert [image.path for image in loaded.images] == ["memory://set/images/1.jpg"]
+    assert loaded.skipped == {"missing photo": 1}
 
 
 def result(image_id: Any = 1, **others: Any) -> dict[str, Any]:
-    own = {"image_id": image_id, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}
-    return own | others
+    fields = {
+        "image_id": image_id,
+        "category_id": 1,
+        "bbox": [1.0, 2.0, 3.0, 4.0],
+        "score": 0.5,
+    }
+    return fields | others
 
 
 @pytest.fixture
 def known(write: Write) -> InstanceSet:
-    """Photos 1 and 2 of 80x60, and 3, which is not there."""
+    """Images 1 and 2 of 80x60, and 3, which is not there."""
     return read_instances(*write(coco_file(images=[image(1), image(2), image(3)])), "coco")
 
 
@@ -269,34 +279,34 @@ def test_detections_are_a_images_own_in_the_files_order(tmp_path: Path, known: I
         tmp_path / "found.json",
         [result(2, score=0.1), result(1, score=0.2, category_id=9), result(2, score=1)],
     )
-    found = read_detections(file, known)
+    loaded = read_detections(file, known)
     box = (1.0, 2.0, 4.0, 6.0)
-    assert dict(found) == {
+    assert dict(loaded) == {
         1: (Detection(9, box, 0.2),),
         2: (Detection(1, box, 0.1), Detection(1, box, 1.0)),
     }
-    assert found.get(3, ()) == ()
-    assert (found.count, found.clipped, found.left_out) == (3, 0, {})
-    assert found.sha256 == hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    assert loaded.get(3, ()) == ()
+    assert (loaded.count, loaded.clipped, loaded.left_out) == (3, 0, {})
+    assert loaded.sha256 == hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def test_every_oracle_detection_is_read(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data/coco_val2014_100"
-    photos = tmp_path / "photos"
-    photos.mkdir()
+    images = tmp_path / "photos"
+    images.mkdir()
     file = folder / "instances_val2014_100.json"
     content = json.loads(file.read_text())
-    for one in content["images"]:
-        (photos / one["file_name"]).touch()
-    known = read_instances(str(file), str(photos), "coco")
+    for entry in content["images"]:
+        (images / entry["file_name"]).touch()
+    known = read_instances(str(file), str(images), "coco")
     results = folder / "instances_val2014_fakebbox100_results.json"
-    found = read_detections(str(results), known)
+    loaded = read_detections(str(results), known)
     expected = json.loads(results.read_text())
-    assert (found.count, found.left_out) == (len(expected), {})
+    assert (loaded.count, loaded.left_out) == (len(expected), {})
     first = expected[0]
     x, y, width, height = first["bbox"]
-    own = found[first["image_id"]][0]
-    np.testing.assert_allclose(own.box_xyxy, (x, y, x + width, y + height), atol=0.01)
+    detection = loaded[first["image_id"]][0]
+    np.testing.assert_allclose(detection.box_xyxy, (x, y, x + width, y + height), atol=0.01)
 
 
 def test_what_cannot_be_used_of_detections_is_counted(tmp_path: Path, known: InstanceSet) -> None:
@@ -323,14 +333,14 @@ def test_what_cannot_be_used_of_detections_is_counted(tmp_path: Path, known: Ins
         result(category_id=77),
         result(3),
     ]
-    found = read_detections(detections(tmp_path / "found.json", results), known)
-    assert [one.box_xyxy for one in found[1]] == [
+    loaded = read_detections(detections(tmp_path / "found.json", results), known)
+    assert [entry.box_xyxy for entry in loaded[1]] == [
         (1.0, 2.0, 4.0, 6.0),
         (0.0, 50.0, 25.0, 60.0),
         (0.0, 0.0, 80.0, 60.0),
     ]
-    assert (list(found), found.clipped) == ([1], 1)
-    assert found.left_out == {
+    assert (list(loaded), loaded.clipped) == ([1], 1)
+    assert loaded.left_out == {
         "unknown image_id": 3,
         "missing photo": 1,
         "unknown category_id": 1,
@@ -339,12 +349,12 @@ def test_what_cannot_be_used_of_detections_is_counted(tmp_path: Path, known: Ins
         "box without an area": 2,
         "box outside the photo": 2,
     }
-    assert found.count + sum(found.left_out.values()) == len(results)
+    assert loaded.count + sum(loaded.left_out.values()) == len(results)
 
 
 def test_nothing_found_is_a_result(tmp_path: Path, known: InstanceSet) -> None:
-    found = read_detections(detections(tmp_path / "found.json", []), known)
-    assert (dict(found), found.count, found.clipped, found.left_out) == ({}, 0, 0, {})
+    loaded = read_detections(detections(tmp_path / "found.json", []), known)
+    assert (dict(loaded), loaded.count, loaded.clipped, loaded.left_out) == ({}, 0, 0, {})
 
 
 @pytest.mark.parametrize(

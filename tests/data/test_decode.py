@@ -1,4 +1,4 @@
-"""Decoded pixels against Pillow's, and what is no photo."""
+"""Decoded pixels against Pillow's, and what is no image."""
 
 import io
 from pathlib import Path
@@ -48,9 +48,9 @@ def test_grey_and_cmyk_jpegs_become_rgb(mode: str) -> None:
 def test_png_under_any_name_becomes_rgb(mode: str) -> None:
     data = saved(Image.fromarray(smooth(40, 50)).convert(mode), "PNG")
     assert image_size_of(data) == (40, 50)
-    photo = decode_smaller(data, 8.0)
-    assert (photo.scale, photo.image_hw) == (1, (40, 50))
-    np.testing.assert_array_equal(photo.pixels, by_pillow(data))
+    image = decode_smaller(data, 8.0)
+    assert (image.scale, image.image_hw) == (1, (40, 50))
+    np.testing.assert_array_equal(image.pixels, by_pillow(data))
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ def test_png_under_any_name_becomes_rgb(mode: str) -> None:
 )
 def test_jpeg_is_decoded_as_small_as_is_allowed(largest: float, scale: int) -> None:
     image = smooth(203, 301)
-    photo = decode_smaller(saved(Image.fromarray(image), quality=98, subsampling=0), largest)
-    assert photo.scale == scale
-    assert photo.image_hw == (203, 301)
-    assert photo.pixels.shape == (-(-203 // scale), -(-301 // scale), 3)
-    size = (photo.pixels.shape[1], photo.pixels.shape[0])
+    decoded = decode_smaller(saved(Image.fromarray(image), quality=98, subsampling=0), largest)
+    assert decoded.scale == scale
+    assert decoded.image_hw == (203, 301)
+    assert decoded.pixels.shape == (-(-203 // scale), -(-301 // scale), 3)
+    size = (decoded.pixels.shape[1], decoded.pixels.shape[0])
     box = (0, 0, size[0] * scale, size[1] * scale)
     padded = np.pad(image, ((0, 8), (0, 8), (0, 0)), mode="edge")
     expected = np.array(Image.fromarray(padded).resize(size, Image.Resampling.BOX, box=box))
-    assert np.abs(photo.pixels.astype(int) - expected).mean() < 2
+    assert np.abs(decoded.pixels.astype(int) - expected).mean() < 2
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 20, 300, -200, -2])
@@ -75,7 +75,7 @@ def test_jpeg_that_breaks_off_is_a_bad_image(kept: int) -> None:
     with pytest.raises(CorruptSampleError) as caught:
         decode_image(data[:kept])
     assert caught.value.kind == "bad photo"
-    assert "0x" not in str(caught.value)  # one kind of damage is told in the same words
+    assert "0x" not in str(caught.value)  # one kind of corruption is reported in the same words
 
 
 def test_jpeg_with_garbage_in_it_is_a_bad_image_not_grey_pixels() -> None:
@@ -103,8 +103,8 @@ def test_image_of_absurd_size_is_not_decoded() -> None:
 
 
 def test_real_images_are_pillows(shared: Path) -> None:
-    photos = sorted((shared / "data/imagenet_sample").glob("*/*.JPEG"))[::6]
-    photos += sorted((shared / "data/sa1b_images").glob("*.jpg"))[:2]
-    for photo in photos:
-        data = photo.read_bytes()
+    images = sorted((shared / "data/imagenet_sample").glob("*/*.JPEG"))[::6]
+    images += sorted((shared / "data/sa1b_images").glob("*.jpg"))[:2]
+    for image in images:
+        data = image.read_bytes()
         np.testing.assert_array_equal(decode_image(data), by_pillow(data))

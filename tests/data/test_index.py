@@ -1,4 +1,4 @@
-"""Keys and endings as webdataset's, and index files that are read back or told to be wrong."""
+"""Keys and suffixes as webdataset's, and index files that are read back or reported as wrong."""
 
 import json
 import tarfile
@@ -66,7 +66,7 @@ def by_webdataset(path: Path) -> dict[str, dict[str, bytes]]:
     ],
     ids=lambda names: names[0][:12],
 )
-def test_keys_and_endings_are_webdatasets(names: list[str], tmp_path: Path, tar_of: TarOf) -> None:
+def test_keys_and_suffixes_are_webdatasets(names: list[str], tmp_path: Path, tar_of: TarOf) -> None:
     path = tar_of(tmp_path / "a.tar", {name: name.encode() for name in names})
     assert contents(path) == by_webdataset(path)
 
@@ -75,10 +75,10 @@ def test_keys_and_endings_are_webdatasets(names: list[str], tmp_path: Path, tar_
 def test_masked_and_plain_samples_are_read_back_by_webdataset(
     tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes]
 ) -> None:
-    photo, record = good_sample["jpg"], good_sample["json"]
-    files = {"sa_1.jpg": photo, "sa_1.json": record, "p.jpeg": photo, "p.cls": b"7"}
+    image, record = good_sample["jpg"], good_sample["json"]
+    files = {"sa_1.jpg": image, "sa_1.json": record, "p.jpeg": image, "p.cls": b"7"}
     path = tar_of(tmp_path / "a.tar", files)
-    expected = {"sa_1": {"jpg": photo, "json": record}, "p": {"jpeg": photo, "cls": b"7"}}
+    expected = {"sa_1": {"jpg": image, "json": record}, "p": {"jpeg": image, "cls": b"7"}}
     assert contents(path) == by_webdataset(path) == expected
 
 
@@ -122,7 +122,7 @@ def index(tmp_path: Path, tar_of: TarOf) -> ShardIndex:
 def test_index_survives_its_file(index: ShardIndex) -> None:
     again = from_bytes(to_bytes(index), "a.index.json")
     assert astuple(again)[:3] == astuple(index)[:3]
-    assert (again.damage, again.packed) == (index.damage, index.packed)
+    assert (again.faults, again.packed) == (index.faults, index.packed)
     assert again.places.keys() == index.places.keys()
     for suffix, places in index.places.items():
         np.testing.assert_array_equal(again.places[suffix], places)
@@ -133,28 +133,28 @@ def test_index_of_nothing_survives_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"version": 2}, "is of version 2, this program reads 1"),
         ({"format": "another"}, "is no efficientsam_pl shard index"),
-        ({"keys": None}, "is damaged"),
-        ({"keys": ["a"]}, "is damaged"),
-        ({"bytes": "many"}, "is damaged"),
-        ({"files": {"jpg": {"offset": [10**30] * 3, "size": [1] * 3}}}, "is damaged"),
+        ({"keys": None}, "is corrupt"),
+        ({"keys": ["a"]}, "is corrupt"),
+        ({"bytes": "many"}, "is corrupt"),
+        ({"files": {"jpg": {"offset": [10**30] * 3, "size": [1] * 3}}}, "is corrupt"),
         ({"files": {"jpg": {"offset": [10**15] * 3, "size": [1] * 3}}}, "places outside of"),
         ({"files": {"jpg": {"offset": [512] * 3, "size": [-2] * 3}}}, "places outside of"),
         ({"files": {"jpg": {"offset": [-512] * 3, "size": [2] * 3}}}, "places outside of"),
-        ({"files": {"jpg": {"offset": [512] * 2, "size": [2] * 3}}}, "is damaged"),
-        ({"files": []}, "is damaged"),
+        ({"files": {"jpg": {"offset": [512] * 2, "size": [2] * 3}}}, "is corrupt"),
+        ({"files": []}, "is corrupt"),
     ],
 )
 def test_index_of_another_form_is_one_line_that_names_it(
-    index: ShardIndex, change: dict[str, Any], told: str
+    index: ShardIndex, change: dict[str, Any], message: str
 ) -> None:
     changed = json.dumps(json.loads(to_bytes(index)) | change).encode()
     with pytest.raises(IndexFormatError, match=r"s-0\.index\.json") as caught:
         from_bytes(changed, "s-0.index.json")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

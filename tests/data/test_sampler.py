@@ -37,14 +37,18 @@ def order_of(sizes: list[int], seed: int, epoch: int, block: int, neighbours: in
 
 
 def rank_batches(
-    sample_order: SampleOrder, share: RankShard, position: Position, steps: int, accumulate: int
+    sample_order: SampleOrder,
+    rank_shard: RankShard,
+    position: Position,
+    steps: int,
+    accumulate: int,
 ) -> list[list[SampleRef]]:
     batches = list(
         itertools.islice(
-            iter(TrainingBatchSampler(sample_order, share, position)), steps * accumulate
+            iter(TrainingBatchSampler(sample_order, rank_shard, position)), steps * accumulate
         )
     )
-    assert all(len(batch) == share.micro_batch for batch in batches)
+    assert all(len(batch) == rank_shard.micro_batch for batch in batches)
     return batches
 
 
@@ -55,7 +59,7 @@ def global_batches(
     position: Position,
     steps: int,
 ) -> list[list[SampleRef]]:
-    """What all ranks together use in each step, in the order of the places in the batch."""
+    """The references that all ranks together use in each step, in the order of the batch."""
     world, micro, accumulate = ranks
     assert size == world * micro * accumulate
     mine = [
@@ -64,10 +68,10 @@ def global_batches(
     ]
     return [
         [
-            slot
+            ref
             for turn in range(accumulate)
             for rank in range(world)
-            for slot in mine[rank][step * accumulate + turn]
+            for ref in mine[rank][step * accumulate + turn]
         ]
         for step in range(steps)
     ]
@@ -99,9 +103,9 @@ def test_stops_and_other_ranks_leave_the_global_batches_as_they_are(
     stopped: list[list[SampleRef]] = []
     position = Position()
     while len(stopped) < steps:  # each turn is a new process on other ranks
-        sample_order, some = DatasetOrder(*arguments), draw.randint(1, 4)
-        stopped += global_batches(sample_order, size, split(size, draw), position, some)
-        position = sample_order.after(position, some, size)
+        sample_order, run_steps = DatasetOrder(*arguments), draw.randint(1, 4)
+        stopped += global_batches(sample_order, size, split(size, draw), position, run_steps)
+        position = sample_order.after(position, run_steps, size)
     assert stopped[:steps] == straight
 
 
@@ -111,11 +115,11 @@ def test_carried_batches_use_every_sample_once_an_epoch(trial: int) -> None:
     sizes, size = random_sizes(draw), draw.randint(1, 7)
     steps = 3 * sum(sizes) // size + 1
     batches = global_batches(DatasetOrder(sizes, 0, 2), size, (1, size, 1), Position(), steps)
-    slots = [slot for batch in batches for slot in batch]
-    epochs = [slots[i : i + sum(sizes)] for i in range(0, 3 * sum(sizes), sum(sizes))]
+    refs = [ref for batch in batches for ref in batch]
+    epochs = [refs[i : i + sum(sizes)] for i in range(0, 3 * sum(sizes), sum(sizes))]
     for number, epoch in enumerate(epochs):
-        assert {slot.epoch for slot in epoch} == {number}
-        assert sorted(slot.sample or 0 for slot in epoch) == list(range(sum(sizes)))
+        assert {ref.epoch for ref in epoch} == {number}
+        assert sorted(ref.sample or 0 for ref in epoch) == list(range(sum(sizes)))
 
 
 @pytest.mark.parametrize("trial", TRIALS)
@@ -130,12 +134,12 @@ def test_padded_epochs_have_every_sample_once_and_dropped_ones_lack_less_than_a_
         used = global_batches(sample_order, size, (1, size, 1), Position(), 2 * batches)
         assert sample_order.after(Position(), batches, size) == Position(1, 0)
         for epoch in range(2):
-            slots = [s for batch in used[epoch * batches : (epoch + 1) * batches] for s in batch]
-            assert {slot.epoch for slot in slots} == {epoch}
-            real = [slot.sample for slot in slots if slot.sample is not None]
+            refs = [s for batch in used[epoch * batches : (epoch + 1) * batches] for s in batch]
+            assert {ref.epoch for ref in refs} == {epoch}
+            real = [ref.sample for ref in refs if ref.sample is not None]
             assert len(set(real)) == len(real)
             assert len(real) == (samples if last == "pad" else samples // size * size)
-            assert (len(slots) > len(real)) == (last == "pad" and samples % size > 0)
+            assert (len(refs) > len(real)) == (last == "pad" and samples % size > 0)
 
 
 @pytest.mark.parametrize("last", LAST)
@@ -156,21 +160,21 @@ def test_epoch_of_seven_in_batches_of_three_by_hand() -> None:
         sample_order = DatasetOrder([7], 0, 1, 1, last)  # type: ignore[arg-type]
         assert sample_order.after(Position(), 2, 3) == end
     third, _ = DatasetOrder([7], 0, 1, 1, "pad").batch(Position(0, 6), 3)
-    assert [slot.sample is None for slot in third] == [False, True, True]
+    assert [ref.sample is None for ref in third] == [False, True, True]
     third, after = DatasetOrder([7], 0, 1, 1, "carry").batch(Position(0, 6), 3)
-    assert [slot.epoch for slot in third] == [0, 1, 1]
+    assert [ref.epoch for ref in third] == [0, 1, 1]
     assert after == Position(1, 2)
 
 
 class Slots(Dataset[SampleRef]):
-    """Gives every slot back, so that a loader tells what it was asked for."""
+    """Returns every reference, so that a loader yields the requested ones."""
 
-    def __getitem__(self, slot: SampleRef) -> SampleRef:
-        return slot
+    def __getitem__(self, ref: SampleRef) -> SampleRef:
+        return ref
 
 
-def as_they_are(slots: list[SampleRef]) -> list[SampleRef]:
-    return slots
+def as_they_are(refs: list[SampleRef]) -> list[SampleRef]:
+    return refs
 
 
 @pytest.mark.parametrize("trial", range(4))
@@ -258,12 +262,12 @@ def test_each_sample_is_first_about_equally_often() -> None:
 
 
 def mixture(seed: int = 0) -> MixtureOrder:
-    courses = [
+    orders = [
         DatasetOrder([5, 4], seed, 2),
         DatasetOrder([100], seed, 1),
         DatasetOrder([3], seed, 1),
     ]
-    return MixtureOrder(courses, [1.0, 2.0, 0.5], seed)
+    return MixtureOrder(orders, [1.0, 2.0, 0.5], seed)
 
 
 @pytest.mark.parametrize("trial", range(8))
@@ -277,17 +281,17 @@ def test_mixture_goes_on_from_any_position(trial: int) -> None:
 
 
 def test_sets_of_a_mixture_keep_their_shares_and_their_own_epochs() -> None:
-    slots = [s for b in global_batches(mixture(), 10, (1, 10, 1), Position(), 700) for s in b]
-    counts = Counter(slot.set for slot in slots)
+    refs = [s for b in global_batches(mixture(), 10, (1, 10, 1), Position(), 700) for s in b]
+    counts = Counter(ref.set for ref in refs)
     # by hand: of every 1000 places 285.7, 571.4 and 142.9, the largest remainders rounded up
     assert counts == {0: 7 * 286, 1: 7 * 571, 2: 7 * 143}
     for number, samples in enumerate((9, 100, 3)):
-        own = [slot for slot in slots if slot.set == number]
-        whole = len(own) // samples * samples
+        of_set = [ref for ref in refs if ref.set == number]
+        whole = len(of_set) // samples * samples
         for first in range(0, whole, samples):
-            epoch = own[first : first + samples]
-            assert {slot.epoch for slot in epoch} == {first // samples}
-            assert sorted(slot.sample or 0 for slot in epoch) == list(range(samples))
+            epoch = of_set[first : first + samples]
+            assert {ref.epoch for ref in epoch} == {first // samples}
+            assert sorted(ref.sample or 0 for ref in epoch) == list(range(samples))
 
 
 def test_shares_of_all_ranks_are_the_global_batch() -> None:
@@ -306,7 +310,7 @@ def test_one_pass_is_exact_and_equally_long_on_all_ranks(trial: int) -> None:
     ]
     batches = [list(rank) for rank in ranks]
     assert {len(b) for b in batches} == {len(ranks[0])}
-    slots = [slot for mine in batches for batch in mine for slot in batch]
-    assert sorted(s.sample for s in slots if s.sample is not None) == list(range(samples))
-    assert len(slots) - samples < micro * world
-    assert {slot.epoch for slot in slots} == {0}
+    refs = [ref for mine in batches for batch in mine for ref in batch]
+    assert sorted(s.sample for s in refs if s.sample is not None) == list(range(samples))
+    assert len(refs) - samples < micro * world
+    assert {ref.epoch for ref in refs} == {0}

@@ -34,7 +34,7 @@ def sa1b(**changes: Any) -> dict[str, Any]:
     return whole | changes
 
 
-def damage(content: Any) -> str:
+def fault_kind(content: Any) -> str:
     with pytest.raises(CorruptSampleError) as caught:
         from_json(content if isinstance(content, bytes) else json.dumps(content).encode())
     return caught.value.kind
@@ -69,16 +69,16 @@ def test_metas_own_json_is_read_as_it_is() -> None:
 
 
 def test_area_is_counted_where_none_is_stated_and_of_polygons() -> None:
-    told = sa1b()
-    del told["annotations"][0]["area"]
-    assert from_json(json.dumps(told).encode()).annotations[0].area == 12
+    record = sa1b()
+    del record["annotations"][0]["area"]
+    assert from_json(json.dumps(record).encode()).annotations[0].area == 12
     polygon = sa1b(annotation={"segmentation": [[3, 2, 7, 2, 7, 5, 3, 5]], "area": 55.5})
     assert from_json(json.dumps(polygon).encode()).annotations[0].area == 12
 
 
 def test_scores_are_read_where_they_are_stated() -> None:
-    told = sa1b(annotation={"predicted_iou": 1.01, "stability_score": 0.97})
-    [annotation] = from_json(json.dumps(told).encode()).annotations
+    record = sa1b(annotation={"predicted_iou": 1.01, "stability_score": 0.97})
+    [annotation] = from_json(json.dumps(record).encode()).annotations
     assert (annotation.predicted_iou, annotation.stability) == (1.01, 0.97)
     [annotation] = from_json(json.dumps(sa1b()).encode()).annotations
     assert (annotation.predicted_iou, annotation.stability) == (None, None)
@@ -89,9 +89,9 @@ def test_original_size_is_kept() -> None:
     assert from_json(to_json("a.jpg", record)) == record
 
 
-def test_run_lengths_of_another_size_are_told_apart() -> None:
+def test_run_lengths_of_another_size_are_distinguished() -> None:
     content = sa1b(annotation={"segmentation": {"size": [8, 11], "counts": "T3"}})
-    assert damage(content) == "mask size"
+    assert fault_kind(content) == "mask size"
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_run_lengths_of_another_size_are_told_apart() -> None:
     ids=str,
 )
 def test_what_is_not_of_that_form_is_bad_json(content: Any) -> None:
-    assert damage(content) == "bad json"
+    assert fault_kind(content) == "bad json"
 
 
 def test_newer_version_of_our_own_is_refused() -> None:
-    assert damage(sa1b(efficientsam_pl={"version": VERSION + 1})) == "unknown version"
+    assert fault_kind(sa1b(efficientsam_pl={"version": VERSION + 1})) == "unknown version"

@@ -13,7 +13,7 @@ from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shard_checks import CheckedShard, check_shards
-from efficientsam_pl.data.shards import Shard, beside, open_shards
+from efficientsam_pl.data.shards import Shard, index_beside, open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import encode
 
@@ -26,15 +26,15 @@ SHARD = "set-000000.tar"
 
 @pytest.fixture
 def folder(tmp_path: Path, noise: Noise) -> Path:
-    """Five masked photos in three shards: p0 p1, p2 p3, p4."""
+    """Five masked images in three shards: p0 p1, p2 p3, p4."""
     mask = np.zeros((40, 60), dtype=bool)
     mask[:, :30] = True
-    photos = [MaskedImage(f"p{i}", noise(i), (annotation_of(encode(mask)),)) for i in range(5)]
-    pack_images(photos, tmp_path / "set", "set", samples_per_shard=2)
+    images = [MaskedImage(f"p{i}", noise(i), (annotation_of(encode(mask)),)) for i in range(5)]
+    pack_images(images, tmp_path / "set", "set", samples_per_shard=2)
     return tmp_path / "set"
 
 
-def found(folder: Path, workers: int = 0) -> set[tuple[str, str, str]]:
+def faults(folder: Path, workers: int = 0) -> set[tuple[str, str, str]]:
     """Shard, key and kind of all that is bad."""
     checked = check_shards(open_shards(f"{folder}/*.tar"), workers)
     return {(Path(d.shard).name, d.key, d.kind) for shard in checked for d in shard.bad}
@@ -45,7 +45,7 @@ def rewritten(path: Path, tar_of: TarOf, changes: dict[str, bytes | None]) -> No
     with tarfile.open(path) as tar:
         files = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
     tar_of(path, {n: c for n, c in (files | changes).items() if c is not None})
-    for index in (Path(beside(str(path))), path.with_name("manifest.json")):
+    for index in (Path(index_beside(str(path))), path.with_name("manifest.json")):
         index.unlink(missing_ok=True)
 
 
@@ -67,9 +67,9 @@ def test_good_set_is_good(folder: Path) -> None:
 def test_plain_images_are_good_with_and_without_a_class(
     files: Sample, tmp_path: Path, jpeg_of: JpegOf, noise: Noise
 ) -> None:
-    photos = [PackedSample(f"p{i}", {"jpg": jpeg_of(noise(i))} | files) for i in range(2)]
-    write_shard(f"{tmp_path}/a.tar", photos)
-    assert found(tmp_path) == set()
+    images = [PackedSample(f"p{i}", {"jpg": jpeg_of(noise(i))} | files) for i in range(2)]
+    write_shard(f"{tmp_path}/a.tar", images)
+    assert faults(tmp_path) == set()
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_plain_images_are_good_with_and_without_a_class(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_damaged_sample_is_found(
+def test_corrupt_sample_is_found(
     changes: dict[str, bytes | None], kind: str, folder: Path, tar_of: TarOf
 ) -> None:
     rewritten(folder / SHARD, tar_of, changes)
-    assert found(folder) == {(SHARD, "p1", kind)}
+    assert faults(folder) == {(SHARD, "p1", kind)}
 
 
 def test_image_that_breaks_off_is_found(folder: Path, tar_of: TarOf) -> None:
     with tarfile.open(folder / SHARD) as tar:
-        photo = tar.extractfile("p1.jpg").read()  # type: ignore[union-attr]
-    rewritten(folder / SHARD, tar_of, {"p1.jpg": photo[: len(photo) // 2]})
-    assert found(folder) == {(SHARD, "p1", "bad photo")}
+        image = tar.extractfile("p1.jpg").read()  # type: ignore[union-attr]
+    rewritten(folder / SHARD, tar_of, {"p1.jpg": image[: len(image) // 2]})
+    assert faults(folder) == {(SHARD, "p1", "bad photo")}
 
 
 def test_byte_that_nothing_but_the_checksum_notices_is_found(folder: Path) -> None:
@@ -110,8 +110,8 @@ def test_byte_that_nothing_but_the_checksum_notices_is_found(folder: Path) -> No
     assert content[-1] == 0  # of the padding at the end
     content[-1] = 1
     (folder / SHARD).write_bytes(content)
-    assert (SHARD, "", "checksum") in found(folder)
-    assert {kind for _, _, kind in found(folder)} <= {"checksum", "broken tar"}
+    assert (SHARD, "", "checksum") in faults(folder)
+    assert {kind for _, _, kind in faults(folder)} <= {"checksum", "broken tar"}
 
 
 def test_shard_cut_between_two_files_has_lost_samples(folder: Path) -> None:
@@ -119,45 +119,47 @@ def test_shard_cut_between_two_files_has_lost_samples(folder: Path) -> None:
     cut = content.index(b"p1.jpg")
     assert cut % 512 == 0
     (folder / SHARD).write_bytes(content[:cut])
-    assert found(folder) == {
+    assert faults(folder) == {
         (SHARD, "", "broken tar"),
         (SHARD, "", "checksum"),
         (SHARD, "p1", "lost sample"),
     }
 
 
-def test_shard_cut_inside_a_file_is_told_of_that_sample(folder: Path) -> None:
+def test_shard_cut_inside_a_file_is_reported_for_that_sample(folder: Path) -> None:
     content = (folder / SHARD).read_bytes()
     (folder / SHARD).write_bytes(content[: content.index(b"p1.jpg") + 700])
-    assert (SHARD, "p1", "truncated shard") in found(folder)
+    assert (SHARD, "p1", "truncated shard") in faults(folder)
 
 
-def test_damaged_header_loses_a_file_and_is_told(folder: Path) -> None:
+def test_corrupt_header_loses_a_file_and_is_reported(folder: Path) -> None:
     content = bytearray((folder / SHARD).read_bytes())
     content[content.index(b"p1.json") + 120] ^= 0xFF
     (folder / SHARD).write_bytes(content)
-    assert found(folder) == {
+    assert faults(folder) == {
         (SHARD, "", "broken tar"),
         (SHARD, "", "checksum"),
         (SHARD, "p1", "missing json"),
     }
 
 
-def test_lost_class_of_a_plain_image_is_told(tmp_path: Path, jpeg_of: JpegOf, noise: Noise) -> None:
-    photos = [PackedSample(f"p{i}", {"jpg": jpeg_of(noise(i)), "cls": b"7"}) for i in range(2)]
-    write_shard(f"{tmp_path}/a.tar", photos)
+def test_lost_class_of_a_plain_image_is_reported(
+    tmp_path: Path, jpeg_of: JpegOf, noise: Noise
+) -> None:
+    images = [PackedSample(f"p{i}", {"jpg": jpeg_of(noise(i)), "cls": b"7"}) for i in range(2)]
+    write_shard(f"{tmp_path}/a.tar", images)
     content = bytearray((tmp_path / "a.tar").read_bytes())
     content[content.index(b"p1.cls") + 120] ^= 0xFF
     (tmp_path / "a.tar").write_bytes(content)
-    assert ("a.tar", "p1", "missing cls") in found(tmp_path)
+    assert ("a.tar", "p1", "missing cls") in faults(tmp_path)
 
 
-def test_two_files_of_one_name_are_told(folder: Path, noise: Noise, jpeg_of: JpegOf) -> None:
-    photos = [PackedSample("p", {"jpg": jpeg_of(noise(i))}) for i in range(2)]
+def test_two_files_of_one_name_are_reported(folder: Path, noise: Noise, jpeg_of: JpegOf) -> None:
+    images = [PackedSample("p", {"jpg": jpeg_of(noise(i))}) for i in range(2)]
     (folder / SHARD).unlink()
-    write_shard(str(folder / SHARD), photos)
+    write_shard(str(folder / SHARD), images)
     (folder / "manifest.json").unlink()
-    assert found(folder) == {(SHARD, "", "file twice")}
+    assert faults(folder) == {(SHARD, "", "file twice")}
 
 
 @pytest.mark.parametrize(
@@ -165,32 +167,32 @@ def test_two_files_of_one_name_are_told(folder: Path, noise: Noise, jpeg_of: Jpe
     [
         (b"", {"broken tar", "empty shard"}),
         (b"\0" * 10240, {"empty shard"}),
-        (b"<html>not found</html>" * 100, {"broken tar", "empty shard"}),
+        (b"<html>not faults</html>" * 100, {"broken tar", "empty shard"}),
     ],
     ids=["nothing", "zeros", "page"],
 )
 @pytest.mark.parametrize("indexed", [True, False])
-def test_what_is_no_shard_is_told(
+def test_what_is_no_shard_is_reported(
     content: bytes, kinds: set[str], indexed: bool, folder: Path
 ) -> None:
     lost = {(SHARD, "", "checksum"), (SHARD, "p0", "lost sample"), (SHARD, "p1", "lost sample")}
     (folder / SHARD).write_bytes(content)
     if not indexed:
         lost = set()
-        for path in (folder / "manifest.json", Path(beside(str(folder / SHARD)))):
+        for path in (folder / "manifest.json", Path(index_beside(str(folder / SHARD)))):
             path.unlink()
-    told = found(folder)
-    assert told >= lost | {(SHARD, "", "empty shard")}
-    assert {kind for _, key, kind in told - lost} <= kinds
+    results = faults(folder)
+    assert results >= lost | {(SHARD, "", "empty shard")}
+    assert {kind for _, key, kind in results - lost} <= kinds
 
 
-def test_missing_shard_of_the_manifest_is_told(folder: Path) -> None:
+def test_missing_shard_of_the_manifest_is_reported(folder: Path) -> None:
     (folder / SHARD).unlink()
-    assert found(folder) == {(SHARD, "", "missing shard")}
+    assert faults(folder) == {(SHARD, "", "missing shard")}
 
 
-def test_damaged_and_stale_indexes_are_told_and_the_rest_is_checked(folder: Path) -> None:
-    first, second = (Path(beside(f"{folder}/set-00000{i}.tar")) for i in range(2))
+def test_corrupt_and_stale_indexes_are_reported_and_the_rest_is_checked(folder: Path) -> None:
+    first, second = (Path(index_beside(f"{folder}/set-00000{i}.tar")) for i in range(2))
     second.write_bytes(first.read_bytes())
     first.write_bytes(b"{")
     checked = list(check_shards(open_shards(f"{folder}/*.tar"), 0))
@@ -201,8 +203,8 @@ def test_damaged_and_stale_indexes_are_told_and_the_rest_is_checked(folder: Path
 def test_workers_find_what_one_process_finds(folder: Path, tar_of: TarOf) -> None:
     rewritten(folder / SHARD, tar_of, {"p0.json": b"{", "p1.jpg": None})
     (folder / "set-000001.tar").write_bytes(b"")
-    assert found(folder, 2) == found(folder)
-    assert len(found(folder)) >= 4
+    assert faults(folder, 2) == faults(folder)
+    assert len(faults(folder)) >= 4
 
 
 def test_worker_that_dies_ends_the_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +247,6 @@ def test_long_list_is_cut_in_the_terminal_alone(
     assert len(json.loads((tmp_path / "report.json").read_text())["bad"]) == 30
 
 
-def test_good_set_is_told_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_good_set_is_reported_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.run(f"{folder}/*.tar", None, None, 0)
     assert capsys.readouterr().out == "3 shards, 5 samples, 0 bad\n"

@@ -1,4 +1,4 @@
-"""A data set opened: indexed on first use, read from its manifest after, and what is lost told."""
+"""Opening a data set: indexed on first use, read from its manifest later, lost shards reported."""
 
 import json
 import multiprocessing
@@ -51,8 +51,8 @@ def contents(shards: ShardSet) -> dict[str, dict[str, bytes | OSError]]:
     return read
 
 
-def told(shards: ShardSet) -> list[tuple[str, str]]:
-    return [(Path(damage.shard).name, damage.kind) for damage in shards.damage]
+def faults(shards: ShardSet) -> list[tuple[str, str]]:
+    return [(Path(corrupt.shard).name, corrupt.kind) for corrupt in shards.corrupt]
 
 
 def test_shards_come_in_the_order_of_their_names(three: Path) -> None:
@@ -60,7 +60,7 @@ def test_shards_come_in_the_order_of_their_names(three: Path) -> None:
     assert shards.sizes() == [1, 2, 3]
     assert len(shards) == 6
     assert [s.key for s in shards.samples()] == ["00", "10", "11", "20", "21", "22"]
-    assert shards.damage == ()
+    assert shards.corrupt == ()
     assert contents(shards)["21"] == {"txt": b"21" * 400}
 
 
@@ -156,13 +156,13 @@ def test_without_leaves_shards_out(three: Path) -> None:
     for _ in range(2):
         shards = open_shards(f"{three}/*.tar", without=f"{three}/s-[02].tar")
         assert [s.key for s in shards.samples()] == ["10", "11"]
-        assert shards.damage == ()
+        assert shards.corrupt == ()
     (three / "s-2.tar").unlink()  # no loss of this set
     open_shards(f"{three}/*.tar")
-    assert open_shards(f"{three}/*.tar", without=f"{three}/s-[02].tar").damage == ()
+    assert open_shards(f"{three}/*.tar", without=f"{three}/s-[02].tar").corrupt == ()
 
 
-def test_leaving_out_every_shard_is_told_as_that(three: Path) -> None:
+def test_leaving_out_every_shard_is_reported_as_that(three: Path) -> None:
     with pytest.raises(ShardsError, match="is left out by"):
         open_shards(f"{three}/s-*.tar", without=f"{three}/*.tar")
 
@@ -187,7 +187,7 @@ def test_shard_of_a_folder_that_the_pattern_does_not_reach_is_not_missing(
         tar_of(tmp_path / "sub" / f"{name}.tar", {f"{name}.txt": b""})
     open_shards(f"{tmp_path}/sub/*.tar")
     shards = open_shards(f"{tmp_path}/*.tar,{tmp_path}/sub/a.tar")
-    assert ([s.key for s in shards.samples()], shards.damage) == (["0", "a"], ())
+    assert ([s.key for s in shards.samples()], shards.corrupt) == (["0", "a"], ())
 
 
 @pytest.mark.parametrize("pattern", ["", "/nowhere/*.tar", "/nowhere/a.tar", "memory://none/*.tar"])
@@ -205,34 +205,34 @@ def test_impossible_pattern_is_one_line(pattern: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_missing_shard_keeps_its_samples_and_is_told(three: Path) -> None:
+def test_missing_shard_keeps_its_samples_and_is_reported(three: Path) -> None:
     whole = open_shards(f"{three}/s-*.tar")
     (three / "s-1.tar").unlink()
     shards = open_shards(f"{three}/s-*.tar")
     assert shards.sizes() == [1, 2, 3]
     assert shards.fingerprint() == whole.fingerprint()
-    assert told(shards) == [("s-1.tar", "missing shard")]
-    assert "2 samples" in shards.damage[0].detail
+    assert faults(shards) == [("s-1.tar", "missing shard")]
+    assert "2 samples" in shards.corrupt[0].detail
     read = contents(shards)
     assert isinstance(read["10"]["txt"], FileNotFoundError)
     assert read["22"] == {"txt": b"22" * 400}
 
 
-def test_shard_named_alone_that_is_missing_beside_others_is_told(three: Path) -> None:
+def test_shard_named_alone_that_is_missing_beside_others_is_reported(three: Path) -> None:
     open_shards(f"{three}/s-*.tar")
     (three / "s-1.tar").unlink()
     shards = open_shards(f"{three}/s-0.tar,{three}/s-1.tar")
-    assert told(shards) == [("s-1.tar", "missing shard")]
+    assert faults(shards) == [("s-1.tar", "missing shard")]
     assert shards.sizes() == [1, 2]
 
 
-def test_shard_cut_between_two_files_keeps_its_size_and_is_told(three: Path) -> None:
+def test_shard_cut_between_two_files_keeps_its_size_and_is_reported(three: Path) -> None:
     open_shards(f"{three}/s-*.tar")
     path = three / "s-2.tar"  # a member is a header and two blocks
     path.write_bytes(path.read_bytes()[:1536])
     shards = open_shards(f"{three}/s-*.tar")
     assert shards.sizes() == [1, 2, 3]
-    assert told(shards) == [("s-2.tar", "truncated shard")]
+    assert faults(shards) == [("s-2.tar", "truncated shard")]
     read = contents(shards)
     assert read["20"] == {"txt": b"20" * 400}
     assert all(isinstance(read[key]["txt"], OSError) for key in ("21", "22"))
@@ -258,12 +258,12 @@ def test_grown_shard_is_an_error_that_says_what_to_do(three: Path) -> None:
     ],
     ids=["no bytes", "zeros", "page"],
 )
-def test_shard_without_a_sample_is_told(data: bytes, kinds: set[str], three: Path) -> None:
+def test_shard_without_a_sample_is_reported(data: bytes, kinds: set[str], three: Path) -> None:
     (three / "s-1.tar").write_bytes(data)
     for _ in range(2):
         shards = open_shards(f"{three}/s-*.tar")
         assert shards.sizes() == [1, 0, 3]
-        assert set(told(shards)) == {("s-1.tar", kind) for kind in kinds}
+        assert set(faults(shards)) == {("s-1.tar", kind) for kind in kinds}
         assert [s.key for s in shards.samples()] == ["00", "20", "21", "22"]
 
 
@@ -281,7 +281,7 @@ def test_shards_may_be_links(three: Path, tmp_path: Path) -> None:
         (farm / f"s-{n}.tar").symlink_to(three / f"s-{n}.tar")
     shards = open_shards(f"{farm}/*.tar")
     assert contents(shards) == contents(open_shards(f"{three}/*.tar"))
-    assert shards.damage == ()
+    assert shards.corrupt == ()
 
 
 def test_link_to_nothing_is_one_line_that_names_it(three: Path) -> None:
@@ -297,7 +297,7 @@ def test_link_to_nothing_is_one_line_that_names_it(three: Path) -> None:
     [b"", b"[]", b"null", b"\xff", b"[" * 10**5, b'{"format": "x"}', b'{"shards": []}'],
     ids=lambda data: repr(data[:9]),
 )
-def test_damaged_manifest_is_one_line_that_names_it(data: bytes, three: Path) -> None:
+def test_corrupt_manifest_is_one_line_that_names_it(data: bytes, three: Path) -> None:
     open_shards(f"{three}/s-*.tar")
     (three / "manifest.json").write_bytes(data)
     with pytest.raises(IndexFormatError, match=r"set/manifest\.json") as caught:
@@ -324,7 +324,7 @@ def test_index_that_does_not_fit_the_manifest_is_one_line(field: str, three: Pat
         list(open_shards(f"{three}/s-*.tar").samples())
 
 
-def test_deleted_index_is_one_line_and_is_made_anew_as_it_says(three: Path) -> None:
+def test_deleted_index_is_one_line_and_is_rebuilt_as_it_says(three: Path) -> None:
     open_shards(f"{three}/s-*.tar")
     (three / "s-2.tar.index.json").unlink()
     with pytest.raises(IndexFormatError, match="delete the manifest"):
@@ -344,7 +344,7 @@ def test_set_in_memory_has_its_manifest_beside_it(tmp_path: Path, tar_of: TarOf)
         assert store.exists("/shards/manifest.json")
         store.rm("/shards/a.tar")
         store.pipe("/shards/b.tar", data)
-        assert told(open_shards("memory://shards/*.tar")) == [("a.tar", "missing shard")]
+        assert faults(open_shards("memory://shards/*.tar")) == [("a.tar", "missing shard")]
     finally:
         store.rm("/shards", recursive=True)
 
@@ -370,12 +370,12 @@ def test_processes_that_start_at_once_index_each_shard_once(tmp_path: Path, tar_
     ]
     for process in processes:
         process.start()
-    answers = [queue.get(timeout=60) for _ in processes]
+    results = [queue.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(60)
-    assert sum(built for built, _, _ in answers) == 12
-    assert all(answer[1:] == answers[0][1:] for answer in answers)
-    assert len(answers[0][1]) == 12 * 60
+    assert sum(built for built, _, _ in results) == 12
+    assert all(result[1:] == results[0][1:] for result in results)
+    assert len(results[0][1]) == 12 * 60
     names = {p.name for p in tmp_path.iterdir()}
     tars = {f"s-{n:02d}.tar" for n in range(12)}
     expected = tars | {f"{t}.index.json" for t in tars} | {"manifest.json", ".manifest.json.lock"}

@@ -11,11 +11,11 @@ from efficientsam_pl.data.transforms import (
     Crop,
     centre_crop,
     crop_scale,
-    cut,
     frame,
     mirror_boxes,
     mirror_points,
     random_crop,
+    resized_crop,
 )
 from efficientsam_pl.geometry import Resize, ResizeRule
 from efficientsam_pl.keyed_random import sample_key
@@ -91,9 +91,9 @@ def test_centre_crop_is_the_middle_square() -> None:
 def test_crop_of_the_models_size_is_the_pixels_themselves() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     photo = DecodedImage(image, (50, 70))
-    there = cut(photo, Crop(8, 20, 32, 32, False), 32)
+    there = resized_crop(photo, Crop(8, 20, 32, 32, False), 32)
     np.testing.assert_array_equal(there.permute(1, 2, 0).numpy(), image[8:40, 20:52])
-    mirrored = cut(photo, Crop(8, 20, 32, 32, True), 32)
+    mirrored = resized_crop(photo, Crop(8, 20, 32, 32, True), 32)
     np.testing.assert_array_equal(mirrored.permute(1, 2, 0).numpy(), image[8:40, 20:52][:, ::-1])
 
 
@@ -136,15 +136,15 @@ def random_blobs(count: int, hw: tuple[int, int]) -> np.ndarray:
 def test_padded_masks_of_the_models_size_are_cells_half_covered() -> None:
     masks = random_blobs(12, (32, 64))  # 64 wide in a model of 64: nothing is resized
     small = reduced(masks, Resize.fit((32, 64), 64, "pad"))
-    for mask, own in zip(masks, small, strict=True):
+    for mask, cells in zip(masks, small, strict=True):
         coverage = np.zeros((16, 16))
         for row in range(8):
             for column in range(16):
                 cell = mask[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
                 coverage[row, column] = cell.mean()
         if coverage.max() >= 0.5:
-            np.testing.assert_array_equal(own.numpy(), coverage >= 0.5)
-        assert not own[8:].any()  # padding
+            np.testing.assert_array_equal(cells.numpy(), coverage >= 0.5)
+        assert not cells[8:].any()  # padding
 
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
@@ -175,9 +175,9 @@ def test_cut_of_a_smaller_decoded_image_is_where_it_was() -> None:
     ramp = np.linspace(0, 255, 256).astype(np.uint8)
     image = np.stack([np.tile(ramp, (128, 1))] * 3, axis=-1)
     crop = Crop(32, 64, 64, 128, False)
-    whole = cut(DecodedImage(image, (128, 256)), crop, 32).float()
+    whole = resized_crop(DecodedImage(image, (128, 256)), crop, 32).float()
     half = image.reshape(64, 2, 128, 2, 3).mean(axis=(1, 3)).astype(np.uint8)
-    small = cut(DecodedImage(half, (128, 256), 2), crop, 32).float()
+    small = resized_crop(DecodedImage(half, (128, 256), 2), crop, 32).float()
     assert float((whole - small).abs().max()) <= 2
     assert crop_scale(crop, 32) == 2
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import catch_signals
-from efficientsam_pl.data.workers import worker_begin
+from efficientsam_pl.data.worker_init import make_worker_init_fn
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.training.callbacks.preemption import Preemption
 from efficientsam_pl.training.callbacks.rank_consistency import RankConsistency
@@ -138,7 +138,9 @@ def run(way: str, folder: Path, steps: int, accumulated: int = 1) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    workers = DataLoader(Numbers(), batch_size=4, num_workers=2, worker_init_fn=worker_begin())
+    workers = DataLoader(
+        Numbers(), batch_size=4, num_workers=2, worker_init_fn=make_worker_init_fn()
+    )
     trainer.fit(Line(at_step(way)), workers)
     diary.write(ended=trainer.global_step)
 

@@ -15,9 +15,10 @@ from PIL import Image
 from efficientsam_pl.cli import main as cli
 from efficientsam_pl.data.config import CocoConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
+from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.geometry import ResizeRule
@@ -39,13 +40,13 @@ class Set:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, *annotations: Annotation, hw: tuple[int, int] = (30, 40)) -> None:
-        """A photo with its annotations, which lack no more than their image_id."""
+        """An image with its annotations, which lack no more than their image_id."""
         draw = np.random.default_rng(len(self.images))
         pixels = draw.integers(0, 256, (*hw, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(self.folder / name)
         number = 100 + len(self.images)
         self.images.append({"id": number, "file_name": name, "height": hw[0], "width": hw[1]})
-        self.annotations += [{"image_id": number, **one} for one in annotations]
+        self.annotations += [{"image_id": number, **annotation} for annotation in annotations]
 
     def config(self, name: str = "set.json", **more: Any) -> DataConfig:
         """Written down, and named."""
@@ -59,15 +60,15 @@ def mask(polygons: Any = SQUARE, **more: Any) -> Annotation:
     return {"segmentation": polygons, **more}
 
 
-def filled(folder: Path, photos: int = 10) -> Set:
-    own = Set(folder)
-    for i in range(photos):
-        own.add(f"p{i}.jpg" if i % 2 else f"p{i}.png", mask(), mask([[5, 5, 9, 5, 9, 25]]))
-    return own
+def filled(folder: Path, images: int = 10) -> Set:
+    coco_set = Set(folder)
+    for i in range(images):
+        coco_set.add(f"p{i}.jpg" if i % 2 else f"p{i}.png", mask(), mask([[5, 5, 9, 5, 9, 25]]))
+    return coco_set
 
 
 def keys(config: DataConfig) -> tuple[set[str], set[str]]:
-    """Of the photos on both sides."""
+    """Keys of the images on both sides."""
     assert config.heldout is not None
     train, heldout = (
         [p.key for p in annotated_images(open_shards(pattern)) if isinstance(p, AnnotatedImage)]
@@ -99,31 +100,31 @@ def test_a_config_without_a_set_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_images_and_masks_are_those_of_the_set(tmp_path: Path) -> None:
-    own = filled(tmp_path / "set", 4)
-    packed = packed_coco(own.config(), tmp_path / "run")
+    coco_set = filled(tmp_path / "set", 4)
+    packed = packed_coco(coco_set.config(), tmp_path / "run")
     assert packed.heldout is not None
     seen = 0
     for pattern in (packed.train, packed.heldout):
-        for photo in annotated_images(open_shards(pattern)):
-            assert isinstance(photo, AnnotatedImage)
+        for image in annotated_images(open_shards(pattern)):
+            assert isinstance(image, AnnotatedImage)
             seen += 1
-            square, triangle = map(decode, photo.truth)
+            square, triangle = map(decode, image.truth)
             expected = np.zeros((30, 40), bool)
             expected[2:20, 2:20] = True  # a polygon's right and lower edges lie between pixels
             assert np.array_equal(square, expected)
             assert 30 < triangle.sum() < 50  # half of 4 by 20
-            if photo.key in ("p1", "p3"):  # JPEGs are stored byte by byte
-                original = np.array(Image.open(tmp_path / "set" / f"{photo.key}.jpg"))
-                assert np.abs(photo.image.astype(int) - original).max() <= 4
+            if image.key in ("p1", "p3"):  # JPEGs are stored byte by byte
+                original = np.array(Image.open(tmp_path / "set" / f"{image.key}.jpg"))
+                assert np.abs(image.image.astype(int) - original).max() <= 4
     assert seen == 4
 
 
 def test_more_images_keep_the_same_set_of_their_own_apart(tmp_path: Path) -> None:
-    """Which are held out follows from keys, not from the file's order."""
-    own = filled(tmp_path / "set")
-    first = keys(packed_coco(own.config(), tmp_path / "one"))
-    own.images.reverse()
-    assert keys(packed_coco(own.config(), tmp_path / "two")) == first
+    """The held-out choice depends on keys, not on the file's order."""
+    coco_set = filled(tmp_path / "set")
+    first = keys(packed_coco(coco_set.config(), tmp_path / "one"))
+    coco_set.images.reverse()
+    assert keys(packed_coco(coco_set.config(), tmp_path / "two")) == first
 
 
 def test_what_is_packed_is_used_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,8 +132,8 @@ def test_what_is_packed_is_used_again(tmp_path: Path, capsys: pytest.CaptureFixt
     first = packed_coco(config, run)
     before = files(run)
     assert "Packing" in capsys.readouterr().out
-    for photo in (tmp_path / "set").glob("*.png"):
-        photo.unlink()  # they are not needed any more
+    for image in (tmp_path / "set").glob("*.png"):
+        image.unlink()  # they are not needed any more
     assert packed_coco(config, run) == first
     assert files(run) == before
     assert not capsys.readouterr().out
@@ -155,23 +156,23 @@ def test_what_was_not_finished_is_packed_to_the_same_bytes(tmp_path: Path, lost:
 
 
 @pytest.mark.parametrize("change", ["annotations", "images", "heldout_fraction"])
-def test_another_set_in_the_same_run_is_told(tmp_path: Path, change: str) -> None:
-    own, run = filled(tmp_path / "set"), tmp_path / "run"
-    config = own.config()
+def test_another_set_in_the_same_run_is_reported(tmp_path: Path, change: str) -> None:
+    coco_set, run = filled(tmp_path / "set"), tmp_path / "run"
+    config = coco_set.config()
     packed_coco(config, run)
     before = files(run)
     if change == "annotations":
-        own.annotations.pop()
-        other = own.config()
+        coco_set.annotations.pop()
+        other = coco_set.config()
     elif change == "images":
         (tmp_path / "set").rename(tmp_path / "moved")
-        own.folder = tmp_path / "moved"
-        other = own.config()
+        coco_set.folder = tmp_path / "moved"
+        other = coco_set.config()
     else:
-        other = own.config(heldout_fraction=0.5)
-    with pytest.raises(UserError, match=f"{change} was .*, now .*name another run.dir") as told:
+        other = coco_set.config(heldout_fraction=0.5)
+    with pytest.raises(UserError, match=f"{change} was .*, now .*name another run.dir") as message:
         packed_coco(other, run)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(message.value)
     assert files(run) == before
 
 
@@ -192,32 +193,32 @@ def test_several_processes_pack_once(tmp_path: Path) -> None:
     ]
     for rank in ranks:
         rank.start()
-    answers = [said.get(timeout=120) for _ in ranks]
+    configs = [said.get(timeout=120) for _ in ranks]
     for rank in ranks:
         rank.join(30)
     times = {name: time for name, (_, time) in files(run).items()}
-    assert answers[0] == answers[1] == packed_coco(config, run)
+    assert configs[0] == configs[1] == packed_coco(config, run)
     assert {name: time for name, (_, time) in files(run).items()} == times
-    assert len(set.union(*keys(answers[0]))) == 30
+    assert len(set.union(*keys(configs[0]))) == 30
 
 
 def test_a_file_of_its_own_is_held_out_and_never_learned(tmp_path: Path) -> None:
-    own = filled(tmp_path / "set")
-    whole = list(own.images)
-    own.images = whole[:4]
-    own.config("val.json")
-    own.images = whole[2:]  # two of them in both
-    config = own.config("set.json", heldout_annotations=str(tmp_path / "set" / "val.json"))
+    coco_set = filled(tmp_path / "set")
+    whole = list(coco_set.images)
+    coco_set.images = whole[:4]
+    coco_set.config("val.json")
+    coco_set.images = whole[2:]  # two of them in both
+    config = coco_set.config("set.json", heldout_annotations=str(tmp_path / "set" / "val.json"))
     train, heldout = keys(packed_coco(config, tmp_path / "run"))
     assert heldout == {"p0", "p1", "p2", "p3"}
     assert train == {f"p{i}" for i in range(4, 10)}
 
 
 def test_held_out_images_may_lie_elsewhere(tmp_path: Path) -> None:
-    own, other = filled(tmp_path / "set", 3), Set(tmp_path / "val")
-    other.add("p0.png", mask())  # named as a photo of the set is, but another
+    coco_set, other = filled(tmp_path / "set", 3), Set(tmp_path / "val")
+    other.add("p0.png", mask())  # named as an image of the set is, but another
     other.config("val.json")
-    config = own.config(
+    config = coco_set.config(
         heldout_annotations=str(tmp_path / "val" / "val.json"), heldout_images=str(other.folder)
     )
     packed = packed_coco(config, tmp_path / "run")
@@ -226,127 +227,127 @@ def test_held_out_images_may_lie_elsewhere(tmp_path: Path) -> None:
     assert len(open_shards(packed.heldout)) == 1
 
 
-def test_what_cannot_be_used_is_left_out_and_told(
+def test_what_cannot_be_used_is_left_out_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = filled(tmp_path / "set", 6)
-    own.add("bare.png")
-    own.add("missing.png", mask())
-    (own.folder / "missing.png").unlink()
-    own.add("torn.jpg", mask())
-    (own.folder / "torn.jpg").write_bytes(b"\xff\xd8 no photo")
-    own.add("empty.png", mask([]), mask({}))
-    own.add("line.png", mask([[1, 1, 5, 5]]))
-    own.add("crowd.png", mask(iscrowd=1))
-    own.add("box_only.png", {"bbox": [1, 1, 5, 5]})
-    own.add("partly.png", mask([]), mask([[1, 1, 5, 5]], id=7), mask())
-    own.add("resized.png", mask())
-    own.images[-1] |= {"height": 60, "width": 80}
-    own.annotations.append({"image_id": 999, "id": 8, **mask()})
-    train, heldout = keys(packed_coco(own.config(), tmp_path / "run"))
+    coco_set = filled(tmp_path / "set", 6)
+    coco_set.add("bare.png")
+    coco_set.add("missing.png", mask())
+    (coco_set.folder / "missing.png").unlink()
+    coco_set.add("torn.jpg", mask())
+    (coco_set.folder / "torn.jpg").write_bytes(b"\xff\xd8 no photo")
+    coco_set.add("empty.png", mask([]), mask({}))
+    coco_set.add("line.png", mask([[1, 1, 5, 5]]))
+    coco_set.add("crowd.png", mask(iscrowd=1))
+    coco_set.add("box_only.png", {"bbox": [1, 1, 5, 5]})
+    coco_set.add("partly.png", mask([]), mask([[1, 1, 5, 5]], id=7), mask())
+    coco_set.add("resized.png", mask())
+    coco_set.images[-1] |= {"height": 60, "width": 80}
+    coco_set.annotations.append({"image_id": 999, "id": 8, **mask()})
+    train, heldout = keys(packed_coco(coco_set.config(), tmp_path / "run"))
     assert train | heldout == {f"p{i}" for i in range(6)} | {"partly"}
     said = capsys.readouterr().out
     for name in ("bare", "missing", "torn", "empty", "line", "crowd", "box_only", "resized"):
         assert re.search(rf"^skipped .*\b{name}\.(png|jpg): ", said, re.MULTILINE), name
     assert "missing.png: no such file" in said
     assert "skipped partly annotation 7: a polygon of fewer than three corners" in said
-    assert "skipped annotation 8: no photo has the id 999" in said
+    assert "skipped annotation 8: no image has the id 999" in said
     summary = json.loads((tmp_path / "run" / "shards" / "pack-summary.json").read_text())
     assert summary["samples"] == 7
     assert summary["masks"] == 13
 
 
-def nothing(own: Set) -> None:
+def nothing(coco_set: Set) -> None:
     pass
 
 
-def no_masks(own: Set) -> None:
-    own.add("a.png")
-    own.add("b.png", mask([]))
+def no_masks(coco_set: Set) -> None:
+    coco_set.add("a.png")
+    coco_set.add("b.png", mask([]))
 
 
-def one_image(own: Set) -> None:
-    own.add("a.png", mask())
-    own.add("b.png")
+def one_image(coco_set: Set) -> None:
+    coco_set.add("a.png", mask())
+    coco_set.add("b.png")
 
 
-def no_files(own: Set) -> None:
+def no_files(coco_set: Set) -> None:
     for name in ("a.png", "b.png"):
-        own.add(name, mask())
-        (own.folder / name).unlink()
+        coco_set.add(name, mask())
+        (coco_set.folder / name).unlink()
 
 
-def no_usable_masks(own: Set) -> None:
+def no_usable_masks(coco_set: Set) -> None:
     for name in ("a.png", "b.png"):
-        own.add(name, mask([[1, 1, 2, 2]]))
+        coco_set.add(name, mask([[1, 1, 2, 2]]))
 
 
-def torn(own: Set) -> None:
+def torn(coco_set: Set) -> None:
     for name in ("a.png", "b.png"):
-        own.add(name, mask())
-        (own.folder / name).write_bytes(b"no photo")
+        coco_set.add(name, mask())
+        (coco_set.folder / name).write_bytes(b"no photo")
 
 
 @pytest.mark.parametrize(
-    ("fill", "told"),
+    ("fill", "message"),
     [
-        (nothing, "0 photos with masks; at least two are needed"),
-        (no_masks, "0 photos with masks; at least two are needed"),
-        (one_image, "1 photo with masks; at least two are needed"),
-        (no_files, "0 of 2 images of .*set.json were found in data.coco.images="),
-        (no_usable_masks, "0 photos with masks; at least two are needed"),
+        (nothing, "0 images with masks; at least two are needed"),
+        (no_masks, "0 images with masks; at least two are needed"),
+        (one_image, "1 image with masks; at least two are needed"),
+        (no_files, "0 of 2 images of .*set.json are in data.coco.images="),
+        (no_usable_masks, "0 images with masks; at least two are needed"),
         (torn, "nothing could be packed (.*[ab].png: bad photo"),
     ],
 )
-def test_a_set_without_images_to_learn_from_is_told_in_a_line(
-    tmp_path: Path, fill: Callable[[Set], None], told: str
+def test_a_set_without_images_to_learn_from_is_reported_in_a_line(
+    tmp_path: Path, fill: Callable[[Set], None], message: str
 ) -> None:
-    own = Set(tmp_path / "set")
-    fill(own)
+    coco_set = Set(tmp_path / "set")
+    fill(coco_set)
     for _ in range(2):  # the second start says so too
         with pytest.raises(UserError) as error:
-            packed_coco(own.config(), tmp_path / "run")
+            packed_coco(coco_set.config(), tmp_path / "run")
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=told.replace("(", r"\(")):
-        packed_coco(own.config(), tmp_path / "another")
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        packed_coco(coco_set.config(), tmp_path / "another")
 
 
-def test_a_side_that_lost_its_images_is_told(tmp_path: Path) -> None:
-    own = filled(tmp_path / "set", 3)
-    _, heldout = keys(packed_coco(own.config(), tmp_path / "run"))
-    next(own.folder.glob(f"{heldout.pop()}.*")).write_bytes(b"no photo")
-    with pytest.raises(UserError, match="none of the heldout photos could be used"):
-        packed_coco(own.config(), tmp_path / "another")
+def test_a_side_that_lost_its_images_is_reported(tmp_path: Path) -> None:
+    coco_set = filled(tmp_path / "set", 3)
+    _, heldout = keys(packed_coco(coco_set.config(), tmp_path / "run"))
+    next(coco_set.folder.glob(f"{heldout.pop()}.*")).write_bytes(b"no photo")
+    with pytest.raises(UserError, match="none of the heldout images could be used"):
+        packed_coco(coco_set.config(), tmp_path / "another")
 
 
 @pytest.mark.parametrize("missing", ["annotations", "images", "heldout_annotations"])
 def test_what_is_named_must_be_there(tmp_path: Path, missing: str) -> None:
-    own = filled(tmp_path / "set", 3)
+    coco_set = filled(tmp_path / "set", 3)
     nowhere: dict[str, Any] = {missing: str(tmp_path / "nowhere")}
-    coco = replace(own.config().coco, **nowhere)
+    coco = replace(coco_set.config().coco, **nowhere)
     with pytest.raises(UserError, match=r"no such file or folder: .*nowhere"):
         packed_coco(DataConfig(coco=coco), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_no_coco_file_is_told(tmp_path: Path) -> None:
-    own = filled(tmp_path / "set", 3)
-    config = own.config()
+def test_what_is_no_coco_file_is_reported(tmp_path: Path) -> None:
+    coco_set = filled(tmp_path / "set", 3)
+    config = coco_set.config()
     (tmp_path / "set" / "set.json").write_text("[1, 2]")
     with pytest.raises(UserError, match="is no COCO annotation file"):
         packed_coco(config, tmp_path / "run")
 
 
 def batch_of(config: DataConfig, rule: ResizeRule) -> MaskBatch:
-    """All training photos at 64 pixels with two masks each."""
+    """All training images at 64 pixels with two masks each."""
     shards = open_shards(config.train)
-    stream = MaskDataset(
+    dataset = MaskDataset(
         SampleReader([shards], MASK_SUFFIXES),
         MaskSelectionConfig(masks_per_image=2, max_area=1.0, clicks=3),
         Frame(64, rule),
         seed=0,
     )
-    return stream.collate(stream.__getitems__([SampleRef(0, i) for i in range(len(shards))]))
+    return dataset.collate(dataset.__getitems__([SampleRef(0, i) for i in range(len(shards))]))
 
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
@@ -354,14 +355,14 @@ def batch_of(config: DataConfig, rule: ResizeRule) -> MaskBatch:
 def test_images_of_any_shape_are_learned_from(
     tmp_path: Path, hw: tuple[int, int], rule: ResizeRule
 ) -> None:
-    """Photos of one pixel and of one row: the mask survives, and what points at it is inside."""
-    own, (height, width) = Set(tmp_path / "set"), hw
+    """Images of one pixel and of one row: the mask survives, and what points at it is inside."""
+    coco_set, (height, width) = Set(tmp_path / "set"), hw
     whole = {"size": [height, width], "counts": [0, height * width]}
     for name in ("a.png", "b.jpg", "c.png"):
-        own.add(name, mask(whole), hw=hw)
-    batch = batch_of(packed_coco(own.config(heldout_fraction=0.4), tmp_path / "run"), rule)
+        coco_set.add(name, mask(whole), hw=hw)
+    batch = batch_of(packed_coco(coco_set.config(heldout_fraction=0.4), tmp_path / "run"), rule)
     assert len(batch) == 2
-    assert batch.damage == ()
+    assert batch.corrupt == ()
     assert batch.valid.tolist() == [[True, False], [True, False]]
     for b in range(2):
         rows, columns = batch.content_hw[b].tolist()
@@ -377,7 +378,7 @@ def test_images_of_any_shape_are_learned_from(
 
 
 def test_mini_coco_is_packed_whole(tmp_path: Path, shared: Path) -> None:
-    """Counted in its file: photos, and masks that are no crowds."""
+    """Counted in its file: images, and masks that are no crowds."""
     folder = shared / "data/coco/COCO-MINI"
     file = folder / "annotations/instances_val2017.json"
     content = json.loads(file.read_text())
@@ -385,16 +386,16 @@ def test_mini_coco_is_packed_whole(tmp_path: Path, shared: Path) -> None:
     packed = packed_coco(DataConfig(coco=coco, workers=0), tmp_path / "run")
     assert packed.heldout is not None
     real = [a for a in content["annotations"] if not a["iscrowd"]]
-    photos = {a["image_id"] for a in real}
+    images = {a["image_id"] for a in real}
     truth = {
-        photo.key: len(photo.truth)
+        image.key: len(image.truth)
         for pattern in (packed.train, packed.heldout)
-        for photo in annotated_images(open_shards(pattern))
-        if isinstance(photo, AnnotatedImage)
+        for image in annotated_images(open_shards(pattern))
+        if isinstance(image, AnnotatedImage)
     }
     names = {i["id"]: Path(i["file_name"]).stem for i in content["images"]}
-    assert truth == {names[p]: sum(a["image_id"] == p for a in real) for p in photos}
-    assert len(open_shards(packed.heldout)) == round(0.2 * len(photos))
+    assert truth == {names[p]: sum(a["image_id"] == p for a in real) for p in images}
+    assert len(open_shards(packed.heldout)) == round(0.2 * len(images))
 
 
 MODEL = """
@@ -447,9 +448,9 @@ def test_a_run_without_such_files_ends_with_a_line(
 ) -> None:
     coco = filled(tmp_path / "set").config().coco
     options = [f"run.dir={tmp_path}/run", f"data.coco.annotations={coco.annotations}"]
-    for images, told in ((tmp_path / "none", "no such file or folder"), (None, "go together")):
+    for images, message in ((tmp_path / "none", "no such file or folder"), (None, "go together")):
         given = [] if images is None else [f"data.coco.images={images}"]
         assert cli.main(["finetune", "-c", "finetune/custom_coco", *options, *given]) == 2
         said = capfd.readouterr().err
-        assert told in said
+        assert message in said
         assert len(said.splitlines()) == 1

@@ -23,14 +23,14 @@ from efficientsam_pl.cli import main as cli
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.data.build import open_splits
 from efficientsam_pl.data.config import SetConfig
-from efficientsam_pl.data.dataloaders import once_loader
+from efficientsam_pl.data.dataloaders import inference_loader
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
 from efficientsam_pl.data.sampler import RankShard, SampleRef
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.recipes.sami.config import PretrainConfig
-from efficientsam_pl.recipes.sami.feature_store import describe, stored_streams
+from efficientsam_pl.recipes.sami.feature_store import describe, stored_datasets
 from efficientsam_pl.structures import ImageBatch
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def jpeg(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven photos in three shards, the fifth broken, two held out, and the config."""
+    """Seven images in three shards, the fifth broken, two held out, and the config."""
     out = tmp_path_factory.mktemp("embed")
     for name, numbers in zip([*NAMES, "heldout.tar"], ("012", "34", "56", "78"), strict=True):
         samples = [PackedSample(f"p{n}", {"jpg": jpeg(int(n))}) for n in numbers]
@@ -112,11 +112,11 @@ def stores(folder: Path) -> dict[str, Path]:
 def batches(given: PretrainConfig, heldout: bool = False) -> list[ImageBatch]:
     """The first epoch."""
     sets = open_splits(given.data)
-    train, held = stored_streams(given, sets)
-    stream = held if heldout else train
-    assert stream is not None
+    train, held = stored_datasets(given, sets)
+    dataset = held if heldout else train
+    assert dataset is not None
     samples = len(sets.heldout or ()) if heldout else sets.samples()
-    return list(once_loader(stream, samples, RankShard(0, 1, 3, 3), 0))
+    return list(inference_loader(dataset, samples, RankShard(0, 1, 3, 3), 0))
 
 
 @pytest.mark.parametrize("heldout", [False, True])
@@ -139,13 +139,13 @@ def test_views_hold_what_the_online_teacher_gives(
 def test_int8_is_near_float16(folder: Path, stores: dict[str, Path]) -> None:
     exact = batches(config(folder, stores["views"]))
     rounded = batches(config(folder, stores["int8"], "features.numbers=int8"))
-    for one, other in zip(exact, rounded, strict=True):
-        assert one.features is not None
+    for reference, other in zip(exact, rounded, strict=True):
+        assert reference.features is not None
         assert other.features is not None
-        assert torch.equal(one.image, other.image)
-        scale = one.features.float().abs().amax(1, keepdim=True)
+        assert torch.equal(reference.image, other.image)
+        scale = reference.features.float().abs().amax(1, keepdim=True)
         # half a step of 127, and what float16 rounds on both sides
-        assert ((one.features.float() - other.features.float()).abs() <= scale / 200).all()
+        assert ((reference.features.float() - other.features.float()).abs() <= scale / 200).all()
 
 
 @pytest.mark.parametrize("heldout", [False, True])
@@ -175,7 +175,7 @@ def test_resumed_store_has_the_same_bytes(
     code, said, _ = efficientsam("embed-teacher", *options(folder, store, *kind))
     assert code == 0
     assert tars(store) == whole
-    assert "-> 3 shards (2 of them there before)" in said[-2]
+    assert "-> 3 shards (2 of them existed before)" in said[-2]
     assert "-> 1 shard of" in said[-1]
 
 
@@ -184,8 +184,8 @@ def test_jobs_of_an_array_write_the_same_store(
     kind: list[str], folder: Path, stores: dict[str, Path], tmp_path: Path, efficientsam: Command
 ) -> None:
     for index in range(2):
-        share = ["--array-index", str(index), "--array-count", "2"]
-        outcome = efficientsam("embed-teacher", *share, *options(folder, tmp_path / "s", *kind))
+        array = ["--array-index", str(index), "--array-count", "2"]
+        outcome = efficientsam("embed-teacher", *array, *options(folder, tmp_path / "s", *kind))
         assert outcome[0] == 0
     assert tars(tmp_path / "s") == tars(stores["photos" if kind else "views"])
     assert len(batches(config(folder, tmp_path / "s", *kind))) == 3
@@ -216,7 +216,7 @@ def test_mixture_has_a_folder_a_set(folder: Path, tmp_path: Path, efficientsam: 
     mixed = config(folder, tmp_path / "s")
     patterns = (f"{folder}/shards/train-0.tar", f"{folder}/shards/train-[12].tar")
     data = replace(mixed.data, train="", mixture=tuple(SetConfig(shards=p) for p in patterns))
-    train, _ = stored_streams(replace(mixed, data=data), open_splits(data))
+    train, _ = stored_datasets(replace(mixed, data=data), open_splits(data))
     batch = train.collate(
         train.__getitems__([SampleRef(0, 0, 0), SampleRef(0, 0, 1), SampleRef(3, 2, 1)])
     )
@@ -227,7 +227,7 @@ def test_mixture_has_a_folder_a_set(folder: Path, tmp_path: Path, efficientsam: 
 @pytest.mark.parametrize(
     ("numbers", "least", "most"), [("float16", 5e-5, 5e-4), ("int8", 1e-3, 8e-3)]
 )
-def test_measured_error_is_told(
+def test_measured_error_is_reported(
     numbers: str,
     least: float,
     most: float,
@@ -242,16 +242,16 @@ def test_measured_error_is_told(
     assert skipped.startswith("skipped p4: bad photo")
     assert train.startswith("data.train: 12 views of 6 images, 1 skipped -> 3 shards of ")
     assert heldout.startswith("data.heldout: 2 views of 2 images, 0 skipped -> 1 shard of ")
-    told = re.search(rf"{numbers}: relative error (\S+), largest", train)
-    assert told is not None
-    assert least < float(told[1]) < most
+    message = re.search(rf"{numbers}: relative error (\S+), largest", train)
+    assert message is not None
+    assert least < float(message[1]) < most
     summary = json.loads((tmp_path / "s/train/pack-summary.json").read_text())
-    assert summary["relative_error"] == pytest.approx(float(told[1]), rel=0.06)
+    assert summary["relative_error"] == pytest.approx(float(message[1]), rel=0.06)
     assert (summary["numbers"], summary["samples"]) == (numbers, 6)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("teacher.seed=1", "teacher.seed was 0, now 1"),
         ("teacher.image_size=32", "teacher.image_size was 64, now 32"),
@@ -269,16 +269,16 @@ def test_measured_error_is_told(
     ids=lambda text: text.split()[0],
 )
 def test_store_of_another_kind_is_refused(
-    change: str, told: str, folder: Path, stores: dict[str, Path], here: "InProcess"
+    change: str, message: str, folder: Path, stores: dict[str, Path], here: "InProcess"
 ) -> None:
     before = tars(stores["views"])
     given = options(folder, stores["views"], *change.split())
     line = here.mistake("embed-teacher", *given)
-    assert told in line
+    assert message in line
     assert f"features.dir={stores['views']}, data.train: " in line
     other = config(folder, stores["views"], *change.split())
-    with pytest.raises(UserError, match=re.escape(told)):
-        stored_streams(other, open_splits(other.data))
+    with pytest.raises(UserError, match=re.escape(message)):
+        stored_datasets(other, open_splits(other.data))
     assert tars(stores["views"]) == before
 
 
@@ -308,11 +308,11 @@ def test_features_of_another_version_are_refused(
     assert "version was 1, now 2" in line
 
 
-def test_weights_are_told_apart_by_their_bytes(folder: Path, tmp_path: Path) -> None:
+def test_weights_are_distinguished_by_their_bytes(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(b"weights")
     (tmp_path / "b.pth").write_bytes(b"weights")
     (tmp_path / "c.pth").write_bytes(b"other weights")
-    told = [
+    message = [
         describe(config(folder, tmp_path, f"teacher.weights={tmp_path}/{name}.pth", seed))
         for name, seed in (
             ("a", "teacher.seed=0"),
@@ -320,9 +320,9 @@ def test_weights_are_told_apart_by_their_bytes(folder: Path, tmp_path: Path) -> 
             ("c", "teacher.seed=0"),
         )
     ]
-    assert told[0] == told[1]
-    assert told[0]["teacher.weights (SHA-256)"] != told[2]["teacher.weights (SHA-256)"]
-    assert len(told[0]["teacher.weights (SHA-256)"]) == 64
+    assert message[0] == message[1]
+    assert message[0]["teacher.weights (SHA-256)"] != message[2]["teacher.weights (SHA-256)"]
+    assert len(message[0]["teacher.weights (SHA-256)"]) == 64
 
 
 def test_images_that_changed_are_told_before_the_teacher_is_built(
@@ -337,11 +337,11 @@ def test_images_that_changed_are_told_before_the_teacher_is_built(
         *("-c", f"{folder}/config.yaml"),
         f"features.dir={stores['views']}",
     )
-    assert f"train/{NAMES[0]} holds features of other photos than {other}/{NAMES[0]}" in line
+    assert f"train/{NAMES[0]} holds features of other images than {other}/{NAMES[0]}" in line
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (["features.dir=null"], "features.views=2 has no effect without features.dir="),
         (["features={dir: null, views: 4, seed: 0}"], "features.dir= must be given"),
@@ -361,10 +361,10 @@ def test_images_that_changed_are_told_before_the_teacher_is_built(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_input_is_one_line(
-    change: list[str], told: str, folder: Path, tmp_path: Path, here: "InProcess"
+    change: list[str], message: str, folder: Path, tmp_path: Path, here: "InProcess"
 ) -> None:
     given = [*options(folder, tmp_path / "s"), *change]
-    assert told in here.mistake("embed-teacher", *given)
+    assert message in here.mistake("embed-teacher", *given)
     assert not (tmp_path / "s").exists()
 
 
@@ -379,7 +379,7 @@ def test_store_that_was_never_written_is_one_line_for_training(
 ) -> None:
     given = config(folder, tmp_path / "none")
     with pytest.raises(UserError, match=r"none/train holds no features; `efficientsam embed-t"):
-        stored_streams(given, open_splits(given.data))
+        stored_datasets(given, open_splits(given.data))
 
 
 def test_config_is_printed_without_writing(

@@ -185,7 +185,7 @@ def test_small_regions_are_gone(
         ("photos/a.jpg", ["--json", "empty"], ["--json", "empty", "folder"]),
         ("photos/gone.jpg", [], ["--image", "gone.jpg"]),
         ("photos/broken.jpg", [], ["--image", "broken.jpg"]),
-        ("empty", [], ["--image", "empty", "no photo"]),
+        ("empty", [], ["--image", "empty", "no image"]),
         ("photos", ["--json", "tiny.yaml"], ["--json", "tiny.yaml", "folder"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""A photo, its boxes and clicks reach the model alike in training and in use."""
+"""An image, its boxes and clicks reach the model alike in training and in use."""
 
 import io
 from pathlib import Path
@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.schema import annotation_of
+from efficientsam_pl.data.schema import MASK_SUFFIXES, annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.geometry import ResizeRule
 from efficientsam_pl.inference.predictor import Predictor
@@ -30,22 +30,22 @@ ENCODER = EncoderConfig(
 
 
 class Listener(Segmenter):
-    """Remembers what it is shown and asked."""
+    """Remembers the image and the prompts that it gets."""
 
     shown: tuple[Tensor, Tensor | None]
-    asked: Prompts
+    prompts: Prompts
 
     def encode(self, image: Tensor, content_hw: Tensor | None = None) -> Tensor:
         self.shown = (image, content_hw)
         return super().encode(image, content_hw)
 
     def decode(self, features: Tensor, prompts: Prompts) -> Prediction:
-        self.asked = prompts
+        self.prompts = prompts
         return super().decode(features, prompts)
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A photo without fine detail, so that its JPEG is nearly itself."""
+    """An image without fine detail, so that its JPEG is nearly itself."""
     draw = np.random.default_rng(height * width).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return np.array(Image.fromarray(draw).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -57,19 +57,19 @@ def blob(height: int, width: int) -> np.ndarray:
 
 
 def batch_of(folder: Path, pixels: np.ndarray, mask: np.ndarray, rule: ResizeRule) -> MaskBatch:
-    """What training makes of a photo with one mask."""
+    """The training batch of an image with one mask."""
     pack_images([MaskedImage("photo", pixels, (annotation_of(encode(mask)),))], folder, "set")
-    stream = MaskDataset(
+    dataset = MaskDataset(
         SampleReader([open_shards(f"{folder}/set-*.tar")], MASK_SUFFIXES),
         MaskSelectionConfig(masks_per_image=1, clicks=5),
         Frame(SIDE, rule, exact=True),
         seed=0,
     )
-    return stream.collate(stream.__getitems__([SampleRef(0, 0)]))
+    return dataset.collate(dataset.__getitems__([SampleRef(0, 0)]))
 
 
 def stored(folder: Path) -> np.ndarray:
-    """The photo as the shard holds it."""
+    """The image as the shard holds it."""
     [tar] = folder.glob("set-*.tar")
     data = tar.read_bytes()
     return np.array(Image.open(io.BytesIO(data[data.index(b"\xff\xd8") :])).convert("RGB"))
@@ -79,7 +79,7 @@ def stored(folder: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     "hw", [(64, 64), (37, 91), (91, 37), (129, 65), (201, 333), (5, 7), (1, 50)], ids=str
 )
-def test_training_and_predictor_show_and_ask_the_model_alike(
+def test_training_and_predictor_prompt_the_model_alike(
     tmp_path: Path, hw: tuple[int, int], rule: ResizeRule
 ) -> None:
     mask = blob(*hw)
@@ -98,12 +98,12 @@ def test_training_and_predictor_show_and_ask_the_model_alike(
     rows, columns = np.nonzero(mask)
     box = [[columns.min(), rows.min(), columns.max(), rows.max()]]
     embedded.predict(boxes=box)
-    assert model.asked.boxes_xyxy_px is not None
-    torch.testing.assert_close(model.asked.boxes_xyxy_px, batch.boxes_xyxy_px)
+    assert model.prompts.boxes_xyxy_px is not None
+    torch.testing.assert_close(model.prompts.boxes_xyxy_px, batch.boxes_xyxy_px)
 
     clicks = embedded.resize.points_back(batch.clicks_px[0])
     x, y = clicks[0].round().long().unbind(-1)
     torch.testing.assert_close(clicks[0], torch.stack([x, y], -1).float(), atol=1e-3, rtol=0)
     assert bool(mask[y, x].all())
     embedded.predict(points=torch.stack([x, y], -1)[None])
-    torch.testing.assert_close(model.asked.points_px, batch.clicks_px)
+    torch.testing.assert_close(model.prompts.points_px, batch.clicks_px)

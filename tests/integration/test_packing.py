@@ -38,14 +38,14 @@ def jpeg(image: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options that name a set of twelve photos with two masks each."""
+    """Options that name a set of twelve images with two masks each."""
     folder = tmp_path_factory.mktemp("coco set.v1")
     draw = np.random.default_rng(0)
     images, annotations = [], []
     for i in range(PHOTOS):
         coarse = Image.fromarray(draw.integers(0, 256, (8, 12, 3), dtype=np.uint8))
-        photo = np.array(coarse.resize((900, 600), Image.Resampling.BICUBIC))
-        (folder / f"p{i:02d}.jpg").write_bytes(jpeg(photo))
+        image = np.array(coarse.resize((900, 600), Image.Resampling.BICUBIC))
+        (folder / f"p{i:02d}.jpg").write_bytes(jpeg(image))
         images.append({"id": i, "file_name": f"p{i:02d}.jpg", "width": 900, "height": 600})
         for corner in (10, 300):
             square = [corner, corner, corner + 200, corner, corner + 200, 550, corner, 550]
@@ -65,7 +65,7 @@ def tars(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def straight(coco: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an uninterrupted run writes."""
+    """The result of an uninterrupted run."""
     out = tmp_path_factory.mktemp("straight") / "out"
     assert cli.main(["pack", *coco, *map(str, small_shards(out))]) == 0
     return out
@@ -151,8 +151,8 @@ def test_killed_packing_is_resumed_to_the_same_bytes(
 def test_two_jobs_of_an_array_at_once_make_one_manifest(
     coco: list[str], straight: Path, tmp_path: Path
 ) -> None:
-    share = ["--array-count", "2", "--array-index"]
-    jobs = [started([*coco, *share, str(i)], tmp_path / "out", 0) for i in range(2)]
+    array = ["--array-count", "2", "--array-index"]
+    jobs = [started([*coco, *array, str(i)], tmp_path / "out", 0) for i in range(2)]
     for job in jobs:
         _, said = job.communicate(timeout=100)
         assert (job.returncode, said) == (0, b"")
@@ -174,7 +174,7 @@ def test_summary_is_true(straight: Path, coco: list[str], efficientsam: Command)
     _, said, _ = efficientsam("pack", *coco, *small_shards(straight))
     mebibytes = f"{summary['bytes'] / 2**20:.1f} MiB"
     assert said == [
-        f"12 photos, 24 masks, 0 skipped -> 12 shards (12 of them there before) of {mebibytes} "
+        f"12 photos, 24 masks, 0 skipped -> 12 shards (12 of them existed before) of {mebibytes} "
         f"in {straight}"
     ]
 
@@ -186,8 +186,8 @@ def test_packed_shards_are_webdataset_shards_and_are_good(
     paths = sorted(str(path) for path in straight.glob("*.tar"))
     for sample in webdataset.WebDataset(paths, shardshuffle=False):
         record = from_json(sample["json"])
-        with Image.open(io.BytesIO(sample["jpg"])) as photo:
-            assert photo.size == (record.width, record.height) == (700, 467)
+        with Image.open(io.BytesIO(sample["jpg"])) as image:
+            assert image.size == (record.width, record.height) == (700, 467)
         assert record.original_hw == (600, 900)
     report = tmp_path / "report.json"
     outcome = efficientsam("check-shards", f"{straight}/*.tar", "--json", report, "--workers", 2)
@@ -195,13 +195,13 @@ def test_packed_shards_are_webdataset_shards_and_are_good(
     assert json.loads(report.read_text()) == {"version": 1, "shards": 12, "samples": 12, "bad": []}
 
 
-def test_damaged_set_is_exit_code_one_and_in_the_report(
+def test_corrupt_set_is_exit_code_one_and_in_the_report(
     straight: Path, efficientsam: Command, tmp_path: Path
 ) -> None:
     for path in straight.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    damaged = tmp_path / "coco-000003.tar"
-    damaged.write_bytes(damaged.read_bytes()[:5000])
+    truncated = tmp_path / "coco-000003.tar"
+    truncated.write_bytes(truncated.read_bytes()[:5000])
     (tmp_path / "coco-000004.tar").unlink()
     report = tmp_path / "report.json"
     options = ("--json", report, "--workers", 0)
@@ -210,7 +210,7 @@ def test_damaged_set_is_exit_code_one_and_in_the_report(
     assert said[-1].startswith("12 shards, 11 samples, ")
     bad = {(d["shard"], d["kind"]) for d in json.loads(report.read_text())["bad"]}
     assert (str(tmp_path / "coco-000004.tar"), "missing shard") in bad
-    assert (str(damaged), "truncated shard") in bad
+    assert (str(truncated), "truncated shard") in bad
 
 
 SLURM = "SLURM_ARRAY_TASK_"
@@ -245,13 +245,13 @@ def test_tasks_of_a_slurm_array_do_all_of_it_together(
     tmp_path: Path,
     efficientsam: Command,
 ) -> None:
-    photos = 0
+    images = 0
     for task in tasks:
         slurm(**task)
         code, said, _ = efficientsam("pack", *coco, *small_shards(tmp_path / "out"))
         assert code == 0
-        photos += int(said[-1].split()[0])
-    assert photos == PHOTOS
+        images += int(said[-1].split()[0])
+    assert images == PHOTOS
     assert tars(tmp_path / "out") == tars(straight)
 
 
@@ -272,8 +272,8 @@ def test_slurm_array_that_makes_no_shares_is_a_mistake(
     line = here.mistake("pack", *coco, *small_shards(tmp_path / "out"))
     assert "SLURM" in line
     assert "--array-index" in line
-    share = ("--array-index", 1, "--array-count", 12)  # given ones are taken instead
-    assert efficientsam("pack", *coco, *small_shards(tmp_path / "out", *share))[0] == 0
+    array = ("--array-index", 1, "--array-count", 12)  # given ones are taken instead
+    assert efficientsam("pack", *coco, *small_shards(tmp_path / "out", *array))[0] == 0
 
 
 def test_mistakes_are_told_in_one_line_that_names_the_thing(
@@ -286,7 +286,7 @@ def test_mistakes_are_told_in_one_line_that_names_the_thing(
     sa1b = ["sa1b", "--source", f"{tmp_path}/sa_*.tar"]
     out = ["--out", tmp_path / "out"]
     bad = ["coco", "--annotations", tmp_path / "bad.json", "--images", tmp_path]
-    for arguments, told in (
+    for arguments, message in (
         ([*coco, *out, "--array-index", 3, "--array-count", 3], "--array-index 3"),
         ([*coco, *out, "--array-index", 3], "--array-index and --array-count go together"),
         ([*coco, "--out", straight], "long_side was 700, now None"),
@@ -301,11 +301,11 @@ def test_mistakes_are_told_in_one_line_that_names_the_thing(
         ([*coco, "--out", "nowhere://bucket/out"], "nowhere://bucket/out"),
         ([*coco, *out, "--long-side", 0], "--long-side"),
     ):
-        assert told in here.mistake("pack", *arguments, "--workers", 0)
+        assert message in here.mistake("pack", *arguments, "--workers", 0)
     assert "gone" in here.mistake("check-shards", f"{tmp_path}/gone/*.tar")
 
 
-def test_what_is_skipped_is_told_and_lies_in_the_summary(
+def test_what_is_skipped_is_reported_and_lies_in_the_summary(
     tmp_path: Path, efficientsam: Command
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -313,7 +313,7 @@ def test_what_is_skipped_is_told_and_lies_in_the_summary(
     for i in range(25):
         (tmp_path / f"in/bad{i:02d}.jpg").write_bytes(b"no photo")
     pack = ["pack", "imagenet", "--source", tmp_path / "in", "--out", tmp_path / "out"]
-    for _ in range(2):  # resumed, the same is told
+    for _ in range(2):  # resumed, the same is reported
         code, said, _ = efficientsam(*pack, "--workers", 0)
         assert code == 0
         assert sum(line.startswith("skipped bad") for line in said) == 20

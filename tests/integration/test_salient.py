@@ -174,7 +174,7 @@ def test_mistakes_are_one_line_each(folders: Folders, here: "InProcess") -> None
         ({"saliency": root / "maps/boat.png"}, "is a file, but --image is a folder"),
         ({"saliency": root / "nothing"}, "holds no map for any of 3 images"),
         ({**boat, "saliency": root / "nothing"}, "holds no map boat.png"),
-        ({"image": root / "nothing"}, "--image: no photo in"),
+        ({"image": root / "nothing"}, "--image: no image in"),
         ({**boat, "saliency": root / "text.png"}, "cannot be read as a saliency map"),
         ({**boat, "saliency": root / "cube.npy"}, "must be [h, w], not [4, 4, 3]"),
         ({"truth": root / "gone"}, "--truth: no such file or folder"),

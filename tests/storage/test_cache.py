@@ -80,9 +80,9 @@ def test_shards_of_one_name_in_two_folders_are_two(
     (folder / "sub").mkdir()
     (folder / "sub" / "s-0.tar").write_bytes(b"other")
     served, cache = web(folder), ShardCache(tmp_path / "cache", 10**8)
-    one = cache.local(f"{served.url}/s-0.tar")
+    sample = cache.local(f"{served.url}/s-0.tar")
     assert Path(cache.local(f"{served.url}/sub/s-0.tar")).read_bytes() == b"other"
-    assert Path(one).read_bytes() == (folder / "s-0.tar").read_bytes()
+    assert Path(sample).read_bytes() == (folder / "s-0.tar").read_bytes()
 
 
 def test_least_recently_used_shard_leaves(tmp_path: Path, folder: Path, web: Serve) -> None:
@@ -130,7 +130,7 @@ def test_source_that_fails_for_ever_leaves_no_half_file(
 ) -> None:
     served, cache = web(folder), ShardCache(tmp_path / "cache", 10**6)
     served.cutting = 10**6
-    with pytest.raises(SourceLostError, match=r"s-0\.tar does not answer after 5 tries"):
+    with pytest.raises(SourceLostError, match=r"s-0\.tar does not respond after 5 tries"):
         cache.local(f"{served.url}/s-0.tar")
     assert kept(cache.folder) == 0
     assert stray(cache.folder) == []
@@ -142,14 +142,14 @@ def test_store_that_ends_early_without_a_word_is_noticed(
     served, cache = web(folder), ShardCache(tmp_path / "cache", 10**6)
     url = f"{served.url}/s-0.tar"
     fs, plain = storage.store(url)
-    told = fs.info(plain)
-    monkeypatch.setattr(fs, "info", lambda path: told | {"size": told["size"] + 512})
+    info = fs.info(plain)
+    monkeypatch.setattr(fs, "info", lambda path: info | {"size": info["size"] + 512})
     with pytest.raises(SourceLostError, match="10240 of 10752 bytes arrived"):
         cache.local(url)
     assert kept(cache.folder) == 0
 
 
-def test_vanished_server_is_told_in_time(tmp_path: Path, folder: Path, web: Serve) -> None:
+def test_vanished_server_is_reported_in_time(tmp_path: Path, folder: Path, web: Serve) -> None:
     served, cache = web(folder), ShardCache(tmp_path / "cache", 10**6)
     served.stop()
     begin = time.monotonic()
@@ -209,16 +209,16 @@ def test_processes_that_share_the_folder_fetch_each_shard_once(
     ]
     for process in processes:
         process.start()
-    answers = [queue.get(timeout=60) for _ in processes]
+    contents = [queue.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(60)
-    assert answers == 3 * [[(folder / f"s-{n}.tar").read_bytes() for n in range(4)]]
+    assert contents == 3 * [[(folder / f"s-{n}.tar").read_bytes() for n in range(4)]]
     assert [fetches(served, f"s-{n}.tar") for n in range(4)] == [1, 1, 1, 1]
     assert stray(tmp_path / "cache") == []
 
 
 def texts(read: list[ReadSample | None]) -> list[bytes]:
-    return [b"" if one is None else bytes(one.files.get("txt", b"?")) for one in read]
+    return [b"" if sample is None else bytes(sample.files.get("txt", b"?")) for sample in read]
 
 
 @pytest.mark.parametrize("shards_kept", [0, 1, 100])
@@ -231,7 +231,7 @@ def test_samples_are_read_through_a_cache_of_any_size(
     order = [7, 0, 5, 2, 2, 6, 1, 4, 3]
     for _ in range(2):
         read = reader.read([SampleRef(0, number) for number in order])
-        assert [one.damage for one in read if one is not None] == [None] * len(order)
+        assert [sample.corrupt for sample in read if sample is not None] == [None] * len(order)
         assert texts(read) == [b"%d%d" % divmod(number, 2) * 100 for number in order]
 
 
@@ -249,12 +249,12 @@ def test_shard_that_leaves_the_cache_just_before_it_is_read_is_read_at_its_sourc
 
     monkeypatch.setattr(RangeReader, "read", after_another_process_made_room)
     reader = SampleReader([shards], ["txt"], cache)
-    [one] = reader.read([SampleRef(0, 3)])
-    assert one is not None
-    assert (one.damage, bytes(one.files["txt"])) == (None, b"11" * 100)
+    [sample] = reader.read([SampleRef(0, 3)])
+    assert sample is not None
+    assert (sample.corrupt, bytes(sample.files["txt"])) == (None, b"11" * 100)
 
 
-def test_shard_missing_at_its_source_is_damage_of_its_samples(
+def test_shard_missing_at_its_source_is_reported_for_its_samples(
     tmp_path: Path, folder: Path, web: Serve
 ) -> None:
     served = web(folder)
@@ -262,11 +262,15 @@ def test_shard_missing_at_its_source_is_damage_of_its_samples(
     (folder / "s-1.tar").unlink()
     cache = ShardCache(tmp_path / "cache", 10**6)
     read = SampleReader([shards], ["txt"], cache).read([SampleRef(0, n) for n in range(4)])
-    assert [r and r.damage and r.damage.kind for r in read] == [None, None, *["missing shard"] * 2]
+    assert [r and r.corrupt and r.corrupt.kind for r in read] == [
+        None,
+        None,
+        *["missing shard"] * 2,
+    ]
     sample: Sample = shards.sample(2)
     assert read[2] is not None
-    assert read[2].damage is not None
-    assert (read[2].damage.shard, read[2].damage.key) == (sample.shard, sample.key)
+    assert read[2].corrupt is not None
+    assert (read[2].corrupt.shard, read[2].corrupt.key) == (sample.shard, sample.key)
 
 
 def test_shard_that_was_replaced_is_fetched_anew(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from efficientsam_pl.storage.files import (
     SourceLostError,
     StoredFile,
     atomic_write,
+    consume_stream,
     exists,
-    from_beginning,
     full_path,
     is_local,
     list_files,
@@ -29,7 +29,7 @@ from efficientsam_pl.storage.files import (
     read_file,
     with_retries,
 )
-from efficientsam_pl.storage.ranges import NEIGHBOURS_APART, Range, RangeReader, merged
+from efficientsam_pl.storage.ranges import MAX_GAP_BYTES, Range, RangeReader, merge_ranges
 
 SIZE = 400_000
 
@@ -49,7 +49,7 @@ def reader() -> RangeReader:
 
 
 def draw_ranges(paths: list[str], seed: int) -> list[Range]:
-    """Of random places and sizes; they overlap, repeat, are empty, and reach to the end."""
+    """Ranges of random positions and sizes; they overlap, repeat, are empty, and reach the end."""
     draw = np.random.default_rng(seed)
     drawn = []
     for _ in range(int(draw.integers(0, 60))):
@@ -67,24 +67,24 @@ def test_random_ranges_are_the_bytes_at_their_places(seed: int, files: dict[str,
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_merged_ranges_hold_what_was_asked_and_lie_apart(seed: int) -> None:
+def test_merged_ranges_hold_the_requested_bytes_and_are_disjoint(seed: int) -> None:
     ranges = draw_ranges(["a", "b"], seed)
-    wholes, part_of = merged(ranges)
+    wholes, part_of = merge_ranges(ranges)
     for wanted, i in zip(ranges, part_of, strict=True):
         whole = wholes[i]
         assert whole.path == wanted.path
         assert whole.offset <= wanted.offset
         assert wanted.offset + wanted.size <= whole.offset + whole.size
-    for one, next_ in itertools.pairwise(wholes):
-        assert one.path < next_.path or one.offset + one.size + NEIGHBOURS_APART < next_.offset
+    for first, second in itertools.pairwise(wholes):
+        assert first.path < second.path or first.offset + first.size + MAX_GAP_BYTES < second.offset
     assert sorted(set(part_of)) == list(range(len(wholes)))
 
 
 def test_neighbours_become_one_read_and_far_ranges_do_not() -> None:
-    near = [Range("a", 1000, 10), Range("a", 0, 100), Range("a", 1010 + NEIGHBOURS_APART, 5)]
-    far = Range("a", 2000 + 2 * NEIGHBOURS_APART, 5)
-    wholes, part_of = merged([*near, far])
-    assert wholes == [Range("a", 0, 1015 + NEIGHBOURS_APART), far]
+    near = [Range("a", 1000, 10), Range("a", 0, 100), Range("a", 1010 + MAX_GAP_BYTES, 5)]
+    far = Range("a", 2000 + 2 * MAX_GAP_BYTES, 5)
+    wholes, part_of = merge_ranges([*near, far])
+    assert wholes == [Range("a", 0, 1015 + MAX_GAP_BYTES), far]
     assert part_of == [0, 0, 0, 1]
 
 
@@ -174,10 +174,10 @@ def test_forked_reader_opens_files_of_its_own(files: dict[str, bytes], reader: R
 
     process = context.Process(target=child)
     process.start()
-    data, own = queue.get()
+    data, descriptors = queue.get()
     process.join()
     assert data == files[path][7:16]
-    assert own != parents
+    assert descriptors != parents
     assert reader.read([Range(path, 7, 9)]) == [data]
 
 
@@ -227,9 +227,9 @@ def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_file_both_write_it_whole(tmp_path: Path) -> None:
     path = str(tmp_path / "a.bin")
-    with atomic_write(path) as one, atomic_write(path) as two:
-        one.write(b"1" * 10_000)
-        two.write(b"2" * 10_000)
+    with atomic_write(path) as first, atomic_write(path) as second:
+        first.write(b"1" * 10_000)
+        second.write(b"2" * 10_000)
     assert read_file(path) in (b"1" * 10_000, b"2" * 10_000)
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
@@ -243,7 +243,7 @@ def test_upload_appears_when_it_is_whole() -> None:
         with atomic_write(path) as file:
             file.write(b"whole")
         assert read_file(path) == b"whole"
-        assert from_beginning(path, lambda file: file.read()) == b"whole"
+        assert consume_stream(path, lambda file: file.read()) == b"whole"
     finally:
         fsspec.filesystem("memory").rm("/up", recursive=True)
 
@@ -276,7 +276,7 @@ def test_lasting_failure_is_one_line_that_names_the_source(monkeypatch: pytest.M
         with_retries(act, "memory://x")
     assert len(calls) == storage.TRIES
     assert str(caught.value) == (
-        "memory://x does not answer after 5 tries: ConnectionError: reset by peer"
+        "memory://x does not respond after 5 tries: ConnectionError: reset by peer"
     )
 
 
@@ -299,12 +299,12 @@ def test_readers_of_several_threads_do_not_mix(files: dict[str, bytes]) -> None:
     wrong: list[int] = []
 
     def work(seed: int) -> None:
-        own = RangeReader()
+        reader = RangeReader()
         for step in range(20):
             ranges = draw_ranges([*files], seed * 100 + step)
-            if own.read(ranges) != [files[r.path][r.offset : r.offset + r.size] for r in ranges]:
+            if reader.read(ranges) != [files[r.path][r.offset : r.offset + r.size] for r in ranges]:
                 wrong.append(seed)
-        own.close()
+        reader.close()
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:

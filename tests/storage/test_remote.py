@@ -1,5 +1,6 @@
-"""Shards in other stores: the same samples, failures waited out, a lost store told in time."""
+"""Shards in other stores: the same samples, failures waited out, a lost store reported in time."""
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,17 +9,18 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.dataloaders import inference_loader
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import RankShard, SampleRef
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import one_line
 from efficientsam_pl.storage import files as storage
 from efficientsam_pl.storage.files import ShortReadError, SourceLostError, list_files
-from efficientsam_pl.storage.ranges import NEIGHBOURS_APART, Range, RangeReader
+from efficientsam_pl.storage.ranges import MAX_GAP_BYTES, Range, RangeReader
 from efficientsam_pl.storage.tar import scan_headers
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
@@ -64,12 +66,15 @@ def put(request: pytest.FixtureRequest, web: Serve) -> Iterator[Put]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes]) -> Path:
-    """Three shards of four good samples."""
+def folder(tmp_path: Path, tar_of: TarOf) -> Path:
+    """Three shards of four images."""
+    pixels, jpeg = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8), io.BytesIO()
+    Image.fromarray(pixels).save(jpeg, "JPEG")
+    sample = {"jpg": jpeg.getvalue(), "json": b"{}"}
     made = tmp_path / "served"
     made.mkdir()
     for n in range(3):
-        files = {f"{n}{k}.{e}": data for k in range(4) for e, data in good_sample.items()}
+        files = {f"{n}{k}.{e}": data for k in range(4) for e, data in sample.items()}
         tar_of(made / f"s-{n}.tar", files)
     return made
 
@@ -110,10 +115,10 @@ def test_cut_file_gives_what_it_has_at_once(
     tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "FIRST_PAUSE", 60)
-    data, apart = np.random.default_rng(0).bytes(300_000), NEIGHBOURS_APART + 1
+    data, gap = np.random.default_rng(0).bytes(300_000), MAX_GAP_BYTES + 1
     (tmp_path / "a.bin").write_bytes(data)
     url, _ = put(tmp_path)
-    places = [(0, 1000), (299_000, 1000), (299_500 - apart, 500), (300_000, 10), (10**6, 10)]
+    places = [(0, 1000), (299_000, 1000), (299_500 - gap, 500), (300_000, 10), (10**6, 10)]
     ranges = [Range(f"{url}/a.bin", *place) for place in places]
     *whole, at_end, beyond = RangeReader().read(ranges)
     assert whole == [data[a : a + n] for a, n in places[:3]]
@@ -124,7 +129,7 @@ def test_cut_file_gives_what_it_has_at_once(
 
 
 def test_cut_file_is_never_read_from_its_beginning_instead(tmp_path: Path, put: Put) -> None:
-    # a server that knows no ranges sends 3000 bytes, fewer than were asked for
+    # a server without range requests sends 3000 bytes, fewer than requested
     (tmp_path / "a.bin").write_bytes(b"x" * 3000)
     url, _ = put(tmp_path)
     near = [Range(f"{url}/a.bin", 2000, 500), Range(f"{url}/a.bin", 2600, 9000)]
@@ -156,11 +161,11 @@ def test_set_is_the_same_wherever_it_lies(folder: Path, tmp_path: Path, put: Put
     url, _ = put(folder)
     there = open_shards(f"{url}/*.tar")
     here = open_shards(f"{folder}/*.tar", str(tmp_path / "indexes"))
-    assert there.damage == here.damage == ()
+    assert there.corrupt == here.corrupt == ()
     assert there.sizes() == here.sizes() == [4, 4, 4]
     assert [s.sha256 for s in there.shards] == [s.sha256 for s in here.shards]
-    slots = [SampleRef(0, n) for n in (11, 3, 0, 7, 4)]
-    both = [SampleReader([s], ["jpg", "json"]).read(slots) for s in (here, there)]
+    refs = [SampleRef(0, n) for n in (11, 3, 0, 7, 4)]
+    both = [SampleReader([s], ["jpg", "json"]).read(refs) for s in (here, there)]
     for mine, other in zip(*both, strict=True):
         assert mine is not None
         assert other is not None
@@ -176,7 +181,7 @@ def test_second_use_reads_no_tar(folder: Path, web: Serve) -> None:
     assert not any(name.endswith(".tar") for name, _ in served.requests)
 
 
-def test_shard_cut_between_samples_is_told_and_they_are_damage(folder: Path, put: Put) -> None:
+def test_shard_cut_between_samples_is_reported_and_they_are_corrupt(folder: Path, put: Put) -> None:
     url, renew = put(folder)
     open_shards(f"{url}/*.tar")
     path = folder / "s-1.tar"
@@ -185,9 +190,11 @@ def test_shard_cut_between_samples_is_told_and_they_are_damage(folder: Path, put
     path.write_bytes(path.read_bytes()[: third.offset - 512])  # before its header
     renew()
     shards = open_shards(f"{url}/*.tar")
-    assert [(Path(d.shard).name, d.kind) for d in shards.damage] == [("s-1.tar", "truncated shard")]
+    assert [(Path(d.shard).name, d.kind) for d in shards.corrupt] == [
+        ("s-1.tar", "truncated shard")
+    ]
     read = SampleReader([shards], ["jpg"]).read([SampleRef(0, n) for n in range(12)])
-    lost = [n for n, one in enumerate(read) if one is not None and one.damage is not None]
+    lost = [n for n, sample in enumerate(read) if sample is not None and sample.corrupt]
     assert lost == [6, 7]
 
 
@@ -210,20 +217,20 @@ def test_set_is_indexed_from_a_server_that_fails_now_and_then(
     list_files(url)
     setattr(served, harm, 2)
     shards = open_shards(url)
-    assert (shards.sizes(), shards.damage) == ([4], ())
+    assert (shards.sizes(), shards.corrupt) == ([4], ())
 
 
-def test_stopped_server_is_told_by_its_name_in_time(folder: Path, web: Serve) -> None:
+def test_stopped_server_is_reported_by_its_name_in_time(folder: Path, web: Serve) -> None:
     served = web(folder)
     shards = open_shards(f"{served.url}/*.tar")
     reader = SampleReader([shards], ["jpg"])
     reader.read([SampleRef(0, 0)])
     served.stop()
     begin = time.monotonic()
-    with pytest.raises(SourceLostError, match=rf"^{served.url}/s-0.tar does not answer after 5"):
+    with pytest.raises(SourceLostError, match=rf"^{served.url}/s-0.tar does not respond after 5"):
         reader.read([SampleRef(0, 0)])
     for pattern in (f"{served.url}/s-0.tar", f"{served.url}/*.tar"):
-        with pytest.raises(SourceLostError, match="does not answer") as caught:
+        with pytest.raises(SourceLostError, match="does not respond") as caught:
             open_shards(pattern)
         assert "\n" not in str(caught.value)
     assert time.monotonic() - begin < 10
@@ -249,20 +256,20 @@ def crops(folder_url: str, index_dir: Path | None = None) -> CropDataset:
 def test_workers_forked_after_use_read_every_sample(folder: Path, tmp_path: Path, put: Put) -> None:
     url, _ = put(folder)
     here = crops(str(folder), tmp_path / "indexes")
-    whole = list(once_loader(here, 12, RankShard(0, 1, 3, 3), workers=0))
-    there = list(once_loader(crops(url), 12, RankShard(0, 1, 3, 3), workers=2))
+    whole = list(inference_loader(here, 12, RankShard(0, 1, 3, 3), workers=0))
+    there = list(inference_loader(crops(url), 12, RankShard(0, 1, 3, 3), workers=2))
     assert [batch.key for batch in there] == [batch.key for batch in whole]
     for mine, other in zip(whole, there, strict=True):
         assert (mine.image == other.image).all()
-        assert other.damage == ()
+        assert other.corrupt == ()
 
 
 def test_store_lost_in_a_worker_is_one_line(folder: Path, web: Serve) -> None:
     served = web(folder)
-    stream = crops(served.url)
+    dataset = crops(served.url)
     served.stop()
     with pytest.raises(SourceLostError) as caught:
-        list(once_loader(stream, 12, RankShard(0, 1, 3, 3), workers=1))
-    told = one_line(caught.value)
-    assert told.startswith(f"{served.url}/s-0.tar does not answer after 5 tries: ")
-    assert "\n" not in told
+        list(inference_loader(dataset, 12, RankShard(0, 1, 3, 3), workers=1))
+    message = one_line(caught.value)
+    assert message.startswith(f"{served.url}/s-0.tar does not respond after 5 tries: ")
+    assert "\n" not in message

@@ -1,4 +1,4 @@
-"""The pass over a tar against Python's tarfile, and each way a tar can be damaged."""
+"""The pass over a tar against Python's tarfile, and each way a tar can be corrupt."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ def scanned(data: bytes) -> TarScan:
     """By both readers, which must agree."""
     whole, headers = scan_tar(io.BytesIO(data)), scan_headers(io.BytesIO(data))
     assert whole.members == headers.members
-    assert whole.damage == headers.damage
+    assert whole.faults == headers.faults
     return whole
 
 
@@ -74,7 +74,7 @@ def test_files_lie_where_tarfile_finds_them(form: int) -> None:
     scan = scanned(data)
     assert places(scan) == by_tarfile(data)
     assert len(scan.members) == 7
-    assert scan.damage == []
+    assert scan.faults == []
     assert (scan.bytes, scan.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -90,14 +90,14 @@ def test_random_tars_are_read_as_tarfile_reads_them(seed: int) -> None:
             tar.addfile(member, io.BytesIO(draw.bytes(member.size)))
     scan = scanned(data.getvalue())
     assert places(scan) == by_tarfile(data.getvalue())
-    assert scan.damage == []
+    assert scan.faults == []
 
 
 def test_tar_inside_another_file_is_found_at_its_place() -> None:
     data = with_oddities(tarfile.GNU_FORMAT)
     scan = scan_headers(io.BytesIO(b"before" + data + b"behind"), 6, 6 + len(data))
     assert [(n, o - 6, s) for n, o, s in places(scan)] == by_tarfile(data)
-    assert scan.damage == []
+    assert scan.faults == []
     assert (scan.bytes, scan.sha256) == (len(data), "")
 
 
@@ -105,7 +105,7 @@ def test_inner_tar_that_its_member_cuts_is_reported(tmp_path: Path, tar_of: TarO
     data = tar_of(tmp_path / "a.tar", THREE).read_bytes()
     scan = scan_headers(io.BytesIO(b"before" + data + b"behind"), 6, 6 + 2100)
     assert names(scan) == ["s0.bin", "s1.bin"]
-    assert scan.damage == ["cut inside s1.bin"]
+    assert scan.faults == ["cut inside s1.bin"]
 
 
 def test_name_that_is_no_utf8_survives_as_bytes() -> None:
@@ -129,7 +129,7 @@ def test_unbuffered_file_that_gives_few_bytes_at_a_time_is_read_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "found", "damage"),
+    ("kept", "members", "faults"),
     [
         (0, [], ["cut: it has no end mark"]),
         (100, [], ["cut inside a header at byte 0"]),
@@ -143,22 +143,22 @@ def test_unbuffered_file_that_gives_few_bytes_at_a_time_is_read_whole() -> None:
     ],
 )
 def test_cut_is_reported_wherever_it_is(
-    kept: int, found: list[str], damage: list[str], tmp_path: Path, tar_of: TarOf
+    kept: int, members: list[str], faults: list[str], tmp_path: Path, tar_of: TarOf
 ) -> None:
     data = tar_of(tmp_path / "a.tar", THREE).read_bytes()
     scan = scanned(data[:kept])
-    assert names(scan) == found
-    assert scan.damage == damage
+    assert names(scan) == members
+    assert scan.faults == faults
 
 
 def test_every_cut_that_loses_a_byte_of_a_file_is_reported(tmp_path: Path, tar_of: TarOf) -> None:
     data = tar_of(tmp_path / "a.tar", {"a.bin": b"a" * 700, "b.bin": b"b" * 10}).read_bytes()
     last = 512 + 1024 + 512 + 512  # header and file, twice
-    assert all(scanned(data[:kept]).damage for kept in range(0, last + 1, 16))
+    assert all(scanned(data[:kept]).faults for kept in range(0, last + 1, 16))
 
 
 @pytest.mark.parametrize(
-    ("at", "junk", "lost", "damage"),
+    ("at", "junk", "lost", "faults"),
     [
         (1536, b"\xa5" * 512, "s1.bin", "no header at byte 1536"),
         (1536, b"\0" * 512, "s1.bin", "no header at byte 1536"),
@@ -169,14 +169,14 @@ def test_every_cut_that_loses_a_byte_of_a_file_is_reported(tmp_path: Path, tar_o
     ],
     ids=["garbage", "zeros", "garbage member", "name", "size", "zeros first"],
 )
-def test_damaged_header_is_reported_and_what_follows_is_found(
-    at: int, junk: bytes, lost: str, damage: str, tmp_path: Path, tar_of: TarOf
+def test_corrupt_header_is_reported_and_what_follows_is_found(
+    at: int, junk: bytes, lost: str, faults: str, tmp_path: Path, tar_of: TarOf
 ) -> None:
     data = bytearray(tar_of(tmp_path / "a.tar", THREE).read_bytes())
     data[at : at + len(junk)] = junk
     scan = scanned(bytes(data))
     assert names(scan) == [name for name in THREE if name != lost]
-    assert scan.damage == [damage]
+    assert scan.faults == [faults]
 
 
 def test_block_too_much_is_reported_and_what_follows_is_found(
@@ -185,15 +185,15 @@ def test_block_too_much_is_reported_and_what_follows_is_found(
     data = tar_of(tmp_path / "a.tar", THREE).read_bytes()
     scan = scanned(data[:1536] + b"\xa5" * 512 + data[1536:])
     assert names(scan) == [*THREE]
-    assert scan.damage == ["no header at byte 1536"]
+    assert scan.faults == ["no header at byte 1536"]
 
 
-def test_two_damaged_places_are_two_reports(tmp_path: Path, tar_of: TarOf) -> None:
+def test_two_corrupt_places_are_two_reports(tmp_path: Path, tar_of: TarOf) -> None:
     data = bytearray(tar_of(tmp_path / "a.tar", THREE).read_bytes())
     data[:512] = data[3072:3584] = b"\xa5" * 512
     scan = scanned(bytes(data))
     assert names(scan) == ["s1.bin"]
-    assert scan.damage == ["no header at byte 0", "no header at byte 3072"]
+    assert scan.faults == ["no header at byte 0", "no header at byte 3072"]
 
 
 @pytest.mark.parametrize(
@@ -204,27 +204,27 @@ def test_two_damaged_places_are_two_reports(tmp_path: Path, tar_of: TarOf) -> No
 def test_what_is_no_tar_is_reported(data: bytes) -> None:
     scan = scanned(data)
     assert scan.members == []
-    assert scan.damage
+    assert scan.faults
 
 
 def test_tail_of_zeros_longer_than_an_end_is_reported(tmp_path: Path, tar_of: TarOf) -> None:
     # a download whose last part never came, in a file that was made at its full size
     data = tar_of(tmp_path / "a.tar", THREE).read_bytes()
-    assert scanned(data).damage == []
+    assert scanned(data).faults == []
     scan = scanned(data[:3072] + b"\0" * 100 * 1024)
     assert names(scan) == ["s0.bin", "s1.bin"]
-    assert scan.damage == ["nothing but zeros from byte 3072 on"]
+    assert scan.faults == ["nothing but zeros from byte 3072 on"]
 
 
 def test_concatenated_tars_are_both_read(tmp_path: Path, tar_of: TarOf) -> None:
     first = tar_of(tmp_path / "a.tar", {"a.bin": b"a"}).read_bytes()
     scan = scanned(first + tar_of(tmp_path / "b.tar", {"b.bin": b"b"}).read_bytes())
     assert names(scan) == ["a.bin", "b.bin"]
-    assert scan.damage == ["no header at byte 1024"]
+    assert scan.faults == ["no header at byte 1024"]
 
 
 @pytest.mark.parametrize("size", [-512, 1 << 62, 1 << 80])
-def test_impossible_size_is_damage_not_a_hang(size: int) -> None:
+def test_impossible_size_is_a_fault_not_a_hang(size: int) -> None:
     header = bytearray(tarfile.TarInfo("a.bin").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % 256**11).to_bytes(11, "big")
     header[148:156] = b" " * 8
@@ -232,7 +232,7 @@ def test_impossible_size_is_damage_not_a_hang(size: int) -> None:
     assert tarfile.TarInfo.frombuf(bytes(header), "utf-8", "strict").size == size
     scan = scanned(bytes(header) + b"\0" * 2 * BLOCK)
     assert scan.members == []
-    assert scan.damage == ["no header at byte 0"]
+    assert scan.faults == ["no header at byte 0"]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from efficientsam_pl.data.datasets.image_sources import (
     AnnotatedImages,
     ImageFiles,
     PackedImages,
-    content_of_images,
-    content_of_shards,
+    images_sha256,
+    shards_sha256,
 )
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.structures import CorruptSample, InstanceImage
@@ -50,7 +50,7 @@ class EvaluationSet:
         if isinstance(self.photos, PackedImages):
             return self.photos.annotations(number)
         assert self.annotated is not None, "what does not lie in shards is an annotated set"
-        return self.annotated.photos[self.places[number]]
+        return self.annotated.images[self.places[number]]
 
     def boxes(self, number: int) -> tuple[Detection, ...]:
         """What the detector found in a photo."""
@@ -58,7 +58,7 @@ class EvaluationSet:
 
     def damage(self) -> list[tuple[str, str, str]]:
         """What of the set cannot be used, by kind, name and detail; later finds aside."""
-        return [(one.kind, name_of(one), one.detail) for one in self.photos.damage]
+        return [(one.kind, name_of(one), one.detail) for one in self.photos.corrupt]
 
     def identity(self) -> dict[str, Any]:
         """Files as they lie here, by their hashes: an evaluation may go on with no others."""
@@ -66,7 +66,7 @@ class EvaluationSet:
         if self.annotated is not None:
             told["annotations_sha256"] = self.annotated.sha256
         if self.shards is not None:
-            told["shards_sha256"] = content_of_shards(self.shards)
+            told["shards_sha256"] = shards_sha256(self.shards)
         if self.detections is not None:
             told["detector_sha256"] = self.detections.sha256
         return told
@@ -74,8 +74,8 @@ class EvaluationSet:
     def content(self) -> str:
         """A sha256 of what is asked about, whatever the order in a file."""
         if self.shards is not None:
-            return content_of_shards(self.shards)
-        return content_of_images(map(self.about, self.numbers))
+            return shards_sha256(self.shards)
+        return images_sha256(map(self.about, self.numbers))
 
 
 def name_of(damage: CorruptSample) -> str:
@@ -97,13 +97,13 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
     assert config.annotations is not None, "it is among the config's needs"
     assert config.images is not None, "it is among the config's needs"
     annotated = read_instances(config.annotations, config.images, config.kind)
-    ids = annotated.photos.ids
+    ids = annotated.images.ids
     found = None
     if config.detector.results is not None:
         found = read_detections(config.detector.results, annotated)
     return EvaluationSet(
         config.kind,
-        ImageFiles(annotated.photos, ids, annotated.damage),
+        ImageFiles(annotated.images, ids, annotated.corrupt),
         ids[: config.photos],
         annotated=annotated,
         detections=found,

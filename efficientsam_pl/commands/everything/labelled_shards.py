@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from efficientsam_pl.data.packing.images import MaskedImage, sample_of
+from efficientsam_pl.data.packing.images import MaskedImage, packed_sample
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
-from efficientsam_pl.data.schema import RECORD_ENDING, Annotation
+from efficientsam_pl.data.schema import RECORD_SUFFIX, Annotation
 from efficientsam_pl.data.shards import write_manifest
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.records import MaskRecord
@@ -64,12 +64,12 @@ def _sample(image: LabelledImage) -> PackedSample:
         for record in records
     )
     masked = MaskedImage(image.key, image.image, annotations)
-    sample = sample_of(masked, _stored_jpeg(image.path))
-    whole = json.loads(sample.files[RECORD_ENDING])
+    sample = packed_sample(masked, _stored_jpeg(image.path))
+    whole = json.loads(sample.files[RECORD_SUFFIX])
     for entry, record in zip(whole["annotations"], records, strict=True):
         entry |= {"point_coords": record["point_coords"], "crop_box": record["crop_box"]}
     written = json.dumps(whole, separators=(",", ":")).encode()
-    return PackedSample(sample.key, {**sample.files, RECORD_ENDING: written}, sample.masks)
+    return PackedSample(sample.key, {**sample.files, RECORD_SUFFIX: written}, sample.masks)
 
 
 def _stored_jpeg(path: Path) -> bytes | None:

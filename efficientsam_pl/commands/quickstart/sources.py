@@ -18,7 +18,7 @@ from efficientsam_pl.commands.quickstart.scenes import (
 from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.packing.coco import check_images, coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side
-from efficientsam_pl.data.packing.split import parted
+from efficientsam_pl.data.packing.split import split_heldout
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
@@ -178,7 +178,7 @@ def _split(
         count = counted(len(images), "image")
         raise UserError(f"{source}: {count} with masks, at least two are needed")
     keys = [image.key for image in images]
-    train, heldout = parted(keys, images, config.heldout_fraction)
+    train, heldout = split_heldout(keys, images, config.heldout_fraction)
     splits: dict[str, Iterable[MaskedImage]] = {"train": train, "heldout": heldout}
     counts = {"train": len(train), "heldout": len(heldout)}
     return Source(splits, counts, "photo", origin, caution, skipped)

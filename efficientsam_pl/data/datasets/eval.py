@@ -1,6 +1,6 @@
-"""Held-out photos with every mask that is scored, laid into the model's frame as a predictor does.
+"""Held-out images in the model's frame, resized as a predictor does, with every scored mask.
 
-Masks stay run-length at the photo's own size.
+Masks stay run-length at the image's full size.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,11 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from efficientsam_pl.data.datasets.train import (
-    Frame,
-    SampleDataset,
-    annotated,
-    catch_corrupt_sample,
-    foreground,
-)
-from efficientsam_pl.data.mask_sampling import evaluable_masks
+from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
+from efficientsam_pl.data.datasets.masks import Frame
+from efficientsam_pl.data.mask_sampling import evaluable_masks, nonempty_masks
 from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sample_files import decode_annotated
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.rle import Rle
@@ -29,37 +25,37 @@ from efficientsam_pl.structures import CorruptSample, ScoringBatch
 
 @dataclass(frozen=True)
 class PreparedScoring:
-    """One photo; `image` None where there is none."""
+    """One image with its masks; `image` is None for padding and corrupt samples."""
 
     key: str
     image: Float[Tensor, "3 s s"] | None
     resize: Resize
     truth: tuple[Rle, ...] = ()
-    damage: CorruptSample | None = None
+    corrupt: CorruptSample | None = None
 
 
 def prepare_eval_image(
     files: dict[str, memoryview],
 ) -> tuple[UInt8[ndarray, "h w 3"], tuple[Rle, ...]]:
-    """A photo as it is stored, and its masks that are no crowd and not empty.
+    """Decode an image at its stored size, with its masks that are no crowd and not empty.
 
     Raises:
         CorruptSampleError: One of its files is missing or cannot be used.
     """
-    image, record = annotated(files)
-    rles, _ = foreground(evaluable_masks(record.annotations))
+    image, record = decode_annotated(files)
+    rles, _ = nonempty_masks(evaluable_masks(record.annotations))
     return image, tuple(rles)
 
 
 class EvalDataset(SampleDataset[PreparedScoring]):
-    """Validation: a photo resized as for prediction, in floats, with all masks to score."""
+    """Validation: an image resized as for prediction, in floats, with all masks to score."""
 
     def __init__(self, reader: SampleReader, to: Frame) -> None:
         super().__init__(reader, seed=0)  # nothing is drawn
         self._to = to
 
     def collate(self, samples: Sequence[PreparedScoring]) -> ScoringBatch:
-        """A batch of what `__getitems__` gives; a missing photo is black."""
+        """Collate the samples that `__getitems__` returns; a missing image is black."""
         side = self._to.side
         black = torch.zeros(3, side, side)
         return ScoringBatch(
@@ -69,17 +65,17 @@ class EvalDataset(SampleDataset[PreparedScoring]):
             truth=tuple(s.truth for s in samples),
             valid=torch.tensor([s.image is not None for s in samples]),
             key=tuple(s.key for s in samples),
-            damage=tuple(s.damage for s in samples if s.damage is not None),
+            corrupt=tuple(s.corrupt for s in samples if s.corrupt is not None),
         )
 
-    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedScoring:
+    def _prepared(self, sample_ref: SampleRef, read: ReadSample | None) -> PreparedScoring:
         side, rule = self._to.side, self._to.rule
         none = Resize.fit((side, side), side, rule)
         if read is None:
             return PreparedScoring("", None, none)
-        content, damage = catch_corrupt_sample(read, lambda: prepare_eval_image(read.files))
+        content, corrupt = catch_corrupt_sample(read, lambda: prepare_eval_image(read.files))
         if content is None:
-            return PreparedScoring(read.sample.key, None, none, damage=damage)
+            return PreparedScoring(read.sample.key, None, none, corrupt=corrupt)
         image, truth = content
         resize = Resize.fit((image.shape[0], image.shape[1]), side, rule)
         inside = resize.image_forward(image)

@@ -1,4 +1,4 @@
-"""Photos with their annotations, from any place of a set, read and decoded ahead of their use."""
+"""Evaluation images with their annotations, from files or shards, in any order, prefetched."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, annotated, record_of
 from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sample_files import decode_annotated, read_record
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.schema import RECORD_ENDING, CorruptSampleError, Record
+from efficientsam_pl.data.schema import MASK_SUFFIXES, RECORD_SUFFIX, CorruptSampleError, Record
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.keyed_random import sample_key
 from efficientsam_pl.rle import areas, run_lengths
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A photo at its own size and what is in it; `number` tells it from the set's others."""
+    """An image at its full size with its annotations; `number` identifies it within the set."""
 
     number: int
     image: UInt8[np.ndarray, "h w 3"]
@@ -40,39 +40,39 @@ class LoadedImage:
 
 @runtime_checkable
 class AnnotatedImages(Protocol):
-    """A set whose photos can be read in any order, by several threads at once."""
+    """A set whose images can be read in any order, by several threads at once."""
 
     @property
     def numbers(self) -> Sequence[int]:
-        """What tells the photos apart, place by place; the same for each start of a program."""
+        """Identifiers of the images, in order; the same in every process."""
         ...
 
     @property
-    def damage(self) -> Sequence[CorruptSample]:
-        """What of the set is no photo that could be read."""
+    def corrupt(self) -> Sequence[CorruptSample]:
+        """Entries of the set that are known to be unreadable."""
         ...
 
     def read(self, place: int) -> LoadedImage | CorruptSample:
-        """The photo at a place, or what is wrong with it."""
+        """Read the image at an index; a corrupt one is returned as CorruptSample."""
         ...
 
 
 class ImageFiles:
-    """Photos that lie in folders, numbered by their ids.
+    """Image files in folders, numbered by their ids.
 
     Args:
-        photos: Whose masks may be drawn whenever they are asked for.
-        numbers: Their ids.
-        damage: Of the set.
+        images: The annotations, whose masks may be rasterized on each access.
+        numbers: The images' ids.
+        corrupt: Entries of the set that are known to be unreadable.
     """
 
     def __init__(
         self,
-        photos: Sequence[InstanceImage],
+        images: Sequence[InstanceImage],
         numbers: Sequence[int],
-        damage: Sequence[CorruptSample],
+        corrupt: Sequence[CorruptSample],
     ) -> None:
-        self._images, self.numbers, self.damage = photos, tuple(numbers), tuple(damage)
+        self._images, self.numbers, self.corrupt = images, tuple(numbers), tuple(corrupt)
 
     def read(self, place: int) -> LoadedImage | CorruptSample:
         """See AnnotatedImages."""
@@ -87,68 +87,72 @@ class ImageFiles:
         except CorruptSampleError as error:
             return CorruptSample(name, str(about.id), error.kind, error.detail)
         height, width = image.shape[:2]
-        if (height, width) != about.image_hw:  # masks would lie elsewhere
-            what = f"photo {(height, width)}, annotations {about.image_hw}"
+        if (height, width) != about.image_hw:  # the masks would be misplaced
+            what = f"image {(height, width)}, annotations {about.image_hw}"
             return CorruptSample(name, str(about.id), "size mismatch", what)
         return LoadedImage(about.id, image, about)
 
 
 class PackedImages:
-    """Photos in shards, numbered by their places; what is drawn about one depends on its key."""
+    """Images in shards, numbered by their positions; random draws depend on an image's key."""
 
     def __init__(self, shards: ShardSet) -> None:
         self._reader = SampleReader([shards], MASK_SUFFIXES)
-        self._records = SampleReader([shards], [RECORD_ENDING])
-        self._one = threading.Lock()  # a reader is not for several threads; decoding is
-        self.numbers, self.damage = range(len(shards)), shards.damage
+        self._records = SampleReader([shards], [RECORD_SUFFIX])
+        self._lock = threading.Lock()  # a reader is not for several threads; decoding is
+        self.numbers, self.corrupt = range(len(shards)), shards.corrupt
 
     def read(self, place: int) -> LoadedImage | CorruptSample:
         """See AnnotatedImages."""
-        with self._one:
+        with self._lock:
             [read] = self._reader.read([SampleRef(0, place)])
-        assert read is not None, "no slot is padding"
-        if read.damage is not None:
-            return read.damage
+        assert read is not None, "no reference is padding"
+        if read.corrupt is not None:
+            return read.corrupt
         shard, key = read.sample.shard, read.sample.key
         try:
-            image, record = annotated(read.files)
+            image, record = decode_annotated(read.files)
             return LoadedImage(place, image, _about(key, record))
         except CorruptSampleError as error:
             return CorruptSample(shard, key, error.kind, error.detail)
 
     def annotations(self, place: int) -> InstanceImage:
-        """What `read` tells about a photo that is not damaged, without decoding it.
+        """Return the annotations that `read` would give, without decoding the image.
 
         Raises:
-            CorruptSampleError: It is.
+            CorruptSampleError: The record is corrupt.
         """
-        with self._one:
+        with self._lock:
             [read] = self._records.read([SampleRef(0, place)])
-        assert read is not None, "no slot is padding"
-        return _about(read.sample.key, record_of(read.files))
+        assert read is not None, "no reference is padding"
+        return _about(read.sample.key, read_record(read.files))
 
 
-def content_of_images(photos: Iterable[InstanceImage]) -> str:
-    """A sha256 of photos' annotations, whatever their order and wherever the photos lie."""
-    every = "\n".join(sorted(hashlib.sha256(_told(one).encode()).hexdigest() for one in photos))
-    return hashlib.sha256(every.encode()).hexdigest()
+def images_sha256(images: Iterable[InstanceImage]) -> str:
+    """Hash the images' annotations, independent of their order and of the images' paths."""
+    digests = "\n".join(
+        sorted(
+            hashlib.sha256(_canonical_json(annotated).encode()).hexdigest() for annotated in images
+        )
+    )
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
-def content_of_shards(shards: ShardSet) -> str:
-    """A sha256 of the shards' content, wherever they lie."""
-    every = "\n".join(sorted(shard.sha256 for shard in shards.shards))
-    return hashlib.sha256(every.encode()).hexdigest()
+def shards_sha256(shards: ShardSet) -> str:
+    """Hash the shards' content, independent of their paths."""
+    digests = "\n".join(sorted(shard.sha256 for shard in shards.shards))
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def prefetch(
     read: Callable[[int], T], places: Iterable[int], threads: int, most: int
 ) -> Iterator[T]:
-    """What `read` gives of each place, in their order, while what was given is still in use.
+    """Read ahead in background threads; yield the results in order.
 
     Args:
-        read: May run in several threads at once.
-        places: Of what is read.
-        threads: That read.
+        read: Reads the item at a position; may run in several threads at once.
+        places: The positions to read.
+        threads: Number of reading threads.
         most: Results that may wait to be used.
     """
     waiting: deque[Future[T]] = deque()
@@ -161,36 +165,39 @@ def prefetch(
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for one in waiting:
-                one.cancel()
+            for future in waiting:
+                future.cancel()
 
 
-def _told(photo: InstanceImage) -> str:
-    told = {
-        "id": photo.id,
-        "image_hw": photo.image_hw,
-        "instances": sorted((asdict(one) for one in photo.instances), key=lambda one: one["id"]),
-        "exhaustive": photo.exhaustive,
-        "absent": sorted(photo.absent),
-        "incomplete": sorted(photo.incomplete),
+def _canonical_json(annotated: InstanceImage) -> str:
+    content = {
+        "id": annotated.id,
+        "image_hw": annotated.image_hw,
+        "instances": sorted(
+            (asdict(instance) for instance in annotated.instances),
+            key=lambda instance: instance["id"],
+        ),
+        "exhaustive": annotated.exhaustive,
+        "absent": sorted(annotated.absent),
+        "incomplete": sorted(annotated.incomplete),
     }
-    return json.dumps(told, sort_keys=True)
+    return json.dumps(content, sort_keys=True)
 
 
 def _about(key: str, record: Record) -> InstanceImage:
-    """Instances of one category, numbered by their places in the record.
+    """Convert a record to instances of one category, numbered by their positions in it.
 
     Raises:
         CorruptSampleError: Run-lengths that cannot be read.
     """
-    rles = [one.rle for one in record.annotations]
+    rles = [annotation.rle for annotation in record.annotations]
     try:
         run_lengths(rles)
     except ValueError as error:
         raise CorruptSampleError("bad mask", str(error)) from error
     counted = areas(rles)  # a file may state an area that was measured before it was shrunk
     instances = tuple(
-        Instance(place, 1, one.rle, float(counted[place]), one.crowd)
-        for place, one in enumerate(record.annotations)
+        Instance(place, 1, annotation.rle, float(counted[place]), annotation.crowd)
+        for place, annotation in enumerate(record.annotations)
     )
     return InstanceImage(sample_key(0, 0, key), key, (record.height, record.width), instances)

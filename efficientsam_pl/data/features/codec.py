@@ -1,4 +1,4 @@
-"""Features as they are stored: float16, or int8 with a scale a channel, in safetensors' format.
+"""Encode features for storage: float16, or int8 with a scale a channel, in safetensors' format.
 
 A file holds one map: `features` [*place, c], for int8 also `scale` [c] float32 (a channel's
 largest magnitude / 127), and its version in the header. Axes: b maps at once, c channels.
@@ -19,7 +19,7 @@ from efficientsam_pl.data.schema import CorruptSampleError
 
 Numbers = Literal["float16", "int8"]
 VERSION = 1
-# the header's only entry of ours: safetensors writes several in no fixed order
+# our only entry of the header: safetensors writes several in no fixed order
 _VERSION_KEY = "efficientsam_pl features"
 _LARGEST = torch.finfo(torch.float16).max
 _STEPS = 127  # of int8 on either side of zero
@@ -29,17 +29,17 @@ _KIND = "bad features"
 
 @dataclass(frozen=True)
 class EncodedFeatures:
-    """Maps in the numbers that are stored; `scale` is None for float16."""
+    """Maps in the stored number format; `scale` is None for float16."""
 
     values: Shaped[Tensor, "b *place c"]
     scale: Float32[Tensor, "b c"] | None
 
     def cpu(self) -> "EncodedFeatures":
-        """The same in the processor's memory."""
+        """Return the maps in CPU memory."""
         return EncodedFeatures(self.values.cpu(), None if self.scale is None else self.scale.cpu())
 
     def file(self, number: int) -> bytes:
-        """One of the maps as a file."""
+        """Serialize one of the maps."""
         tensors = {"features": self.values[number].contiguous()}
         if self.scale is not None:
             tensors["scale"] = self.scale[number].contiguous()
@@ -48,7 +48,7 @@ class EncodedFeatures:
 
 
 def encode_features(features: Float[Tensor, "b *place c"], numbers: Numbers) -> EncodedFeatures:
-    """Maps rounded to the numbers that are stored; what `storable` denies becomes inf or nan."""
+    """Round maps to the stored number format; maps that are not `storable` get inf or nan."""
     exact = features.float()
     if numbers == "float16":
         return EncodedFeatures(exact.half(), None)
@@ -61,7 +61,7 @@ def encode_features(features: Float[Tensor, "b *place c"], numbers: Numbers) -> 
 
 
 def decode_features(stored: EncodedFeatures) -> Float16[Tensor, "b *place c"]:
-    """What training reads."""
+    """Decode stored features to float16, as training reads them."""
     if stored.scale is None:
         return stored.values
     scale = stored.scale.reshape(len(stored.scale), *[1] * (stored.values.ndim - 2), -1)
@@ -69,19 +69,19 @@ def decode_features(stored: EncodedFeatures) -> Float16[Tensor, "b *place c"]:
 
 
 def storable(features: Float[Tensor, "b *place c"]) -> Bool[Tensor, "b"]:
-    """Whether float16 can hold all of a map's numbers: none is nan or beyond 65504."""
+    """Return for each map whether float16 can hold its numbers: none is nan or beyond 65504."""
     return (features.float().abs().flatten(1) <= _LARGEST).all(1)
 
 
 def read_map(
     data: bytes | memoryview, name: str, shape: tuple[int, ...] | None = None
 ) -> Float16[Tensor, "*place c"]:
-    """The map in a file.
+    """Read the map in a file.
 
     Args:
-        data: The file.
-        name: Tells which one it is.
-        shape: That the map must have; None: any.
+        data: Content of the file.
+        name: Name of the file, for errors.
+        shape: Required shape of the map; None: any.
 
     Raises:
         CorruptSampleError: It is no map, of another version or shape, or holds an inf or nan.
@@ -101,35 +101,35 @@ def read_map(
 
 @dataclass
 class Rounding:
-    """What rounding to the stored numbers has done to features, summed over maps."""
+    """Error from rounding features to the stored number format, summed over maps."""
 
     squared_error: float = 0.0
     squared_features: float = 0.0
     largest_error: float = 0.0
 
     def measure(self, features: Float[Tensor, "b *place c"], stored: EncodedFeatures) -> None:
-        """Adds the difference between features and what training will read of them."""
+        """Add the difference between features and their stored values."""
         exact = features.double()
         error = decode_features(stored).double() - exact
         self.squared_error += float(error.square().sum())
         self.squared_features += float(exact.square().sum())
         self.largest_error = max(self.largest_error, float(error.abs().max()))
 
-    def add(self, told: dict[str, Any]) -> None:
-        """Adds another's fields."""
-        self.squared_error += told["squared_error"]
-        self.squared_features += told["squared_features"]
-        self.largest_error = max(self.largest_error, told["largest_error"])
+    def add(self, other: dict[str, Any]) -> None:
+        """Add the fields of another record."""
+        self.squared_error += other["squared_error"]
+        self.squared_features += other["squared_features"]
+        self.largest_error = max(self.largest_error, other["largest_error"])
 
     def relative(self) -> float:
-        """Root of the mean squared error over that of the features; 0 where all are zero."""
+        """Return the RMS error relative to the RMS feature; 0 where all features are zero."""
         if self.squared_features == 0:
             return 0.0
         return math.sqrt(self.squared_error / self.squared_features)
 
 
 def _read(data: bytes) -> EncodedFeatures:
-    """Raises ValueError and others for what is no map of this version."""
+    """Parse a file; raise ValueError and others for anything but a map of this version."""
     size = int.from_bytes(data[:8], "little")
     version = json.loads(data[8 : 8 + size])["__metadata__"][_VERSION_KEY]
     if version != str(VERSION):

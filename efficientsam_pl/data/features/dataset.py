@@ -1,4 +1,4 @@
-"""Pretraining photos with their stored features: the crops that the teacher saw, or any crop."""
+"""Pretraining images with their stored features: the crops that the teacher saw, or any crop."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,12 +10,8 @@ from torch import Tensor
 
 from efficientsam_pl.data.collate import PreparedImage, collate_images
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.datasets.train import (
-    SampleDataset,
-    catch_corrupt_sample,
-    image_of,
-    squares,
-)
+from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
+from efficientsam_pl.data.datasets.crops import crop_squares
 from efficientsam_pl.data.decode import image_size_of
 from efficientsam_pl.data.features.codec import read_map
 from efficientsam_pl.data.features.image_maps import ImageMaps
@@ -23,15 +19,16 @@ from efficientsam_pl.data.features.store import FeatureSet
 from efficientsam_pl.data.features.views import Views
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sample_files import encoded_image
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.schema import WHOLE_ENDING, CorruptSampleError
+from efficientsam_pl.data.schema import WHOLE_SUFFIX, CorruptSampleError
 from efficientsam_pl.data.transforms import crop_of
 from efficientsam_pl.structures import ImageBatch
 
 
 @dataclass(frozen=True)
 class Student:
-    """Who learns from the features: its square in pixels, its tokens a side, and their channels."""
+    """The student's input side in pixels, its tokens a side, and the features' channels."""
 
     side: int
     grid: int
@@ -39,32 +36,32 @@ class Student:
 
 
 @dataclass(frozen=True)
-class ViewFiles:
-    """The companion of a photo: the features of the view that the slot's epoch uses."""
+class ViewLookup:
+    """Finds the stored features of the view that a sample's epoch uses."""
 
     sets: tuple[FeatureSet, ...]
     views: Views
     seed: int  # of the run
 
-    def view(self, slot: SampleRef, sample: str) -> int:
-        """The view's number."""
-        return self.views.of_epoch(self.seed, slot.epoch, sample)
+    def view(self, sample_ref: SampleRef, sample: str) -> int:
+        """Return the view's number."""
+        return self.views.of_epoch(self.seed, sample_ref.epoch, sample)
 
-    def __call__(self, slot: SampleRef, sample: Sample) -> Sample | None:
-        """See Companion."""
-        suffix = self.views.suffix(self.view(slot, sample.key))
-        return self.sets[slot.set].find(sample, suffix)
+    def __call__(self, sample_ref: SampleRef, sample: Sample) -> Sample | None:
+        """See SidecarLookup."""
+        suffix = self.views.suffix(self.view(sample_ref, sample.key))
+        return self.sets[sample_ref.set].find(sample, suffix)
 
 
 @dataclass(frozen=True)
-class MapFiles:
-    """The companion of a photo: the features of all of it."""
+class MapLookup:
+    """Finds the stored features of a whole image."""
 
     sets: tuple[FeatureSet, ...]
 
-    def __call__(self, slot: SampleRef, sample: Sample) -> Sample | None:
-        """See Companion."""
-        return self.sets[slot.set].find(sample, WHOLE_ENDING)
+    def __call__(self, sample_ref: SampleRef, sample: Sample) -> Sample | None:
+        """See SidecarLookup."""
+        return self.sets[sample_ref.set].find(sample, WHOLE_SUFFIX)
 
 
 class _Content(NamedTuple):
@@ -73,49 +70,49 @@ class _Content(NamedTuple):
 
 
 class _StoredFeatures(SampleDataset[PreparedImage]):
-    """Crops with their features; `sample_key` is of the run and the epoch, as it is online."""
+    """Crops with their features; `sample_key` depends on run and epoch, as without a store."""
 
     def __init__(self, reader: SampleReader, student: Student, seed: int) -> None:
         super().__init__(reader, seed)
         self._student = student
 
     def collate(self, samples: Sequence[PreparedImage]) -> ImageBatch:
-        """A batch of what `__getitems__` gives."""
-        own = self._student
-        return collate_images(samples, own.side, (own.grid**2, own.channels))
+        """Collate the samples that `__getitems__` returns."""
+        student = self._student
+        return collate_images(samples, student.side, (student.grid**2, student.channels))
 
-    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedImage:
+    def _prepared(self, sample_ref: SampleRef, read: ReadSample | None) -> PreparedImage:
         if read is None:
             return PreparedImage("", 0, None)
-        key = self._key(slot, read)
-        content, damage = catch_corrupt_sample(read, lambda: self._content(slot, read, key))
+        key = self._key(sample_ref, read)
+        content, corrupt = catch_corrupt_sample(read, lambda: self._content(sample_ref, read, key))
         if content is None:
-            return PreparedImage(read.sample.key, key, None, damage)
-        return PreparedImage(read.sample.key, key, content.image, damage, content.features)
+            return PreparedImage(read.sample.key, key, None, corrupt)
+        return PreparedImage(read.sample.key, key, content.image, corrupt, content.features)
 
     @abstractmethod
-    def _content(self, slot: SampleRef, read: ReadSample, key: int) -> _Content: ...
+    def _content(self, sample_ref: SampleRef, read: ReadSample, key: int) -> _Content: ...
 
 
 class StoredViewDataset(_StoredFeatures):
-    """The crops that the teacher saw, one an epoch; the reader's companion is `files`."""
+    """The crops that the teacher saw, one an epoch; `files` is the reader's sidecar lookup."""
 
-    def __init__(self, reader: SampleReader, student: Student, files: ViewFiles) -> None:
+    def __init__(self, reader: SampleReader, student: Student, files: ViewLookup) -> None:
         super().__init__(reader, student, files.seed)
         self._files = files
 
-    def _content(self, slot: SampleRef, read: ReadSample, key: int) -> _Content:
-        views, sample, own = self._files.views, read.sample.key, self._student
-        view, data = self._files.view(slot, sample), image_of(read.files)
+    def _content(self, sample_ref: SampleRef, read: ReadSample, key: int) -> _Content:
+        views, sample, student = self._files.views, read.sample.key, self._student
+        view, data = self._files.view(sample_ref, sample), encoded_image(read.files)
         crop = views.crop_of(view, sample, image_size_of(data))
-        image = next(squares(data, [crop], views.side, views.exact))
+        image = next(crop_squares(data, [crop], views.side, views.exact))
         suffix = views.suffix(view)
-        stored = read_map(_file(read, suffix), suffix, (own.grid**2, own.channels))
+        stored = read_map(_file(read, suffix), suffix, (student.grid**2, student.channels))
         return _Content(image, stored)
 
 
 class StoredMapDataset(_StoredFeatures):
-    """Crops as online (crop None: the centre), their features taken from the whole photo's."""
+    """Crops as without a store (crop None: the centre), with features from the whole image's."""
 
     def __init__(
         self,
@@ -128,14 +125,14 @@ class StoredMapDataset(_StoredFeatures):
         super().__init__(reader, student, seed)
         self._crop, self._maps = crop, maps
 
-    def _content(self, slot: SampleRef, read: ReadSample, key: int) -> _Content:
-        maps, own, data = self._maps, self._student, image_of(read.files)
+    def _content(self, sample_ref: SampleRef, read: ReadSample, key: int) -> _Content:
+        maps, student, data = self._maps, self._student, encoded_image(read.files)
         image_hw = image_size_of(data)
         crop = crop_of(image_hw, self._crop, key)
-        image = next(squares(data, [crop], own.side, maps.exact))
-        shape = (*maps.cells(maps.resize(image_hw).content_hw), own.channels)
-        stored = read_map(_file(read, WHOLE_ENDING), WHOLE_ENDING, shape)
-        return _Content(image, maps.of_crop(stored, crop, image_hw, own.grid).half())
+        image = next(crop_squares(data, [crop], student.side, maps.exact))
+        shape = (*maps.cells(maps.resize(image_hw).content_hw), student.channels)
+        stored = read_map(_file(read, WHOLE_SUFFIX), WHOLE_SUFFIX, shape)
+        return _Content(image, maps.of_crop(stored, crop, image_hw, student.grid).half())
 
 
 def _file(read: ReadSample, suffix: str) -> memoryview:

@@ -1,4 +1,4 @@
-"""Stored maps of whole photos: which part is kept, and what they tell of a crop.
+"""Stored feature maps of whole images: the stored part, and the features of any crop.
 
 Axes: g the teacher's tokens a side, c channels, n the student's tokens.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 from efficientsam_pl.data.decode import Data, decode_smaller, image_size_of
 from efficientsam_pl.data.features.roi_average import roi_average
 from efficientsam_pl.data.features.teacher_inputs import TeacherInputSpec
-from efficientsam_pl.data.schema import WHOLE_ENDING
+from efficientsam_pl.data.schema import WHOLE_SUFFIX
 from efficientsam_pl.data.transforms import Crop, frame
 from efficientsam_pl.geometry import Resize
 
 
 @dataclass(frozen=True)
 class ImageMaps:
-    """Photos in SAM's frame: the longer side is the square's, padding right and below.
+    """Images in SAM's frame: the longer side is the square's, padding right and below.
 
     `side` is the square's in pixels, `grid` the map's cells along it. `exact`: JPEGs are decoded
     at full size.
@@ -31,37 +31,37 @@ class ImageMaps:
     exact: bool
 
     def resize(self, image_hw: tuple[int, int]) -> Resize:
-        """How a photo lies in the square."""
+        """Return the placement of an image in the square."""
         return Resize.fit(image_hw, self.side, "pad")
 
     def cells(self, content_hw: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the map that hold a photo of this size in the square, in part too."""
+        """Return the rows and columns of the map that an image of this size covers, even partly."""
         height, width = content_hw
         return -(-height * self.grid // self.side), -(-width * self.grid // self.side)
 
-    def shown(self, data: Data, sample: str) -> TeacherInputSpec:
-        """The photo in the square.
+    def teacher_input(self, data: Data, sample: str) -> TeacherInputSpec:
+        """Place an image in the square.
 
         Raises:
-            CorruptSampleError: It cannot be decoded.
+            CorruptSampleError: The image cannot be decoded.
         """
         resize = self.resize(image_size_of(data))
-        photo = decode_smaller(data, 1.0 if self.exact else 1 / max(resize.scale_xy()))
-        square = frame(photo.pixels, resize, mirrored=False)
-        return TeacherInputSpec({WHOLE_ENDING: square}, resize.content_hw)
+        decoded = decode_smaller(data, 1.0 if self.exact else 1 / max(resize.scale_xy()))
+        square = frame(decoded.pixels, resize, mirrored=False)
+        return TeacherInputSpec({WHOLE_SUFFIX: square}, resize.content_hw)
 
     def kept(
         self, features: Float[Tensor, "c g g"], content_hw: tuple[int, int]
     ) -> Float[Tensor, "rows cols c"]:
-        """The part of the teacher's map that is stored, averaged over blocks of its cells.
+        """Return the part of the teacher's map to store, averaged over blocks of its cells.
 
-        A block at the photo's edge is the mean of those of its cells that hold photo.
+        A block at the image's edge is the mean of those of its cells that cover the image.
         """
         of_teacher = ImageMaps(self.side, features.shape[-1], self.exact)
         rows, cols = of_teacher.cells(content_hw)
         content = features[:, :rows, :cols]
         block = of_teacher.grid // self.grid
-        if block > 1:  # ceil_mode's last window counts the cells that are there
+        if block > 1:  # ceil_mode's last window counts the existing cells only
             content = F.avg_pool2d(content[None], block, ceil_mode=True)[0]
         return content.permute(1, 2, 0)
 
@@ -72,7 +72,7 @@ class ImageMaps:
         image_hw: tuple[int, int],
         grid: int,
     ) -> Float32[Tensor, "n c"]:
-        """A crop's features on a grid of so many cells a side, row-major.
+        """Return a crop's features on a grid of `grid` cells a side, row-major.
 
         A mirrored crop has the mirrored features of the straight one: the teacher never saw it.
         """

@@ -1,9 +1,9 @@
-"""Means of a feature map over the cells of a rectangle, without sampling: exact ROI averages.
+"""Exact ROI averages: means of a feature map over the cells of a rectangle, without sampling.
 
-Between the map's values lies their bilinear interpolant; a value stands at the centre of its
-cell, at a half-integer, and beyond the outermost centres it stays what it is there. That is
-RoIAlign's (He et al. 2017, Mask R-CNN, section 3; `aligned` as in Detectron2) with infinitely
-many samples a cell. The interpolant is a product of hat functions along y and x, so a mean over a
+The map is interpolated bilinearly between its values; a value is located at the centre of its
+cell, at a half-integer, and the map is constant beyond the outermost centres. This is RoIAlign
+(He et al. 2017, Mask R-CNN, section 3; `aligned` as in Detectron2) with infinitely many samples a
+cell. The interpolant is a product of hat functions along y and x, so a mean over a
 rectangle is a product of two matrices of integrals of hats.
 """
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def cell_weights(start: float, end: float, cells: int, size: int) -> Float64[Tensor, "cells size"]:
-    """The weight of each of `size` values in the mean over each of `cells` equal parts.
+    """Return the weight of each of `size` values in the mean over each of `cells` equal parts.
 
     Args:
-        start: Where the first part begins, in the map's cells.
-        end: Where the last part ends, beyond `start`.
-        cells: Parts.
-        size: Values, with centres at 0.5, 1.5, ...
+        start: Start of the first part, in the map's cells.
+        end: End of the last part, beyond `start`.
+        cells: Number of parts.
+        size: Number of values, with centres at 0.5, 1.5, ...
     """
     edges = start + (end - start) / cells * torch.arange(cells + 1, dtype=torch.float64)
     inner = edges.clamp(0.5, size - 0.5)
@@ -34,10 +34,10 @@ def cell_weights(start: float, end: float, cells: int, size: int) -> Float64[Ten
 def roi_average(
     features: Num[Tensor, "rows cols c"], box: tuple[float, float, float, float], grid: int
 ) -> Float32[Tensor, "{grid} {grid} c"]:
-    """The means over a grid of equal cells laid over a rectangle of a map.
+    """Average a map over a grid of equal cells that covers a rectangle.
 
     Args:
-        features: The map.
+        features: The feature map.
         box: Left, top, right, bottom, in the map's cells.
         grid: Cells a side.
     """
@@ -51,13 +51,13 @@ def roi_average(
 def _weighing(
     weights: Float64[Tensor, "cells size"],
 ) -> tuple[Float32[Tensor, "cells near"], slice]:
-    """The weights of those values that have any, and which values they are."""
+    """Return the non-zero weights, and the slice of their values."""
     used = weights.any(0).nonzero()[:, 0]
     near = slice(int(used[0]), int(used[-1]) + 1)
     return weights[:, near].float(), near
 
 
 def _hat_integral(t: Float64[Tensor, "*any"]) -> Float64[Tensor, "*any"]:
-    """From minus infinity to t of the hat that is 1 at 0 and 0 from -1 and 1 on."""
+    """Integrate from minus infinity to t the hat function that is 1 at 0 and 0 beyond -1 and 1."""
     near = t.clamp(-1, 1)
     return torch.where(near < 0, (near + 1) ** 2 / 2, 1 - (1 - near) ** 2 / 2)

@@ -1,7 +1,7 @@
-"""A store of features: a folder a set of photos, in it a feature shard for each of the photos'.
+"""A feature store: a folder a data set, with one feature shard for each image shard.
 
-Each feature shard's index notes the SHA-256 of the photos' shard, so that features are never read
-for other photos, and the number of channels.
+Each feature shard's index holds the SHA-256 of the image shard, so that features are never read
+for other images, and the number of channels.
 """
 
 from collections import Counter
@@ -13,25 +13,25 @@ from typing import Any
 
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, Sample, ShardIndex, from_bytes
-from efficientsam_pl.data.packing.runner import noted
-from efficientsam_pl.data.shards import Shard, ShardSet, beside, entry_of
+from efficientsam_pl.data.packing.runner import read_pack_note
+from efficientsam_pl.data.shards import Shard, ShardSet, index_beside, manifest_entry
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import list_files, read_file
 
-PHOTOS, CHANNELS, ROUNDING = "photos_sha256", "channels", "rounding"  # what an index notes
+IMAGES_SHA256, CHANNELS, ROUNDING = "photos_sha256", "channels", "rounding"  # keys of an index note
 _READERS = 8  # indexes read at a time
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """The feature shards of a set by the photo shard's path. A lost photo shard has none."""
+    """The feature shards of a set by the image shard's path; a missing image shard has none."""
 
     shards: dict[str, Shard]
     channels: int
 
     def find(self, sample: Sample, suffix: str) -> Sample | None:
-        """The file with a photo's features; None where they were not stored."""
+        """Return the file with a sample's features; None where they were not stored."""
         shard = self.shards.get(sample.shard)
         if shard is None:
             return None
@@ -44,94 +44,94 @@ class FeatureSet:
         return Sample(shard.path, sample.key, {suffix: files[suffix]}, index.sha256)
 
 
-def feature_shards(folder: str, photos: ShardSet) -> dict[str, str]:
-    """Where the features of each of a set's shards with a sample lie, by the photo shard's path.
+def feature_shards(folder: str, images: ShardSet) -> dict[str, str]:
+    """Return the feature shards' paths, by the path of each image shard that has a sample.
 
     Raises:
-        UserError: Two shards of one name.
+        UserError: Two image shards have the same name.
     """
-    names = {s.path: Path(s.path).name.removesuffix(".tar") for s in photos.shards if s.samples}
+    names = {s.path: Path(s.path).name.removesuffix(".tar") for s in images.shards if s.samples}
     name, times = Counter(names.values()).most_common(1)[0]
     if times > 1:
-        first, second, *_ = (path for path, own in names.items() if own == name)
+        first, second, *_ = (path for path, stem in names.items() if stem == name)
         raise UserError(f"features are stored by a shard's name, which {first} and {second} share")
-    return {path: f"{folder}/{own}.tar" for path, own in names.items()}
+    return {path: f"{folder}/{stem}.tar" for path, stem in names.items()}
 
 
 def is_claimed(folder: str, described: dict[str, Any]) -> bool:
-    """Whether features are written into a folder already; they must be those described.
+    """Return whether a folder already holds features; they must be those described.
 
     Raises:
         UserError: Features of another teacher, size or version, with the key and both values.
     """
-    before = noted(folder)
+    before = read_pack_note(folder)
     differs = "" if before is None else first_difference(before, described)
     if differs:
         raise UserError(f"{folder} holds features of another kind: {differs}")
     return before is not None
 
 
-def written_features(folder: str, photos: ShardSet) -> dict[str, Shard]:
-    """The feature shards of a set that are there and finished, by the photo shard's path.
+def written_features(folder: str, images: ShardSet) -> dict[str, Shard]:
+    """Return the finished feature shards of a set, by the image shard's path.
 
     Raises:
-        UserError: One of other photos, or one that has lost bytes.
+        UserError: A shard of other images, or a truncated one.
     """
-    there = {file.path: file.bytes for file in list_files(f"{folder}/*.tar,{folder}/*.index.json")}
-    shas = {shard.path: shard.sha256 for shard in photos.shards}
+    stored = {file.path: file.bytes for file in list_files(f"{folder}/*.tar,{folder}/*.index.json")}
+    sha256s = {shard.path: shard.sha256 for shard in images.shards}
     places = {
         path: place
-        for path, place in feature_shards(folder, photos).items()
-        if place in there and beside(place) in there
+        for path, place in feature_shards(folder, images).items()
+        if place in stored and index_beside(place) in stored
     }
     with ThreadPoolExecutor(_READERS) as pool:
         indexes = list(pool.map(_read_index, places.values()))
-    found = {}
+    written = {}
     for (path, place), index in zip(places.items(), indexes, strict=True):
         facts = _facts(index)
-        if facts is None:  # a reader has indexed what a killed job had not
+        if facts is None:  # indexed by a reader after the job that wrote it was killed
             continue
-        if facts[PHOTOS] != shas[path]:
-            raise UserError(f"{place} holds features of other photos than {path} does now")
-        if 0 <= there[place] < index.bytes:
+        if facts[IMAGES_SHA256] != sha256s[path]:
+            raise UserError(f"{place} holds features of other images than {path} does now")
+        if 0 <= stored[place] < index.bytes:
             raise UserError(
-                f"{place} has {there[place]} of {index.bytes} bytes; delete it, and run "
+                f"{place} has {stored[place]} of {index.bytes} bytes; delete it, and run "
                 "`efficientsam embed-teacher` again"
             )
-        found[path] = entry_of(place, beside(place), index)
-    return found
+        written[path] = manifest_entry(place, index_beside(place), index)
+    return written
 
 
-def open_features(folder: str, photos: ShardSet) -> FeatureSet:
-    """The features of a set of photos, whose folder was checked.
+def open_features(folder: str, images: ShardSet) -> FeatureSet:
+    """Open the features of a set of images, whose folder was checked.
 
     Raises:
-        UserError: Shards of photos without features, or features of other photos.
+        UserError: Image shards without features, or features of other images.
     """
-    found = written_features(folder, photos)
-    lost = {d.shard for d in photos.damage if d.kind == "missing shard"}
+    written = written_features(folder, images)
+    lost = {d.shard for d in images.corrupt if d.kind == "missing shard"}
     lacking = [
-        path for path in feature_shards(folder, photos) if path not in found and path not in lost
+        path for path in feature_shards(folder, images) if path not in written and path not in lost
     ]
-    if lacking or not found:
-        first = lacking[0] if lacking else photos.shards[0].path
+    if lacking or not written:
+        first = lacking[0] if lacking else images.shards[0].path
         raise UserError(
             f"{folder} lacks the features of {len(lacking)} of "
-            f"{counted(len(photos.shards), 'shard')}, first {first}; `efficientsam embed-teacher` "
+            f"{counted(len(images.shards), 'shard')}, first {first}; `efficientsam embed-teacher` "
             "with this config writes them"
         )
-    facts = _facts(_read_index(next(iter(found.values())).path))
+    facts = _facts(_read_index(next(iter(written.values())).path))
     assert facts is not None, "it was read with them"
-    return FeatureSet(found, facts[CHANNELS])
+    return FeatureSet(written, facts[CHANNELS])
 
 
 def _facts(index: ShardIndex) -> dict[str, Any] | None:
     facts = (index.packed or {}).get("noted")
-    return facts if isinstance(facts, dict) and {PHOTOS, CHANNELS} <= facts.keys() else None
+    return facts if isinstance(facts, dict) and {IMAGES_SHA256, CHANNELS} <= facts.keys() else None
 
 
 def _read_index(place: str) -> ShardIndex:
-    return from_bytes(read_file(beside(place)), beside(place))
+    return from_bytes(read_file(index_beside(place)), index_beside(place))
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""What the teacher is shown of photos: read, decoded and cut by data workers, batch by batch."""
+"""The teacher's inputs: squares of each image, read, decoded and cropped by data workers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,73 +8,78 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from efficientsam_pl.data.datasets.train import SampleDataset, catch_corrupt_sample, image_of
+from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
 from efficientsam_pl.data.decode import Data
 from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sample_files import encoded_image
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.structures import CorruptSample
 
 
 @dataclass(frozen=True)
 class TeacherInputSpec:
-    """Squares of one photo by the ending that their features get.
+    """Squares of one image by the suffix of their feature files.
 
-    `content_hw` is the part of each that is photo, in pixels; the rest is padding.
+    `content_hw` is the part of each that the image covers, in pixels; the rest is padding.
     """
 
     squares: dict[str, UInt8[Tensor, "3 s s"]]
     content_hw: tuple[int, int]
 
 
-Show: TypeAlias = Callable[
+MakeTeacherInput: TypeAlias = Callable[
     [Data, str], TeacherInputSpec
-]  # of a photo and its sample's key; sent to workers
+]  # from an encoded image and its sample's key; pickled for workers
 
 
 @dataclass(frozen=True)
 class TeacherInput:
-    """One photo; `shown` None where it cannot be used, or where the slot is padding (key "")."""
+    """One image; `content` is None for a corrupt sample, and for padding (key "")."""
 
     key: str
-    shown: TeacherInputSpec | None
-    damage: CorruptSample | None = None
+    content: TeacherInputSpec | None
+    corrupt: CorruptSample | None = None
 
 
 @dataclass(frozen=True)
 class TeacherInputBatch:
-    """Squares of several photos, one photo's after the other's: those of `endings[i]` each."""
+    """Squares of several images, image by image: those of `suffixes[i]` each."""
 
     key: tuple[str, ...]
     suffixes: tuple[tuple[str, ...], ...]
-    damage: tuple[CorruptSample | None, ...]
+    corrupt: tuple[CorruptSample | None, ...]
     squares: UInt8[Tensor, "m 3 s s"]
     content_hw: Int64[Tensor, "m 2"]
 
 
 class TeacherInputDataset(SampleDataset[TeacherInput]):
-    """Photos as the teacher is shown them, in the order asked for."""
+    """Images as the teacher's input, in the requested order."""
 
-    def __init__(self, reader: SampleReader, show: Show) -> None:
-        super().__init__(reader, seed=0)  # which is not used: nothing depends on an epoch
-        self._show = show
+    def __init__(self, reader: SampleReader, make_input: MakeTeacherInput) -> None:
+        super().__init__(reader, seed=0)  # unused: nothing depends on an epoch
+        self._make_input = make_input
 
     def collate(self, samples: Sequence[TeacherInput]) -> TeacherInputBatch:
-        """A batch of what `__getitems__` gives; padding is left out."""
-        photos = [photo for photo in samples if photo.key]
-        real = [photo.shown for photo in photos if photo.shown is not None]
-        squares = [square for shown in real for square in shown.squares.values()]
-        sizes = [shown.content_hw for shown in real for _ in shown.squares]
+        """Collate the samples that `__getitems__` returns, without padding."""
+        real_samples = [sample for sample in samples if sample.key]
+        contents = [sample.content for sample in real_samples if sample.content is not None]
+        squares = [square for content in contents for square in content.squares.values()]
+        sizes = [content.content_hw for content in contents for _ in content.squares]
         return TeacherInputBatch(
-            key=tuple(photo.key for photo in photos),
-            suffixes=tuple(() if p.shown is None else tuple(p.shown.squares) for p in photos),
-            damage=tuple(photo.damage for photo in photos),
+            key=tuple(sample.key for sample in real_samples),
+            suffixes=tuple(
+                () if p.content is None else tuple(p.content.squares) for p in real_samples
+            ),
+            corrupt=tuple(sample.corrupt for sample in real_samples),
             squares=torch.stack(squares) if squares else torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
             content_hw=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
         )
 
-    def _prepared(self, slot: SampleRef, read: ReadSample | None) -> TeacherInput:
+    def _prepared(self, sample_ref: SampleRef, read: ReadSample | None) -> TeacherInput:
         if read is None:
             return TeacherInput("", None)
         key = read.sample.key
-        shown, damage = catch_corrupt_sample(read, lambda: self._show(image_of(read.files), key))
-        return TeacherInput(key, shown, damage)
+        content, corrupt = catch_corrupt_sample(
+            read, lambda: self._make_input(encoded_image(read.files), key)
+        )
+        return TeacherInput(key, content, corrupt)

@@ -1,6 +1,6 @@
-"""Features written: a shard for each shard of photos, by the job that packs photos too.
+"""Write features: one feature shard for each image shard, by the runner that also packs images.
 
-Data workers read, decode and cut; the teacher computes in this process, in batches that lie within
+Data workers read, decode and crop; the teacher runs in this process, in batches that stay within
 a shard, so that a resumed or divided job writes the same bytes.
 """
 
@@ -13,23 +13,23 @@ from torch import Tensor
 
 from efficientsam_pl.data.build import build_reader
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.dataloaders import once_loader
+from efficientsam_pl.data.dataloaders import inference_loader
 from efficientsam_pl.data.features.codec import Numbers, Rounding, encode_features, storable
-from efficientsam_pl.data.features.store import CHANNELS, PHOTOS, ROUNDING, feature_shards
+from efficientsam_pl.data.features.store import CHANNELS, IMAGES_SHA256, ROUNDING, feature_shards
 from efficientsam_pl.data.features.teacher_inputs import (
-    Show,
+    MakeTeacherInput,
     TeacherInputBatch,
     TeacherInputDataset,
 )
 from efficientsam_pl.data.packing.runner import ArrayShare
-from efficientsam_pl.data.packing.writer import Noted, PackedSample, Skipped
+from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.data.sampler import RankShard
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.data.shards import Shard, ShardSet
 from efficientsam_pl.errors import UserError
 
-# Of squares (0..255) and the part of each that is photo, the features, maps of one shape together,
-# in the squares' order
+# From squares (0..255) and the part of each that the image covers to features in the squares'
+# order, maps of one shape together
 Embed: TypeAlias = Callable[
     [UInt8[Tensor, "m 3 s s"], Int64[Tensor, "m 2"]], Iterable[Float[Tensor, "b *place c"]]
 ]
@@ -37,17 +37,17 @@ Embed: TypeAlias = Callable[
 
 @dataclass(frozen=True)
 class Embedding:
-    """How photos become features.
+    """Settings and teacher that turn images into features.
 
     Args:
-        show: Squares of a photo; runs in data workers.
+        make_input: Crops squares of an image; runs in data workers.
         embed: The teacher.
-        squares_per_photo: That `show` gives.
-        batch: Squares that the teacher is given at once.
-        numbers: That are stored.
+        squares_per_image: Squares from one call of `make_input`.
+        batch: Batch size of the teacher, squares.
+        numbers: The stored number format.
     """
 
-    show: Show
+    make_input: MakeTeacherInput
     embed: Embed
     squares_per_image: int
     batch: int
@@ -56,57 +56,59 @@ class Embedding:
 
 @dataclass(frozen=True)
 class FeatureUnit:
-    """The features of one shard of photos."""
+    """The features of one image shard."""
 
     name: str
     weight: int
-    photos: Shard
+    images: Shard
     embedding: Embedding
     data: DataConfig
 
-    def samples(self) -> Iterator[PackedSample | Skipped | Noted]:
+    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote]:
         """See Unit.
 
         Raises:
-            UserError: The teacher gives nan or inf.
+            UserError: The teacher returns nan or inf.
         """
-        coder = _Coder(self.photos.path, self.embedding)
+        coder = _Coder(self.images.path, self.embedding)
         for batch in self._batches():
             files = coder.files(batch)
-            for key, suffixes, damage in zip(batch.key, batch.suffixes, batch.damage, strict=True):
-                own = {suffix: next(files) for suffix in suffixes}
-                if damage is not None:
-                    yield Skipped(key, f"{damage.kind}: {damage.detail}")
+            for key, suffixes, corrupt in zip(
+                batch.key, batch.suffixes, batch.corrupt, strict=True
+            ):
+                encoded = {suffix: next(files) for suffix in suffixes}
+                if corrupt is not None:
+                    yield Skipped(key, f"{corrupt.kind}: {corrupt.detail}")
                     continue
-                real = {suffix: file for suffix, file in own.items() if file is not None}
-                if len(real) < len(own):
+                real = {suffix: file for suffix, file in encoded.items() if file is not None}
+                if len(real) < len(encoded):
                     yield Skipped(key, "a feature is larger than float16 can hold")
                 else:
                     yield PackedSample(key, real)
-        yield Noted(
+        yield IndexNote(
             {
-                PHOTOS: self.photos.sha256,
+                IMAGES_SHA256: self.images.sha256,
                 CHANNELS: coder.channels,
                 ROUNDING: asdict(coder.rounding),
             }
         )
 
     def _batches(self) -> Iterable[TeacherInputBatch]:
-        reader = build_reader((ShardSet((self.photos,)),), IMAGE_SUFFIXES, self.data)
+        reader = build_reader((ShardSet((self.images,)),), IMAGE_SUFFIXES, self.data)
         together = max(1, self.embedding.batch // self.embedding.squares_per_image)
         alone = RankShard(0, 1, together, together)
-        stream = TeacherInputDataset(reader, self.embedding.show)
-        return once_loader(stream, self.photos.samples, alone, self.data.workers)
+        dataset = TeacherInputDataset(reader, self.embedding.make_input)
+        return inference_loader(dataset, self.images.samples, alone, self.data.workers)
 
 
 class FeatureSource:
-    """A set of photos whose features are written, with what decides them (see Source)."""
+    """A data set whose features are written, with the settings that decide them (see Source)."""
 
     def __init__(
-        self, photos: ShardSet, embedding: Embedding, described: dict[str, Any], data: DataConfig
+        self, images: ShardSet, embedding: Embedding, described: dict[str, Any], data: DataConfig
     ) -> None:
-        self._places = feature_shards("", photos)
-        self._images = [shard for shard in photos.shards if shard.path in self._places]
+        self._places = feature_shards("", images)
+        self._images = [shard for shard in images.shards if shard.path in self._places]
         self._embedding, self._described, self._data = embedding, described, data
 
     def described(self) -> dict[str, Any]:
@@ -114,16 +116,16 @@ class FeatureSource:
         return self._described
 
     def weight(self, share: ArrayShare) -> int:
-        """Squares of the share's photos."""
-        return sum(self._squares(shard) for shard in self._own(share))
+        """Count the squares of the share's images."""
+        return sum(self._squares(shard) for shard in self._image_shards(share))
 
     def units(self, share: ArrayShare) -> Iterator[FeatureUnit]:
         """See Source."""
-        for shard in self._own(share):
+        for shard in self._image_shards(share):
             name = self._places[shard.path].removeprefix("/").removesuffix(".tar")
             yield FeatureUnit(name, self._squares(shard), shard, self._embedding, self._data)
 
-    def _own(self, share: ArrayShare) -> list[Shard]:
+    def _image_shards(self, share: ArrayShare) -> list[Shard]:
         return self._images[share.index :: share.count]
 
     def _squares(self, shard: Shard) -> int:
@@ -131,15 +133,17 @@ class FeatureSource:
 
 
 class _Coder:
-    """Files of features, and what the shard's index says of them all."""
+    """Encoder of feature files, and the rounding error and channels for the shard's index."""
 
     def __init__(self, shard: str, embedding: Embedding) -> None:
         self._shard, self._embedding = shard, embedding
         self.rounding, self.channels = Rounding(), 0
 
     def files(self, batch: TeacherInputBatch) -> Iterator[bytes | None]:
-        """One for each of a batch's squares, None where float16 cannot hold a number."""
-        keys = iter(k for k, own in zip(batch.key, batch.suffixes, strict=True) for _ in own)
+        """Yield a file for each of a batch's squares, None where float16 cannot hold a number."""
+        keys = iter(
+            k for k, suffixes in zip(batch.key, batch.suffixes, strict=True) for _ in suffixes
+        )
         size = self._embedding.batch
         for squares, content_hw in zip(
             batch.squares.split(size), batch.content_hw.split(size), strict=True

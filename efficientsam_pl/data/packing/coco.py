@@ -1,4 +1,4 @@
-"""COCO-format sets as masked images: polygons, run-lengths and crowds."""
+"""Pack COCO-format sets as masked images: polygons, run-lengths and crowds."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.data.decode import decode_image
-from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, sample_of
+from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, packed_sample
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
@@ -33,7 +33,7 @@ class CocoError(UserError):
 
 @dataclass(frozen=True)
 class CocoEntry:
-    """A photo of the set: where it lies and its annotations, still as COCO writes them."""
+    """An image of the set: its path and its annotations, still in COCO's format."""
 
     key: str
     path: str
@@ -42,7 +42,7 @@ class CocoEntry:
 
 
 def read_coco(annotations: str, images: str) -> list[CocoEntry]:
-    """The photos of a set in the file's order.
+    """Read the images of a set in the file's order.
 
     Raises:
         CocoError: A missing file or folder, or a file without COCO's keys.
@@ -51,7 +51,7 @@ def read_coco(annotations: str, images: str) -> list[CocoEntry]:
 
 
 def annotation_file(annotations: str, images: str) -> bytes:
-    """The bytes of a set's annotation file.
+    """Read the bytes of a set's annotation file.
 
     Raises:
         CocoError: A missing file or folder.
@@ -65,7 +65,7 @@ def annotation_file(annotations: str, images: str) -> bytes:
 def entries_of(
     content: bytes, annotations: str, images: str
 ) -> tuple[list[CocoEntry], list[Skipped]]:
-    """The photos, and the annotations of photos that the file does not list.
+    """Parse the images, and the annotations of images that the file does not list.
 
     Raises:
         CocoError: The content lacks COCO's keys.
@@ -85,58 +85,58 @@ def entries_of(
         while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
             key = f"{key}_{number}"
         stated = _stated(image, what, annotations)
-        own = tuple(by_image.get(number, ()))
-        entries[key] = CocoEntry(key, f"{images.rstrip('/')}/{name}", own, stated)
+        annotations_of_image = tuple(by_image.get(number, ()))
+        entries[key] = CocoEntry(key, f"{images.rstrip('/')}/{name}", annotations_of_image, stated)
         listed.add(number)
     strangers = by_image.keys() - listed
     if by_image and strangers == by_image.keys():
         known, other = next(iter(listed), "none"), next(iter(by_image))
         raise _no_coco(
             annotations,
-            f"no annotation belongs to a photo: image_id is such as {other!r}, an image's id such "
+            f"no annotation belongs to an image: image_id is such as {other!r}, an image's id such "
             f"as {known!r}",
         )
     return list(entries.values()), [
-        Skipped(f"annotation {annotation.get('id')}", f"no photo has the id {image_id}")
+        Skipped(f"annotation {annotation.get('id')}", f"no image has the id {image_id}")
         for image_id in strangers
         for annotation in by_image[image_id]
     ]
 
 
 def record_lists(content: bytes, path: str, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The lists of records that an annotation file holds under these keys.
+    """Read the lists of records that an annotation file holds under these keys.
 
     Raises:
-        CocoError: It is no JSON, or lacks one of them.
+        CocoError: It is no JSON, or lacks one of the keys.
     """
     try:
         loaded = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise _no_coco(path, f"it is no JSON ({error})") from error
     if not isinstance(loaded, dict):
-        kind = next(name for own, name in _KINDS if isinstance(loaded, own))
+        kind = next(name for types, name in _KINDS if isinstance(loaded, types))
         raise _no_coco(path, f"it holds a {kind}, not a record of lists")
     for key in keys:
         if key not in loaded:
             raise _no_coco(path, f"it has no {key!r}")
         records = loaded[key]
-        if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise _no_coco(path, f"its {key!r} is no list of records")
     return {key: loaded[key] for key in keys}
 
 
 def check_images(entries: Sequence[CocoEntry], annotations: str, key: str, images: str) -> None:
-    """Raises a CocoError where photos are listed and none of them lies where it should.
+    """Raise a CocoError where images are listed and none of their files exists.
 
     Args:
-        entries: The listed ones.
+        entries: The listed images.
         annotations: The file that lists them.
-        key: How the user names the folder.
-        images: The folder. A store would be asked for each of its photos, so it is not.
+        key: The user's option or key for the folder.
+        images: The folder. Not checked in a store, which would need a request for each image.
     """
     if entries and is_local(images) and not any(exists(entry.path) for entry in entries):
         raise CocoError(
-            f"0 of {len(entries)} images of {annotations} were found in {key}={images}, such as "
+            f"0 of {len(entries)} images of {annotations} are in {key}={images}, such as "
             f"{entries[0].path}"
         )
 
@@ -146,7 +146,7 @@ def _no_coco(path: str, what: str) -> CocoError:
 
 
 def _id(record: dict[str, Any], key: str, what: str, path: str) -> int | str:
-    """COCO's are whole numbers; some programs write them as text."""
+    """Read an id; COCO's are whole numbers, but some programs write text."""
     value = record.get(key)
     if not isinstance(value, int | str):
         raise _no_coco(path, f"{what} has {key}={value!r}, no whole number")
@@ -164,15 +164,15 @@ def _stated(image: dict[str, Any], what: str, path: str) -> tuple[int, int] | No
 
 
 def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipped]]:
-    """The photo with its masks, and the annotations that cannot be used.
+    """Decode the image with its masks; return also the annotations that cannot be used.
 
     Raises:
-        CorruptSampleError: The photo cannot be decoded, or is not of the size that is stated.
+        CorruptSampleError: The image cannot be decoded, or does not have the stated size.
     """
     image = decode_image(data)
     height, width = image.shape[:2]
-    if entry.stated_hw not in (None, (height, width)):  # polygons would lie elsewhere
-        what = f"photo {(height, width)}, annotations {entry.stated_hw}"
+    if entry.stated_hw not in (None, (height, width)):  # the polygons would be misplaced
+        what = f"image {(height, width)}, annotations {entry.stated_hw}"
         raise CorruptSampleError("size mismatch", what)
     masks: list[Annotation] = []
     skipped = []
@@ -194,52 +194,52 @@ def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipp
 def masked_images(
     entries: Iterable[CocoEntry],
 ) -> Iterator[tuple[CocoEntry, MaskedImage, bytes] | Skipped]:
-    """The photos with their masks and as they are stored, and whatever cannot be used."""
+    """Yield the images with their masks and stored bytes, and the skipped ones."""
     for entry in entries:
         try:
             data = read_file(entry.path)
-            photo, skipped = masked_image(entry, data)
+            image, skipped = masked_image(entry, data)
         except (OSError, CorruptSampleError) as error:
             yield Skipped(entry.path, str(error))
             continue
         yield from skipped
-        yield entry, photo, data
+        yield entry, image, data
 
 
 def coco_images(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedImage]:
-    """The photos with their masks; what cannot be read is named in `skipped`."""
-    for found in masked_images(entries):
-        if isinstance(found, Skipped):
-            skipped.append(f"{found.what}: {found.why}")
+    """Yield the images with their masks; skipped ones are named in `skipped`."""
+    for result in masked_images(entries):
+        if isinstance(result, Skipped):
+            skipped.append(f"{result.what}: {result.why}")
         else:
-            yield found[1]
+            yield result[1]
 
 
 @dataclass(frozen=True)
 class CocoUnit:
-    """The photos of one shard."""
+    """The images of one shard."""
 
     name: str
     entries: tuple[CocoEntry, ...]
     long_side: int | None
-    orphans: tuple[Skipped, ...] = ()  # annotations without a photo, told with the first shard
+    orphans: tuple[Skipped, ...] = ()  # annotations without an image, reported with the first shard
 
     @property
     def weight(self) -> int:
-        """Photos."""
+        """Number of images."""
         return len(self.entries)
 
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
         yield from self.orphans
-        for found in masked_images(self.entries):
-            if isinstance(found, Skipped):
-                yield found
+        for result in masked_images(self.entries):
+            if isinstance(result, Skipped):
+                yield result
                 continue
-            _, photo, data = found
-            small = photo if self.long_side is None else limit_side(photo, self.long_side)
-            kept = small is photo and data.startswith(JPEG_START)
-            yield sample_of(small, data if kept else None)
+            _, image, data = result
+            small = image if self.long_side is None else limit_side(image, self.long_side)
+            kept = small is image and data.startswith(JPEG_START)
+            yield packed_sample(small, data if kept else None)
 
 
 class Coco:
@@ -254,7 +254,7 @@ class Coco:
         self._digest = hashlib.sha256(content).hexdigest()[:16]
         self._long_side, self._limit = long_side, samples_per_shard
         if not self._entries:
-            raise CocoError(f"{annotations} lists no photo")
+            raise CocoError(f"{annotations} lists no image")
         check_images(self._entries, annotations, "--images", images)
 
     def described(self) -> dict[str, Any]:
@@ -269,11 +269,11 @@ class Coco:
         }
 
     def weight(self, share: ArrayShare) -> int:
-        """Photos of the share."""
+        """Count the images of the share."""
         return sum(unit.weight for unit in self.units(share))
 
     def units(self, share: ArrayShare) -> Iterator[CocoUnit]:
         """See Source."""
-        for number, some in cut_into_shards(self._entries, self._limit, share):
+        for number, entries in cut_into_shards(self._entries, self._limit, share):
             orphans = () if number else self._orphans
-            yield CocoUnit(f"coco-{number:06d}", some, self._long_side, orphans)
+            yield CocoUnit(f"coco-{number:06d}", entries, self._long_side, orphans)

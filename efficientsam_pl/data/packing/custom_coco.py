@@ -1,4 +1,4 @@
-"""A COCO-format set of one's own as shards of both sides: photos to learn from, photos held out."""
+"""Pack a custom COCO-format set into training and held-out shards."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -16,15 +16,15 @@ from efficientsam_pl.data.packing.coco import (
     entries_of,
     masked_images,
 )
-from efficientsam_pl.data.packing.images import sample_of
+from efficientsam_pl.data.packing.images import packed_sample
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
-from efficientsam_pl.data.packing.split import parted
+from efficientsam_pl.data.packing.split import split_heldout
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import exists, full_path, is_local, same_file
 
 TRAIN, HELDOUT = "train", "heldout"
-_SAMPLES_PER_SHARD = 200  # few, so that a set of some hundred photos is packed by all workers
+_SAMPLES_PER_SHARD = 200  # few, so that a set of a few hundred images is packed by all workers
 
 
 @dataclass(frozen=True)
@@ -36,41 +36,40 @@ class _Sides:
 
 @dataclass(frozen=True)
 class MaskedUnit:
-    """Photos of one shard; those of which no mask can be used are left out."""
+    """The images of one shard; those without a usable mask are left out."""
 
     name: str
     entries: tuple[CocoEntry, ...]
-    skipped: tuple[Skipped, ...] = ()  # what was left out before, told with the first shard
+    skipped: tuple[Skipped, ...] = ()  # what was left out before, reported with the first shard
 
     @property
     def weight(self) -> int:
-        """Photos."""
+        """Number of images."""
         return len(self.entries)
 
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
         yield from self.skipped
-        for found in masked_images(self.entries):
-            if isinstance(found, Skipped):
-                yield found
+        for result in masked_images(self.entries):
+            if isinstance(result, Skipped):
+                yield result
                 continue
-            entry, photo, data = found
-            if any(not a.crowd and a.area > 0 for a in photo.annotations):
-                yield sample_of(photo, data if data.startswith(JPEG_START) else None)
+            entry, image, data = result
+            if any(not a.crowd and a.area > 0 for a in image.annotations):
+                yield packed_sample(image, data if data.startswith(JPEG_START) else None)
             else:
                 yield Skipped(entry.path, "none of its annotations is a mask that can be used")
 
 
 class CustomCoco:
-    """Shards `train-000000.tar`, ... and `heldout-000000.tar`, ... of the photos with masks.
+    """Shards `train-000000.tar`, ... and `heldout-000000.tar`, ... of the images with masks.
 
-    Photos keep their size: they are validated on as they are. Without a file of its own the
-    held-out side is a part of the photos, chosen by their keys. A photo that both files list is
-    held out.
+    Images keep their size, which validation needs. Without a separate file the held-out images
+    are a part of the images, chosen by their keys. An image that both files list is held out.
     """
 
     def __init__(self, config: CocoConfig) -> None:
-        """Reads the annotation files.
+        """Read the annotation files.
 
         Raises:
             CocoError: A missing file or folder.
@@ -89,28 +88,28 @@ class CustomCoco:
 
     def described(self) -> dict[str, Any]:
         """See Source."""
-        told: dict[str, Any] = {"kind": "own coco", "samples_per_shard": _SAMPLES_PER_SHARD}
+        described: dict[str, Any] = {"kind": "own coco", "samples_per_shard": _SAMPLES_PER_SHARD}
         for side, named in zip((TRAIN, HELDOUT), self._named(), strict=False):
-            told[f"{side} annotations"] = hashlib.sha256(self._content[named]).hexdigest()[:16]
-            told[f"{side} images"] = full_path(named[1])
+            described[f"{side} annotations"] = hashlib.sha256(self._content[named]).hexdigest()[:16]
+            described[f"{side} images"] = full_path(named[1])
         if self._heldout is None:
-            told["heldout_fraction"] = self._fraction
-        return told
+            described["heldout_fraction"] = self._fraction
+        return described
 
     def weight(self, share: ArrayShare) -> int:
-        """See Source: photos."""
+        """Count the images of the share."""
         return sum(unit.weight for unit in self.units(share))
 
     def units(self, share: ArrayShare) -> Iterable[MaskedUnit]:
         """See Source.
 
         Raises:
-            CocoError: A file without COCO's keys, or too few photos with masks.
+            CocoError: A file without COCO's keys, or too few images with masks.
         """
         sides, first = self._sides, True
         for side, entries in ((TRAIN, sides.train), (HELDOUT, sides.heldout)):
-            for number, some in cut_into_shards(entries, _SAMPLES_PER_SHARD, share):
-                yield MaskedUnit(f"{side}-{number:06d}", some, sides.skipped if first else ())
+            for number, chunk in cut_into_shards(entries, _SAMPLES_PER_SHARD, share):
+                yield MaskedUnit(f"{side}-{number:06d}", chunk, sides.skipped if first else ())
                 first = False
 
     @cached_property
@@ -119,33 +118,33 @@ class CustomCoco:
         if self._heldout is None:
             if len(masked) < 2:
                 raise CocoError(
-                    f"{self._train[0]}: {counted(len(masked), 'photo')} with masks; at least two "
-                    "are needed, one to learn from and one to hold out"
+                    f"{self._train[0]}: {counted(len(masked), 'image')} with masks; at least two "
+                    "are needed, one to train on and one to hold out"
                 )
-            train, heldout = parted([entry.key for entry in masked], masked, self._fraction)
+            train, heldout = split_heldout([entry.key for entry in masked], masked, self._fraction)
             return _Sides(tuple(train), tuple(heldout), tuple(skipped))
         heldout, more = self._masked(self._heldout, "data.coco.heldout_images")
-        apart = {same_file(entry.path) for entry in heldout}
-        train = [entry for entry in masked if same_file(entry.path) not in apart]
+        heldout_files = {same_file(entry.path) for entry in heldout}
+        train = [entry for entry in masked if same_file(entry.path) not in heldout_files]
         for (annotations, _), entries in zip(self._named(), (train, heldout), strict=True):
             if not entries:
                 raise CocoError(
-                    f"{annotations} has no photo with masks"
+                    f"{annotations} has no image with masks"
                     + (" that is not held out" if masked and not train else "")
                 )
-        both = [Skipped(e.path, "held out") for e in masked if same_file(e.path) in apart]
+        both = [Skipped(e.path, "held out") for e in masked if same_file(e.path) in heldout_files]
         return _Sides(tuple(train), tuple(heldout), (*skipped, *both, *more))
 
     def _masked(self, named: tuple[str, str], key: str) -> tuple[list[CocoEntry], list[Skipped]]:
-        """Photos with an annotation that may be a mask, and what is left out.
+        """Return the images with an annotation that may be a mask, and those left out.
 
         Raises:
-            CocoError: Not a photo is in the folder, which the user names by `key`.
+            CocoError: No image is in the folder, which the user names by `key`.
         """
         entries, orphans = entries_of(self._content[named], *named)
         check_images(entries, named[0], key, named[1])
         skipped = sorted(orphans, key=lambda orphan: orphan.what)
-        is_near = is_local(named[1])  # a distant store would be asked for each of its photos
+        is_near = is_local(named[1])  # a remote store would need a request for each image
         masked = []
         for entry in entries:
             if not any(map(_may_be_mask, entry.annotations)):
@@ -158,7 +157,7 @@ class CustomCoco:
 
 
 def _may_be_mask(annotation: dict[str, Any]) -> bool:
-    """Whether it looks like a mask to learn from; more is known with the photo."""
+    """Return whether it looks like a mask to train on; the full check needs the image."""
     segmentation = annotation.get("segmentation")
     if not segmentation or annotation.get("iscrowd", 0):
         return False

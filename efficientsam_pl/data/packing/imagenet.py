@@ -1,7 +1,7 @@
-"""ImageNet as plain images: from its train tar of tars, a folder a class, or a list of files.
+"""Pack ImageNet as plain images: from its train tar of tars, a folder a class, or a list of files.
 
-Photos of a class lie together in all three, so they are dealt out to shards in one shuffled order
-that depends on nothing but the names. Bytes are kept unless the photos are to be shrunk.
+Images of a class are adjacent in all three, so they are distributed over the shards in one
+shuffled order that depends on the names alone. Bytes are kept unless the images are to be shrunk.
 """
 
 import hashlib
@@ -17,14 +17,19 @@ import fsspec
 import numpy as np
 
 from efficientsam_pl.data.decode import decode_image, image_size_of
-from efficientsam_pl.data.packing.images import JPEG_QUALITY, encoded, shrunk_image, smaller
+from efficientsam_pl.data.packing.images import (
+    JPEG_QUALITY,
+    encode_jpeg,
+    limited_size,
+    shrink_image,
+)
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
-from efficientsam_pl.data.schema import CLASS_ENDING, CorruptSampleError
+from efficientsam_pl.data.schema import CLASS_SUFFIX, CorruptSampleError
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import (
+    consume_file,
     exists,
-    from_any_place,
     full_path,
     is_local,
     local_path,
@@ -38,7 +43,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class Item:
-    """A photo: where it lies (size -1: all of the file) and the number of its class, if known."""
+    """An image: its byte range (size -1: the whole file) and the number of its class, if known."""
 
     key: str
     where: Range
@@ -47,7 +52,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ImagenetUnit:
-    """The photos of one shard."""
+    """The images of one shard."""
 
     name: str
     items: tuple[Item, ...]
@@ -55,7 +60,7 @@ class ImagenetUnit:
 
     @property
     def weight(self) -> int:
-        """Photos."""
+        """Number of images."""
         return len(self.items)
 
     def samples(self) -> Iterator[PackedSample | Skipped]:
@@ -69,7 +74,7 @@ class ImagenetUnit:
                 yield Skipped(item.key, str(error))
                 continue
             if item.label is not None:
-                files[CLASS_ENDING] = str(item.label).encode()
+                files[CLASS_SUFFIX] = str(item.label).encode()
             yield PackedSample(item.key, files)
         reader.close()
 
@@ -77,19 +82,19 @@ class ImagenetUnit:
         image_hw = image_size_of(data)
         if self.long_side is None or max(image_hw) <= self.long_side:
             return data
-        return encoded(shrunk_image(decode_image(data), smaller(image_hw, self.long_side)))
+        return encode_jpeg(shrink_image(decode_image(data), limited_size(image_hw, self.long_side)))
 
 
 class Imagenet:
-    """A set of plain photos in shards `imagenet-000000.tar`, ..."""
+    """A set of plain images in shards `imagenet-000000.tar`, ..."""
 
     def __init__(self, source: str, long_side: int | None, samples_per_shard: int) -> None:
         items = read_source(source)
         if not items:
-            raise UserError(f"--source: no photo in {source}")
+            raise UserError(f"--source: no image in {source}")
         twice = next((a.key for a, b in pairwise(items) if a.key == b.key), None)
         if twice is not None:
-            raise UserError(f"--source: two photos of {source} are named {twice}")
+            raise UserError(f"--source: two images of {source} are named {twice}")
         names = hashlib.sha256("\n".join(item.key for item in items).encode()).digest()
         order = np.random.default_rng(list(names)).permutation(len(items))
         self._items = [items[i] for i in order]
@@ -108,17 +113,17 @@ class Imagenet:
         }
 
     def weight(self, share: ArrayShare) -> int:
-        """Photos of the share."""
+        """Count the images of the share."""
         return sum(unit.weight for unit in self.units(share))
 
     def units(self, share: ArrayShare) -> Iterator[ImagenetUnit]:
         """See Source."""
-        for number, some in cut_into_shards(self._items, self._limit, share):
-            yield ImagenetUnit(f"imagenet-{number:06d}", some, self._long_side)
+        for number, chunk in cut_into_shards(self._items, self._limit, share):
+            yield ImagenetUnit(f"imagenet-{number:06d}", chunk, self._long_side)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ListedImage:
     folder: str
     stem: str
     where: Range
@@ -126,23 +131,25 @@ class _Found:
 
 
 def read_source(source: str) -> list[Item]:
-    """The photos of a tar (of tars), a list of files, or a folder, by key.
+    """List the images of a tar (of tars), a list of files, or a folder, by key.
 
-    Where two have one name, the folder's name comes before every photo's in its key.
+    Where two images have the same name, every key is prefixed with its folder's name.
 
     Raises:
         UserError: There is no such source, or its list cannot be read.
     """
-    found = _found(source)
-    clash = len({one.stem for one in found}) < len(found)
-    names = [f"{f.folder}_{f.stem}" if clash and f.folder else f.stem for f in found]
+    listed = _list_images(source)
+    clash = len({image.stem for image in listed}) < len(listed)
+    names = [
+        f"{image.folder}_{image.stem}" if clash and image.folder else image.stem for image in listed
+    ]
     # a key ends at its first dot and has no folder
     keys = [name.replace("/", "_").replace(".", "_") for name in names]
-    items = [Item(key, one.where, one.label) for key, one in zip(keys, found, strict=True)]
+    items = [Item(key, image.where, image.label) for key, image in zip(keys, listed, strict=True)]
     return sorted(items, key=lambda item: item.key)
 
 
-def _found(source: str) -> list[_Found]:
+def _list_images(source: str) -> list[_ListedImage]:
     fs, path = fsspec.core.url_to_fs(source)
     if fs.isdir(path):
         return _in_folder(source)
@@ -153,50 +160,50 @@ def _found(source: str) -> list[_Found]:
     return _in_list(source)
 
 
-def _in_tar(source: str) -> list[_Found]:
+def _in_tar(source: str) -> list[_ListedImage]:
     if not exists(source):
         raise UserError(f"--source: no such file: {source}")
-    return from_any_place(source, partial(_in_opened_tar, source))
+    return consume_file(source, partial(_in_opened_tar, source))
 
 
-def _in_opened_tar(source: str, file: Seekable) -> list[_Found]:
+def _in_opened_tar(source: str, file: Seekable) -> list[_ListedImage]:
     outer = scan_headers(file)
-    _check(source, outer.damage)
-    found = [_member(source, m, "", None) for m in outer.members if _is_image(m.name)]
+    _check(source, outer.faults)
+    listed = [_member(source, m, "", None) for m in outer.members if _is_image(m.name)]
     tars = [member for member in outer.members if member.name.endswith(".tar")]
     labels = _numbered(Path(tar.name).stem for tar in tars)
     for tar in tars:
         inner = scan_headers(file, tar.offset, tar.offset + tar.size)
-        _check(f"{source}: {tar.name}", inner.damage)
+        _check(f"{source}: {tar.name}", inner.faults)
         stem = Path(tar.name).stem
-        found += [
+        listed += [
             _member(source, m, stem, labels[stem]) for m in inner.members if _is_image(m.name)
         ]
-    return found
+    return listed
 
 
-def _member(source: str, member: TarMember, folder: str, label: int | None) -> _Found:
+def _member(source: str, member: TarMember, folder: str, label: int | None) -> _ListedImage:
     where = Range(source, member.offset, member.size)
-    return _Found(folder, Path(member.name).stem, where, label)
+    return _ListedImage(folder, Path(member.name).stem, where, label)
 
 
-def _check(source: str, damage: list[str]) -> None:
-    if damage:
-        raise UserError(f"--source: {source} is damaged: {damage[0]}; fetch it again")
+def _check(source: str, faults: list[str]) -> None:
+    if faults:
+        raise UserError(f"--source: {source} is corrupt: {faults[0]}; download it again")
 
 
-def _in_folder(source: str) -> list[_Found]:
+def _in_folder(source: str) -> list[_ListedImage]:
     root = full_path(source).rstrip("/")
     folders = [(f"{root}/{name}", name.rpartition("/")[0]) for name in sorted(_images_under(root))]
     labels = _numbered(folder.split("/")[0] for _, folder in folders if folder)
     return [
-        _Found(folder, Path(path).stem, Range(path, 0, -1), labels.get(folder.split("/")[0]))
+        _ListedImage(folder, Path(path).stem, Range(path, 0, -1), labels.get(folder.split("/")[0]))
         for path, folder in folders
     ]
 
 
 def _images_under(root: str) -> Iterator[str]:
-    """Photos' paths from a folder on; links are followed, as torchvision's ImageFolder does."""
+    """Yield the image paths below a folder; links are followed, as by torchvision's ImageFolder."""
     if is_local(root):
         for folder, _, names in os.walk(local_path(root), followlinks=True):
             inside = Path(folder).relative_to(local_path(root)).as_posix()
@@ -206,13 +213,13 @@ def _images_under(root: str) -> Iterator[str]:
     yield from (name[len(path) + 1 :] for name in fs.find(path) if _is_image(name))
 
 
-def _in_list(source: str) -> list[_Found]:
+def _in_list(source: str) -> list[_ListedImage]:
     folder = source.rsplit("/", 1)[0] if "/" in source else "."
     try:
         lines = read_file(source).decode().splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"--source: {source} is no list of files: {error}") from error
-    found = []
+    listed = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -220,12 +227,12 @@ def _in_list(source: str) -> list[_Found]:
         labelled = bool(last) and last[0].isdecimal()
         name = path if labelled else line.strip()
         if not _is_image(name):
-            raise UserError(f"--source: {source}, line {number}: {name!r} is no photo")
+            raise UserError(f"--source: {source}, line {number}: {name!r} is no image")
         where = name if "://" in name or name.startswith("/") else f"{folder}/{name}"
         inside = Path(name).parent.name
         label = int(last[0]) if labelled else None
-        found.append(_Found(inside, Path(name).stem, Range(where, 0, -1), label))
-    return found
+        listed.append(_ListedImage(inside, Path(name).stem, Range(where, 0, -1), label))
+    return listed
 
 
 def _is_image(name: str) -> bool:
@@ -233,7 +240,7 @@ def _is_image(name: str) -> bool:
 
 
 def _numbered(classes: Iterable[str]) -> dict[str, int]:
-    """Classes by their sorted names, as torchvision's ImageFolder numbers them."""
+    """Assign class numbers by sorted names, as torchvision's ImageFolder does."""
     return {name: number for number, name in enumerate(sorted(set(classes)))}
 
 

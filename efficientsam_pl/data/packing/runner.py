@@ -1,7 +1,7 @@
-"""A set packed shard by shard: split over an array of jobs, in parallel, and resumable.
+"""Pack a set shard by shard: split over an array of jobs, in parallel, and resumable.
 
-Which sample goes into which shard is decided before the first is written, so a run that was killed
-does the shards that are not there yet, and equal sources make equal shards.
+The assignment of samples to shards is decided before the first is written, so a restarted run
+writes the missing shards only, and equal sources make equal shards.
 """
 
 import json
@@ -14,15 +14,15 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from efficientsam_pl.cluster.launch import INTERRUPTED, note_progress
 from efficientsam_pl.config.diff import first_difference
-from efficientsam_pl.data.index import IndexFormatError, checked_format, from_bytes
+from efficientsam_pl.data.index import IndexFormatError, check_format, from_bytes
 from efficientsam_pl.data.packing.writer import (
-    Noted,
+    IndexNote,
     PackedSample,
     PackSummary,
     Skipped,
     write_shard,
 )
-from efficientsam_pl.data.shards import Shard, beside, entry_of, write_manifest
+from efficientsam_pl.data.shards import Shard, index_beside, manifest_entry, write_manifest
 from efficientsam_pl.data.worker_pool import worker_pool
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError
 from efficientsam_pl.plural import counted
@@ -45,7 +45,7 @@ _LEFTOVER = re.compile(r"\.(.+)\.tar(?:\.index\.json)?\.\w+\.part")  # see atomi
 
 @dataclass(frozen=True)
 class ArrayShare:
-    """The part of the work that one job of an array does."""
+    """One array job's part of the work."""
 
     index: int = 0
     count: int = 1
@@ -60,7 +60,7 @@ class ArrayShare:
 def cut_into_shards(
     items: Sequence[T], samples_per_shard: int, share: ArrayShare
 ) -> Iterator[tuple[int, tuple[T, ...]]]:
-    """Number and items of each shard of a share, of items that are all known."""
+    """Yield the number and items of each shard of a share, from a complete list of items."""
     shards = range(-(-len(items) // samples_per_shard))
     for number in shards[share.index :: share.count]:
         first = number * samples_per_shard
@@ -73,14 +73,14 @@ class Unit(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the shard, without its ending."""
+        """Name of the shard, without its suffix."""
 
     @property
     def weight(self) -> int:
-        """What it adds to the progress, in the source's unit."""
+        """Contribution to the progress, in the source's unit."""
 
-    def samples(self) -> Iterator[PackedSample | Skipped | Noted]:
-        """The samples in their order."""
+    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote]:
+        """Iterate over the samples in their order."""
 
 
 @runtime_checkable
@@ -88,13 +88,13 @@ class Source(Protocol):
     """A set to pack."""
 
     def described(self) -> dict[str, Any]:
-        """What decides the shards' content, as plain values."""
+        """Return the settings that decide the shards' content, as plain values."""
 
     def weight(self, share: ArrayShare) -> int:
-        """Of all units of a share together."""
+        """Return the total weight of a share's units."""
 
     def units(self, share: ArrayShare) -> Iterable[Unit]:
-        """The shards of a share; all shares together are all shards."""
+        """Iterate over the shards of a share; all shares together are all shards."""
 
 
 def run_packing(
@@ -104,18 +104,18 @@ def run_packing(
     workers: int,
     advance: Callable[[int], None],
 ) -> PackSummary:
-    """Writes the shards of a share that are not there yet, and lists all of them in the manifest.
+    """Write the missing shards of a share, and list all of them in the manifest.
 
     Args:
-        source: What is packed.
+        source: The set to pack.
         out: A folder, local or remote.
-        share: Of the array.
-        workers: Processes that write a shard each; 0: none beside this one.
-        advance: Told the weight of each shard that is done.
+        share: Share of the array job.
+        workers: Processes that write a shard each; 0: in this process.
+        advance: Called with the weight of each finished shard.
 
     Raises:
-        UserError: The folder holds shards of something else, or no pattern could name it.
-        SavedAndStopped: Ctrl-C; the same again writes the rest.
+        UserError: The folder holds other shards, or no pattern could name it.
+        SavedAndStopped: Ctrl-C; the same command writes the rest.
     """
     out = full_path(out)  # the manifest's paths are whole ones
     if set(out) & set(_MARKS):
@@ -141,14 +141,14 @@ def _write_shards(
     advance: Callable[[int], None],
     summary: PackSummary,
 ) -> None:
-    units = _rid_of_leftovers(source.units(share), out)
+    units = _delete_leftovers(source.units(share), out)
     for number, (unit, (shard, packed, before)) in enumerate(_done(units, out, workers), 1):
         if shard is None:
             summary.skipped += [Skipped(*pair) for pair in packed["skipped"]]
         else:
             summary.add(shard, packed, before)
         if not before:
-            note_progress(number)  # a job that fails after it is not one that does nothing
+            note_progress(number)  # a job that fails later has still made progress
         advance(unit.weight)
 
 
@@ -177,16 +177,16 @@ def _finished(running: dict[Future[Written], Unit]) -> Iterator[tuple[Unit, Writ
 
 def _write(unit: Unit, out: str) -> Written:
     path = f"{out}/{unit.name}.tar"
-    index_path = beside(path)
+    index_path = index_beside(path)
     if exists(index_path) and exists(path):  # the index is written last
         index = from_bytes(read_file(index_path), index_path)
         if index.packed is not None:
-            return entry_of(path, index_path, index), index.packed, True
+            return manifest_entry(path, index_path, index), index.packed, True
     return *write_shard(path, unit.samples()), False
 
 
-def _rid_of_leftovers(units: Iterable[Unit], out: str) -> Iterator[Unit]:
-    """The units, each after the half shards of it that killed jobs left are deleted.
+def _delete_leftovers(units: Iterable[Unit], out: str) -> Iterator[Unit]:
+    """Yield the units, after deleting each one's partial shards left by killed jobs.
 
     So a share must not be packed by two jobs at a time.
     """
@@ -202,10 +202,10 @@ def _rid_of_leftovers(units: Iterable[Unit], out: str) -> Iterator[Unit]:
 
 
 def _claim(source: Source, out: str) -> None:
-    """Notes in the folder what is packed into it, or checks that it is the same."""
+    """Write the folder's pack note, or check that it describes the same source."""
     place, described = f"{out}/{NOTE}", source.described()
     tars = list_files(f"{out}/*.tar")  # before the note, which another job of the array may write
-    before = noted(out)
+    before = read_pack_note(out)
     if before is not None:
         differs = first_difference(before, described)
         if differs:
@@ -214,26 +214,26 @@ def _claim(source: Source, out: str) -> None:
             )
         return
     if tars:
-        raise UserError(f"{out} holds shards that no packing has noted; name another folder")
+        raise UserError(f"{out} holds shards without a {NOTE}; name another folder")
     note = {"format": _FORMAT, "version": _VERSION, "source": described}
     with atomic_write(place) as target:
         target.write(json.dumps(note, indent=1).encode() + b"\n")
 
 
-def noted(folder: str) -> dict[str, Any] | None:
-    """What a folder's note says of the source packed into it; None where there is no note.
+def read_pack_note(folder: str) -> dict[str, Any] | None:
+    """Read a folder's note about the packed source; None where there is no note.
 
     Raises:
-        UserError: A damaged note, or one of another version.
+        UserError: A corrupt note, or one of another version.
     """
     place = f"{folder}/{NOTE}"
     if not exists(place):
         return None
     try:
         loaded = json.loads(read_file(place))
-        checked_format(loaded, place, _FORMAT, _VERSION)
+        check_format(loaded, place, _FORMAT, _VERSION)
         return dict(loaded["source"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, IndexFormatError):
             raise
-        raise UserError(f"{place} is damaged; delete it or name another folder") from error
+        raise UserError(f"{place} is corrupt; delete it or name another folder") from error

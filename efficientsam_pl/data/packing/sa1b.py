@@ -1,4 +1,4 @@
-"""SA-1B's tars packed again: smaller, with their run lengths, or byte for byte."""
+"""Pack SA-1B's tars again: smaller, with their run lengths, or byte for byte."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,37 +7,37 @@ from typing import Any
 
 from efficientsam_pl.data.decode import decode_image, image_size_of
 from efficientsam_pl.data.index import samples_of
-from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, sample_of
+from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, packed_sample
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import (
     IMAGE_SUFFIXES,
-    RECORD_ENDING,
+    RECORD_SUFFIX,
     CorruptSampleError,
     from_json,
 )
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.storage.files import StoredFile, from_any_place, list_files
+from efficientsam_pl.storage.files import StoredFile, consume_file, list_files
 from efficientsam_pl.storage.ranges import Range, RangeReader
 from efficientsam_pl.storage.tar import scan_headers
 
 
 @dataclass(frozen=True)
 class Sa1bUnit:
-    """Some samples of one of Meta's tars: key and files by ending."""
+    """A chunk of the samples of one of Meta's tars: key and files by suffix."""
 
     name: str
     weight: int
     entries: tuple[tuple[str, dict[str, Range]], ...]
     long_side: int | None
-    damage: tuple[Skipped, ...] = ()  # what the tar itself lacks, told with its first shard
+    faults: tuple[Skipped, ...] = ()  # faults of the tar, reported with its first shard
 
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
-        yield from self.damage
+        yield from self.faults
         reader = RangeReader()
         for key, files in self.entries:
-            suffixes = [e for e in files if e in (*IMAGE_SUFFIXES, RECORD_ENDING)]
+            suffixes = [e for e in files if e in (*IMAGE_SUFFIXES, RECORD_SUFFIX)]
             read = dict(zip(suffixes, reader.read([files[e] for e in suffixes]), strict=True))
             yield self._packed(key, read)
         reader.close()
@@ -46,28 +46,30 @@ class Sa1bUnit:
         for data in read.values():
             if isinstance(data, OSError):
                 return Skipped(key, f"truncated: {data}")
-        photo = next((e for e in IMAGE_SUFFIXES if e in read), None)
-        if photo is None or RECORD_ENDING not in read:
-            missing = "json" if photo else "photo"
+        suffix = next((e for e in IMAGE_SUFFIXES if e in read), None)
+        if suffix is None or RECORD_SUFFIX not in read:
+            missing = "json" if suffix else "photo"
             return Skipped(key, f"missing {missing}: only {', '.join(sorted(read)) or 'nothing'}")
         try:
-            record = from_json(bytes(read[RECORD_ENDING]))
-            image_hw, said = image_size_of(read[photo]), (record.height, record.width)
+            record = from_json(bytes(read[RECORD_SUFFIX]))
+            image_hw, said = image_size_of(read[suffix]), (record.height, record.width)
             if image_hw != said:
-                return Skipped(key, f"size mismatch: photo {image_hw}, json {said}")
+                return Skipped(key, f"size mismatch: image {image_hw}, json {said}")
             if self.long_side is None:
-                files = {suffix: bytes(data) for suffix, data in read.items()}
+                files = {name: bytes(data) for name, data in read.items()}
                 return PackedSample(key, files, len(record.annotations))
-            image = decode_image(read[photo])
+            image = decode_image(read[suffix])
             whole = MaskedImage(key, image, record.annotations, record.original_hw)
             small = limit_side(whole, self.long_side)
         except (CorruptSampleError, ValueError) as error:
             return Skipped(key, str(error))
-        return sample_of(small, bytes(read[photo]) if small is whole and photo != "png" else None)
+        return packed_sample(
+            small, bytes(read[suffix]) if small is whole and suffix != "png" else None
+        )
 
 
 class Sa1b:
-    """Meta's `sa_*.tar`. Each is cut into shards of its own: `sa_000000-000.tar`, ..."""
+    """Meta's `sa_*.tar`, each split into several shards: `sa_000000-000.tar`, ..."""
 
     def __init__(self, pattern: str, long_side: int | None, samples_per_shard: int) -> None:
         self._tars = list_files(pattern)
@@ -88,29 +90,29 @@ class Sa1b:
         }
 
     def weight(self, share: ArrayShare) -> int:
-        """Bytes of the share's tars."""
-        return sum(max(0, tar.bytes) for tar in self._own(share))
+        """Sum the bytes of the share's tars."""
+        return sum(max(0, tar.bytes) for tar in self._tars_of(share))
 
     def units(self, share: ArrayShare) -> Iterator[Sa1bUnit]:
         """See Source; a tar's headers are read when its turn comes."""
-        for tar in self._own(share):
-            scan = from_any_place(tar.path, scan_headers)
+        for tar in self._tars_of(share):
+            scan = consume_file(tar.path, scan_headers)
             entries = [
                 (key, {e: Range(tar.path, m.offset, m.size) for e, m in files.items()})
                 for key, files in samples_of(scan.members).items()
             ]
-            damage = tuple(Skipped(tar.path, what) for what in scan.damage)
+            faults = tuple(Skipped(tar.path, what) for what in scan.faults)
             if not entries:
-                damage += (Skipped(tar.path, "it holds no sample"),)
+                faults += (Skipped(tar.path, "it holds no sample"),)
             cuts = range(0, max(1, len(entries)), self._limit)
             left = tar.bytes
             for number, first in enumerate(cuts):
-                some = tuple(entries[first : first + self._limit])
+                chunk = tuple(entries[first : first + self._limit])
                 last = number == len(cuts) - 1
-                weight = left if last else sum(r.size for _, f in some for r in f.values())
+                weight = left if last else sum(r.size for _, f in chunk for r in f.values())
                 left -= weight
                 name = f"{Path(tar.path).stem}-{number:03d}"
-                yield Sa1bUnit(name, weight, some, self._long_side, () if number else damage)
+                yield Sa1bUnit(name, weight, chunk, self._long_side, () if number else faults)
 
-    def _own(self, share: ArrayShare) -> list[StoredFile]:
+    def _tars_of(self, share: ArrayShare) -> list[StoredFile]:
         return self._tars[share.index :: share.count]

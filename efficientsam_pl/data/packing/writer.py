@@ -1,4 +1,4 @@
-"""One shard, written whole or not at all, with its index beside it."""
+"""Write a shard atomically, with its index beside it."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,14 +10,14 @@ from typing import IO, Any
 import webdataset
 
 from efficientsam_pl.data.index import index_of, to_bytes
-from efficientsam_pl.data.shards import Shard, beside, entry_of
+from efficientsam_pl.data.shards import Shard, index_beside, manifest_entry
 from efficientsam_pl.storage.files import atomic_write
 from efficientsam_pl.storage.tar import BLOCK, TarMember, TarScan
 
 
 @dataclass(frozen=True)
 class PackedSample:
-    """The files of a sample by ending, as they go into a shard, and how many masks it has."""
+    """The files of a sample by suffix, as they go into a shard, and its number of masks."""
 
     key: str
     files: Mapping[str, bytes]
@@ -26,24 +26,24 @@ class PackedSample:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was left out of a shard, and why."""
+    """A sample or annotation left out of a shard, and the reason."""
 
     what: str
     why: str
 
 
 @dataclass(frozen=True)
-class Noted:
-    """What a shard's index is to say besides, as plain values."""
+class IndexNote:
+    """Further facts for a shard's index, as plain values."""
 
     facts: Mapping[str, Any]
 
 
 @dataclass
 class PackSummary:
-    """What was written and what was left out; `done_before` shards were there already.
+    """Counts of written and skipped samples; `done_before` shards existed already.
 
-    `noted` is what the shards' indexes say besides, one entry for each that says something.
+    `notes` are the further facts of the shards' indexes, one entry for each that has any.
     """
 
     samples: int = 0
@@ -52,10 +52,10 @@ class PackSummary:
     shards: list[Shard] = field(default_factory=list)
     done_before: int = 0
     skipped: list[Skipped] = field(default_factory=list)
-    noted: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, shard: Shard, packed: Mapping[str, Any], done_before: bool) -> None:
-        """Counts a shard by what its index says of its packing."""
+        """Add a shard, with the packing entry of its index."""
         self.samples += shard.samples
         self.masks += packed["masks"]
         self.bytes += shard.bytes
@@ -63,16 +63,16 @@ class PackSummary:
         self.done_before += done_before
         self.skipped += [Skipped(*pair) for pair in packed["skipped"]]
         if "noted" in packed:
-            self.noted.append(packed["noted"])
+            self.notes.append(packed["noted"])
 
 
 def write_shard(
-    path: str, samples: Iterable[PackedSample | Skipped | Noted]
+    path: str, samples: Iterable[PackedSample | Skipped | IndexNote]
 ) -> tuple[Shard | None, dict[str, Any]]:
-    """Writes `path` and then its index; a shard without an index is not finished.
+    """Write `path` and then its index; a shard without an index is not finished.
 
     Returns:
-        The shard, None where every sample was skipped, and what its index says of the packing.
+        The shard, None where every sample was skipped, and the packing entry of its index.
     """
     packed: dict[str, Any] = {"masks": 0, "skipped": []}
     real = _real(samples, packed)
@@ -85,25 +85,25 @@ def write_shard(
             packed["masks"] += sample.masks
         scan = tar.finish()
     index = index_of(scan, packed)
-    with atomic_write(beside(path)) as target:
+    with atomic_write(index_beside(path)) as target:
         target.write(to_bytes(index))
-    return entry_of(path, beside(path), index), packed
+    return manifest_entry(path, index_beside(path), index), packed
 
 
 def _real(
-    samples: Iterable[PackedSample | Skipped | Noted], packed: dict[str, Any]
+    samples: Iterable[PackedSample | Skipped | IndexNote], packed: dict[str, Any]
 ) -> Iterator[PackedSample]:
     for sample in samples:
         if isinstance(sample, Skipped):
             packed["skipped"].append([sample.what, sample.why])
-        elif isinstance(sample, Noted):
+        elif isinstance(sample, IndexNote):
             packed["noted"] = packed.get("noted", {}) | dict(sample.facts)
         else:
             yield sample
 
 
 class _Tar:
-    """WebDataset's writer, with note of where each file lies and the checksum of it all."""
+    """WebDataset's writer that also records each file's position and the checksum."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._hashed = _Hashed(file)
@@ -111,7 +111,7 @@ class _Tar:
         self._members: list[TarMember] = []
 
     def add(self, sample: PackedSample) -> None:
-        """Writes the files in the order of their endings; equal samples make equal bytes."""
+        """Write the files in the order of their suffixes; equal samples make equal bytes."""
         for suffix in sorted(sample.files):
             data = sample.files[suffix]
             self._writer.write({"__key__": sample.key, suffix: data})
@@ -120,17 +120,17 @@ class _Tar:
             self._members.append(TarMember(f"{sample.key}.{suffix}", offset, len(data)))
 
     def close(self) -> None:
-        """Ends the archive, unless it is ended."""
+        """End the archive, unless it is ended."""
         self._writer.close()
 
     def finish(self) -> TarScan:
-        """Ends the archive; what a pass over it would find."""
+        """End the archive; return the result that a scan of it would give."""
         self.close()
         return TarScan(self._members, [], self._hashed.bytes, self._hashed.sha256.hexdigest())
 
 
 class _Hashed:
-    """A file to write to that counts and hashes."""
+    """A file to write to that counts and hashes its bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.bytes, self.sha256 = file, 0, hashlib.sha256()

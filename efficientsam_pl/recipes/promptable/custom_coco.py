@@ -1,4 +1,4 @@
-"""One's own COCO-format set, packed into a run's folder before the run begins."""
+"""Pack a custom COCO-format set into the run's folder before the run begins."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +7,9 @@ from filelock import FileLock
 
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.config import CocoConfig, DataConfig
-from efficientsam_pl.data.packing.account import pack_source
 from efficientsam_pl.data.packing.custom_coco import HELDOUT, TRAIN, CustomCoco
-from efficientsam_pl.data.packing.runner import ArrayShare, noted
+from efficientsam_pl.data.packing.report import pack_source
+from efficientsam_pl.data.packing.runner import ArrayShare, read_pack_note
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import exists, list_files
 
@@ -17,10 +17,10 @@ _SUMMARY = "pack-summary.json"
 
 
 def packed_coco(config: DataConfig, run_dir: Path) -> DataConfig:
-    """The config with the shards of `config.coco` in place of it; as it is where that names none.
+    """Replace `config.coco` by its packed shards; return the config unchanged where it is unset.
 
-    The first process that comes packs them into `RUN/shards`, others of the run wait for it. What
-    is there already is used again, and what a killed process left unfinished is finished.
+    The first process packs them into `RUN/shards`, others of the run wait for it. Existing shards
+    are reused, and a killed process's packing is completed.
 
     Raises:
         UserError: A set that cannot be used, or shards of another one in the folder.
@@ -37,21 +37,21 @@ def packed_coco(config: DataConfig, run_dir: Path) -> DataConfig:
     for side, pattern in patterns.items():
         if not list_files(pattern):
             raise UserError(
-                f"{config.coco.annotations}: none of the {side} photos could be used; "
+                f"{config.coco.annotations}: none of the {side} images could be used; "
                 f"{out / _SUMMARY} says why"
             )
     return replace(config, train=patterns[TRAIN], heldout=patterns[HELDOUT], coco=CocoConfig())
 
 
 def _is_packed(out: Path, source: CustomCoco) -> bool:
-    """Whether all of this source lies in the folder; the photos themselves are not compared."""
-    before = noted(str(out))
+    """Return whether the folder holds all of this source; the images are not compared."""
+    before = read_pack_note(str(out))
     if before is None:
         return False
     differs = first_difference(before, source.described())
     if differs:
         raise UserError(
-            f"{out} holds the photos of another set: {differs}; name another run.dir, or delete "
+            f"{out} holds the images of another set: {differs}; name another run.dir, or delete "
             "the folder"
         )
     return exists(str(out / _SUMMARY))

@@ -94,7 +94,7 @@ def one_by_one(batch: MaskBatch) -> Iterator[MaskBatch]:
                 valid=batch.valid[one, chosen],
                 sample_key=batch.sample_key[one],
                 key=(key,),
-                damage=(),
+                corrupt=(),
             )
 
 

@@ -13,7 +13,8 @@ from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.datasets.eval import EvalDataset
-from efficientsam_pl.data.datasets.train import LOSS_FACTOR, MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import LOSS_FACTOR, Frame, MaskDataset
+from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.inference.load import starting_segmenter
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.registry import segmenter_config

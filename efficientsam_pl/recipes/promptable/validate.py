@@ -115,8 +115,8 @@ class PromptValidation(L.Callback):
         for batch in watched(batches, trainer):
             with trainer.precision_plugin.forward_context():
                 score(model, batch.to(device, non_blocking=True))
-            self._scores.add_damaged(len(batch.damage))
-            self._corrupt_samples.warn(batch.damage)
+            self._scores.add_damaged(len(batch.corrupt))
+            self._corrupt_samples.warn(batch.corrupt)
         model.train(training)
         return self._scores.compute()
 

@@ -1,4 +1,4 @@
-"""A store of teacher features as a config describes it: its place, what decides it, its streams.
+"""The feature store of a config: its folders, the settings that decide it, and its data sets.
 
 `DIR/train` (of a mixture `DIR/train0`, `DIR/train1`, ...) holds the features of data.train,
 `DIR/heldout` those of data.heldout.
@@ -15,11 +15,11 @@ from efficientsam_pl.data.build import DatasetSplits, build_reader
 from efficientsam_pl.data.dataloaders import Stream
 from efficientsam_pl.data.features.codec import VERSION
 from efficientsam_pl.data.features.dataset import (
-    MapFiles,
+    MapLookup,
     StoredMapDataset,
     StoredViewDataset,
     Student,
-    ViewFiles,
+    ViewLookup,
 )
 from efficientsam_pl.data.features.image_maps import ImageMaps
 from efficientsam_pl.data.features.store import FeatureSet, is_claimed, open_features
@@ -32,8 +32,8 @@ from efficientsam_pl.models.config import TeacherConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.storage.files import full_path
 
-_MARKS = ",*?[{"  # which patterns of shards take for a mark
-# What does not change a feature, or belongs to teachers of another kind
+_MARKS = ",*?[{"  # special characters of shard patterns
+# Keys that do not change a feature, or that belong to teachers of another kind
 _UNUSED = {
     "sam": ("kind", "sharding", "batch", "weights", "timm_name"),
     "timm": ("kind", "sharding", "batch", "weights", "encoder", "output"),
@@ -42,34 +42,34 @@ _UNUSED = {
 
 @dataclass(frozen=True)
 class StorePart:
-    """The features of one set of photos."""
+    """The features of one set of images."""
 
-    key: str  # of the config, that names the photos
+    key: str  # config key of the images
     folder: str
-    photos: ShardSet
+    images: ShardSet
     heldout: bool
 
 
 def store_parts(config: PretrainConfig, sets: DatasetSplits) -> list[StorePart]:
-    """The store's parts: the training sets, then the held-out one, if there is one.
+    """List the store's parts: the training sets, then the held-out one, if there is one.
 
     Raises:
-        ConfigError: No features.dir, or one that no pattern could name.
+        ConfigError: No features.dir, or one with special characters of patterns.
     """
     given = config.features.dir
     if not given:
         raise ConfigError("features.dir= must be given: the folder of the teacher's features")
     if set(given) & set(_MARKS):
         raise ConfigError(
-            f"features.dir={given}: patterns of shards take one of {_MARKS} for a mark"
+            f"features.dir={given}: none of {_MARKS} is allowed, since they are special in patterns"
         )
     home = full_path(given.rstrip("/"))
     if len(sets.train) == 1:
         parts = [StorePart("data.train", f"{home}/train", sets.train[0], heldout=False)]
     else:
         parts = [
-            StorePart(f"data.mixture[{n}].shards", f"{home}/train{n}", one, heldout=False)
-            for n, one in enumerate(sets.train)
+            StorePart(f"data.mixture[{n}].shards", f"{home}/train{n}", shards, heldout=False)
+            for n, shards in enumerate(sets.train)
         ]
     if sets.heldout is not None:
         parts.append(StorePart("data.heldout", f"{home}/heldout", sets.heldout, heldout=True))
@@ -77,7 +77,7 @@ def store_parts(config: PretrainConfig, sets: DatasetSplits) -> list[StorePart]:
 
 
 def describe(config: PretrainConfig, heldout: bool = False) -> dict[str, Any]:
-    """All that decides stored features besides the photos, as plain values by the config's keys."""
+    """Return the settings that decide stored features, as plain values by their config keys."""
     features = config.features
     described: dict[str, Any] = {
         "version": VERSION,
@@ -98,19 +98,19 @@ def describe(config: PretrainConfig, heldout: bool = False) -> dict[str, Any]:
 
 
 def describe_teacher(teacher: TeacherConfig) -> dict[str, Any]:
-    """All that decides a teacher's features of given pixels, by the config's keys."""
+    """Return the settings that decide a teacher's features of given pixels, by config key."""
     described: dict[str, Any] = {"teacher.kind": teacher.kind}
     if teacher.kind == "pixels":
         return described
-    told = {k: v for k, v in as_dict(teacher).items() if k not in _UNUSED[teacher.kind]}
-    if teacher.weights is not None:  # which leave nothing to the seed
+    settings = {k: v for k, v in as_dict(teacher).items() if k not in _UNUSED[teacher.kind]}
+    if teacher.weights is not None:  # then the seed has no effect
         described["teacher.weights (SHA-256)"] = weights_sha256(teacher.weights)
-        del told["seed"]
-    return described | flatten(told, "teacher.")
+        del settings["seed"]
+    return described | flatten(settings, "teacher.")
 
 
 def views_of(config: PretrainConfig, heldout: bool) -> Views:
-    """The crops whose features are stored."""
+    """Build the views whose features are stored."""
     features = config.features
     return Views(
         crop=None if heldout else config.crop,
@@ -122,32 +122,32 @@ def views_of(config: PretrainConfig, heldout: bool) -> Views:
 
 
 def maps_of(config: PretrainConfig, heldout: bool) -> ImageMaps:
-    """How the features of whole photos are stored."""
+    """Build the layout of the stored features of whole images."""
     return ImageMaps(config.teacher.image_size, config.features.grid, _exact(config, heldout))
 
 
 @contextmanager
 def named(config: PretrainConfig, part: StorePart) -> Iterator[None]:
-    """Names the store and the photos' key in errors about a part."""
+    """Add the store and the images' config key to errors about a part."""
     try:
         yield
     except UserError as error:
         raise UserError(f"features.dir={config.features.dir}, {part.key}: {error}") from error
 
 
-def stored_streams(config: PretrainConfig, sets: DatasetSplits) -> tuple[Stream, Stream | None]:
-    """Crops with the features that `efficientsam embed-teacher` wrote, to train and validate on.
+def stored_datasets(config: PretrainConfig, sets: DatasetSplits) -> tuple[Stream, Stream | None]:
+    """Open the training and held-out data sets with the features of `efficientsam embed-teacher`.
 
     Raises:
-        UserError: No store, or one of another teacher, size, version or other photos.
+        UserError: No store, or one of another teacher, size, version or other images.
     """
     parts = store_parts(config, sets)
     opened = [_opened(config, part) for part in parts]
     if sets.heldout is None:
-        return _stream(config, sets.train, opened, heldout=False), None
+        return _dataset(config, sets.train, opened, heldout=False), None
     return (
-        _stream(config, sets.train, opened[:-1], heldout=False),
-        _stream(config, (sets.heldout,), opened[-1:], heldout=True),
+        _dataset(config, sets.train, opened[:-1], heldout=False),
+        _dataset(config, (sets.heldout,), opened[-1:], heldout=True),
     )
 
 
@@ -158,23 +158,23 @@ def _opened(config: PretrainConfig, part: StorePart) -> FeatureSet:
                 f"{part.folder} holds no features; `efficientsam embed-teacher` with this config "
                 "writes them"
             )
-        return open_features(part.folder, part.photos)
+        return open_features(part.folder, part.images)
 
 
-def _stream(
-    config: PretrainConfig, photos: tuple[ShardSet, ...], opened: list[FeatureSet], heldout: bool
+def _dataset(
+    config: PretrainConfig, images: tuple[ShardSet, ...], opened: list[FeatureSet], heldout: bool
 ) -> Stream:
-    own, seed, sets = config.sami.student, config.run.seed, tuple(opened)
-    student = Student(own.image_size, own.grid(), sets[0].channels)
+    student_config, seed, sets = config.sami.student, config.run.seed, tuple(opened)
+    student = Student(student_config.image_size, student_config.grid(), sets[0].channels)
     if config.features.kind == "views":
-        of_views = ViewFiles(sets, views_of(config, heldout), seed)
-        reader = build_reader(photos, IMAGE_SUFFIXES, config.data, of_views)
+        of_views = ViewLookup(sets, views_of(config, heldout), seed)
+        reader = build_reader(images, IMAGE_SUFFIXES, config.data, of_views)
         return StoredViewDataset(reader, student, of_views)
-    reader = build_reader(photos, IMAGE_SUFFIXES, config.data, MapFiles(sets))
+    reader = build_reader(images, IMAGE_SUFFIXES, config.data, MapLookup(sets))
     crop = None if heldout else config.crop
     return StoredMapDataset(reader, student, crop, maps_of(config, heldout), seed)
 
 
 def _exact(config: PretrainConfig, heldout: bool) -> bool:
-    """Held-out photos are always decoded at full size."""
+    """Return whether JPEGs are decoded at full size, as held-out images always are."""
     return heldout or config.data.decoding == "exact"

@@ -1,4 +1,4 @@
-"""What SAMI's loss is measured against: the training set's mean feature of each position."""
+"""Baseline of SAMI's loss: predicting the training set's mean feature of each position."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,22 +19,22 @@ from efficientsam_pl.structures import ImageBatch
 from efficientsam_pl.training.callbacks.watchdog import watched
 from efficientsam_pl.training.datamodule import TrainingDataModule
 
-# Random crops that the mean is taken over: so many a photo, and so many in all
+# Random crops that the mean is taken over: for each image, and at most in all
 _VIEWS, _CROPS = 8, 2048
 Total = Callable[[Tensor], Tensor]
 
 
 class MeanFeatureBaseline(L.Callback):
-    """Logs `heldout/mean_feature_loss` once, before the first step; ranks share the work."""
+    """Log `heldout/mean_feature_loss` once, before the first step; ranks share the work."""
 
     def __init__(self, sami: SamiConfig, loss: FeatureLossConfig) -> None:
-        """Of a student's loss; `loss` is None until it is known, and where nothing is held out."""
+        """Measure the baseline of a student's loss; None until then, and without a held-out set."""
         self._sami, self._config = sami, loss
         self.loss: float | None = None
 
-    @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
+    @torch.no_grad()  # FSDP2 cannot train with parameters gathered in inference mode
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Measures, unless a checkpoint has told it."""
+        """Measure the loss, unless a checkpoint has restored it."""
         data: TrainingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if self.loss is not None or not data.validates():
             return
@@ -57,11 +57,11 @@ class MeanFeatureBaseline(L.Callback):
         return "MeanFeatureBaseline"
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss, for the checkpoint."""
+        """Return the loss, for the checkpoint."""
         return {"loss": self.loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Spares a resumed run the work."""
+        """Restore the loss, so that a resumed run need not measure it."""
         self.loss = state_dict["loss"]
 
     def _constant_loss(
@@ -71,7 +71,7 @@ class MeanFeatureBaseline(L.Callback):
         batches: Iterable[ImageBatch],
         total: Total,
     ) -> float:
-        """The loss of predicting the same features for every photo; nan where there is none."""
+        """Return the loss of predicting the same features for every image; nan without images."""
         tokens, visible = self._sami.student.grid() ** 2, self._sami.visible_tokens()
         summed = torch.zeros(2, device=constant.device, dtype=torch.float64)
         for batch in batches:
@@ -79,30 +79,30 @@ class MeanFeatureBaseline(L.Callback):
             masked = random_split(batch.sample_key, tokens, visible).masked
             same = constant.expand_as(truth)
             loss = feature_losses(same, truth, masked, batch.valid, self._config).total
-            photos = batch.valid.sum()
-            summed += torch.stack([loss * photos, photos])
-        loss_sum, photos = total(summed).tolist()
-        return loss_sum / photos if photos else math.nan
+            count = batch.valid.sum()
+            summed += torch.stack([loss * count, count])
+        loss_sum, count = total(summed).tolist()
+        return loss_sum / count if count else math.nan
 
 
 def mean_features(
     target: Target, batches: Iterable[ImageBatch], total: Total
 ) -> Float[Tensor, "1 n c"]:
-    """The mean feature at each position over the valid photos, in float64 underneath.
+    """Average the feature at each position over the valid images, accumulated in float64.
 
     Args:
-        target: Gives the features.
+        target: Returns the features.
         batches: On the target's device; at least one.
         total: Sums a tensor over all ranks.
     """
-    summed, photos = None, None
+    summed, count = None, None
     for batch in batches:
         valid = batch.valid[:, None, None]
         here = torch.where(valid, target(batch).double(), 0.0).sum(0, keepdim=True)
         summed = here if summed is None else summed + here
-        photos = valid.sum() if photos is None else photos + valid.sum()
-    assert summed is not None and photos is not None, "a stream has no end"  # noqa: PT018
-    return (total(summed) / total(photos).clamp(min=1)).float()
+        count = valid.sum() if count is None else count + valid.sum()
+    assert summed is not None and count is not None, "the training data is endless"  # noqa: PT018
+    return (total(summed) / total(count).clamp(min=1)).float()
 
 
 def _moved(batches: Iterable[ImageBatch], device: torch.device) -> Iterable[ImageBatch]:

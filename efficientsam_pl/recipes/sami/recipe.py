@@ -10,7 +10,7 @@ import torch
 
 from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.models.patchify import unpatchify
@@ -18,7 +18,7 @@ from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target, build_target
 from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.recipes.sami.config import PretrainConfig
-from efficientsam_pl.recipes.sami.feature_store import describe, describe_teacher, stored_streams
+from efficientsam_pl.recipes.sami.feature_store import describe, describe_teacher, stored_datasets
 from efficientsam_pl.recipes.sami.mean_feature_baseline import MeanFeatureBaseline
 from efficientsam_pl.recipes.sami.module import SamiPretraining
 from efficientsam_pl.recipes.sami.visualize import FeatureVisualizer
@@ -52,7 +52,7 @@ class SamiRecipe(Recipe[PretrainConfig, PretrainResult]):
         seed = config.run.seed
         sample_order = build_order(splits, config.data, seed)
         if config.features.dir is not None:
-            train, heldout = stored_streams(config, splits)
+            train, heldout = stored_datasets(config, splits)
             return TrainingDatasets(
                 train=train, sample_order=sample_order, sets=splits, heldout=heldout
             )

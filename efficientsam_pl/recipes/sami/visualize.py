@@ -1,4 +1,4 @@
-"""Pictures of what a student predicts of a few photos, as training goes on."""
+"""Visualize a student's predicted features of a few images during training."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,52 +17,52 @@ from efficientsam_pl.structures import ImageBatch
 from efficientsam_pl.training.callbacks.image_logger import ImageLogger
 from efficientsam_pl.visualization.features import feature_sheet, reconstruction_sheet
 
-# Predicted patches as pixels: Float[b n c] and the photos they are of -> UInt8[b 3 s s]
+# Predicted patches as pixels: Float[b n c] and their images -> UInt8[b 3 s s]
 Paint = Callable[[Tensor, Tensor], Tensor]
 
 
 class FeatureVisualizer(L.Callback):
-    """Writes `pictures/step-N.png` every n steps and at the end, and to the run's logger.
+    """Write `pictures/step-N.png` every n steps and at the end, and to the run's logger.
 
-    The task gives `validated()`, which maps photos and keys to predicted features and a split of
-    the tokens, and `target`, which maps a batch to the teacher's. Every rank calls both with the
-    same photos, since under FSDP2 a rank that does not would be waited for.
+    The module's `eval_model()` maps images and keys to predicted features and a split of the
+    tokens, and its `target` maps a batch to the teacher's features. Every rank calls both with the
+    same images, since under FSDP2 the others would wait for a rank that does not.
     """
 
     def __init__(
         self,
         folder: Path,
         every_steps: int,
-        photos: Callable[[], ImageBatch],
+        images: Callable[[], ImageBatch],
         paint: Paint | None = None,
         paused: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Pictures of one run.
+        """Configure the visualizations of one run.
 
         Args:
-            folder: Of the run.
-            every_steps: Optimizer steps from one picture to the next.
-            photos: Reads the same few photos on every rank; called once, at the first picture.
-            paint: Makes pixels of a target that is pixels; None: features as colours.
-            aside: What the work is done in, such as a clock that stands still.
+            folder: Folder of the run.
+            every_steps: Optimizer steps between two visualizations.
+            images: Reads the same few images on every rank; called once, at the first step drawn.
+            paint: Converts a target of pixels to images; None: features as colours.
+            paused: Context of the work, such as a paused clock.
         """
         self._showcase = ImageLogger(folder / "pictures", "pictures/features")
         self._every = every_steps
-        self._read, self._paint, self._aside = photos, paint, paused
+        self._read, self._paint, self._paused = images, paint, paused
         self._images: ImageBatch | None = None
         self._drawn_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Notes where the run goes on from."""
+        """Remember the step from which the run resumes."""
         self._drawn_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Draws at the steps that are due, once a step however many micro-batches it has."""
+        """Draw at the steps that are due, once a step even with several micro-batches."""
         step = trainer.global_step
         due = step % self._every == 0 or step == trainer.max_steps
         if due and step != self._drawn_step:
             self._drawn_step = step
-            with self._aside():
+            with self._paused():
                 self._draw(trainer, pl_module, step)
 
     @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
@@ -89,7 +89,7 @@ class FeatureVisualizer(L.Callback):
         masked: Int64[Tensor, "b m"],
     ) -> Image.Image:
         real = batch.valid.cpu().numpy()
-        photos = _channels_last(batch.image)[real]
+        images = _channels_last(batch.image)[real]
         hidden = torch.zeros(predicted.shape[:2], dtype=torch.bool, device=masked.device)
         hidden = hidden.scatter(1, masked, True).cpu()
         cosines = F.cosine_similarity(predicted, target, dim=-1).mean(-1).tolist()
@@ -100,9 +100,9 @@ class FeatureVisualizer(L.Callback):
         ]
         if self._paint is not None:
             unpatchify = _channels_last(self._paint(predicted, batch.image))[real]
-            return reconstruction_sheet(photos, hidden.numpy()[real], unpatchify, titles)
+            return reconstruction_sheet(images, hidden.numpy()[real], unpatchify, titles)
         theirs, ours = (features.cpu().numpy()[real] for features in (target, predicted))
-        return feature_sheet(photos, hidden.numpy()[real], theirs, ours, titles)
+        return feature_sheet(images, hidden.numpy()[real], theirs, ours, titles)
 
 
 def _channels_last(image: UInt8[Tensor, "b 3 s s"]) -> UInt8[np.ndarray, "b s s 3"]:

@@ -96,8 +96,8 @@ class DataReport(L.Callback):
             str(self._path), "it will be written with the next checkpoint"
         )
         self._max_bad_fraction = max_bad_fraction
-        self._known = sets.damage()
-        self._known_heldout = list(sets.heldout.damage) if sets.heldout else []
+        self._known = sets.corrupt()
+        self._known_heldout = list(sets.heldout.corrupt) if sets.heldout else []
         self._before = SampleCounts()  # of all ranks in earlier starts
         self._local = SampleCounts()  # of this rank in this start
         self._heldout = SampleCounts()
@@ -125,8 +125,8 @@ class DataReport(L.Callback):
         Raises:
             UserError: The share of corrupt samples is above the limit.
         """
-        self._local.add(sum(bool(key) for key in batch.key), batch.damage)
-        self._corrupt_samples.warn(batch.damage)
+        self._local.add(sum(bool(key) for key in batch.key), batch.corrupt)
+        self._corrupt_samples.warn(batch.corrupt)
         due = (batch_idx + 1) % (_CHECK_EVERY_STEPS * trainer.accumulate_grad_batches) == 0
         if not due and trainer.global_step < trainer.max_steps:
             return
@@ -150,8 +150,8 @@ class DataReport(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
         """Count the held-out samples."""
-        self._heldout.add(sum(bool(key) for key in batch.key), batch.damage)
-        self._corrupt_samples.warn(batch.damage)
+        self._heldout.add(sum(bool(key) for key in batch.key), batch.corrupt)
+        self._corrupt_samples.warn(batch.corrupt)
 
     def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
         """Write the report of all ranks whenever a checkpoint is saved."""

@@ -8,17 +8,16 @@ import torch
 
 from benchmarks.data import speed as data
 from benchmarks.data.inputs import MASKS, write_many_shards, write_sa1b
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.schema import from_json
+from efficientsam_pl.data.schema import MASK_SUFFIXES, from_json
 from efficientsam_pl.data.shards import open_shards
 
 
 def test_many_shards_are_whole(tmp_path: Path) -> None:
     shards = open_shards(write_many_shards(tmp_path / "many", shards=3, samples=5))
     assert shards.sizes() == [5, 5, 5]
-    assert shards.damage == ()
+    assert shards.corrupt == ()
     stream = data.masked(f"{tmp_path}/many/*.tar")
     content = stream[SampleRef(0, 14)].content
     assert content is not None
@@ -41,7 +40,7 @@ def test_both_ways_make_the_same_of_a_image(
     monkeypatch.setattr(torch, "randperm", torch.arange)  # the first 32 masks, in order
     square, masks, clicks, boxes = data.common_way(jpeg, record)
     ours = data.masked(one_image)
-    monkeypatch.setattr("efficientsam_pl.data.datasets.train.select_masks", first_masks)
+    monkeypatch.setattr("efficientsam_pl.data.datasets.masks.select_masks", first_masks)
     content = ours[SampleRef(0, 0)].content
     assert content is not None
     assert float((content.image.float() - square[0]).abs().max()) <= 1

@@ -1,4 +1,4 @@
-"""Photos with their annotations: read from any place, ahead of their use, damage told."""
+"""Images with their annotations: read from any place, ahead of their use, corrupt ones reported."""
 
 import threading
 from dataclasses import replace
@@ -12,7 +12,7 @@ from efficientsam_pl.data.datasets.image_sources import (
     ImageFiles,
     LoadedImage,
     PackedImages,
-    content_of_images,
+    images_sha256,
     prefetch,
 )
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
@@ -22,7 +22,7 @@ from efficientsam_pl.rle import encode
 from efficientsam_pl.structures import CorruptSample, Instance, InstanceImage
 
 
-def photo(number: int) -> InstanceImage:
+def annotate(number: int) -> InstanceImage:
     masks = np.zeros((2, 6, 8), dtype=bool)
     masks[0, :3, : 1 + number % 4], masks[1, 4:] = True, True
     made = [Instance(10 * number + i, 1, encode(m), float(m.sum())) for i, m in enumerate(masks)]
@@ -60,57 +60,57 @@ def test_a_fault_of_reading_is_raised() -> None:
 
 
 def test_content_is_one_for_any_order_and_path_and_another_for_any_change() -> None:
-    photos = [photo(number) for number in range(5)]
-    known = content_of_images(photos)
+    images = [annotate(number) for number in range(5)]
+    known = images_sha256(images)
     mixed = [
         replace(one, path=f"/elsewhere/{one.path}", instances=one.instances[::-1])
-        for one in photos[::-1]
+        for one in images[::-1]
     ]
-    assert content_of_images(mixed) == known
-    first = photos[0].instances[0]
+    assert images_sha256(mixed) == known
+    first = images[0].instances[0]
     for other in (
         replace(first, crowd=True),
         replace(first, area=1.5),
         replace(first, category_id=2),
-        replace(first, mask=photos[1].instances[0].mask),
+        replace(first, mask=images[1].instances[0].mask),
     ):
-        changed = replace(photos[0], instances=(other, photos[0].instances[1]))
-        assert content_of_images([changed, *photos[1:]]) != known
-    assert content_of_images(photos[1:]) != known
-    assert content_of_images([replace(photos[0], exhaustive=False), *photos[1:]]) != known
+        changed = replace(images[0], instances=(other, images[0].instances[1]))
+        assert images_sha256([changed, *images[1:]]) != known
+    assert images_sha256(images[1:]) != known
+    assert images_sha256([replace(images[0], exhaustive=False), *images[1:]]) != known
 
 
-def test_damaged_files_are_told_and_others_read(tmp_path: Path) -> None:
-    photos = [replace(photo(number), path=f"{tmp_path}/{number}.png") for number in range(4)]
+def test_corrupt_files_are_reported_and_others_read(tmp_path: Path) -> None:
+    images = [replace(annotate(number), path=f"{tmp_path}/{number}.png") for number in range(4)]
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")
     Image.fromarray(pixels[:5]).save(tmp_path / "1.png")
     (tmp_path / "2.png").write_bytes(b"no photo")
-    set_ = ImageFiles(photos, range(4), ())
+    set_ = ImageFiles(images, range(4), ())
     whole = set_.read(0)
     assert isinstance(whole, LoadedImage)
     np.testing.assert_array_equal(whole.image, pixels)
-    assert (whole.number, whole.about) == (0, photos[0])
+    assert (whole.number, whole.about) == (0, images[0])
     for place, kind in ((1, "size mismatch"), (2, "bad photo"), (3, "missing photo")):
-        damage = set_.read(place)
-        assert isinstance(damage, CorruptSample)
-        assert (damage.kind, damage.key, damage.shard) == (kind, str(place), f"{place}.png")
+        corrupt = set_.read(place)
+        assert isinstance(corrupt, CorruptSample)
+        assert (corrupt.kind, corrupt.key, corrupt.shard) == (kind, str(place), f"{place}.png")
 
 
-def test_packed_images_tell_the_same_with_and_without_pixels(tmp_path: Path) -> None:
+def test_packed_images_have_the_same_annotations_with_and_without_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    photos = [
-        MaskedImage(f"p{n}", pixels, tuple(annotation_of(i.mask) for i in photo(n).instances))
+    images = [
+        MaskedImage(f"p{n}", pixels, tuple(annotation_of(i.mask) for i in annotate(n).instances))
         for n in range(5)
     ]
-    pack_images(photos, tmp_path, "set", samples_per_shard=2)
+    pack_images(images, tmp_path, "set", samples_per_shard=2)
     set_ = PackedImages(open_shards(f"{tmp_path}/*.tar"))
     assert list(set_.numbers) == list(range(5))
     ids = set()
     for read in prefetch(set_.read, set_.numbers, threads=3, most=3):
         assert isinstance(read, LoadedImage)
         assert set_.annotations(read.number) == read.about
-        expected = photo(read.number).instances
+        expected = annotate(read.number).instances
         assert [one.mask for one in read.about.instances] == [one.mask for one in expected]
         assert [one.area for one in read.about.instances] == [one.area for one in expected]
         assert [one.id for one in read.about.instances] == [0, 1]

@@ -1,4 +1,4 @@
-"""A small set of photos, and a teacher whose features anyone can compute: means of pixels."""
+"""A small set of images, and a teacher whose features anyone can compute: means of pixels."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,19 +36,19 @@ def teacher() -> Callable[[Tensor], Tensor]:
 
 
 @pytest.fixture
-def photos(
+def images(
     tmp_path: Path,
     tar_of: Callable[..., Path],
     jpeg_of: Callable[[np.ndarray], bytes],
     noise: Callable[..., np.ndarray],
 ) -> ShardSet:
-    """Eight photos of several sizes in three shards; p5 is none."""
+    """Eight images of several sizes in three shards; p5 is none."""
     sizes = [(40, 60), (90, 50), (64, 64), (33, 120), (200, 140), (40, 40), (70, 65), (48, 49)]
     files = {f"p{i}.jpg": jpeg_of(noise(i, *hw)) for i, hw in enumerate(sizes)}
     files["p5.jpg"] = b"no photo"
     (tmp_path / "photos").mkdir()
-    for number, some in enumerate(([0, 1, 2], [3, 4, 5], [6, 7])):
-        content = {f"p{i}.jpg": files[f"p{i}.jpg"] for i in some}
+    for number, numbers in enumerate(([0, 1, 2], [3, 4, 5], [6, 7])):
+        content = {f"p{i}.jpg": files[f"p{i}.jpg"] for i in numbers}
         tar_of(tmp_path / "photos" / f"set-{number}.tar", content)
     return open_shards(f"{tmp_path}/photos/*.tar")
 
@@ -59,13 +59,18 @@ def views() -> Views:
 
 
 @pytest.fixture
-def written(photos: ShardSet, views: Views, tmp_path: Path) -> Callable[..., PackSummary]:
-    """Writes the features of the photos' views to a folder."""
+def written(images: ShardSet, views: Views, tmp_path: Path) -> Callable[..., PackSummary]:
+    """Writes the features of the images' views to a folder."""
 
     def write(folder: str = "store", share: ArrayShare | None = None, **other: Any) -> PackSummary:
-        given = {"show": views.shown, "embed": _embed, "squares_per_photo": 3, "batch": 5}
+        given = {
+            "make_input": views.teacher_input,
+            "embed": _embed,
+            "squares_per_image": 3,
+            "batch": 5,
+        }
         embedding = Embedding(**({"numbers": "float16"} | given | other))  # type: ignore[arg-type]
-        source = FeatureSource(photos, embedding, {"version": 1}, DataConfig(workers=0))
+        source = FeatureSource(images, embedding, {"version": 1}, DataConfig(workers=0))
         out = str(tmp_path / folder)
         return run_packing(source, out, share or ArrayShare(), 0, lambda weight: None)
 

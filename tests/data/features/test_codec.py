@@ -69,8 +69,8 @@ def test_int8_is_half_the_bytes() -> None:
 def test_maps_of_a_batch_are_coded_as_if_alone(numbers: Literal["float16", "int8"]) -> None:
     features = normal(3, 5, 4, 8)
     together = encode_features(features, numbers)
-    for number, one in enumerate(features):
-        assert together.file(number) == file_of(one, numbers)
+    for number, feature_map in enumerate(features):
+        assert together.file(number) == file_of(feature_map, numbers)
         assert read_map(together.file(number), "x", (5, 4, 8)).shape == (5, 4, 8)
 
 
@@ -85,7 +85,7 @@ def test_maps_of_a_batch_are_coded_as_if_alone(numbers: Literal["float16", "int8
         (float("-inf"), False),
     ],
 )
-def test_what_float16_cannot_hold_is_told(worst: float, fits: bool) -> None:
+def test_what_float16_cannot_hold_is_reported(worst: float, fits: bool) -> None:
     features = torch.zeros(3, 4, 2)
     features[1, 2, 1] = worst
     assert storable(features).tolist() == [True, fits, True]
@@ -129,7 +129,7 @@ HALF, SMALL = np.ones((4, 2), np.float16), np.ones((4, 2), np.int8)
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "x"),
         (b"no features at all", "x"),
@@ -153,8 +153,8 @@ HALF, SMALL = np.ones((4, 2), np.float16), np.ones((4, 2), np.int8)
     ],
     ids=range(19),
 )
-def test_what_is_no_map_is_damage_that_names_the_file(data: bytes, told: str) -> None:
-    with pytest.raises(CorruptSampleError, match=told) as caught:
+def test_what_is_no_map_is_an_error_that_names_the_file(data: bytes, message: str) -> None:
+    with pytest.raises(CorruptSampleError, match=message) as caught:
         read_map(data, "x", (4, 2))
     assert caught.value.kind == "bad features"
     assert caught.value.detail.startswith("x: ")

@@ -27,7 +27,7 @@ def test_cells_that_hold_image_in_part_are_kept(
 
 
 def test_blocks_at_the_edge_are_the_mean_of_the_cells_with_image() -> None:
-    """Of 8 x 8 cells of 8 pixels a photo of 40 x 64 holds five rows: blocks of 2, 2 and 1."""
+    """An image of 40 x 64 covers five rows of the 8 x 8 cells of 8 pixels: blocks of 2, 2 and 1."""
     features = torch.full((1, 8, 8), 1000.0)  # what the padding has must not get in
     features[0, :5] = torch.arange(5.0)[:, None] * 10 + torch.arange(8.0)
     kept = MAPS.kept(features, (40, 64))
@@ -39,13 +39,13 @@ def test_blocks_at_the_edge_are_the_mean_of_the_cells_with_image() -> None:
 def test_image_lies_in_the_square_as_sam_lays_it(
     jpeg_of: Callable[[np.ndarray], bytes], noise: Callable[..., np.ndarray]
 ) -> None:
-    photo = noise(3, 90, 60)
-    shown = MAPS.shown(jpeg_of(photo), "a")
+    image = noise(3, 90, 60)
+    shown = MAPS.teacher_input(jpeg_of(image), "a")
     [(suffix, square)] = shown.squares.items()
     assert (suffix, shown.content_hw) == ("photo.safetensors", (64, 43))
     assert square.shape == (3, 64, 64)
     assert not square[:, :, 43:].any()
-    resized = np.array(Image.fromarray(photo).resize((43, 64), Image.Resampling.BILINEAR))
+    resized = np.array(Image.fromarray(image).resize((43, 64), Image.Resampling.BILINEAR))
     difference = square[:, :, :43].permute(1, 2, 0).int() - torch.from_numpy(resized).int()
     assert float(difference.abs().float().mean()) < 2  # a JPEG lies between them
 

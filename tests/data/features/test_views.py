@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.features.views import Views
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
@@ -41,15 +41,15 @@ def test_order_of_views_is_drawn_anew_for_samples_cycles_and_runs() -> None:
     assert min(first.values()) > 70  # 100 each
 
 
-def test_views_are_the_crops_that_online_training_draws(photos: ShardSet, views: Views) -> None:
+def test_views_are_the_crops_that_online_training_draws(images: ShardSet, views: Views) -> None:
     """Epoch v of a run with the store's seed crops as view v, to the pixel."""
     assert views.crop is not None
-    reader = SampleReader([photos], IMAGE_SUFFIXES)
+    reader = SampleReader([images], IMAGE_SUFFIXES)
     online = CropDataset(reader, views.crop, views.side, views.seed)
     for number in (0, 1, 3, 4):
         [read] = reader.read([SampleRef(0, number)])
         assert read is not None
-        shown = views.shown(read.files["jpg"], read.sample.key)
+        shown = views.teacher_input(read.files["jpg"], read.sample.key)
         assert shown.content_hw == (32, 32)
         assert list(shown.squares) == [f"view{v}.safetensors" for v in range(3)]
         for view, square in enumerate(shown.squares.values()):
@@ -63,14 +63,14 @@ def test_views_of_held_out_images_are_the_centre(
 ) -> None:
     views = Views(None, 1, seed=0, side=16, exact=True)
     assert views.crop_of(0, "a", (40, 60)) == Crop(0, 10, 40, 40, flip=False)
-    assert list(views.shown(jpeg_of(noise(0)), "a").squares) == ["centre.safetensors"]
+    assert list(views.teacher_input(jpeg_of(noise(0)), "a").squares) == ["centre.safetensors"]
     assert views.of_epoch(3, 17, "a") == 0
 
 
 def test_crop_is_of_seed_view_and_sample_alone() -> None:
-    one, other = (Views(CropConfig(), count, seed=2, side=8, exact=False) for count in (2, 9))
+    two, other = (Views(CropConfig(), count, seed=2, side=8, exact=False) for count in (2, 9))
     crops = {
-        (view, sample): one.crop_of(view, sample, (300, 400)) for view in (0, 1) for sample in "ab"
+        (view, sample): two.crop_of(view, sample, (300, 400)) for view in (0, 1) for sample in "ab"
     }
     assert len({(c.top, c.left, c.height, c.width) for c in crops.values()}) == 4
     assert all(other.crop_of(*key, (300, 400)) == crop for key, crop in crops.items())

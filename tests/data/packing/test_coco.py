@@ -29,7 +29,7 @@ Noise = Callable[..., np.ndarray]
 
 @pytest.fixture
 def read(tmp_path: Path, jpeg_of: JpegOf, noise: Noise) -> Read:
-    """Reads a set of one photo with these segmentations."""
+    """Reads a set of one image with these segmentations."""
 
     def of_one(*segmentations: Any, **extra: Any) -> tuple[list[MaskedImage], list[str]]:
         (tmp_path / "photo.jpg").write_bytes(jpeg_of(noise(0)))
@@ -70,29 +70,29 @@ def square() -> np.ndarray:
 
 
 def test_polygon_covers_the_pixels_inside(read: Read) -> None:
-    [photo], skipped = read([SQUARE])
+    [image], skipped = read([SQUARE])
     assert skipped == []
-    np.testing.assert_array_equal(decode(photo.annotations[0].rle), square())
+    np.testing.assert_array_equal(decode(image.annotations[0].rle), square())
 
 
 def test_polygon_of_two_parts_is_one_mask(read: Read) -> None:
-    [photo], _ = read([SQUARE, [2, 2, 6, 2, 6, 6, 2, 6]])
-    assert photo.annotations[0].area == 150 + 16
+    [image], _ = read([SQUARE, [2, 2, 6, 2, 6, 6, 2, 6]])
+    assert image.annotations[0].area == 150 + 16
 
 
 def test_run_lengths_of_both_kinds_give_the_mask(read: Read) -> None:
     compressed = coco_mask.encode(np.asfortranarray(square().astype(np.uint8)))
     text = {"size": list(HW), "counts": compressed["counts"].decode()}
-    [photo], skipped = read(runs_of(square()), text)
+    [image], skipped = read(runs_of(square()), text)
     assert skipped == []
-    for annotation in photo.annotations:
+    for annotation in image.annotations:
         np.testing.assert_array_equal(decode(annotation.rle), square())
         assert annotation.area == 150
 
 
 def test_crowds_are_kept_as_crowds(read: Read) -> None:
-    [photo], _ = read(runs_of(square()), iscrowd=1)
-    assert [a.crowd for a in photo.annotations] == [True]
+    [image], _ = read(runs_of(square()), iscrowd=1)
+    assert [a.crowd for a in image.annotations] == [True]
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_crowds_are_kept_as_crowds(read: Read) -> None:
     ids=str,
 )
 def test_broken_segmentation_is_named_and_the_others_are_kept(broken: Any, read: Read) -> None:
-    [photo], skipped = read(runs_of(square()), broken)
-    assert len(photo.annotations) == 1
+    [image], skipped = read(runs_of(square()), broken)
+    assert len(image.annotations) == 1
     [line] = skipped
     assert line.startswith("photo annotation 1: ")
 
@@ -147,7 +147,7 @@ def test_image_that_was_resized_after_it_was_annotated_is_skipped(
     assert (summary.samples, summary.masks) == (1, 1)
     [skipped] = summary.skipped
     assert skipped.what.endswith("half.jpg")
-    assert skipped.why == "size mismatch: photo (40, 60), annotations (80, 120)"
+    assert skipped.why == "size mismatch: image (40, 60), annotations (80, 120)"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_missing_file_or_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_set_without_images_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="lists no photo"):
+    with pytest.raises(UserError, match="lists no image"):
         Coco(written(tmp_path, [], []), str(tmp_path), None, 10)
 
 
@@ -251,15 +251,15 @@ def test_real_set_is_what_pycocotools_reads(
         ours = from_json(files[f"{key}.json"]).annotations
         theirs = reference.loadAnns(reference.getAnnIds(image["id"]))
         crowds += sum(a.crowd for a in ours)
-        for one, other in zip(ours, theirs, strict=True):
+        for annotation, other in zip(ours, theirs, strict=True):
             mask = reference.annToMask(other).astype(bool)
-            np.testing.assert_array_equal(decode(one.rle), mask)
-            assert (one.area, one.crowd) == (mask.sum(), bool(other["iscrowd"]))
-            assert one.area == area(one.rle)
+            np.testing.assert_array_equal(decode(annotation.rle), mask)
+            assert (annotation.area, annotation.crowd) == (mask.sum(), bool(other["iscrowd"]))
+            assert annotation.area == area(annotation.rle)
     assert crowds == sum(bool(a["iscrowd"]) for a in stated["annotations"]) > 0
 
 
-def test_annotations_of_images_that_are_not_listed_are_told(
+def test_annotations_of_images_that_are_not_listed_are_reported(
     tmp_path: Path, jpeg_of: JpegOf, noise: Noise, pack: Pack
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg_of(noise(0)))
@@ -268,5 +268,5 @@ def test_annotations_of_images_that_are_not_listed_are_told(
     source = Coco(written(tmp_path, images, annotations), str(tmp_path), None, 1)
     summary = pack(source, tmp_path / "out")
     assert (summary.samples, summary.masks) == (2, 2)
-    told = [(skipped.what, skipped.why) for skipped in summary.skipped]
-    assert told == [("annotation 3", "no photo has the id 3")] * 2
+    reasons = [(skipped.what, skipped.why) for skipped in summary.skipped]
+    assert reasons == [("annotation 3", "no image has the id 3")] * 2

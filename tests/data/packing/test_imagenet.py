@@ -30,8 +30,8 @@ def encoded(image: Image.Image, form: str) -> bytes:
 
 
 @pytest.fixture
-def photos(jpeg_of: JpegOf, noise: Noise) -> dict[str, dict[str, bytes]]:
-    """Four photos each of three classes, by class and name."""
+def images(jpeg_of: JpegOf, noise: Noise) -> dict[str, dict[str, bytes]]:
+    """Four images each of three classes, by class and name."""
     return {
         name: {f"{name}_{i}.JPEG": jpeg_of(noise(10 * number + i)) for i in range(4)}
         for number, name in enumerate(CLASSES)
@@ -42,8 +42,8 @@ Photos = dict[str, dict[str, bytes]]
 
 
 @pytest.fixture
-def tree(tmp_path: Path, photos: Photos) -> Path:
-    for name, files in photos.items():
+def tree(tmp_path: Path, images: Photos) -> Path:
+    for name, files in images.items():
         (tmp_path / "tree" / name).mkdir(parents=True)
         for file, content in files.items():
             (tmp_path / "tree" / name / file).write_bytes(content)
@@ -51,29 +51,29 @@ def tree(tmp_path: Path, photos: Photos) -> Path:
 
 
 @pytest.fixture
-def train_tar(tmp_path: Path, photos: Photos, tar_of: TarOf) -> Path:
-    inner = {f"{c}.tar": tar_of(tmp_path / c, files).read_bytes() for c, files in photos.items()}
+def train_tar(tmp_path: Path, images: Photos, tar_of: TarOf) -> Path:
+    inner = {f"{c}.tar": tar_of(tmp_path / c, files).read_bytes() for c, files in images.items()}
     return tar_of(tmp_path / "ILSVRC2012_img_train.tar", inner)
 
 
-def expected(photos: Photos) -> dict[str, bytes]:
-    labels = {name: number for number, name in enumerate(sorted(photos))}
-    jpegs = {f"{n.split('.')[0]}.jpg": c for files in photos.values() for n, c in files.items()}
+def expected(images: Photos) -> dict[str, bytes]:
+    labels = {name: number for number, name in enumerate(sorted(images))}
+    jpegs = {f"{n.split('.')[0]}.jpg": c for files in images.values() for n, c in files.items()}
     classes = {
         f"{n.split('.')[0]}.cls": str(labels[name]).encode()
-        for name, files in photos.items()
+        for name, files in images.items()
         for n in files
     }
     return jpegs | classes
 
 
 def test_tar_of_tars_and_folder_tree_make_the_same_shards(
-    train_tar: Path, tree: Path, tmp_path: Path, photos: Photos, pack: Pack, unpacked: Unpacked
+    train_tar: Path, tree: Path, tmp_path: Path, images: Photos, pack: Pack, unpacked: Unpacked
 ) -> None:
     for name, source in (("a", train_tar), ("b", tree)):
         summary = pack(Imagenet(str(source), None, 5), tmp_path / name)
         assert (summary.samples, len(summary.shards), summary.skipped) == (12, 3, [])
-        assert unpacked(tmp_path / name) == expected(photos)
+        assert unpacked(tmp_path / name) == expected(images)
     for path in (tmp_path / "a").glob("*.tar"):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
@@ -84,11 +84,13 @@ def test_classes_are_numbered_as_torchvision_does(tree: Path) -> None:
     assert {item.key: item.label for item in read_source(str(tree))} == theirs
 
 
-def test_class_tars_are_numbered_by_names_without_their_ending(
+def test_class_tars_are_numbered_by_names_without_their_suffix(
     tmp_path: Path, tar_of: TarOf, jpeg_of: JpegOf, noise: Noise
 ) -> None:
-    one = jpeg_of(noise(0))
-    tars = {f"{c}.tar": tar_of(tmp_path / c, {f"{c}1.jpg": one}).read_bytes() for c in ("a-b", "a")}
+    jpeg = jpeg_of(noise(0))
+    tars = {
+        f"{c}.tar": tar_of(tmp_path / c, {f"{c}1.jpg": jpeg}).read_bytes() for c in ("a-b", "a")
+    }
     items = read_source(str(tar_of(tmp_path / "all.tar", tars)))
     assert [(i.key, i.label) for i in items] == [("a-b1", 1), ("a1", 0)]  # "a" < "a-b"
 
@@ -110,11 +112,11 @@ def test_order_depends_on_the_names_alone(tree: Path, train_tar: Path) -> None:
     assert set(keys[0]) == set(keys[2])
 
 
-@pytest.mark.parametrize("apart", [" ", "\t", "   "])
+@pytest.mark.parametrize("separator", [" ", "\t", "   "])
 def test_list_with_classes_gives_its_numbers(
-    apart: str, tree: Path, tmp_path: Path, pack: Pack, unpacked: Unpacked
+    separator: str, tree: Path, tmp_path: Path, pack: Pack, unpacked: Unpacked
 ) -> None:
-    lines = [f"n01/n01_0.JPEG{apart}7", "", f"{tree}/n02/n02_1.JPEG{apart}0"]
+    lines = [f"n01/n01_0.JPEG{separator}7", "", f"{tree}/n02/n02_1.JPEG{separator}0"]
     (tree / "list.txt").write_text("\n".join(lines))
     pack(Imagenet(str(tree / "list.txt"), None, 5), tmp_path / "out")
     files = unpacked(tmp_path / "out")
@@ -168,14 +170,14 @@ def test_images_of_one_name_in_two_classes_get_both_names(tree: Path, tmp_path: 
 
 
 def test_keys_of_a_tar_have_no_dot(tmp_path: Path, tar_of: TarOf, jpeg_of: JpegOf) -> None:
-    photo = jpeg_of(np.zeros((8, 8, 3), dtype=np.uint8))
-    path = tar_of(tmp_path / "flat.tar", {"./v1.2/a.b.jpg": photo})
+    image = jpeg_of(np.zeros((8, 8, 3), dtype=np.uint8))
+    path = tar_of(tmp_path / "flat.tar", {"./v1.2/a.b.jpg": image})
     assert [(i.key, i.label) for i in read_source(str(path))] == [("a_b", None)]
 
 
-def test_two_images_that_cannot_be_told_apart_are_an_error(tree: Path) -> None:
+def test_two_images_with_the_same_key_are_an_error(tree: Path) -> None:
     (tree / "n01" / "n01_0.png").write_bytes(b"the same name")
-    with pytest.raises(UserError, match=r"two photos of .* are named n01_n01_0"):
+    with pytest.raises(UserError, match=r"two images of .* are named n01_n01_0"):
         Imagenet(str(tree), None, 5)
 
 
@@ -204,7 +206,7 @@ def test_grey_cmyk_and_png_named_jpeg_keep_their_bytes_and_are_decoded(
         assert np.abs(shrunk.astype(int) - np.array(reference)).mean() < 3
 
 
-def test_damaged_and_vanished_images_are_skipped_and_told(
+def test_corrupt_and_vanished_images_are_skipped_and_reported(
     tree: Path, tmp_path: Path, pack: Pack, unpacked: Unpacked
 ) -> None:
     (tree / "n01/n01_0.JPEG").write_bytes(b"no photo")
@@ -218,10 +220,10 @@ def test_damaged_and_vanished_images_are_skipped_and_told(
     assert len(unpacked(tmp_path / "out")) == 18
 
 
-def test_damaged_tar_is_an_error_that_names_it(train_tar: Path) -> None:
+def test_corrupt_tar_is_an_error_that_names_it(train_tar: Path) -> None:
     content = train_tar.read_bytes()
     train_tar.write_bytes(content[: content.index(b"n10_2.JPEG")])
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is damaged: .*fetch it again"):
+    with pytest.raises(UserError, match=r"img_train\.tar is corrupt: .*download it again"):
         read_source(str(train_tar))
 
 
@@ -229,27 +231,27 @@ def test_sources_that_cannot_be_read_are_errors_that_name_them(tree: Path, tmp_p
     (tmp_path / "empty").mkdir()
     (tmp_path / "photo.txt").write_bytes(b"\xff\xd8\xff\xe0")
     (tmp_path / "words.txt").write_text("n01/n01_0.JPEG\nn01/notes.md 3\n")
-    for source, told in {
+    for source, message in {
         "gone": "no such file or folder: .*gone",
         "gone.tar": "no such file: .*gone",
         "*.tar": r"no such file: .*\*\.tar",
-        "empty": "no photo in .*empty",
+        "empty": "no image in .*empty",
         "photo.txt": "photo.txt is no list of files",
-        "words.txt": "words.txt, line 2: 'n01/notes.md' is no photo",
+        "words.txt": "words.txt, line 2: 'n01/notes.md' is no image",
     }.items():
-        with pytest.raises(UserError, match=rf"--source: {told}|--source: .*{told}"):
+        with pytest.raises(UserError, match=rf"--source: {message}|--source: .*{message}"):
             Imagenet(str(tmp_path / source), None, 5)
 
 
 def test_tree_and_tar_are_read_from_any_store(
-    train_tar: Path, tree: Path, tmp_path: Path, photos: Photos, pack: Pack, unpacked: Unpacked
+    train_tar: Path, tree: Path, tmp_path: Path, images: Photos, pack: Pack, unpacked: Unpacked
 ) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(tree), "/imagenet/tree", recursive=True)
     store.put(str(train_tar), "/imagenet/train.tar")
     for name in ("tree", "train.tar"):
         pack(Imagenet(f"memory://imagenet/{name}", None, 5), tmp_path / name)
-        assert unpacked(tmp_path / name) == expected(photos)
+        assert unpacked(tmp_path / name) == expected(images)
     store.rm("/imagenet", recursive=True)
 
 

@@ -13,9 +13,9 @@ from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.packing.images import (
     MaskedImage,
     limit_side,
+    limited_size,
     pack_images,
-    sample_of,
-    smaller,
+    packed_sample,
 )
 from efficientsam_pl.data.schema import Annotation, annotation_of, from_json
 from efficientsam_pl.data.shards import open_shards
@@ -85,7 +85,7 @@ def test_shrunk_mask_is_the_exact_area_average(
     mask: np.ndarray, longest: int, noise: Noise
 ) -> None:
     [small] = limit_side(image_of("p", noise, mask), longest).annotations
-    to_hw = smaller(HW, longest)
+    to_hw = limited_size(HW, longest)
     expected = slowly_shrunk(mask, to_hw)
     np.testing.assert_array_equal(decode(small.rle), expected)
     assert small.area == expected.sum() == coco_mask.area(small.rle)
@@ -93,7 +93,7 @@ def test_shrunk_mask_is_the_exact_area_average(
 
 def test_random_masks_are_exact_area_averages(noise: Noise) -> None:
     draw = np.random.default_rng(3)
-    masks = [draw.random(HW) < share for share in (0.02, 0.4, 0.6)]
+    masks = [draw.random(HW) < fraction for fraction in (0.02, 0.4, 0.6)]
     small = limit_side(image_of("p", noise, *masks), 17)
     for mask, annotation in zip(masks, small.annotations, strict=True):
         np.testing.assert_array_equal(decode(annotation.rle), slowly_shrunk(mask, (11, 17)))
@@ -112,20 +112,20 @@ def test_random_masks_are_exact_area_averages(noise: Noise) -> None:
 def test_longer_side_is_limited_and_the_form_kept(
     hw: tuple[int, int], longest: int, expected: tuple[int, int]
 ) -> None:
-    assert smaller(hw, longest) == expected
+    assert limited_size(hw, longest) == expected
 
 
 def test_image_is_resized_as_by_pillow(noise: Noise) -> None:
     small = limit_side(image_of("p", noise), 33)
     reference = Image.fromarray(noise(1)).resize((33, 22), Image.Resampling.BICUBIC)
-    apart = np.abs(small.image.astype(int) - np.array(reference))
-    assert apart.max() <= 2
-    assert apart.mean() < 0.3
+    difference = np.abs(small.image.astype(int) - np.array(reference))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.3
 
 
 def test_smaller_image_is_left_alone(noise: Noise) -> None:
-    photo = image_of("p", noise, box(0, 0, 40, 30))
-    assert limit_side(photo, 60) is photo
+    image = image_of("p", noise, box(0, 0, 40, 30))
+    assert limit_side(image, 60) is image
 
 
 def test_what_is_known_of_a_mask_is_kept(noise: Noise) -> None:
@@ -144,14 +144,14 @@ def test_original_size_is_that_before_the_first_shrinking(noise: Noise) -> None:
     once = limit_side(image_of("p", noise, box(0, 0, 40, 30)), 30)
     twice = limit_side(once, 15)
     assert (once.original_hw, twice.original_hw) == (HW, HW)
-    record = from_json(sample_of(twice).files["json"])
+    record = from_json(packed_sample(twice).files["json"])
     assert (record.height, record.width, record.original_hw) == (10, 15, HW)
 
 
 def test_written_boxes_and_areas_are_pycocotools(noise: Noise) -> None:
     masks = [box(0, 0, 40, 60), box(7, 9, 8, 10), disc(20, 30, 9)]
-    photo = limit_side(image_of("p", noise, *masks), 30)
-    written = json.loads(sample_of(photo).files["json"])["annotations"]
+    image = limit_side(image_of("p", noise, *masks), 30)
+    written = json.loads(packed_sample(image).files["json"])["annotations"]
     for annotation in written:
         x, y, w, h = coco_mask.toBbox(annotation["segmentation"])
         assert annotation["bbox"] == [x, y, w - 1, h - 1]  # SA-1B's: xmax - xmin
@@ -159,19 +159,19 @@ def test_written_boxes_and_areas_are_pycocotools(noise: Noise) -> None:
 
 
 def test_packed_images_are_read_back(tmp_path: Path, noise: Noise) -> None:
-    photos = [image_of(f"p{i}", noise, *[box(0, 0, 40, 30)] * i) for i in range(5)]
-    summary = pack_images(photos, tmp_path / "out", "set", samples_per_shard=2)
+    images = [image_of(f"p{i}", noise, *[box(0, 0, 40, 30)] * i) for i in range(5)]
+    summary = pack_images(images, tmp_path / "out", "set", samples_per_shard=2)
     names = [f"set-00000{i}.tar" for i in range(3)]
     assert sorted(p.name for p in (tmp_path / "out").glob("*.tar")) == names
     assert (summary.samples, summary.masks, len(summary.shards)) == (5, 10, 3)
     assert summary.bytes == sum(p.stat().st_size for p in (tmp_path / "out").glob("*.tar"))
     shards = open_shards(str(tmp_path / "out/*.tar"))
     assert shards.sizes() == [2, 2, 1]
-    for photo, sample in zip(photos, shards.samples(), strict=True):
+    for image, sample in zip(images, shards.samples(), strict=True):
         files = {e: read(r.path, r.offset, r.size) for e, r in sample.files.items()}
-        assert sample.key == photo.key
-        assert from_json(files["json"]).annotations == photo.annotations
-        assert np.abs(decode_image(files["jpg"]).astype(int) - photo.image).mean() < 3  # JPEG
+        assert sample.key == image.key
+        assert from_json(files["json"]).annotations == image.annotations
+        assert np.abs(decode_image(files["jpg"]).astype(int) - image.image).mean() < 3  # JPEG
 
 
 def read(path: str, offset: int, size: int) -> bytes:
@@ -196,5 +196,5 @@ def test_nothing_to_write_makes_no_shard(tmp_path: Path) -> None:
 def test_jpeg_is_written_without_colour_subsampling() -> None:
     stripes = np.zeros((16, 16, 3), dtype=np.uint8)
     stripes[:, ::2, 0] = 255  # one pixel wide: subsampling would blur the colour
-    read_back = decode_image(sample_of(MaskedImage("s", stripes, ())).files["jpg"]).astype(int)
+    read_back = decode_image(packed_sample(MaskedImage("s", stripes, ())).files["jpg"]).astype(int)
     assert read_back[:, ::2, 0].mean() - read_back[:, 1::2, 0].mean() > 200

@@ -106,7 +106,7 @@ def test_summary_counts_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [(0,), (6,), (1, 2, 5), range(7)], ids=str)
-def test_resumed_packing_writes_what_is_missing_and_tells_the_same(
+def test_resumed_packing_writes_what_is_missing_and_reports_the_same(
     missing: tuple[int, ...], tmp_path: Path
 ) -> None:
     first = packed(tmp_path)
@@ -121,11 +121,11 @@ def test_resumed_packing_writes_what_is_missing_and_tells_the_same(
     assert (tmp_path / "manifest.json").read_bytes() == manifest
     assert {path: path.stat().st_mtime_ns for path in there} == there
     assert again.done_before == 7 - len(missing)
-    for told in ("samples", "masks", "bytes", "shards", "skipped"):
-        assert getattr(again, told) == getattr(first, told)
+    for field in ("samples", "masks", "bytes", "shards", "skipped"):
+        assert getattr(again, field) == getattr(first, field)
 
 
-def test_batch_script_is_told_of_shards_that_are_new(
+def test_batch_script_is_informed_of_shards_that_are_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not of those that an earlier start has made: a job that makes none gets nowhere."""
@@ -200,7 +200,7 @@ def test_share_out_of_range_is_an_error_with_both_numbers(index: int, count: int
         ArrayShare(index, count)
 
 
-def test_shard_of_nothing_but_skipped_samples_is_told_each_time(tmp_path: Path) -> None:
+def test_shard_of_nothing_but_skipped_samples_is_reported_each_time(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Bad(Numbers):
         def samples(self) -> Iterator[PackedSample | Skipped]:
@@ -224,13 +224,13 @@ def test_folder_of_another_packing_is_refused_with_both_values(tmp_path: Path) -
 
 def test_folder_with_foreign_tars_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sa_000001.tar").write_bytes(b"years of work")
-    with pytest.raises(UserError, match="no packing has noted"):
+    with pytest.raises(UserError, match=r"without a pack\.json"):
         packed(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sa_000001.tar"]
 
 
 @pytest.mark.parametrize("note", ["", "[]", "{", '{"format": "x"}'])
-def test_damaged_note_is_an_error_that_names_it(note: str, tmp_path: Path) -> None:
+def test_corrupt_note_is_an_error_that_names_it(note: str, tmp_path: Path) -> None:
     (tmp_path / "pack.json").write_text(note)
     with pytest.raises(UserError, match=r"pack\.json"):
         packed(tmp_path)
@@ -286,7 +286,7 @@ def test_workers_write_the_same_shards(tmp_path: Path) -> None:
     )
 
 
-def test_worker_that_is_killed_is_told_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+def test_worker_that_is_killed_is_reported_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a worker process was killed"):
         run_packing(AllNumbers(unit=Fatal), str(tmp_path), ArrayShare(), 1, lambda weight: None)
     assert set(tars(tmp_path)) == {"numbers-000.tar", "numbers-001.tar"}

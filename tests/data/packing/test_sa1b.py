@@ -117,9 +117,9 @@ def test_genuine_record_keeps_its_bytes(
         if name.endswith(".json"):
             record, whole = from_json(content), from_json(members[f"./{name}"])
             assert (record.width, record.height, record.original_hw) == (512, 384, (1500, 2000))
-            share = (512 / 2000) ** 2
+            scale = (512 / 2000) ** 2
             for small, large in zip(record.annotations, whole.annotations, strict=True):
-                assert small.area == pytest.approx(large.area * share, rel=0.1)
+                assert small.area == pytest.approx(large.area * scale, rel=0.1)
                 assert small.predicted_iou == large.predicted_iou
                 assert small.stability == large.stability
 
@@ -131,13 +131,13 @@ def test_shrunk_image_and_masks_fit_each_other(
     pack(Sa1b(f"{tmp_path}/sa_1.tar", 30, 100), tmp_path / "out")
     packed = unpacked(tmp_path / "out")
     (tmp_path / "small.jpg").write_bytes(packed["sa_1.jpg"])
-    with Image.open(tmp_path / "small.jpg") as photo:
-        assert photo.size == (30, 20)
-        assert photo.format == "JPEG"
+    with Image.open(tmp_path / "small.jpg") as image:
+        assert image.size == (30, 20)
+        assert image.format == "JPEG"
     loaded = json.loads(packed["sa_1.json"])
     assert (loaded["image"]["width"], loaded["image"]["height"]) == (30, 20)
-    own = loaded["efficientsam_pl"]
-    assert (own["original_width"], own["original_height"]) == (60, 40)
+    packing = loaded["efficientsam_pl"]
+    assert (packing["original_width"], packing["original_height"]) == (60, 40)
     left, dot = loaded["annotations"]
     assert decode(left["segmentation"]).sum() == left["area"] == 20 * 15
     assert left["bbox"] == [0, 0, 14, 19]
@@ -172,7 +172,7 @@ def test_original_size_outlives_a_second_packing(
 
 @pytest.mark.parametrize("long_side", [None, 30])
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "reason"),
     [
         ({"./sa_2.json": b"{"}, "bad json"),
         ({"./sa_2.json": None}, "missing json"),
@@ -182,9 +182,9 @@ def test_original_size_outlives_a_second_packing(
     ],
     ids=["json", "no-json", "no-photo", "size", "photo"],
 )
-def test_damaged_sample_is_skipped_and_told(
+def test_corrupt_sample_is_skipped_and_reported(
     broken: dict[str, Any],
-    told: str,
+    reason: str,
     long_side: int | None,
     tmp_path: Path,
     tar_of: TarOf,
@@ -197,10 +197,10 @@ def test_damaged_sample_is_skipped_and_told(
     assert summary.samples == 2
     [skipped] = summary.skipped
     assert skipped.what == "sa_2"
-    assert skipped.why.startswith(told)
+    assert skipped.why.startswith(reason)
 
 
-def test_mask_whose_runs_do_not_add_up_is_told(
+def test_mask_whose_runs_do_not_add_up_is_reported(
     tmp_path: Path, tar_of: TarOf, files: Files, pack: Pack
 ) -> None:
     members = files(1, 2)
@@ -211,7 +211,7 @@ def test_mask_whose_runs_do_not_add_up_is_told(
     assert (summary.samples, [s.what for s in summary.skipped]) == (1, ["sa_2"])
 
 
-def test_cut_tar_is_told_and_its_whole_samples_are_kept(
+def test_cut_tar_is_reported_and_its_whole_samples_are_kept(
     tmp_path: Path, tar_of: TarOf, files: Files, pack: Pack, unpacked: Unpacked
 ) -> None:
     path = tar_of(tmp_path / "sa_1.tar", files(1, 2, 3))
@@ -219,9 +219,9 @@ def test_cut_tar_is_told_and_its_whole_samples_are_kept(
     path.write_bytes(whole[: whole.index(b"sa_3.jpg") + 1000])
     summary = pack(Sa1b(str(path), None, 2), tmp_path / "out")
     assert unpacked(tmp_path / "out") == plain(files(1, 2))
-    told = {skipped.what: skipped.why for skipped in summary.skipped}
-    assert set(told) == {str(path), "sa_3"}
-    assert told[str(path)] == "cut inside ./sa_3.jpg"
+    reason = {skipped.what: skipped.why for skipped in summary.skipped}
+    assert set(reason) == {str(path), "sa_3"}
+    assert reason[str(path)] == "cut inside ./sa_3.jpg"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_cut_tar_is_told_and_its_whole_samples_are_kept(
     [(b"<html>not found</html>", 2), (b"", 2), (b"\0" * 10240, 1)],
     ids=["page", "nothing", "zeros"],
 )
-def test_what_is_no_tar_is_told_and_makes_no_shard(
+def test_what_is_no_tar_is_reported_and_makes_no_shard(
     content: bytes, reasons: int, tmp_path: Path, tar_of: TarOf, files: Files, pack: Pack
 ) -> None:
     (tmp_path / "sa_1.tar").write_bytes(content)

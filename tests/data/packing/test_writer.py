@@ -8,7 +8,7 @@ import webdataset
 
 from efficientsam_pl.data.index import from_bytes, index_of, to_bytes
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
-from efficientsam_pl.data.shards import beside, open_shards
+from efficientsam_pl.data.shards import index_beside, open_shards
 from efficientsam_pl.storage.tar import scan_tar
 
 Unpacked = Callable[[Path], dict[str, bytes]]
@@ -47,8 +47,8 @@ def test_index_is_what_a_pass_over_the_tar_finds(key: str, tmp_path: Path) -> No
     _, packed = write_shard(str(path), written)
     with path.open("rb") as file:
         scan = scan_tar(file)
-    assert scan.damage == []
-    index = Path(beside(str(path))).read_bytes()
+    assert scan.faults == []
+    index = Path(index_beside(str(path))).read_bytes()
     assert index == to_bytes(index_of(scan, packed))
     assert from_bytes(index, "").sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert from_bytes(index, "").bytes == path.stat().st_size

@@ -23,8 +23,9 @@ from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.build import build_order, build_reader, open_splits
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.datasets.eval import EvalDataset
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.sampler import SampleRef
+from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.config import ValidationConfig

@@ -1,4 +1,4 @@
-"""From tar bytes to prepared samples and batches, and what becomes of damaged ones."""
+"""Masked samples from tar bytes to batches, and how corrupt ones are handled."""
 
 import json
 from collections.abc import Callable
@@ -9,50 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
-from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images, once_loader
-from efficientsam_pl.data.datasets.train import (
-    MASK_SUFFIXES,
-    CropDataset,
-    Frame,
-    MaskDataset,
-    SampleFaultError,
-)
+from efficientsam_pl.data.config import MaskSelectionConfig
+from efficientsam_pl.data.dataloaders import inference_loader
+from efficientsam_pl.data.datasets.base import SampleFaultError
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import RankShard, SampleRef
-from efficientsam_pl.data.schema import IMAGE_SUFFIXES
+from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet, open_shards
-from efficientsam_pl.structures import CorruptSample
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 HW = (40, 60)
 SELECTION = MaskSelectionConfig(masks_per_image=4, clicks=5, max_area=1.0)
-
-
-def blob(seed: int) -> np.ndarray:
-    """A ring with a stray pixel: its box's centre is no foreground."""
-    y, x = np.mgrid[: HW[0], : HW[1]]
-    draw = np.random.default_rng(seed)
-    distance = np.hypot(y - draw.integers(14, 26), x - draw.integers(20, 40))
-    mask = (distance < 12) & (distance > 7)
-    mask[draw.integers(0, 3), draw.integers(0, 60)] = True
-    return mask
-
-
-@pytest.fixture
-def rings(
-    tmp_path: Path,
-    tar_of: TarOf,
-    jpeg_of: Callable[..., bytes],
-    json_of: Callable[..., bytes],
-    noise: Callable[..., np.ndarray],
-) -> tuple[ShardSet, list[list[np.ndarray]]]:
-    masks = [[blob(10 * i + j) for j in range(i + 1)] for i in range(6)]
-    files = {}
-    for i, some in enumerate(masks):
-        files |= {f"p{i}.jpg": jpeg_of(noise(i)), f"p{i}.json": json_of(some)}
-    tar_of(tmp_path / "rings.tar", files)
-    return open_shards(str(tmp_path / "rings.tar")), masks
 
 
 def masked(
@@ -62,12 +30,8 @@ def masked(
     return MaskDataset(reader, selection, Frame(64, rule), seed=3)  # type: ignore[arg-type]
 
 
-def cropped(index: ShardSet, seed: int) -> CropDataset:
-    return CropDataset(SampleReader([index], IMAGE_SUFFIXES), CropConfig(), 32, seed)
-
-
 def to_image(points: Tensor) -> np.ndarray:
-    """Model pixels back to pixels of the 40 x 60 photo."""
+    """Model pixels back to pixels of the 40 x 60 image."""
     return (points / torch.tensor([64 / 60, 64 / 40])).numpy()
 
 
@@ -96,8 +60,8 @@ def test_clicks_are_uniform_over_the_mask(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
     index, masks = rings
-    stream = masked(index, MaskSelectionConfig(masks_per_image=1, clicks=50, max_area=1.0))
-    clicks = [stream[SampleRef(epoch, 0)].content for epoch in range(40)]
+    dataset = masked(index, MaskSelectionConfig(masks_per_image=1, clicks=50, max_area=1.0))
+    clicks = [dataset[SampleRef(epoch, 0)].content for epoch in range(40)]
     xy = np.concatenate([to_image(c.clicks_px)[0] for c in clicks if c is not None])
     xs = np.nonzero(masks[0][0])[1]
     deviation = xs.std() / np.sqrt(len(xy))
@@ -137,36 +101,36 @@ def test_half_of_the_images_are_flipped(
     never = masked(index)
     flips = 0
     for epoch in range(24):
-        one, other = half[SampleRef(epoch, 0)].content, never[SampleRef(epoch, 0)].content
-        assert one is not None
+        first_, other = half[SampleRef(epoch, 0)].content, never[SampleRef(epoch, 0)].content
+        assert first_ is not None
         assert other is not None
-        flips += not torch.equal(one.image, other.image)
+        flips += not torch.equal(first_.image, other.image)
     assert 4 <= flips <= 20
 
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
-def test_sample_is_the_same_whoever_asks(
+def test_sample_is_the_same_in_every_process(
     rings: tuple[ShardSet, list[list[np.ndarray]]], rule: str
 ) -> None:
     index, _ = rings
     first, second = masked(index, rule=rule), masked(index, rule=rule)
     first[SampleRef(0, 5)]  # another sample in between
-    one, other = first[SampleRef(2, 4)].content, second[SampleRef(2, 4)].content
-    assert one is not None
+    first_, other = first[SampleRef(2, 4)].content, second[SampleRef(2, 4)].content
+    assert first_ is not None
     assert other is not None
-    assert all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("image", "clicks_px"))
-    assert one.content_hw == ((64, 64) if rule == "squash" else (43, 64))
+    assert all(torch.equal(getattr(first_, n), getattr(other, n)) for n in ("image", "clicks_px"))
+    assert first_.content_hw == ((64, 64) if rule == "squash" else (43, 64))
 
 
-def test_more_masks_than_slots_are_drawn_uniformly(
+def test_more_masks_than_rows_are_drawn_uniformly(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
     index, masks = rings
-    stream = masked(index, MaskSelectionConfig(masks_per_image=2, clicks=1, max_area=1.0))
+    dataset = masked(index, MaskSelectionConfig(masks_per_image=2, clicks=1, max_area=1.0))
     boxes = [tuple(b) for m in masks[5] for b in [(np.nonzero(m)[1].min(), np.nonzero(m)[0].max())]]
     drawn = np.zeros(6)
     for epoch in range(60):
-        content = stream[SampleRef(epoch, 5)].content
+        content = dataset[SampleRef(epoch, 5)].content
         assert content is not None
         assert len(content.masks) == 2
         for x0, _, _, y1 in to_image(content.boxes_xyxy_px.unflatten(1, (2, 2))).reshape(2, 4):
@@ -175,119 +139,37 @@ def test_more_masks_than_slots_are_drawn_uniformly(
     assert drawn.min() > 6  # 20 each
 
 
-def test_crops_of_pretraining_are_reproducible_and_differ_by_epoch(
+def test_batch_fills_missing_masks_and_samples_with_padding(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
     index, _ = rings
-    stream = cropped(index, 1)
-    again = cropped(index, 1)
-    first = [stream[SampleRef(e, s)].image for e in range(2) for s in range(6)]
-    second = [again[SampleRef(e, s)].image for e in range(2) for s in range(6)]
-    for one, other in zip(first, second, strict=True):
-        assert one is not None
-        assert other is not None
-        assert one.shape == (3, 32, 32)
-        assert torch.equal(one, other)
-    assert not any(
-        torch.equal(a, b)
-        for a, b in zip(first[:6], first[6:], strict=True)
-        if a is not None and b is not None
-    )
-
-
-def test_batch_fills_missing_masks_and_slots_with_padding(
-    rings: tuple[ShardSet, list[list[np.ndarray]]],
-) -> None:
-    index, _ = rings
-    stream = masked(index)
-    batch = stream.collate(
-        [stream[SampleRef(0, 0)], stream[SampleRef(0, 5)], stream[SampleRef(0, None)]]
+    dataset = masked(index)
+    batch = dataset.collate(
+        [dataset[SampleRef(0, 0)], dataset[SampleRef(0, 5)], dataset[SampleRef(0, None)]]
     )
     assert batch.valid.tolist() == [[True, False, False, False], [True] * 4, [False] * 4]
     assert batch.masks.shape == (3, 4, 16, 16)
     assert batch.clicks_px.shape == (3, 4, 5, 2)
     assert not batch.masks[~batch.valid].any()
     assert batch.key == ("p0", "p5", "")
-    assert batch.damage == ()
+    assert batch.corrupt == ()
     assert batch.sample_key[0] != batch.sample_key[1]
 
 
-@pytest.fixture
-def damaged(
-    tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes]
-) -> tuple[ShardSet, dict[str, str]]:
-    jpeg, record = good_sample["jpg"], good_sample["json"]
-    turned = json.loads(record)
-    turned["image"] |= {"width": 40, "height": 60}
-    turned["annotations"] = []
-    short = json.loads(record)
-    short["annotations"][0]["segmentation"]["counts"] = "55"  # runs end after ten pixels
-    files = {
-        "good.jpg": jpeg,
-        "good.json": record,
-        "cut.jpg": jpeg[: len(jpeg) // 2],
-        "cut.json": record,
-        "text.jpg": b"no photo at all",
-        "text.json": record,
-        "hollow.jpg": b"",
-        "hollow.json": record,
-        "syntax.jpg": jpeg,
-        "syntax.json": record[:-20],
-        "turned.jpg": jpeg,
-        "turned.json": json.dumps(turned).encode(),
-        "alone.jpg": jpeg,
-        "blind.json": record,
-        "runs.jpg": jpeg,
-        "runs.json": json.dumps(short).encode(),
-    }
-    tar_of(tmp_path / "damaged.tar", files)
-    kinds = {
-        "cut": "bad photo",
-        "text": "bad photo",
-        "hollow": "bad photo",
-        "syntax": "bad json",
-        "turned": "size mismatch",
-        "alone": "missing json",
-        "blind": "missing photo",
-        "runs": "bad mask",
-    }
-    return open_shards(str(tmp_path / "damaged.tar")), kinds
-
-
-def test_damaged_samples_keep_their_slot_with_their_kind(
-    damaged: tuple[ShardSet, dict[str, str]],
+def test_corrupt_samples_keep_their_row_with_their_kind(
+    corrupt: tuple[ShardSet, dict[str, str]],
 ) -> None:
-    index, kinds = damaged
-    stream = masked(index)
+    index, kinds = corrupt
+    dataset = masked(index)
     samples = list(index.samples())
-    batch = stream.collate([stream[SampleRef(0, i)] for i in range(len(samples))])
+    batch = dataset.collate([dataset[SampleRef(0, i)] for i in range(len(samples))])
     assert batch.key == tuple(sample.key for sample in samples)
-    assert {d.key: d.kind for d in batch.damage} == kinds
-    assert all(d.shard.endswith("damaged.tar") for d in batch.damage)
+    assert {d.key: d.kind for d in batch.corrupt} == kinds
+    assert all(d.shard.endswith("corrupt.tar") for d in batch.corrupt)
     assert batch.valid.any(1).tolist() == [key == "good" for key in batch.key]
 
 
-def test_pretraining_asks_for_images_only(damaged: tuple[ShardSet, dict[str, str]]) -> None:
-    index, kinds = damaged
-    stream = cropped(index, 0)
-    batch = stream.collate([stream[SampleRef(0, i)] for i in range(len(index))])
-    photos = {k: v for k, v in kinds.items() if v.endswith("photo")}
-    assert {d.key: d.kind for d in batch.damage} == photos
-    assert batch.valid.tolist() == [key not in photos for key in batch.key]
-
-
-def test_evaluation_tells_damaged_images_from_scored_ones(
-    damaged: tuple[ShardSet, dict[str, str]],
-) -> None:
-    index, kinds = damaged
-    items = list(annotated_images(index))
-    assert [i.key for i in items if isinstance(i, AnnotatedImage)] == ["good"]
-    broken = {i.key: i.kind for i in items if isinstance(i, CorruptSample)}
-    assert broken.keys() == kinds.keys()
-    assert broken == kinds
-
-
-def test_shard_that_shrank_since_it_was_indexed_is_damage(
+def test_shard_that_shrank_since_it_was_indexed_is_corrupt(
     tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes]
 ) -> None:
     path = tar_of(tmp_path / "a.tar", {f"x.{e}": data for e, data in good_sample.items()})
@@ -295,17 +177,17 @@ def test_shard_that_shrank_since_it_was_indexed_is_damage(
     path.write_bytes(path.read_bytes()[:600])
     prepared = masked(index)[SampleRef(0, 0)]
     assert prepared.content is None
-    assert prepared.damage is not None
-    assert prepared.damage.kind == "truncated shard"
+    assert prepared.corrupt is not None
+    assert prepared.corrupt.kind == "truncated shard"
 
 
-def test_image_without_masks_is_no_damage(
+def test_image_without_masks_is_not_corrupt(
     tmp_path: Path, tar_of: TarOf, good_sample: dict[str, bytes], json_of: Callable[..., bytes]
 ) -> None:
     tar_of(tmp_path / "a.tar", {"x.jpg": good_sample["jpg"], "x.json": json_of([])})
-    stream = masked(open_shards(str(tmp_path / "a.tar")))
-    batch = stream.collate([stream[SampleRef(0, 0)]])
-    assert batch.damage == ()
+    dataset = masked(open_shards(str(tmp_path / "a.tar")))
+    batch = dataset.collate([dataset[SampleRef(0, 0)]])
+    assert batch.corrupt == ()
     assert not batch.valid.any()
 
 
@@ -316,7 +198,7 @@ def test_one_pass_over_two_ranks_is_every_image_once(
     index, _ = rings
     keys: list[str] = []
     for rank in range(2):
-        loader = once_loader(masked(index), 6, RankShard(rank, 2, size, 2 * size), workers=0)
+        loader = inference_loader(masked(index), 6, RankShard(rank, 2, size, 2 * size), workers=0)
         for batch in loader:
             keys += [key for key in batch.key if key]
     assert sorted(keys) == [f"p{i}" for i in range(6)]
@@ -330,8 +212,8 @@ def broken_cut(*_: object) -> Tensor:
 def test_fault_of_the_program_names_shard_and_sample(
     rings: tuple[ShardSet, list[list[np.ndarray]]], workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam_pl.data.datasets.train.frame", broken_cut)
-    loader = once_loader(masked(rings[0]), 6, RankShard(0, 1, 2, 2), workers)
+    monkeypatch.setattr("efficientsam_pl.data.datasets.masks.frame", broken_cut)
+    loader = inference_loader(masked(rings[0]), 6, RankShard(0, 1, 2, 2), workers)
     with pytest.raises(SampleFaultError, match=r"rings\.tar: sample p0: ZeroDivisionError"):
         next(iter(loader))
 
@@ -339,20 +221,20 @@ def test_fault_of_the_program_names_shard_and_sample(
 def test_a_micro_batch_is_read_at_once_and_equals_its_samples_one_by_one(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
-    stream = masked(rings[0])
-    slots = [SampleRef(0, number) for number in (4, 1, 5)]
-    together = stream.collate(stream.__getitems__([*slots, SampleRef(0, None)]))
-    apart = stream.collate([stream[slot] for slot in [*slots, SampleRef(0, None)]])
-    assert together.key == apart.key == ("p4", "p1", "p5", "")
+    dataset = masked(rings[0])
+    refs = [SampleRef(0, number) for number in (4, 1, 5)]
+    together = dataset.collate(dataset.__getitems__([*refs, SampleRef(0, None)]))
+    separate = dataset.collate([dataset[ref] for ref in [*refs, SampleRef(0, None)]])
+    assert together.key == separate.key == ("p4", "p1", "p5", "")
     for name in ("image", "masks", "boxes_xyxy_px", "clicks_px", "valid"):
-        assert torch.equal(getattr(together, name), getattr(apart, name))
+        assert torch.equal(getattr(together, name), getattr(separate, name))
 
 
 def test_batches_lie_in_memory_as_gpus_like_them(
     rings: tuple[ShardSet, list[list[np.ndarray]]],
 ) -> None:
-    stream = masked(rings[0])
-    batch = stream.collate(stream.__getitems__([SampleRef(0, 0), SampleRef(0, 1)]))
+    dataset = masked(rings[0])
+    batch = dataset.collate(dataset.__getitems__([SampleRef(0, 0), SampleRef(0, 1)]))
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
 
 

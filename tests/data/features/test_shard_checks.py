@@ -11,12 +11,12 @@ import torch
 from efficientsam_pl.data.features.codec import encode_features
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.shard_checks import check_shards
-from efficientsam_pl.data.shards import beside, open_shards
+from efficientsam_pl.data.shards import index_beside, open_shards
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 
 
-def found(folder: Path) -> list[tuple[str, str, str]]:
+def faults(folder: Path) -> list[tuple[str, str, str]]:
     checked = check_shards(open_shards(f"{folder}/*.tar"), 0)
     return [(Path(d.shard).name, d.key, d.kind) for shard in checked for d in shard.bad]
 
@@ -30,7 +30,7 @@ def test_written_store_is_good(
     numbers: str, written: Callable[..., PackSummary], tmp_path: Path
 ) -> None:
     written(numbers=numbers)
-    assert found(tmp_path / "store") == []
+    assert faults(tmp_path / "store") == []
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_written_store_is_good(
     ],
     ids=["empty", "zeros", "cut", "inf", "nan", "lost"],
 )
-def test_damaged_features_are_found(
+def test_corrupt_features_are_found(
     data: bytes | None, kind: str, tmp_path: Path, tar_of: TarOf
 ) -> None:
     files = {f"view{v}.safetensors": features() for v in range(2)}
@@ -55,19 +55,19 @@ def test_damaged_features_are_found(
         content = bytearray(path.read_bytes())
         content[content.index(b"p1.view1") + 120] ^= 0xFF
         path.write_bytes(content)
-        assert ("a.tar", "p1", kind) in found(tmp_path)
+        assert ("a.tar", "p1", kind) in faults(tmp_path)
         return
     with tarfile.open(path) as tar:
         whole = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
     tar_of(path, whole | {"p1.view1.safetensors": data})
-    for index in (Path(beside(str(path))), tmp_path / "manifest.json"):
+    for index in (Path(index_beside(str(path))), tmp_path / "manifest.json"):
         index.unlink(missing_ok=True)
-    assert found(tmp_path) == [("a.tar", "p1", kind)]
+    assert faults(tmp_path) == [("a.tar", "p1", kind)]
 
 
 def test_other_files_of_that_format_are_unknown(tmp_path: Path) -> None:
     write_shard(f"{tmp_path}/a.tar", [PackedSample("p", {"weights.safetensors": features()})])
-    assert found(tmp_path) == [("a.tar", "p", "unknown files")]
+    assert faults(tmp_path) == [("a.tar", "p", "unknown files")]
 
 
 def test_features_may_lie_beside_their_image(
@@ -76,4 +76,4 @@ def test_features_may_lie_beside_their_image(
     files = {"jpg": jpeg_of(noise(0)), "centre.safetensors": features()}
     write_shard(f"{tmp_path}/a.tar", [PackedSample("good", files)])
     write_shard(f"{tmp_path}/b.tar", [PackedSample("bad", files | {"jpg": b"no"})])
-    assert found(tmp_path) == [("b.tar", "bad", "bad photo")]
+    assert faults(tmp_path) == [("b.tar", "bad", "bad photo")]

@@ -1,4 +1,4 @@
-"""A JSON that is no COCO, or whose photos are elsewhere: one line that says what is missing."""
+"""A JSON that is no COCO, or whose images are elsewhere: one line that says what is missing."""
 
 import json
 from collections.abc import Callable
@@ -65,7 +65,7 @@ BROKEN_ENTRIES: list[tuple[Any, str]] = [
     (of(images=[{**IMAGE, "height": "tall"}]), "image 0 has height='tall' and width=40, no whole"),
     (
         of(images=[{**IMAGE, "id": "1"}]),
-        "no annotation belongs to a photo: image_id is such as 1, an image's id such as '1'",
+        "no annotation belongs to an image: image_id is such as 1, an image's id such as '1'",
     ),
 ]
 
@@ -76,31 +76,31 @@ def line_of(read: Read, content: Any, folder: Path) -> str:
     (folder / "photos").mkdir()
     with pytest.raises(CocoError) as caught:
         read(str(file), str(folder / "photos"))
-    told = str(caught.value)
-    assert "\n" not in told
-    assert str(file) in told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(file) in message
+    return message
 
 
-@pytest.mark.parametrize(("content", "told"), BROKEN, ids=[told for _, told in BROKEN])
-@pytest.mark.parametrize("read", [*PACKING, by_evaluate], ids=lambda one: one.__name__)
-def test_what_is_no_coco_is_told_by_what_it_lacks(
-    read: Read, content: Any, told: str, tmp_path: Path
+@pytest.mark.parametrize(("content", "message"), BROKEN, ids=[message for _, message in BROKEN])
+@pytest.mark.parametrize("read", [*PACKING, by_evaluate], ids=lambda reader: reader.__name__)
+def test_what_is_no_coco_is_reported_by_what_it_lacks(
+    read: Read, content: Any, message: str, tmp_path: Path
 ) -> None:
-    assert f"set.json is no COCO annotation file: {told}" in line_of(read, content, tmp_path)
+    assert f"set.json is no COCO annotation file: {message}" in line_of(read, content, tmp_path)
 
 
-@pytest.mark.parametrize(("content", "told"), BROKEN_ENTRIES, ids=[t for _, t in BROKEN_ENTRIES])
-@pytest.mark.parametrize("read", PACKING, ids=lambda one: one.__name__)
-def test_an_entry_that_cannot_be_used_is_told_by_its_place(
-    read: Read, content: Any, told: str, tmp_path: Path
+@pytest.mark.parametrize(("content", "message"), BROKEN_ENTRIES, ids=[t for _, t in BROKEN_ENTRIES])
+@pytest.mark.parametrize("read", PACKING, ids=lambda reader: reader.__name__)
+def test_an_entry_that_cannot_be_used_is_reported_by_its_place(
+    read: Read, content: Any, message: str, tmp_path: Path
 ) -> None:
-    assert told in line_of(read, content, tmp_path)
+    assert message in line_of(read, content, tmp_path)
 
 
 def test_an_evaluation_wants_whole_numbers_for_ids(tmp_path: Path) -> None:
-    told = line_of(by_evaluate, of(images=[{**IMAGE, "id": "1"}]), tmp_path)
-    assert "image 0 has id='1', no whole number" in told
+    message = line_of(by_evaluate, of(images=[{**IMAGE, "id": "1"}]), tmp_path)
+    assert "image 0 has id='1', no whole number" in message
 
 
 def test_ids_that_are_text_are_ids_where_they_fit(tmp_path: Path) -> None:
@@ -117,19 +117,19 @@ def test_ids_that_are_text_are_ids_where_they_fit(tmp_path: Path) -> None:
     ("read", "key"),
     [(by_pack, "--images"), (by_finetune, "data.coco.images"), (by_quickstart, "--coco")],
 )
-def test_images_that_are_elsewhere_are_told_with_the_folder(
+def test_images_that_are_elsewhere_are_reported_with_the_folder(
     read: Read, key: str, tmp_path: Path
 ) -> None:
     images = [{**IMAGE, "id": i, "file_name": f"{i}.jpg"} for i in range(1, 33)]
-    told = line_of(read, of(images=images), tmp_path)
-    photos = tmp_path / "photos"
-    assert told == (
-        f"0 of 32 images of {tmp_path / 'set.json'} were found in {key}={photos}, such as "
-        f"{photos / '1.jpg'}"
+    message = line_of(read, of(images=images), tmp_path)
+    folder = tmp_path / "photos"
+    assert message == (
+        f"0 of 32 images of {tmp_path / 'set.json'} are in {key}={folder}, such as "
+        f"{folder / '1.jpg'}"
     )
 
 
-def test_no_json_is_told_with_the_place(tmp_path: Path) -> None:
+def test_no_json_is_reported_with_the_place(tmp_path: Path) -> None:
     for content in (b"", b"{", b"\x00", b"\xff\xfe"):
         (tmp_path / "set.json").write_bytes(content)
         with pytest.raises(CocoError, match=r"set\.json is no COCO annotation file: it is no JSON"):

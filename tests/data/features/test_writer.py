@@ -32,7 +32,7 @@ def indexes(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def test_every_image_has_a_file_for_each_view(
-    written: Write, photos: ShardSet, tmp_path: Path
+    written: Write, images: ShardSet, tmp_path: Path
 ) -> None:
     summary = written()
     shards = open_shards(f"{tmp_path}/store/*.tar")
@@ -46,16 +46,16 @@ def test_every_image_has_a_file_for_each_view(
 
 
 def test_index_notes_the_images_and_the_rounding(
-    written: Write, photos: ShardSet, tmp_path: Path
+    written: Write, images: ShardSet, tmp_path: Path
 ) -> None:
     summary = written()
-    for shard in photos.shards:
+    for shard in images.shards:
         noted = indexes(tmp_path / "store")[f"{Path(shard.path).name}.index.json"]["packed"]
         assert isinstance(noted, dict)
         assert noted["noted"]["photos_sha256"] == shard.sha256
         assert noted["noted"]["channels"] == 5
     rounding = Rounding()
-    for facts in summary.noted:
+    for facts in summary.notes:
         rounding.add(facts["rounding"])
     # channels of 0..765 rounded to 11 bits: half a unit in the last place at most
     assert 0 < rounding.largest_error <= 0.25
@@ -68,14 +68,14 @@ def test_resumed_job_writes_the_same_bytes(
     numbers: str, missing: tuple[int, ...], written: Write, tmp_path: Path
 ) -> None:
     first = written(numbers=numbers)
-    whole, told = tars(tmp_path / "store"), indexes(tmp_path / "store")
+    whole, index_files = tars(tmp_path / "store"), indexes(tmp_path / "store")
     for number in missing:
         (tmp_path / f"store/set-{number}.tar").unlink()
     again = written(numbers=numbers)
     assert tars(tmp_path / "store") == whole
-    assert indexes(tmp_path / "store") == told
+    assert indexes(tmp_path / "store") == index_files
     assert again.done_before == 3 - len(missing)
-    assert sorted(map(str, again.noted)) == sorted(map(str, first.noted))
+    assert sorted(map(str, again.notes)) == sorted(map(str, first.notes))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -107,7 +107,7 @@ def test_teacher_is_given_no_more_squares_than_a_batch(written: Write) -> None:
     written("two", embed=embed, batch=2)
     assert max(seen) == 2
     seen.clear()
-    written("seven", embed=embed, batch=7)  # two photos of three views
+    written("seven", embed=embed, batch=7)  # two images of three views
     assert seen == [6, 3, 6, 6]
     assert sum(seen) == 21
 
@@ -126,7 +126,7 @@ def worst(value: float, number: int) -> Callable[[Tensor, Tensor], Iterator[Tens
 
 
 @pytest.mark.parametrize("numbers", ["float16", "int8"])
-def test_features_that_float16_cannot_hold_are_skipped_and_told(
+def test_features_that_float16_cannot_hold_are_skipped_and_reported(
     numbers: str, written: Write, tmp_path: Path
 ) -> None:
     summary = written(embed=worst(1e5, 4), batch=6, numbers=numbers)  # p1's second view
@@ -145,56 +145,56 @@ def test_teacher_that_gives_no_numbers_stops_the_job(
     assert tars(tmp_path / "store") == {}
 
 
-def test_store_of_other_images_is_refused(written: Write, photos: ShardSet, tmp_path: Path) -> None:
+def test_store_of_other_images_is_refused(written: Write, images: ShardSet, tmp_path: Path) -> None:
     written()
-    other = [Shard(s.path, s.index, s.bytes, s.samples, "0" * 64) for s in photos.shards]
-    with pytest.raises(UserError, match=r"store/set-0\.tar holds features of other photos"):
+    other = [Shard(s.path, s.index, s.bytes, s.samples, "0" * 64) for s in images.shards]
+    with pytest.raises(UserError, match=r"store/set-0\.tar holds features of other images"):
         open_features(f"{tmp_path}/store", ShardSet(tuple(other)))
 
 
 def test_store_that_lacks_shards_is_refused_with_their_number(
-    written: Write, photos: ShardSet, tmp_path: Path
+    written: Write, images: ShardSet, tmp_path: Path
 ) -> None:
     written(share=ArrayShare(1, 3))
-    assert len(written_features(f"{tmp_path}/store", photos)) == 1
-    told = r"lacks the features of 2 of 3 shards, first .*photos/set-0\.tar"
-    with pytest.raises(UserError, match=told):
-        open_features(f"{tmp_path}/store", photos)
+    assert len(written_features(f"{tmp_path}/store", images)) == 1
+    message = r"lacks the features of 2 of 3 shards, first .*photos/set-0\.tar"
+    with pytest.raises(UserError, match=message):
+        open_features(f"{tmp_path}/store", images)
     with pytest.raises(UserError, match="lacks the features of 3 of 3 shards"):
-        open_features(f"{tmp_path}/nothing", photos)
+        open_features(f"{tmp_path}/nothing", images)
 
 
 def test_shard_whose_job_was_killed_before_its_index_is_lacking(
-    written: Write, photos: ShardSet, tmp_path: Path
+    written: Write, images: ShardSet, tmp_path: Path
 ) -> None:
     written()
     for path in [*(tmp_path / "store").glob("*2.tar.index.json"), tmp_path / "store/manifest.json"]:
         path.unlink()
     with pytest.raises(UserError, match="lacks the features of 1 of 3"):
-        open_features(f"{tmp_path}/store", photos)
+        open_features(f"{tmp_path}/store", images)
     open_shards(f"{tmp_path}/store/*.tar")  # indexes it, without knowing of what it is made
     with pytest.raises(UserError, match="lacks the features of 1 of 3"):
-        open_features(f"{tmp_path}/store", photos)
+        open_features(f"{tmp_path}/store", images)
 
 
 def test_store_that_has_lost_bytes_is_refused(
-    written: Write, photos: ShardSet, tmp_path: Path
+    written: Write, images: ShardSet, tmp_path: Path
 ) -> None:
     written()
     path = tmp_path / "store/set-1.tar"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError, match=r"set-1\.tar has \d+ of \d+ bytes; delete it"):
-        open_features(f"{tmp_path}/store", photos)
+        open_features(f"{tmp_path}/store", images)
 
 
 def test_images_of_a_lost_shard_need_no_features(
-    written: Write, photos: ShardSet, tmp_path: Path
+    written: Write, images: ShardSet, tmp_path: Path
 ) -> None:
-    Path(photos.shards[2].path).unlink()
+    Path(images.shards[2].path).unlink()
     summary = written()
     assert summary.samples == 5
     now = open_shards(f"{tmp_path}/photos/*.tar")
-    assert [d.kind for d in now.damage] == ["missing shard"]
+    assert [d.kind for d in now.corrupt] == ["missing shard"]
     opened = open_features(f"{tmp_path}/store", now)
     assert len(opened.shards) == 2
     [key] = [s.key for s in now.samples() if s.key == "p6"]
@@ -210,22 +210,22 @@ def test_claimed_folder_must_be_of_the_same_kind(written: Write, tmp_path: Path)
         is_claimed(f"{tmp_path}/store", {"version": 2})
 
 
-def test_two_shards_of_one_name_are_refused(photos: ShardSet, written: Write) -> None:
-    first = photos.shards[0]
+def test_two_shards_of_one_name_are_refused(images: ShardSet, written: Write) -> None:
+    first = images.shards[0]
     twin = Shard("/elsewhere/set-0.tar", first.index, first.bytes, 3, first.sha256)
     with pytest.raises(UserError, match=r"a shard's name, which .*set-0\.tar and /elsewhere"):
         written_features("store", ShardSet((first, twin)))
 
 
-def test_views_are_found_by_key_and_ending(
-    written: Write, photos: ShardSet, views: Views, tmp_path: Path
+def test_views_are_found_by_key_and_suffix(
+    written: Write, images: ShardSet, views: Views, tmp_path: Path
 ) -> None:
     written()
-    opened = open_features(f"{tmp_path}/store", photos)
+    opened = open_features(f"{tmp_path}/store", images)
     assert opened.channels == 5
-    found = opened.find(photos.sample(4), "view2.safetensors")
-    assert found is not None
-    assert (found.key, Path(found.shard).name) == ("p4", "set-1.tar")
-    assert list(found.files) == ["view2.safetensors"]
-    assert opened.find(photos.sample(4), "view3.safetensors") is None
-    assert opened.find(photos.sample(5), "view2.safetensors") is None
+    sample = opened.find(images.sample(4), "view2.safetensors")
+    assert sample is not None
+    assert (sample.key, Path(sample.shard).name) == ("p4", "set-1.tar")
+    assert list(sample.files) == ["view2.safetensors"]
+    assert opened.find(images.sample(4), "view3.safetensors") is None
+    assert opened.find(images.sample(5), "view2.safetensors") is None

@@ -1,4 +1,4 @@
-"""A packing run on the console: its progress, its summary file and what it skipped."""
+"""Report a packing run: progress on the console, the summary file and the skipped samples."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ _PRINTED = 20  # skipped samples that are printed; all of them are in the summar
 
 
 def pack_source(source: Source, out: str, share: ArrayShare, workers: int) -> PackSummary:
-    """Writes a share of a source's shards into the folder `out`, shows how far it is, and accounts.
+    """Write a share of a source's shards into the folder `out`, with a progress bar and a report.
 
     Raises:
         UserError: Nothing could be packed, or the folder holds something else.
@@ -32,35 +32,35 @@ def pack_source(source: Source, out: str, share: ArrayShare, workers: int) -> Pa
             workers,
             lambda weight: progress.advance(task, weight),
         )
-    written = account_for(summary, out, share, "packed")
-    print(f"{counted(summary.samples, 'photo')}, {counted(summary.masks, 'mask')}, {written}")
+    written = report_packing(summary, out, share, "packed")
+    print(f"{counted(summary.samples, 'image')}, {counted(summary.masks, 'mask')}, {written}")
     return summary
 
 
-def account_for(
+def report_packing(
     summary: PackSummary,
     out: str,
     share: ArrayShare,
     done: str,
     more: Mapping[str, Any] | None = None,
 ) -> str:
-    """Writes the summary of a share, prints what was skipped, and says what lies in `out` now.
+    """Write the summary of a share, print the skipped samples, and describe the shards in `out`.
 
     Args:
-        summary: Of the share.
+        summary: Summary of the share.
         out: The folder.
-        share: Of the work.
-        done: What was done to photos, for the error.
-        more: What else the summary file tells.
+        share: Share of the work.
+        done: Participle for the error, such as "packed".
+        more: Further entries of the summary file.
 
     Raises:
-        UserError: Every photo was skipped.
+        UserError: Every image was skipped.
     """
     _print_skipped(summary.skipped, _write_summary(summary, out, share, more or {}))
     if not summary.samples and summary.skipped:
         first = summary.skipped[0]
         raise UserError(f"nothing could be {done} ({first.what}: {first.why})")
-    before = f" ({summary.done_before} of them there before)" if summary.done_before else ""
+    before = f" ({summary.done_before} of them existed before)" if summary.done_before else ""
     return (
         f"{len(summary.skipped)} skipped -> {counted(len(summary.shards), 'shard')}{before} of "
         f"{summary.bytes / 2**20:.1f} MiB in {out}"
@@ -70,7 +70,7 @@ def account_for(
 def _write_summary(
     summary: PackSummary, out: str, share: ArrayShare, more: Mapping[str, Any]
 ) -> str:
-    """Writes what a share of the work has given; where it lies."""
+    """Write the summary file of a share; return its path."""
     whole = {
         "array": {"index": share.index, "count": share.count},
         "samples": summary.samples,
@@ -89,8 +89,8 @@ def _write_summary(
 
 
 def _print_skipped(skipped: Sequence[Skipped], report: str) -> None:
-    """Prints the first of what was skipped, and where all of it is listed."""
-    for one in skipped[:_PRINTED]:
-        print(f"skipped {one.what}: {one.why}")
+    """Print the first skipped samples, and the file that lists all of them."""
+    for item in skipped[:_PRINTED]:
+        print(f"skipped {item.what}: {item.why}")
     if len(skipped) > _PRINTED:
         print(f"... and {len(skipped) - _PRINTED} more, see {report}")

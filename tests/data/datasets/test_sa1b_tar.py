@@ -1,4 +1,4 @@
-"""Genuine photos in Meta's own layout, streamed as they are: no packing, no index beforehand."""
+"""Genuine images in Meta's own layout, streamed as they are: no packing, no index beforehand."""
 
 import io
 import json
@@ -12,11 +12,11 @@ import torch
 from pycocotools import mask as coco_mask
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.dataloaders import once_loader
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, Frame, MaskDataset
+from efficientsam_pl.data.dataloaders import inference_loader
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import RankShard
-from efficientsam_pl.data.schema import from_json
+from efficientsam_pl.data.schema import MASK_SUFFIXES, from_json
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.geometry import Resize, ResizeRule
 from efficientsam_pl.rle import area, run_lengths
@@ -28,12 +28,12 @@ MASKS = 6
 def ellipses(number: int, hw: tuple[int, int]) -> list[np.ndarray]:
     draw = np.random.default_rng(number)
     y, x = np.mgrid[: hw[0], : hw[1]]
-    found = []
+    masks = []
     for _ in range(MASKS):
         top, left = draw.uniform(0, hw[0]), draw.uniform(0, hw[1])
         high, wide = draw.uniform(20, 500, 2)
-        found.append(((y - top) / high) ** 2 + ((x - left) / wide) ** 2 < 1)
-    return found
+        masks.append(((y - top) / high) ** 2 + ((x - left) / wide) ** 2 < 1)
+    return masks
 
 
 def record_of(number: int, masks: list[np.ndarray]) -> bytes:
@@ -64,7 +64,7 @@ def record_of(number: int, masks: list[np.ndarray]) -> bytes:
 def metas(
     shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[np.ndarray]]]:
-    """sa_000000.tar of two photos, and their masks."""
+    """sa_000000.tar of two images, and their masks."""
     path = tmp_path_factory.mktemp("sa1b") / "sa_000000.tar"
     truth = {}
     with tarfile.open(path, "w") as tar:
@@ -100,18 +100,20 @@ def test_metas_own_tar_is_streamed_as_it_is(
     path, truth = metas
     reader = SampleReader([open_shards(str(path))], MASK_SUFFIXES)
     selection = MaskSelectionConfig(masks_per_image=MASKS + 2, clicks=3)
-    stream = MaskDataset(reader, selection, Frame(1024, rule), seed=0)
-    [batch] = once_loader(stream, 2, RankShard(0, 1, 2, 2), workers=0)
+    dataset = MaskDataset(reader, selection, Frame(1024, rule), seed=0)
+    [batch] = inference_loader(dataset, 2, RankShard(0, 1, 2, 2), workers=0)
     assert batch.key == tuple(SIZES)
-    assert batch.damage == ()
+    assert batch.corrupt == ()
     assert batch.image.shape == (2, 3, 1024, 1024)
     assert batch.valid.sum(1).tolist() == [MASKS, MASKS]
     for place, key in enumerate(batch.key):
         resize = Resize.fit(SIZES[key], 1024, rule)
         for q, mask in enumerate(truth[key]):
-            share = covered(mask, resize)
-            clear = np.abs(share - 0.5) > 1e-6
-            np.testing.assert_array_equal(batch.masks[place, q].numpy()[clear], share[clear] > 0.5)
+            coverage = covered(mask, resize)
+            clear = np.abs(coverage - 0.5) > 1e-6
+            np.testing.assert_array_equal(
+                batch.masks[place, q].numpy()[clear], coverage[clear] > 0.5
+            )
             clicks = resize.points_back(batch.clicks_px[place, q])
             assert float((clicks - clicks.round()).abs().max()) < 1e-3
             assert all(mask[y, x] for x, y in clicks.round().long().tolist())
@@ -131,11 +133,11 @@ def test_genuine_annotations_are_read(shared: Path) -> None:
     if "annotations" not in single:
         single = {"image": image, "annotations": [single]}
     for loaded, count in ((record, 17), (single, 1)):
-        found = from_json(json.dumps(loaded).encode())
-        assert (found.height, found.width) == (1500, 2000)
-        assert len(found.annotations) == count
-        run_lengths([annotation.rle for annotation in found.annotations])
-        for annotation, told in zip(found.annotations, loaded["annotations"], strict=True):
-            assert annotation.area == area(annotation.rle) == told["area"]
-            assert annotation.predicted_iou == told["predicted_iou"]
-            assert annotation.stability == told["stability_score"]
+        parsed = from_json(json.dumps(loaded).encode())
+        assert (parsed.height, parsed.width) == (1500, 2000)
+        assert len(parsed.annotations) == count
+        run_lengths([annotation.rle for annotation in parsed.annotations])
+        for annotation, expected in zip(parsed.annotations, loaded["annotations"], strict=True):
+            assert annotation.area == area(annotation.rle) == expected["area"]
+            assert annotation.predicted_iou == expected["predicted_iou"]
+            assert annotation.stability == expected["stability_score"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from efficientsam_pl.data.workers import worker_begin
+from efficientsam_pl.data.worker_init import make_worker_init_fn
 
 Left = Callable[[list[int], float], list[int]]
 
@@ -21,11 +21,11 @@ import sys, time
 from pathlib import Path
 from torch.utils.data import DataLoader
 sys.path.insert(0, {folder!r})
-from test_workers import Numbers, worker_begin
+from test_worker_init import Numbers, make_worker_init_fn
 if __name__ == "__main__":
     loader = DataLoader(
         Numbers(asleep={asleep}), batch_size=None, num_workers=2, prefetch_factor=1,
-        worker_init_fn=worker_begin(), multiprocessing_context={method!r},
+        worker_init_fn=make_worker_init_fn(), multiprocessing_context={method!r},
     )
     numbers = iter(loader)
     Path(sys.argv[1]).write_text(" ".join(str(one.pid) for one in numbers._workers))
@@ -52,7 +52,7 @@ class Numbers(Dataset[int]):
 @pytest.fixture(params=["fork", "spawn"])
 def begun(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Starts two workers: begun(asleep=False)."""
-    found: list[Any] = []
+    loaders: list[Any] = []
 
     def begin(asleep: bool = False) -> Any:
         loader = DataLoader(
@@ -60,16 +60,16 @@ def begun(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
             batch_size=None,
             num_workers=2,
             prefetch_factor=1,
-            worker_init_fn=worker_begin(),
+            worker_init_fn=make_worker_init_fn(),
             multiprocessing_context=request.param,
         )
         numbers = iter(loader)
         assert [next(numbers), next(numbers)] == [0, 1]  # both have begun
-        found.append(numbers)
+        loaders.append(numbers)
         return numbers
 
     yield begin
-    for numbers in found:
+    for numbers in loaders:
         numbers._shutdown_workers()
 
 
@@ -114,7 +114,7 @@ def test_workers_of_a_killed_parent_end(
     assert left(pids, 10) == []
 
 
-def test_interrupt_of_all_is_told_once(tmp_path: Path) -> None:
+def test_interrupt_of_all_is_reported_once(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     folder = str(Path(__file__).parent)
     script.write_text(PARENT.format(folder=folder, asleep=True, method="fork"))
@@ -125,5 +125,5 @@ def test_interrupt_of_all_is_told_once(tmp_path: Path) -> None:
         time.sleep(0.05)
     time.sleep(1)
     os.killpg(parent.pid, signal.SIGINT)
-    _, told = parent.communicate(timeout=30)
-    assert told.decode().count("Traceback (most recent call last)") == 1  # the parent's own
+    _, output = parent.communicate(timeout=30)
+    assert output.decode().count("Traceback (most recent call last)") == 1  # the parent's own

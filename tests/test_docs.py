@@ -26,6 +26,7 @@ from efficientsam_pl.recipes.sami.config import PretrainConfig
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "data_prep/README.md",
     *sorted((ROOT / "benchmarks").rglob("*.md")),

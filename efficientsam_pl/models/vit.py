@@ -177,9 +177,15 @@ class SamImageEncoder(nn.Module):
         return last[0]
 
 
+ENCODERS: dict[str, type[ImageEncoder] | type[SamImageEncoder]] = {  # by EncoderConfig.kind
+    "vit": ImageEncoder,
+    "sam_vit": SamImageEncoder,
+}
+
+
 def build_encoder(config: EncoderConfig) -> ImageEncoder | SamImageEncoder:
     """Build the encoder that a config describes, freshly initialised."""
-    return ImageEncoder(config) if config.kind == "vit" else SamImageEncoder(config)
+    return ENCODERS[config.kind](config)
 
 
 def _block(config: EncoderConfig, number: int) -> Block:

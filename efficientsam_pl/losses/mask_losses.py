@@ -155,7 +155,8 @@ def _weighted(
     terms: dict[str, Float[Tensor, "*shape"]], config: MaskLossConfig
 ) -> Float[Tensor, "*shape"]:
     """Sum of terms, each with the weight of its name."""
-    return reduce(add, (getattr(config, name) * value for name, value in terms.items()))
+    total: Tensor = reduce(add, (getattr(config, n) * value for n, value in terms.items()))
+    return total
 
 
 @torch.no_grad()

@@ -53,14 +53,13 @@ from efficientsam_pl.training.run.folder import RunFolder
 
 
 class Boxes(TrainingModule):
-    """Learns something of box prompts: what the callback needs of the real stage."""
+    """Trains on box prompts, with no more of the real stage than the callback needs."""
 
     def training_step(self, batch: MaskBatch, batch_idx: int) -> dict[str, Tensor]:
-        def use(features: Tensor) -> Tensor:
-            every = self.model.decode(features, Prompts.of_boxes(batch.boxes_xyxy_px))
-            return every.low_res_logits.square().mean() + every.iou.square().mean()
-
-        return self.step_output(self.model(batch.image, use, batch.content_hw), batch.valid)
+        features = self.model.encode(batch.image, batch.content_hw)
+        prediction = self.model.decode(features, Prompts.of_boxes(batch.boxes_xyxy_px))
+        mean = prediction.low_res_logits.square().mean() + prediction.iou.square().mean()
+        return self.step_output(mean, batch.valid)
 
     def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
         self.log("heldout/photos", float(len(batch)), reduce_fx="sum", sync_dist=True)

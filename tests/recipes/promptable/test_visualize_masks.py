@@ -215,13 +215,13 @@ def test_other_ranks_compute_and_write_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[bool] = []
-    whole = Segmenter.forward
+    encode = Segmenter.encode
 
-    def forward(self: Segmenter, *args: Any) -> Any:
+    def counted(self: Segmenter, *args: Any) -> Any:
         called.append(self.training)
-        return whole(self, *args)
+        return encode(self, *args)
 
-    monkeypatch.setattr(Segmenter, "forward", forward)
+    monkeypatch.setattr(Segmenter, "encode", counted)
     monkeypatch.setattr(L.Trainer, "is_global_zero", property(lambda trainer: False))
     pictures = MaskVisualizer(tmp_path, lambda: masked_images(1, 99), KINDS)
     train(tmp_path, pictures, steps=1, accumulate=1)

@@ -1,10 +1,9 @@
 """What the studies of finetuning share: a small segmenter's config, a run, and its scores."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,23 +12,25 @@ from torch import Tensor
 from benchmarks.studies.coco_folders import PackedImages, data_folder
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
+from efficientsam_pl.data.datasets import image_sources
 from efficientsam_pl.data.packing.coco import coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side, pack_images
 from efficientsam_pl.data.packing.split import parted
 from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.evaluator import validation_evaluator
 from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores
-from efficientsam_pl.evaluation.training_protocols import PromptedImage, Questions
 from efficientsam_pl.geometry import Resize
+from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model
-from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.prompts.clicks import sample_point_from_errors
 from efficientsam_pl.recipes.promptable import recipe
 from efficientsam_pl.recipes.root_configs import FinetuneConfig, dump, from_dict
-from efficientsam_pl.rle import area, decode, run_lengths
+from efficientsam_pl.rle import decode, run_lengths
+from efficientsam_pl.structures import CorruptSample
 
 MINI = ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017")
 # Every object counts the same in a mean IoU, and most of COCO's are small: dice sees that, a mean
@@ -177,19 +178,20 @@ def scored(
         model: What is scored.
         pattern: Of the shards.
         clicks: After how many there is a score.
-        corrected: Whether later clicks lie where the answer is wrong.
-        smallest: Masks of a smaller share of their photo are left out.
+        corrected: Whether the clicks are those of `click_iterative_K`, not of `click_random_K`.
+        smallest: Masks of a smaller share of their image are left out.
     """
-    side = model.config.encoder.image_size
-    correct = partial(sample_point_from_errors, side=side) if corrected else None
-    scores = ImageScores(Questions(clicks, correct=correct))
-    for photo in images_of(pattern):
-        embedded = Predictor(model).embed(photo.image)
-        answer = partial(model.decode, embedded.features)
-        least = smallest * photo.image.shape[0] * photo.image.shape[1]
-        truth = tuple(rle for rle in photo.truth if area(rle) >= least)
-        asked = PromptedImage(photo.key, truth, embedded.resize, answer, torch.device("cpu"))
-        scores.add(asked)
+    later: Literal["random", "corrections"] = "corrections" if corrected else "random"
+    config = ValidationConfig(clicks=clicks, later_clicks=later)
+    evaluator = validation_evaluator(EvaluatorModel(model), config, seed=0)
+    images, scores = image_sources.PackedImages(open_shards(pattern)), ImageScores(config)
+    for place in images.numbers:
+        read = images.read(place)
+        assert not isinstance(read, CorruptSample), read
+        least = smallest * read.image.shape[0] * read.image.shape[1]
+        kept = tuple(one for one in read.about.instances if one.area >= least)
+        annotations = replace(read.about, instances=kept)
+        scores.add(evaluator.evaluate(place, read.image, annotations), annotations)
     return scores.compute()
 
 

@@ -9,8 +9,13 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.datasets.eval import prepare_eval_image
-from efficientsam_pl.data.datasets.train import MASK_SUFFIXES, SampleDataset
+from efficientsam_pl.data.datasets.train import (
+    MASK_SUFFIXES,
+    SampleDataset,
+    annotated,
+    foreground,
+)
+from efficientsam_pl.data.mask_sampling import evaluable_masks
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import (
     InferenceBatchSampler,
@@ -76,8 +81,9 @@ def annotated_images(shards: ShardSet) -> Iterator[AnnotatedImage | CorruptSampl
             yield read.damage
             continue
         try:
-            image, truth = prepare_eval_image(read.files)
+            image, record = annotated(read.files)
+            truth, _ = foreground(evaluable_masks(record.annotations))
         except CorruptSampleError as error:
             yield CorruptSample(read.sample.shard, read.sample.key, error.kind, error.detail)
             continue
-        yield AnnotatedImage(read.sample.key, image, truth)
+        yield AnnotatedImage(read.sample.key, image, tuple(truth))

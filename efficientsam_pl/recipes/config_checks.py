@@ -72,6 +72,10 @@ def check_evaluation_keys(config: Any) -> None:
     """
     if not config.detector.results:
         refuse_unused(config, "without detector.results=", "detector.rule")
+    if config.baseline != "none" and config.precision != "fp32":
+        raise ValueError(
+            f"precision={config.precision} has no effect with baseline={config.baseline}"
+        )
 
 
 def _check_data_keys(config: Any) -> None:

@@ -180,6 +180,7 @@ class EvaluateConfig:
     photos: int | None = None  # the first so many; None: all
     seed: int = 0  # of the clicks
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where there is one
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the computation, as trainer.precision
     # the result, a .json file; photos that are done lie in a folder beside it, evaluation.parts/
     out: str = path("evaluation.json", written="file")
     fresh: bool = False  # throw away photos that are done

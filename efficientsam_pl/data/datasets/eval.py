@@ -1,6 +1,6 @@
-"""Held-out photos with every mask that is scored, laid into the model's frame as a predictor does.
+"""Held-out images with every mask that is scored, laid into the model's frame as by a predictor.
 
-Masks stay run-length at the photo's own size.
+Masks stay run-length at the image's size.
 """
 
 from collections.abc import Sequence
@@ -8,80 +8,71 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float, UInt8
-from numpy import ndarray
+from jaxtyping import Float
 from torch import Tensor
 
+from efficientsam_pl.data.datasets.image_sources import instance_image
 from efficientsam_pl.data.datasets.train import (
     Frame,
     SampleDataset,
     annotated,
     catch_corrupt_sample,
-    foreground,
 )
-from efficientsam_pl.data.mask_sampling import evaluable_masks
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.rle import Rle
-from efficientsam_pl.structures import CorruptSample, ScoringBatch
+from efficientsam_pl.structures import CorruptSample, InstanceImage, ScoringBatch
 
 
 @dataclass(frozen=True)
 class PreparedScoring:
-    """One photo; `image` None where there is none."""
+    """One image; without `annotations` padding or a corrupt sample, which is black."""
 
     key: str
-    image: Float[Tensor, "3 s s"] | None
-    resize: Resize
-    truth: tuple[Rle, ...] = ()
+    number: int
+    image: Float[Tensor, "3 s s"]
+    content_hw: tuple[int, int]
+    annotations: InstanceImage | None = None
     damage: CorruptSample | None = None
 
 
-def prepare_eval_image(
-    files: dict[str, memoryview],
-) -> tuple[UInt8[ndarray, "h w 3"], tuple[Rle, ...]]:
-    """A photo as it is stored, and its masks that are no crowd and not empty.
-
-    Raises:
-        CorruptSampleError: One of its files is missing or cannot be used.
-    """
-    image, record = annotated(files)
-    rles, _ = foreground(evaluable_masks(record.annotations))
-    return image, tuple(rles)
-
-
 class EvalDataset(SampleDataset[PreparedScoring]):
-    """Validation: a photo resized as for prediction, in floats, with all masks to score."""
+    """Images for validation: resized as for prediction, in floats, with all masks to score."""
 
     def __init__(self, reader: SampleReader, to: Frame) -> None:
         super().__init__(reader, seed=0)  # nothing is drawn
         self._to = to
 
     def collate(self, samples: Sequence[PreparedScoring]) -> ScoringBatch:
-        """A batch of what `__getitems__` gives; a missing photo is black."""
-        side = self._to.side
-        black = torch.zeros(3, side, side)
+        """Batch what `__getitems__` returns."""
         return ScoringBatch(
-            image=torch.stack([black if s.image is None else s.image for s in samples]),
-            content_hw=torch.tensor([s.resize.content_hw for s in samples]),
-            image_hw=tuple(s.resize.image_hw for s in samples),
-            truth=tuple(s.truth for s in samples),
-            valid=torch.tensor([s.image is not None for s in samples]),
-            key=tuple(s.key for s in samples),
-            damage=tuple(s.damage for s in samples if s.damage is not None),
+            image=torch.stack([sample.image for sample in samples]),
+            content_hw=torch.tensor([sample.content_hw for sample in samples]),
+            number=tuple(sample.number for sample in samples),
+            annotations=tuple(sample.annotations for sample in samples),
+            key=tuple(sample.key for sample in samples),
+            damage=tuple(sample.damage for sample in samples if sample.damage is not None),
         )
 
     def _prepared(self, slot: SampleRef, read: ReadSample | None) -> PreparedScoring:
-        side, rule = self._to.side, self._to.rule
-        none = Resize.fit((side, side), side, rule)
-        if read is None:
-            return PreparedScoring("", None, none)
-        content, damage = catch_corrupt_sample(read, lambda: prepare_eval_image(read.files))
+        side = self._to.side
+        black = torch.zeros(3, side, side)
+        if read is None or slot.sample is None:
+            return PreparedScoring("", -1, black, (side, side))
+        key = read.sample.key
+        content, damage = catch_corrupt_sample(read, lambda: self._content(read))
         if content is None:
-            return PreparedScoring(read.sample.key, None, none, damage=damage)
-        image, truth = content
-        resize = Resize.fit((image.shape[0], image.shape[1]), side, rule)
+            return PreparedScoring(key, slot.sample, black, (side, side), damage=damage)
+        image, content_hw, annotations = content
+        return PreparedScoring(key, slot.sample, image, content_hw, annotations)
+
+    def _content(
+        self, read: ReadSample
+    ) -> tuple[Float[Tensor, "3 s s"], tuple[int, int], InstanceImage]:
+        """Decode the image into the model's frame, and its annotations."""
+        image, record = annotated(read.files)
+        annotations = instance_image(read.sample.key, record)
+        resize = Resize.fit(annotations.image_hw, self._to.side, self._to.rule)
         inside = resize.image_forward(image)
-        padding = (0, side - inside.shape[2], 0, side - inside.shape[1])
-        return PreparedScoring(read.sample.key, F.pad(inside, padding), resize, truth)
+        padding = (0, resize.side - inside.shape[2], 0, resize.side - inside.shape[1])
+        return F.pad(inside, padding), resize.content_hw, annotations

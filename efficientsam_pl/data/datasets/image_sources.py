@@ -112,7 +112,7 @@ class PackedImages:
         shard, key = read.sample.shard, read.sample.key
         try:
             image, record = annotated(read.files)
-            return LoadedImage(place, image, _about(key, record))
+            return LoadedImage(place, image, instance_image(key, record))
         except CorruptSampleError as error:
             return CorruptSample(shard, key, error.kind, error.detail)
 
@@ -125,7 +125,7 @@ class PackedImages:
         with self._one:
             [read] = self._records.read([SampleRef(0, place)])
         assert read is not None, "no slot is padding"
-        return _about(read.sample.key, record_of(read.files))
+        return instance_image(read.sample.key, record_of(read.files))
 
 
 def content_of_images(photos: Iterable[InstanceImage]) -> str:
@@ -177,8 +177,8 @@ def _told(photo: InstanceImage) -> str:
     return json.dumps(told, sort_keys=True)
 
 
-def _about(key: str, record: Record) -> InstanceImage:
-    """Instances of one category, numbered by their places in the record.
+def instance_image(key: str, record: Record) -> InstanceImage:
+    """Convert a record to instances of one category, numbered by their places in it.
 
     Raises:
         CorruptSampleError: Run-lengths that cannot be read.
@@ -188,9 +188,10 @@ def _about(key: str, record: Record) -> InstanceImage:
         run_lengths(rles)
     except ValueError as error:
         raise CorruptSampleError("bad mask", str(error)) from error
-    counted = areas(rles)  # a file may state an area that was measured before it was shrunk
+    pixels = areas(rles)  # a file may state an area that was measured before it was shrunk
     instances = tuple(
-        Instance(place, 1, one.rle, float(counted[place]), one.crowd)
+        Instance(place, 1, one.rle, float(pixels[place]), one.crowd)
         for place, one in enumerate(record.annotations)
     )
-    return InstanceImage(sample_key(0, 0, key), key, (record.height, record.width), instances)
+    image_hw = (record.height, record.width)
+    return InstanceImage(sample_key(0, 0, key), key, image_hw, instances, key=key)

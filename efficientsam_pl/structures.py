@@ -89,6 +89,11 @@ class InstanceImage:
     exhaustive: bool = True
     absent: frozenset[int] = frozenset()
     incomplete: frozenset[int] = frozenset()
+    key: str | None = None  # of a sample in shards
+
+    def draw_key(self) -> str:
+        """Name the image for keyed random draws: by its sample's key, else by its id."""
+        return str(self.id) if self.key is None else self.key
 
 
 @dataclass(frozen=True)
@@ -136,17 +141,17 @@ class MaskBatch(_OnDevice):
 
 @dataclass(frozen=True)
 class ScoringBatch(_OnDevice):
-    """Images in the model's frame, values 0..255, with every mask that is scored.
+    """Images in the model's frame, values 0..255, with their annotations.
 
     `content_hw` is the part of the frame without padding; masks are run-lengths at the image's
-    original size, `image_hw`.
+    original size. `number` identifies an image in its set; padding and corrupt samples have no
+    annotations and are not scored.
     """
 
     image: Float[Tensor, "b 3 s s"]
     content_hw: Int64[Tensor, "b 2"]
-    image_hw: tuple[tuple[int, int], ...]
-    truth: tuple[tuple[Rle, ...], ...]
-    valid: Bool[Tensor, "b"]
+    number: tuple[int, ...]
+    annotations: tuple[InstanceImage | None, ...]
     key: tuple[str, ...]
     corrupt: tuple[CorruptSample, ...] = ()
 

@@ -92,11 +92,11 @@ def rule_rows(config: SegmenterConfig, rule: MaskRule, boxes: int, rounds: int) 
 def prepared(config: SegmenterConfig) -> tuple[EvaluatorModel, EvaluatorImage]:
     """Create a model with seeded weights, and seeded features."""
     torch.manual_seed(0)
-    segmenter = EvaluatorModel(model := Segmenter(config).eval())
+    segmenter = EvaluatorModel(Segmenter(config).eval())
     grid = config.encoder.grid()
     resize = Resize.fit(_IMAGE_HW, config.encoder.image_size, config.resize)
     features = torch.randn(1, config.encoder.neck_channels, grid, grid)
-    return segmenter, EvaluatorImage(EmbeddedImage(model, features, resize), segmenter.at_once)
+    return segmenter, segmenter.embedded(features, resize)
 
 
 def drawn_boxes(count: int) -> list[DetectedBox]:
@@ -111,8 +111,9 @@ def ours(
     segmenter: EvaluatorModel, image: EvaluatorImage, boxes: list[DetectedBox], rule: MaskRule
 ) -> list[Rle]:
     """Predict by the protocol."""
-    context = EvalContext(segmenter=segmenter, photo=image, key="0", at_once=len(boxes))
-    return [result.mask for result in DetectorBoxes(rule=rule).ask(context, boxes, _IMAGE_HW)]
+    context = EvalContext(model=segmenter, image=image, key="0", prompts_at_once=len(boxes))
+    results = DetectorBoxes(rule=rule).predict(context, boxes, _IMAGE_HW)
+    return [result.mask for result in results]
 
 
 @torch.inference_mode()

@@ -1,10 +1,9 @@
 """Shared parts of the finetuning studies: config of a small segmenter, training, scores."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,23 +13,25 @@ from benchmarks.studies.coco_folders import PackedImages, data_folder
 from efficientsam_pl.commands import consolidate
 from efficientsam_pl.config.load import dump, from_dict
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
+from efficientsam_pl.data.datasets import image_sources
 from efficientsam_pl.data.packing.coco import coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side, pack_images
 from efficientsam_pl.data.packing.split import split_heldout
 from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.evaluator import validation_evaluator
 from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores
-from efficientsam_pl.evaluation.training_protocols import PromptedImage, Questions
 from efficientsam_pl.geometry import Resize
+from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model
-from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.mask_overlap import mask_iou
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.prompts.clicks import sample_point_from_errors
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe, starting_model
-from efficientsam_pl.rle import area, decode, run_lengths
+from efficientsam_pl.rle import decode, run_lengths
+from efficientsam_pl.structures import CorruptSample
 from efficientsam_pl.training.train import train
 
 MINI = ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017")
@@ -179,21 +180,20 @@ def scored(
         model: The model.
         pattern: Pattern of the shards.
         clicks: Numbers of clicks after which to score.
-        corrected: Whether later clicks are in the error region.
+        corrected: Whether the clicks are those of `click_iterative_K`, not of `click_random_K`.
         smallest: Minimum area of scored masks, as a share of their image.
     """
-    side = model.config.encoder.image_size
-    correct = partial(sample_point_from_errors, side=side) if corrected else None
-    scores = ImageScores(Questions(clicks, correct=correct))
-    for annotated in images_of(pattern):
-        embedded = Predictor(model).embed(annotated.image)
-        decoder = partial(model.decode, embedded.features)
-        least = smallest * annotated.image.shape[0] * annotated.image.shape[1]
-        truth = tuple(rle for rle in annotated.truth if area(rle) >= least)
-        prompted = PromptedImage(
-            annotated.key, truth, embedded.resize, decoder, torch.device("cpu")
-        )
-        scores.add(prompted)
+    later: Literal["random", "corrections"] = "corrections" if corrected else "random"
+    config = ValidationConfig(clicks=clicks, later_clicks=later)
+    evaluator = validation_evaluator(EvaluatorModel(model), config, seed=0)
+    images, scores = image_sources.PackedImages(open_shards(pattern)), ImageScores(config)
+    for place in images.numbers:
+        read = images.read(place)
+        assert not isinstance(read, CorruptSample), read
+        least = smallest * read.image.shape[0] * read.image.shape[1]
+        kept = tuple(instance for instance in read.about.instances if instance.area >= least)
+        annotations = replace(read.about, instances=kept)
+        scores.add(evaluator.evaluate(place, read.image, annotations), annotations)
     return scores.compute()
 
 

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.datasets.base import SampleDataset
-from efficientsam_pl.data.datasets.eval import prepare_eval_image
+from efficientsam_pl.data.mask_sampling import evaluable_masks, nonempty_masks
 from efficientsam_pl.data.reader import SampleReader
+from efficientsam_pl.data.sample_files import decode_annotated
 from efficientsam_pl.data.sampler import (
     InferenceBatchSampler,
     RankShard,
@@ -76,8 +77,9 @@ def annotated_images(shards: ShardSet) -> Iterator[AnnotatedImage | CorruptSampl
             yield read.corrupt
             continue
         try:
-            image, truth = prepare_eval_image(read.files)
+            image, record = decode_annotated(read.files)
+            truth, _ = nonempty_masks(evaluable_masks(record.annotations))
         except CorruptSampleError as error:
             yield CorruptSample(read.sample.shard, read.sample.key, error.kind, error.detail)
             continue
-        yield AnnotatedImage(read.sample.key, image, truth)
+        yield AnnotatedImage(read.sample.key, image, tuple(truth))

@@ -1,4 +1,4 @@
-"""What a model is measured against: segmenters that answer without looking at the photo."""
+"""Baselines of an evaluation: promptable models that do not look at the image."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from efficientsam_pl.rle import Rle, from_runs
 
 
 class _Baseline:
-    """Takes every kind of prompt."""
+    """A model that accepts every kind of prompt."""
 
     negative_clicks = True
     mask_prompts = True
 
 
 class GroundTruth(_Baseline):
-    """Answers with the true mask, so every protocol must score 1.0: a test of the instrument.
+    """Predicts the true mask, so every protocol must score 1.0: a test of the instrument.
 
-    Protocols hand it the truth (`protocols.base.GroundTruthModel`), one mask a prompt, and the
-    prompts themselves mean nothing to it.
+    Protocols hand it the truth (`protocols.base.GroundTruthModel`), one mask a prompt; it ignores
+    the prompts themselves.
     """
 
     def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> GroundTruthImage:
-        """A photo whose truth has not been told yet."""
+        """Return an image without its truth."""
         return GroundTruthImage(image_hw=image.shape[:2])
 
 
@@ -43,68 +43,68 @@ class FilledBox(_Baseline):
     """
 
     def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> FilledBoxImage:
-        """A photo of which only the size matters."""
+        """Return an image of which only the size matters."""
         return FilledBoxImage(image_hw=image.shape[:2])
 
 
 @dataclass(frozen=True)
 class OneMask:
-    """One mask a prompt, expected to be perfect."""
+    """One mask a prompt, with a predicted IoU of 1."""
 
-    found: tuple[Rle, ...]
+    predicted: tuple[Rle, ...]
 
     @property
     def iou(self) -> Float[Tensor, "q 1"]:
-        """1 for each."""
-        return torch.ones(len(self.found), 1)
+        """1 for each prompt."""
+        return torch.ones(len(self.predicted), 1)
 
     @property
     def first_candidate(self) -> int:
-        """The only one."""
+        """Mask 0, the only one."""
         return 0
 
     def masks(self, chosen: Int64[Tensor, "q"]) -> list[Rle]:
-        """The only one of each prompt."""
-        return list(self.found)
+        """Return the only mask of each prompt."""
+        return list(self.predicted)
 
     def logits(self, chosen: Int64[Tensor, "q"]) -> Float[Tensor, "q 1 1"]:
-        """Nothing to feed back."""
-        return torch.zeros(len(self.found), 1, 1)
+        """Return blank logits: there is nothing to feed back."""
+        return torch.zeros(len(self.predicted), 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthImage:
-    """A photo and the masks that the next prompts are about."""
+    """An image and the masks that the next prompts point at."""
 
     image_hw: tuple[int, int]
     truth: tuple[Rle, ...] = ()
 
-    def told(self, truth: Sequence[Rle]) -> GroundTruthImage:
-        """The same photo when the next prompts are about these masks, one a prompt."""
+    def with_truth(self, truth: Sequence[Rle]) -> GroundTruthImage:
+        """Return the image whose next prompts point at these masks, one a prompt."""
         return replace(self, truth=tuple(truth))
 
-    def ask(self, prompts: ImagePrompts) -> OneMask:
-        """The masks that it was told.
+    def predict(self, prompts: ImagePrompts) -> OneMask:
+        """Predict the true masks.
 
         Raises:
-            ValueError: It was not told one mask a prompt, or masks of another photo.
+            ValueError: There is not one true mask a prompt, or they have another size.
         """
         if len(self.truth) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts, but {len(self.truth)} true masks were told")
+            raise ValueError(f"{len(prompts)} prompts, but {len(self.truth)} true masks")
         sizes = {tuple(rle["size"]) for rle in self.truth} - {self.image_hw}
         if sizes:
-            raise ValueError(f"masks of {sorted(sizes)[0]} told for a photo of {self.image_hw}")
+            raise ValueError(f"true masks of {sorted(sizes)[0]} for an image of {self.image_hw}")
         return OneMask(self.truth)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilledBoxImage:
-    """A photo of this size."""
+    """An image of this size."""
 
     image_hw: tuple[int, int]
 
-    def ask(self, prompts: ImagePrompts) -> OneMask:
-        """The boxes, filled."""
+    def predict(self, prompts: ImagePrompts) -> OneMask:
+        """Fill the boxes."""
         if prompts.boxes_xyxy is None:
             height, width = self.image_hw
             nothing = from_runs(np.array([height * width]), height, width)

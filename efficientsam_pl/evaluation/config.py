@@ -1,4 +1,4 @@
-"""What is measured, on held-out photos while training and by `evaluate`, without torch."""
+"""Settings of validation while training and of `evaluate`, and the names of protocols."""
 
 import re
 from dataclasses import dataclass
@@ -13,22 +13,31 @@ AP_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Mask AP from boxes, and mIoU for a box and for clicks, at the photos' own size."""
+    """Mask AP from boxes, and mIoU for a box and for clicks, at the images' size."""
 
     photos: int | None = None  # the first so many of the held-out ones; None: all
     clicks: tuple[int, ...] = (1, 3)  # mIoU after so many clicks (paper, table 3)
-    # The later clicks: uniform in the mask (EfficientSAM's protocol), or where the answer is wrong,
-    # with the answer fed back and token 0 answering (SAM's; needs negative clicks, mask prompts)
+    # The protocol of clicks: random, `click_random_K` of evaluate (EfficientSAM's); or corrections,
+    # its `click_iterative_K` (SAM's; needs negative clicks and mask prompts)
     later_clicks: Literal["random", "corrections"] = "random"
     prompts_at_once: int = 32  # of a photo; memory, not results
 
+    def protocol_of(self, clicks: int) -> str:
+        """Name the protocol whose mIoU is logged as `heldout/click{clicks}_miou`."""
+        kind = "random" if self.later_clicks == "random" else "iterative"
+        return f"click_{kind}_{clicks}"
+
+    def protocols(self) -> tuple[str, ...]:
+        """Name all protocols that a validation scores."""
+        return ("box", *(self.protocol_of(clicks) for clicks in dict.fromkeys(self.clicks)))
+
     def metrics(self) -> tuple[str, ...]:
-        """Names under which the scores are logged."""
-        counted = ("scored_photos", "scored_masks", "damaged_photos")
+        """Name the logged scores."""
+        counts = ("scored_photos", "scored_masks", "damaged_photos")
         bounds = ("filled_box", "filled_box_grid", "reachable")
         mious = ("box", *bounds, *(f"click{count}" for count in self.clicks))
         sized = (f"box_miou_{size}" for size in SIZES)
-        names = (*AP_NAMES, *(f"{m}_miou" for m in mious), *sized, *counted)
+        names = (*AP_NAMES, *(f"{m}_miou" for m in mious), *sized, *counts)
         return tuple(f"heldout/{name}" for name in names)
 
     def __post_init__(self) -> None:
@@ -49,10 +58,10 @@ class DetectorConfig:
     """Masks for the boxes of a detector, scored by AP with the detector's scores."""
 
     results: str | None = path(None)  # COCO results: a list of image_id, category_id, bbox, score
-    # Which candidate answers. box_iou: the one whose IoU with the box is highest (paper, 4.3);
-    # predicted_iou: by the model's own expectation; token_0: SAM's single mask
+    # The mask of a box. box_iou: the candidate whose IoU with the box is highest (paper, 4.3);
+    # predicted_iou: the one whose predicted IoU is highest; token_0: SAM's single mask
     rule: Literal["box_iou", "predicted_iou", "token_0"] = "box_iou"
-    second_pass: bool = False  # asks again with the mask fed back (SAM's own 46.5 AP on COCO)
+    second_pass: bool = False  # predicts again with the mask fed back (SAM's 46.5 AP on COCO)
 
     def __post_init__(self) -> None:
         if self.second_pass and self.results is None:
@@ -60,10 +69,10 @@ class DetectorConfig:
 
 
 def protocol_clicks(name: str) -> int:
-    """How many points a protocol's longest prompt has; a box counts as two.
+    """Count the points of a protocol's longest prompt; a box counts as two.
 
     Raises:
-        ValueError: No protocol's name.
+        ValueError: No protocol has this name.
     """
     if not PROTOCOL_NAME.fullmatch(name):
         raise ValueError(f"protocols={name} is none of {PROTOCOL_NAMES}")
@@ -74,7 +83,7 @@ def protocol_clicks(name: str) -> int:
 
 
 def check_protocols(names: tuple[str, ...]) -> None:
-    """Raises ValueError for a name that is no protocol's, or stands twice."""
+    """Raise ValueError for an unknown or repeated protocol."""
     for name in names:
         protocol_clicks(name)
         if names.count(name) > 1:

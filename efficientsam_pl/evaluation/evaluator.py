@@ -1,4 +1,4 @@
-"""One photo asked by every protocol: what becomes a line of an evaluation."""
+"""Score one image by every protocol: the engine of `evaluate` and of validation while training."""
 
 from __future__ import annotations
 
@@ -8,99 +8,164 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.evaluation.interfaces import HasMaskGrid, PromptableModel
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.interfaces import HasMaskGrid, PromptableImage, PromptableModel
 from efficientsam_pl.evaluation.metrics.mean_iou import filled_box_iou
 from efficientsam_pl.evaluation.metrics.reachable import GridIous
 from efficientsam_pl.evaluation.protocols.base import (
     EvalContext,
     InstanceProtocol,
     InstanceResult,
-    askable,
+    promptable_instances,
 )
+from efficientsam_pl.evaluation.protocols.clicks import IterativeClicks
 from efficientsam_pl.evaluation.protocols.detector_boxes import BoxDetection, DetectorBoxes
+from efficientsam_pl.evaluation.protocols.registry import protocol
 from efficientsam_pl.evaluation.results.record import ImageRecord, PredictedObject, ProtocolScores
-from efficientsam_pl.structures import InstanceImage
+from efficientsam_pl.structures import Instance, InstanceImage
 
-ANY = 1  # the one category where there are none
+ANY = 1  # the only category of a set without categories
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEvaluator:
-    """Who is asked, and all that is asked.
+    """A model and the protocols that score it.
 
-    `boxes` None: there is no detector. `keeps_boxed`: answers to tight boxes are kept as
-    detections of one category, scored by what the segmenter expects of them. `prompts_at_once`
-    bounds memory and changes no answer.
+    `boxes` None: there is no detector. `keeps_boxed`: predictions from tight boxes are kept as
+    detections of one category, scored by their predicted IoU. `prompts_at_once` bounds memory and
+    changes no result. `oracle`: the best candidates are scored too, for which every candidate is
+    brought to the image's size.
     """
 
-    segmenter: PromptableModel
+    model: PromptableModel
     protocols: tuple[InstanceProtocol, ...]
     boxes: DetectorBoxes | None = None
     keeps_boxed: bool = False
     seed: int = 0
     prompts_at_once: int = 32
+    oracle: bool = True
 
     def check(self) -> None:
-        """Refuses a segmenter that does not know some of the prompts.
+        """Refuse a model that does not accept some of the prompts.
 
         Raises:
             UserError: With the reason.
         """
-        for one in self.protocols:
-            one.check(self.segmenter)
+        for each in self.protocols:
+            each.check(self.model)
         if self.boxes is not None:
-            self.boxes.check(self.segmenter)
+            self.boxes.check(self.model)
 
-    def record(
+    def evaluate(
         self,
         number: int,
         image: UInt8[np.ndarray, "h w 3"],
-        about: InstanceImage,
+        annotations: InstanceImage,
         detections: Sequence[BoxDetection] = (),
     ) -> ImageRecord:
-        """Asks about a photo; one with nothing to ask about is not embedded.
+        """Score an image; one without anything to prompt for is not embedded.
 
         Args:
-            number: Of the photo in its set.
+            number: Of the image in its set.
             image: RGB.
-            about: Its annotations.
-            detections: Of a detector.
+            annotations: Its instances.
+            detections: A detector's boxes in it.
         """
-        instances, skipped = askable(sorted(about.instances, key=lambda one: one.id))
-        marks = {one.name: ProtocolScores((), ()) for one in self.protocols}
-        found: list[PredictedObject] = []
-        truth = [one.mask for one in instances]
+        instances, _ = promptable_instances(annotations.instances)
+        embedded = self.model.embed(image) if instances or detections else None
+        return self.evaluate_embedded(number, embedded, annotations, detections)
+
+    def evaluate_embedded(
+        self,
+        number: int,
+        embedded: PromptableImage | None,
+        annotations: InstanceImage,
+        detections: Sequence[BoxDetection] = (),
+    ) -> ImageRecord:
+        """Score an image that the model has embedded; see `evaluate`.
+
+        Args:
+            number: Of the image in its set.
+            embedded: The image; None only where there is nothing to prompt for.
+            annotations: Its instances.
+            detections: A detector's boxes in it.
+        """
+        instances, skipped = promptable_instances(sorted(annotations.instances, key=_id))
+        scores = {each.name: ProtocolScores((), ()) for each in self.protocols}
+        predicted: list[PredictedObject] = []
+        truth = [instance.mask for instance in instances]
         grid = GridIous(np.zeros(0), np.zeros(0))
         if instances or detections:
+            assert embedded is not None, "an image with something to prompt for is embedded"
             context = EvalContext(
-                segmenter=self.segmenter,
-                photo=self.segmenter.embed(image),
-                key=str(about.id),
+                model=self.model,
+                image=embedded,
+                key=annotations.draw_key(),
                 seed=self.seed,
-                at_once=self.prompts_at_once,
+                prompts_at_once=self.prompts_at_once,
+                oracle=self.oracle,
             )
-            answers = {one.name: one.ask(context, instances) for one in self.protocols}
-            marks = {name: _marks(some) for name, some in answers.items()}
-            if "box" in answers and isinstance(context.photo, HasMaskGrid):
-                grid = context.photo.grid_ious(truth)
+            results = predict_all(self.protocols, context, instances)
+            scores = {name: _scores(some) for name, some in results.items()}
+            if "box" in results and isinstance(embedded, HasMaskGrid):
+                grid = embedded.grid_ious(truth)
             if self.keeps_boxed:
-                found = [PredictedObject(ANY, one.score, one.mask) for one in answers["box"]]
+                predicted = [PredictedObject(ANY, one.score, one.mask) for one in results["box"]]
             if self.boxes is not None:
-                masks = self.boxes.ask(context, detections, about.image_hw, about.instances)
-                found = [PredictedObject(one.category_id, one.score, one.mask) for one in masks]
+                masks = self.boxes.predict(
+                    context, detections, annotations.image_hw, annotations.instances
+                )
+                predicted = [PredictedObject(one.category_id, one.score, one.mask) for one in masks]
         return ImageRecord(
             photo=number,
-            instances=tuple(one.id for one in instances),
-            areas=tuple(float(one.area) for one in instances),
+            instances=tuple(instance.id for instance in instances),
+            areas=tuple(float(instance.area) for instance in instances),
             filled_box=tuple(filled_box_iou(truth).tolist()),
             filled_box_grid=tuple(grid.filled_box.tolist()),
             reachable=tuple(grid.reachable.tolist()),
-            marks=marks,
-            detections=tuple(found),
+            marks=scores,
+            detections=tuple(predicted),
             crowds=skipped["crowd"],
             empty=skipped["zero_area"],
         )
 
 
-def _marks(found: Sequence[InstanceResult]) -> ProtocolScores:
-    return ProtocolScores(tuple(one.iou for one in found), tuple(one.best_iou for one in found))
+def validation_evaluator(
+    model: PromptableModel, config: ValidationConfig, seed: int
+) -> ImageEvaluator:
+    """Build the evaluator of a validation: its protocols and mask AP from boxes, no oracle."""
+    return ImageEvaluator(
+        model=model,
+        protocols=tuple(map(protocol, config.protocols())),
+        keeps_boxed=True,
+        seed=seed,
+        prompts_at_once=config.prompts_at_once,
+        oracle=False,
+    )
+
+
+def predict_all(
+    protocols: Sequence[InstanceProtocol], context: EvalContext, instances: Sequence[Instance]
+) -> dict[str, list[InstanceResult]]:
+    """Predict the instances by every protocol; iterative clicks share their rounds."""
+    iterative = {each.count: each for each in protocols if isinstance(each, IterativeClicks)}
+    results: dict[str, list[InstanceResult]] = {}
+    if iterative:
+        longest = iterative[max(iterative)]
+        by_count = longest.predict_counts(context, instances, sorted(iterative))
+        results = {iterative[count].name: some for count, some in by_count.items()}
+    return {
+        each.name: results[each.name] if each.name in results else each.predict(context, instances)
+        for each in protocols
+    }
+
+
+def _id(instance: Instance) -> int:
+    return instance.id
+
+
+def _scores(results: Sequence[InstanceResult]) -> ProtocolScores:
+    return ProtocolScores(
+        chosen=tuple(result.iou for result in results),
+        oracle=tuple(result.best_iou for result in results if result.best_iou is not None),
+    )

@@ -1,7 +1,7 @@
-"""What can be evaluated: whatever answers prompts about a photo. A small typed contract.
+"""Interface between protocols and the models that they evaluate.
 
-A model of another project is plugged in by an adapter of some twenty lines (docs/evaluation.md).
-Axes: q prompts about one photo, p points a prompt, k masks a prompt, h w pixels of the photo.
+An adapter of some twenty lines plugs in a model of another project (docs/evaluation.md).
+Axes: q prompts on one image, p points a prompt, k masks a prompt, h w pixels of the image.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from efficientsam_pl.rle import Rle
 
 @dataclass(frozen=True)
 class ImagePrompts:
-    """q prompts about one photo, in its own pixels; labels as in `structures.Label`.
+    """q prompts on one image, in its pixels; labels as in `structures.Label`.
 
-    `mask_logits` are earlier answers of the same segmenter, one a prompt (`Answers.logits`).
+    `mask_logits` are earlier predictions of the same model, one a prompt
+    (`MaskCandidates.logits`).
     """
 
     points_xy: Float[Tensor, "q p 2"]
@@ -36,47 +37,49 @@ class ImagePrompts:
 
 @runtime_checkable
 class MaskCandidates(Protocol):
-    """k masks for each of q prompts; which of them is meant, the protocol chooses."""
+    """k masks for each of q prompts; the protocol chooses which of them is scored."""
 
     @property
     def iou(self) -> Float[Tensor, "q k"]:
-        """The IoU that the segmenter expects of each mask."""
+        """The IoU that the model predicts for each mask."""
         ...
 
     @property
     def first_candidate(self) -> int:
-        """Masks from here on compete for an ambiguous prompt; mask 0 answers a clear one.
+        """The first of the masks that compete for an ambiguous prompt.
 
-        0 where a segmenter has no such mask of its own, 1 for SAM's token 0.
+        1 where mask 0 is meant for unambiguous prompts, as SAM's token 0 is; 0 for a model without
+        such a mask.
         """
         ...
 
     def masks(self, chosen: Int64[Tensor, "q"]) -> list[Rle]:
-        """One mask of each prompt, at the photo's size."""
+        """One mask of each prompt, at the image's size."""
         ...
 
     def logits(self, chosen: Int64[Tensor, "q"]) -> Float[Tensor, "q mh mw"]:
-        """What to give as `mask_logits` with the next prompts, where `mask_prompts` is True."""
+        """The `mask_logits` of the next prompts, for a model with `mask_prompts`."""
         ...
 
 
 @runtime_checkable
 class PromptableImage(Protocol):
-    """A photo that waits for prompts."""
+    """An image that is ready for prompts."""
 
-    def ask(self, prompts: ImagePrompts) -> MaskCandidates:
-        """Answers to all of them; a prompt's answer does not depend on the others beside it."""
+    def predict(self, prompts: ImagePrompts) -> MaskCandidates:
+        """Predict masks; the prediction for a prompt must not depend on the other prompts."""
         ...
 
 
 @runtime_checkable
 class HasMaskGrid(Protocol):
-    """An `PromptableImage` whose masks come from a coarse grid. Optional: results without it lack
-    `reachable_miou` and `filled_box_grid_miou`.
+    """A `PromptableImage` whose masks come from a coarse grid.
+
+    Optional: results without it lack `reachable_miou` and `filled_box_grid_miou`.
     """
 
     def grid_ious(self, truth: Sequence[Rle]) -> GridIous:
-        """What the grid makes of true masks and of their boxes (`reachable.grid_ious`)."""
+        """Score true masks and their boxes after they went through the grid (`grid_ious`)."""
         ...
 
 
@@ -86,14 +89,14 @@ class PromptableModel(Protocol):
 
     @property
     def negative_clicks(self) -> bool:
-        """Whether label 0 means anything to it."""
+        """Whether the model accepts clicks with label 0."""
         ...
 
     @property
     def mask_prompts(self) -> bool:
-        """Whether `ImagePrompts.mask_logits` means anything to it."""
+        """Whether the model accepts `ImagePrompts.mask_logits`."""
         ...
 
     def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> PromptableImage:
-        """Reads a photo once; RGB."""
+        """Encode an RGB image once."""
         ...

@@ -1,4 +1,4 @@
-"""What a set of photos scores, over all ranks: means of IoUs, mask AP, and what was counted."""
+"""Scores of a set of images over all ranks: means of IoUs, mask AP, and counts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from efficientsam_pl.evaluation.config import ValidationConfig
 from efficientsam_pl.evaluation.metrics.average_precision import MaskAp
 from efficientsam_pl.evaluation.metrics.matching import AveragePrecision
 from efficientsam_pl.evaluation.metrics.mean_iou import Mean, MeanIouBySize
-from efficientsam_pl.evaluation.metrics.reachable import GridIouCache
 from efficientsam_pl.evaluation.metrics.sizes import SIZES, size_of
-from efficientsam_pl.evaluation.training_protocols import (
-    PromptedImage,
-    ProtocolScores,
-    Questions,
-    examine,
-)
-from efficientsam_pl.rle import Rle, areas
+from efficientsam_pl.evaluation.protocols.base import promptable_instances
+from efficientsam_pl.evaluation.results.record import ImageRecord
+from efficientsam_pl.structures import InstanceImage
 
-_BESIDE_CLICKS = ("box", "filled_box", "filled_box_grid", "reachable")
+_BOX_METRICS = ("box", "filled_box", "filled_box_grid", "reachable")
 _PLACES = {name: place for place, name in enumerate(SIZES)}
 
 
@@ -42,11 +38,11 @@ class SizeScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """mIoU by protocol, mask AP from box prompts (class-agnostic), and what was counted.
+    """mIoU by protocol, mask AP from box prompts (class-agnostic), and counts.
 
-    `filled_box` needs no model; `filled_box_grid` and `reachable` are what the model's mask grid
-    makes of the filled box and of the true masks (`evaluation.reachable`). `by_size` has "small",
-    "medium" and "large", by the mask's pixels in the image as it is scored.
+    `filled_box` needs no model; `filled_box_grid` and `reachable` score the filled box and the true
+    masks after they went through the model's mask grid (`metrics.reachable`). `by_size` has
+    "small", "medium" and "large", by the mask's pixels in the image as it is scored.
     """
 
     box: float
@@ -62,20 +58,20 @@ class Scores:
 
     @property
     def click1(self) -> float:
-        """mIoU after one click."""
+        """The mIoU after one click."""
         return self.clicks[1]
 
 
 class Counts(NamedTuple):
-    """Photos and masks that were scored, and photos that could not be."""
+    """Scored images and masks, and corrupt images."""
 
     photos: int
     masks: int
     damaged: int
 
 
-class Counted(Metric):
-    """Adds up over all ranks what was counted."""
+class Counter(Metric):
+    """Counts of images and masks over all ranks."""
 
     full_state_update = False
     counts: Tensor
@@ -85,61 +81,68 @@ class Counted(Metric):
         self.add_state("counts", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, photos: int, masks: int, damaged: int) -> None:
-        """Counts these in."""
+        """Add to the counts."""
         self.counts = self.counts + self.counts.new_tensor([photos, masks, damaged])
 
     def compute(self) -> Counts:
-        """The counts so far, over all ranks."""
+        """Return the counts over all ranks."""
         return Counts(*self.counts.tolist())
 
 
 class ImageScores(nn.Module):
-    """Asks about photos and keeps what is needed to score them: masks as run-lengths.
+    """Collects records of images, and what mask AP needs: masks as run-lengths."""
 
-    What the mask grid makes of the truth is computed at a photo's first scoring and kept, also
-    through `reset`: it depends on no weights, and a mask takes 16 bytes.
-    """
-
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, config: ValidationConfig) -> None:
         super().__init__()
-        self.questions = questions
+        protocols = {_click(count): config.protocol_of(count) for count in config.clicks}
+        self._protocols = {"box": "box", **protocols}  # by metric
+        self._clicks = config.clicks
         self.means = nn.ModuleDict({name: MeanIouBySize() for name in self._names()})
-        self.ap, self.counted = MaskAp(), Counted()
-        self._grid_values = GridIouCache()
+        self.ap, self.counter = MaskAp(), Counter()
 
-    def add(self, photo: PromptedImage) -> None:
-        """Asks about every mask of a photo and counts the answers in."""
-        detections: list[Rle] = []
-        scores: list[Tensor] = []
-        sizes = [_PLACES[size_of(area)] for area in areas(photo.truth).tolist()]
-        begin = 0
-        for marks in examine(photo, self.questions, self._grid_values):
-            size = torch.tensor(sizes[begin : begin + len(marks.box)])
-            begin += len(marks.box)
-            for name, iou in _named(marks).items():
-                mean = self._mean(name)
-                mean.update(iou.to(mean.device), size.to(mean.device))
-            detections += marks.detections
-            scores.append(marks.scores)
-        if scores:
-            self.ap.update(photo.key, photo.truth, detections, torch.cat(scores))
-        self.counted.update(1, len(photo.truth), 0)
+    def add(self, record: ImageRecord, annotations: InstanceImage) -> None:
+        """Add an image.
 
-    def add_damaged(self, photos: int) -> None:
-        """Counts photos in that could not be read."""
-        self.counted.update(0, 0, photos)
+        Args:
+            record: Of `validation_evaluator`.
+            annotations: The image's, in the order of their ids.
+        """
+        size = torch.tensor([_PLACES[size_of(area)] for area in record.areas], dtype=torch.int64)
+        ious = {name: record.marks[protocol].chosen for name, protocol in self._protocols.items()}
+        for name in _BOX_METRICS[1:]:
+            ious[name] = getattr(record, name)
+        for name, values in ious.items():
+            if record.instances and not values:
+                continue  # a model without a mask grid
+            mean = self._mean(name)
+            mean.update(
+                torch.tensor(values, dtype=torch.float64, device=mean.device), size.to(mean.device)
+            )
+        if record.instances:
+            instances, _ = promptable_instances(annotations.instances)
+            self.ap.update(
+                f"{record.photo:012d}",  # in the order of the set, as `evaluate` breaks ties
+                [instance.mask for instance in instances],
+                [detection.mask for detection in record.detections],
+                torch.tensor([one.score for one in record.detections], dtype=torch.float64),
+            )
+        self.counter.update(1, len(record.instances), 0)
+
+    def add_damaged(self, images: int) -> None:
+        """Count images that could not be read."""
+        self.counter.update(0, 0, images)
 
     def reset(self) -> None:
-        """Forgets all photos."""
+        """Forget all images."""
         for metric in self._metrics():
             metric.reset()
 
     def compute(self) -> Scores:
-        """The scores so far; every rank calls it, and all get the same."""
+        """Compute the scores so far; every rank calls it, and all get the same."""
         with warnings.catch_warnings():
-            # a rank may have no photo at all
+            # a rank may have no image at all
             warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*")
-            counts = self.counted.compute()
+            counts = self.counter.compute()
             means = {name: self._mean(name).compute() for name in self._names()}
             sized = {size: self._sized(means, size) for size in ("all", *SIZES)}
             every = sized.pop("all")
@@ -157,11 +160,11 @@ class ImageScores(nn.Module):
             )
 
     def _names(self) -> Sequence[str]:
-        return (*_BESIDE_CLICKS, *(_click(count) for count in self.questions.clicks))
+        return (*_BOX_METRICS, *(_click(count) for count in self._clicks))
 
     def _sized(self, means: Mapping[str, Mapping[str, Mean]], size: str) -> SizeScores:
-        clicks = {count: means[_click(count)][size].value for count in self.questions.clicks}
-        rest = {name: means[name][size].value for name in _BESIDE_CLICKS}
+        clicks = {count: means[_click(count)][size].value for count in self._clicks}
+        rest = {name: means[name][size].value for name in _BOX_METRICS}
         return SizeScores(clicks=clicks, masks=means["box"][size].masks, **rest)
 
     def _metrics(self) -> Sequence[Metric]:
@@ -169,11 +172,6 @@ class ImageScores(nn.Module):
 
     def _mean(self, name: str) -> MeanIouBySize:
         return cast(MeanIouBySize, self.means[name])
-
-
-def _named(marks: ProtocolScores) -> dict[str, Tensor]:
-    clicks = {_click(count): iou for count, iou in marks.clicks.items()}
-    return clicks | {name: getattr(marks, name) for name in _BESIDE_CLICKS}
 
 
 def _click(count: int) -> str:

@@ -1,27 +1,42 @@
-"""Scores of a set by size, from a decoder whose answers are known."""
+"""Scores of a set by size, from a model whose predictions are known."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from efficientsam_pl import rle
-from efficientsam_pl.evaluation.metrics import reachable
+from efficientsam_pl.evaluation.baselines import OneMask
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.evaluator import validation_evaluator
+from efficientsam_pl.evaluation.interfaces import ImagePrompts
+from efficientsam_pl.evaluation.metrics.reachable import GridIous, grid_ious
 from efficientsam_pl.evaluation.prompt_metrics import ImageScores
-from efficientsam_pl.evaluation.training_protocols import PromptedImage, Questions
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.structures import Prediction, Prompts
+from efficientsam_pl.structures import Instance, InstanceImage
 
 SIDE = 200
 SMALL, MEDIUM, LARGE = 31 * 32, 32 * 32, 96 * 96
 
 
-def everything(prompts: Prompts) -> Prediction:
-    """Answers every prompt with the whole image."""
-    count = prompts.points_px.shape[1]
-    return Prediction(torch.ones(1, count, 4, 50, 50), torch.ones(1, count, 4))
+class Everything:
+    """Predicts the whole image for every prompt."""
+
+    negative_clicks = mask_prompts = True
+
+    def embed(self, image: np.ndarray) -> Any:
+        return self
+
+    def predict(self, prompts: ImagePrompts) -> OneMask:
+        return OneMask((rle.encode(np.ones((SIDE, SIDE), dtype=bool)),) * len(prompts))
+
+    def grid_ious(self, truth: Sequence[rle.Rle]) -> GridIous:
+        return grid_ious(truth, Resize.fit((SIDE, SIDE), SIDE, "squash"), SIDE // 4)
 
 
 def block(height: int, width: int) -> rle.Rle:
@@ -30,17 +45,33 @@ def block(height: int, width: int) -> rle.Rle:
     return rle.encode(mask)
 
 
-def photo(key: str, *masks: rle.Rle) -> PromptedImage:
-    resize = Resize.fit((SIDE, SIDE), SIDE, "squash")
-    return PromptedImage(key, masks, resize, everything, torch.device("cpu"))
+@dataclass
+class Scored:
+    """Scores of images that are added one by one."""
+
+    config: ValidationConfig
+
+    def __post_init__(self) -> None:
+        self.scores = ImageScores(self.config)
+        self.count = 0
+
+    def add(self, *masks: rle.Rle, crowd: rle.Rle | None = None) -> None:
+        truth = [Instance(i, 1, mask, float(rle.area(mask))) for i, mask in enumerate(masks)]
+        if crowd is not None:
+            truth.append(Instance(len(truth), 1, crowd, float(rle.area(crowd)), crowd=True))
+        image = InstanceImage(self.count, "", (SIDE, SIDE), tuple(truth))
+        evaluator = validation_evaluator(Everything(), self.config, seed=0)
+        pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+        self.scores.add(evaluator.evaluate(self.count, pixels, image), image)
+        self.count += 1
 
 
 def test_means_by_size_are_those_of_masks_on_and_below_the_borders() -> None:
-    """The whole image as an answer scores a mask's share of it."""
-    scores = ImageScores(Questions((1, 3), at_once=2))
-    scores.add(photo("a", block(31, 32), block(32, 32), block(96, 96)))
-    scores.add(photo("b", block(16, 62)))
-    found = scores.compute()
+    """The whole image as a prediction scores a mask's share of it."""
+    scored = Scored(ValidationConfig(clicks=(1, 3), prompts_at_once=2))
+    scored.add(block(31, 32), block(32, 32), block(96, 96))
+    scored.add(block(16, 62))
+    found = scored.scores.compute()
     whole = SIDE * SIDE
     by_size = found.by_size
     assert {name: one.masks for name, one in by_size.items()} == {
@@ -60,25 +91,49 @@ def test_means_by_size_are_those_of_masks_on_and_below_the_borders() -> None:
 
 
 def test_a_size_without_a_mask_has_no_mean() -> None:
-    scores = ImageScores(Questions((1,)))
-    scores.add(photo("a", block(96, 96)))
-    small = scores.compute().by_size["small"]
+    scored = Scored(ValidationConfig(clicks=(1,)))
+    scored.add(block(96, 96))
+    small = scored.scores.compute().by_size["small"]
     assert small.masks == 0
     values = [v for name, v in dataclasses.asdict(small).items() if name not in ("masks", "clicks")]
     assert [math.isnan(value) for value in [*values, small.clicks[1]]] == [True] * 5
 
 
-def test_values_of_the_grid_are_computed_at_the_first_scoring_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls = []
-    whole = reachable.grid_ious
-    monkeypatch.setattr(reachable, "grid_ious", lambda *given: (calls.append(1), whole(*given))[1])
-    scores = ImageScores(Questions((1,)))
-    found = []
-    for _ in range(3):
-        scores.reset()
-        scores.add(photo("a", block(31, 32), block(40, 96)))
-        found.append(scores.compute())
-    assert len(calls) == 1
-    assert found[0].reachable == found[1].reachable == found[2].reachable
+def test_what_is_not_scored_is_counted_apart() -> None:
+    scored = Scored(ValidationConfig(clicks=(1,)))
+    scored.add(block(96, 96), crowd=block(120, 120))
+    scored.add(crowd=block(5, 5))
+    scored.scores.add_damaged(2)
+    found = scored.scores.compute()
+    assert (found.photos, found.masks, found.damaged) == (2, 1, 2)
+    assert found.by_size["large"].masks == 1
+    assert found.ap.ap == 0.0
+
+
+def test_equal_scores_rank_in_the_order_of_the_set() -> None:
+    """The first image's detection is right; among equals it must come first wherever it is seen."""
+    whole = rle.encode(np.ones((SIDE, SIDE), dtype=bool))
+    config = ValidationConfig(clicks=(1,))
+    precise = []
+    for order in ((0, 1), (1, 0)):
+        scores = ImageScores(config)
+        for number in order:
+            mask = whole if number == 0 else block(9, 9)
+            image = InstanceImage(
+                0, "", (SIDE, SIDE), (Instance(0, 1, mask, float(rle.area(mask))),)
+            )
+            evaluator = validation_evaluator(Everything(), config, seed=0)
+            pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+            scores.add(evaluator.evaluate(9 + number, pixels, image), image)
+        precise.append(scores.compute().ap.ap)
+    assert precise == [pytest.approx(51 / 101)] * 2
+
+
+def test_reset_forgets_all_images() -> None:
+    scored = Scored(ValidationConfig(clicks=(1,)))
+    scored.add(block(96, 96))
+    scored.scores.reset()
+    assert scored.scores.compute().masks == 0
+    scored.add(block(40, 96))
+    assert scored.scores.compute().box == pytest.approx(40 * 96 / SIDE**2)
+    assert torch.equal(scored.scores.counter.counts, torch.tensor([1, 1, 0]))

@@ -1,4 +1,4 @@
-"""Our models as what is evaluated, beside the predictor that brings everything to full size."""
+"""Our models in an evaluation, against the predictor that brings everything to full size."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from efficientsam_pl.evaluation.interfaces import (
     PromptableImage,
     PromptableModel,
 )
+from efficientsam_pl.evaluation.metrics import reachable
 from efficientsam_pl.evaluation.metrics.reachable import grid_ious
 from efficientsam_pl.evaluation.protocols.base import EvalContext, InstanceResult
 from efficientsam_pl.evaluation.protocols.detector_boxes import fitting
@@ -74,11 +75,11 @@ def with_all(count: int) -> ImagePrompts:
 
 
 @pytest.mark.parametrize("make", [clicks, with_all])
-def test_every_token_answers_as_through_the_predictor(
+def test_every_token_candidates_as_through_the_predictor(
     make: object, model: Segmenter, image: np.ndarray
 ) -> None:
     prompts = make(9)
-    answers = EvaluatorModel(model).embed(image).ask(prompts)
+    candidates = EvaluatorModel(model).embed(image).predict(prompts)
     embedded = Predictor(model).embed(image)
     given = {
         "points": prompts.points_xy,
@@ -89,21 +90,21 @@ def test_every_token_answers_as_through_the_predictor(
     given = {name: None if x is None else x.numpy() for name, x in given.items()}
     single, several = (embedded.predict(**given, single_mask=one) for one in (True, False))
     masks = torch.cat([single.masks, several.masks], dim=1).numpy()
-    torch.testing.assert_close(answers.iou, torch.cat([single.iou, several.iou], dim=1))
+    torch.testing.assert_close(candidates.iou, torch.cat([single.iou, several.iou], dim=1))
     logits = torch.cat([single.low_res_logits, several.low_res_logits], dim=1)
     for k in range(4):
         chosen = torch.full((9,), k)
-        torch.testing.assert_close(answers.logits(chosen), logits[:, k], rtol=1e-4, atol=1e-5)
-        for found, mask in zip(answers.masks(chosen), masks[:, k], strict=True):
+        torch.testing.assert_close(candidates.logits(chosen), logits[:, k], rtol=1e-4, atol=1e-5)
+        for found, mask in zip(candidates.masks(chosen), masks[:, k], strict=True):
             # a rounding may turn a pixel over
             assert (rle.decode(found) ^ mask).sum() <= 1e-3 * mask.size
 
 
-def test_it_is_what_evaluation_asks_for(model: Segmenter, image: np.ndarray) -> None:
+def test_it_fulfils_the_interface(model: Segmenter, image: np.ndarray) -> None:
     segmenter = EvaluatorModel(model)
     assert isinstance(segmenter, PromptableModel)
     assert isinstance(segmenter.embed(image), PromptableImage)
-    assert isinstance(segmenter.embed(image).ask(clicks(1)), MaskCandidates)
+    assert isinstance(segmenter.embed(image).predict(clicks(1)), MaskCandidates)
     assert (segmenter.negative_clicks, segmenter.mask_prompts) == (True, True)
 
 
@@ -121,21 +122,21 @@ def instances(count: int) -> list[Instance]:
 
 
 @pytest.mark.parametrize("name", ["box", "click_random_3", "click_center", "click_iterative_3"])
-def test_answers_are_the_same_to_the_last_bit(
+def test_results_are_the_same_to_the_last_bit(
     name: str, model: Segmenter, image: np.ndarray
 ) -> None:
-    """However many are asked together, in whatever order."""
-    segmenter, asked = EvaluatorModel(model), instances(11)
+    """However many are predicted together, in whatever order."""
+    segmenter, objects = EvaluatorModel(model), instances(11)
     photo = segmenter.embed(image)
     order = np.random.default_rng(1).permutation(11)
 
     def found(at_once: int, some: list[Instance]) -> list[InstanceResult]:
-        context = EvalContext(segmenter=segmenter, photo=photo, key="1", at_once=at_once)
-        return protocol(name).ask(context, some)
+        context = EvalContext(model=segmenter, image=photo, key="1", prompts_at_once=at_once)
+        return protocol(name).predict(context, some)
 
-    expected = found(64, asked)
-    assert found(1, asked) == expected
-    mixed = found(7, [asked[i] for i in order])
+    expected = found(64, objects)
+    assert found(1, objects) == expected
+    mixed = found(7, [objects[i] for i in order])
     assert [mixed[place] for place in np.argsort(order)] == expected
     assert len({one.score for one in expected}) == 11
 
@@ -153,38 +154,38 @@ def test_the_decoder_sees_one_shape(
 
     monkeypatch.setattr(Segmenter, "decode", watched)
     photo = EvaluatorModel(model, at_once=5).embed(image)
-    assert len(photo.ask(clicks(11)).iou) == 11
-    photo.ask(clicks(2))
+    assert len(photo.predict(clicks(11)).iou) == 11
+    photo.predict(clicks(2))
     assert seen == [(1, 5, 2)] * 4
 
 
 def test_little_memory_gives_the_same_masks(
     model: Segmenter, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = EvaluatorModel(model).embed(image).ask(clicks(9))
-    expected = answers.masks(torch.full((9,), 2))
+    candidates = EvaluatorModel(model).embed(image).predict(clicks(9))
+    expected = candidates.masks(torch.full((9,), 2))
     monkeypatch.setattr(evaluator_adapter, "_FLOATS", 1)
-    assert answers.masks(torch.full((9,), 2)) == expected
+    assert candidates.masks(torch.full((9,), 2)) == expected
 
 
 def test_prompts_that_the_model_does_not_know_are_refused(image: np.ndarray) -> None:
     known = PromptEncoderConfig(max_points=6)
     photo = EvaluatorModel(Segmenter(replace(CONFIG, prompts=known))).embed(image)
     with pytest.raises(PromptError, match="label 0 needs negative clicks"):
-        photo.ask(clicks(3))
+        photo.predict(clicks(3))
     positive = replace(clicks(3), labels=torch.ones(3, 2, dtype=torch.long))
     with pytest.raises(PromptError, match="no mask prompts"):
-        photo.ask(replace(positive, mask_logits=torch.zeros(3, 16, 16)))
+        photo.predict(replace(positive, mask_logits=torch.zeros(3, 16, 16)))
     many = ImagePrompts(torch.zeros(1, 7, 2), torch.ones(1, 7, dtype=torch.long))
     with pytest.raises(PromptError, match=r"7 points in a prompt .* at most 6"):
-        photo.ask(many)
+        photo.predict(many)
     with pytest.raises(PromptError, match="no prompt"):
-        photo.ask(ImagePrompts(torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.long)))
+        photo.predict(ImagePrompts(torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.long)))
     with pytest.raises(UserError, match="at_once=0"):
         EvaluatorModel(photo.embedded.model, at_once=0)
 
 
-def smooth_answers(count: int, resize: Resize, roughness: int) -> ModelCandidates:
+def smooth_candidates(count: int, resize: Resize, roughness: int) -> ModelCandidates:
     """Blobs, of which the candidates of a prompt are more or less alike."""
     draw = torch.Generator().manual_seed(roughness)
     coarse = torch.randn(count, 1, roughness, roughness, generator=draw)
@@ -213,9 +214,9 @@ def test_the_box_is_fitted_as_among_all_masks_at_full_size(
     resize = Resize.fit(image_hw, 128, rule)
     pixels = random_pixels(20, image_hw)
     for roughness in (2, 8):
-        answers = smooth_answers(20, resize, roughness)
-        found = answers.fitting(pixels)
-        assert torch.equal(found, fitting(answers, pixels, image_hw))
+        candidates = smooth_candidates(20, resize, roughness)
+        found = candidates.fitting(pixels)
+        assert torch.equal(found, fitting(candidates, pixels, image_hw))
         assert len(set(found.tolist())) == 3
 
 
@@ -223,9 +224,9 @@ def test_of_equal_candidates_the_first_is_chosen() -> None:
     resize = Resize.fit((64, 64), 128, "squash")
     logits = torch.full((1, 4, 32, 32), -5.0)
     logits[:, 2:, 8:16, 8:16] = 5.0
-    answers = ModelCandidates(logits, torch.rand(1, 4), resize)
-    assert answers.fitting(np.array([[16, 16, 32, 32]])).tolist() == [2]
-    assert answers.fitting(np.array([[50, 50, 60, 60]])).tolist() == [1]
+    candidates = ModelCandidates(logits, torch.rand(1, 4), resize)
+    assert candidates.fitting(np.array([[16, 16, 32, 32]])).tolist() == [2]
+    assert candidates.fitting(np.array([[50, 50, 60, 60]])).tolist() == [1]
 
 
 def test_the_grid_is_that_of_the_decoders_logits(model: Segmenter, image: np.ndarray) -> None:
@@ -236,7 +237,35 @@ def test_the_grid_is_that_of_the_decoders_logits(model: Segmenter, image: np.nda
     found = photo.grid_ious(truth)
     resize = Resize.fit((HEIGHT, WIDTH), 64, model.config.resize)
     points = torch.full((1, 1, 2), 20.0)
-    logits = photo.ask(ImagePrompts(points, torch.ones(1, 1, dtype=torch.int64))).low_res_logits
+    logits = photo.predict(ImagePrompts(points, torch.ones(1, 1, dtype=torch.int64))).low_res_logits
     expected = grid_ious(truth, resize, logits.shape[-1])
     assert found.reachable.tolist() == expected.reachable.tolist()
     assert found.filled_box.tolist() == expected.filled_box.tolist()
+
+
+def test_values_of_the_grid_are_computed_at_the_first_evaluation_alone(
+    model: Segmenter, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    whole = reachable.grid_ious
+    monkeypatch.setattr(reachable, "grid_ious", lambda *given: (calls.append(1), whole(*given))[1])
+    cached = EvaluatorModel(model, grid_values=reachable.GridIouCache())
+    truth = [one.mask for one in instances(3)]
+    found = [cached.embed(image).grid_ious(truth) for _ in range(3)]
+    assert len(calls) == 1
+    plain = whole(truth, Resize.fit((HEIGHT, WIDTH), 64, model.config.resize), 16)
+    for values in found:
+        assert values.reachable.tolist() == plain.reachable.tolist()
+
+
+def test_bf16_computes_by_autocast(model: Segmenter, image: np.ndarray) -> None:
+    exact, rounded = (EvaluatorModel(model, precision=name) for name in ("fp32", "bf16"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = Predictor(model).embed(image).features
+    embedded = rounded.embed(image)
+    assert torch.equal(embedded.embedded.features, features)
+    low = embedded.predict(clicks(3)).low_res_logits
+    high = exact.embed(image).predict(clicks(3)).low_res_logits
+    assert low.dtype == torch.float32
+    assert not torch.equal(low, high)
+    torch.testing.assert_close(low, high, rtol=0.1, atol=0.1)

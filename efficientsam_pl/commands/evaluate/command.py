@@ -1,7 +1,7 @@
 """`efficientsam evaluate`: mIoU by named protocols and AP with a detector's boxes.
 
-Any number of ranks share the photos, each photo by its place alone, and meet in a folder of files;
-a killed evaluation goes on where it was. The rank that ends last writes the result.
+Any number of ranks share the images by their places, and meet in a folder of files; a killed
+evaluation continues where it stopped. The rank that ends last writes the result.
 """
 
 import os
@@ -43,12 +43,12 @@ from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.plural import counted
 from efficientsam_pl.structures import CorruptSample
 
-_DECODERS, _AHEAD = 2, 6  # threads that decode photos, and photos that may wait
+_DECODERS, _AHEAD = 2, 6  # threads that decode images, and decoded images in memory
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What a rank does, and where."""
+    """The work of a rank."""
 
     config: EvaluateConfig
     photos: EvaluationSet
@@ -59,7 +59,7 @@ class _Work:
 
 
 def run(config: EvaluateConfig) -> None:
-    """Evaluates what the config names: a model, or a baseline."""
+    """Evaluate the model or the baseline that the config names."""
     device = _device(config)
     if config.baseline != "none":
         baseline = FilledBox() if config.baseline == "filled_box" else GroundTruth()
@@ -69,38 +69,39 @@ def run(config: EvaluateConfig) -> None:
     name, weights = config.model.name, config.model.weights
     assert weights is not None, "it is among the config's needs"
     model = load_model(name, weights).to(device)
-    told = {
+    about: dict[str, Any] = {
         "name": name if name in NAMED else Path(name or weights).stem,
         "weights_sha256": weights_sha256(weights),
         "resize": f"{model.config.resize} {model.config.encoder.image_size}",
+        "precision": config.precision,
         "config": as_dict(model.config),
     }
-    evaluate(config, EvaluatorModel(model), told)
+    evaluate(config, EvaluatorModel(model, precision=config.precision), about)
 
 
 def evaluate(
-    config: EvaluateConfig, segmenter: PromptableModel, about: Mapping[str, Any]
+    config: EvaluateConfig, model: PromptableModel, about: Mapping[str, Any]
 ) -> Path | None:
-    """Evaluates any segmenter.
+    """Evaluate any promptable model.
 
     Args:
-        config: What is asked, about which photos; its model and accelerator are not looked at.
-        segmenter: Who is asked.
-        about: What the result says of it: a `name`, and whatever tells it from others, such as
-            `weights_sha256` and `resize`.
+        config: Protocols and images; its model, accelerator and precision are not used.
+        model: The model.
+        about: The description of the model in the result: a `name`, and whatever distinguishes it
+            from others, such as `weights_sha256` and `resize`.
 
     Returns:
-        The result's file; None where other ranks still have photos to ask about.
+        The result's file; None where other ranks have images left.
 
     Raises:
-        UserError: What is named cannot be used, or another evaluation's photos are in the way.
-        SavedAndStopped: It was asked to stop; the same again goes on.
+        UserError: A file cannot be used, or the folder holds another evaluation's records.
+        SavedAndStopped: On a request to stop; the same command continues.
     """
     requests, begun = catch_signals(), time.monotonic()
     try:
         photos = open_set(config)
         evaluator = ImageEvaluator(
-            segmenter=segmenter,
+            model=model,
             protocols=tuple(map(protocol, config.protocols)),
             boxes=None
             if photos.detections is None
@@ -116,16 +117,16 @@ def evaluate(
         parts = ResultJournal(out.with_suffix(".parts"))
         parts.begin(settings_of(config, photos, evaluator, about), _start(), config.fresh)
         work = _Work(config, photos, evaluator, parts, launch(), requests)
-        _examine(work)
+        _score_images(work)
         return _merge(work, about, begun)
     finally:
         requests.restore_handlers()
 
 
-def _examine(work: _Work) -> None:
-    """Asks about this rank's photos that nobody has asked about yet."""
+def _score_images(work: _Work) -> None:
+    """Score those of this rank's images that have no record yet."""
     finished, numbers = work.parts.finished(), work.photos.numbers
-    _tell_torn(work, finished)
+    _warn_torn(work, finished)
     done, world = finished.whole(), work.rank.nodes * work.rank.ranks_per_node
     mine = [p for p in range(work.rank.rank, len(numbers), world) if numbers[p] not in done]
     ready = prefetch(work.photos.photos.read, mine, _DECODERS, _AHEAD)
@@ -139,7 +140,7 @@ def _examine(work: _Work) -> None:
                 record = ImageRecord(number, damage=(read.kind, name_of(read), read.detail))
             else:
                 boxes = work.photos.boxes(number)
-                record = work.evaluator.record(number, read.image, read.about, boxes)
+                record = work.evaluator.evaluate(number, read.image, read.about, boxes)
             if writer.add(record) and work.rank.rank == 0:
                 note_progress(len(done) + count)
             if work.requests.strongest is not Request.NONE and count < len(mine):
@@ -148,7 +149,7 @@ def _examine(work: _Work) -> None:
 
 
 def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
-    """Writes the result, if all photos are there and no other rank of this start has."""
+    """Write the result, if every image has a record and no other rank of this start has done it."""
     out, start = Path(work.config.out), _start()
     with work.parts.merging():
         finished = work.parts.finished()
@@ -179,30 +180,30 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
 
 
 def _stop(work: _Work, done: int) -> None:
-    """Ends a rank that was asked to, and has SLURM start the job again where it asked.
+    """Stop a rank on request, and requeue its SLURM job if the request says so.
 
     Raises:
-        SavedAndStopped: The same command goes on.
-        RuntimeError: SLURM would not start the job again.
+        SavedAndStopped: The same command continues.
+        RuntimeError: SLURM refused to requeue the job.
     """
-    asked, job = work.requests.strongest, work.rank.job
+    request, job = work.requests.strongest, work.rank.job
     every = counted(len(work.photos.numbers), "photo")
-    told = f"{done} of {every} are done; stopped, since {asked.reason()}"
-    if asked is Request.SIGINT:
-        told += "; the same command continues"
-    if job is None or not asked.requeues():
-        raise SavedAndStopped(told, asked.exit_code())
+    message = f"{done} of {every} are done; stopped, since {request.reason()}"
+    if request is Request.SIGINT:
+        message += "; the same command continues"
+    if job is None or not request.requeues():
+        raise SavedAndStopped(message, request.exit_code())
     with work.parts.merging():  # one rank asks for all: the request ends this start of the job
         mark = f"requeued {job} {work.rank.restarts}"
         why_not = "" if work.parts.mark() == mark else requeue(job)
         if why_not:
-            raise RuntimeError(f"{told}, but job {job} could not be requeued: {why_not}")
+            raise RuntimeError(f"{message}, but job {job} could not be requeued: {why_not}")
         work.parts.set_mark(mark)
-    raise SavedAndStopped(f"{told}; job {job} is requeued")
+    raise SavedAndStopped(f"{message}; job {job} is requeued")
 
 
 def _start() -> str:
-    """A name for this start of all ranks, the same on each of them."""
+    """Name this start of all ranks, alike on each of them."""
     rank = launch()
     if rank.kind == "slurm":
         return f"slurm {rank.job}.{os.environ['SLURM_STEP_ID']}"
@@ -214,19 +215,19 @@ def _start() -> str:
     return f"process {platform.node()} {os.getpid()}"
 
 
-def _tell_torn(work: _Work, finished: Finished) -> None:
+def _warn_torn(work: _Work, finished: Finished) -> None:
     for name, lines in finished.torn.items():
-        own = name == f"rank-{work.rank.rank}.jsonl"
-        if own or (work.rank.rank == 0 and not _written_now(name, work.rank)):
+        mine = name == f"rank-{work.rank.rank}.jsonl"
+        if mine or (work.rank.rank == 0 and not _written_now(name, work.rank)):
             print(
-                f"{work.parts.folder / name}: {counted(lines, 'line')} that a kill has torn; "
-                "what they told is asked again",
+                f"{work.parts.folder / name}: {counted(lines, 'line')} that a kill cut short; "
+                "their images are scored again",
                 file=sys.stderr,
             )
 
 
 def _written_now(name: str, rank: Launch) -> bool:
-    """Whether another rank of this start may be writing the file at this moment."""
+    """Return whether another rank of this start may be writing the file at this moment."""
     return name in {f"rank-{other}.jsonl" for other in range(rank.nodes * rank.ranks_per_node)}
 
 

@@ -42,6 +42,7 @@ class EvaluateConfig:
     photos: int | None = None  # the first so many; None: all
     seed: int = 0  # of the clicks
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where there is one
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the computation, as trainer.precision
     # the result, a .json file; photos that are done lie in a folder beside it, evaluation.parts/
     out: str = path("evaluation.json", written="file")
     fresh: bool = False  # throw away photos that are done
@@ -58,6 +59,10 @@ class EvaluateConfig:
         self._check_set()
         if not self.detector.results:
             refuse_unused(self, "without detector.results=", "detector.rule")
+        if self.baseline != "none" and self.precision != "fp32":
+            raise ValueError(
+                f"precision={self.precision} has no effect with baseline={self.baseline}"
+            )
         if self.baseline != "none" and self.model.weights:
             raise ValueError(
                 f"baseline={self.baseline} stands instead of a model, not beside "

@@ -1,4 +1,4 @@
-"""The photos that an evaluation asks about, and what a detector found in them."""
+"""The images of an evaluation and the detections in them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,9 +27,9 @@ from efficientsam_pl.structures import CorruptSample, InstanceImage
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Photos in a fixed order, which ranks share out by place.
+    """Images in a fixed order, which ranks share by place.
 
-    `numbers` tell them apart. Of COCO and LVIS `annotated` is the set, else `shards` is.
+    `numbers` identify them. `annotated` is the set of COCO and LVIS, else `shards` is.
     """
 
     kind: str
@@ -42,49 +42,49 @@ class EvaluationSet:
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """COCO's or LVIS's."""
+        """COCO's or LVIS's categories."""
         return () if self.annotated is None else self.annotated.categories
 
     def about(self, number: int) -> InstanceImage:
-        """The annotations of a photo that could be read."""
+        """Return the annotations of an image that could be read."""
         if isinstance(self.photos, PackedImages):
             return self.photos.annotations(number)
-        assert self.annotated is not None, "what does not lie in shards is an annotated set"
+        assert self.annotated is not None, "a set is packed or annotated"
         return self.annotated.images[self.places[number]]
 
     def boxes(self, number: int) -> tuple[Detection, ...]:
-        """What the detector found in a photo."""
+        """Return the detector's boxes in an image."""
         return () if self.detections is None else self.detections.get(number, ())
 
     def damage(self) -> list[tuple[str, str, str]]:
-        """What of the set cannot be used, by kind, name and detail; later finds aside."""
+        """List corrupt samples that are known at the start, by kind, name and detail."""
         return [(one.kind, name_of(one), one.detail) for one in self.photos.corrupt]
 
     def identity(self) -> dict[str, Any]:
-        """Files as they lie here, by their hashes: an evaluation may go on with no others."""
-        told: dict[str, Any] = {"kind": self.kind, "photos": len(self.numbers)}
+        """Hash the files: an evaluation can be continued with the same ones only."""
+        hashes: dict[str, Any] = {"kind": self.kind, "photos": len(self.numbers)}
         if self.annotated is not None:
-            told["annotations_sha256"] = self.annotated.sha256
+            hashes["annotations_sha256"] = self.annotated.sha256
         if self.shards is not None:
-            told["shards_sha256"] = shards_sha256(self.shards)
+            hashes["shards_sha256"] = shards_sha256(self.shards)
         if self.detections is not None:
-            told["detector_sha256"] = self.detections.sha256
-        return told
+            hashes["detector_sha256"] = self.detections.sha256
+        return hashes
 
     def content(self) -> str:
-        """A sha256 of what is asked about, whatever the order in a file."""
+        """Hash the annotations in any order."""
         if self.shards is not None:
             return shards_sha256(self.shards)
         return images_sha256(map(self.about, self.numbers))
 
 
 def name_of(damage: CorruptSample) -> str:
-    """What is damaged, without the folder in which it lies."""
+    """Name a corrupt sample without its folder."""
     return f"{Path(damage.shard).name} {damage.key}".strip()
 
 
 def open_set(config: EvaluateConfig) -> EvaluationSet:
-    """The set that a config names.
+    """Open the set that a config names.
 
     Raises:
         UserError: One of its files is missing, or none of its kind.
@@ -98,14 +98,14 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
     assert config.images is not None, "it is among the config's needs"
     annotated = read_instances(config.annotations, config.images, config.kind)
     ids = annotated.images.ids
-    found = None
+    detections = None
     if config.detector.results is not None:
-        found = read_detections(config.detector.results, annotated)
+        detections = read_detections(config.detector.results, annotated)
     return EvaluationSet(
         config.kind,
         ImageFiles(annotated.images, ids, annotated.corrupt),
         ids[: config.photos],
         annotated=annotated,
-        detections=found,
+        detections=detections,
         places={number: place for place, number in enumerate(ids)},
     )

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, beside its result."""
+"""Plots of an evaluation, next to its result."""
 
 from pathlib import Path
 
@@ -11,18 +11,19 @@ from efficientsam_pl.visualization.evaluation_plots import iou_histogram, precis
 
 
 def draw(merged: Merged, out: Path) -> None:
-    """Draws `OUT_iou` and, where there is AP, `OUT_precision`.
+    """Draw `OUT_iou` and, where there is AP, `OUT_precision`.
 
     Args:
-        merged: What is drawn.
-        out: Of the result, OUT.json.
+        merged: The result and its values.
+        out: The result's file, OUT.json.
     """
-    told = merged.result
-    name = f"{told.model['name']} on {told.data['kind']}, {counted(told.counts['photos'], 'photo')}"
+    result = merged.result
+    images = counted(result.counts["photos"], "photo")
+    name = f"{result.model['name']} on {result.data['kind']}, {images}"
     ious = {protocol: np.array(values) for protocol, values in merged.ious.items()}
     if ious:
         iou_histogram(name, ious).write(out.with_name(f"{out.stem}_iou"))
     if merged.overlaps:
-        found = curves(matched(merged.overlaps), merged.categories)
-        drawn = precision_recall(name, found.precision[:, 0], THRESHOLDS, RECALLS)
-        drawn.write(out.with_name(f"{out.stem}_precision"))
+        curve = curves(matched(merged.overlaps), merged.categories)
+        plot = precision_recall(name, curve.precision[:, 0], THRESHOLDS, RECALLS)
+        plot.write(out.with_name(f"{out.stem}_precision"))

@@ -1,4 +1,4 @@
-"""An evaluation's photos as one result: numbers, counts, and all that they depend on."""
+"""The result of an evaluation: numbers, counts, and everything that they depend on."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from efficientsam_pl.evaluation.metrics.overlaps import (
     coco_overlaps,
     lvis_overlaps,
 )
-from efficientsam_pl.evaluation.protocols.base import askable
+from efficientsam_pl.evaluation.protocols.base import promptable_instances
 from efficientsam_pl.evaluation.results.description import described
 from efficientsam_pl.evaluation.results.journal import Finished
 from efficientsam_pl.evaluation.results.record import ImageRecord
@@ -31,7 +31,7 @@ _PROGRAMS = ("efficientsam_pl", "torch", "numpy", "pycocotools")
 
 @dataclass(frozen=True)
 class RunNotes:
-    """What differs between two runs of one evaluation."""
+    """Facts that may differ between two runs of one evaluation."""
 
     seconds: float  # of this start
     ranks: int
@@ -45,7 +45,7 @@ def settings_of(
     evaluator: ImageEvaluator,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that decides the numbers: photos of an evaluation with other settings are no use."""
+    """Collect what decides the numbers: records made with other settings cannot be reused."""
     return {
         "model": dict(about),
         "data": photos.identity(),
@@ -57,7 +57,7 @@ def settings_of(
 
 @dataclass(frozen=True)
 class Merged:
-    """A result, and what its pictures are drawn of."""
+    """A result, and the values that its plots show."""
 
     result: Result
     ious: dict[str, list[float]]
@@ -73,7 +73,7 @@ def merged(
     about: Mapping[str, Any],
     notes: RunNotes,
 ) -> Merged:
-    """The result of photos that are all done, in the order of their numbers."""
+    """Merge the records of all images, in the order of their numbers."""
     tally = Tally(one.name for one in evaluator.protocols)
     wanted, overlaps = frozenset(photos.numbers), []
     damage = photos.damage()
@@ -106,15 +106,15 @@ def merged(
 
 
 def summary(result: Result) -> str:
-    """The result in a sentence."""
+    """Summarize the result in a sentence."""
     counts = result.counts
-    told = (
+    message = (
         f"{counted(counts['photos'], 'photo')}, {counted(counts['instances'], 'instance')} "
         f"({counted(counts['skipped_crowds'], 'crowd')} and "
         f"{counted(counts['skipped_empty'], 'empty one')} skipped), "
         f"{len(result.damaged)} damaged{_kinds(result)}: "
     )
-    return told + ", ".join(_told(name, numbers) for name, numbers in result.numbers.items())
+    return message + ", ".join(_text(name, numbers) for name, numbers in result.numbers.items())
 
 
 def _kinds(result: Result) -> str:
@@ -122,32 +122,34 @@ def _kinds(result: Result) -> str:
     return f" ({', '.join(f'{kind}: {count}' for kind, count in kinds.items())})" if kinds else ""
 
 
-def _told(name: str, numbers: Mapping[str, Any]) -> str:
+def _text(name: str, numbers: Mapping[str, Any]) -> str:
     ap = f"{name} AP {numbers['ap']['ap']:.4f}" if "ap" in numbers else ""
     if "miou" not in numbers:
         return ap
-    told = f"{name} mIoU {_shown(numbers['miou']['all'])}"
+    text = f"{name} mIoU {_format(numbers['miou']['all'])}"
     if "filled_box_miou" in numbers:
-        told += f" (filling the box {_shown(numbers['filled_box_miou']['all'])})"
-    return f"{told}, {ap}" if ap else told
+        text += f" (filling the box {_format(numbers['filled_box_miou']['all'])})"
+    return f"{text}, {ap}" if ap else text
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "of nothing" if value is None else f"{value:.4f}"
 
 
 def _overlaps(photos: EvaluationSet, record: ImageRecord) -> ImageOverlaps:
-    """What a photo's detections overlap."""
-    about, found = photos.about(record.photo), record.detections
+    """Compute the overlaps of an image's detections."""
+    about, detections = photos.about(record.photo), record.detections
     masks = PredictedMasks(
-        [one.category_id for one in found],
-        [one.mask for one in found],
-        [one.score for one in found],
+        [detection.category_id for detection in detections],
+        [detection.mask for detection in detections],
+        [detection.score for detection in detections],
     )
     if photos.kind == "lvis":
         return lvis_overlaps(about, masks)
-    if photos.kind == "shards":  # crowds have not been asked for
-        about = replace(about, instances=tuple(askable(about.instances)[0]))
+    if photos.kind == "shards":  # crowds are not scored
+        # equal scores rank in the order of the set, as in training
+        instances = tuple(promptable_instances(about.instances)[0])
+        about = replace(about, id=record.photo, instances=instances)
     return coco_overlaps(about, masks)
 
 
@@ -159,17 +161,17 @@ def _average_precision(photos: EvaluationSet, overlaps: list[ImageOverlaps]) -> 
 
 
 def _data(photos: EvaluationSet) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    data: dict[str, Any] = {
         "kind": photos.kind,
         "photos": len(photos.numbers),
         "sha256": photos.content(),
     }
     if photos.detections is not None:
-        told["detections"] = {
+        data["detections"] = {
             "left_out": dict(photos.detections.left_out),
             "clipped": photos.detections.clipped,
         }
-    return told
+    return data
 
 
 def _run(config: EvaluateConfig, photos: EvaluationSet, notes: RunNotes) -> dict[str, Any]:
@@ -183,17 +185,16 @@ def _run(config: EvaluateConfig, photos: EvaluationSet, notes: RunNotes) -> dict
 
 
 def _protocols(photos: EvaluationSet, evaluator: ImageEvaluator) -> dict[str, dict[str, Any]]:
-    told = {
-        one.name: described(one.name, evaluator.segmenter.mask_prompts)
-        for one in evaluator.protocols
+    protocols = {
+        one.name: described(one.name, evaluator.model.mask_prompts) for one in evaluator.protocols
     }
     if evaluator.boxes is not None and photos.detections is not None:
-        told["detector_boxes"] = described("detector_boxes", False) | {
+        protocols["detector_boxes"] = described("detector_boxes", False) | {
             "mask_rule": evaluator.boxes.rule,
             "second_pass": evaluator.boxes.passes == 2,
             "detector_sha256": photos.detections.sha256,
         }
-    return told
+    return protocols
 
 
 def _paths(config: EvaluateConfig) -> dict[str, str]:

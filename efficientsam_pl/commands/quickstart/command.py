@@ -28,7 +28,7 @@ from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.image_files import save_image
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.training_protocols import random_clicks
+from efficientsam_pl.evaluation.protocols.clicks import random_clicks
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.plural import counted
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
@@ -277,7 +277,7 @@ def _predict_one(out: Path, weights: Path) -> Example:
             npz=None,
         )
     )
-    [[[x, y]]] = random_clicks(image.key, largest[:1], 0, seed=0).tolist()
+    [[[x, y]]] = random_clicks(image.key, [0], largest[:1], seed=0).tolist()
     return Example(file, (int(x), int(y)))
 
 

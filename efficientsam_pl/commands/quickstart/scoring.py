@@ -1,15 +1,22 @@
-"""The quickstart's scores: a split before and after training, beside what needs no model."""
+"""Scores of the quickstart: a split before and after training, and the bounds without a model."""
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-from efficientsam_pl.commands.shard_scores import score
+from rich.progress import track
+
+from efficientsam_pl.data.datasets.image_sources import PackedImages
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.prompt_metrics import Scores, SizeScores
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.evaluator import validation_evaluator
+from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores, SizeScores
+from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.structures import CorruptSample
 
 
 @dataclass(frozen=True)
@@ -31,17 +38,30 @@ def score_split(
         seed: Of the clicks.
         most: Images that are scored, the first ones; None: all.
     """
-    untrained, trained = (
-        score(model, open_shards(pattern), seed, images=most)[0] for model in models
-    )
+    untrained, trained = (_score(model, pattern, seed, most) for model in models)
     return Split(untrained, trained)
 
 
+def _score(model: Segmenter, pattern: str, seed: int, most: int | None) -> Scores:
+    """Score a model as the validation of training does."""
+    images, config = PackedImages(open_shards(pattern)), ValidationConfig(clicks=(1,))
+    evaluator = validation_evaluator(EvaluatorModel(model), config, seed)
+    scores = ImageScores(config)
+    places = images.numbers[:most]
+    for place in track(places, "Scoring", transient=True, disable=not sys.stdout.isatty()):
+        read = images.read(place)
+        if isinstance(read, CorruptSample):
+            scores.add_damaged(1)
+        else:
+            scores.add(evaluator.evaluate(place, read.image, read.about), read.about)
+    return scores.compute()
+
+
 def split_metrics(split: Split) -> dict[str, Any]:
-    """The numbers of `metrics.json` for one split; null where a size has no masks."""
+    """Collect the numbers of `metrics.json` for one split; null where a size has no masks."""
     sizes = {
-        name: _prompts(split.untrained.by_size[name], own) | {"masks": own.masks}
-        for name, own in split.trained.by_size.items()
+        name: _prompts(split.untrained.by_size[name], part) | {"masks": part.masks}
+        for name, part in split.trained.by_size.items()
     }
     return {**_prompts(split.untrained, split.trained), "by_size": sizes}
 

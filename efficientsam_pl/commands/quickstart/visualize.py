@@ -14,7 +14,7 @@ from PIL import Image
 
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.shards import open_shards
-from efficientsam_pl.evaluation.training_protocols import random_clicks
+from efficientsam_pl.evaluation.protocols.clicks import random_clicks
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import Rle, area, box_xyxy, decode, encode_many, pair_iou
@@ -109,7 +109,7 @@ def _example(
         prompts = [DrawnPrompt((), (), box) for box in boxes]
         prediction, title = embedded.predict(boxes=boxes), "a box for each"
     else:
-        points = random_clicks(image.key, rles, 0, seed=0)
+        points = random_clicks(image.key, range(len(rles)), rles, seed=0)
         labels = np.full(points.shape[:2], int(Label.POSITIVE))
         prompts = [DrawnPrompt((tuple(p[0]),), (1,), None) for p in points.tolist()]
         prediction = embedded.predict(points=points, labels=labels)

@@ -8,76 +8,68 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float, UInt8
-from numpy import ndarray
+from jaxtyping import Float
 from torch import Tensor
 
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
+from efficientsam_pl.data.datasets.image_sources import instance_image
 from efficientsam_pl.data.datasets.masks import Frame
-from efficientsam_pl.data.mask_sampling import evaluable_masks, nonempty_masks
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import decode_annotated
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.rle import Rle
-from efficientsam_pl.structures import CorruptSample, ScoringBatch
+from efficientsam_pl.structures import CorruptSample, InstanceImage, ScoringBatch
 
 
 @dataclass(frozen=True)
 class PreparedScoring:
-    """One image with its masks; `image` is None for padding and corrupt samples."""
+    """One image; without `annotations` padding or a corrupt sample, which is black."""
 
     key: str
-    image: Float[Tensor, "3 s s"] | None
-    resize: Resize
-    truth: tuple[Rle, ...] = ()
+    number: int
+    image: Float[Tensor, "3 s s"]
+    content_hw: tuple[int, int]
+    annotations: InstanceImage | None = None
     corrupt: CorruptSample | None = None
 
 
-def prepare_eval_image(
-    files: dict[str, memoryview],
-) -> tuple[UInt8[ndarray, "h w 3"], tuple[Rle, ...]]:
-    """Decode an image at its stored size, with its masks that are no crowd and not empty.
-
-    Raises:
-        CorruptSampleError: One of its files is missing or cannot be used.
-    """
-    image, record = decode_annotated(files)
-    rles, _ = nonempty_masks(evaluable_masks(record.annotations))
-    return image, tuple(rles)
-
-
 class EvalDataset(SampleDataset[PreparedScoring]):
-    """Validation: an image resized as for prediction, in floats, with all masks to score."""
+    """Images for validation: resized as for prediction, in floats, with all masks to score."""
 
     def __init__(self, reader: SampleReader, to: Frame) -> None:
         super().__init__(reader, seed=0)  # nothing is drawn
         self._to = to
 
     def collate(self, samples: Sequence[PreparedScoring]) -> ScoringBatch:
-        """Collate the samples that `__getitems__` returns; a missing image is black."""
-        side = self._to.side
-        black = torch.zeros(3, side, side)
+        """Batch what `__getitems__` returns."""
         return ScoringBatch(
-            image=torch.stack([black if s.image is None else s.image for s in samples]),
-            content_hw=torch.tensor([s.resize.content_hw for s in samples]),
-            image_hw=tuple(s.resize.image_hw for s in samples),
-            truth=tuple(s.truth for s in samples),
-            valid=torch.tensor([s.image is not None for s in samples]),
-            key=tuple(s.key for s in samples),
-            corrupt=tuple(s.corrupt for s in samples if s.corrupt is not None),
+            image=torch.stack([sample.image for sample in samples]),
+            content_hw=torch.tensor([sample.content_hw for sample in samples]),
+            number=tuple(sample.number for sample in samples),
+            annotations=tuple(sample.annotations for sample in samples),
+            key=tuple(sample.key for sample in samples),
+            corrupt=tuple(sample.corrupt for sample in samples if sample.corrupt is not None),
         )
 
     def _prepared(self, sample_ref: SampleRef, read: ReadSample | None) -> PreparedScoring:
-        side, rule = self._to.side, self._to.rule
-        none = Resize.fit((side, side), side, rule)
-        if read is None:
-            return PreparedScoring("", None, none)
-        content, corrupt = catch_corrupt_sample(read, lambda: prepare_eval_image(read.files))
+        side = self._to.side
+        black = torch.zeros(3, side, side)
+        if read is None or sample_ref.sample is None:
+            return PreparedScoring("", -1, black, (side, side))
+        key = read.sample.key
+        content, corrupt = catch_corrupt_sample(read, lambda: self._content(read))
         if content is None:
-            return PreparedScoring(read.sample.key, None, none, corrupt=corrupt)
-        image, truth = content
-        resize = Resize.fit((image.shape[0], image.shape[1]), side, rule)
+            return PreparedScoring(key, sample_ref.sample, black, (side, side), corrupt=corrupt)
+        image, content_hw, annotations = content
+        return PreparedScoring(key, sample_ref.sample, image, content_hw, annotations)
+
+    def _content(
+        self, read: ReadSample
+    ) -> tuple[Float[Tensor, "3 s s"], tuple[int, int], InstanceImage]:
+        """Decode the image into the model's frame, and its annotations."""
+        image, record = decode_annotated(read.files)
+        annotations = instance_image(read.sample.key, record)
+        resize = Resize.fit(annotations.image_hw, self._to.side, self._to.rule)
         inside = resize.image_forward(image)
-        padding = (0, side - inside.shape[2], 0, side - inside.shape[1])
-        return PreparedScoring(read.sample.key, F.pad(inside, padding), resize, truth)
+        padding = (0, resize.side - inside.shape[2], 0, resize.side - inside.shape[1])
+        return F.pad(inside, padding), resize.content_hw, annotations

@@ -112,7 +112,7 @@ class PackedImages:
         shard, key = read.sample.shard, read.sample.key
         try:
             image, record = decode_annotated(read.files)
-            return LoadedImage(place, image, _about(key, record))
+            return LoadedImage(place, image, instance_image(key, record))
         except CorruptSampleError as error:
             return CorruptSample(shard, key, error.kind, error.detail)
 
@@ -125,7 +125,7 @@ class PackedImages:
         with self._lock:
             [read] = self._records.read([SampleRef(0, place)])
         assert read is not None, "no reference is padding"
-        return _about(read.sample.key, read_record(read.files))
+        return instance_image(read.sample.key, read_record(read.files))
 
 
 def images_sha256(images: Iterable[InstanceImage]) -> str:
@@ -184,7 +184,7 @@ def _canonical_json(annotated: InstanceImage) -> str:
     return json.dumps(content, sort_keys=True)
 
 
-def _about(key: str, record: Record) -> InstanceImage:
+def instance_image(key: str, record: Record) -> InstanceImage:
     """Convert a record to instances of one category, numbered by their positions in it.
 
     Raises:
@@ -195,9 +195,10 @@ def _about(key: str, record: Record) -> InstanceImage:
         run_lengths(rles)
     except ValueError as error:
         raise CorruptSampleError("bad mask", str(error)) from error
-    counted = areas(rles)  # a file may state an area that was measured before it was shrunk
+    pixels = areas(rles)  # a file may state an area that was measured before it was shrunk
     instances = tuple(
-        Instance(place, 1, annotation.rle, float(counted[place]), annotation.crowd)
+        Instance(place, 1, annotation.rle, float(pixels[place]), annotation.crowd)
         for place, annotation in enumerate(record.annotations)
     )
-    return InstanceImage(sample_key(0, 0, key), key, (record.height, record.width), instances)
+    image_hw = (record.height, record.width)
+    return InstanceImage(sample_key(0, 0, key), key, image_hw, instances, key=key)

@@ -1,6 +1,6 @@
-"""What every protocol shares: who is asked about which photo, and what was found.
+"""What every protocol shares: the context of an evaluation and the result of an instance.
 
-Axes: q prompts about one photo, k masks a prompt.
+Axes: q prompts on one image, k masks a prompt.
 """
 
 from __future__ import annotations
@@ -25,70 +25,74 @@ _PAIRS = 8  # masks that are compared at once: pycocotools compares each with ea
 
 @runtime_checkable
 class GroundTruthModel(Protocol):
-    """A photo of a baseline that answers with the truth, which nobody else is told."""
+    """An image of the baseline that predicts the truth; no other model sees it."""
 
-    def told(self, truth: Sequence[Rle]) -> PromptableImage:
-        """The same photo when the next prompts are about these masks, one a prompt."""
+    def with_truth(self, truth: Sequence[Rle]) -> PromptableImage:
+        """Return the image whose next prompts point at these masks, one a prompt."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
-    """Who is asked about which photo, and how.
+    """The model, an embedded image, and how it is prompted.
 
-    `at_once` prompts are asked together: it bounds memory and time, and changes no answer.
+    `prompts_at_once` bounds memory and time and changes no result. Without `oracle` only the masks
+    that the protocols choose are brought to the image's size, and `best_iou` is None.
     """
 
-    segmenter: PromptableModel
-    photo: PromptableImage
-    key: str  # of the photo in its set, such as its image id
+    model: PromptableModel
+    image: PromptableImage
+    key: str  # of the image in its set, for keyed random draws
     seed: int = 0
-    at_once: int = 32
+    prompts_at_once: int = 32
+    oracle: bool = True
 
-    def about(self, truth: Sequence[Rle]) -> PromptableImage:
-        """The photo to ask next, about these masks."""
-        return self.photo.told(truth) if isinstance(self.photo, GroundTruthModel) else self.photo
+    def image_for(self, truth: Sequence[Rle]) -> PromptableImage:
+        """Return the image to prompt next for these masks."""
+        if isinstance(self.image, GroundTruthModel):
+            return self.image.with_truth(truth)
+        return self.image
 
-    def parts(self, things: Sequence[T]) -> Iterator[Sequence[T]]:
-        """What is asked about, at most `at_once` of it together."""
-        for first in range(0, len(things), self.at_once):
-            yield things[first : first + self.at_once]
+    def chunks(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Yield the items in chunks of at most `prompts_at_once`."""
+        for first in range(0, len(items), self.prompts_at_once):
+            yield items[first : first + self.prompts_at_once]
 
 
 @dataclass(frozen=True)
 class InstanceResult:
-    """How one instance was found.
+    """Result for one instance.
 
-    `iou` is that of the mask that the protocol chose, without looking at the truth; `best_iou` is
-    the oracle's, of the best among the candidates and the chosen one; `score` is the IoU that the
-    segmenter expected of the chosen one.
+    `iou` is that of the mask that the protocol chooses without the truth; `best_iou` is the
+    oracle's, of the best among the candidates and the chosen one; `score` is the IoU that the model
+    predicts for the chosen one.
     """
 
     mask: Rle
     iou: float
-    best_iou: float
+    best_iou: float | None
     score: float
 
 
 @runtime_checkable
 class InstanceProtocol(Protocol):
-    """A named way to ask for annotated instances."""
+    """A named way to prompt for annotated instances."""
 
     @property
     def name(self) -> str:
-        """As in configs and results."""
+        """The name in configs and results."""
         ...
 
-    def check(self, segmenter: PromptableModel) -> None:
-        """Refuses a segmenter that does not know such prompts.
+    def check(self, model: PromptableModel) -> None:
+        """Refuse a model that does not accept the prompts.
 
         Raises:
             UserError: With the reason.
         """
         ...
 
-    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
-        """Asks for each of some `askable` instances of one photo; one answer each, in order.
+    def predict(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
+        """Predict each of some `promptable_instances` of one image; results in their order.
 
         Raises:
             UserError: As `check`.
@@ -96,49 +100,66 @@ class InstanceProtocol(Protocol):
         ...
 
 
-def askable(instances: Sequence[Instance]) -> tuple[list[Instance], dict[str, int]]:
-    """The instances that a prompt can mean, and how many were left out: "crowd", "zero_area".
+def promptable_instances(
+    instances: Sequence[Instance],
+) -> tuple[list[Instance], dict[str, int]]:
+    """Select the instances that a prompt can mean.
 
-    A crowd region is no one object. An instance without a pixel, or with a stated area of 0, has
-    no place to click. A crowd without a pixel counts as a crowd.
+    A crowd region is no single object. An instance without a pixel, or with a stated area of 0,
+    has no place to click. A crowd without a pixel counts as a crowd.
+
+    Returns:
+        The instances, and how many were left out: "crowd", "zero_area".
     """
     kept: list[Instance] = []
     skipped: Counter[str] = Counter({"crowd": 0, "zero_area": 0})
-    for one in instances:
-        if one.crowd:
+    for instance in instances:
+        if instance.crowd:
             skipped["crowd"] += 1
-        elif one.area <= 0 or area(one.mask) == 0:
+        elif instance.area <= 0 or area(instance.mask) == 0:
             skipped["zero_area"] += 1
         else:
-            kept.append(one)
+            kept.append(instance)
     return kept, dict(skipped)
 
 
-def best_candidate(answers: MaskCandidates) -> Int64[Tensor, "q"]:
-    """Of each prompt the candidate that is expected to be best; of equals the first."""
-    return answers.first_candidate + answers.iou[:, answers.first_candidate :].argmax(dim=1)
+def best_candidate(candidates: MaskCandidates) -> Int64[Tensor, "q"]:
+    """Choose the candidate with the highest predicted IoU; the first of equals."""
+    first = candidates.first_candidate
+    return first + candidates.iou[:, first:].argmax(dim=1)
 
 
-def instance_result(
-    answers: MaskCandidates, chosen: Int64[Tensor, "q"], truth: Sequence[Rle]
+def instance_results(
+    candidates: MaskCandidates,
+    chosen: Int64[Tensor, "q"],
+    truth: Sequence[Rle],
+    oracle: bool = True,
 ) -> list[InstanceResult]:
-    """The chosen masks beside the truth, and the oracle's choice."""
-    every = sorted({*range(answers.first_candidate, answers.iou.shape[1]), *chosen.tolist()})
-    masks = {k: answers.masks(torch.full_like(chosen, k)) for k in every}
-    ious = {k: ious_of(masks[k], truth) for k in every}
+    """Score the chosen masks, and with `oracle` the best candidates."""
+    scores = candidates.iou[torch.arange(len(chosen)), chosen].tolist()
+    if not oracle:
+        masks = candidates.masks(chosen)
+        ious = ious_of(masks, truth).tolist()
+        return [
+            InstanceResult(mask, iou, None, score)
+            for mask, iou, score in zip(masks, ious, scores, strict=True)
+        ]
+    tokens = sorted({*range(candidates.first_candidate, candidates.iou.shape[1]), *chosen.tolist()})
+    every = {k: candidates.masks(torch.full_like(chosen, k)) for k in tokens}
+    iou = {k: ious_of(every[k], truth) for k in tokens}
     return [
         InstanceResult(
-            mask=masks[k][place],
-            iou=float(ious[k][place]),
-            best_iou=float(max(ious[other][place] for other in every)),
-            score=float(answers.iou[place, k]),
+            mask=every[k][place],
+            iou=float(iou[k][place]),
+            best_iou=float(max(iou[token][place] for token in tokens)),
+            score=scores[place],
         )
         for place, k in enumerate(chosen.tolist())
     ]
 
 
 def ious_of(masks: Sequence[Rle], truth: Sequence[Rle]) -> Float[np.ndarray, "q"]:
-    """IoU of each mask with its truth."""
+    """Compute the IoU of each mask with its truth."""
     starts = range(0, len(masks), _PAIRS)
     parts = [pair_iou(masks[at : at + _PAIRS], truth[at : at + _PAIRS]) for at in starts]
     return np.concatenate([np.zeros(0), *parts])

@@ -1,4 +1,4 @@
-"""Clicks: uniform random ones, the centre, and corrections where the answer is wrong.
+"""Click protocols: uniform random clicks, the centre, and corrections of the error.
 
 Axes: q instances, n clicks.
 """
@@ -19,25 +19,24 @@ from efficientsam_pl.evaluation.protocols.base import (
     EvalContext,
     InstanceResult,
     best_candidate,
-    instance_result,
+    instance_results,
 )
 from efficientsam_pl.evaluation.protocols.error_centers import (
     ErrorCenters,
     centre_clicks,
     point_from_error_center,
 )
-from efficientsam_pl.evaluation.training_protocols import drawn_clicks
-from efficientsam_pl.keyed_random import sample_key
-from efficientsam_pl.rle import Rle
+from efficientsam_pl.keyed_random import sample_key, uniform
+from efficientsam_pl.rle import Rle, foreground_points, foreground_runs, run_lengths
 from efficientsam_pl.structures import Instance, Label
 
 
 @dataclass(frozen=True)
 class RandomClicks:
-    """So many uniform foreground pixels at once; the candidate expected to be best.
+    """K uniform foreground pixels at once; the candidate with the highest predicted IoU.
 
-    Each pixel is drawn apart, so one may come twice. The draws are a function of seed, photo and
-    annotation id: neither order nor ranks matter, and fewer clicks are the first of more.
+    Pixels are drawn with replacement. The draws are a function of seed, image and annotation:
+    neither order nor ranks matter, and fewer clicks are the first of more.
 
     Source:
         EfficientSAM, table 3 ("1 click", "3 click").
@@ -47,26 +46,26 @@ class RandomClicks:
 
     @property
     def name(self) -> str:
-        """As in configs and results."""
+        """The name in configs and results."""
         return f"click_random_{self.count}"
 
-    def check(self, segmenter: PromptableModel) -> None:
-        """Every segmenter knows clicks."""
+    def check(self, model: PromptableModel) -> None:
+        """Accept every model: all of them know clicks."""
 
-    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
-        """Asks for each instance."""
-        found: list[InstanceResult] = []
-        for part in context.parts(instances):
-            truth = [one.mask for one in part]
-            keys = [sample_key(context.seed, 0, f"{context.key}/{one.id}") for one in part]
-            points = drawn_clicks(torch.tensor(keys), truth, self.count)
-            found += _found_by(context, truth, torch.from_numpy(points))
-        return found
+    def predict(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
+        """Predict each instance from random clicks."""
+        results: list[InstanceResult] = []
+        for chunk in context.chunks(instances):
+            truth = [instance.mask for instance in chunk]
+            ids = [instance.id for instance in chunk]
+            points = random_clicks(context.key, ids, truth, context.seed, self.count)
+            results += _predict_clicks(context, truth, torch.from_numpy(points))
+        return results
 
 
 @dataclass(frozen=True)
 class CentreClick:
-    """One click, farthest from the mask's edge; the candidate expected to be best.
+    """One click, farthest from the mask's edge; the candidate with the highest predicted IoU.
 
     Source:
         SAM, 7.1 and appendix D.1: the default of its single point evaluation.
@@ -74,30 +73,31 @@ class CentreClick:
 
     @property
     def name(self) -> str:
-        """As in configs and results."""
+        """The name in configs and results."""
         return "click_center"
 
-    def check(self, segmenter: PromptableModel) -> None:
-        """Every segmenter knows clicks."""
+    def check(self, model: PromptableModel) -> None:
+        """Accept every model: all of them know clicks."""
 
-    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
-        """Asks for each instance."""
-        found: list[InstanceResult] = []
-        for part in context.parts(instances):
-            truth = [one.mask for one in part]
-            found += _found_by(context, truth, _centres(truth))
-        return found
+    def predict(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
+        """Predict each instance from its centre."""
+        results: list[InstanceResult] = []
+        for chunk in context.chunks(instances):
+            truth = [instance.mask for instance in chunk]
+            results += _predict_clicks(context, truth, _centres(truth))
+        return results
 
 
 @dataclass(frozen=True)
 class IterativeClicks:
-    """The centre first, then one click at a time where the answer is wrong.
+    """The centre first, then one corrective click at a time.
 
     The next click is the pixel farthest from the edge of the larger error region: of what is
     missing (positive) or of what is too much (negative), whichever reaches farther; of equals the
-    negative one. Where the segmenter takes masks, its answer is fed back, and from the second
-    click on its mask 0, meant for clear prompts, answers if it has one (first_candidate is 1);
-    otherwise the candidate expected to be best. A found mask without any error is left as it is.
+    negative one. Where the model takes mask prompts, its prediction is fed back, and from the
+    second click on its mask 0, meant for unambiguous prompts, counts if it has one
+    (first_candidate is 1); otherwise the candidate with the highest predicted IoU. A prediction
+    without any error is final.
 
     Source:
         SAM, 7.1 and appendix D.1 (points are chosen as by RITM, Sofiiuk et al. 2022); ties as in
@@ -108,57 +108,119 @@ class IterativeClicks:
 
     @property
     def name(self) -> str:
-        """As in configs and results."""
+        """The name in configs and results."""
         return f"click_iterative_{self.count}"
 
-    def check(self, segmenter: PromptableModel) -> None:
-        """Refuses a segmenter without negative clicks.
+    def check(self, model: PromptableModel) -> None:
+        """Refuse a model without negative clicks.
 
         Raises:
-            UserError: If it knows none and there is more than one click.
+            UserError: It accepts none, and there is more than one click.
         """
-        if self.count > 1 and not segmenter.negative_clicks:
+        if self.count > 1 and not model.negative_clicks:
             raise UserError(
                 f"protocol {self.name} needs a model with negative clicks, which this one lacks; "
                 f"click_random_{self.count} does not"
             )
 
-    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
-        """Asks for each instance, once a click."""
-        self.check(context.segmenter)
-        found: list[InstanceResult] = []
-        for part in context.parts(instances):
-            found += self._part([one.mask for one in part], context)
-        return found
+    def predict(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
+        """Predict each instance, once a click."""
+        return self.predict_counts(context, instances, [self.count])[self.count]
 
-    def _part(self, truth: Sequence[Rle], context: EvalContext) -> list[InstanceResult]:
-        found: dict[int, InstanceResult] = {}
-        places = list(range(len(truth)))  # of those that are still asked for
+    def predict_counts(
+        self, context: EvalContext, instances: Sequence[Instance], counts: Sequence[int]
+    ) -> dict[int, list[InstanceResult]]:
+        """Predict each instance once a click, and score some numbers of clicks on the way.
+
+        Args:
+            context: The model and the image.
+            instances: What is predicted.
+            counts: Numbers of clicks after which there is a result, at most `count`. The result of
+                each is that of `IterativeClicks` of this count.
+
+        Raises:
+            UserError: As `check`.
+        """
+        self.check(context.model)
+        results: dict[int, list[InstanceResult]] = {count: [] for count in counts}
+        for chunk in context.chunks(instances):
+            for count, found in self._rounds([one.mask for one in chunk], context, counts).items():
+                results[count] += found
+        return results
+
+    def _rounds(
+        self, truth: Sequence[Rle], context: EvalContext, counts: Sequence[int]
+    ) -> dict[int, list[InstanceResult]]:
+        results: dict[int, list[InstanceResult]] = {}
+        latest: dict[int, InstanceResult] = {}
+        places = list(range(len(truth)))  # of instances whose prediction has an error
         prompts = _positive(_centres(truth))
         for number in range(1, self.count + 1):
-            wanted = [truth[place] for place in places]
-            answers = context.about(wanted).ask(prompts)
-            chosen = _chosen(answers, context.segmenter, number)
-            if number == self.count:
-                found |= dict(zip(places, instance_result(answers, chosen, wanted), strict=True))
-                break
-            masks = answers.masks(chosen)
-            clicks = point_from_error_center(wanted, masks)
-            for i in np.flatnonzero(~clicks.wrong).tolist():
-                score = float(answers.iou[i, chosen[i]])
-                found[places[i]] = InstanceResult(masks[i], iou=1.0, best_iou=1.0, score=score)
-            places = [place for place, wrong in zip(places, clicks.wrong, strict=True) if wrong]
-            if not places:
-                break
-            logits = answers.logits(chosen) if context.segmenter.mask_prompts else None
-            prompts = _corrected(prompts, clicks, logits)
-        return [found[place] for place in range(len(truth))]
+            if places:
+                masks = [truth[place] for place in places]
+                candidates = context.image_for(masks).predict(prompts)
+                chosen = _chosen(candidates, context.model, number)
+                scored = number in counts
+                if scored:
+                    some = instance_results(candidates, chosen, masks, context.oracle)
+                    latest |= dict(zip(places, some, strict=True))
+                    predicted = [result.mask for result in some]
+                if number < self.count:
+                    predicted = predicted if scored else candidates.masks(chosen)
+                    clicks = point_from_error_center(masks, predicted)
+                    final = _final_results(predicted, candidates, chosen, clicks, context.oracle)
+                    latest |= {places[i]: result for i, result in final.items()}
+                    places = [p for p, wrong in zip(places, clicks.wrong, strict=True) if wrong]
+                    logits = candidates.logits(chosen) if context.model.mask_prompts else None
+                    prompts = _corrected(prompts, clicks, logits)
+            if number in counts:
+                results[number] = [latest[place] for place in range(len(truth))]
+        return results
+
+
+def random_clicks(
+    key: str, ids: Sequence[int], masks: Sequence[Rle], seed: int, count: int = 1
+) -> Float[np.ndarray, "q n 2"]:
+    """Draw uniform foreground pixels of each mask, (x, y), in image pixels.
+
+    Args:
+        key: Of the image in its set.
+        ids: Of the masks in their image, one a mask.
+        masks: None of them empty.
+        seed: Of the draws.
+        count: Clicks a mask.
+    """
+    keys = torch.tensor([sample_key(seed, 0, f"{key}/{number}") for number in ids])
+    shares = uniform(keys, count, "click1").double().numpy()
+    runs = foreground_runs(run_lengths(masks))
+    areas = np.bincount(runs.mask, runs.end - runs.begin)
+    ranks = (shares * areas[:, None]).astype(np.int64)
+    return foreground_points(runs, masks[0]["size"][0], ranks).astype(np.float32)
+
+
+def _final_results(
+    predicted: Sequence[Rle],
+    candidates: MaskCandidates,
+    chosen: Int64[Tensor, "q"],
+    clicks: ErrorCenters,
+    oracle: bool,
+) -> dict[int, InstanceResult]:
+    """Return, by place, the results of predictions without an error."""
+    return {
+        i: InstanceResult(
+            predicted[i],
+            iou=1.0,
+            best_iou=1.0 if oracle else None,
+            score=float(candidates.iou[i, chosen[i]]),
+        )
+        for i in np.flatnonzero(~clicks.wrong).tolist()
+    }
 
 
 def _corrected(
     prompts: ImagePrompts, clicks: ErrorCenters, logits: Float[Tensor, "q mh mw"] | None
 ) -> ImagePrompts:
-    """One click more for each prompt whose answer is wrong; the others are left out."""
+    """Add a click to each prompt whose prediction has an error, and drop the others."""
     labels = torch.from_numpy(clicks.missing).long()  # NEGATIVE is 0, POSITIVE is 1
     points = torch.from_numpy(clicks.points_xy).float()
     wrong = torch.from_numpy(clicks.wrong)
@@ -169,10 +231,10 @@ def _corrected(
     )
 
 
-def _chosen(answers: MaskCandidates, segmenter: PromptableModel, number: int) -> Int64[Tensor, "q"]:
-    if number > 1 and segmenter.mask_prompts and answers.first_candidate == 1:
-        return torch.zeros(len(answers.iou), dtype=torch.long)
-    return best_candidate(answers)
+def _chosen(candidates: MaskCandidates, model: PromptableModel, number: int) -> Int64[Tensor, "q"]:
+    if number > 1 and model.mask_prompts and candidates.first_candidate == 1:
+        return torch.zeros(len(candidates.iou), dtype=torch.long)
+    return best_candidate(candidates)
 
 
 def _centres(truth: Sequence[Rle]) -> Float[Tensor, "q 1 2"]:
@@ -183,8 +245,8 @@ def _positive(points: Float[Tensor, "q n 2"]) -> ImagePrompts:
     return ImagePrompts(points, torch.full(points.shape[:2], int(Label.POSITIVE)))
 
 
-def _found_by(
+def _predict_clicks(
     context: EvalContext, truth: Sequence[Rle], points: Float[Tensor, "q n 2"]
 ) -> list[InstanceResult]:
-    answers = context.about(truth).ask(_positive(points))
-    return instance_result(answers, best_candidate(answers), truth)
+    candidates = context.image_for(truth).predict(_positive(points))
+    return instance_results(candidates, best_candidate(candidates), truth, context.oracle)

@@ -1,6 +1,6 @@
 """`detector_boxes`: a detector's boxes become masks, which keep their boxes' scores.
 
-Axes: q boxes of one photo, k masks a box.
+Axes: q boxes of one image, k masks a box.
 """
 
 from __future__ import annotations
@@ -61,21 +61,22 @@ class MaskDetection:
 
 @runtime_checkable
 class FitsBoxes(Protocol):
-    """Answers that tell what fits a box without bringing every mask to the photo's size."""
+    """Candidates that fit boxes without bringing every mask to the image's size."""
 
     def fitting(self, pixels: Int64[np.ndarray, "q 4"]) -> Int64[Tensor, "q"]:
-        """What `fitting` chooses, exactly."""
+        """Choose exactly as the function `fitting`."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorBoxes:
-    """Which mask a box gets.
+    """Masks for a detector's boxes, chosen by a rule.
 
-    `box_iou`: the candidate with the highest IoU with the box, both at the photo's size
-    (EfficientSAM, 4.3). `predicted_iou`: the candidate expected to be best (EfficientViT-SAM,
-    TinySAM). `token_0`: mask 0, which for SAM is meant for clear prompts. With two `passes` the
-    chosen mask is fed back with the box, and the rule chooses again; SAM's 46.5 AP on COCO is so.
+    `box_iou`: the candidate with the highest IoU with the box, both at the image's size
+    (EfficientSAM, 4.3). `predicted_iou`: the candidate with the highest predicted IoU
+    (EfficientViT-SAM, TinySAM). `token_0`: mask 0, which for SAM is meant for unambiguous prompts.
+    With two `passes` the chosen mask is fed back with the box, and the rule chooses again: SAM's
+    46.5 AP on COCO is measured so.
     """
 
     rule: MaskRule = "box_iou"
@@ -90,44 +91,44 @@ class DetectorBoxes:
 
     @property
     def name(self) -> str:
-        """As in configs and results; rule and passes stand beside it there."""
+        """The name in configs and results, where rule and passes are listed with it."""
         return "detector_boxes"
 
-    def check(self, segmenter: PromptableModel) -> None:
-        """Refuses a second pass for a segmenter that takes no masks.
+    def check(self, model: PromptableModel) -> None:
+        """Refuse a second pass for a model that takes no mask prompts.
 
         Raises:
             UserError: If so.
         """
-        if self.passes == 2 and not segmenter.mask_prompts:
+        if self.passes == 2 and not model.mask_prompts:
             raise UserError("passes=2 needs a model that takes mask prompts, which this one lacks")
 
-    def ask(
+    def predict(
         self,
         context: EvalContext,
         detections: Sequence[BoxDetection],
         image_hw: tuple[int, int],
         instances: Sequence[Instance] = (),
     ) -> list[MaskDetection]:
-        """A mask for each detection of one photo, in order.
+        """Predict a mask for each detection of one image, in order.
 
-        Detections that share a box, as those of a detector with one box for all categories do,
-        are asked for once.
+        A box that several detections share, as those of a detector with one box for all categories
+        do, is predicted once.
 
         Args:
-            asking: Who is asked.
-            detections: Of the photo.
-            image_hw: Of the photo.
-            instances: The truth, which only the baselines that know it are told.
+            context: The model and the image.
+            detections: Boxes in the image.
+            image_hw: Height and width of the image.
+            instances: The truth, which only the ground-truth baseline sees.
 
         Raises:
             UserError: As `check`.
         """
-        self.check(context.segmenter)
+        self.check(context.model)
         if not detections:
             return []
         truth = None
-        if isinstance(context.photo, GroundTruthModel):
+        if isinstance(context.image, GroundTruthModel):
             truth = matched_truth(detections, instances, image_hw)
             boxes = np.array([one.box_xyxy for one in detections], dtype=np.float64)
             places = np.arange(len(detections))
@@ -138,56 +139,61 @@ class DetectorBoxes:
                 return_inverse=True,
             )
         masks: list[Rle] = []
-        for part in context.parts(range(len(boxes))):
-            some = slice(part[0], part[-1] + 1)
-            masks += self._part(context, boxes[some], image_hw, truth[some] if truth else ())
+        for chunk in context.chunks(range(len(boxes))):
+            some = slice(chunk[0], chunk[-1] + 1)
+            masks += self._chunk(context, boxes[some], image_hw, truth[some] if truth else ())
         return [
-            MaskDetection(one.category_id, masks[place], one.score)
-            for one, place in zip(detections, places.reshape(-1).tolist(), strict=True)
+            MaskDetection(detection.category_id, masks[place], detection.score)
+            for detection, place in zip(detections, places.reshape(-1).tolist(), strict=True)
         ]
 
-    def _part(
+    def _chunk(
         self,
         context: EvalContext,
         boxes: Float[np.ndarray, "q 4"],
         image_hw: tuple[int, int],
         truth: Sequence[Rle],
     ) -> list[Rle]:
-        photo, pixels = context.about(truth), covered_pixels(boxes, image_hw)
-        answers = photo.ask(box_prompts(boxes))
-        chosen = self._chosen(answers, pixels, image_hw)
+        image, pixels = context.image_for(truth), covered_pixels(boxes, image_hw)
+        candidates = image.predict(box_prompts(boxes))
+        chosen = self._chosen(candidates, pixels, image_hw)
         if self.passes == 2:
-            answers = photo.ask(box_prompts(boxes, answers.logits(chosen)))
-            chosen = self._chosen(answers, pixels, image_hw)
-        return answers.masks(chosen)
+            candidates = image.predict(box_prompts(boxes, candidates.logits(chosen)))
+            chosen = self._chosen(candidates, pixels, image_hw)
+        return candidates.masks(chosen)
 
     def _chosen(
-        self, answers: MaskCandidates, pixels: Int64[np.ndarray, "q 4"], image_hw: tuple[int, int]
+        self,
+        candidates: MaskCandidates,
+        pixels: Int64[np.ndarray, "q 4"],
+        image_hw: tuple[int, int],
     ) -> Int64[Tensor, "q"]:
         if self.rule == "token_0":
             return torch.zeros(len(pixels), dtype=torch.long)
         if self.rule == "predicted_iou":
-            return best_candidate(answers)
-        if isinstance(answers, FitsBoxes):
-            return answers.fitting(pixels)
-        return fitting(answers, pixels, image_hw)
+            return best_candidate(candidates)
+        if isinstance(candidates, FitsBoxes):
+            return candidates.fitting(pixels)
+        return fitting(candidates, pixels, image_hw)
 
 
 def fitting(
-    answers: MaskCandidates, pixels: Int64[np.ndarray, "q 4"], image_hw: tuple[int, int]
+    candidates: MaskCandidates, pixels: Int64[np.ndarray, "q 4"], image_hw: tuple[int, int]
 ) -> Int64[Tensor, "q"]:
-    """Of each prompt the candidate with the highest IoU with the box's pixels; the first of equals.
+    """Choose the candidate with the highest IoU with the box's pixels; the first of equals.
 
     Args:
-        answers: With masks of the photo.
+        candidates: Masks of each box.
         pixels: Columns and rows of each box, see `covered_pixels`.
-        image_hw: Of the photo.
+        image_hw: Height and width of the image.
     """
     boxes = filled(pixels, image_hw)
-    candidates = range(answers.first_candidate, answers.iou.shape[1])
+    first = candidates.first_candidate
     every = torch.full((len(boxes),), 1)
-    ious = [ious_of(answers.masks(every * candidate), boxes) for candidate in candidates]
-    return answers.first_candidate + torch.from_numpy(np.stack(ious)).argmax(dim=0)
+    ious = [
+        ious_of(candidates.masks(every * k), boxes) for k in range(first, candidates.iou.shape[1])
+    ]
+    return first + torch.from_numpy(np.stack(ious)).argmax(dim=0)
 
 
 def matched_truth(
@@ -195,26 +201,27 @@ def matched_truth(
     instances: Sequence[Instance],
     image_hw: tuple[int, int],
 ) -> list[Rle]:
-    """What a detector meant: of the instances of its category the one whose box it overlaps most.
+    """Match each detection to the instance of its category whose box it overlaps most.
 
-    Each instance is meant once, by the first detection that overlaps it; a detection without one
-    gets an empty mask.
+    Each instance is matched once, by the first detection that overlaps it; a detection without a
+    match gets an empty mask.
     """
     height, width = image_hw
     nothing = from_runs(np.array([height * width]), height, width)
     tight = boxes_xyxy([one.mask for one in instances])
     left = set(range(len(instances)))
-    found: list[Rle] = []
-    for one in detections:
-        same = [i for i in sorted(left) if instances[i].category_id == one.category_id]
-        overlap = {i: _box_iou(np.array(one.box_xyxy), tight[i] + (0, 0, 1, 1)) for i in same}
+    masks: list[Rle] = []
+    for detection in detections:
+        same = [i for i in sorted(left) if instances[i].category_id == detection.category_id]
+        box = np.array(detection.box_xyxy)
+        overlap = {i: _box_iou(box, tight[i] + (0, 0, 1, 1)) for i in same}
         best = max(overlap, key=overlap.__getitem__, default=-1)
         if best < 0 or overlap[best] <= 0:
-            found.append(nothing)
+            masks.append(nothing)
             continue
         left.remove(best)
-        found.append(instances[best].mask)
-    return found
+        masks.append(instances[best].mask)
+    return masks
 
 
 def _box_iou(one: Float[np.ndarray, "4"], other: Float[np.ndarray, "4"]) -> float:

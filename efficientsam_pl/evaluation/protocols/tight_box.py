@@ -11,14 +11,14 @@ from efficientsam_pl.evaluation.protocols.base import (
     EvalContext,
     InstanceResult,
     best_candidate,
-    instance_result,
+    instance_results,
 )
 from efficientsam_pl.rle import boxes_xyxy
 from efficientsam_pl.structures import Instance
 
 
 class TightBox:
-    """The box through the outermost pixels of the true mask; the candidate expected to be best.
+    """The box through the outermost pixels of the true mask; the highest predicted IoU.
 
     Source:
         EfficientSAM, table 3 ("box").
@@ -26,24 +26,25 @@ class TightBox:
 
     @property
     def name(self) -> str:
-        """As in configs and results."""
+        """The name in configs and results."""
         return "box"
 
-    def check(self, segmenter: PromptableModel) -> None:
-        """Every segmenter knows boxes."""
+    def check(self, model: PromptableModel) -> None:
+        """Accept every model: all of them know boxes."""
 
-    def ask(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
-        """Asks for each instance."""
-        found: list[InstanceResult] = []
-        for part in context.parts(instances):
-            truth = [one.mask for one in part]
-            answers = context.about(truth).ask(box_prompts(boxes_xyxy(truth)))
-            found += instance_result(answers, best_candidate(answers), truth)
-        return found
+    def predict(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
+        """Predict each instance from its box."""
+        results: list[InstanceResult] = []
+        for chunk in context.chunks(instances):
+            truth = [instance.mask for instance in chunk]
+            candidates = context.image_for(truth).predict(box_prompts(boxes_xyxy(truth)))
+            chosen = best_candidate(candidates)
+            results += instance_results(candidates, chosen, truth, context.oracle)
+        return results
 
 
 def box_prompts(boxes: object, mask_logits: torch.Tensor | None = None) -> ImagePrompts:
-    """One box a prompt [q, 4], no clicks."""
+    """Prompt with one box each [q, 4], without clicks."""
     corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     none = torch.zeros(len(corners), 0, 2)
     return ImagePrompts(none, none[..., 0].long(), corners, mask_logits)

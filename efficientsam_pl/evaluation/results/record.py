@@ -1,7 +1,7 @@
-"""What is kept of a photo that has been asked about: enough for every number, as a line of JSON.
+"""The record of an evaluated image: enough for every number, as a line of JSON.
 
-IoU are of masks at the photo's own size, so they are quotients of whole numbers: a line that is
-read again holds what was written, to the last bit.
+IoU are of masks at the image's size, so they are quotients of whole numbers: reading a line gives
+the written values to the last bit.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from typing import Any
 
 from efficientsam_pl.rle import Rle
 
-VERSION = 2  # of the lines; 1 had neither `filled_box_grid` nor `reachable`
+# Of the lines. 1 had neither `filled_box_grid` nor `reachable`; 2 drew other clicks on shards
+VERSION = 3
 
 
 class RecordError(ValueError):
-    """A line that holds no record, such as one that a kill has torn."""
+    """A line that holds no record, such as one that a kill cut short."""
 
 
 @dataclass(frozen=True)
 class ProtocolScores:
-    """How a photo's instances were found by one protocol, in the order of `ImageRecord.instances`.
+    """IoU of an image's instances by one protocol, in the order of `ImageRecord.instances`.
 
-    `chosen` is the IoU of the mask that the protocol takes, `oracle` that of the best candidate.
+    `chosen` is the IoU of the mask that the protocol takes, `oracle` that of the best candidate;
+    `oracle` is empty where it was not computed.
     """
 
     chosen: tuple[float, ...]
@@ -32,7 +34,7 @@ class ProtocolScores:
 
 @dataclass(frozen=True)
 class PredictedObject:
-    """A mask for a detector's box; category and score are the detector's."""
+    """A mask that counts in AP, with category and score."""
 
     category_id: int
     score: float
@@ -41,21 +43,21 @@ class PredictedObject:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One photo's results.
+    """Results of one image.
 
     Args:
-        photo: What tells it from all others of the set: COCO's image id, or its place in shards.
-        instances: Ids of those that were asked about.
-        areas: Of these, in pixels, as the annotations state them.
-        filled_box: IoU of each of these with its own tight box.
-        filled_box_grid: The same after the box was in the segmenter's mask grid (see `reachable`).
-        reachable: IoU of each of these with itself after it was there. Both have no value where
-            the segmenter has no such grid.
-        marks: By protocol.
-        detections: What was found in a detector's boxes.
-        crowds: Annotations of many objects, which are not asked about.
-        empty: Annotations without a pixel, which are not asked about.
-        damage: What is wrong with the photo, (kind, its name, detail); then it has no results.
+        photo: Number of the image in its set: COCO's image id, or its place in shards.
+        instances: Ids of the scored instances.
+        areas: Their areas in pixels, as the annotations state them.
+        filled_box: IoU of each instance with its tight box.
+        filled_box_grid: The same after the box went through the model's mask grid.
+        reachable: IoU of each instance with itself after it went through the model's mask grid.
+            Both are empty for a model without such a grid.
+        marks: Scores by protocol.
+        detections: Masks of a detector's boxes, or of the tight boxes.
+        crowds: Number of annotations of many objects, which are not scored.
+        empty: Number of annotations without a pixel, which are not scored.
+        damage: The fault of a corrupt image, (kind, its name, detail), which has no results.
     """
 
     photo: int
@@ -73,7 +75,7 @@ class ImageRecord:
     def __post_init__(self) -> None:
         counts = {len(self.areas), len(self.filled_box)}
         for marks in self.marks.values():
-            counts |= {len(marks.chosen), len(marks.oracle)}
+            counts |= {len(marks.chosen), *([len(marks.oracle)] if marks.oracle else [])}
         if self.reachable or self.filled_box_grid:
             counts |= {len(self.reachable), len(self.filled_box_grid)}
         if counts != {len(self.instances)}:
@@ -83,8 +85,8 @@ class ImageRecord:
             )
 
     def line(self) -> str:
-        """The record as one line of JSON, its end included."""
-        told = {
+        """Format the record as one line of JSON, line end included."""
+        payload = {
             "photo": self.photo,
             "instances": self.instances,
             "areas": self.areas,
@@ -100,44 +102,44 @@ class ImageRecord:
             "empty": self.empty,
             "damage": self.damage,
         }
-        return json.dumps(told, separators=(",", ":"), allow_nan=False) + "\n"
+        return json.dumps(payload, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def from_line(line: str) -> ImageRecord:
-    """The record that `ImageRecord.line` wrote.
+    """Parse a line of `ImageRecord.line`.
 
     Raises:
-        RecordError: The line is not whole, or none of ours.
+        RecordError: The line is not whole, or holds no record.
     """
     if not line.endswith("\n"):
         raise RecordError("a line that breaks off")
     try:
-        told: dict[str, Any] = json.loads(line)
+        payload: dict[str, Any] = json.loads(line)
         return ImageRecord(
-            photo=int(told["photo"]),
-            instances=tuple(map(int, told["instances"])),
-            areas=tuple(map(float, told["areas"])),
-            filled_box=tuple(map(float, told["filled_box"])),
-            filled_box_grid=tuple(map(float, told["filled_box_grid"])),
-            reachable=tuple(map(float, told["reachable"])),
+            photo=int(payload["photo"]),
+            instances=tuple(map(int, payload["instances"])),
+            areas=tuple(map(float, payload["areas"])),
+            filled_box=tuple(map(float, payload["filled_box"])),
+            filled_box_grid=tuple(map(float, payload["filled_box_grid"])),
+            reachable=tuple(map(float, payload["reachable"])),
             marks={
                 name: ProtocolScores(tuple(map(float, chosen)), tuple(map(float, oracle)))
-                for name, (chosen, oracle) in told["marks"].items()
+                for name, (chosen, oracle) in payload["marks"].items()
             },
             detections=tuple(
                 PredictedObject(int(category), float(score), Rle(size=size, counts=counts))
-                for category, score, size, counts in told["detections"]
+                for category, score, size, counts in payload["detections"]
             ),
-            crowds=int(told["crowds"]),
-            empty=int(told["empty"]),
-            damage=_damage(told["damage"]),
+            crowds=int(payload["crowds"]),
+            empty=int(payload["empty"]),
+            damage=_damage(payload["damage"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RecordError(f"no record of a photo ({error!r})") from error
 
 
-def _damage(told: list[str] | None) -> tuple[str, str, str] | None:
-    if told is None:
+def _damage(payload: list[str] | None) -> tuple[str, str, str] | None:
+    if payload is None:
         return None
-    kind, name, detail = told
+    kind, name, detail = payload
     return kind, name, detail

@@ -1,4 +1,4 @@
-"""A small segmenter that looks at colours, and photos with masks that differ from its answers."""
+"""A small segmenter that looks at colours, and images whose masks differ from its predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Painted:
 
 @dataclass
 class Regions:
-    """Answers with connected regions of one colour; what it does is the same on a flipped photo.
+    """Predicts connected regions of one colour; what it does is the same on a flipped image.
 
     Token 0: the regions of all positive clicks and the mask that is fed back, without those of the
     negative clicks. Candidates: all pixels of the first click's colour, its region, and the region
@@ -44,7 +44,7 @@ class Regions:
     negative_clicks: bool = True
     mask_prompts: bool = True
     first_candidate: int = 1
-    asked: list[ImagePrompts] = field(default_factory=list)
+    seen: list[ImagePrompts] = field(default_factory=list)
 
     def embed(self, image: np.ndarray) -> RegionsImage:
         return RegionsImage(self, image[..., 0])
@@ -55,8 +55,8 @@ class RegionsImage:
     owner: Regions
     grey: np.ndarray
 
-    def ask(self, prompts: ImagePrompts) -> Painted:
-        self.owner.asked.append(prompts)
+    def predict(self, prompts: ImagePrompts) -> Painted:
+        self.owner.seen.append(prompts)
         every = np.stack([self._answer(prompts, place) for place in range(len(prompts))])
         every = every[:, 1 - self.owner.first_candidate :]
         share = every.sum(axis=(2, 3)) / self.grey.size

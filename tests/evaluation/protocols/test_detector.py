@@ -1,4 +1,4 @@
-"""Detector boxes beside one that asks for one box after the other and makes every mask."""
+"""Detector boxes against predictions of one box after the other, with every mask made."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def detections(count: int) -> list[Detection]:
 
 
 def context(segmenter: Any, image: np.ndarray, at_once: int = 32) -> EvalContext:
-    return EvalContext(segmenter=segmenter, photo=segmenter.embed(image), key="42", at_once=at_once)
+    return EvalContext(
+        model=segmenter, image=segmenter.embed(image), key="42", prompts_at_once=at_once
+    )
 
 
 def prompt(one: Detection, mask_logits: torch.Tensor | None = None) -> ImagePrompts:
@@ -60,13 +62,13 @@ def covered(one: Detection) -> np.ndarray:
     return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
 
-def plain_choice(answers: Any, rule: str, one: Detection) -> torch.Tensor:
+def plain_choice(candidates: Any, rule: str, one: Detection) -> torch.Tensor:
     scores = []
-    for k in range(answers.first_candidate, answers.iou.shape[1]):
-        mask, box = rle.decode(answers.masks(torch.tensor([k]))[0]), covered(one)
+    for k in range(candidates.first_candidate, candidates.iou.shape[1]):
+        mask, box = rle.decode(candidates.masks(torch.tensor([k]))[0]), covered(one)
         iou = (mask & box).sum() / (mask | box).sum()
-        scores.append(iou if rule == "box_iou" else float(answers.iou[0, k]))
-    best = answers.first_candidate + int(np.argmax(scores))
+        scores.append(iou if rule == "box_iou" else float(candidates.iou[0, k]))
+    best = candidates.first_candidate + int(np.argmax(scores))
     return torch.tensor([0 if rule == "token_0" else best])
 
 
@@ -80,56 +82,58 @@ def test_many_boxes_at_once_get_the_masks_of_one_after_the_other(
     photo, boxes = segmenter.embed(toy.image), detections(30)
     expected, choices = [], []
     for one in boxes:
-        answers = photo.ask(prompt(one))
-        chosen = plain_choice(answers, rule, one)
+        candidates = photo.predict(prompt(one))
+        chosen = plain_choice(candidates, rule, one)
         if passes == 2:
-            answers = photo.ask(prompt(one, answers.logits(chosen)))
-            chosen = plain_choice(answers, rule, one)
+            candidates = photo.predict(prompt(one, candidates.logits(chosen)))
+            chosen = plain_choice(candidates, rule, one)
         choices.append(int(chosen))
-        expected.append(MaskDetection(one.category_id, answers.masks(chosen)[0], one.score))
+        expected.append(MaskDetection(one.category_id, candidates.masks(chosen)[0], one.score))
     assert rule == "token_0" or len(set(choices)) > 1
     protocol = DetectorBoxes(rule=rule, passes=passes)
     for at_once in (1, 7, 64):
-        asked = context(segmenter, toy.image, at_once)
-        assert protocol.ask(asked, boxes, (HEIGHT, WIDTH)) == expected
+        evaluated = context(segmenter, toy.image, at_once)
+        assert protocol.predict(evaluated, boxes, (HEIGHT, WIDTH)) == expected
 
 
-def test_a_box_of_several_categories_is_asked_for_once(
+def test_a_box_of_several_categories_is_predicted_once(
     toy: Any, regions: Callable[..., Any]
 ) -> None:
     segmenter, boxes = regions(), detections(20)
-    found = DetectorBoxes().ask(context(segmenter, toy.image), boxes, (HEIGHT, WIDTH))
+    found = DetectorBoxes().predict(context(segmenter, toy.image), boxes, (HEIGHT, WIDTH))
     assert len(found) == len(boxes) > 20
-    assert [len(prompts) for prompts in segmenter.asked] == [20]
+    assert [len(prompts) for prompts in segmenter.seen] == [20]
 
 
-def test_no_detection_asks_nothing(toy: Any, regions: Callable[..., Any]) -> None:
+def test_no_detection_makes_no_prompt(toy: Any, regions: Callable[..., Any]) -> None:
     segmenter = regions()
-    assert DetectorBoxes().ask(context(segmenter, toy.image), [], (HEIGHT, WIDTH)) == []
-    assert segmenter.asked == []
+    assert DetectorBoxes().predict(context(segmenter, toy.image), [], (HEIGHT, WIDTH)) == []
+    assert segmenter.seen == []
 
 
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("rule", RULES)
-def test_the_truth_answers_each_box_with_its_object(rule: Any, passes: Any, toy: Any) -> None:
+def test_the_truth_candidates_each_box_with_its_object(rule: Any, passes: Any, toy: Any) -> None:
     """Boxes of all objects, of two twice the same, in another order and a little off."""
     twin = replace(toy.instances[3], id=1, mask=rle.encode(np.eye(HEIGHT, WIDTH, dtype=bool)))
     instances = [*toy.instances, twin, replace(twin, id=2)]
     boxes = rle.boxes_xyxy([one.mask for one in instances]) + np.array([0.2, -0.1, 1.1, 1.2])
     order = np.random.default_rng(1).permutation(len(instances))
-    asked = [Detection(instances[i].category_id, tuple(boxes[i].tolist()), i / 99) for i in order]
-    asked.append(Detection(99, (1.0, 1.0, 9.0, 9.0), 0.5))
-    found = DetectorBoxes(rule=rule, passes=passes).ask(
-        context(GroundTruth(), toy.image, at_once=4), asked, (HEIGHT, WIDTH), instances
+    detected = [
+        Detection(instances[i].category_id, tuple(boxes[i].tolist()), i / 99) for i in order
+    ]
+    detected.append(Detection(99, (1.0, 1.0, 9.0, 9.0), 0.5))
+    found = DetectorBoxes(rule=rule, passes=passes).predict(
+        context(GroundTruth(), toy.image, at_once=4), detected, (HEIGHT, WIDTH), instances
     )
     assert [one.mask for one in found[:-1]] == [instances[i].mask for i in order]
     assert rle.area(found[-1].mask) == 0
-    assert [one.score for one in found] == [one.score for one in asked]
+    assert [one.score for one in found] == [one.score for one in detected]
 
 
 def test_a_filled_box_is_the_pixels_whose_centres_it_encloses(toy: Any) -> None:
     one = Detection(1, (3.4, 5.0, 8.9, 7.0), 0.5)
-    (found,) = DetectorBoxes().ask(context(FilledBox(), toy.image), [one], (HEIGHT, WIDTH))
+    (found,) = DetectorBoxes().predict(context(FilledBox(), toy.image), [one], (HEIGHT, WIDTH))
     expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
     expected[5:8, 4:9] = True  # columns 4..8 and rows 5..7
     assert (rle.decode(found.mask) == expected).all()
@@ -138,7 +142,9 @@ def test_a_filled_box_is_the_pixels_whose_centres_it_encloses(toy: Any) -> None:
 def test_a_second_pass_needs_mask_prompts(toy: Any, regions: Callable[..., Any]) -> None:
     segmenter = regions(mask_prompts=False)
     with pytest.raises(UserError, match="passes=2 needs a model that takes mask prompts"):
-        DetectorBoxes(passes=2).ask(context(segmenter, toy.image), detections(1), (HEIGHT, WIDTH))
+        DetectorBoxes(passes=2).predict(
+            context(segmenter, toy.image), detections(1), (HEIGHT, WIDTH)
+        )
     DetectorBoxes().check(segmenter)
 
 
@@ -196,6 +202,6 @@ def test_instances_are_only_for_those_who_know_the_truth(
             )
         ],
     )
-    asked = context(regions(), toy.image)
-    without = DetectorBoxes().ask(asked, boxes, (HEIGHT, WIDTH))
-    assert DetectorBoxes().ask(asked, boxes, (HEIGHT, WIDTH), instances) == without
+    evaluated = context(regions(), toy.image)
+    without = DetectorBoxes().predict(evaluated, boxes, (HEIGHT, WIDTH))
+    assert DetectorBoxes().predict(evaluated, boxes, (HEIGHT, WIDTH), instances) == without

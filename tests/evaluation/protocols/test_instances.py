@@ -1,4 +1,4 @@
-"""Each protocol for annotated instances beside one that asks for one mask after the other."""
+"""Each protocol for annotated instances against one that predicts one mask after the other."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from scipy.stats import chi2
 from efficientsam_pl import rle
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
+from efficientsam_pl.evaluation.evaluator import predict_all
 from efficientsam_pl.evaluation.interfaces import ImagePrompts, PromptableModel
-from efficientsam_pl.evaluation.protocols.base import EvalContext, InstanceResult, askable
+from efficientsam_pl.evaluation.protocols.base import (
+    EvalContext,
+    InstanceResult,
+    promptable_instances,
+)
 from efficientsam_pl.evaluation.protocols.registry import protocol
 from efficientsam_pl.keyed_random import sample_key, uniform_of
 from efficientsam_pl.structures import Instance
@@ -24,18 +29,18 @@ from efficientsam_pl.structures import Instance
 NAMES = ("box", "click_random_1", "click_random_3", "click_center", "click_iterative_5")
 
 
-def asked(
+def predict(
     name: str,
-    segmenter: PromptableModel,
+    model: PromptableModel,
     image: np.ndarray,
     instances: Sequence[Instance],
     at_once: int = 32,
     seed: int = 0,
 ) -> list[InstanceResult]:
     context = EvalContext(
-        segmenter=segmenter, photo=segmenter.embed(image), key="42", seed=seed, at_once=at_once
+        model=model, image=model.embed(image), key="42", seed=seed, prompts_at_once=at_once
     )
-    return protocol(name).ask(context, instances)
+    return protocol(name).predict(context, instances)
 
 
 def deepest(mask: np.ndarray) -> tuple[int, int, int]:
@@ -46,74 +51,77 @@ def deepest(mask: np.ndarray) -> tuple[int, int, int]:
 
 @dataclass
 class Plain:
-    """One instance asked for alone, with bool arrays, as the protocols are described."""
+    """One instance predicted alone, with bool arrays, as the protocols are described."""
 
-    segmenter: Any
-    photo: Any
+    model: Any
+    image: Any
     instance: Instance
 
     def __post_init__(self) -> None:
         self.truth = rle.decode(self.instance.mask)
 
-    def ask(self, clicks: list[tuple[int, int, int]], **more: Any) -> None:
+    def prompt(self, clicks: list[tuple[int, int, int]], **more: Any) -> None:
         points = torch.tensor([[(x, y) for x, y, _ in clicks]]).float().reshape(1, -1, 2)
         labels = torch.tensor([[kind for _, _, kind in clicks]]).long().reshape(1, -1)
-        self.answers = self.photo.ask(ImagePrompts(points, labels, **more))
-        first = self.segmenter.first_candidate
-        self.choose(max(range(first, self.answers.iou.shape[1]), key=self.expected))
+        self.candidates = self.image.predict(ImagePrompts(points, labels, **more))
+        first = self.model.first_candidate
+        self.choose(max(range(first, self.candidates.iou.shape[1]), key=self.predicted_iou))
 
-    def expected(self, k: int) -> float:
-        return float(self.answers.iou[0, k])
+    def predicted_iou(self, k: int) -> float:
+        return float(self.candidates.iou[0, k])
 
     def mask(self, k: int) -> np.ndarray:
-        return rle.decode(self.answers.masks(torch.tensor([k]))[0])
+        return rle.decode(self.candidates.masks(torch.tensor([k]))[0])
 
     def choose(self, k: int) -> None:
-        self.chosen, self.answer = k, self.mask(k)
+        self.chosen, self.predicted = k, self.mask(k)
 
     def iou(self, k: int) -> float:
         mask = self.mask(k)
         return (mask & self.truth).sum() / (mask | self.truth).sum()
 
-    def found(self) -> InstanceResult:
-        candidates = range(self.segmenter.first_candidate, self.answers.iou.shape[1])
+    def result(self) -> InstanceResult:
+        candidates = range(self.model.first_candidate, self.candidates.iou.shape[1])
         return InstanceResult(
-            rle.encode(self.answer),
+            rle.encode(self.predicted),
             self.iou(self.chosen),
             max(self.iou(k) for k in {*candidates, self.chosen}),
-            self.expected(self.chosen),
+            self.predicted_iou(self.chosen),
         )
 
     def box(self) -> InstanceResult:
         rows, columns = np.nonzero(self.truth)
         box = [columns.min(), rows.min(), columns.max(), rows.max()]
-        self.ask([], boxes_xyxy=torch.tensor([box]).float())
-        return self.found()
+        self.prompt([], boxes_xyxy=torch.tensor([box]).float())
+        return self.result()
 
     def random(self, count: int, seed: int) -> InstanceResult:
         key = sample_key(seed, 0, f"42/{self.instance.id}")
         pixels = np.argwhere(self.truth.T)  # column by column
         shares = uniform_of(key, count, "click1").astype(np.float64)
         clicks = [pixels[int(share * len(pixels))] for share in shares]
-        self.ask([(int(x), int(y), 1) for x, y in clicks])
-        return self.found()
+        self.prompt([(int(x), int(y), 1) for x, y in clicks])
+        return self.result()
 
     def iterative(self, count: int) -> InstanceResult:
         x, y, _ = deepest(self.truth)
         clicks = [(x, y, 1)]
-        self.ask(clicks)
+        self.prompt(clicks)
         for _ in range(count - 1):
-            less, more = deepest(self.truth & ~self.answer), deepest(self.answer & ~self.truth)
+            less, more = (
+                deepest(self.truth & ~self.predicted),
+                deepest(self.predicted & ~self.truth),
+            )
             if less[2] == more[2] == 0:
                 break
             clicks.append((*less[:2], 1) if less[2] > more[2] else (*more[:2], 0))
-            if self.segmenter.mask_prompts:
-                self.ask(clicks, mask_logits=self.answers.logits(torch.tensor([self.chosen])))
-                if self.segmenter.first_candidate == 1:
+            if self.model.mask_prompts:
+                self.prompt(clicks, mask_logits=self.candidates.logits(torch.tensor([self.chosen])))
+                if self.model.first_candidate == 1:
                     self.choose(0)
             else:
-                self.ask(clicks)
-        return self.found()
+                self.prompt(clicks)
+        return self.result()
 
     def by(self, name: str) -> InstanceResult:
         if name == "box":
@@ -127,14 +135,14 @@ class Plain:
 @pytest.mark.parametrize("mask_prompts", [True, False])
 @pytest.mark.parametrize("first_candidate", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_many_at_once_find_what_one_after_the_other_does(
+def test_many_at_once_predict_what_one_after_the_other_does(
     name: str, first_candidate: int, mask_prompts: bool, toy: Any, regions: Callable[..., Any]
 ) -> None:
     segmenter = regions(mask_prompts=mask_prompts, first_candidate=first_candidate)
     photo = segmenter.embed(toy.image)
     expected = [Plain(segmenter, photo, one).by(name) for one in toy.instances]
     assert len({one.iou for one in expected}) > 5  # the answers differ
-    found = asked(name, segmenter, toy.image, toy.instances, seed=5)
+    found = predict(name, segmenter, toy.image, toy.instances, seed=5)
     for one, other in zip(found, expected, strict=True):
         assert one.mask == other.mask
         assert (one.iou, one.best_iou, one.score) == pytest.approx(
@@ -146,21 +154,41 @@ def test_many_at_once_find_what_one_after_the_other_does(
 def test_neither_order_nor_number_at_once_matters(
     name: str, toy: Any, regions: Callable[..., Any]
 ) -> None:
-    expected = asked(name, regions(), toy.image, toy.instances)
+    expected = predict(name, regions(), toy.image, toy.instances)
     order = np.random.default_rng(0).permutation(len(toy.instances))
     for at_once in (1, 7, 64):
-        found = asked(name, regions(), toy.image, [toy.instances[i] for i in order], at_once)
+        found = predict(name, regions(), toy.image, [toy.instances[i] for i in order], at_once)
         assert [found[place] for place in np.argsort(order)] == expected
+
+
+def test_iterative_clicks_share_their_rounds(toy: Any, regions: Callable[..., Any]) -> None:
+    names = ("click_iterative_5", "box", "click_iterative_1", "click_iterative_3")
+    protocols = [protocol(name) for name in names]
+
+    def context(model: Any, oracle: bool) -> EvalContext:
+        image = model.embed(toy.image)
+        return EvalContext(model=model, image=image, key="42", prompts_at_once=4, oracle=oracle)
+
+    for oracle in (True, False):
+        together = regions()
+        results = predict_all(protocols, context(together, oracle), toy.instances)
+        assert tuple(results) == names
+        for each in protocols:
+            assert results[each.name] == each.predict(context(regions(), oracle), toy.instances)
+    alone = regions()
+    protocols[0].predict(context(alone, False), toy.instances)
+    boxes = -(-len(toy.instances) // 4)
+    assert len(together.seen) == len(alone.seen) + boxes
 
 
 def test_another_seed_clicks_elsewhere(toy: Any, regions: Callable[..., Any]) -> None:
     one, other = (regions(), regions())
-    asked("click_random_3", one, toy.image, toy.instances, seed=0)
-    asked("click_random_3", other, toy.image, toy.instances, seed=1)
-    assert not torch.equal(one.asked[0].points_xy, other.asked[0].points_xy)
+    predict("click_random_3", one, toy.image, toy.instances, seed=0)
+    predict("click_random_3", other, toy.image, toy.instances, seed=1)
+    assert not torch.equal(one.seen[0].points_xy, other.seen[0].points_xy)
     fewer = regions()
-    asked("click_random_1", fewer, toy.image, toy.instances, seed=0)
-    assert torch.equal(fewer.asked[0].points_xy, one.asked[0].points_xy[:, :1])
+    predict("click_random_1", fewer, toy.image, toy.instances, seed=0)
+    assert torch.equal(fewer.seen[0].points_xy, one.seen[0].points_xy[:, :1])
 
 
 def test_random_clicks_are_uniform_and_independent() -> None:
@@ -177,16 +205,16 @@ def test_random_clicks_are_uniform_and_independent() -> None:
         def embed(self, image: np.ndarray) -> Any:
             return self
 
-        def told(self, truth: Sequence[rle.Rle]) -> Any:
+        def with_truth(self, truth: Sequence[rle.Rle]) -> Any:
             return self
 
-        def ask(self, prompts: ImagePrompts) -> Any:
+        def predict(self, prompts: ImagePrompts) -> Any:
             self.points = prompts.points_xy
-            photo = GroundTruth().embed(np.zeros((5, 6, 3), np.uint8))
-            return photo.told([encoded] * count).ask(prompts)
+            image = GroundTruth().embed(np.zeros((5, 6, 3), np.uint8))
+            return image.with_truth([encoded] * count).predict(prompts)
 
     segmenter = Listening()
-    asked("click_random_2", segmenter, np.zeros((5, 6, 3), np.uint8), instances, at_once=count)
+    predict("click_random_2", segmenter, np.zeros((5, 6, 3), np.uint8), instances, at_once=count)
     drawn = [[pixels[int(x), int(y)] for x, y in own] for own in segmenter.points.tolist()]
     pairs = np.bincount([9 * one + other for one, other in drawn], minlength=81)
     assert ((pairs - count / 81) ** 2 / (count / 81)).sum() < chi2.ppf(0.999, 80)
@@ -215,7 +243,7 @@ def test_a_flipped_image_gives_flipped_results(
             Instance(id=i, category_id=1, mask=rle.encode(flip(one)), area=float(one.sum()))
             for i, one in enumerate(truth)
         ]
-        return asked(name, regions(), image, instances)
+        return predict(name, regions(), image, instances)
 
     found, mirrored = flipped_once(np.array), flipped_once(lambda a: np.flip(a, axis).copy())
     if name == "click_iterative_4":
@@ -234,7 +262,7 @@ def test_the_truth_scores_one(name: str, coco_masks: list[rle.Rle]) -> None:
         for i, mask in enumerate([*own, *own])
     ]
     image = np.zeros((*own[0]["size"], 3), dtype=np.uint8)
-    found = asked(name, GroundTruth(), image, instances, at_once=3)
+    found = predict(name, GroundTruth(), image, instances, at_once=3)
     assert {(one.iou, one.best_iou, one.score) for one in found} == {(1.0, 1.0, 1.0)}
     assert [one.mask for one in found] == [*own, *own]
 
@@ -247,18 +275,18 @@ def test_a_filled_box_scores_its_masks_share_of_it(coco_masks: list[rle.Rle]) ->
         box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
         image = np.zeros((*mask.shape, 3), dtype=np.uint8)
         instance = Instance(id=1, category_id=1, mask=one, area=float(mask.sum()))
-        (found,) = asked("box", FilledBox(), image, [instance])
+        (found,) = predict("box", FilledBox(), image, [instance])
         assert (rle.decode(found.mask) == box).all()
         assert found.iou == pytest.approx(mask.sum() / box.sum(), abs=1e-12)
-        (nothing,) = asked("click_center", FilledBox(), image, [instance])
+        (nothing,) = predict("click_center", FilledBox(), image, [instance])
         assert (nothing.iou, rle.area(nothing.mask)) == (0.0, 0)
 
 
-def test_ground_truth_that_was_not_told_is_no_answer() -> None:
+def test_ground_truth_without_its_truth_is_refused() -> None:
     photo = GroundTruth().embed(np.zeros((4, 4, 3), dtype=np.uint8))
     prompts = ImagePrompts(torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="1 prompts, but 0 true masks"):
-        photo.ask(prompts)
+        photo.predict(prompts)
 
 
 def test_crowds_and_what_has_no_pixel_are_skipped_and_counted() -> None:
@@ -271,21 +299,21 @@ def test_crowds_and_what_has_no_pixel_are_skipped_and_counted() -> None:
         Instance(id=4, category_id=1, mask=some, area=0.0),
         Instance(id=5, category_id=1, mask=none, area=0.0, crowd=True),
     ]
-    assert askable(instances) == ([instances[0]], {"crowd": 2, "zero_area": 2})
+    assert promptable_instances(instances) == ([instances[0]], {"crowd": 2, "zero_area": 2})
 
 
 def test_corrections_need_negative_clicks(toy: Any, regions: Callable[..., Any]) -> None:
     segmenter = regions(negative_clicks=False)
     with pytest.raises(UserError, match="click_iterative_5 needs a model with negative clicks"):
-        asked("click_iterative_5", segmenter, toy.image, toy.instances)
+        predict("click_iterative_5", segmenter, toy.image, toy.instances)
     protocol("click_iterative_1").check(segmenter)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_instance_asks_nothing(name: str, toy: Any, regions: Callable[..., Any]) -> None:
+def test_no_instance_makes_no_prompt(name: str, toy: Any, regions: Callable[..., Any]) -> None:
     segmenter = regions()
-    assert asked(name, segmenter, toy.image, []) == []
-    assert segmenter.asked == []
+    assert predict(name, segmenter, toy.image, []) == []
+    assert segmenter.seen == []
 
 
 @pytest.mark.parametrize("name", NAMES)

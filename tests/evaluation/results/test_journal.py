@@ -87,7 +87,7 @@ def test_another_evaluation_is_refused_with_what_differs(tmp_path: Path) -> None
     assert parts.finished().whole() == set()
 
 
-@pytest.mark.parametrize("version", [None, 1, 3])
+@pytest.mark.parametrize("version", [None, 2, 4])
 def test_lines_of_another_version_are_refused_until_thrown_away(
     version: int | None, tmp_path: Path
 ) -> None:
@@ -95,9 +95,9 @@ def test_lines_of_another_version_are_refused_until_thrown_away(
     add(begun(tmp_path), 0, 1)
     settings = tmp_path / "a.parts/settings.json"
     known = json.loads(settings.read_text())
-    assert known.pop("version") == VERSION == 2
+    assert known.pop("version") == VERSION == 3
     settings.write_text(json.dumps(known | ({} if version is None else {"version": version})))
-    told = f"a.parts holds photos .* in version {version or 1} .* writes version 2: .*fresh=true"
+    told = f"a.parts holds photos .* in version {version or 1} .* writes version 3: .*fresh=true"
     with pytest.raises(UserError, match=told) as caught:
         begun(tmp_path)
     assert "\n" not in str(caught.value)

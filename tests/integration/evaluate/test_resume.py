@@ -96,7 +96,7 @@ def test_killed_evaluation_goes_on_with_two_ranks_and_scores_nothing_twice(
     with (parts / "rank-0.jsonl").open("a") as file:
         file.write('{"photo":46,"instan')  # what a crash of the machine leaves
     told = ended(*(started(arguments, rank, 2) for rank in range(2)))
-    assert "rank-0.jsonl: 1 line that a kill has torn" in told[0]
+    assert "rank-0.jsonl: 1 line that a kill cut short" in told[0]
     assert discs.numbers(tmp_path / "a.json") == discs.numbers(reference)
     assert discs.scored_photos(parts) == list(range(40, 40 + PHOTOS))
 

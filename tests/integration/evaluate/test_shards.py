@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from efficientsam_pl.commands.shard_scores import score
+from efficientsam_pl.data.datasets.image_sources import LoadedImage, PackedImages
 from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.evaluator import validation_evaluator
+from efficientsam_pl.evaluation.prompt_metrics import ImageScores
+from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model
 
 if TYPE_CHECKING:
@@ -84,18 +88,28 @@ def test_shards_score_what_training_logs_of_them(
     shown = run(["evaluate", *model, f"shards={tmp_path}/shards/*.tar", f"out={tmp_path}/a.json"])
     told = discs.numbers(tmp_path / "a.json")
     segmenter = load_model(f"{discs.folder}/tiny.yaml", f"{discs.folder}/tiny.safetensors")
-    logged, _ = score(segmenter, open_shards(f"{tmp_path}/shards/*.tar"), seed=0)
+    images, validation = PackedImages(open_shards(f"{tmp_path}/shards/*.tar")), ValidationConfig()
+    evaluator = validation_evaluator(EvaluatorModel(segmenter), validation, 0)
+    scores = ImageScores(validation)
+    for place in images.numbers:
+        read = images.read(place)
+        if isinstance(read, LoadedImage):
+            scores.add(evaluator.evaluate(place, read.image, read.about), read.about)
+    logged = scores.compute()
     box = told["numbers"]["box"]
-    assert box["miou"]["all"] == pytest.approx(logged.box, abs=1e-6)
-    assert box["filled_box_miou"]["all"] == pytest.approx(logged.filled_box, abs=1e-6)
+    assert box["miou"]["all"] == pytest.approx(logged.box, rel=0, abs=1e-9)
+    assert box["filled_box_miou"]["all"] == pytest.approx(logged.filled_box, rel=0, abs=1e-9)
     assert box["filled_box_grid_miou"]["all"] == pytest.approx(logged.filled_box_grid)
     assert box["reachable_miou"]["all"] == pytest.approx(logged.reachable)
+    for count, miou in logged.clicks.items():
+        evaluated = told["numbers"][f"click_random_{count}"]["miou"]["all"]
+        assert evaluated == pytest.approx(miou, rel=0, abs=1e-9)
     for size, own in logged.by_size.items():
         assert told["counts"][f"{size}_instances"] == own.masks
         expected = pytest.approx(own.reachable) if own.masks else None
         assert box["reachable_miou"][size] == expected
     assert f"{logged.reachable:.3f}" in shown
     assert "filled box via mask grid" in shown
-    assert box["ap"] == pytest.approx(logged.ap._asdict(), abs=1e-6)
+    assert box["ap"] == pytest.approx(logged.ap._asdict(), rel=0, abs=1e-9)
     assert told["counts"]["skipped_crowds"] == 1
     assert set(told["numbers"]) == {"box", "click_random_1", "click_random_3"}

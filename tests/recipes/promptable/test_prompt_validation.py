@@ -17,20 +17,27 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from efficientsam_pl.commands.shard_scores import score
+from efficientsam_pl.commands import consolidate
+from efficientsam_pl.commands.evaluate import command as evaluating
+from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.build import build_order, build_reader, open_splits
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.datasets.eval import EvalDataset
+from efficientsam_pl.data.datasets.image_sources import LoadedImage, PackedImages
 from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.config import ValidationConfig
+from efficientsam_pl.evaluation.baselines import FilledBox
+from efficientsam_pl.evaluation.config import AP_NAMES, ValidationConfig
+from efficientsam_pl.evaluation.evaluator import validation_evaluator
 from efficientsam_pl.evaluation.metrics.matching import AveragePrecision
-from efficientsam_pl.evaluation.prompt_metrics import Scores, SizeScores
+from efficientsam_pl.evaluation.metrics.sizes import SIZES
+from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores, SizeScores
+from efficientsam_pl.export.consolidate import write_safetensors
 from efficientsam_pl.inference.predictor import Predictor
 from efficientsam_pl.models.config import PromptEncoderConfig
 from efficientsam_pl.models.registry import segmenter_config
@@ -45,6 +52,7 @@ from efficientsam_pl.recipes.promptable.validate import (
 from efficientsam_pl.structures import MaskBatch, Prompts
 from efficientsam_pl.training import train as runs
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
+from efficientsam_pl.training.callbacks.ema import EmaWeights
 from efficientsam_pl.training.context import run_context
 from efficientsam_pl.training.datamodule import TrainingDataModule, TrainingDatasets
 from efficientsam_pl.training.module import TrainingModule
@@ -58,19 +66,28 @@ class Boxes(TrainingModule):
     def training_step(self, batch: MaskBatch, batch_idx: int) -> dict[str, Tensor]:
         features = self.model.encode(batch.image, batch.content_hw)
         prediction = self.model.decode(features, Prompts.of_boxes(batch.boxes_xyxy_px))
-        mean = prediction.low_res_logits.square().mean() + prediction.iou.square().mean()
+        mean = (prediction.low_res_logits + 1).square().mean() + prediction.iou.square().mean()
         return self.step_output(mean, batch.valid)
 
     def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
         self.log("heldout/photos", float(len(batch)), reduce_fx="sum", sync_dist=True)
 
 
+def starting_model(config: FinetuneConfig) -> Segmenter:
+    """An untrained model to which prompts make a difference."""
+    torch.manual_seed(config.run.seed)
+    model = Segmenter(segmenter_config(config.model.name))
+    for name, parameter in model.named_parameters():
+        if "label_vectors" in name:
+            parameter.data *= 5
+    return model
+
+
 def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
     """Trains with a scored held-out set and saves, as the command does."""
     folder = RunFolder(Path(config.run.dir), None, config.run.resume)
-    torch.manual_seed(config.run.seed)
-    shape = segmenter_config(config.model.name)
-    model = Segmenter(shape)
+    model = starting_model(config)
+    shape = model.config
     sets = open_splits(config.data)
     assert sets.heldout is not None
     frame = Frame(shape.encoder.image_size, shape.resize, exact=True)
@@ -96,7 +113,9 @@ def fit(config: FinetuneConfig, *callbacks: L.Callback) -> Boxes:
     header = {"stage": "finetune", "config": as_dict(config), "model": as_dict(shape)}
     setting = run_context(config, folder, header, sets)
     saving = RunCheckpoints(config.trainer, setting.header, setting.retention, setting.files.writer)
-    runs.fit(task, data, setting, [*callbacks, saving])
+    decay = config.trainer.ema_decay
+    averaging = [] if decay is None else [EmaWeights(decay)]
+    runs.fit(task, data, setting, [*averaging, *callbacks, saving])
     return task
 
 
@@ -107,6 +126,15 @@ def config(
     return configs.load(
         FinetuneConfig, [str(stage_files["finetune"])], overrides(shards, model_file, tmp_path)
     )
+
+
+@pytest.fixture
+def interactive(config: FinetuneConfig, model_file: Path, tmp_path: Path) -> FinetuneConfig:
+    """A model that takes corrections."""
+    file = tmp_path / "interactive.yaml"
+    parts = "prompts: {negative_clicks: true, mask_prompts: true, max_points: 6}\n"
+    file.write_text(model_file.read_text() + parts)
+    return replace(config, model=replace(config.model, name=str(file)))
 
 
 def overrides(shards: Path, model_file: Path, folder: Path) -> list[str]:
@@ -125,54 +153,123 @@ def logged(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-class Kept(L.Callback):
-    """Keeps the model's weights at each validation."""
-
-    def __init__(self) -> None:
-        self.weights: list[dict[str, Tensor]] = []
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        state = pl_module.eval_model().state_dict()
-        self.weights.append({name: tensor.clone() for name, tensor in state.items()})
+BOUNDS = ("filled_box", "filled_box_grid", "reachable")
 
 
-def test_callback_logs_what_evaluate_scores(
-    config: FinetuneConfig, shards: Path, tmp_path: Path
+def evaluated(folder: Path, *overrides: str) -> dict[str, float]:
+    """Scores of `evaluate` by the names that training logs them under."""
+    out = folder / "evaluation.json"
+    given = ["accelerator=cpu", f"out={out}", *overrides]
+    evaluating.run(configs.load(EvaluateConfig, [], given))
+    result = json.loads(out.read_text())
+    numbers, counts = result["numbers"], result["counts"]
+    box = numbers["box"]
+    scores = {f"heldout/{name}": box["ap"][name] for name in AP_NAMES}
+    scores = {name: math.nan if value < 0 else value for name, value in scores.items()}
+    known = [name for name in BOUNDS if f"{name}_miou" in box]  # a baseline has no mask grid
+    scores |= {f"heldout/{name}_miou": box[f"{name}_miou"]["all"] for name in known}
+    for name, values in numbers.items():
+        logged_as = name if name == "box" else f"click{name.rpartition('_')[2]}"
+        scores[f"heldout/{logged_as}_miou"] = values["miou"]["all"]
+    for size in SIZES:
+        mean = box["miou"][size]
+        scores[f"heldout/box_miou_{size}"] = math.nan if mean is None else mean
+    scores["heldout/scored_photos"] = counts["photos"]
+    scores["heldout/scored_masks"] = counts["instances"]
+    scores["heldout/damaged_photos"] = len(result["damaged"])
+    return scores
+
+
+def the_same(scores: dict[str, float]) -> Any:
+    return pytest.approx(scores, rel=0, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("later_clicks", "precision", "ema_decay"),
+    [("random", "fp32", 0.5), ("corrections", "fp32", None), ("random", "bf16", None)],
+)
+def test_evaluate_reproduces_every_logged_score(
+    later_clicks: Any,
+    precision: Any,
+    ema_decay: float | None,
+    config: FinetuneConfig,
+    interactive: FinetuneConfig,
+    shards: Path,
+    tmp_path: Path,
 ) -> None:
-    """Photo by photo and prompt by prompt alike, so that no sum is taken in another order."""
-    config = replace(config, trainer=replace(config.trainer, micro_batch=1, max_steps=3))
-    kept = Kept()
-    fit(config, kept, PromptValidation(ValidationConfig(), seed=5))
-    model = Segmenter(segmenter_config(config.model.name))
-    model.load_state_dict(kept.weights[0])
-    heldout = open_shards(f"{shards}/heldout-*.tar")
-    scores, damage = score(model, heldout, 5, (1, 3))
-    assert not damage
-    assert scores.photos == 4
-    for name, value in named(scores).items():
+    """Of batches of two images and prompts in chunks of three, on the weights that were scored."""
+    config = interactive if later_clicks == "corrections" else config
+    trainer = replace(
+        config.trainer,
+        micro_batch=2,
+        max_steps=3,
+        validate_every_steps=3,
+        precision=precision,
+        ema_decay=ema_decay,
+    )
+    validation = ValidationConfig(later_clicks=later_clicks, photos=3, prompts_at_once=3)
+    callback = PromptValidation(validation, seed=5)
+    optim = replace(config.optim, peak_lr=1e-2)
+    fit(replace(config, trainer=trainer, optim=optim), callback)
+    weights = consolidate.run(tmp_path / "run", tmp_path / "weights.safetensors")
+    protocols = ",".join(validation.protocols())
+    scores = evaluated(
+        tmp_path,
+        f"shards={shards}/heldout-*.tar",
+        f"model.weights={weights}",
+        f"protocols=[{protocols}]",
+        f"precision={precision}",
+        "photos=3",
+        "seed=5",
+    )
+    assert scores.keys() == set(validation.metrics())
+    assert callback.latest == the_same(scores)
+    assert callback.latest != the_same(callback.start or {})
+    for name, value in scores.items():
         *_, (step, last) = logged(tmp_path, name)
         assert step in (2, 3)  # Lightning counts from 0
         assert last == pytest.approx(value, abs=1e-6, nan_ok=True), name
 
 
+def test_evaluate_reproduces_mask_ap_of_good_masks(shards: Path, tmp_path: Path) -> None:
+    """An untrained model has an AP of 0, filled boxes have not."""
+    images, validation = PackedImages(open_shards(f"{shards}/*.tar")), ValidationConfig(clicks=(1,))
+    evaluator, scores = validation_evaluator(FilledBox(), validation, 0), ImageScores(validation)
+    for place in images.numbers:
+        read = images.read(place)
+        assert isinstance(read, LoadedImage)
+        scores.add(evaluator.evaluate(place, read.image, read.about), read.about)
+    found = evaluated(tmp_path, f"shards={shards}/*.tar", "baseline=filled_box", "protocols=[box]")
+    values = {name: value for name, value in named(scores.compute()).items() if name in found}
+    assert values == the_same(found)
+    assert 0.1 < values["heldout/ap"] < 1
+    assert values.keys() >= {f"heldout/{name}" for name in AP_NAMES}
+
+
 def test_start_is_scored_before_the_first_step_and_once(
     config: FinetuneConfig, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(config.run.seed)
-    start = Segmenter(segmenter_config(config.model.name))
+    start, file = starting_model(config), tmp_path / "start.safetensors"
+    tensors = start.state_dict()
+    write_safetensors(file, tensors, tensors.values(), as_dict(start.config), {})
     callback = PromptValidation(ValidationConfig(), seed=0)
     fit(config, callback)
-    scores, _ = score(start, open_shards(f"{shards}/heldout-*.tar"), 0, (1, 3))
-    assert named(scores).keys() == set(ValidationConfig().metrics())
-    assert callback.start == pytest.approx(named(scores), abs=1e-6, nan_ok=True)
+    printed = capsys.readouterr().out
+    scores = evaluated(
+        tmp_path,
+        f"shards={shards}/heldout-*.tar",
+        f"model.weights={file}",
+        "protocols=[box,click_random_1,click_random_3]",
+    )
+    assert callback.start == the_same(scores)
     steps = [step for step, _ in logged(tmp_path, "heldout/box_miou")]
     assert steps[0] == 0
     assert len(steps) == 3
-    printed = capsys.readouterr().out
     assert printed.count("AP50") == 3
-    assert f"Step 0: 4 held-out photos, {scores.masks} masks, 0 damaged" in printed
+    masks = int(scores["heldout/scored_masks"])
+    assert f"Step 0: 4 held-out photos, {masks} masks, 0 damaged" in printed
     [row, *_] = [line for line in printed.splitlines() if "box mIoU" in line]
-    bounds = (scores.filled_box, scores.filled_box_grid, scores.reachable)
+    bounds = [scores[f"heldout/{name}_miou"] for name in BOUNDS]
     assert [f"{value:.3f}" for value in bounds] == row.split()[4:-1:2][:3]
 
 
@@ -242,12 +339,8 @@ def test_no_more_images_than_asked_for_are_scored(config: FinetuneConfig, tmp_pa
     assert {value for _, value in logged(tmp_path, "heldout/scored_photos")} == {3.0}
 
 
-def test_corrections_are_scored(config: FinetuneConfig, model_file: Path, tmp_path: Path) -> None:
-    interactive = tmp_path / "interactive.yaml"
-    parts = "prompts: {negative_clicks: true, mask_prompts: true, max_points: 6}\n"
-    interactive.write_text(model_file.read_text() + parts)
-    config = replace(config, model=replace(config.model, name=str(interactive)))
-    fit(config, PromptValidation(ValidationConfig(later_clicks="corrections"), seed=0))
+def test_corrections_are_scored(interactive: FinetuneConfig, tmp_path: Path) -> None:
+    fit(interactive, PromptValidation(ValidationConfig(later_clicks="corrections"), seed=0))
     first, third = (dict(logged(tmp_path, f"heldout/click{n}_miou")) for n in (1, 3))
     assert first.keys() == third.keys()
     assert first != third
@@ -261,7 +354,7 @@ def test_images_are_laid_as_the_predictor_lays_them(
     heldout = open_shards(f"{shards}/heldout-*.tar")
     stream = EvalDataset(build_reader((heldout,), MASK_SUFFIXES, config.data), Frame(64, rule))
     batch = stream.collate(stream.__getitems__([SampleRef(0, 2), SampleRef(0, None)]))
-    assert batch.valid.tolist() == [True, False]
+    assert batch.number == (2, -1)
     seen: list[Tensor] = []
     model = Segmenter(shape)
     model.encode = lambda image, content_hw: seen.append(image) or torch.zeros(1, 32, 4, 4)  # type: ignore
@@ -269,8 +362,11 @@ def test_images_are_laid_as_the_predictor_lays_them(
     assert isinstance(photo, AnnotatedImage)
     Predictor(model).embed(photo.image)
     assert torch.equal(batch.image[:1], seen[0])
-    assert batch.truth == (photo.truth, ())
-    assert batch.image_hw[0] == photo.image.shape[:2]
+    annotations, padding = batch.annotations
+    assert padding is None
+    assert annotations == PackedImages(heldout).annotations(2)
+    assert tuple(one.mask for one in annotations.instances) == photo.truth
+    assert annotations.image_hw == photo.image.shape[:2]
 
 
 def test_model_that_does_not_understand_is_refused_before_it_trains() -> None:
@@ -323,8 +419,17 @@ def test_two_processes_score_what_one_does(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = {name: json.loads((tmp_path / name / "out").read_text()) for name in ("one", "two")}
-    for part in ("start", "now"):
-        assert found["two"][part] == pytest.approx(found["one"][part], abs=1e-5, nan_ok=True)
+    assert found["two"]["start"] == the_same(found["one"]["start"])
+    for name in ("one", "two"):
+        weights = consolidate.run(tmp_path / name / "run", tmp_path / f"{name}.safetensors")
+        scores = evaluated(
+            tmp_path / name,
+            f"shards={uneven}/heldout-*.tar",
+            f"model.weights={weights}",
+            "protocols=[box,click_random_1,click_random_3]",
+            "photos=3",
+        )
+        assert found[name]["now"] == the_same(scores)
     start = found["one"]["start"]
     assert start["heldout/damaged_photos"] == 1
     assert start["heldout/scored_photos"] == 2
@@ -340,9 +445,9 @@ class Written(L.Callback):
         self._path, self._scores = path, scores
 
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
-        now = {k: float(v) for k, v in trainer.callback_metrics.items() if k in self._scores.best}
         if trainer.is_global_zero:
-            self._path.write_text(json.dumps({"start": self._scores.start, "now": now}))
+            scores = {"start": self._scores.start, "now": self._scores.latest}
+            self._path.write_text(json.dumps(scores))
 
 
 def main(file: str, out: str, *given: str) -> None:

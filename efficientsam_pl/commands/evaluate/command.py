@@ -63,8 +63,11 @@ def run(config: EvaluateConfig) -> None:
     device = _device(config)
     if config.baseline != "none":
         baseline = FilledBox() if config.baseline == "filled_box" else GroundTruth()
-        about = {"name": config.baseline.replace("_", " "), "baseline": config.baseline}
-        evaluate(config, baseline, about)
+        evaluate(
+            config,
+            baseline,
+            {"name": config.baseline.replace("_", " "), "baseline": config.baseline},
+        )
         return
     name, weights = config.model.name, config.model.weights
     assert weights is not None, "it is among the config's needs"

@@ -121,15 +121,23 @@ class LoggedNames(L.Callback):
 
 
 @pytest.mark.parametrize(
-    ("command", "root"), [(pretrain, PretrainConfig), (finetune, FinetuneConfig)]
+    ("stage", "recipe", "root"),
+    [("pretrain", pretrain, PretrainConfig), ("finetune", finetune, FinetuneConfig)],
+    ids=["pretrain", "finetune"],
 )
 def test_every_metric_that_can_be_named_is_logged(
-    command: Any, root: Any, run: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    recipe: Any,
+    root: Any,
+    run: Any,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    noted, standard = LoggedNames(), command.standard_callbacks
-    monkeypatch.setattr(command, "standard_callbacks", lambda *args: [*standard(*args), noted])
+    noted, standard = LoggedNames(), recipe.standard_callbacks
+    monkeypatch.setattr(recipe, "standard_callbacks", lambda *args: [*standard(*args), noted])
     heldout = f"data.heldout={shards}/heldout-*.tar"
-    run(command.__name__.rpartition(".")[2], tmp_path, heldout, "trainer.max_steps=3")
+    run(stage, tmp_path, heldout, "trainer.max_steps=3")
     assert noted.names >= set(root().metrics())
 
 

@@ -188,7 +188,7 @@ def test_what_cannot_be_used_is_named_and_counted(write: Write) -> None:
     assert details["annotation 2"] == "image_id=77"
     assert details["annotation 3"] == "category_id=5"
     assert "three corners" in details["annotation 4"]
-    assert "nowhere" in details["annotation 5"]
+    assert "not finite" in details["annotation 5"]
     assert "size [6, 8]" in details["annotation 6"]
     assert details["annotation 10"] == "no 'segmentation'"
     assert details["image 3"].endswith("3.jpg")
@@ -209,7 +209,7 @@ def lacking(key: str) -> dict[str, Any]:
         (coco_file(annotations={}), "coco", "its 'annotations' is no list of records"),
         (coco_file(images=[{"file_name": "1.jpg"}]), "coco", "image 0 has id=None"),
         (coco_file(images=[{"id": 4}]), "coco", "image 4 has no 'file_name'"),
-        (coco_file(images=[image(9)]), "coco", "none of 1 photo .* such as .*9.jpg"),
+        (coco_file(images=[image(9)]), "coco", "none of 1 image .* such as .*9.jpg"),
         (coco_file(), "lvis", "category 9 has frequency=None, not LVIS's r, c or f"),
         (
             coco_file(categories=[{"id": 1, "frequency": "r"}]),

@@ -114,7 +114,7 @@ def test_a_key_is_printed_with_the_comment_of_its_source(say: Say) -> None:
     at = lines.index("  strategy: auto")
     assert lines[at - 1].lstrip().startswith("# ")
     assert lines[at - 1].endswith("[auto|ddp|fsdp]")
-    assert "# Which segmenter, where its weights start, and which of them learn." in lines
+    assert "# The segmenter, the source of its initial weights, and its frozen modules." in lines
 
 
 def test_version_is_that_of_the_project(say: Say) -> None:

@@ -174,7 +174,7 @@ def test_summary_is_true(straight: Path, coco: list[str], efficientsam: Command)
     _, said, _ = efficientsam("pack", *coco, *small_shards(straight))
     mebibytes = f"{summary['bytes'] / 2**20:.1f} MiB"
     assert said == [
-        f"12 photos, 24 masks, 0 skipped -> 12 shards (12 of them existed before) of {mebibytes} "
+        f"12 images, 24 masks, 0 skipped -> 12 shards (12 of them existed before) of {mebibytes} "
         f"in {straight}"
     ]
 
@@ -318,7 +318,7 @@ def test_what_is_skipped_is_reported_and_lies_in_the_summary(
         assert code == 0
         assert sum(line.startswith("skipped bad") for line in said) == 20
         assert f"... and 5 more, see {tmp_path}/out/pack-summary.json" in said
-        assert said[-1].startswith("1 photo, 0 masks, 25 skipped -> 1 shard ")
+        assert said[-1].startswith("1 image, 0 masks, 25 skipped -> 1 shard ")
         skipped = json.loads((tmp_path / "out/pack-summary.json").read_text())["skipped"]
         assert {one["what"] for one in skipped} == {f"bad{i:02d}" for i in range(25)}
 

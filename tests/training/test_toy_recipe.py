@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.state import joined
+from efficientsam_pl.checkpoints.state import join_state
 from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.models.weights import read_weights
 
@@ -69,7 +69,7 @@ def run_pair(shards: Path, folder: Path, strategy: str, *overrides: str) -> str:
 
 def weights(folder: Path, step: int = 6) -> dict[str, Tensor]:
     stored = CheckpointReader(folder / f"checkpoints/step-{step:08d}")
-    state: dict[str, Tensor] = joined(stored.whole_state(), stored.values)["state_dict"]
+    state: dict[str, Tensor] = join_state(stored.load_all(), stored.values)["state_dict"]
     return state
 
 

@@ -79,7 +79,7 @@ def run(config: EvaluateConfig) -> None:
         "precision": config.precision,
         "config": as_dict(model.config),
     }
-    evaluate(config, EvaluatorModel(model, precision=config.precision), about)
+    evaluate(config, EvaluatorModel(model, precision=config.precision), description)
 
 
 def evaluate(

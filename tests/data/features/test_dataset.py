@@ -120,7 +120,7 @@ def test_batches_do_not_depend_on_workers(
     for here, there in zip(first(0), first(workers), strict=True):
         assert here.key == there.key
         assert here.corrupt == there.corrupt
-        for name in ("image", "features", "draw_key", "valid"):
+        for name in ("image", "features", "sample_key", "valid"):
             assert torch.equal(getattr(here, name), getattr(there, name))
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 
-def main(checkout: str, commands: str) -> int:
+def run_commands(checkout: str, commands: str) -> int:
     """Run the commands; exit code of the first that fails, else 0."""
     sys.path.insert(0, checkout)
     import efficientsam_pl
@@ -34,4 +34,4 @@ def main(checkout: str, commands: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(run_commands(*sys.argv[1:]))

@@ -92,7 +92,7 @@ def labels_of(recipe: str, module: Any, inside: bool) -> Iterator[Label]:
         yield Label(sami, "feature_losses", "loss")
     elif inside:
         yield Label(model.mask_decoder.transformer, "forward", "mask_decoder.two_way")
-        yield Label(model.mask_decoder, "_drawn", "mask_decoder.upscaling")
+        yield Label(model.mask_decoder, "_mask_logits", "mask_decoder.upscaling")
         yield Label(prompt_loop, "segmentation_losses", "loss")
 
 

@@ -17,7 +17,7 @@ STORED: dict[str, dict[str, list[float]]] = json.loads(
 
 def run_here(checkout: Path, given: list[list[str]]) -> None:
     """In this process, which has imported torch already."""
-    assert commands.main(str(checkout), json.dumps(given)) == 0
+    assert commands.run_commands(str(checkout), json.dumps(given)) == 0
 
 
 def exact(*losses: float) -> dict[str, list[str]]:

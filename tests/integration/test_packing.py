@@ -145,7 +145,7 @@ def test_killed_packing_is_resumed_to_the_same_bytes(
         len(done) - max(workers, 1) <= summary["done_before"] <= len(done)
     )  # a tar may lack its index
     assert summary["samples"] == PHOTOS
-    assert f"{PHOTOS} photos, 24 masks, 0 skipped -> 12 shards" in said[-1]
+    assert f"{PHOTOS} images, 24 masks, 0 skipped -> 12 shards" in said[-1]
 
 
 def test_two_jobs_of_an_array_at_once_make_one_manifest(
@@ -333,7 +333,7 @@ def test_real_set_is_packed_and_checked(
     out = ["--out", tmp_path / "out", "--workers", 0]
     code, said, _ = efficientsam("pack", "coco", *options, *out)
     assert code == 0
-    assert said[-1].startswith("6 photos, 136 masks, 0 skipped -> 1 shard ")
+    assert said[-1].startswith("6 images, 136 masks, 0 skipped -> 1 shard ")
     assert len(open_shards(f"{tmp_path}/out/*.tar")) == 6
     assert efficientsam("check-shards", f"{tmp_path}/out/*.tar", "--workers", 0)[0] == 0
 

@@ -1,7 +1,5 @@
 """Run commands of the package one after the other in this process.
 
-python -P commands.py CHECKOUT 'JSON list of argument lists'
-
 It uses only `python -m efficientsam_pl`, so that it works with any checkout.
 """
 
@@ -31,7 +29,3 @@ def run_commands(checkout: str, commands: str) -> int:
             if ended.code:
                 return ended.code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_commands(*sys.argv[1:]))

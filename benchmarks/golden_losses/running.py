@@ -56,7 +56,10 @@ def run_commands(checkout: Path, given: list[list[str]]) -> None:
     Raises:
         RuntimeError: A command has failed; the message has its output.
     """
-    script = [sys.executable, "-P", str(commands.__file__), str(checkout), json.dumps(given)]
+    # the file alone: this checkout's package must not be importable beside the other's
+    call = "import runpy, sys; sys.exit(runpy.run_path(sys.argv[1])['run_commands'](*sys.argv[2:]))"
+    file = str(commands.__file__)
+    script = [sys.executable, "-P", "-c", call, file, str(checkout), json.dumps(given)]
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(checkout)}
     done = subprocess.run(
         script, check=False, env=os.environ | environment, capture_output=True, text=True

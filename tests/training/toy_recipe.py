@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-from efficientsam_pl.data.datasets.train import CropDataset
+from efficientsam_pl.data.datasets.crops import CropDataset
 from torch import Tensor, nn
 
 from efficientsam_pl.config.load import as_dict, load

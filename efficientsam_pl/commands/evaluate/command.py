@@ -72,7 +72,7 @@ def run(config: EvaluateConfig) -> None:
     name, weights = config.model.name, config.model.weights
     assert weights is not None, "it is among the config's needs"
     model = load_model(name, weights).to(device)
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "name": name if name in NAMED else Path(name or weights).stem,
         "weights_sha256": weights_sha256(weights),
         "resize": f"{model.config.resize} {model.config.encoder.image_size}",

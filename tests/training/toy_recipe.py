@@ -11,11 +11,11 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-from efficientsam_pl.data.datasets.crops import CropDataset
 from torch import Tensor, nn
 
 from efficientsam_pl.config.load import as_dict, load
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader
+from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.structures import ImageBatch
 from efficientsam_pl.training.config import RecipeConfig

@@ -24,11 +24,11 @@ SLOW = """\
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from efficientsam_pl.evaluation.evaluator import ImageEvaluator
-quick = ImageEvaluator.record
+quick = ImageEvaluator.evaluate
 def slow(*given, **named):
     time.sleep(0.4)
     return quick(*given, **named)
-ImageEvaluator.record = slow
+ImageEvaluator.evaluate = slow
 from efficientsam_pl.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

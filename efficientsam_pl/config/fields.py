@@ -88,13 +88,13 @@ def resume_policy(root: Any, key: str) -> ResumePolicy:
 
 
 def path_kind(one: Field[Any]) -> PathKind | None:
-    """None: the field is no path."""
+    """Return the kind of a field that is a path; None for any other."""
     kind: PathKind | None = one.metadata.get(_PATH)
     return kind
 
 
 def parts(cls: Any) -> Iterator[tuple[Field[Any], Any, Any]]:
-    """Each field with its type and, where it is a list of dataclasses, their class."""
+    """Yield each field with its type and, where it is a list of dataclasses, their class."""
     hints = get_type_hints(cls)
     for one in fields(cls):
         hint = hints[one.name]
@@ -103,7 +103,7 @@ def parts(cls: Any) -> Iterator[tuple[Field[Any], Any, Any]]:
 
 
 def leaves(root: Any, prefix: str = "") -> Iterator[Leaf]:
-    """All keys below a config's class that have values, in its order."""
+    """Yield all keys below a config's class that have values, in its order."""
     comments = comments_of(root)
     for one, hint, _ in parts(root):
         key = f"{prefix}{one.name}"
@@ -114,7 +114,7 @@ def leaves(root: Any, prefix: str = "") -> Iterator[Leaf]:
 
 
 def find_field(root: Any, key: str) -> Field[Any] | None:
-    """The field of a full key such as `data.mixture[0].shards`; None where there is none."""
+    """Find the field of a full key such as `data.mixture[0].shards`; None where there is none."""
     name, _, rest = key.partition(".")
     name, _, entry = name.partition("[")
     for one, hint, member in parts(root):
@@ -145,25 +145,25 @@ def _source_comments(cls: Any) -> dict[str, tuple[str, ...]]:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):
         return {}
-    told: dict[int, str] = {}
+    by_line: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("# noqa"):
-            told[token.start[0]] = token.string.lstrip("#").strip()
+            by_line[token.start[0]] = token.string.lstrip("#").strip()
     lines = source.splitlines()
     [body] = [one.body for one in ast.parse(source).body if isinstance(one, ast.ClassDef)]
     comments = {}
     for statement in body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             first, last = statement.lineno, statement.end_lineno or statement.lineno
-            while first - 1 in told and lines[first - 2].lstrip().startswith("#"):
+            while first - 1 in by_line and lines[first - 2].lstrip().startswith("#"):
                 first -= 1
-            own = tuple(told[line] for line in range(first, last + 1) if line in told)
-            if own:
-                comments[statement.target.id] = own
+            lines_of_field = [by_line[n] for n in range(first, last + 1) if n in by_line]
+            if lines_of_field:
+                comments[statement.target.id] = tuple(lines_of_field)
     return comments
 
 
 def about(cls: Any) -> str:
-    """The docstring that a class has of its own; "" where Python has made it up."""
+    """Return the docstring written for a class; "" where Python has generated it."""
     text = inspect.cleandoc(cls.__doc__ or "")
     return "" if text.startswith(f"{cls.__name__}(") else text

@@ -7,7 +7,7 @@ from efficientsam_pl.models.prompt_kinds import PromptNeeds, unmet_needs
 
 
 def segmenter_config(name: str) -> SegmenterConfig:
-    """The segmenter of that name, or of a YAML file in SegmenterConfig's form."""
+    """Look up a segmenter by name, or read a YAML file in SegmenterConfig's form."""
     if name in NAMED:
         return NAMED[name]
     if find_config(name) is None:

@@ -36,10 +36,10 @@ class RunConfig:
     # everything that the run writes goes there; also at s3:// and the like: see scratch
     dir: str = path("runs/unnamed", written="folder", resume="free")
     seed: int = 0  # of the order of samples, of masks and prompts, of fresh weights
-    # auto: from the folder's newest checkpoint, if any; none: anew; or the path of a run or of one
-    # of its checkpoints. A job that its scheduler has restarted goes on from its own newest
+    # auto: from the folder's newest checkpoint, if any; none: from the start; or the path of a run
+    # or checkpoint. A job that its scheduler has restarted resumes from its own newest
     resume: str = path("auto", resume="free")
-    # whether a run goes on under a recipe that is not the one it began with
+    # whether a run may resume with another recipe than the one it began with
     changed: Literal["refuse", "accept"] = free("refuse")
     # where a run whose dir is remote is kept before it is uploaded; None: the system's temp folder
     scratch: str | None = path(None, written="folder", resume="free")
@@ -119,16 +119,16 @@ class TrainerConfig:
         """
         if launch.kind == "person":
             return replace(self, devices=self.devices or 1, nodes=self.nodes or 1)
-        for key, asked, there in (
+        for key, given, there in (
             ("nodes", self.nodes, launch.nodes),
             ("devices", self.devices, launch.ranks_per_node),
         ):
-            if asked not in (None, there):
+            if given not in (None, there):
                 started = counted(there, "node" if key == "nodes" else "rank")
                 started += "" if key == "nodes" else " a node"
                 raise UserError(
-                    f"trainer.{key}={asked}, but {launch.kind} has started {started}; leave "
-                    f"trainer.{key} out, or ask for {asked}"
+                    f"trainer.{key}={given}, but {launch.kind} has started {started}; leave "
+                    f"trainer.{key} out, or ask for {given}"
                 )
         world = launch.nodes * launch.ranks_per_node
         if self.global_batch % world:
@@ -153,7 +153,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InterruptionConfig:
-    """What ends a run early, and how soon it is noticed. Seconds."""
+    """Limits that end a run early, in seconds."""
 
     save_before_limit_s: int = 180  # a SLURM job this near to its time limit saves and is requeued
     collective_timeout_s: int = 600  # a rank that waits for others longer fails

@@ -1,4 +1,4 @@
-"""What the parts of a run share: its config, folder, checkpoints, losses and speed."""
+"""State that the parts of a run share: its config, folder, checkpoints, losses and speed."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +29,7 @@ from efficientsam_pl.training.strategies import CheckpointFiles
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a run lives, on what it runs, and what its checkpoints say about themselves.
+    """A run's config, folder, checkpoints with their header, and losses.
 
     Work of callbacks inside `paused()` is no training time.
     """
@@ -120,7 +120,7 @@ def _check_and_print(stored: CheckpointReader, header: dict[str, Any]) -> None:
 
 
 def _provenance(splits: DatasetSplits) -> list[dict[str, Any]]:
-    """Counts and names by which the training sets can be recognised."""
+    """List counts and names by which the training sets can be recognised."""
     return [
         {
             "shards": len(shards.shards),

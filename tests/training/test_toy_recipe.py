@@ -1,11 +1,13 @@
 """The skeleton takes a stage of which it knows nothing: toy_recipe.py and no other file."""
 
+import importlib.util
 import os
-import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.checkpoints.state import join_state
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.consolidate import consolidate
 from efficientsam_pl.models.weights import read_weights
 
@@ -25,46 +28,50 @@ CONFIG = (
 )
 
 
-def start(shards: Path, folder: Path, *overrides: str, rank: int | None = None, port: int = 0):  # type: ignore[no-untyped-def]
-    """Start a rank of torchrun, or one process that starts its own ranks."""
-    launch = {}
-    if rank is not None:
-        launch = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        launch |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        launch |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+def arguments(shards: Path, folder: Path, *overrides: str) -> list[str]:
     data = (f"data.train={shards}/train-*.tar", f"data.heldout={shards}/heldout-*.tar")
-    places = os.pathsep.join([str(PROGRAM.parents[2]), *sys.path[1:]])
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAM), f"run.dir={folder}", *data, *CONFIG, *overrides],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places} | launch,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return [f"run.dir={folder}", *data, *CONFIG, *overrides]
 
 
-def end(*ranks: "subprocess.Popen[str]") -> str:
-    """Wait for the ranks of a run; return what rank 0 has printed."""
+@pytest.fixture(scope="module")
+def toy() -> Iterator[Any]:
+    """toy_recipe.py as a module."""
+    spec = importlib.util.spec_from_file_location("toy_recipe", PROGRAM)
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def run_pair(*runs: list[str]) -> None:
+    """Run one after the other in two processes, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    common |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"OMP_NUM_THREADS": "1"}
+    common["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[2]), *sys.path[1:]])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), *(word for run in runs for word in ("--", *run))],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
     try:
         outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
-    assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(outputs)
-    return outputs[0]
-
-
-def run_alone(shards: Path, folder: Path, *overrides: str) -> str:
-    return end(start(shards, folder, *overrides))
-
-
-def run_pair(shards: Path, folder: Path, strategy: str, *overrides: str) -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = (f"trainer.strategy={strategy}", *overrides)
-    return end(*(start(shards, folder, *given, rank=rank, port=port) for rank in range(2)))
+            assert rank.stdout is not None
+            rank.stdout.close()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
 
 
 def weights(folder: Path, step: int = 6) -> dict[str, Tensor]:
@@ -74,9 +81,9 @@ def weights(folder: Path, step: int = 6) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(toy: Any, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "alone"
-    assert "weights: from scratch (seed 0)" in run_alone(shards, folder)
+    toy.main(*arguments(shards, folder))
     return folder
 
 
@@ -95,24 +102,23 @@ def test_stage_learns_keeps_its_best_and_exports_its_whole_model(
 
 
 def test_resumed_stage_is_the_uninterrupted_one_to_the_bit(
-    alone: Path, shards: Path, tmp_path: Path
+    toy: Any, alone: Path, shards: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "resumed"
-    begun = f"run.resume={alone}/checkpoints/step-00000003"
-    output = run_alone(shards, folder, begun)
-    assert re.search(r"weights: all from .*step-00000003, step 3", " ".join(output.split()))
+    toy.main(*arguments(shards, folder, f"run.resume={alone}/checkpoints/step-00000003"))
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-00000006"]
     expected, found = weights(alone), weights(folder)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
 
-def test_checkpoint_of_another_model_is_refused(alone: Path, shards: Path, tmp_path: Path) -> None:
-    begun = f"run.resume={alone}/checkpoints/step-00000003"
-    rank = start(shards, tmp_path / "other", begun, "model.width=16")
-    output = rank.communicate(timeout=300)[0]
-    assert rank.returncode == 1
-    assert "is of another model: model.width was 24, now 16" in " ".join(output.split())
+def test_checkpoint_of_another_model_is_refused(
+    toy: Any, alone: Path, shards: Path, tmp_path: Path
+) -> None:
+    changed = (f"run.resume={alone}/checkpoints/step-00000003", "model.width=16")
+    with pytest.raises(UserError, match=r"of another model: model\.width was 24, now 16"):
+        toy.main(*arguments(shards, tmp_path / "other", *changed))
 
 
 @pytest.mark.slow
@@ -121,10 +127,11 @@ def test_two_ranks_take_the_steps_of_one_and_resume_to_the_bit(
     strategy: str, alone: Path, shards: Path, tmp_path: Path
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run_pair(shards, whole, strategy)
+    way = (f"trainer.strategy={strategy}",)
+    begun = f"run.resume={whole}/checkpoints/step-00000003"
+    run_pair(arguments(shards, whole, *way), arguments(shards, resumed, *way, begun))
     expected, found = weights(alone), weights(whole)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    run_pair(shards, resumed, strategy, f"run.resume={whole}/checkpoints/step-00000003")
     for name, value in weights(resumed).items():
         assert torch.equal(value, found[name]), name

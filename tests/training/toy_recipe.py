@@ -1,11 +1,12 @@
 """A training stage of its own: predict the mean colour of an image.
 
-python toy_recipe.py key=value ...   trains it; every rank of torchrun does
+python toy_recipe.py key=value ... [-- key=value ...]   trains it, once or several times
 """
 
 import sys
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,6 @@ class ColourModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ColourConfig(RecipeConfig):
-    """The stage's sections beside those of every stage."""
-
     model: ColourModelConfig = field(default_factory=ColourModelConfig)
 
 
@@ -58,8 +57,7 @@ class ColourModel(nn.Module):
         x = self.stem(image.float().flatten(1) / 255)
         for layer in self.layers:
             x = x + layer(x)
-        predicted: Tensor = self.head(x)
-        return predicted
+        return self.head(x)  # type: ignore[no-any-return]
 
     def blocks(self) -> list[nn.Module]:
         return list(self.layers)
@@ -70,8 +68,7 @@ class ColourRegression(TrainingModule):
         return self.step_output(self._loss(batch, self.model), batch.valid)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        images = int(batch.valid.sum())
-        loss = self._loss(batch, self.eval_model())
+        loss, images = self._loss(batch, self.eval_model()), int(batch.valid.sum())
         self.log("heldout/loss", loss, batch_size=images, sync_dist=True)
 
     def _loss(self, batch: ImageBatch, model: nn.Module) -> Tensor:
@@ -110,6 +107,12 @@ class ColourRecipe(Recipe[ColourConfig, Path]):
         return run.last_checkpoint()
 
 
-if __name__ == "__main__":
+def main(*arguments: str) -> None:
     torch.set_num_threads(1)
-    train(ColourRecipe(load(ColourConfig, [], sys.argv[1:])))
+    for is_run, overrides in groupby(arguments, lambda word: word != "--"):
+        if is_run:
+            train(ColourRecipe(load(ColourConfig, [], list(overrides))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

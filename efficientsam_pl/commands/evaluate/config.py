@@ -78,7 +78,7 @@ class EvaluateConfig:
             raise ValueError("protocols=[] and no detector.results= leave nothing to ask")
 
     def _check_set(self) -> None:
-        """Raises ValueError where keys name two sets."""
+        """Raise ValueError where keys name two sets."""
         if self.kind == "shards":
             given = {"annotations": self.annotations, "images": self.images}
             given["detector.results"] = self.detector.results

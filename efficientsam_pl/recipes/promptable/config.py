@@ -104,19 +104,19 @@ class FinetuneConfig(RecipeConfig):
 
 
 def _check_frozen(model: ModelConfig) -> None:
-    """Raises ConfigError where random weights would stay as they are."""
+    """Raise ConfigError where random weights would be frozen."""
     sources = model.sources()
     for part in model.freeze.parts():
         if sources[part] is None:
-            own = "encoder" if part == "image_encoder" else "decoder"
+            key = "encoder" if part == "image_encoder" else "decoder"
             raise ConfigError(
                 f"model.freeze.{part}=true keeps random weights, since neither model.weights= nor "
-                f"model.{own}= names a file; name one, or let it learn: model.freeze.{part}=false"
+                f"model.{key}= names a file; name one, or let it learn: model.freeze.{part}=false"
             )
 
 
 def _check_prompts(config: FinetuneConfig) -> None:
-    """Raises ConfigError where the model does not know the prompts that it will be given."""
+    """Raise ConfigError where the model does not take the prompts of this config."""
     prompts, validation = config.prompts, config.validation
     interactive = prompts.rounds == "interactive"
     points_key = "prompts.corrections" if interactive else "prompts.max_clicks"

@@ -1,4 +1,4 @@
-"""A run's folder: where it lies, what is in it already, and whether this run may go on there."""
+"""A run's folder: its place, the run that it may hold already, and whether that is resumed."""
 
 import logging
 import re
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run is written, and from what it goes on."""
+    """A run's folder on this machine, its mirror in a store, and what is resumed."""
 
     local: Path  # everything is written here
     mirror: Mirror | None  # in a store, if the run's folder is there
@@ -55,11 +55,11 @@ class RunFolder:
     apart: bool = False  # whether `local` is not rank 0's, which is on another node
 
     def place(self) -> str:
-        """Where a person finds it."""
+        """Return the path by which a user finds the run."""
         return str(self.local) if self.mirror is None else self.mirror.remote.path
 
     def send_records(self) -> None:
-        """Uploads what is no checkpoint and has changed: config, log, reports, trace, pictures.
+        """Upload what is no checkpoint and has changed: config, log, reports, trace, pictures.
 
         Raises:
             SourceLostError: The store does not answer.
@@ -126,7 +126,7 @@ def _plain_path(path: str) -> Path:
 
 
 def _is_own_restart(folder: StoredFolder, launch: Launch) -> bool:
-    """Whether this job has been in this folder before its scheduler has restarted it.
+    """Return whether this job used the folder before its scheduler restarted it.
 
     A job may be restarted before its first start has done anything.
     """
@@ -138,7 +138,7 @@ def _is_own_restart(folder: StoredFolder, launch: Launch) -> bool:
 
 
 def _resume(run: RunConfig, folder: StoredFolder, own_job: bool) -> str:
-    """What the run goes on from: a restarted job from its own newest, or it would never end."""
+    """Choose what to resume: a restarted job its own newest, or it would never end."""
     if own_job and (run.resume == "none" or folder.read("latest") is not None):
         return "auto"
     if run.resume in ("auto", "none"):
@@ -147,7 +147,7 @@ def _resume(run: RunConfig, folder: StoredFolder, own_job: bool) -> str:
 
 
 def _inside(run: RunConfig, resume: str) -> str | None:
-    """The name of the run's own checkpoint that it is to go on from; None: something else.
+    """Return the name of the run's own checkpoint to resume; None: it is something else.
 
     Raises:
         UserError: The path is not there.
@@ -171,7 +171,7 @@ def _full(path: str) -> str:
 def _make_way(
     config: RecipeConfig, folder: StoredFolder, goes_on: bool, inside: str | None
 ) -> None:
-    """On rank 0: checks that a run that goes on is the same, and sets aside what is not its own."""
+    """Check, on rank 0, that a resumed run is the same; set aside what is not its own."""
     there = folder.names()
     if not goes_on:
         _set_aside(folder, there)
@@ -207,7 +207,7 @@ def _check_config(config: RecipeConfig, folder: StoredFolder) -> None:
 
 
 def _set_aside(folder: StoredFolder, there: list[str]) -> None:
-    """Moves what an earlier run has left to `before-N`, where it did more than to begin."""
+    """Move what an earlier run has left to `before-N`, where it did more than to begin."""
     if not folder.files(CHECKPOINTS):
         there = [name for name in there if name != CHECKPOINTS]
     left = [name for name in _OF_A_RUN if name in there]
@@ -220,7 +220,7 @@ def _set_aside(folder: StoredFolder, there: list[str]) -> None:
 
 
 def _rewind(folder: StoredFolder, there: list[str], inside: str) -> None:
-    """Moves checkpoints of later steps aside, and makes the named one the newest."""
+    """Move checkpoints of later steps aside, and make the named one the newest."""
     step, before = _step(inside), _next_before(there)
     names = {"/".join(file.split("/")[:2]) for file in folder.files(CHECKPOINTS)}
     later = sorted(name for name in names if _step(name) > step)
@@ -240,13 +240,13 @@ def _next_before(there: list[str]) -> str:
 
 
 def _step(name: str) -> int:
-    """Of a checkpoint's name, -1 where it tells none."""
-    told = re.search(r"/step-(\d+)$", name)
-    return int(told[1]) if told else -1
+    """Read the step in a checkpoint's name; -1 where there is none."""
+    match = re.search(r"/step-(\d+)$", name)
+    return int(match[1]) if match else -1
 
 
 def _update_copy(mirror: Mirror, launch: Launch, goes_on: bool, inside: str | None) -> None:
-    """Makes this machine's copy what the store holds now."""
+    """Make this machine's copy equal to what the store holds now."""
     if goes_on:
         if launch.kind != "person" or launch.rank == 0:  # else rank 0 has, before it started this
             download_checkpoints(mirror, inside)
@@ -259,7 +259,7 @@ def _update_copy(mirror: Mirror, launch: Launch, goes_on: bool, inside: str | No
 
 
 def _brought(run: RunConfig, path: str, launch: Launch) -> Path:
-    """Another run or checkpoint, here."""
+    """Return another run or checkpoint, downloaded where it is remote."""
     if is_local(path):
         return _plain_path(path)
     mirror = scratch_mirror(path, run.scratch, launch.node)

@@ -1,4 +1,4 @@
-"""Image pixels <-> model pixels, in one frozen record: the only place where a coordinate is scaled.
+"""Image pixels <-> model pixels, in one frozen record; no model input is scaled elsewhere.
 
 There are two rules. `squash` (the released EfficientSAM): the image is stretched to the model's
 square, with separate scales for x and y. `pad` (SAM): the longest side is scaled to the square's

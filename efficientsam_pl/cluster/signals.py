@@ -1,4 +1,7 @@
-"""Signals that request a run to stop; handlers only record them. Imports no torch."""
+"""Signals that request a run to stop; handlers only record them. Imports no torch.
+
+`training.callbacks.preemption` acts on them in training, `commands.evaluate.command` in evaluation.
+"""
 
 import os
 import signal

@@ -1,15 +1,14 @@
-"""AdamW with its parameter groups, and the learning-rate schedule."""
+"""AdamW with its parameter groups."""
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from efficientsam_pl.optim.config import OptimConfig
+from efficientsam_pl.optim.schedule import build_schedule
 
 _NO_DECAY = (
     "pos_embed",
@@ -77,21 +76,6 @@ def _layer(name: str) -> int | None:
         return None
     block = re.match(r"blocks\.(\d+)\.", inside)
     return 0 if block is None else int(block[1]) + 1
-
-
-def build_schedule(optimizer: AdamW, config: OptimConfig, total_steps: int) -> LambdaLR:
-    """Build the schedule, which is stepped once an optimizer step."""
-    return LambdaLR(optimizer, lambda step: lr_multiplier(step, config, total_steps))
-
-
-def lr_multiplier(step: int, config: OptimConfig, total_steps: int) -> float:
-    """Learning rate over its peak: linear warm-up, then decay to zero at `total_steps`."""
-    if step < config.warmup_steps:
-        return (step + 1) / (config.warmup_steps + 1)
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    if config.decay == "linear":
-        return 1 - done
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def optimizer_config(module: nn.Module, config: OptimConfig, total_steps: int) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The interface of a training stage: what `training.train.train` does not know of it."""
+"""The interface of a training stage: what `training.train.train` does not know of it.
+
+`tests/training/toy_recipe.py` is the shortest example, docs/extending.md the guide.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -12,10 +12,10 @@ from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.optim.adamw import (
     build_optimizer,
     build_schedule,
-    lr_multiplier,
     parameter_names,
 )
 from efficientsam_pl.optim.config import OptimConfig
+from efficientsam_pl.optim.schedule import lr_multiplier
 
 ENCODER = EncoderConfig(width=24, depth=1, image_size=64, position_grid=4, neck_channels=32)
 

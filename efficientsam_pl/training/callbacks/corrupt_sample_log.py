@@ -1,4 +1,4 @@
-"""Log the first few corrupt samples by name."""
+"""Log the first few corrupt samples by name; `data_report` counts them."""
 
 import logging
 from collections.abc import Iterable

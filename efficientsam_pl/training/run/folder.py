@@ -18,6 +18,7 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import is_local, local_path
 from efficientsam_pl.storage.mirror import Mirror, StoredFolder
 from efficientsam_pl.training.config import RecipeConfig, RunConfig
+from efficientsam_pl.training.run.config_changes import changes, one_line
 from efficientsam_pl.training.run.remote import (
     CHECKPOINTS,
     download_checkpoint,
@@ -25,7 +26,6 @@ from efficientsam_pl.training.run.remote import (
     download_records,
     scratch_mirror,
 )
-from efficientsam_pl.training.run.resume_policy import changes, one_line
 
 # What a run writes into its folder, in the order in which it is set aside: without `latest` a
 # reader takes it for no run any more, and `config.yaml` tells to the end that there was one

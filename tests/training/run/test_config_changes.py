@@ -11,7 +11,7 @@ from efficientsam_pl.config.fields import resume_policy
 from efficientsam_pl.data.config import SetConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
-from efficientsam_pl.training.run.resume_policy import changes, one_line
+from efficientsam_pl.training.run.config_changes import changes, one_line
 
 # Sections of which every key is what a run learns: a new key belongs there, too
 RECIPE = ("crop", "sami", "loss", "optim", "prompts", "model.freeze", "teacher.encoder")

@@ -12,7 +12,7 @@ from typing import Any
 
 from efficientsam_pl.rle import Rle
 
-# Version of the lines: 1 had neither `filled_box_grid` nor `reachable`; 2 drew other clicks on shards
+# Of the format of lines: 1 lacked `filled_box_grid` and `reachable`; 2 drew other clicks on shards
 VERSION = 3
 
 

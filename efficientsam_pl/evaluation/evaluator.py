@@ -46,7 +46,7 @@ class ImageEvaluator:
     oracle: bool = True
 
     def check(self) -> None:
-        """Refuse a model that does not accept some of the prompts.
+        """Reject a model that lacks support for any of the prompts.
 
         Raises:
             UserError: With the reason.
@@ -66,10 +66,10 @@ class ImageEvaluator:
         """Score an image; one without anything to prompt for is not embedded.
 
         Args:
-            number: Of the image in its set.
+            number: Number of the image in its set.
             image: RGB.
-            annotations: Its instances.
-            detections: A detector's boxes in it.
+            annotations: Instances of the image.
+            detections: Boxes that a detector predicted in the image.
         """
         instances, _ = promptable_instances(annotations.instances)
         embedded = self.model.embed(image) if instances or detections else None
@@ -85,10 +85,10 @@ class ImageEvaluator:
         """Score an image that the model has embedded; see `evaluate`.
 
         Args:
-            number: Of the image in its set.
+            number: Number of the image in its set.
             embedded: The image; None only where there is nothing to prompt for.
-            annotations: Its instances.
-            detections: A detector's boxes in it.
+            annotations: Instances of the image.
+            detections: Boxes that a detector predicted in the image.
         """
         instances, skipped = promptable_instances(sorted(annotations.instances, key=_id))
         scores = {each.name: ProtocolScores((), ()) for each in self.protocols}
@@ -106,16 +106,16 @@ class ImageEvaluator:
                 oracle=self.oracle,
             )
             results = predict_all(self.protocols, context, instances)
-            scores = {name: _scores(some) for name, some in results.items()}
+            scores = {name: _scores(of_protocol) for name, of_protocol in results.items()}
             if "box" in results and isinstance(embedded, HasMaskGrid):
                 grid = embedded.grid_ious(truth)
             if self.keeps_boxed:
-                predicted = [PredictedObject(ANY, one.score, one.mask) for one in results["box"]]
+                predicted = [PredictedObject(ANY, r.score, r.mask) for r in results["box"]]
             if self.boxes is not None:
                 masks = self.boxes.predict(
                     context, detections, annotations.image_hw, annotations.instances
                 )
-                predicted = [PredictedObject(one.category_id, one.score, one.mask) for one in masks]
+                predicted = [PredictedObject(m.category_id, m.score, m.mask) for m in masks]
         return ImageRecord(
             photo=number,
             instances=tuple(instance.id for instance in instances),
@@ -153,7 +153,7 @@ def predict_all(
     if iterative:
         longest = iterative[max(iterative)]
         by_count = longest.predict_counts(context, instances, sorted(iterative))
-        results = {iterative[count].name: some for count, some in by_count.items()}
+        results = {iterative[n].name: after_n for n, after_n in by_count.items()}
     return {
         each.name: results[each.name] if each.name in results else each.predict(context, instances)
         for each in protocols

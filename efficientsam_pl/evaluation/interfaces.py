@@ -1,6 +1,6 @@
 """Interface between protocols and the models that they evaluate.
 
-An adapter of some twenty lines plugs in a model of another project (docs/evaluation.md).
+An adapter of about twenty lines plugs in a model of another project (docs/evaluation.md).
 Axes: q prompts on one image, p points a prompt, k masks a prompt, h w pixels of the image.
 """
 
@@ -54,11 +54,11 @@ class MaskCandidates(Protocol):
         ...
 
     def masks(self, chosen: Int64[Tensor, "q"]) -> list[Rle]:
-        """One mask of each prompt, at the image's size."""
+        """Return the chosen mask of each prompt, at the image's size."""
         ...
 
     def logits(self, chosen: Int64[Tensor, "q"]) -> Float[Tensor, "q mh mw"]:
-        """The `mask_logits` of the next prompts, for a model with `mask_prompts`."""
+        """Return the `mask_logits` of the next prompts, for a model with `mask_prompts`."""
         ...
 
 

@@ -104,8 +104,8 @@ class ImageScores(nn.Module):
         """Add an image.
 
         Args:
-            record: Of `validation_evaluator`.
-            annotations: The image's, in the order of their ids.
+            record: Record from `validation_evaluator`.
+            annotations: Instances of the image, in the order of their ids.
         """
         size = torch.tensor([_PLACES[size_of(area)] for area in record.areas], dtype=torch.int64)
         ious = {name: record.marks[protocol].chosen for name, protocol in self._protocols.items()}
@@ -124,7 +124,9 @@ class ImageScores(nn.Module):
                 f"{record.photo:012d}",  # in the order of the set, as `evaluate` breaks ties
                 [instance.mask for instance in instances],
                 [detection.mask for detection in record.detections],
-                torch.tensor([one.score for one in record.detections], dtype=torch.float64),
+                torch.tensor(
+                    [detection.score for detection in record.detections], dtype=torch.float64
+                ),
             )
         self.counter.update(1, len(record.instances), 0)
 

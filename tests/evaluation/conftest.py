@@ -10,7 +10,7 @@ from efficientsam_pl import rle
 
 @pytest.fixture(scope="session")
 def coco_masks(shared: Path) -> list[rle.Rle]:
-    """Of the first objects of COCO's hundred photos, no crowds."""
+    """Masks of the first objects in COCO's hundred images, no crowds."""
     path = shared / "data" / "coco_val2014_100" / "instances_val2014_100.json"
     content = json.loads(path.read_text())
     sizes = {one["id"]: (one["height"], one["width"]) for one in content["images"]}

@@ -1,4 +1,4 @@
-"""COCO's average precision: of result records as they are, and as a metric over run-lengths."""
+"""COCO's average precision: from result records, and as a metric over run-lengths."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from efficientsam_pl.evaluation.metrics.overlaps import (
 )
 from efficientsam_pl.rle import Rle, areas, from_coco
 
-_ANY = 1  # the one category of masks that have none
-_ID = json.JSONDecoder()  # of the first entry of a line
+_ANY = 1  # the category of class-agnostic masks
+_ID = json.JSONDecoder()  # for the image id, the first entry of a line
 
 
 def coco_average_precision(
@@ -39,7 +39,7 @@ def coco_average_precision(
     Args:
         ground_truth: Content of a COCO annotation file; it is not changed.
         results: COCO result records (image_id, category_id, score, and segmentation or bbox).
-            None at all scores 0.
+            An empty list scores 0.
         iou_type: Whether masks or boxes are compared.
 
     Raises:
@@ -49,25 +49,25 @@ def coco_average_precision(
     unknown = {r["image_id"] for r in results} - sizes.keys()
     if unknown:
         raise ValueError(f"results for images without ground truth: {sorted(unknown)[:5]}")
-    objects, found = _by_image(ground_truth["annotations"]), _by_image(results)
+    objects, detections = _by_image(ground_truth["annotations"]), _by_image(results)
     return averages(
         (
-            _overlaps(image_id, objects[image_id], found[image_id], iou_type, image_hw)
+            _overlaps(image_id, objects[image_id], detections[image_id], iou_type, image_hw)
             for image_id, image_hw in sizes.items()
         ),
-        sorted({one["id"] for one in ground_truth["categories"]}),
+        sorted({category["id"] for category in ground_truth["categories"]}),
     )
 
 
 class MaskAp(Metric):
-    """Class-agnostic mask AP over all ranks, each image scored once however often it was seen.
+    """Class-agnostic mask AP over all ranks, each image scored once even if several ranks saw it.
 
     The state is one line of JSON an image, as bytes: run-lengths take a thousandth of the masks,
-    and bytes of any length, even none on some rank, are gathered at once.
+    and ranks gather bytes of different lengths, even zero, in a single call.
 
     Source:
-        Lin et al. 2014 (Microsoft COCO) by pycocotools, with every object of one category, none
-        a crowd, and areas counted in pixels of the run-lengths' own size.
+        Lin et al. 2014 (Microsoft COCO) by pycocotools, with a single category, no
+        crowds, and areas counted in pixels at the size of the run-lengths.
     """
 
     full_state_update = False
@@ -85,10 +85,10 @@ class MaskAp(Metric):
         detections: Sequence[Rle],
         scores: Float[Tensor, "n"],
     ) -> None:
-        """Count one image in.
+        """Add an image.
 
         Raises:
-            ValueError: Not one score a detection, or run-lengths of several sizes.
+            ValueError: Scores and detections differ in number, or run-lengths in size.
         """
         if len(scores) != len(detections):
             raise ValueError(f"{len(scores)} scores for {len(detections)} detections")
@@ -101,17 +101,17 @@ class MaskAp(Metric):
         self.lines.append(data.to(self.device))
 
     def compute(self) -> AveragePrecision:
-        """The twelve numbers so far, the same on every rank."""
+        """Compute the twelve numbers so far, the same on every rank."""
         parts = self.lines if isinstance(self.lines, list) else [self.lines]
         text = b"".join(part.cpu().numpy().tobytes() for part in parts).decode()
-        # parsed one by one: collecting garbage among all masks' records would take the most time
+        # parsed line by line: garbage collection over all records at once would dominate
         once = {_ID.raw_decode(line, 1)[0]: line for line in text.splitlines()}
         # Sorted, since COCO breaks ties between scores by the order of images
         return averages((_of_line(n, once[key]) for n, key in enumerate(sorted(once))), [_ANY])
 
 
 def _of_line(number: int, line: str) -> ImageOverlaps:
-    """The overlaps in an image, from its line of the state."""
+    """Compute the overlaps in an image from its line of the state."""
     _, truth, detections, scores = json.loads(line)
     crowd = np.zeros(len(truth), dtype=bool)
     return overlaps_of(
@@ -135,41 +135,43 @@ def _overlaps(
     iou_type: Literal["segm", "bbox"],
     image_hw: tuple[int, int],
 ) -> ImageOverlaps:
-    """The overlaps in an image, from records as COCO's files have them."""
-    crowd = np.array([bool(one.get("iscrowd", 0)) for one in objects], dtype=bool)
-    found: list[Any]
+    """Compute the overlaps in an image from records in COCO's format."""
+    crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in objects], dtype=bool)
+    predicted: list[Any]
     truth: list[Any]
     if iou_type == "segm":
-        found, truth = (
-            [from_coco(one["segmentation"], *image_hw) for one in some]
-            for some in (results, objects)
+        predicted, truth = (
+            [from_coco(record["segmentation"], *image_hw) for record in records]
+            for records in (results, objects)
         )
-        found_areas = areas(found)
+        predicted_areas = areas(predicted)
     else:
-        found, truth = ([one["bbox"] for one in some] for some in (results, objects))
-        found_areas = np.array([box[2] * box[3] for box in found], dtype=np.float64)
+        predicted, truth = (
+            [record["bbox"] for record in records] for records in (results, objects)
+        )
+        predicted_areas = np.array([box[2] * box[3] for box in predicted], dtype=np.float64)
     return overlaps_of(
         image_id,
         Detected(
-            np.array([one["category_id"] for one in results], dtype=np.int64),
-            np.array([one["score"] for one in results], dtype=np.float64),
-            found_areas,
+            np.array([result["category_id"] for result in results], dtype=np.int64),
+            np.array([result["score"] for result in results], dtype=np.float64),
+            predicted_areas,
             np.zeros(len(results), dtype=bool),
         ),
         Objects(
-            np.array([one["category_id"] for one in objects], dtype=np.int64),
-            np.array([one["area"] for one in objects], dtype=np.float64),
+            np.array([entry["category_id"] for entry in objects], dtype=np.int64),
+            np.array([entry["area"] for entry in objects], dtype=np.float64),
             crowd,
         ),
-        compare_shapes(found, truth, crowd),
+        compare_shapes(predicted, truth, crowd),
         COCO_DETECTIONS,
     )
 
 
 def _by_image(records: Sequence[Mapping[str, Any]]) -> dict[int, list[Any]]:
     images: dict[int, list[Any]] = defaultdict(list)
-    for one in records:
-        images[one["image_id"]].append(one)
+    for record in records:
+        images[record["image_id"]].append(record)
     return images
 
 

@@ -1,8 +1,8 @@
-"""LVIS's average precision: of photos of which only some categories are known to be complete.
+"""LVIS's average precision, for images that are annotated for only part of the categories.
 
-A detection counts only where its category was looked for in the photo: where there are objects
-of it, or where it is known to be absent. One that hits nothing is pardoned where not all objects
-of its category are annotated (`structures.InstanceImage`).
+A detection counts only if its category was annotated in the image: the image has objects of it, or
+it is known to be absent. An unmatched detection is ignored if not all objects of its category are
+annotated (`structures.InstanceImage`).
 
 Source:
     Gupta et al. 2019 (LVIS), as the `lvis` package 0.5.3 computes it.
@@ -44,15 +44,15 @@ class LvisAveragePrecision(NamedTuple):
 def lvis_averages(
     images: Iterable[ImageOverlaps], frequencies: Mapping[int, Frequency]
 ) -> LvisAveragePrecision:
-    """LVIS's numbers.
+    """Compute LVIS's numbers.
 
     Args:
-        images: Of `overlaps.lvis_overlaps`, one an image, in any order.
-        frequencies: Of every category of the set, by its id.
+        images: Results of `overlaps.lvis_overlaps`, one per image, in any order.
+        frequencies: Frequency of every category of the set, by category id.
     """
     categories = sorted(frequencies)
-    found = curves(matched(images), categories)
-    precision, recall = found.precision, found.recall
+    by_category = curves(matched(images), categories)
+    precision, recall = by_category.precision, by_category.recall
     groups = [
         [place for place, category in enumerate(categories) if frequencies[category] == group]
         for group in ("r", "c", "f")

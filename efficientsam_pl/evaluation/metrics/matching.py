@@ -1,8 +1,8 @@
-"""COCO's and LVIS's matching of detections to objects, and precision over what was matched.
+"""COCO's and LVIS's matching of detections to objects, and precision over the matches.
 
 Axes: d detections, g objects, p pairs of both, a ranges of areas, t IoU thresholds, r recalls,
-c categories. What COCOeval does object by object is done here for all images at once: first the
-best detection of every image and category takes its object, then all second ones, and so on.
+c categories. COCOeval loops over detections; here all images are matched at once: first the best
+detection of every image and category takes its object, then all second ones, and so on.
 
 Source:
     Lin et al. 2014 (Microsoft COCO) as pycocotools' COCOeval computes it; Gupta et al. 2019
@@ -54,11 +54,11 @@ class AveragePrecision(NamedTuple):
 
 @dataclass(frozen=True)
 class Matches:
-    """How all detections fared, image after image by rising id.
+    """Outcome of the matching for every detection, images by ascending id.
 
-    `ignored` ones count neither for nor against: they hit a crowd or an object of another size,
-    or hit nothing and are pardoned or of another size themselves. `wanted` objects are those to
-    be found.
+    `ignored` detections are neither true nor false positives: matched to a crowd or to an object
+    outside the area range, or unmatched and either pardoned or outside the area range themselves.
+    `wanted` objects count in recall.
     """
 
     category_ids: Int[np.ndarray, "d"]
@@ -79,18 +79,18 @@ class Curves:
 
 
 def matched(images: Iterable[ImageOverlaps]) -> Matches:
-    """Each detection takes the free object that it covers best.
+    """Match each detection to the free object with the highest IoU.
 
     Args:
         images: In any order; equal scores are ranked by image id.
 
     Raises:
-        ValueError: An image that is there twice.
+        ValueError: An image occurs twice.
     """
     every = sorted(images, key=lambda image: image.image_id)
-    for one, other in pairwise(every):
-        if one.image_id == other.image_id:
-            raise ValueError(f"image {one.image_id} is scored twice")
+    for image, following in pairwise(every):
+        if image.image_id == following.image_id:
+            raise ValueError(f"image {image.image_id} is scored twice")
     if not every:
         return _no_matches()
     crowd = np.concatenate([image.objects.crowd for image in every])
@@ -98,10 +98,10 @@ def matched(images: Iterable[ImageOverlaps]) -> Matches:
     foreign = crowd[:, None] | (size < _LEAST) | (size > _MOST)
     rank = np.concatenate([image.rank for image in every])
     hit, ignored = _taken(_pairs(every, rank), crowd, foreign, len(rank))
-    own = np.concatenate([image.detected.areas for image in every])[:, None]
+    detected = np.concatenate([image.detected.areas for image in every])[:, None]
     pardoned = np.concatenate([image.detected.pardoned for image in every])[:, None]
-    strange = pardoned | (own < _LEAST) | (own > _MOST)
-    ignored |= ~hit & strange[:, :, None]
+    ignorable = pardoned | (detected < _LEAST) | (detected > _MOST)
+    ignored |= ~hit & ignorable[:, :, None]
     return Matches(
         np.concatenate([image.detected.category_ids for image in every]),
         np.concatenate([image.detected.scores for image in every]),
@@ -114,34 +114,35 @@ def matched(images: Iterable[ImageOverlaps]) -> Matches:
 
 
 def curves(matches: Matches, categories: Collection[int]) -> Curves:
-    """Precision and recall of each category, in the given order."""
+    """Compute precision and recall of each category, in the given order."""
     precision = np.full((len(categories), AREAS, len(THRESHOLDS), len(RECALLS)), -1.0)
     recall = np.full(precision.shape[:3], -1.0)
     order = np.lexsort((-matches.scores, matches.category_ids))  # stable: by image where equal
     borders = matches.category_ids[order]
     for place, category in enumerate(categories):
         begin, end = np.searchsorted(borders, [category, category + 1])
-        own = order[begin:end]
+        in_category = order[begin:end]
         objects = matches.wanted[matches.object_category_ids == category].sum(0)
         for area in np.flatnonzero(objects):
-            hit, ignored = matches.hit[own, area].T, matches.ignored[own, area].T
+            hit = matches.hit[in_category, area].T
+            ignored = matches.ignored[in_category, area].T
             right = np.cumsum(hit & ~ignored, axis=-1, dtype=np.float64)
             wrong = np.cumsum(~hit & ~ignored, axis=-1, dtype=np.float64)
             precision[place, area] = _at_recalls(right, wrong, int(objects[area]))
-            recall[place, area] = right[:, -1] / objects[area] if len(own) else 0.0
+            recall[place, area] = right[:, -1] / objects[area] if len(in_category) else 0.0
     return Curves(precision, recall)
 
 
 def averages(images: Iterable[ImageOverlaps], categories: Collection[int]) -> AveragePrecision:
-    """COCO's twelve numbers.
+    """Compute COCO's twelve numbers.
 
     Args:
-        images: Of `coco_overlaps`, one an image, in any order.
+        images: Results of `coco_overlaps`, one per image, in any order.
         categories: Ids of the categories to average over; others are left out.
     """
     matches = matched(images)
-    found = curves(matches, categories)
-    precision, recall = found.precision, found.recall
+    by_category = curves(matches, categories)
+    precision, recall = by_category.precision, by_category.recall
     return AveragePrecision(
         mean(precision[:, 0]),
         mean(precision[:, 0, 0]),
@@ -153,7 +154,7 @@ def averages(images: Iterable[ImageOverlaps], categories: Collection[int]) -> Av
 
 
 def mean(values: Float[np.ndarray, "..."]) -> float:
-    """Of the values where there was something to find; -1 if there was nothing at all."""
+    """Average the values that are defined, skipping -1 entries; -1 if there are none."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
@@ -173,12 +174,13 @@ class _Pairs:
 
 
 def _pairs(images: Collection[ImageOverlaps], rank: Int[np.ndarray, "d"]) -> _Pairs:
-    numbers = np.array([[len(one.rank), len(one.objects.areas)] for one in images])
+    numbers = np.array([[len(image.rank), len(image.objects.areas)] for image in images])
     before = np.cumsum(numbers, axis=0) - numbers
     each = [len(image.iou) for image in images]
-    detection = np.concatenate([one.detection for one in images]) + np.repeat(before[:, 0], each)
-    place = np.concatenate([one.object for one in images]) + np.repeat(before[:, 1], each)
-    iou = np.concatenate([one.iou for one in images])
+    detection = np.concatenate([image.detection for image in images])
+    detection += np.repeat(before[:, 0], each)
+    place = np.concatenate([image.object for image in images]) + np.repeat(before[:, 1], each)
+    iou = np.concatenate([image.iou for image in images])
     order = np.lexsort((detection, rank[detection]))
     detection, place, iou = detection[order], place[order], iou[order]
     worth = np.empty(len(iou), dtype=np.int64)
@@ -190,7 +192,7 @@ def _pairs(images: Collection[ImageOverlaps], rank: Int[np.ndarray, "d"]) -> _Pa
 def _taken(
     pairs: _Pairs, crowd: Bool[np.ndarray, "g"], foreign: Bool[np.ndarray, "g a"], detections: int
 ) -> tuple[Bool[np.ndarray, "d a t"], Bool[np.ndarray, "d a t"]]:
-    """Which detections hit an object, and which of these one that does not count."""
+    """Mark detections that take an object, and those whose object is to be ignored."""
     shape = (AREAS, len(THRESHOLDS))
     hit, ignored = (np.zeros((detections, *shape), dtype=bool) for _ in range(2))
     free = np.ones((len(crowd), *shape), dtype=bool)
@@ -198,16 +200,16 @@ def _taken(
     of_worth = np.empty(count, dtype=np.int64)
     of_worth[pairs.worth] = pairs.object
     for begin, end in zip(pairs.turns[:-1], pairs.turns[1:], strict=True):
-        own, place = pairs.detection[begin:end], pairs.object[begin:end]
+        detection, place = pairs.detection[begin:end], pairs.object[begin:end]
         able = free[place] & (pairs.iou[begin:end, None, None] >= THRESHOLDS)
-        # objects that do not count come last, however well they are covered
+        # objects to be ignored come last, whatever their IoU
         value = pairs.worth[begin:end, None] + count * ~foreign[place]
-        first = np.flatnonzero(np.diff(own, prepend=-1))
+        first = np.flatnonzero(np.diff(detection, prepend=-1))
         best = np.maximum.reduceat(np.where(able, value[:, :, None], -1), first, axis=0)
         chooser, area, threshold = np.nonzero(best >= 0)
         taken = of_worth[best[chooser, area, threshold] % count]
-        hit[own[first][chooser], area, threshold] = True
-        ignored[own[first][chooser], area, threshold] = foreign[taken, area]
+        hit[detection[first][chooser], area, threshold] = True
+        ignored[detection[first][chooser], area, threshold] = foreign[taken, area]
         free[taken, area, threshold] = crowd[taken]
     return hit, ignored
 
@@ -215,15 +217,15 @@ def _taken(
 def _at_recalls(
     right: Float[np.ndarray, "t d"], wrong: Float[np.ndarray, "t d"], objects: int
 ) -> Float[np.ndarray, "t r"]:
-    """At any recall the best precision of this recall or a higher one, 0 beyond the last."""
+    """Interpolate precision: the highest at this or any higher recall, 0 beyond the last."""
     share = right / (right + wrong + np.spacing(1))
     envelope = np.zeros((share.shape[0], share.shape[1] + 1))
     envelope[:, :-1] = np.maximum.accumulate(share[:, ::-1], axis=-1)[:, ::-1]
     reached = right / objects
     return np.stack(
         [
-            own[np.searchsorted(recalls, RECALLS, side="left")]
-            for own, recalls in zip(envelope, reached, strict=True)
+            precision[np.searchsorted(recalls, RECALLS, side="left")]
+            for precision, recalls in zip(envelope, reached, strict=True)
         ]
     )
 
@@ -231,7 +233,7 @@ def _at_recalls(
 def _recall_of_first(
     matches: Matches, categories: Collection[int], most: int
 ) -> Float[np.ndarray, "c t"]:
-    """The recall of the first few detections of each image, objects of any area."""
+    """Compute the recall of the `most` best detections per image, over objects of any area."""
     counted = (matches.hit & ~matches.ignored)[:, 0] & (matches.rank < most)[:, None]
     recall = np.full((len(categories), len(THRESHOLDS)), -1.0)
     for place, category in enumerate(categories):

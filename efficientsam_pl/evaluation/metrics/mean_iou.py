@@ -17,7 +17,7 @@ from efficientsam_pl.rle import Rle, areas, boxes_xyxy
 
 
 def filled_box_iou(masks: Sequence[Rle]) -> Float[np.ndarray, "n"]:
-    """IoU of each mask with its tight box, in which all its pixels lie; no mask is empty."""
+    """Compute the IoU of each mask with its tight box; no mask may be empty."""
     boxes = boxes_xyxy(masks)
     sides = boxes[:, 2:] - boxes[:, :2] + 1
     share: Float[np.ndarray, "n"] = areas(masks) / sides.prod(axis=1)
@@ -32,7 +32,7 @@ class Mean(NamedTuple):
 
 
 class MeanIouBySize(Metric):
-    """Means of IoUs over every mask seen on every rank, over all and by size (COCO's borders)."""
+    """Mean IoU over the masks of all ranks, overall and by size (COCO's area ranges)."""
 
     full_state_update = False
     higher_is_better = True
@@ -46,12 +46,12 @@ class MeanIouBySize(Metric):
         self.add_state("count", torch.zeros(len(SIZES), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, iou: Float[Tensor, "n"], size: Int64[Tensor, "n"]) -> None:
-        """Counts these masks in; `size` is the place of each one's size in `SIZES`."""
+        """Add masks; `size` is the index of each mask's size in `SIZES`."""
         self.total = self.total.index_add(0, size, iou.double())
         self.count = self.count + size.bincount(minlength=len(SIZES))
 
     def compute(self) -> dict[str, Mean]:
-        """ "all" and each of `SIZES`; nan, not 0, where there is no mask."""
+        """Return the means of "all" and of each of `SIZES`; nan, not 0, without a mask."""
         total, count = self.total.tolist(), self.count.tolist()
         by_size = {
             name: Mean(t / n if n else math.nan, n)

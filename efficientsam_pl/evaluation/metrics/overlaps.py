@@ -1,7 +1,7 @@
-"""Which detections of an image overlap which of its objects: all that average precision needs.
+"""Overlaps between the detections and the objects of an image, the input of average precision.
 
-Masks are compared here, image by image, in any order and process; what is left of an image is a
-few numbers a detection. Axes: d detections, g objects, p pairs of both.
+Masks are compared image by image, in any order and process; an image is reduced to a few numbers
+per detection. Axes: d detections, g objects, p pairs of both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CompareIou = Callable[[Int[np.ndarray, "d"], Int[np.ndarray, "g"]], Float[np.nda
 
 @dataclass(frozen=True)
 class PredictedMasks:
-    """Masks that were found in a photo, at its size; the scores need not be sorted."""
+    """Masks predicted in an image, at its size; the scores need not be sorted."""
 
     category_ids: Sequence[int]
     masks: Sequence[Rle]
@@ -35,7 +35,7 @@ class PredictedMasks:
 
 @dataclass(frozen=True)
 class Detected:
-    """Detections; unmatched ones of `pardoned` count neither for nor against. Areas in pixels."""
+    """Detections, areas in pixels; `pardoned` ones are no false positives when unmatched."""
 
     category_ids: Int[np.ndarray, "d"]
     scores: Float[np.ndarray, "d"]
@@ -45,7 +45,7 @@ class Detected:
 
 @dataclass(frozen=True)
 class Objects:
-    """What is to be found; a `crowd` is many and never used up. Areas in pixels."""
+    """Annotated objects, areas in pixels; a `crowd` matches any number of detections."""
 
     category_ids: Int[np.ndarray, "g"]
     areas: Float[np.ndarray, "g"]
@@ -56,8 +56,8 @@ class Objects:
 class ImageOverlaps:
     """An image's detections, objects, and the pairs of one category with an IoU of 0.5 or more.
 
-    Detections are sorted by category, each category's by falling score; `rank` is the place in
-    the category. Over a crowd IoU is the share of the detection that lies in it.
+    Detections are sorted by category, then by descending score; `rank` is the index in
+    the category. With a crowd, IoU is the share of the detection inside it.
     """
 
     image_id: int
@@ -69,46 +69,47 @@ class ImageOverlaps:
     iou: Float[np.ndarray, "p"]
 
 
-def coco_overlaps(photo: InstanceImage, found: PredictedMasks) -> ImageOverlaps:
-    """By COCO's rules: the best hundred detections of each category.
+def coco_overlaps(image: InstanceImage, predicted: PredictedMasks) -> ImageOverlaps:
+    """Compute overlaps by COCO's rules: the best hundred detections of each category.
 
     Raises:
-        ValueError: Uneven numbers of masks, scores and categories, a score that is no finite
-            number, or masks of another size than the photo's.
+        ValueError: Masks, scores and categories differ in number, a score is not finite, or a
+            mask differs from the image in size.
     """
-    return _of_image(photo, found, per_category=COCO_DETECTIONS)
+    return _of_image(image, predicted, per_category=COCO_DETECTIONS)
 
 
-def lvis_overlaps(photo: InstanceImage, found: PredictedMasks) -> ImageOverlaps:
-    """By LVIS's rules: the best 300 detections of the photo, of these and the objects those that
-    have an area, no crowds.
+def lvis_overlaps(image: InstanceImage, predicted: PredictedMasks) -> ImageOverlaps:
+    """Compute overlaps by LVIS's rules: the best 300 detections of the image.
+
+    Detections and objects without area are dropped, and there are no crowds.
 
     Raises:
         ValueError: As `coco_overlaps`.
     """
-    best = ranked(_scores(photo, found), LVIS_DETECTIONS)
-    best = best[areas([found.masks[at] for at in best.tolist()]) > 0]
-    few = PredictedMasks(*([own[at] for at in best.tolist()] for own in _columns(found)))
-    real = tuple(replace(one, crowd=False) for one in photo.instances if one.area > 0)
-    return _of_image(replace(photo, instances=real), few, per_category=LVIS_DETECTIONS)
+    best = ranked(_scores(image, predicted), LVIS_DETECTIONS)
+    best = best[areas([predicted.masks[at] for at in best.tolist()]) > 0]
+    kept = PredictedMasks(*([column[at] for at in best.tolist()] for column in _columns(predicted)))
+    objects = tuple(replace(i, crowd=False) for i in image.instances if i.area > 0)
+    return _of_image(replace(image, instances=objects), kept, per_category=LVIS_DETECTIONS)
 
 
 def ranked(scores: Float[np.ndarray, "n"], most: int) -> Int[np.ndarray, "d"]:
-    """Places of the best so many, the highest score first, of equal ones the first first."""
+    """Return the indices of the `most` highest scores, in descending order; ties keep theirs."""
     return np.argsort(-scores, kind="stable")[:most]
 
 
 def overlaps_of(
     image_id: int, detected: Detected, objects: Objects, compare: CompareIou, per_category: int
 ) -> ImageOverlaps:
-    """The overlaps of any shapes.
+    """Compute overlaps of masks or boxes.
 
     Args:
-        image_id: Of the image.
-        detected: In any order.
-        objects: In the file's order, which decides between equally good ones.
-        compare: The IoU of the detections and the objects at these places.
-        per_category: How many detections of a category are looked at, the best first.
+        image_id: Id of the image.
+        detected: Detections in any order.
+        objects: Objects in the file's order, which breaks ties.
+        compare: Computes the IoU of the detections and the objects at given indices.
+        per_category: Limit on the detections of a category, the best first.
     """
     order = np.lexsort((-detected.scores, detected.category_ids))  # stable
     categories, first, counts = np.unique(
@@ -120,11 +121,11 @@ def overlaps_of(
     pairs = [np.zeros((3, 0))]
     ends = np.cumsum(counts)
     for category, begin, end in zip(categories, ends - counts, ends, strict=True):
-        own = np.flatnonzero(objects.category_ids == category)
-        if len(own):
-            iou = compare(order[begin:end], own)
+        same = np.flatnonzero(objects.category_ids == category)
+        if len(same):
+            iou = compare(order[begin:end], same)
             row, column = np.nonzero(iou >= LEAST_IOU)
-            pairs.append(np.stack([begin + row, own[column], iou[row, column]]))
+            pairs.append(np.stack([begin + row, same[column], iou[row, column]]))
     detection, place, values = np.concatenate(pairs, axis=1)
     return ImageOverlaps(
         image_id,
@@ -143,59 +144,59 @@ def overlaps_of(
 
 
 def compare_shapes(detections: Sequence[Any], objects: Sequence[Any], crowd: Any) -> CompareIou:
-    """How to compare run-lengths, or boxes (x, y, width, height)."""
+    """Build the IoU function of run-lengths, or of boxes (x, y, width, height)."""
 
-    def compare(some: Int[np.ndarray, "d"], own: Int[np.ndarray, "g"]) -> Any:
-        found = [detections[at] for at in some.tolist()]
-        real = [objects[at] for at in own.tolist()]
-        return coco_mask.iou(found, real, crowd[own].astype(np.uint8))
+    def compare(rows: Int[np.ndarray, "d"], columns: Int[np.ndarray, "g"]) -> Any:
+        predicted = [detections[at] for at in rows.tolist()]
+        truth = [objects[at] for at in columns.tolist()]
+        return coco_mask.iou(predicted, truth, crowd[columns].astype(np.uint8))
 
     return compare
 
 
-def _of_image(photo: InstanceImage, found: PredictedMasks, per_category: int) -> ImageOverlaps:
-    scores = _scores(photo, found)
-    masks, truth = list(found.masks), [one.mask for one in photo.instances]
-    if odd := {tuple(mask["size"]) for mask in (*masks, *truth)} - {photo.image_hw}:
-        raise ValueError(f"masks of size {min(odd)} in photo {photo.id} of {photo.image_hw}")
-    categories = np.array(found.category_ids, dtype=np.int64)
+def _of_image(image: InstanceImage, predicted: PredictedMasks, per_category: int) -> ImageOverlaps:
+    scores = _scores(image, predicted)
+    masks, truth = list(predicted.masks), [instance.mask for instance in image.instances]
+    if odd := {tuple(mask["size"]) for mask in (*masks, *truth)} - {image.image_hw}:
+        raise ValueError(f"masks of size {min(odd)} in image {image.id} of size {image.image_hw}")
+    categories = np.array(predicted.category_ids, dtype=np.int64)
     objects = Objects(
-        np.array([one.category_id for one in photo.instances], dtype=np.int64),
-        np.array([one.area for one in photo.instances], dtype=np.float64),
-        np.array([one.crowd for one in photo.instances], dtype=bool),
+        np.array([instance.category_id for instance in image.instances], dtype=np.int64),
+        np.array([instance.area for instance in image.instances], dtype=np.float64),
+        np.array([instance.crowd for instance in image.instances], dtype=bool),
     )
-    pardoned = np.isin(categories, list(photo.incomplete))
+    pardoned = np.isin(categories, list(image.incomplete))
     detected = Detected(categories, scores, areas(masks), pardoned)
-    if not photo.exhaustive:
-        told = np.union1d(objects.category_ids, list(photo.absent))
-        detected, masks = _only(np.flatnonzero(np.isin(categories, told)), detected, masks)
+    if not image.exhaustive:
+        annotated = np.union1d(objects.category_ids, list(image.absent))
+        detected, masks = _only(np.flatnonzero(np.isin(categories, annotated)), detected, masks)
     compare = compare_shapes(masks, truth, objects.crowd)
-    return overlaps_of(photo.id, detected, objects, compare, per_category)
+    return overlaps_of(image.id, detected, objects, compare, per_category)
 
 
 def _only(
     places: Int[np.ndarray, "n"], detected: Detected, masks: Sequence[Rle]
 ) -> tuple[Detected, list[Rle]]:
-    some = Detected(
+    kept = Detected(
         detected.category_ids[places],
         detected.scores[places],
         detected.areas[places],
         detected.pardoned[places],
     )
-    return some, [masks[at] for at in places.tolist()]
+    return kept, [masks[at] for at in places.tolist()]
 
 
-def _columns(found: PredictedMasks) -> tuple[Sequence[Any], ...]:
-    return found.category_ids, found.masks, found.scores
+def _columns(predicted: PredictedMasks) -> tuple[Sequence[Any], ...]:
+    return predicted.category_ids, predicted.masks, predicted.scores
 
 
-def _scores(photo: InstanceImage, found: PredictedMasks) -> Float[np.ndarray, "d"]:
-    counts = [len(column) for column in _columns(found)]
+def _scores(image: InstanceImage, predicted: PredictedMasks) -> Float[np.ndarray, "d"]:
+    counts = [len(column) for column in _columns(predicted)]
     if len(set(counts)) > 1:
         raise ValueError(
-            f"{counts[0]} categories, {counts[1]} masks, {counts[2]} scores in photo {photo.id}"
+            f"{counts[0]} categories, {counts[1]} masks, {counts[2]} scores in image {image.id}"
         )
-    scores = np.array(found.scores, dtype=np.float64)
+    scores = np.array(predicted.scores, dtype=np.float64)
     if not np.isfinite(scores).all():
-        raise ValueError(f"photo {photo.id} has a score that is no finite number")
+        raise ValueError(f"image {image.id} has a non-finite score")
     return scores

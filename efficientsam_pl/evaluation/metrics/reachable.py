@@ -1,9 +1,9 @@
-"""How much of a mask survives a model's mask grid: the scale on which its IoU is to be read.
+"""Upper reference for IoU: true masks and filled boxes after a model's coarse mask grid.
 
-A model answers on a coarse grid of cells over its square and its logits are enlarged to the image,
-so a thin or small object has no perfect answer. `GridIous.reachable` is the IoU of the true mask
-with itself after it was drawn into that grid and enlarged as an answer is (`Resize.masks_back`);
-`GridIous.filled_box` is what filling the tight box scores after the same.
+A model predicts logits on a coarse grid of cells over its square, which are enlarged to the image,
+so no prediction is perfect for a thin or small object. `GridIous.reachable` is the IoU of the true
+mask with itself after it was drawn into that grid and enlarged as a prediction is
+(`Resize.masks_back`); `GridIous.filled_box` is that of the filled tight box, treated likewise.
 
 Axes: q masks of an image, r c cells of the grid, h w pixels of the image.
 """
@@ -25,7 +25,7 @@ from efficientsam_pl.mask_coverage import coverage
 from efficientsam_pl.rle import Rle, boxes_xyxy, decode, run_lengths
 
 _FLOATS = 2**24  # of enlarged values that lie in memory at once
-_LEVELS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of a cell's share; equal ones take the first
+_LEVELS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of a cell's share; ties take the first
 _GRIDS = 16  # masks whose whole grids lie in memory at once
 
 
@@ -38,20 +38,19 @@ class GridIous:
 
 
 def grid_ious(truth: Sequence[Rle], resize: Resize, cells: int) -> GridIous:
-    """Draws each mask and its tight box into the mask grid, enlarges both and scores them.
+    """Score each mask and its tight box after drawing both into the mask grid and enlarging them.
 
-    Each cell holds the share of it that the mask covers, and where the enlarged share exceeds a
-    level is mask: the answer of a model whose logits are the shares less that level. Of a few
-    levels the best counts, one half for most masks, less for thin ones, or the drawn box if that
-    is better still. A model of this grid could answer so: `reachable` is a lower bound of the best
-    IoU that the grid allows. On COCO it is 0.05 to 0.13 above what cells bring back that are all
-    or nothing, as training's targets are. The level of a box is the one that brings back the box
-    itself best.
+    Each cell holds the share of it that the mask covers, and pixels whose enlarged share exceeds a
+    level are mask: the prediction of a model whose logits are the shares less that level. The best
+    of a few levels counts, one half for most masks, less for thin ones, or the drawn box if that is
+    better still. A model with this grid could predict so: `reachable` is a lower bound of the best
+    IoU that the grid allows. On COCO it is 0.05 to 0.13 higher than with binary cells, which
+    training's targets are. The level of a box is the one that restores the box itself best.
 
     Args:
         truth: Masks of one image, none of them empty.
         resize: How the image lies in the model's square.
-        cells: Along a side of the model's mask logits.
+        cells: Number along a side of the model's mask logits.
     """
     grid = _MaskGrid(resize, cells)
     reachable, boxed = np.zeros(len(truth)), np.zeros(len(truth))
@@ -117,17 +116,17 @@ class _MaskGrid:
         self._grid = resize.mask_grid(cells)
 
     def coverage(self, masks: Sequence[Rle]) -> Float[np.ndarray, "q r c"]:
-        """The share of each cell that each mask covers."""
+        """Compute the share of each cell that each mask covers."""
         return coverage(run_lengths(masks), self._grid)
 
     def enlarged(
         self, shares: Float[np.ndarray, "r c"], corners: Int64[np.ndarray, "4"]
     ) -> list[_Drawing]:
-        """The mask at the image's size, at each level.
+        """Enlarge the mask to the image's size, at each level.
 
         Args:
-            shares: Of each cell.
-            corners: Of the mask's tight box: columns and rows [x0, x1), [y0, y1).
+            shares: Covered share of each cell.
+            corners: Edges of the mask's tight box: columns and rows [x0, x1), [y0, y1).
         """
         cells_down, cells_across = self._grid.cells_per_pixel
         x0, y0, x1, y1 = corners.tolist()
@@ -152,10 +151,10 @@ def _axes(resize: Resize, cells: int) -> tuple[Float[np.ndarray, "h m"], Float[n
     return down.double().numpy(), across.double().numpy()
 
 
-def _touched(weights: Float[np.ndarray, "p few"]) -> tuple[Float[np.ndarray, "some few"], int]:
-    """The pixels that some cells reach, with their weights, and the first of them."""
+def _touched(weights: Float[np.ndarray, "p few"]) -> tuple[Float[np.ndarray, "reached few"], int]:
+    """Select the weights of the pixels that the cells reach, and the first such pixel."""
     pixels = np.flatnonzero(weights.any(axis=1))
-    if len(pixels) == 0:  # an image of fewer pixels than cells skips some
+    if len(pixels) == 0:  # an image of fewer pixels than cells may skip cells
         return weights[:0], 0
     first = int(pixels[0])
     return weights[first : int(pixels[-1]) + 1], first

@@ -1,9 +1,9 @@
-"""How well a saliency map, or a mask, matches its ground truth: F-measure, MAE and S-measure.
+"""F-measure, MAE and S-measure of a saliency map, or a mask, against its ground truth.
 
 Everything is counted as by PySODMetrics, whose numbers papers on salient objects report: a map is
 stretched to [0, 1] first, and ground truth of 0..255 is foreground above 128.
 
-Axes: h w pixels of a photo, t thresholds 255/255, 254/255, ... 0.
+Axes: h w pixels of an image, t thresholds 255/255, 254/255, ... 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EPS = float(np.spacing(1))
 
 @dataclass(frozen=True)
 class SaliencyScores:
-    """Of one photo. Higher is better but for `mae`."""
+    """Scores of an image, or means over images. Higher is better except for `mae`."""
 
     f_adaptive: float
     f_curve: Float[np.ndarray, "256"]
@@ -30,17 +30,17 @@ class SaliencyScores:
 
     @property
     def f_max(self) -> float:
-        """At the threshold that is best for this photo."""
+        """F-measure at the best threshold."""
         return float(self.f_curve.max())
 
     @property
     def f_mean(self) -> float:
-        """Over all thresholds."""
+        """Mean F-measure over all thresholds."""
         return float(self.f_curve.mean())
 
 
 class SaliencyTally:
-    """Means over photos, taken as papers do: `f_max` is the highest of the mean curve."""
+    """Means over images, taken as papers do: `f_max` is the highest of the mean curve."""
 
     def __init__(self) -> None:
         self.photos = 0
@@ -48,7 +48,7 @@ class SaliencyTally:
         self._f_adaptive = self._mae = self._s_measure = 0.0
 
     def add(self, scores: SaliencyScores) -> None:
-        """Counts a photo in."""
+        """Add an image."""
         self.photos += 1
         self._f_curve += scores.f_curve
         self._f_adaptive += scores.f_adaptive
@@ -56,7 +56,7 @@ class SaliencyTally:
         self._s_measure += scores.s_measure
 
     def mean(self) -> SaliencyScores | None:
-        """Over the photos so far; None before the first."""
+        """Average the images so far; None before the first."""
         if not self.photos:
             return None
         n = self.photos
@@ -68,11 +68,11 @@ class SaliencyTally:
 def saliency_scores(
     saliency: Float[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]
 ) -> SaliencyScores:
-    """All measures of one photo.
+    """Compute all measures of an image.
 
     Args:
-        saliency: In [0, 1]; stretched to the whole of it here. A mask is given as 0.0 and 1.0.
-        truth: Foreground.
+        saliency: Map in [0, 1], stretched here to the full range. A mask is given as 0.0 and 1.0.
+        truth: Foreground mask.
     """
     stretched = stretch(saliency)
     return SaliencyScores(
@@ -84,31 +84,31 @@ def saliency_scores(
 
 
 def truth_mask(grey: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Foreground of a ground truth picture."""
+    """Threshold a grey ground truth image into its foreground."""
     return grey > 128
 
 
 def stretch(saliency: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """The map with its lowest value at 0 and its highest at 1; a constant one stays as it is."""
+    """Stretch the map so that it spans [0, 1]; a constant map is returned unchanged."""
     values = saliency.astype(np.float64)
     low, high = float(values.min()), float(values.max())
     return values if low == high else (values - low) / (high - low)
 
 
 def f_adaptive(saliency: Float[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> float:
-    """F-measure at twice the map's mean, at most 1; 0 where nothing of the truth is found."""
-    found = saliency >= min(2 * float(saliency.mean()), 1.0)
-    shared = np.count_nonzero(found & truth)
+    """F-measure at a threshold of twice the map's mean, at most 1; 0 without overlap."""
+    predicted = saliency >= min(2 * float(saliency.mean()), 1.0)
+    shared = np.count_nonzero(predicted & truth)
     if shared == 0:
         return 0.0
-    precision, recall = shared / np.count_nonzero(found), shared / np.count_nonzero(truth)
+    precision, recall = shared / np.count_nonzero(predicted), shared / np.count_nonzero(truth)
     return float(_f(np.array([precision]), np.array([recall]))[0])
 
 
 def f_curve(
     saliency: Float[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "256"]:
-    """F-measure at each of 256 thresholds, from the highest on; 0 where nothing is found.
+    """F-measure at each of 256 thresholds, from the highest down; 0 without overlap.
 
     Source:
         Achanta et al. 2009 (Frequency-tuned salient region detection), equation 6.

@@ -1,4 +1,4 @@
-"""What every protocol shares: the context of an evaluation and the result of an instance.
+"""Shared parts of the protocols: the context of an evaluation and the result of an instance.
 
 Axes: q prompts on one image, k masks a prompt.
 """
@@ -80,11 +80,11 @@ class InstanceProtocol(Protocol):
 
     @property
     def name(self) -> str:
-        """The name in configs and results."""
+        """Name in configs and results."""
         ...
 
     def check(self, model: PromptableModel) -> None:
-        """Refuse a model that does not accept the prompts.
+        """Reject a model that does not accept the prompts.
 
         Raises:
             UserError: With the reason.
@@ -92,7 +92,7 @@ class InstanceProtocol(Protocol):
         ...
 
     def predict(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
-        """Predict each of some `promptable_instances` of one image; results in their order.
+        """Predict `promptable_instances` of one image; results are in the same order.
 
         Raises:
             UserError: As `check`.
@@ -124,7 +124,7 @@ def promptable_instances(
 
 
 def best_candidate(candidates: MaskCandidates) -> Int64[Tensor, "q"]:
-    """Choose the candidate with the highest predicted IoU; the first of equals."""
+    """Choose the candidate with the highest predicted IoU; ties take the first."""
     first = candidates.first_candidate
     return first + candidates.iou[:, first:].argmax(dim=1)
 

@@ -46,7 +46,7 @@ class RandomClicks:
 
     @property
     def name(self) -> str:
-        """The name in configs and results."""
+        """Name in configs and results."""
         return f"click_random_{self.count}"
 
     def check(self, model: PromptableModel) -> None:
@@ -73,7 +73,7 @@ class CentreClick:
 
     @property
     def name(self) -> str:
-        """The name in configs and results."""
+        """Name in configs and results."""
         return "click_center"
 
     def check(self, model: PromptableModel) -> None:
@@ -92,9 +92,9 @@ class CentreClick:
 class IterativeClicks:
     """The centre first, then one corrective click at a time.
 
-    The next click is the pixel farthest from the edge of the larger error region: of what is
-    missing (positive) or of what is too much (negative), whichever reaches farther; of equals the
-    negative one. Where the model takes mask prompts, its prediction is fed back, and from the
+    The next click is the pixel farthest from the edge of the larger error region: false negatives
+    (a positive click) or false positives (a negative click), whichever is deeper; ties take the
+    negative click. Where the model takes mask prompts, its prediction is fed back, and from the
     second click on its mask 0, meant for unambiguous prompts, counts if it has one
     (first_candidate is 1); otherwise the candidate with the highest predicted IoU. A prediction
     without any error is final.
@@ -108,14 +108,14 @@ class IterativeClicks:
 
     @property
     def name(self) -> str:
-        """The name in configs and results."""
+        """Name in configs and results."""
         return f"click_iterative_{self.count}"
 
     def check(self, model: PromptableModel) -> None:
-        """Refuse a model without negative clicks.
+        """Reject a model without negative clicks.
 
         Raises:
-            UserError: It accepts none, and there is more than one click.
+            UserError: The model accepts none, and there is more than one click.
         """
         if self.count > 1 and not model.negative_clicks:
             raise UserError(
@@ -124,19 +124,19 @@ class IterativeClicks:
             )
 
     def predict(self, context: EvalContext, instances: Sequence[Instance]) -> list[InstanceResult]:
-        """Predict each instance, once a click."""
+        """Predict each instance, once per click."""
         return self.predict_counts(context, instances, [self.count])[self.count]
 
     def predict_counts(
         self, context: EvalContext, instances: Sequence[Instance], counts: Sequence[int]
     ) -> dict[int, list[InstanceResult]]:
-        """Predict each instance once a click, and score some numbers of clicks on the way.
+        """Predict each instance once per click, and score it after each number in `counts`.
 
         Args:
             context: The model and the image.
-            instances: What is predicted.
-            counts: Numbers of clicks after which there is a result, at most `count`. The result of
-                each is that of `IterativeClicks` of this count.
+            instances: Instances to predict.
+            counts: Numbers of clicks to score, at most `count`. Each gives the result of an
+                `IterativeClicks` with this count.
 
         Raises:
             UserError: As `check`.
@@ -144,8 +144,9 @@ class IterativeClicks:
         self.check(context.model)
         results: dict[int, list[InstanceResult]] = {count: [] for count in counts}
         for chunk in context.chunks(instances):
-            for count, found in self._rounds([one.mask for one in chunk], context, counts).items():
-                results[count] += found
+            truth = [instance.mask for instance in chunk]
+            for count, scored in self._rounds(truth, context, counts).items():
+                results[count] += scored
         return results
 
     def _rounds(
@@ -162,9 +163,9 @@ class IterativeClicks:
                 chosen = _chosen(candidates, context.model, number)
                 scored = number in counts
                 if scored:
-                    some = instance_results(candidates, chosen, masks, context.oracle)
-                    latest |= dict(zip(places, some, strict=True))
-                    predicted = [result.mask for result in some]
+                    current = instance_results(candidates, chosen, masks, context.oracle)
+                    latest |= dict(zip(places, current, strict=True))
+                    predicted = [result.mask for result in current]
                 if number < self.count:
                     predicted = predicted if scored else candidates.masks(chosen)
                     clicks = point_from_error_center(masks, predicted)
@@ -184,11 +185,11 @@ def random_clicks(
     """Draw uniform foreground pixels of each mask, (x, y), in image pixels.
 
     Args:
-        key: Of the image in its set.
-        ids: Of the masks in their image, one a mask.
-        masks: None of them empty.
-        seed: Of the draws.
-        count: Clicks a mask.
+        key: Key of the image in its set.
+        ids: Id of each mask in the image.
+        masks: Masks, none of them empty.
+        seed: Seed of the draws.
+        count: Number of clicks per mask.
     """
     keys = torch.tensor([sample_key(seed, 0, f"{key}/{number}") for number in ids])
     shares = uniform(keys, count, "click1").double().numpy()
@@ -205,7 +206,7 @@ def _final_results(
     clicks: ErrorCenters,
     oracle: bool,
 ) -> dict[int, InstanceResult]:
-    """Return, by place, the results of predictions without an error."""
+    """Return the results of predictions without an error, by index."""
     return {
         i: InstanceResult(
             predicted[i],

@@ -36,7 +36,7 @@ class BoxDetection(Protocol):
 
     @property
     def category_id(self) -> int:
-        """Of the data set."""
+        """Category in the data set."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class BoxDetection(Protocol):
 
     @property
     def score(self) -> float:
-        """The detector's."""
+        """Confidence of the detector."""
         ...
 
 
@@ -91,14 +91,14 @@ class DetectorBoxes:
 
     @property
     def name(self) -> str:
-        """The name in configs and results, where rule and passes are listed with it."""
+        """Name in configs and results, where rule and passes are listed with it."""
         return "detector_boxes"
 
     def check(self, model: PromptableModel) -> None:
-        """Refuse a second pass for a model that takes no mask prompts.
+        """Reject a second pass for a model that takes no mask prompts.
 
         Raises:
-            UserError: If so.
+            UserError: The protocol has two passes and the model takes no mask prompts.
         """
         if self.passes == 2 and not model.mask_prompts:
             raise UserError("passes=2 needs a model that takes mask prompts, which this one lacks")
@@ -130,18 +130,18 @@ class DetectorBoxes:
         truth = None
         if isinstance(context.image, GroundTruthModel):
             truth = matched_truth(detections, instances, image_hw)
-            boxes = np.array([one.box_xyxy for one in detections], dtype=np.float64)
+            boxes = np.array([detection.box_xyxy for detection in detections], dtype=np.float64)
             places = np.arange(len(detections))
         else:
             boxes, places = np.unique(
-                np.array([one.box_xyxy for one in detections], dtype=np.float64),
+                np.array([detection.box_xyxy for detection in detections], dtype=np.float64),
                 axis=0,
                 return_inverse=True,
             )
         masks: list[Rle] = []
         for chunk in context.chunks(range(len(boxes))):
-            some = slice(chunk[0], chunk[-1] + 1)
-            masks += self._chunk(context, boxes[some], image_hw, truth[some] if truth else ())
+            span = slice(chunk[0], chunk[-1] + 1)
+            masks += self._chunk(context, boxes[span], image_hw, truth[span] if truth else ())
         return [
             MaskDetection(detection.category_id, masks[place], detection.score)
             for detection, place in zip(detections, places.reshape(-1).tolist(), strict=True)
@@ -180,7 +180,7 @@ class DetectorBoxes:
 def fitting(
     candidates: MaskCandidates, pixels: Int64[np.ndarray, "q 4"], image_hw: tuple[int, int]
 ) -> Int64[Tensor, "q"]:
-    """Choose the candidate with the highest IoU with the box's pixels; the first of equals.
+    """Choose the candidate with the highest IoU with the box's pixels; ties take the first.
 
     Args:
         candidates: Masks of each box.
@@ -208,7 +208,7 @@ def matched_truth(
     """
     height, width = image_hw
     nothing = from_runs(np.array([height * width]), height, width)
-    tight = boxes_xyxy([one.mask for one in instances])
+    tight = boxes_xyxy([instance.mask for instance in instances])
     left = set(range(len(instances)))
     masks: list[Rle] = []
     for detection in detections:
@@ -224,8 +224,8 @@ def matched_truth(
     return masks
 
 
-def _box_iou(one: Float[np.ndarray, "4"], other: Float[np.ndarray, "4"]) -> float:
-    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+def _box_iou(first: Float[np.ndarray, "4"], second: Float[np.ndarray, "4"]) -> float:
+    sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
     shared = float(np.prod(np.clip(sides, 0, None)))
-    either = sum(float(np.prod(box[2:] - box[:2])) for box in (one, other)) - shared
+    either = sum(float(np.prod(box[2:] - box[:2])) for box in (first, second)) - shared
     return shared / either if either > 0 else 0.0

@@ -1,12 +1,12 @@
-"""Clicks that depend on the masks alone: the centre of a mask, and of what an answer got wrong.
+"""Clicks computed from masks alone: the centre of a mask, and of a prediction's largest error.
 
-A mask's centre is its pixel farthest from everything that is not mask, beyond the photo's border
-included; of equals the first in row-major order. It is exact: the argmax of OpenCV's
+A mask's centre is its pixel farthest from the background, which includes all beyond the image's
+border; ties take the first in row-major order. It is exact: the argmax of OpenCV's
 `distanceTransform(mask, DIST_L2, DIST_MASK_PRECISE)` of the mask with a border of background. No
-whole transform is computed: the distance changes by at most one a pixel, so the distance at a
-block's middle tells how deep the block can be, and few blocks need a closer look.
+whole transform is computed: the distance changes by at most one per pixel, so the distance at a
+block's middle bounds that of the whole block, and few blocks need refinement.
 
-Axes: q masks, h w pixels; a b pixels of a mask's box with a border of one.
+Axes: q masks, h w pixels; a b pixels of a mask's box with a border of 1.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from jaxtyping import Bool, Int
 
 from efficientsam_pl.rle import Rle, decode
 
-_BLOCKS = 256  # about so many are looked at first
-_READS = 2**20  # of distances at once
+_BLOCKS = 256  # approximate number in the coarse pass
+_READS = 2**20  # distances in memory at once
 
 
 @dataclass(frozen=True)
 class Depth:
-    """A mask's pixel farthest from its edge, and its squared distance to what is not mask.
+    """A mask's pixel farthest from its edge, and its squared distance to the background.
 
-    Without a pixel in the mask all are 0.
+    All fields are 0 for an empty mask.
     """
 
     x: int
@@ -37,9 +37,9 @@ class Depth:
 
 @dataclass(frozen=True)
 class ErrorCenters:
-    """Where answers are wrong: a click each; (0, 0) where nothing is `wrong`.
+    """A corrective click per prediction; (0, 0) where nothing is `wrong`.
 
-    `missing`: the click lies where mask is missing (positive), else where there is too much.
+    `missing`: the click is on a false negative (a positive click), else on a false positive.
     """
 
     points_xy: Int[np.ndarray, "q 2"]
@@ -48,26 +48,26 @@ class ErrorCenters:
 
 
 def centre_clicks(masks: Sequence[Rle]) -> Int[np.ndarray, "q 2"]:
-    """The centre of each mask as (x, y).
+    """Compute the centre of each mask as (x, y).
 
     Raises:
-        ValueError: A mask without a pixel.
+        ValueError: A mask is empty.
     """
     depths = [deepest(decode(mask)) for mask in masks]
-    if not all(one.squared for one in depths):
+    if not all(depth.squared for depth in depths):
         raise ValueError("a mask without a pixel has no centre")
-    return np.array([(one.x, one.y) for one in depths], dtype=np.int64).reshape(-1, 2)
+    return np.array([(depth.x, depth.y) for depth in depths], dtype=np.int64).reshape(-1, 2)
 
 
-def point_from_error_center(truth: Sequence[Rle], found: Sequence[Rle]) -> ErrorCenters:
-    """The centre of what is missing or of what is too much, whichever lies deeper.
+def point_from_error_center(truth: Sequence[Rle], predicted: Sequence[Rle]) -> ErrorCenters:
+    """Click the centre of the false negatives or of the false positives, whichever is deeper.
 
-    Of equals it is what is too much, as in SAM 2's code.
+    Ties take the false positives, as in SAM 2's code.
     """
     points, missing, wrong = [], [], []
-    for true_rle, found_rle in zip(truth, found, strict=True):
-        true_mask, found_mask = decode(true_rle), decode(found_rle)
-        less, more = deepest(true_mask > found_mask), deepest(found_mask > true_mask)
+    for true_rle, predicted_rle in zip(truth, predicted, strict=True):
+        true_mask, mask = decode(true_rle), decode(predicted_rle)
+        less, more = deepest(true_mask > mask), deepest(mask > true_mask)
         missing.append(less.squared > more.squared)
         chosen = less if missing[-1] else more
         points.append((chosen.x, chosen.y))
@@ -80,14 +80,14 @@ def point_from_error_center(truth: Sequence[Rle], found: Sequence[Rle]) -> Error
 
 
 def deepest(mask: Bool[np.ndarray, "h w"]) -> Depth:
-    """The mask's centre."""
+    """Find the mask's centre."""
     columns = np.flatnonzero(mask.any(axis=0))
     if len(columns) == 0:
         return Depth(0, 0, 0)
     left, right = int(columns[0]), int(columns[-1]) + 1
     rows = np.flatnonzero(mask[:, left:right].any(axis=1))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
-    # decoded masks lie column by column: so every step along memory is one along y
+    # decoded masks are in column-major order: transposed, rows are contiguous along y
     box = np.zeros((right - left + 2, bottom - top + 2), dtype=bool)
     box[1:-1, 1:-1] = mask[top:bottom, left:right].T
     x, y, squared = _searched(_squared_along_x(box))
@@ -95,7 +95,7 @@ def deepest(mask: Bool[np.ndarray, "h w"]) -> Depth:
 
 
 def _squared_along_x(box: Bool[np.ndarray, "a b"]) -> Int[np.ndarray, "a b"]:
-    """Squared distance of each pixel to the nearest one along the first axis that is not mask."""
+    """Squared distance of each pixel to the nearest background pixel along the first axis."""
     place = np.arange(len(box), dtype=np.int32)[:, None]
     before = np.maximum.accumulate(np.where(box, 0, place), axis=0)
     after = np.minimum.accumulate(np.where(box, len(box), place)[::-1], axis=0)[::-1]
@@ -105,7 +105,7 @@ def _squared_along_x(box: Bool[np.ndarray, "a b"]) -> Int[np.ndarray, "a b"]:
 
 
 def _searched(along: Int[np.ndarray, "a b"]) -> tuple[int, int, int]:
-    """Place and squared distance of the deepest pixel, of equals the one with least y, then x."""
+    """Find the deepest pixel and its squared distance; ties take the least y, then x."""
     a, b = along.shape
     side = 1 << max(0, int(np.log2(np.sqrt(a * b / _BLOCKS) + 1e-9)))
     x, y = (grid.reshape(-1) for grid in np.mgrid[0:a:side, 0:b:side])
@@ -136,20 +136,20 @@ def _searched(along: Int[np.ndarray, "a b"]) -> tuple[int, int, int]:
 def _squared_at(
     along: Int[np.ndarray, "a b"], x: Int[np.ndarray, "n"], y: Int[np.ndarray, "n"]
 ) -> Int[np.ndarray, "n"]:
-    """Squared distance of some pixels to the nearest one that is not mask.
+    """Squared distance of the given pixels to the nearest background pixel.
 
-    The nearest of column y + d is the nearest along x there; a column farther away than the
-    nearest so far cannot have a nearer one.
+    In column y + d the nearest one is the nearest along x; a column farther away than the nearest
+    so far cannot improve on it.
     """
     nearest = along[x, y].astype(np.int64)
     begin, count = 1, 4
     while len(active := np.flatnonzero(nearest > begin * begin)):
         offsets = np.arange(begin, begin + count)
         offsets = np.concatenate([-offsets, offsets])
-        for some in np.array_split(active, -(-len(active) * len(offsets) // _READS)):
-            own = y[some, None]
-            column = np.clip(own + offsets, 0, along.shape[1] - 1)  # the border is no mask
-            there = along[x[some, None], column] + (column - own) ** 2
-            nearest[some] = np.minimum(nearest[some], there.min(axis=1))
+        for part in np.array_split(active, -(-len(active) * len(offsets) // _READS)):
+            center = y[part, None]
+            column = np.clip(center + offsets, 0, along.shape[1] - 1)  # the border is background
+            there = along[x[part, None], column] + (column - center) ** 2
+            nearest[part] = np.minimum(nearest[part], there.min(axis=1))
         begin, count = begin + count, 4 * count
     return np.asarray(nearest)

@@ -19,7 +19,7 @@ _COUNTED: dict[str, type[RandomClicks] | type[IterativeClicks]] = {
 
 
 def protocol(name: str) -> InstanceProtocol:
-    """The protocol of this name; K is a number of clicks from 1 on.
+    """Build the protocol with this name; K is a number of clicks from 1 on.
 
     Raises:
         UserError: No protocol has this name.

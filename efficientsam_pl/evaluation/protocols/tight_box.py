@@ -26,7 +26,7 @@ class TightBox:
 
     @property
     def name(self) -> str:
-        """The name in configs and results."""
+        """Name in configs and results."""
         return "box"
 
     def check(self, model: PromptableModel) -> None:

@@ -1,8 +1,8 @@
-"""Several results as one table, with the paper's rows; a column holds what was made alike.
+"""Comparison of several results in one table, with the paper's rows.
 
-Which data, which protocol, which of the candidates is scored: each moves the numbers by points, so
-results that differ in one of them are refused a common column. The resize rule belongs to a model
-and stands in its row's name.
+The data, the protocol and the choice of the scored candidate each move the numbers by points, so
+results that differ in any of them cannot share a column. The resize rule belongs to a model and is
+part of its row's name.
 """
 
 from __future__ import annotations
@@ -31,19 +31,22 @@ _AP = {
     "ap_frequent": "AP f",
 }
 _COUNTED = ("photo", "instance")
-_NO_TERMS = ("source", "description")  # told of a protocol, and no part of what it does
-_CHOICES = ("mask_rule", "second_pass")  # of a baseline that has one mask for a prompt
+_NO_TERMS = ("source", "description")  # describe a protocol without changing its numbers
+_CHOICES = (
+    "mask_rule",
+    "second_pass",
+)  # without effect for a baseline with a single mask per prompt
 
 
 class Column(NamedTuple):
-    """What a column holds: `number` is "miou", or one of AP's names."""
+    """Identity of a column; `number` is "miou", or a name of AP's numbers."""
 
     kind: str
     protocol: str
     number: str
 
     def title(self) -> str:
-        """As in the table's head."""
+        """Format the column for the table's head."""
         of = self.protocol if self.number == "miou" else _AP[self.number]
         return f"{_KINDS.get(self.kind, self.kind)} {of}"
 
@@ -59,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table and what must be known to read it."""
+    """A table and the notes needed to read it."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -74,19 +77,19 @@ class _Source(NamedTuple):
 
 
 def compare(files: Sequence[str], results: Sequence[Result], paper: bool = True) -> Comparison:
-    """Our rows, then the paper's in the columns that were made as the paper's.
+    """Build a table of our rows, then of the paper's in columns with the same terms.
 
     Results of one model on several sets become one row.
 
     Args:
-        files: Names of the results, for what is told.
-        results: As many.
-        paper: Whether the paper's rows are wanted.
+        files: Name of each result's file, for messages and notes.
+        results: Results, one per file.
+        paper: Whether to include the paper's rows.
 
     Raises:
-        UserError: Two results would stand in one column and were not made alike.
+        UserError: Two results share a column and differ in its terms.
     """
-    sources = [_Source(file, one) for file, one in zip(files, results, strict=True)]
+    sources = [_Source(file, result) for file, result in zip(files, results, strict=True)]
     columns = _columns(sources)
     for column in columns:
         _check_alike(column, sources)
@@ -104,7 +107,7 @@ def compare(files: Sequence[str], results: Sequence[Result], paper: bool = True)
 
 
 def markdown(table: Comparison) -> str:
-    """The table in Markdown, its notes below."""
+    """Format the table in Markdown, its notes below."""
     head = ["model", *(column.title() for column in table.columns)]
     lines = [_line(head), _line(["---"] + ["---:"] * len(table.columns))]
     for row in table.rows:
@@ -114,7 +117,7 @@ def markdown(table: Comparison) -> str:
 
 
 def cells(table: Comparison, row: Row) -> list[str]:
-    """A row's numbers as they are shown."""
+    """Format a row's numbers."""
     return [f"{row.cells[c]:.1f}" if c in row.cells else "" for c in table.columns]
 
 
@@ -123,7 +126,7 @@ def _line(parts: Sequence[str]) -> str:
 
 
 def _numbers(result: Result) -> Iterator[tuple[Column, float]]:
-    """The shown numbers of a result, in percent."""
+    """Yield the numbers of a result that the table shows, in percent."""
     kind = str(result.data["kind"])
     for protocol, numbers in result.numbers.items():
         if "miou" in numbers and numbers["miou"]["all"] is not None:
@@ -135,10 +138,10 @@ def _numbers(result: Result) -> Iterator[tuple[Column, float]]:
 
 
 def _columns(sources: Sequence[_Source]) -> list[Column]:
-    found = {column for source in sources for column, _ in _numbers(source.result)}
+    columns = {column for source in sources for column, _ in _numbers(source.result)}
     kinds, names = list(_KINDS), ["miou", *_AP]
     return sorted(
-        found,
+        columns,
         key=lambda c: (
             c.protocol == DETECTOR_BOXES,
             kinds.index(c.kind) if c.kind in kinds else len(kinds),
@@ -149,11 +152,11 @@ def _columns(sources: Sequence[_Source]) -> list[Column]:
 
 
 def _terms(source: _Source, column: Column) -> dict[str, Any]:
-    """What must be the same in a column."""
-    told = source.result
-    left_out = (*_NO_TERMS, *(_CHOICES if told.model.get("baseline") else ()))
-    data = f"{counted(told.counts['photos'], 'photo')}, sha256 {told.data['sha256'][:12]}"
-    protocol = told.protocols[column.protocol]
+    """List the settings in which all results of a column must agree."""
+    result = source.result
+    left_out = (*_NO_TERMS, *(_CHOICES if result.model.get("baseline") else ()))
+    data = f"{counted(result.counts['photos'], 'photo')}, sha256 {result.data['sha256'][:12]}"
+    protocol = result.protocols[column.protocol]
     return {"data": data} | {k: v for k, v in protocol.items() if k not in left_out}
 
 
@@ -189,29 +192,30 @@ def _our_rows(sources: Sequence[_Source]) -> list[Row]:
 
 
 def _of_grids(sources: Sequence[_Source]) -> list[Row]:
-    """The filled box and the true masks after a model's mask grid, from results that have them."""
+    """Build rows for the filled box and the true masks after a model's mask grid, if known."""
     rows: dict[str, dict[Column, float]] = {}
     for title, key in (
         ("filled box via mask grid", "filled_box_grid_miou"),
         ("reachable by mask grid", "reachable_miou"),
     ):
-        for _, one in sources:
-            value = one.numbers.get("box", {}).get(key, {}).get("all")
+        for _, result in sources:
+            value = result.numbers.get("box", {}).get(key, {}).get("all")
             if value is not None:
-                name = f"{title}, {one.model['resize']}" if one.model.get("resize") else title
-                column = Column(str(one.data["kind"]), "box", "miou")
+                resize = result.model.get("resize")
+                name = f"{title}, {resize}" if resize else title
+                column = Column(str(result.data["kind"]), "box", "miou")
                 rows.setdefault(name, {})[column] = 100 * value
     return [Row(name, numbers) for name, numbers in rows.items()]
 
 
 def _filled_box(names: Sequence[str], sources: Sequence[_Source]) -> list[Row]:
-    """What filling the box scores, from results that tell it beside a model's."""
-    found = {
-        Column(str(one.data["kind"]), "box", "miou"): one.numbers["box"]["filled_box_miou"]["all"]
-        for _, one in sources
-        if "box" in one.numbers
+    """Build the row of the filled box, unless a result of this baseline is in the table."""
+    mious = {
+        Column(str(r.data["kind"]), "box", "miou"): r.numbers["box"]["filled_box_miou"]["all"]
+        for _, r in sources
+        if "box" in r.numbers
     }
-    shown = {column: 100 * value for column, value in found.items() if value is not None}
+    shown = {column: 100 * value for column, value in mious.items() if value is not None}
     return [Row("filled box", shown)] if shown and "filled box" not in names else []
 
 
@@ -226,18 +230,18 @@ def _row_name(result: Result) -> str:
 def _notes(sources: Sequence[_Source]) -> list[str]:
     notes = []
     for kind in dict.fromkeys(str(source.result.data["kind"]) for source in sources):
-        own = [source.result for source in sources if source.result.data["kind"] == kind]
+        results = [source.result for source in sources if source.result.data["kind"] == kind]
         counts = [
-            ", ".join(f"{(n := r.counts[f'{one}s']):,} {noun(n, one)}" for one in _COUNTED)
-            for r in own
+            ", ".join(f"{(n := r.counts[f'{unit}s']):,} {noun(n, unit)}" for unit in _COUNTED)
+            for r in results
         ]
         boxes = [
             f"boxes of the detector's file {r.protocols[DETECTOR_BOXES]['detector_sha256'][:12]}"
-            for r in own
+            for r in results
             if DETECTOR_BOXES in r.protocols
         ]
-        told = "; ".join(dict.fromkeys([*counts, *boxes]))
-        notes.append(f"Our rows on {_KINDS.get(kind, kind)}: {told}.")
+        facts = "; ".join(dict.fromkeys([*counts, *boxes]))
+        notes.append(f"Our rows on {_KINDS.get(kind, kind)}: {facts}.")
     seeds = sorted({source.result.seed for source in sources})
     if len(seeds) > 1:
         named = ", ".join(f"{source.file} {source.result.seed}" for source in sources)
@@ -248,7 +252,7 @@ def _notes(sources: Sequence[_Source]) -> list[str]:
 def _paper_rows(
     columns: Sequence[Column], sources: Sequence[_Source]
 ) -> tuple[list[Row], list[str]]:
-    """The paper's rows in columns made as the paper's, and which numbers were made otherwise."""
+    """Build the paper's rows in columns with its terms, and notes on the numbers left out."""
     rows: dict[str, dict[Column, float]] = {}
     left_out: dict[tuple[str, str], list[str]] = {}
     for column in columns:
@@ -281,7 +285,7 @@ def _published(column: Column) -> Iterator[tuple[PublishedRow, float]]:
 
 
 def _unlike(row: PublishedRow, column: Column, protocol: dict[str, Any]) -> str | None:
-    """Why the paper's number does not belong in a column of ours; None where it does."""
+    """Explain why the paper's number does not belong in our column; None if it does."""
     rule = "predicted_iou" if column.number == "miou" else "box_iou"
     if protocol["mask_rule"] != rule:
         return f"its mask_rule is {rule}, ours {protocol['mask_rule']}"

@@ -1,4 +1,4 @@
-"""What each protocol asks and which mask counts, in the words that stand in every result."""
+"""Descriptions of the protocols' prompts and mask rules, as stored in every result."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _SAM = "SAM, arXiv 2304.02643, 7.1 and D.1"
 
 
 def described(name: str, feeds_back: bool) -> dict[str, Any]:
-    """Description, source and mask rule of a protocol.
+    """Return the description, source and mask rule of a protocol.
 
     Args:
-        name: As in configs.
-        feeds_back: Whether answers are fed back between clicks: the segmenter takes masks.
+        name: Name of the protocol, as in configs.
+        feeds_back: Whether masks are fed back between clicks: the model takes mask prompts.
 
     Raises:
         ValueError: There is no such protocol.

@@ -1,8 +1,8 @@
-"""An evaluation's photos so far: a folder with a file of lines for each rank, which a kill spares.
+"""Journal of an evaluation: a folder with a JSONL file of image records per rank.
 
-`settings.json` says what is evaluated, and the version of the lines: those of another evaluation,
-or of another version, are never mixed in. Ranks know
-nothing of each other but what lies in the folder. Any number of them may go on where others ended.
+Records survive a killed process. `settings.json` holds the settings of the evaluation and the
+version of the lines: records of another evaluation or version are never mixed in. Ranks communicate
+through the folder only, and an evaluation may be resumed with another number of ranks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from efficientsam_pl.evaluation.results.record import VERSION, ImageRecord, Reco
 from efficientsam_pl.storage.atomic import atomic_write_bytes
 from efficientsam_pl.storage.jsonl import truncate_torn_line
 
-_SYNC_S = 5.0  # a crash of the machine loses no more than this; a kill of the program nothing
-_PATIENCE_S = 10.0  # with a process that SLURM is still ending
+_SYNC_S = 5.0  # at most this much is lost if the machine crashes; nothing if the process is killed
+_PATIENCE_S = 10.0  # wait for a process that SLURM is still ending
 _SHOWN = 40  # characters of a value
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a record lies."""
+    """Location of a record."""
 
     file: Path
     offset: int
@@ -40,17 +40,17 @@ class _Place:
 
 @dataclass(frozen=True)
 class Finished:
-    """The photos that are done, by what tells them apart, and lines that could not be read."""
+    """Locations of the images' records by image number, and counts of unreadable lines."""
 
     places: Mapping[int, _Place]
     torn: Mapping[str, int]  # by file
 
     def whole(self) -> set[int]:
-        """Photos that have results; damaged ones are tried again."""
+        """Return the images that have results; corrupt ones are tried again."""
         return {photo for photo, place in self.places.items() if not place.damaged}
 
     def records(self) -> Iterator[ImageRecord]:
-        """The photos' records in the order of `photo`, read one by one."""
+        """Yield the records in the order of `photo`, reading each on demand."""
         files: dict[Path, IO[bytes]] = {}
         try:
             for _, place in sorted(self.places.items()):
@@ -64,26 +64,26 @@ class Finished:
 
 
 class ResultJournal:
-    """The folder of an evaluation's lines.
+    """The folder with the records of an evaluation.
 
     Args:
-        folder: Is made where it is not there.
+        folder: Created if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def begin(self, settings: Mapping[str, Any], started: str, fresh: bool) -> None:
-        """Takes the folder for this evaluation, or goes on with it.
+        """Start this evaluation in the folder, or resume it.
 
         Args:
-            settings: All that decides the results.
-            started: Names this start of all ranks, so that one of them alone clears the folder.
-            fresh: Whether lines that are there are thrown away.
+            settings: Everything that the results depend on.
+            started: Identifies this start of all ranks, so that only one of them clears the folder.
+            fresh: Whether to discard existing records.
 
         Raises:
-            UserError: The lines there are of another evaluation, told with the difference, or of
-                another version.
+            UserError: The folder holds records of another evaluation (the message names the
+                differences) or of another version.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         plain = json.loads(json.dumps(settings))
@@ -94,13 +94,13 @@ class ResultJournal:
                 known = None
             if known is None:
                 if self._lines():
-                    self._clear()  # without settings they are no one's
-                told = {
+                    self._clear()  # without settings their evaluation is unknown
+                content = {
                     "version": VERSION,
                     "settings": plain,
                     "cleared_by": started if fresh else None,
                 }
-                atomic_write_bytes(self._settings, (json.dumps(told, indent=1) + "\n").encode())
+                atomic_write_bytes(self._settings, (json.dumps(content, indent=1) + "\n").encode())
             elif (version := known.get("version", 1)) != VERSION:
                 raise UserError(
                     f"{self.folder} holds photos of an evaluation in version {version} of its "
@@ -115,7 +115,7 @@ class ResultJournal:
                 )
 
     def finished(self) -> Finished:
-        """What all ranks have written so far. Of two records of a photo the one with results."""
+        """Collect the records of all ranks; a record with results replaces one without."""
         places: dict[int, _Place] = {}
         torn: dict[str, int] = {}
         for file in self._lines():
@@ -135,10 +135,10 @@ class ResultJournal:
 
     @contextmanager
     def writer(self, rank: int) -> Iterator[Writer]:
-        """This rank's file, to add to; a torn last line is cut off.
+        """Open this rank's file for appending; a torn last line is truncated.
 
         Raises:
-            UserError: Another process adds to it.
+            UserError: Another process is writing to the file.
         """
         file = self.folder / f"rank-{rank}.jsonl"
         lock = FileLock(self.folder / f".rank-{rank}.lock", timeout=_PATIENCE_S)
@@ -156,16 +156,16 @@ class ResultJournal:
 
     @contextmanager
     def merging(self) -> Iterator[None]:
-        """One rank at a time."""
+        """Hold the folder's lock, so that one rank at a time merges."""
         with self._lock():
             yield
 
     def mark(self) -> str:
-        """What the ranks were last told by `set_mark`; "" for nothing."""
+        """Read the text last written by `set_mark`; "" if there is none."""
         return self._mark.read_text() if self._mark.exists() else ""
 
     def set_mark(self, text: str) -> None:
-        """Tells the ranks something, to be called while `merging`."""
+        """Publish a text to all ranks; call it while `merging`."""
         atomic_write_bytes(self._mark, text.encode())
 
     @property
@@ -192,8 +192,8 @@ class ResultJournal:
             if fresh:
                 return None
             raise UserError(
-                f"{self._settings} cannot be read ({error!r}); fresh=true or another out= goes on "
-                "without it"
+                f"{self._settings} cannot be read ({error!r}); start over with "
+                "fresh=true or another out="
             ) from error
         return known
 
@@ -203,13 +203,13 @@ class ResultJournal:
 
 
 class Writer:
-    """Adds lines that are seen by other processes at once, and by the disk soon."""
+    """Appends lines: visible to other processes at once, synced to disk every few seconds."""
 
     def __init__(self, lines: IO[bytes]) -> None:
         self._lines, self._synced = lines, time.monotonic()
 
     def add(self, record: ImageRecord) -> bool:
-        """Writes a record; True where the disk has been waited for."""
+        """Write a record; return whether the file was synced to disk."""
         self._lines.write(record.line().encode())
         self._lines.flush()
         due = time.monotonic() - self._synced > _SYNC_S
@@ -218,7 +218,7 @@ class Writer:
         return due
 
     def sync(self) -> None:
-        """Waits until the disk has all of it."""
+        """Flush and sync the file to disk."""
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self._synced = time.monotonic()

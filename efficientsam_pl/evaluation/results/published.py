@@ -1,10 +1,10 @@
-"""What the paper reports of segmenting without training on the set, to stand beside ours.
+"""Zero-shot segmentation results of the paper, for comparison with ours.
 
 Source:
     EfficientSAM, arXiv 2312.00863v1, section 4.3: mIoU on COCO val2017 and LVIS val for a tight
     box and for uniform random clicks, the candidate with the highest predicted IoU scored; AP
-    with ViTDet's boxes, the candidate with the highest IoU with the box. SAM's own AP are with
-    one further pass that feeds the mask back (SAM, 2304.02643).
+    with ViTDet's boxes, the candidate with the highest IoU with the box. SAM's AP uses a
+    second pass that feeds the mask back (SAM, 2304.02643).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AP_NAMES = ("ap", "ap_small", "ap_medium", "ap_large")
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A model's line of a table: mIoU by PROTOCOLS, or AP by AP_NAMES, in percent."""
+    """A model's row of a table: mIoU by PROTOCOLS, or AP by AP_NAMES, in percent."""
 
     model: str
     coco: tuple[float, ...]
@@ -27,7 +27,7 @@ class PublishedRow:
     second_pass: bool = False
 
     def values(self, kind: str) -> tuple[float, ...]:
-        """The numbers on COCO or on LVIS."""
+        """Return the numbers on COCO or on LVIS."""
         return {"coco": self.coco, "lvis": self.lvis}[kind]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from efficientsam_pl.rle import Rle
 
-# Of the lines. 1 had neither `filled_box_grid` nor `reachable`; 2 drew other clicks on shards
+# Of the format of lines: 1 lacked `filled_box_grid` and `reachable`; 2 drew other clicks on shards
 VERSION = 3
 
 
@@ -93,10 +93,9 @@ class ImageRecord:
             "filled_box": self.filled_box,
             "filled_box_grid": self.filled_box_grid,
             "reachable": self.reachable,
-            "marks": {name: [one.chosen, one.oracle] for name, one in self.marks.items()},
+            "marks": {name: [scores.chosen, scores.oracle] for name, scores in self.marks.items()},
             "detections": [
-                [one.category_id, one.score, one.mask["size"], one.mask["counts"]]
-                for one in self.detections
+                [d.category_id, d.score, d.mask["size"], d.mask["counts"]] for d in self.detections
             ],
             "crowds": self.crowds,
             "empty": self.empty,
@@ -109,7 +108,7 @@ def from_line(line: str) -> ImageRecord:
     """Parse a line of `ImageRecord.line`.
 
     Raises:
-        RecordError: The line is not whole, or holds no record.
+        RecordError: The line is incomplete, or holds no record.
     """
     if not line.endswith("\n"):
         raise RecordError("a line that breaks off")

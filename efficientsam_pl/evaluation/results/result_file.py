@@ -38,7 +38,7 @@ class ResultError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """See the module; None means that a number has nothing to be a mean of."""
+    """Content of a result file, see the module; None is the mean of no values."""
 
     model: dict[str, Any]
     data: dict[str, Any]
@@ -51,35 +51,35 @@ class Result:
     run: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """The file's content."""
-        told = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.dumps(told, indent=1, allow_nan=False) + "\n"
+        """Format the file's content."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Writes the file whole, under its name once the disk has it."""
+    """Write the file atomically: it appears under its name once it is on disk."""
     atomic_write_bytes(path, result.text().encode())
 
 
 def read_result(path: Path) -> Result:
-    """The result in a file.
+    """Read a result from a file.
 
     Raises:
-        ResultError: No such file, none of ours, or of a version that this program does not know.
+        ResultError: The file is missing, not a result, or of an unknown version.
     """
     try:
-        told = json.loads(path.read_text())
+        payload = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise ResultError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(told, dict) or told.pop("format", None) != FORMAT:
+    if not isinstance(payload, dict) or payload.pop("format", None) != FORMAT:
         raise ResultError(f"{path} is no result of `efficientsam evaluate`")
-    version = told.pop("version", None)
+    version = payload.pop("version", None)
     if version != VERSION:
         raise ResultError(
             f"{path} is a result of version {version}; this program reads version {VERSION}"
         )
     try:
-        return Result(**told)
+        return Result(**payload)
     except TypeError as error:
         raise ResultError(f"{path} is a damaged result: {error}") from error

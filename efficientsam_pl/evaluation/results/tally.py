@@ -1,4 +1,4 @@
-"""Means over the records of photos, the same in whatever order they come."""
+"""Means over the records of images, independent of their order."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Means:
     values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, values: Iterable[float], areas: Iterable[float]) -> None:
-        """Counts instances in."""
+        """Add the IoU and the area of each instance."""
         for value, area in zip(values, areas, strict=True):
             self.values["all"].append(value)
             self.values[size_of(area)].append(value)
 
     def means(self) -> dict[str, float | None]:
-        """By size; None where no instance has it."""
-        # fsum rounds once, at the end: no order of photos gives another last digit
+        """Average by size; None for a size without instances."""
+        # fsum rounds once, at the end: the order of images does not change the last digit
         return {
             name: math.fsum(self.values[name]) / len(self.values[name])
             if self.values[name]
@@ -36,10 +36,10 @@ class Means:
 
 
 class Tally:
-    """Adds up records, each photo once.
+    """Accumulates records, one per image.
 
     Args:
-        protocols: Those that were asked.
+        protocols: Names of the evaluated protocols.
     """
 
     def __init__(self, protocols: Iterable[str]) -> None:
@@ -50,10 +50,10 @@ class Tally:
         self._counts = {"photos": 0, "damaged_photos": 0, "crowds": 0, "empty": 0, "detections": 0}
 
     def add(self, record: ImageRecord) -> None:
-        """Counts a photo in.
+        """Add an image.
 
         Raises:
-            ValueError: It was counted in before, or lacks one of the protocols.
+            ValueError: The image was added before, or its protocols differ from the tally's.
         """
         if record.photo in self._seen:
             raise ValueError(f"photo {record.photo} is scored twice")
@@ -63,7 +63,7 @@ class Tally:
             return
         if record.marks.keys() != self._chosen.keys():
             raise ValueError(
-                f"photo {record.photo} was asked by {sorted(record.marks)}, not by "
+                f"photo {record.photo} was scored by {sorted(record.marks)}, not by "
                 f"{sorted(self._chosen)}"
             )
         self._counts["photos"] += 1
@@ -79,7 +79,7 @@ class Tally:
             self._oracle[name].add(marks.oracle, record.areas)
 
     def counts(self) -> dict[str, int]:
-        """Photos that were scored or damaged; instances scored, by size; what was left out."""
+        """Count scored and corrupt images, scored instances by size, and skipped annotations."""
         sizes = {name: len(self._filled.values[name]) for name in ("all", *SIZES)}
         return {
             "photos": self._counts["photos"],
@@ -92,23 +92,23 @@ class Tally:
         }
 
     def ious(self) -> dict[str, list[float]]:
-        """IoU of every instance by protocol, of the chosen masks."""
+        """Return the IoU of every instance's chosen mask, by protocol."""
         return {name: means.values["all"] for name, means in self._chosen.items()}
 
     def numbers(self) -> dict[str, dict[str, Any]]:
-        """By protocol: mIoU of the chosen and of the best candidate.
+        """Compute the mIoU of the chosen and of the best candidates by protocol.
 
-        Beside box the filled box, and where the segmenter has a mask grid, what that allows.
+        For box also that of the filled box and, for a model with a mask grid, the grid's bounds.
         """
-        found: dict[str, dict[str, Any]] = {}
+        numbers: dict[str, dict[str, Any]] = {}
         for name in self._chosen:
-            found[name] = {
+            numbers[name] = {
                 "miou": self._chosen[name].means(),
                 "oracle_miou": self._oracle[name].means(),
             }
             if name == "box":
-                found[name]["filled_box_miou"] = self._filled.means()
+                numbers[name]["filled_box_miou"] = self._filled.means()
                 if self._reachable.values["all"]:
-                    found[name]["filled_box_grid_miou"] = self._filled_grid.means()
-                    found[name]["reachable_miou"] = self._reachable.means()
-        return found
+                    numbers[name]["filled_box_grid_miou"] = self._filled_grid.means()
+                    numbers[name]["reachable_miou"] = self._reachable.means()
+        return numbers

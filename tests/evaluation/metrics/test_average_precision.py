@@ -212,7 +212,7 @@ def score(made: list[Any]) -> dict[str, Any]:
 
 
 def two_processes(folder: Path, cases: list[tuple[str, str]]) -> list[list[dict[str, Any]]]:
-    """What each rank has found in each case."""
+    """Run both ranks; return the scores of each rank in each case."""
     command = [sys.executable, "-W", "ignore", __file__, str(folder)]
     ranks = [
         subprocess.Popen([*command, str(rank), *shares], stdout=subprocess.PIPE, text=True)

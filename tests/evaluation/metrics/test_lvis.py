@@ -211,10 +211,10 @@ def test_three_hundred_detections_of_a_image_are_looked_at() -> None:
 
 def test_wrong_masks_are_refused() -> None:
     own = photo(absent=set(), incomplete=set())
-    with pytest.raises(ValueError, match="2 categories, 1 masks, 1 scores in photo 1"):
+    with pytest.raises(ValueError, match="2 categories, 1 masks, 1 scores in image 1"):
         lvis_overlaps(own, PredictedMasks([1, 1], [square(0)], [0.5]))
-    with pytest.raises(ValueError, match="photo 1 has a score that is no finite number"):
+    with pytest.raises(ValueError, match="image 1 has a non-finite score"):
         lvis_overlaps(own, PredictedMasks([1], [square(0)], [float("nan")]))
     other = rle.encode(np.ones((3, 4), dtype=bool))
-    with pytest.raises(ValueError, match=r"masks of size \(3, 4\) in photo 1 of \(90, 90\)"):
+    with pytest.raises(ValueError, match=r"masks of size \(3, 4\) in image 1 of size \(90, 90\)"):
         lvis_overlaps(own, PredictedMasks([1], [other], [0.5]))

@@ -39,7 +39,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def answered(shares: np.ndarray, level: float, resize: Resize) -> np.ndarray:
-    """What a model shows whose logits are these shares less a level."""
+    """Predict as a model whose logits are these shares less a level."""
     logits = torch.from_numpy(shares - level)[None, None]
     return (resize.masks_back(logits) > 0)[0, 0].numpy()
 
@@ -127,7 +127,7 @@ def test_finer_grids_reach_more(rule: ResizeRule) -> None:
 
 @both_rules
 def test_mirrored_images_reach_the_same(rule: ResizeRule) -> None:
-    """Of a width at which cells and pixels lie alike from both sides."""
+    """Holds for a width at which the grid is symmetric: cells and pixels align from both sides."""
     truth = blobs((96, 128))
     mirrored = [rle.encode(np.ascontiguousarray(rle.decode(one)[:, ::-1])) for one in truth]
     resize = Resize.fit((96, 128), 64, rule)

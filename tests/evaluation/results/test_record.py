@@ -1,4 +1,4 @@
-"""What is kept of a photo survives being written, and nothing else is taken for it."""
+"""Image records survive a round trip through their lines, and other lines are rejected."""
 
 import json
 

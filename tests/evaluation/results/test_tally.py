@@ -121,7 +121,7 @@ def test_image_is_never_scored_twice() -> None:
 
 def test_record_of_other_protocols_is_refused() -> None:
     whole = Tally(["box"])
-    with pytest.raises(ValueError, match="photo 1 was asked by"):
+    with pytest.raises(ValueError, match="photo 1 was scored by"):
         whole.add(RECORDS[1])
 
 

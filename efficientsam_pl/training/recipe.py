@@ -1,4 +1,4 @@
-"""The interface of a training stage: what `training.train.train` does not know of it."""
+"""Interface between a training stage and `training.train.train`."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ R = TypeVar("R")  # what a finished run returns
 
 @dataclass(frozen=True)
 class Recipe(ABC, Generic[C, R]):
-    """A training stage with its config; `train(recipe)` calls the methods in the order they have.
+    """A training stage with its config; `train(recipe)` calls the methods in their order here.
 
     While it prepares the run, `train` replaces the config by one with the ranks, the pace and the
     folder of this very run, so that a recipe builds nothing before `datasets` is called. What

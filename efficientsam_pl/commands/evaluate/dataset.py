@@ -78,9 +78,9 @@ class EvaluationSet:
         return images_sha256(map(self.about, self.numbers))
 
 
-def name_of(damage: CorruptSample) -> str:
+def name_of(sample: CorruptSample) -> str:
     """Name a corrupt sample without its folder."""
-    return f"{Path(damage.shard).name} {damage.key}".strip()
+    return f"{Path(sample.shard).name} {sample.key}".strip()
 
 
 def open_set(config: EvaluateConfig) -> EvaluationSet:

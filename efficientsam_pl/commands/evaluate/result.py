@@ -76,13 +76,13 @@ def merged(
     """Merge the records of all images, in the order of their numbers."""
     tally = Tally(protocol.name for protocol in evaluator.protocols)
     wanted, overlaps = frozenset(photos.numbers), []
-    damage = photos.damage()
+    corrupt = photos.damage()
     for record in finished.records():
         if record.photo not in wanted:
             continue
         tally.add(record)
         if record.damage is not None:
-            damage.append(record.damage)
+            corrupt.append(record.damage)
         elif photos.detections is not None or evaluator.keeps_boxed:
             overlaps.append(_overlaps(photos, record))
     categories = [category.id for category in photos.categories] or [ANY]
@@ -98,9 +98,9 @@ def merged(
         protocols=_protocols(photos, evaluator),
         numbers=numbers,
         counts=tally.counts(),
-        damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(damage)],
+        damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(corrupt)],
         versions=versions(*_PROGRAMS),
-        run=_run(config, photos, notes) | {"damage": sorted(damage)},
+        run=_run(config, photos, notes) | {"damage": sorted(corrupt)},
     )
     return Merged(result, tally.ious(), overlaps, categories)
 

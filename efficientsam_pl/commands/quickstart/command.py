@@ -204,7 +204,7 @@ def _progress(images: Iterable[MaskedImage], split: str, count: int) -> Iterable
 
 
 def _pretrain_config(options: QuickstartOptions, config: QuickstartConfig) -> PretrainConfig:
-    """Set the quickstart's folders in the stage's config, and a teacher that fits the given file."""
+    """Set the quickstart's folders, and a teacher that fits the given file, in the config."""
     stage, encoder = config.pretrain, config.segmenter.encoder
     student = replace(encoder, image_size=stage.sami.student.image_size)
     teacher = stage.teacher

@@ -13,19 +13,19 @@ from efficientsam_pl.versions import package_version
 
 
 class Version(argparse.Action):
-    """Prints the version, which is looked up only then."""
+    """Print the version, which is looked up only on request."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, **kwargs)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Prints it and ends."""
+        """Print the version and exit."""
         print(f"{parser.prog} {package_version()}")
         parser.exit()
 
 
 def add_info(commands: Any) -> None:
-    """Adds `info`."""
+    """Add the `info` command."""
     parser = command(
         commands, "info", "versions, devices, extras and folders: what a bug report needs"
     )
@@ -34,7 +34,7 @@ def add_info(commands: Any) -> None:
 
 
 def add_configs(commands: Any) -> None:
-    """Adds `configs`."""
+    """Add the `configs` command."""
     parser = command(commands, "configs", "the config files that come with the package")
     named = parser.add_argument(
         "name", nargs="?", metavar="NAME", help="prints this one; without it all are listed"
@@ -51,10 +51,10 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _configs(arguments: argparse.Namespace) -> None:
     if arguments.name is None:
-        print("\n".join(two_columns([(one.name, one.about) for one in shipped_configs()])))
+        print("\n".join(two_columns([(config.name, config.about) for config in shipped_configs()])))
         print("\n`efficientsam configs NAME` prints one; -c NAME takes it")
         return
-    found = find_config(arguments.name)
-    if found is None:
+    file = find_config(arguments.name)
+    if file is None:
         raise UserError(f"no such config file: {arguments.name}{near_configs(arguments.name)}")
-    print(found.read_text(), end="")
+    print(file.read_text(), end="")

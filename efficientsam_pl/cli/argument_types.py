@@ -1,4 +1,4 @@
-"""How arguments are written: numbers, clicks, config files; what several commands share."""
+"""Argument types (numbers, points, boxes) and the options that several commands share."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from efficientsam_pl.models.registry import segmenter_config
 
 
 def command(commands: Any, name: str, help_text: str, epilog: str | None = None) -> Parser:
-    """A subcommand whose one-line help is its description too."""
+    """Add a subcommand whose one-line help also serves as its description."""
     description = help_text[0].upper() + help_text[1:] + "."
     parser: Parser = commands.add_parser(
         name, help=help_text, description=description, epilog=epilog
@@ -23,7 +23,7 @@ def command(commands: Any, name: str, help_text: str, epilog: str | None = None)
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
-    """`--weights` and `--model`, which `check_model` looks at."""
+    """Add `--weights` and `--model`, which `check_model` validates."""
     parser.add_argument(
         "--weights",
         required=True,
@@ -41,7 +41,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_model(arguments: argparse.Namespace) -> None:
-    """Refuses `--weights` that are not there and a `--model` that no one knows, before torch."""
+    """Reject a missing `--weights` file and an unknown `--model` before torch is imported."""
     if not Path(arguments.weights).is_file():
         raise UserError(f"--weights: no such file: {arguments.weights}")
     if arguments.model is not None:
@@ -49,7 +49,7 @@ def check_model(arguments: argparse.Namespace) -> None:
 
 
 def array_options(parser: argparse.ArgumentParser) -> None:
-    """`--array-index` and `--array-count`."""
+    """Add `--array-index` and `--array-count`."""
     parser.add_argument(
         "--array-index",
         type=natural,
@@ -60,10 +60,10 @@ def array_options(parser: argparse.ArgumentParser) -> None:
 
 
 def array_share(arguments: argparse.Namespace) -> Any:
-    """The share of the work that they name, SLURM's without them.
+    """Return the share of the work given by the array options, by default SLURM's.
 
     Raises:
-        UserError: One of the two without the other, or an uneven allocation.
+        UserError: Only one of the two options is given, or the allocation is uneven.
     """
     launch()
     from efficientsam_pl.commands.pack import slurm_share
@@ -76,12 +76,12 @@ def array_share(arguments: argparse.Namespace) -> Any:
 
 
 def cores() -> int:
-    """Processors that this process may use; a scheduler may have given it fewer than there are."""
+    """Count the CPUs available to this process; a scheduler may restrict them."""
     return len(os.sched_getaffinity(0))
 
 
 def box(text: str) -> tuple[float, ...]:
-    """Reads the corners of a box."""
+    """Parse a box given by two corners."""
     corners = numbers("X0,Y0,X1,Y1", 4)(text)
     x0, y0, x1, y1 = corners
     if x1 < x0 or y1 < y0:
@@ -92,7 +92,12 @@ def box(text: str) -> tuple[float, ...]:
 
 
 def numbers(form: str, *counts: int) -> Callable[[str], tuple[float, ...]]:
-    """Reads so many numbers split_heldout by commas; `form` is shown where they are not."""
+    """Build a parser of comma-separated numbers; its error message shows `form`.
+
+    Args:
+        form: The expected format.
+        counts: Valid numbers of values.
+    """
 
     def parse(text: str) -> tuple[float, ...]:
         try:
@@ -107,7 +112,7 @@ def numbers(form: str, *counts: int) -> Callable[[str], tuple[float, ...]]:
 
 
 def point(text: str) -> tuple[float, float, int]:
-    """Reads a click and its label, 1 where none is given."""
+    """Parse a click and its label, 1 by default."""
     x, y, *label = numbers("X,Y[,0|1]", 2, 3)(text)
     if label and label[0] not in (0, 1):
         raise argparse.ArgumentTypeError(f"{text!r}: the label must be 0 or 1")
@@ -115,14 +120,14 @@ def point(text: str) -> tuple[float, float, int]:
 
 
 def natural(text: str) -> int:
-    """Reads a whole number from 0 on."""
+    """Parse a non-negative integer."""
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number in [0, 2**63)")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """Reads a whole number from 1 on."""
+    """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
     return int(text)

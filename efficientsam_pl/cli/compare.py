@@ -9,7 +9,7 @@ from efficientsam_pl.errors import UserError
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Add the `compare` command."""
     parser = command(
         commands, "compare", "results of `evaluate` as one table, beside the paper's rows"
     )

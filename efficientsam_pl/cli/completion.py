@@ -1,6 +1,6 @@
-"""What the shell completes after `-c` and among `key=value`; options and commands it finds itself.
+"""Shell completion of `-c` and `key=value`; argcomplete handles options and commands itself.
 
-argcomplete calls these (docs/configs.md). Imports no torch.
+argcomplete calls these functions (docs/configs.md). Imports no torch.
 """
 
 from collections.abc import Iterator
@@ -14,44 +14,44 @@ from efficientsam_pl.config.shipped import shipped_configs
 
 
 def config_names(prefix: str, **_: Any) -> list[str]:
-    """Shipped configs and YAML files that begin so."""
-    shipped = [one.name for one in shipped_configs() if one.name.startswith(prefix)]
-    return [*shipped, *(one for one in _files(prefix) if one.endswith(("/", ".yaml", ".yml")))]
+    """List the shipped configs and YAML files that start with `prefix`."""
+    shipped = [config.name for config in shipped_configs() if config.name.startswith(prefix)]
+    return [*shipped, *(file for file in _files(prefix) if file.endswith(("/", ".yaml", ".yml")))]
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """The keys of a config's class, a section at a time, and their values where they are few."""
+    """Complete the keys of a config class section by section, and values of a finite set."""
 
     root: type[Any]
 
     def __call__(self, prefix: str, **_: Any) -> list[str]:
-        """What begins so: `optim.` of `op`, `optim.peak_lr=` of `optim.p`, `x=true` of `x=`."""
+        """Complete `prefix`: `op` to `optim.`, `optim.p` to `optim.peak_lr=`, `x=` to `x=true`."""
         key, equals, value = prefix.partition("=")
         if equals:
             known = {leaf.key: leaf for leaf in leaves(self.root)}
-            return [f"{key}={one}" for one in _values(known.get(key), value)]
-        found: dict[str, None] = {}
+            return [f"{key}={choice}" for choice in _values(known.get(key), value)]
+        matches: dict[str, None] = {}
         for leaf in leaves(self.root):
             if leaf.key.startswith(prefix):
                 section, dot = leaf.key[len(prefix) :].partition(".")[:2]
-                found[f"{prefix}{section}." if dot else f"{leaf.key}="] = None
-        if len(found) == 1 and next(iter(found)).endswith("."):
-            return self(next(iter(found)))  # the shell would add a space behind it
-        return list(found)
+                matches[f"{prefix}{section}." if dot else f"{leaf.key}="] = None
+        if len(matches) == 1 and next(iter(matches)).endswith("."):
+            return self(next(iter(matches)))  # the shell would append a space to a single match
+        return list(matches)
 
 
-def _values(leaf: Leaf | None, begun: str) -> Iterator[str]:
+def _values(leaf: Leaf | None, prefix: str) -> Iterator[str]:
     if leaf is None:
         return
     if leaf.path is not None:
-        yield from _files(begun)
+        yield from _files(prefix)
     elif get_origin(leaf.type) is Literal:
-        yield from (one for one in get_args(leaf.type) if one.startswith(begun))
+        yield from (choice for choice in get_args(leaf.type) if choice.startswith(prefix))
     elif leaf.type is bool:
-        yield from (one for one in ("true", "false") if one.startswith(begun))
+        yield from (choice for choice in ("true", "false") if choice.startswith(prefix))
 
 
-def _files(begun: str) -> list[str]:
-    found = sorted(glob(f"{escape(begun)}*"))  # noqa: PTH207 as typed, also ./ before it
-    return [f"{one}/" if Path(one).is_dir() else one for one in found]
+def _files(prefix: str) -> list[str]:
+    files = sorted(glob(f"{escape(prefix)}*"))  # noqa: PTH207 as typed, also ./ before it
+    return [f"{file}/" if Path(file).is_dir() else file for file in files]

@@ -11,7 +11,7 @@ from efficientsam_pl.storage.outputs import check_output
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Add the `embed-teacher` command."""
     parser = command(
         commands,
         "embed-teacher",

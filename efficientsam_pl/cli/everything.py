@@ -17,7 +17,7 @@ from efficientsam_pl.inference.automask.config import PRESETS, EverythingConfig
 
 _OPTIONS: dict[str, tuple[Any, str, str]] = {  # names are SAM's
     "points_per_side": (positive, "N", "clicks a side of the grid"),
-    "points_per_batch": (positive, "N", "clicks answered together: memory, not results"),
+    "points_per_batch": (positive, "N", "points per forward pass: affects memory, not results"),
     "pred_iou_thresh": (float, "T", "keep masks of a predicted IoU above; <= 0: all"),
     "stability_score_thresh": (float, "T", "keep masks that are at least so stable; <= 0: all"),
     "stability_score_offset": (float, "T", "logits by which the cut is moved for stability"),
@@ -31,7 +31,7 @@ _OPTIONS: dict[str, tuple[Any, str, str]] = {  # names are SAM's
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Add the `everything` command."""
     parser = command(
         commands,
         "everything",
@@ -69,14 +69,14 @@ def add(commands: Any) -> None:
         help="sam: SAM's generator (default); notebook: EfficientSAM's released notebook",
     )
     for name, (kind, metavar, text) in _OPTIONS.items():
-        told = "/".join(f"{getattr(preset, name):.4g}" for preset in _distinct(name))
+        default = "/".join(f"{getattr(preset, name):.4g}" for preset in _distinct(name))
         parser.add_argument(
-            _option(name), type=kind, metavar=metavar, help=f"{text} (default {told})"
+            _option(name), type=kind, metavar=metavar, help=f"{text} (default {default})"
         )
     parser.add_argument(
         "--candidates",
         choices=("all", "best"),
-        help="of a click: each of its masks, or that of the highest predicted IoU",
+        help="per point: all of its masks, or the one with the highest predicted IoU",
     )
     parser.add_argument(
         "--accelerator",
@@ -88,7 +88,7 @@ def add(commands: Any) -> None:
 
 
 def _distinct(name: str) -> list[EverythingConfig]:
-    """The presets in which an option differs; the first where it does not."""
+    """Return all presets if an option differs between them, otherwise the first."""
     every = list(PRESETS.values())
     return every if len({getattr(preset, name) for preset in every}) > 1 else every[:1]
 
@@ -106,10 +106,10 @@ def _config(arguments: argparse.Namespace) -> EverythingConfig:
             **{name: value for name, value in given.items() if value is not None},
         )
     except ValueError as error:
-        told = str(error)
+        message = str(error)
         for field in sorted(fields(EverythingConfig), key=lambda f: -len(f.name)):
-            told = told.replace(f"{field.name}=", f"{_option(field.name)}=")
-        raise UserError(told) from error
+            message = message.replace(f"{field.name}=", f"{_option(field.name)}=")
+        raise UserError(message) from error
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -11,21 +11,21 @@ from efficientsam_pl.models.registry import segmenter_config
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Add the `figure` command."""
     parser = command(
         commands,
         "figure",
         "photos beside the masks of several models, as in the paper",
-        "The file says which photos are asked for what (docs/salient.md). A model is given as "
-        "'TITLE=NAME:WEIGHTS', for instance 'SAM=sam_vit_h:sam_vit_h_4b8939.pth', or, where the "
-        "weights file tells its model, as 'TITLE=WEIGHTS'.",
+        "The spec file lists images and their prompts (docs/salient.md). A model is given as "
+        "'TITLE=NAME:WEIGHTS', for instance 'SAM=sam_vit_h:sam_vit_h_4b8939.pth', or, if the "
+        "weights file names its model, as 'TITLE=WEIGHTS'.",
     )
     parser.add_argument(
         "--spec",
         type=path,
         required=True,
         metavar="FILE",
-        help="which photos are asked for what: YAML or JSON",
+        help="images and their prompts, as YAML or JSON",
     )
     parser.add_argument(
         "--model",
@@ -47,10 +47,10 @@ def add(commands: Any) -> None:
 
 
 def model_column(text: str) -> tuple[str, str | None, str]:
-    """Title, model name or None, and weights file.
+    """Parse the title, the model name (or None) and the weights file of a column.
 
     Raises:
-        UserError: Not of the form, no such file, or an unknown model.
+        UserError: The format is invalid, the file is missing, or the model is unknown.
     """
     title, equals, rest = text.partition("=")
     name, colon, file = rest.partition(":")

@@ -29,7 +29,7 @@ from efficientsam_pl.cluster.launch import INTERRUPTED, note_exit, read_launch, 
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError, one_line
 
 DONE, MISTAKE = 0, 2
-_MENDABLE = (  # what the user's disk or folder refuses
+_USER_ERRNOS = (  # problems of the user's disk or folder
     errno.EEXIST,
     errno.ENOTDIR,
     errno.EISDIR,
@@ -41,16 +41,16 @@ _MENDABLE = (  # what the user's disk or folder refuses
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
-_PATIENCE_S = 10.0  # of a rank that has something to tell beside rank 0
+_RANK_0_GRACE_S = 10.0  # other ranks wait for rank 0 to report first
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Returns:
-        0 done, 2 a user's mistake, told in one line on stderr, 75 a run that has saved and stopped
-        on request, 130 Ctrl-C, 1 what a command found wrong. A fault of ours is a traceback and
-        exit code 1.
+        Exit code: 0 success, 1 a failed check, 2 a user's mistake, reported in one line on stderr,
+        75 a run that saved and stopped on request, 130 Ctrl-C. An internal error raises, which
+        prints a traceback and exits with 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _mistake(one_line(error))
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _USER_ERRNOS:
             raise
         where = f": {error.filename}" if error.filename else ""
         return _mistake(f"{error.strerror}{where}")
@@ -75,50 +75,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE if code is None else int(code)
 
 
-def _stopped(told: str, code: int) -> int:
+def _stopped(message: str, code: int) -> int:
     note_exit(code)
     started = read_launch()
     if started.rank == 0:
-        _tell(f"efficientsam: {told}")
+        _print_error(f"efficientsam: {message}")
     elif started.kind == "person":
         return DONE  # Lightning kills the first process, whose code counts, if a child's is not 0
     return code
 
 
-def _mistake(told: str) -> int:
-    """All ranks may have found the same, so rank 0 tells it and its end ends the others.
+def _mistake(message: str) -> int:
+    """Report a user's mistake: rank 0 at once, other ranks only if they outlive rank 0.
 
-    One that lives on has found what rank 0 has not, and tells it.
+    All ranks usually hit the same mistake, and the exit of rank 0 terminates the others. A rank
+    that is still running after the grace period has hit one that rank 0 has not.
     """
     note_exit(MISTAKE)
     rank, parent = read_launch().rank, os.getppid()
     if rank != 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run may have caught it
-        time.sleep(_PATIENCE_S)
+        time.sleep(_RANK_0_GRACE_S)
         if os.getppid() != parent:
             return MISTAKE  # Lightning's own child, left alone
-        told = f"rank {rank} on {socket.gethostname()}: {told}"
-    line = f"efficientsam: {told}"
-    _tell(line)
+        message = f"rank {rank} on {socket.gethostname()}: {message}"
+    line = f"efficientsam: {message}"
+    _print_error(line)
     report_to_torchrun(line)
     return MISTAKE
 
 
-def _tell(line: str) -> None:
+def _print_error(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def _complete(parser: Parser) -> None:
-    """Answers the shell, which has started this process for nothing else, and ends it."""
+    """Print completions to the shell, which started this process only for them, and exit."""
     import argcomplete
 
     argcomplete.autocomplete(parser)
 
 
 def _parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Like parse_args, but key=value may also stand before and between options.
+    """Parse arguments, allowing key=value before and between options.
 
-    Outputs that cannot be written are a mistake here already.
+    Outputs are checked here, so that an unwritable one fails early.
     """
     arguments, rest = parser.parse_known_args(argv)
     wrong = [text for text in rest if "overrides" not in arguments or text.startswith("-")]
@@ -131,7 +132,7 @@ def _parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_parser() -> Parser:
-    """All commands with their options."""
+    """Build the parser with all commands and their options."""
     parser = Parser(
         prog="efficientsam", description="Train small Segment Anything models, and use them."
     )

@@ -1,4 +1,4 @@
-"""The argument parser of all commands: one line for a mistake, more to read in --help."""
+"""Argument parser of all commands: mistakes in one line, details in --help."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.outputs import check_output
 
 OutputKind = Literal["file", "folder", "either"]
-PATTERN = "'PATTERN'"  # what an argument is called that may stand for several files
+PATTERN = "'PATTERN'"  # metavar of arguments that may match several files
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Output:
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage text before it.
+    """Argument parser that reports a mistake in one line, without the usage text.
 
     Attributes:
         outputs: The arguments that name what the command writes.
-        explain: What --help says at its end, made only when somebody reads it.
+        explain: Builds the epilogue of --help; called only when help is printed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,51 +36,51 @@ class Parser(argparse.ArgumentParser):
         self.explain: Callable[[], str] | None = None
 
     def error(self, message: str) -> Any:
-        """Raises UserError, which points to the command's own help."""
+        """Raise UserError with a pointer to the help of the command."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def format_help(self) -> str:
-        """What --help prints."""
-        told = super().format_help()
-        return told if self.explain is None else f"{told}\n{self.explain()}"
+        """Return the text that --help prints."""
+        text = super().format_help()
+        return text if self.explain is None else f"{text}\n{self.explain()}"
 
     def add_output(self, *names: str, kind: OutputKind, **options: Any) -> None:
-        """An argument that names what the command writes; `check_outputs` tries it."""
+        """Add an argument that names an output; `check_outputs` checks that it is writable."""
         action = self.add_argument(*names, **{"type": path, **options})
         key = names[-1] if names[-1].startswith("-") else str(action.metavar)
         self.outputs.append(Output(action.dest, key, kind))
 
     def check_outputs(self, arguments: argparse.Namespace) -> None:
-        """Tries whether the outputs can be written.
+        """Check that all outputs can be written.
 
         Raises:
-            UserError: One cannot.
+            UserError: An output cannot be written.
         """
         for output in self.outputs:
             value = getattr(arguments, output.name)
-            for one in value if isinstance(value, list) else [value]:
-                if one is not None:
-                    check_output(output.key, one, output.kind)
+            for target in value if isinstance(value, list) else [value]:
+                if target is not None:
+                    check_output(output.key, target, output.kind)
 
     def unknown(self, words: Sequence[str]) -> Any:
-        """Raises UserError for words that the command has no argument for."""
-        told, hint = f"unrecognized arguments: {' '.join(words)}", ""
-        called = {action.metavar for action in self._actions}
+        """Raise UserError for words that match no argument of the command."""
+        message, hint = f"unrecognized arguments: {' '.join(words)}", ""
+        metavars = {action.metavar for action in self._actions}
         if not any(word.startswith("-") or "=" in word for word in words):
-            if PATTERN in called:
+            if PATTERN in metavars:
                 hint = "; quote a pattern, or the shell makes several words of it"
-            elif "FILE|DIR" in called:
+            elif "FILE|DIR" in metavars:
                 hint = "; give one file, or a folder for all that is in it"
-        return self.error(f"{told}{hint}")
+        return self.error(f"{message}{hint}")
 
 
 def path(text: str) -> Path:
-    """Reads the name of a file or folder; an empty one would be the folder one is in."""
+    """Parse a local path; an empty one, which would mean the working directory, is an error."""
     return Path(path_text(text))
 
 
 def path_text(text: str) -> str:
-    """Reads the name of a file or folder, or of a place in a store."""
+    """Parse a local path or a URL; an empty one is an error."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty: is a variable of the shell not set?")
     return text

@@ -9,7 +9,7 @@ from efficientsam_pl.errors import UserError
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Add the `predict` command."""
     parser = command(commands, "predict", "masks of one photo from points and boxes")
     model_options(parser)
     parser.add_argument("--image", type=path, required=True, metavar="FILE", help="a photo")
@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         "--mask-input",
         type=path,
         metavar="FILE.npy",
-        help="an earlier answer's logits as a prompt, [256, 256]",
+        help="logits of an earlier prediction as a prompt, [256, 256]",
     )
     parser.add_argument("--single-mask", action="store_true", help="the single mask, token 0")
     parser.add_output(

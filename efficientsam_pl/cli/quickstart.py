@@ -12,7 +12,7 @@ from efficientsam_pl.errors import UserError
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Add the `quickstart` command."""
     parser = command(commands, "quickstart", "both stages, small, on photos at hand")
     parser.add_output(
         "--out",

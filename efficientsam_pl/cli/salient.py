@@ -16,13 +16,13 @@ from efficientsam_pl.inference.salient.config import SalientConfig
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Add the `salient` command."""
     parser = command(
         commands,
         "salient",
         "masks of the salient objects of photos, from saliency maps",
         "A folder of maps, or of ground truth, holds a file of each photo's stem: photos/boat.jpg, "
-        "maps/boat.png. docs/salient.md tells how to get maps.",
+        "maps/boat.png. docs/salient.md explains how to get maps.",
     )
     model_options(parser)
     parser.add_argument(

@@ -21,7 +21,7 @@ _BAD = 1  # exit code
 
 
 def add_pack(commands: Any) -> None:
-    """Adds `pack` with its sources."""
+    """Add the `pack` command with its sources."""
     pack = command(commands, "pack", "photos and masks to WebDataset shards")
     sources = pack.add_subparsers(required=True, metavar="SOURCE")
     sa1b = command(sources, "sa1b", "SA-1B's tars again: smaller, or byte for byte")
@@ -58,7 +58,7 @@ def add_pack(commands: Any) -> None:
 
 
 def add_check(commands: Any) -> None:
-    """Adds `check-shards`."""
+    """Add the `check-shards` command."""
     parser = command(
         commands,
         "check-shards",
@@ -113,7 +113,7 @@ def _pack_sa1b(arguments: argparse.Namespace) -> None:
     check_matches(arguments.source, "--source: no tar")
     from efficientsam_pl.commands import pack
 
-    pack.run_sa1b(arguments.source, _told_of_pack(arguments))
+    pack.run_sa1b(arguments.source, _pack_config(arguments))
 
 
 def _pack_imagenet(arguments: argparse.Namespace) -> None:
@@ -121,7 +121,7 @@ def _pack_imagenet(arguments: argparse.Namespace) -> None:
         raise UserError(f"--source: no such file or folder: {arguments.source}")
     from efficientsam_pl.commands import pack
 
-    pack.run_imagenet(arguments.source, _told_of_pack(arguments))
+    pack.run_imagenet(arguments.source, _pack_config(arguments))
 
 
 def _pack_coco(arguments: argparse.Namespace) -> None:
@@ -130,10 +130,10 @@ def _pack_coco(arguments: argparse.Namespace) -> None:
             raise UserError(f"no such file or folder: {named}")
     from efficientsam_pl.commands import pack
 
-    pack.run_coco(arguments.annotations, arguments.images, _told_of_pack(arguments))
+    pack.run_coco(arguments.annotations, arguments.images, _pack_config(arguments))
 
 
-def _told_of_pack(arguments: argparse.Namespace) -> Any:
+def _pack_config(arguments: argparse.Namespace) -> Any:
     from efficientsam_pl.commands import pack
 
     return pack.PackOptions(

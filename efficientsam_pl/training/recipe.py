@@ -23,7 +23,7 @@ R = TypeVar("R")  # what a finished run returns
 
 @dataclass(frozen=True)
 class Recipe(ABC, Generic[C, R]):
-    """A training stage with its config; `train(recipe)` calls the methods in the order they have.
+    """A training stage with its config; `train(recipe)` calls the methods in their order here.
 
     While it prepares the run, `train` replaces the config by one with the ranks, the pace and the
     folder of this very run, so that a recipe builds nothing before `datasets` is called. What

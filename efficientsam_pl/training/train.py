@@ -1,4 +1,4 @@
-"""The skeleton of a training stage: `train(recipe)` does once what every stage repeats."""
+"""Skeleton of every training stage: `train(recipe)`."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -36,10 +36,10 @@ _KNOWN_NOISE = (
 
 
 def check_hardware(config: TrainerConfig) -> None:
-    """Stops before anything large is built.
+    """Check GPUs and logger before anything large is built.
 
     Raises:
-        UserError: More GPUs asked for than there are, or a logger that is not installed.
+        UserError: More GPUs are requested than available, or the logger is not installed.
     """
     check_logger(config)
     devices, seen = config.devices or 1, torch.cuda.device_count()
@@ -60,7 +60,7 @@ def build_trainer(
     files: CheckpointFiles,
     step: int,
 ) -> L.Trainer:
-    """A Trainer whose one epoch is the whole run: data has no end, steps do.
+    """Build a Trainer whose single epoch is the whole run: data is endless, steps are limited.
 
     Args:
         run: Folder (the logger's files go to `log/`).
@@ -69,13 +69,13 @@ def build_trainer(
         validate: Whether there is a held-out set.
         interruption: How long ranks wait for each other.
         files: How checkpoints are written and read.
-        step: That the run goes on from; curves beyond it are drawn anew.
+        step: Step at which the run resumes; logged curves beyond it are rewritten.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _KNOWN_NOISE:
         warnings.filterwarnings("ignore", message)
-    # deterministic algorithms are wanted, but not that every new tensor is filled with NaN first:
-    # a search for uninitialised memory, and a tenth of a small model's step on a CPU
+    # deterministic algorithms without filling every new tensor with NaN, which only serves to
+    # detect uninitialised memory and costs a tenth of a small model's step on a CPU
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     precision: Literal["32-true", "bf16-mixed"] = (
         "32-true" if config.precision == "fp32" else "bf16-mixed"
@@ -109,7 +109,7 @@ def build_trainer(
 
 
 def _plugins(config: TrainerConfig, files: CheckpointFiles) -> list[Any]:
-    """How processes find each other, said outright: Lightning would guess, and requeue itself."""
+    """Set the cluster environment explicitly: Lightning would guess, and requeue jobs itself."""
     environment = {
         "slurm": lambda: SLURMEnvironment(auto_requeue=False),
         "torchrun": TorchElasticEnvironment,

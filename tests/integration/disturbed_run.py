@@ -151,6 +151,6 @@ if __name__ == "__main__":
     given = (sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
     parser = cli.build_parser
     parsed = type("Parsed", (), {"run": staticmethod(lambda arguments: run(*given))})
-    cli._PATIENCE_S = 2.0
+    cli._RANK_0_GRACE_S = 2.0
     cli._parse = lambda *arguments: parsed  # type: ignore[assignment]
     sys.exit(cli.main([]))

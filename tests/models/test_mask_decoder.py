@@ -171,12 +171,12 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from efficientsam_pl.models.config import MaskDecoderConfig
 from efficientsam_pl.models.mask_decoder import MaskDecoder
-from efficientsam_pl.training.parallelize import _compiled_while_learning
+from efficientsam_pl.training.parallelize import _compiled_in_training
 
 counter = CompileCounter()
 decoder = MaskDecoder(32, MaskDecoderConfig(mlp_width=32))
 compiled = torch.compile(decoder.forward, backend=counter, fullgraph=True)
-call = partial(_compiled_while_learning, compiled, decoder.forward)
+call = partial(_compiled_in_training, compiled, decoder.forward)
 
 
 def score():  # any number of masks, with and without a mask prompt

@@ -196,7 +196,7 @@ def _stop(work: _Work, done: int) -> None:
         message += "; the same command continues"
     if job is None or not request.requeues():
         raise SavedAndStopped(message, request.exit_code())
-    with work.parts.merging():  # one rank asks for all: the request ends this start of the job
+    with work.parts.merging():  # one rank requeues for all: the request ends this start of the job
         mark = f"requeued {job} {work.rank.restarts}"
         why_not = "" if work.parts.mark() == mark else requeue(job)
         if why_not:

@@ -58,7 +58,7 @@ class EvaluationSet:
 
     def damage(self) -> list[tuple[str, str, str]]:
         """List corrupt samples that are known at the start, by kind, name and detail."""
-        return [(one.kind, name_of(one), one.detail) for one in self.photos.corrupt]
+        return [(sample.kind, name_of(sample), sample.detail) for sample in self.photos.corrupt]
 
     def identity(self) -> dict[str, Any]:
         """Hash the files: an evaluation can be continued with the same ones only."""
@@ -78,9 +78,9 @@ class EvaluationSet:
         return images_sha256(map(self.about, self.numbers))
 
 
-def name_of(damage: CorruptSample) -> str:
+def name_of(sample: CorruptSample) -> str:
     """Name a corrupt sample without its folder."""
-    return f"{Path(damage.shard).name} {damage.key}".strip()
+    return f"{Path(sample.shard).name} {sample.key}".strip()
 
 
 def open_set(config: EvaluateConfig) -> EvaluationSet:

@@ -74,18 +74,18 @@ def merged(
     notes: RunNotes,
 ) -> Merged:
     """Merge the records of all images, in the order of their numbers."""
-    tally = Tally(one.name for one in evaluator.protocols)
+    tally = Tally(protocol.name for protocol in evaluator.protocols)
     wanted, overlaps = frozenset(photos.numbers), []
-    damage = photos.damage()
+    corrupt = photos.damage()
     for record in finished.records():
         if record.photo not in wanted:
             continue
         tally.add(record)
         if record.damage is not None:
-            damage.append(record.damage)
+            corrupt.append(record.damage)
         elif photos.detections is not None or evaluator.keeps_boxed:
             overlaps.append(_overlaps(photos, record))
-    categories = [one.id for one in photos.categories] or [ANY]
+    categories = [category.id for category in photos.categories] or [ANY]
     numbers = tally.numbers()
     if photos.detections is not None:
         numbers["detector_boxes"] = {"ap": _average_precision(photos, overlaps)}
@@ -98,9 +98,9 @@ def merged(
         protocols=_protocols(photos, evaluator),
         numbers=numbers,
         counts=tally.counts(),
-        damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(damage)],
+        damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(corrupt)],
         versions=versions(*_PROGRAMS),
-        run=_run(config, photos, notes) | {"damage": sorted(damage)},
+        run=_run(config, photos, notes) | {"damage": sorted(corrupt)},
     )
     return Merged(result, tally.ious(), overlaps, categories)
 
@@ -118,7 +118,7 @@ def summary(result: Result) -> str:
 
 
 def _kinds(result: Result) -> str:
-    kinds = Counter(one["kind"] for one in result.damaged)
+    kinds = Counter(sample["kind"] for sample in result.damaged)
     return f" ({', '.join(f'{kind}: {count}' for kind, count in kinds.items())})" if kinds else ""
 
 
@@ -155,9 +155,9 @@ def _overlaps(photos: EvaluationSet, record: ImageRecord) -> ImageOverlaps:
 
 def _average_precision(photos: EvaluationSet, overlaps: list[ImageOverlaps]) -> dict[str, float]:
     if photos.kind == "lvis":
-        named = {one.id: one.frequency for one in photos.categories if one.frequency is not None}
-        return lvis_averages(overlaps, named)._asdict()
-    return averages(overlaps, [one.id for one in photos.categories])._asdict()
+        frequencies = {c.id: c.frequency for c in photos.categories if c.frequency is not None}
+        return lvis_averages(overlaps, frequencies)._asdict()
+    return averages(overlaps, [category.id for category in photos.categories])._asdict()
 
 
 def _data(photos: EvaluationSet) -> dict[str, Any]:
@@ -186,7 +186,8 @@ def _run(config: EvaluateConfig, photos: EvaluationSet, notes: RunNotes) -> dict
 
 def _protocols(photos: EvaluationSet, evaluator: ImageEvaluator) -> dict[str, dict[str, Any]]:
     protocols = {
-        one.name: described(one.name, evaluator.model.mask_prompts) for one in evaluator.protocols
+        protocol.name: described(protocol.name, evaluator.model.mask_prompts)
+        for protocol in evaluator.protocols
     }
     if evaluator.boxes is not None and photos.detections is not None:
         protocols["detector_boxes"] = described("detector_boxes", False) | {

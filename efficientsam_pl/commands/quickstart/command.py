@@ -45,7 +45,7 @@ _DRAWN_MASKS = 4  # of the image that `predict` is shown on
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """What the command line says."""
+    """Options of the command line."""
 
     out: Path
     seed: int
@@ -56,7 +56,7 @@ class QuickstartOptions:
 
 @dataclass
 class PhaseTimer:
-    """Seconds of each stage, beside what is expected of them on one quiet core."""
+    """Measured seconds per stage, with the expected ones on one idle core."""
 
     expected: dict[str, float]
     laps: dict[str, float] = field(default_factory=dict)
@@ -161,7 +161,7 @@ def _identity(options: QuickstartOptions, config: QuickstartConfig) -> dict[str,
 def _pack(
     options: QuickstartOptions, config: QuickstartConfig, state: QuickstartState
 ) -> QuickstartState:
-    """The state with all shards there; a folder that has them keeps them."""
+    """Pack all shards unless the folder already has them; return the updated state."""
     if state.packed is None:
         (state.folder / "model.yaml").write_text(dump(config.segmenter))
         source = _source(options, config)
@@ -198,13 +198,13 @@ def _source(options: QuickstartOptions, config: QuickstartConfig) -> Source:
 
 
 def _progress(images: Iterable[MaskedImage], split: str, count: int) -> Iterable[MaskedImage]:
-    """The same images, with a bar on a terminal."""
+    """Wrap images in a progress bar when stdout is a terminal."""
     silent = not sys.stdout.isatty()
     return track(images, f"Packing {split}", count, transient=True, disable=silent)
 
 
 def _pretrain_config(options: QuickstartOptions, config: QuickstartConfig) -> PretrainConfig:
-    """The stage's config with the quickstart's folders, and a teacher of the given file's shape."""
+    """Set the quickstart's folders, and a teacher that fits the given file, in the config."""
     stage, encoder = config.pretrain, config.segmenter.encoder
     student = replace(encoder, image_size=stage.sami.student.image_size)
     teacher = stage.teacher
@@ -248,7 +248,7 @@ def _pattern(out: Path, split: str) -> str:
 
 
 def _scored(state: QuickstartState, config: QuickstartConfig) -> dict[str, int | None]:
-    """How many images of each split are scored; None: all. Training images stand for the others."""
+    """Limit the images scored per split (None: all); only training images are sampled."""
     assert state.packed is not None, "scoring follows packing"
     return {
         split: config.scored_train_images if split == "train" else None
@@ -257,7 +257,7 @@ def _scored(state: QuickstartState, config: QuickstartConfig) -> dict[str, int |
 
 
 def _predict_one(out: Path, weights: Path) -> Example:
-    """Masks for the first held-out image, by the command that users run."""
+    """Predict masks of the first held-out image with the `predict` command."""
     images = annotated_images(open_shards(_pattern(out, "heldout")))
     image = next(i for i in images if isinstance(i, AnnotatedImage) and i.truth)
     file = out / "predict" / f"{image.key}.png"

@@ -95,10 +95,10 @@ def read_map(path: Path, option: str = "--saliency") -> Shaped[np.ndarray, "..."
     try:
         if path.suffix == ".npy":
             return np.asarray(np.load(path))
-        with Image.open(path) as picture:
-            if picture.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-                return np.array(picture).astype(np.uint16)
-            return np.array(picture if picture.mode == "F" else picture.convert("L"))
+        with Image.open(path) as saliency:
+            if saliency.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+                return np.array(saliency).astype(np.uint16)
+            return np.array(saliency if saliency.mode == "F" else saliency.convert("L"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{option}: {path} cannot be read as a saliency map") from error
 

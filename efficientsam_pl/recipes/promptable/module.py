@@ -13,7 +13,7 @@ from efficientsam_pl.training.module import TrainingModule
 
 
 class PromptedSegmentation(TrainingModule):
-    """Encodes images once, prompts for their masks in rounds, trains on every prediction."""
+    """Encode images once, prompt for their masks in rounds, train on every prediction."""
 
     model: Segmenter
 

@@ -20,7 +20,7 @@ from efficientsam_pl.structures import MaskBatch, MaskTargets, PreviousRound, Pr
 
 @dataclass(frozen=True)
 class PromptLoop:
-    """Prompts a segmenter in rounds and computes the losses of its predictions.
+    """Prompt a segmenter in rounds and compute the losses of its predictions.
 
     `chunk_size`: masks of an image whose predictions are in memory together; None: all.
     """

@@ -1,4 +1,4 @@
-"""A few photos and masks, asked in several ways by a segmenter, made ready to be drawn."""
+"""Prompt a segmenter for the masks of a few images by several protocols, for visualization."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,25 +26,25 @@ from efficientsam_pl.structures import (
 from efficientsam_pl.visualization.masks import CELL_PX, ProtocolMasks
 from efficientsam_pl.visualization.overlay import DrawnPrompt
 
-MASKS = 3  # drawn of a photo
-_SHARED = 0.1  # of a drawn mask may lie in larger ones
+MASKS = 3  # drawn per image
+_SHARED = 0.1  # largest fraction of a drawn mask that larger ones may cover
 
 
 def visualized_protocols(
     config: ValidationConfig, side: int, clicks: int
 ) -> dict[str, PromptSampler]:
-    """A tight box, and each number of clicks that is measured, by what stands in the title.
+    """Build a prompt sampler per visualized protocol, by title: a tight box and click counts.
 
     Args:
-        config: What is measured.
-        side: Of the model's square, pixels.
-        clicks: Points that are drawn in each mask; more of them cannot be shown.
+        config: Validation protocols.
+        side: Side of the model's square input, in pixels.
+        clicks: Clicks sampled per mask; without corrections larger counts are left out.
     """
     box = PromptingConfig(box_share=1.0, box_jitter=0.0, max_clicks=1)
     kinds: dict[str, PromptSampler] = {"box": build_prompt_sampler(box, side)}
     corrected = config.later_clicks == "corrections"
     for count in config.clicks:
-        asked = PromptingConfig(
+        prompting = PromptingConfig(
             rounds="interactive" if corrected else "each",
             box_share=0.0,
             max_clicks=count,
@@ -52,20 +52,20 @@ def visualized_protocols(
             repeats=0,
         )
         if corrected or count <= clicks:
-            kinds[f"{count} click{'s' * (count > 1)}"] = build_prompt_sampler(asked, side)
+            kinds[f"{count} click{'s' * (count > 1)}"] = build_prompt_sampler(prompting, side)
     return kinds
 
 
 @dataclass(frozen=True)
 class LastRound:
-    """A photo's masks of the last round: what was asked, and one answer a prompt."""
+    """Prompts of the last round and the prediction, one mask per prompt, for an image."""
 
     prompts: Prompts
-    answer: Prediction
+    prediction: Prediction
 
 
 def largest_apart(masks: Bool[Tensor, "q h w"], valid: Bool[Tensor, "q"], most: int) -> list[int]:
-    """The largest masks of which at most a tenth lies in a larger one that was chosen."""
+    """Choose the largest masks of which at most a tenth lies in larger chosen ones."""
     areas = masks.flatten(1).sum(1)
     taken = torch.zeros_like(masks[0]) if len(masks) else None
     chosen: list[int] = []
@@ -79,37 +79,37 @@ def largest_apart(masks: Bool[Tensor, "q h w"], valid: Bool[Tensor, "q"], most: 
 
 
 def one_by_one(batch: MaskBatch) -> Iterator[MaskBatch]:
-    """Each photo with the masks to draw; those that have none, as damaged ones, are left out."""
+    """Split a batch into single images with the masks to draw; skip images without any."""
     for i, key in enumerate(batch.key):
         chosen = largest_apart(batch.masks[i], batch.valid[i], MASKS)
         if chosen:
-            one = slice(i, i + 1)
+            row = slice(i, i + 1)
             yield replace(
                 batch,
-                image=batch.image[one],
-                content_hw=batch.content_hw[one],
-                masks=batch.masks[one, chosen],
-                boxes_xyxy_px=batch.boxes_xyxy_px[one, chosen],
-                clicks_px=batch.clicks_px[one, chosen],
-                valid=batch.valid[one, chosen],
-                sample_key=batch.sample_key[one],
+                image=batch.image[row],
+                content_hw=batch.content_hw[row],
+                masks=batch.masks[row, chosen],
+                boxes_xyxy_px=batch.boxes_xyxy_px[row, chosen],
+                clicks_px=batch.clicks_px[row, chosen],
+                valid=batch.valid[row, chosen],
+                sample_key=batch.sample_key[row],
                 key=(key,),
                 corrupt=(),
             )
 
 
 def predict_all(
-    model: Segmenter, kinds: Mapping[str, PromptSampler], photo: MaskBatch
+    model: Segmenter, kinds: Mapping[str, PromptSampler], image: MaskBatch
 ) -> dict[str, LastRound]:
     """Encode an image and prompt for its masks by every sampler; return the last rounds."""
-    features = model.encode(photo.image, photo.content_hw)
-    return {kind: _last_round(model, sampler, photo, features) for kind, sampler in kinds.items()}
+    features = model.encode(image.image, image.content_hw)
+    return {kind: _last_round(model, sampler, image, features) for kind, sampler in kinds.items()}
 
 
 def _last_round(
-    model: Segmenter, sampler: PromptSampler, photo: MaskBatch, features: Float[Tensor, "1 c g g"]
+    model: Segmenter, sampler: PromptSampler, image: MaskBatch, features: Float[Tensor, "1 c g g"]
 ) -> LastRound:
-    targets = sampler.targets(photo)
+    targets = sampler.targets(image)
     previous: PreviousRound | None = None
     for number in range(sampler.rounds):
         prompts = sampler.sample(targets, number, previous)
@@ -118,38 +118,38 @@ def _last_round(
     return LastRound(prompts, prediction)
 
 
-def drawable(photo: MaskBatch, kind: str, asked: LastRound) -> ProtocolMasks:
-    """What is drawn of a photo's answers, in pixels of the picture."""
-    side, low = photo.image.shape[-1], photo.masks.shape[-1]
-    height, width = photo.content_hw[0].tolist()
+def drawable(image: MaskBatch, kind: str, last: LastRound) -> ProtocolMasks:
+    """Convert an image's last round to masks and prompts in pixels of the visualization."""
+    side, low = image.image.shape[-1], image.masks.shape[-1]
+    height, width = image.content_hw[0].tolist()
     scale = CELL_PX / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     resize = Resize(size, (height, width), side, "pad")
-    logits, truth = asked.answer.low_res_logits[0].float(), photo.masks[0]
-    rows, columns = -(-height * low // side), -(-width * low // side)  # that hold some photo
+    logits, truth = last.prediction.low_res_logits[0].float(), image.masks[0]
+    rows, columns = -(-height * low // side), -(-width * low // side)  # not all padding
     iou = mask_iou(logits[:, 0, :rows, :columns] > 0, truth[:, :rows, :columns])
-    smooth = truth[:, None].float() - 0.5  # as logits are brought to the picture's size
+    smooth = truth[:, None].float() - 0.5  # resized like logits
     return ProtocolMasks(
-        key=photo.key[0],
+        key=image.key[0],
         protocol=kind,
-        image=_shown(photo.image[0, :, :height, :width], size),
-        prompts=tuple(_drawn(asked.prompts, resize)),
+        image=_shown(image.image[0, :, :height, :width], size),
+        prompts=tuple(_drawn(last.prompts, resize)),
         truth=(resize.masks_back(smooth)[:, 0] > 0).cpu().numpy(),
         predicted=(resize.masks_back(logits)[:, 0] > 0).cpu().numpy(),
         iou=tuple(iou.tolist()),
-        predicted_iou=tuple(asked.answer.iou[0, :, 0].float().tolist()),
+        predicted_iou=tuple(last.prediction.iou[0, :, 0].float().tolist()),
     )
 
 
 def _shown(
     pixels: UInt8[Tensor, "3 h w"], size_hw: tuple[int, int]
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    photo = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
-    return np.array(photo.resize(size_hw[::-1], Image.Resampling.LANCZOS))
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    return np.array(image.resize(size_hw[::-1], Image.Resampling.LANCZOS))
 
 
 def _drawn(prompts: Prompts, resize: Resize) -> Iterator[DrawnPrompt]:
-    """A photo's prompts in pixels of its picture; two corners are a box."""
+    """Yield an image's prompts in pixels of the visualization; two corners make a box."""
     boxes = prompts.boxes_xyxy_px
     framed = None if boxes is None else resize.boxes_back(boxes[0].float()).tolist()
     points = resize.points_back(prompts.points_px[0].float()).tolist()

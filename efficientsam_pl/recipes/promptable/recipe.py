@@ -56,17 +56,17 @@ class PromptableRecipe(Recipe[FinetuneConfig, FinetuneResult]):
 
     @cached_property
     def model(self) -> Segmenter:
-        """The model that the run begins with."""
+        """Initial model of the run."""
         return starting_model(self.config)
 
     @property
     def shape(self) -> SegmenterConfig:
-        """The model's config."""
+        """Config of the model."""
         return self.model.config
 
     @cached_property
     def prompt_loop(self) -> PromptLoop:
-        """The rounds of prompts of a training step."""
+        """Prompt rounds of a training step."""
         config = self.config
         sampler = build_prompt_sampler(config.prompts, self.shape.encoder.image_size)
         return PromptLoop(sampler, config.loss, config.masks.decoded_at_once)

@@ -30,7 +30,7 @@ _LOGGED = 20  # corrupt samples that a rank names in the log
 
 
 class PromptValidation(L.Callback):
-    """Scores the held-out images before the first step and at every validation.
+    """Score the held-out images before the first step and at every validation.
 
     Logs `heldout/ap` and its kin, `heldout/box_miou`, `heldout/click1_miou` and so on; a metric
     without a sample is nan. Prints them with those of the model at the start of training and the
@@ -43,7 +43,7 @@ class PromptValidation(L.Callback):
     """
 
     def __init__(self, config: ValidationConfig, seed: int) -> None:
-        """Scores of one run; `seed` is that of the clicks."""
+        """Create the scorer of one run; `seed` seeds the clicks."""
         self._config, self._seed = config, seed
         self._corrupt_samples = CorruptSampleLog(_LOGGED)
         self._grid_values = GridIouCache()  # depend on no weights

@@ -1,4 +1,4 @@
-"""Pictures of what a segmenter answers about a few photos, at every validation."""
+"""Visualize a segmenter's masks of a few images at every validation."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,14 +17,14 @@ from efficientsam_pl.visualization.masks import mask_sheet
 
 
 class MaskVisualizer(L.Callback):
-    """Writes `pictures/step-N.png` before the first step and at every validation.
+    """Write `pictures/step-N.png` before the first step and at every validation.
 
-    The task gives `validated()`, a segmenter. Every rank asks it the same, since under FSDP2 a
-    rank that does not would be waited for. Photos go through it one by one, with those masks only
-    that are drawn: the largest that hardly overlap.
+    The task's `eval_model()` is the segmenter. Every rank runs the same predictions, since under
+    FSDP2 the others would wait for a rank that does not. Images are predicted one by one, with
+    the drawn masks only: the largest that hardly overlap.
 
-    What is drawn lies in the model's frame, without its padding: under the resize rule `squash` a
-    photo is as square as the model sees it. IoU is at the losses' resolution.
+    Images and masks are drawn as the model sees them, without padding: under the resize rule
+    `squash` an image is square. IoU is computed at the resolution of the losses.
     """
 
     def __init__(
@@ -34,34 +34,34 @@ class MaskVisualizer(L.Callback):
         kinds: Mapping[str, PromptSampler],
         paused: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Pictures of one run.
+        """Create the visualizer of one run.
 
         Args:
-            folder: Of the run.
-            photos: Reads the same few photos on every rank; called once, at the first picture.
-            kinds: How each photo is asked, by what stands in the title.
-            aside: What the work is done in, such as a clock that stands still.
+            folder: Folder of the run.
+            photos: Reads the same few images on every rank; called once, on first use.
+            kinds: Prompt samplers by the protocol's title.
+            paused: Context in which visualizations are made, such as a paused clock.
         """
-        self._showcase = ImageLogger(folder / "pictures", "pictures/masks")
+        self._image_logger = ImageLogger(folder / "pictures", "pictures/masks")
         self._read, self._kinds = photos, kinds
-        self._aside = paused
+        self._paused = paused
         self._images: list[MaskBatch] | None = None
         self._drawn_step: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Draws what the run begins with; a resumed run has that already."""
+        """Visualize the initial model, unless the run is resumed."""
         if trainer.global_step == 0:
             self._draw_once(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Draws, once a step."""
+        """Visualize, at most once per step."""
         if not trainer.sanity_checking:
             self._draw_once(trainer, pl_module)
 
     def _draw_once(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.global_step != self._drawn_step:
             self._drawn_step = trainer.global_step
-            with self._aside():
+            with self._paused():
                 self._draw(trainer, pl_module.eval_model())
 
     @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
@@ -70,13 +70,13 @@ class MaskVisualizer(L.Callback):
             self._images = list(one_by_one(self._read()))
         training = model.training
         model.eval()
-        answers, predict = [], as_forward_of(model, predict_all)
-        for photo in self._images:
-            here = photo.to(trainer.strategy.root_device)
+        drawn, predict = [], as_forward_of(model, predict_all)
+        for image in self._images:
+            moved = image.to(trainer.strategy.root_device)
             with trainer.precision_plugin.forward_context():
-                asked = predict(model, self._kinds, here)
+                rounds = predict(model, self._kinds, moved)
             if trainer.is_global_zero:
-                answers += [drawable(here, kind, one) for kind, one in asked.items()]
+                drawn += [drawable(moved, kind, last) for kind, last in rounds.items()]
         model.train(training)
-        if answers:
-            self._showcase.log(trainer, mask_sheet(answers), trainer.global_step)
+        if drawn:
+            self._image_logger.log(trainer, mask_sheet(drawn), trainer.global_step)

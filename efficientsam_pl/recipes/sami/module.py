@@ -15,7 +15,7 @@ from efficientsam_pl.training.module import TrainingModule
 
 
 class SamiPretraining(TrainingModule):
-    """Predicts all tokens' features from the visible ones and trains on the mean error.
+    """Predict all tokens' features from the visible ones and train on the mean error.
 
     The target is no part of the module: its weights are neither trained nor saved.
     """

@@ -72,13 +72,13 @@ class SamiRecipe(Recipe[PretrainConfig, PretrainResult]):
 
     @cached_property
     def target(self) -> Target:
-        """The features to predict: a teacher's, stored ones, or pixels."""
+        """Target features: a teacher's, stored ones, or pixels."""
         config = self.config
         return build_target(config.teacher, config.sami.student, config.features.dir is not None)
 
     @cached_property
     def baseline(self) -> MeanFeatureBaseline:
-        """The loss of predicting the mean feature, measured once."""
+        """Loss of predicting the mean feature, measured once."""
         return MeanFeatureBaseline(self.config.sami, self.config.loss)
 
     def module(self) -> SamiPretraining:

@@ -46,7 +46,7 @@ class FeatureVisualizer(L.Callback):
             paint: Converts a target of pixels to images; None: features as colours.
             paused: Context of the work, such as a paused clock.
         """
-        self._showcase = ImageLogger(folder / "pictures", "pictures/features")
+        self._image_logger = ImageLogger(folder / "pictures", "pictures/features")
         self._every = every_steps
         self._read, self._paint, self._paused = images, paint, paused
         self._images: ImageBatch | None = None
@@ -79,7 +79,7 @@ class FeatureVisualizer(L.Callback):
         model.train(training)
         if trainer.is_global_zero and batch.valid.any():
             sheet = self._sheet(batch, target.float(), predicted.float(), split.masked)
-            self._showcase.log(trainer, sheet, step)
+            self._image_logger.log(trainer, sheet, step)
 
     def _sheet(
         self,

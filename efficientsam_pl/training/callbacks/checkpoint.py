@@ -17,7 +17,7 @@ _REPORTED = ("torch", "lightning", "efficientsam_pl")
 
 
 class RunCheckpoints(L.Callback):
-    """Saves every n steps, at the end, and when a run is interrupted.
+    """Save every n steps, at the end, and when a run is interrupted.
 
     A validation adds its metrics to the checkpoint of its step. The checkpoint with the best value
     of a metric is kept until there is a better one.

@@ -9,7 +9,7 @@ _log = logging.getLogger(__name__)
 
 
 class CorruptSampleLog:
-    """Logs each corrupt sample of a rank, up to a limit.
+    """Log each corrupt sample of a rank, up to a limit.
 
     Args:
         limit: How many samples are named; then `last_words` is logged, and nothing more.

@@ -83,7 +83,7 @@ class SampleCounts:
 
 
 class DataReport(L.Callback):
-    """Counts good and corrupt samples, writes `data_report.json`, stops the run above a share.
+    """Count good and corrupt samples, write `data_report.json`, stop the run above a share.
 
     Ranks sum their counts every few steps, so that all of them stop at the same step. Every
     checkpoint holds the counts of all ranks, so a resumed run continues them; the counts of

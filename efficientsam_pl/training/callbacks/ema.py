@@ -7,7 +7,7 @@ import torch
 
 
 class EmaWeights(L.Callback):
-    """Moves the module's `average` towards its `model` after each optimizer step.
+    """Move the module's `average` towards its `model` after each optimizer step.
 
     Lightning's weight averaging copies the whole module and cannot be sharded; here the average is
     a second model in the module, sharded and saved like the first.

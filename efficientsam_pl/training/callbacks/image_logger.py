@@ -13,7 +13,7 @@ from efficientsam_pl.training.run.loggers import TensorBoardRunLogger
 
 
 class ImageLogger:
-    """Logs images of one kind; on a full disk they are skipped, and the run continues."""
+    """Log images of one kind; on a full disk they are skipped, and the run continues."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """`folder`: where their files go; `name`: their tag in the logger."""

@@ -6,7 +6,7 @@ import lightning as L  # noqa: N812
 
 
 class LossHistory(L.Callback):
-    """Records at most a thousand training losses and all held-out losses, for the curves."""
+    """Record at most a thousand training losses and all held-out losses, for the curves."""
 
     def __init__(self) -> None:
         self._step = 0

@@ -25,7 +25,7 @@ class _Step:
 
 
 class NanGuard(L.Callback):
-    """Checks each step's gradient norm one step later, to avoid waiting for the device.
+    """Check each step's gradient norm one step later, to avoid waiting for the device.
 
     The norm is over all ranks, so all of them stop at the same step. It is also checked before a
     checkpoint is written: nothing is saved after a non-finite step.

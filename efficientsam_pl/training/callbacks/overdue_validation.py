@@ -8,7 +8,7 @@ from efficientsam_pl.models.weights import FORMAT
 
 
 class OverdueValidation(L.Callback):
-    """Validates before the first step if the checkpoint's validation was due but is not recorded.
+    """Validate before the first step if the checkpoint's validation was due but is not recorded.
 
     A checkpoint is saved before its step is validated; the metrics are added to it afterwards.
     """

@@ -20,7 +20,7 @@ from efficientsam_pl.training.run.folder import RunFolder
 
 
 class Preemption(L.Callback):
-    """Checks for stop requests at each optimizer step and acts on them one step later.
+    """Check for stop requests at each optimizer step and act on them one step later.
 
     Ranks may receive a signal at different times, or not at all, so they vote. A vote starts at the
     end of a step and is counted at the end of the next, so that nothing waits for it. Whether a

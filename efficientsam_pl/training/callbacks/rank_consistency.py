@@ -23,7 +23,7 @@ Facts = dict[str, Any]  # by a name that users know, such as a config key
 
 
 class RankConsistency(L.Callback):
-    """Compares the ranks once the process group exists, before anything is built or loaded.
+    """Compare the ranks once the process group exists, before anything is built or loaded.
 
     A node with another checkout, other packages or another file at the same path would train
     without an error, but to other weights.

@@ -13,7 +13,7 @@ from efficientsam_pl.training.run.rewind import truncate_jsonl
 
 
 class SampleTrace(L.Callback):
-    """Appends a line per micro-batch to `consumed.jsonl`: step, rank, sample keys, loss.
+    """Append a line per micro-batch to `consumed.jsonl`: step, rank, sample keys, loss.
 
     The file shows whether every sample was used once per epoch. `step` counts from 0; a checkpoint
     of step n contains the steps below n. Lines of later steps are removed when a run resumes from

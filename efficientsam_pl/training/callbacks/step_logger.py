@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 
 
 class StepLogger(LearningRateMonitor):
-    """Logs learning rates, and aligns Lightning's step count with checkpoints, images and terminal.
+    """Log learning rates, and align Lightning's step count with checkpoints, images and terminal.
 
     Lightning's own count of logged values starts at 0 and falls behind by one at each resume. The
     learning rate logged at step n is the one that the n-th step used.

@@ -28,7 +28,7 @@ class Stopwatch:
 
 
 class Throughput(L.Callback):
-    """Logs `speed/*` every n steps (the trainer's `log_every_n_steps`), on rank 0.
+    """Log `speed/*` every n steps (the trainer's `log_every_n_steps`), on rank 0.
 
     `images_per_second` is the sum over all ranks. `mfu` is the FLOPs of the images over those that
     all ranks could have done in this time at the rate of a large matrix product in the run's

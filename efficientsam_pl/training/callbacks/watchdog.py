@@ -18,7 +18,7 @@ _MAX_POLL_S = 10.0
 
 
 class Watchdog(L.Callback):
-    """Ends this process with code 1 when there has been no progress for too long.
+    """Exit the process with code 1 when there has been no progress for too long.
 
     Progress is a micro-batch, a held-out batch, a checkpoint, or a call of `beat`. The first of
     them gets the same time, in which code is compiled.

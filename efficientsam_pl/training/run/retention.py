@@ -17,7 +17,7 @@ from efficientsam_pl.training.run.folder import RunFolder
 
 
 class CheckpointRetention:
-    """Maintains `checkpoints/`, `latest` and `best`, and their remote copies, on rank 0.
+    """Maintain `checkpoints/`, `latest` and `best`, and their remote copies, on rank 0.
 
     Keeps the latest few checkpoints, the best by a metric, and every n-th step permanently.
     """

@@ -80,5 +80,5 @@ def test_only_what_an_answer_has_too_much_is_clicked(tmp_path: Path) -> None:
     by_box = answer.predict(boxes=[[0, 0, 7, 7]])
     cells = by_box.low_res_logits[0, int(by_box.iou[0].argmax())] > 0
     assert int(cells[2:].sum() + cells[:2, 2:].sum()) > 0  # outside of the corner's four cells
-    assert (found.asked, found.before) == (1, int(cells.sum()))
+    assert (found.corrected, found.before) == (1, int(cells.sum()))
     assert found.obeyed in (0.0, 1.0)

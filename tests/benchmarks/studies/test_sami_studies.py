@@ -99,7 +99,7 @@ def test_every_kind_of_store_is_embedded_learned_from_and_measured(
         for store in feature_store.kinds(photo_side=64, photo_grid=4)
     }
     online, *others = outcomes.values()
-    assert online.online.values == pytest.approx(online.own.values, rel=1e-5)
+    assert online.online.values == pytest.approx(online.own_loss.values, rel=1e-5)
     assert (online.bytes_a_image, online.relative_error) == (0, 0)
     for name, found in outcomes.items():
         assert found.mean_feature.mean() > 0
@@ -112,8 +112,8 @@ def test_every_kind_of_store_is_embedded_learned_from_and_measured(
     assert kept.relative_error < 2**-11
     assert kept.relative_error < rounded.relative_error < 0.02
     # views hold what the online teacher says of a crop; whole photos hold something else
-    assert kept.own.values == pytest.approx(kept.online.values, rel=1e-3)
-    assert whole.own.values != pytest.approx(whole.online.values, rel=1e-2)
+    assert kept.own_loss.values == pytest.approx(kept.online.values, rel=1e-3)
+    assert whole.own_loss.values != pytest.approx(whole.online.values, rel=1e-2)
 
 
 def test_rows_of_stores_by_hand() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class CommandHelp:
-    """What --help says of a command that has a config.
+    """Text of --help for a command that has a config.
 
     `keys` are those listed with their comments, `folders` those below configs/ whose files are
     listed for -c.

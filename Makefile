@@ -2,7 +2,7 @@
 # make test         the fast tests: 8 minutes on two cores; no root, network, GPU or test photos
 # make test-all     those, the slow ones and those of ../shared's photos: 20 minutes
 # make test-slurm   jobs on a SLURM of two nodes on this machine: needs root on Debian or Ubuntu
-# make check        format, lint, import contracts, types
+# make check        format, lint, words, import contracts, types
 # make format       formats, and mends what lint can
 # make venv         sets up .venv alone, about 6 GB; each of the others does so, once
 # make clean        removes what the others have made, but for .venv
@@ -44,6 +44,7 @@ test-slurm: venv
 check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python .ci/words.py
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 

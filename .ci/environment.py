@@ -31,21 +31,21 @@ def main(folder: Path) -> None:
     with (folder / ".efficientsam.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.is_relative_to(CLONE):
-            own = _checksum([str(CLONE), pyproject])
-            _install(folder, ["--editable", f"{CLONE}[{EXTRA}]"], f"{stamp}-{own}", keep=stamp)
+            code = _checksum([str(CLONE), pyproject])
+            _install(folder, ["--editable", f"{CLONE}[{EXTRA}]"], f"{stamp}-{code}", keep=stamp)
         else:
             _remove_code(folder)
             _install(folder, needed, stamp, keep=stamp)
 
 
 def requirements(pyproject: Mapping[str, Any], extra: str) -> list[str]:
-    """The project's dependencies and an extra's, also of the extras that the extra names."""
+    """List the dependencies of the project and an extra, also of the extras that it names."""
     project = pyproject["project"]
 
     def expanded(lines: list[str]) -> Iterator[str]:
         for line in lines:
-            if own := re.fullmatch(rf"{project['name']}\[(.+)\]", line):
-                for name in own[1].split(","):
+            if extras := re.fullmatch(rf"{project['name']}\[(.+)\]", line):
+                for name in extras[1].split(","):
                     yield from expanded(project["optional-dependencies"][name.strip()])
             else:
                 yield line
@@ -67,7 +67,7 @@ def _checksum(value: object) -> str:
 
 
 def _install(folder: Path, what: list[str], stamp: str, keep: str) -> None:
-    """Does nothing where the stamp is; those of other dependencies, not like `keep`, go."""
+    """Install unless the stamp is there; remove stamps that do not begin with `keep`."""
     if (folder / stamp).exists():
         return
     print(f"installing into {folder}: about 6 GB, once", flush=True)

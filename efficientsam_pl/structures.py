@@ -91,7 +91,7 @@ class InstanceImage:
     incomplete: frozenset[int] = frozenset()
     key: str | None = None  # of a sample in shards
 
-    def draw_key(self) -> str:
+    def random_key(self) -> str:
         """Name the image for keyed random draws: by its sample's key, else by its id."""
         return str(self.id) if self.key is None else self.key
 

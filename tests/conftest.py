@@ -1,4 +1,4 @@
-"""What every test has: checked shapes, two threads, the shared photos, a store, a small disk.
+"""Fixtures of every test: checked shapes, two threads, the shared photos, a store, a small disk.
 
 And the golden numbers, models filled by their weight rule, and models small enough to loop over.
 """
@@ -103,7 +103,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.fixture(scope="session")
 def left() -> Callable[[list[int], float], list[int]]:
-    """Which of some processes have not ended in time; one that nobody has waited for has."""
+    """List processes that have not ended in time; one that nobody has waited for has."""
 
     def runs(pid: int) -> bool:
         try:

@@ -49,7 +49,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def commands(folder: Path) -> list[str]:
-    """What Python was given since the last call."""
+    """List the arguments that Python was given since the last call."""
     log = folder / "log"
     lines = log.read_text().splitlines() if log.exists() else []
     log.unlink(missing_ok=True)

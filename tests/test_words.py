@@ -1,5 +1,6 @@
 """`.ci/words.py` finds the words that the project has replaced, and lets plain text pass."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_words_in_python_are_listed_by_line(line: str, word: str, tmp_path: Path
     assert (code, lines) == (1, [f"{path}:{place}: {word}"])
 
 
+def test_reading_position_of_a_file_passes(tmp_path: Path) -> None:
+    assert check(tmp_path / "code.py", "def end(file):\n    return file.tell()\n") == (0, [])
+
+
+def test_dated_records_are_left_out() -> None:
+    root = PROGRAM.parents[1]
+    paths = [path.relative_to(root) for path in runpy.run_path(str(PROGRAM))["tracked"]()]
+    assert Path("benchmarks/harness.py") in paths
+    assert not any(path.is_relative_to("benchmarks/results") for path in paths)
+
+
 def test_strings_that_are_no_message_pass(tmp_path: Path) -> None:
     assert check(tmp_path / "code.py", 'KEYS = ["told", "asked"]\n') == (0, [])
 
@@ -64,8 +76,8 @@ def test_phrases_are_followed_over_line_breaks(tmp_path: Path) -> None:
     text = "a file that lies\nbeside it\n"
     assert check(tmp_path / "a.md", text)[1] == [f"{tmp_path}/a.md:1: lies beside"]
     code = "x = 0\n\n# it goes\n# on from there\n\n# told\n"
-    found = check(tmp_path / "a.py", code)[1]
-    assert found == [f"{tmp_path}/a.py:{n}: {w}" for n, w in ((3, "goes on from"), (6, "told"))]
+    lines = check(tmp_path / "a.py", code)[1]
+    assert lines == [f"{tmp_path}/a.py:{n}: {w}" for n, w in ((3, "goes on from"), (6, "told"))]
 
 
 def test_names_of_tests_may_be_sentences(tmp_path: Path) -> None:

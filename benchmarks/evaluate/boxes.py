@@ -123,10 +123,10 @@ def one_by_one(embedded: EmbeddedImage, boxes: list[DetectedBox], rule: MaskRule
     for box in boxes:
         corners = embedded.resize.boxes_forward(torch.tensor([[box.box_xyxy]]))
         prompts = Prompts.of_boxes(corners)
-        answer = released_decode(embedded.model, embedded.features, prompts).candidates()
-        masks = (embedded.resize.masks_back(answer.low_res_logits[0])[0] > 0).numpy()
+        candidates = released_decode(embedded.model, embedded.features, prompts).candidates()
+        masks = (embedded.resize.masks_back(candidates.low_res_logits[0])[0] > 0).numpy()
         encoded = [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
-        scores = answer.iou[0, 0].numpy()
+        scores = candidates.iou[0, 0].numpy()
         if rule == "box_iou":
             x0, y0, x1, y1 = (int(np.ceil(edge - 0.5)) for edge in box.box_xyxy)
             filled = np.zeros(_IMAGE_HW, dtype=bool)

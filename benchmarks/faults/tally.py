@@ -56,7 +56,7 @@ class Trial:
         return self.finished and not self.hung and not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        """Convert to an entry of the tally file, where problems have the key `told`."""
+        """Convert to an entry of the tally file, under whose older key the problems stand."""
         entry = asdict(self)
         entry["told"] = entry.pop("problems")
         return entry

@@ -74,7 +74,7 @@ _MODEL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a job runs a stage. Only stage, strategy and nodes affect the results."""
+    """Settings of a job that runs a stage; only stage, strategy and nodes affect the results."""
 
     stage: Stage
     strategy: Strategy

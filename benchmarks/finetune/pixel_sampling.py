@@ -36,7 +36,7 @@ _LOSS = MaskLossConfig(iou=0.0)
 
 
 @dataclass(frozen=True)
-class Answers:
+class MaskPredictions:
     """Masks, and a map of tokens per mask, whose enlargement is the predicted logits."""
 
     truth: Bool[Tensor, "1 q h w"]
@@ -57,8 +57,11 @@ class Answers:
 
 def rows(options: Options) -> list[Row]:
     """Measure error and gradient for each number of points, then time."""
-    answers = noisy(truth(limit=128 if options.quick else 512))
-    return [*errors(answers, draws=2 if options.quick else 8), *times(2 if options.quick else 9)]
+    predictions = noisy(truth(limit=128 if options.quick else 512))
+    return [
+        *errors(predictions, draws=2 if options.quick else 8),
+        *times(2 if options.quick else 9),
+    ]
 
 
 def truth(limit: int) -> Bool[Tensor, "1 q h w"]:
@@ -75,22 +78,22 @@ def truth(limit: int) -> Bool[Tensor, "1 q h w"]:
     return torch.stack(masks[:limit])[None]
 
 
-def noisy(masks: Bool[Tensor, "1 q h w"]) -> Answers:
+def noisy(masks: Bool[Tensor, "1 q h w"]) -> MaskPredictions:
     """Make approximate predictions: coarse masks with surplus and missing parts."""
     blurred = F.interpolate(masks.float(), (TOKENS, TOKENS), mode="area")
     coarse = torch.randn(1, masks.shape[1], 10, 10, generator=torch.Generator().manual_seed(0))
     parts = F.interpolate(coarse, (TOKENS, TOKENS), mode="bicubic")
-    return Answers(masks, (8 * (blurred - 0.5) + 2 * parts).requires_grad_())
+    return MaskPredictions(masks, (8 * (blurred - 0.5) + 2 * parts).requires_grad_())
 
 
-def errors(answers: Answers, draws: int) -> Iterator[Row]:
+def errors(predictions: MaskPredictions, draws: int) -> Iterator[Row]:
     """Measure errors for each number of points, over several samplings."""
-    whole, gradient = _learned(answers, None, 0)
+    whole, gradient = _learned(predictions, None, 0)
     work = f"{len(whole)} masks of COCO-MINI, {draws} draws; from all {CELLS**2} pixels otherwise"
     for side in SIDES:
         of_mask, of_step, cosines = [], [], []
         for draw in range(draws):
-            sampled, sampled_gradient = _learned(answers, side, draw)
+            sampled, sampled_gradient = _learned(predictions, side, draw)
             of_mask.append(((sampled - whole) / whole).abs())
             of_step.append(_relative(sampled, whole))
             cosines.append(F.cosine_similarity(sampled_gradient, gradient))
@@ -109,10 +112,10 @@ def errors(answers: Answers, draws: int) -> Iterator[Row]:
 
 
 def _learned(
-    answers: Answers, side: int | None, draw: int
+    predictions: MaskPredictions, side: int | None, draw: int
 ) -> tuple[Float[Tensor, "q"], Float[Tensor, "q n"]]:
-    losses = answers.losses(side, draw).total[0]
-    [gradient] = torch.autograd.grad(losses.sum(), answers.tokens)
+    losses = predictions.losses(side, draw).total[0]
+    [gradient] = torch.autograd.grad(losses.sum(), predictions.tokens)
     return losses.detach(), gradient[0].flatten(1)
 
 

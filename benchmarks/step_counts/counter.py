@@ -19,7 +19,7 @@ import efficientsam_pl
 
 _PACKAGE = Path(efficientsam_pl.__file__).parent
 # These write nothing: they allocate memory or return views
-_FREE = {
+_VIEWS_AND_ALLOCATIONS = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias"),
     *("_unsafe_view", "lift_fresh", "expand", "view", "_local_scalar_dense", "set_", "resize_"),
 }
@@ -75,7 +75,7 @@ class OperationCounter(TorchDispatchMode):
             name = func._schema.name.split("::")[1]
             if name in _DEVICE_READS or (name == "index" and _has_mask(args[1])):
                 self.device_reads[call_site()] += 1
-            if func.namespace == "aten" and not func.is_view and name not in _FREE:
+            if func.namespace == "aten" and not func.is_view and name not in _VIEWS_AND_ALLOCATIONS:
                 part = self._part_of_operation()
                 self.launches[part] += 1
                 self.bytes[part] += sum(map(touched_bytes, tree_leaves((args, kwargs, result))))

@@ -39,7 +39,7 @@ _EMBED_BATCH_SIZE = 2  # images: a global block's attention over 4096 tokens is 
 
 @dataclass(frozen=True)
 class Store:
-    """What is stored per image: nothing, views, or features of the whole image."""
+    """Kind of stored data per image: nothing, views, or features of the whole image."""
 
     name: str
     features: Mapping[str, Any]
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = store_rows(outcomes)
     if given.out is not None:
         command = f"python -m benchmarks.{PROGRAM} --steps {setting.steps} --seeds {seeds}"
-        words = [_told(setting, packed, stores[-1]), _table(outcomes)]
+        words = [_description(setting, packed, stores[-1]), _table(outcomes)]
         write_markdown(given.out, "What stored teacher features cost", command, words, rows)
     report(NAME, rows, Options(json=given.json, quick=given.quick))
     return 0
@@ -229,7 +229,7 @@ def _row(
     )
 
 
-def _told(setting: Setting, packed: PackedImages, whole: Store) -> str:
+def _description(setting: Setting, packed: PackedImages, whole: Store) -> str:
     return (
         f"{packed.train_images} training and {packed.heldout_photos} held-out images (ImageNet's "
         f"sample and the COCO folders, each image once), crops of {setting.side} pixels, student "

@@ -43,17 +43,17 @@ _LONG_SIDE = 640  # of the packed images, unchanged
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, score, print, and write runs, images and a Markdown file per study."""
     parser = study_parser(NAME, PROGRAM, (__doc__ or "").splitlines()[0], steps=None)
-    parser.add_argument("question", choices=tuple(_QUESTIONS), help="the study to run")
+    parser.add_argument("study", choices=tuple(_STUDIES), help="the study to run")
     given = parser.parse_args(argv)
-    study, setting = _QUESTIONS[given.question]
+    run_study, setting = _STUDIES[given.study]
     if given.steps is not None:
         setting = replace(setting, steps=given.steps)
     if given.quick:
         setting = replace(setting, steps=min(setting.steps, 8), side=128, width=64, depth=2)
-    out = given.out / given.question
-    rows = study(setting, out, 1 if given.quick else given.seeds)
-    command = f"python -m benchmarks.{PROGRAM} {given.question} --steps {setting.steps}"
-    write_markdown(out / f"{NAME}.md", f"{NAME}: {given.question}", command, [str(setting)], rows)
+    out = given.out / given.study
+    rows = run_study(setting, out, 1 if given.quick else given.seeds)
+    command = f"python -m benchmarks.{PROGRAM} {given.study} --steps {setting.steps}"
+    write_markdown(out / f"{NAME}.md", f"{NAME}: {given.study}", command, [str(setting)], rows)
     report(NAME, rows, Options(json=given.json, quick=given.quick))
     return 0
 
@@ -202,7 +202,7 @@ def _row(name: str, work: str, scores: Scores, prompt: str) -> Row:
     )
 
 
-_QUESTIONS: dict[str, tuple[Callable[[Setting, Path, int], list[Row]], Setting]] = {
+_STUDIES: dict[str, tuple[Callable[[Setting, Path, int], list[Row]], Setting]] = {
     "overfit": (overfit, Setting(steps=2800, side=512, candidates=1, peak_lr=4e-3)),
     "overfit_few": (overfit_few, Setting(steps=700, side=512, neck=128, candidates=1)),
     "interactive": (interactive, Setting(steps=700)),

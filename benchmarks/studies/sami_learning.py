@@ -80,7 +80,7 @@ def study(setting: Setting, seeds: int, out: Path, teacher: str | None) -> list[
     rows = [*loss_rows(runs, setting), *accuracy_rows(probed, crops)]
     for way in _WAYS:
         draw_losses(out / f"{way}.png", way, runs[way])
-    words = [_told(setting, packed, teacher), _loss_table(runs), _probe_table(probed)]
+    words = [_description(setting, packed, teacher), _loss_table(runs), _probe_table(probed)]
     command = f"python -m benchmarks.{PROGRAM} --steps {setting.steps} --seeds {seeds}"
     write_markdown(out / f"{NAME}.md", "Does SAMI learn?", command, words, rows)
     return rows
@@ -219,7 +219,7 @@ def _known(loss: float | None) -> float:
     return loss
 
 
-def _told(setting: Setting, packed: PackedImages, teacher: str | None) -> str:
+def _description(setting: Setting, packed: PackedImages, teacher: str | None) -> str:
     taught = (
         f"a seeded teacher (SAM's architecture, width {setting.teacher_width}, depth 4, nothing "
         "learned)"

@@ -100,7 +100,7 @@ class ImageEvaluator:
             context = EvalContext(
                 model=self.model,
                 image=embedded,
-                key=annotations.draw_key(),
+                key=annotations.random_key(),
                 seed=self.seed,
                 prompts_at_once=self.prompts_at_once,
                 oracle=self.oracle,

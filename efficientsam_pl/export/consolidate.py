@@ -57,8 +57,8 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
         with atomic_write_local(out) as file:
             torch.save({"model": released_names(state)}, file)
         return
-    own, exported = header.get("export_prefix") or _FIRST_PREFIXES[header["stage"]]
-    source = prefix + own
+    stored, exported = header.get("export_prefix") or _FIRST_PREFIXES[header["stage"]]
+    source = prefix + stored
     names = {
         exported + name.removeprefix(source): name
         for name in checkpoint.names()

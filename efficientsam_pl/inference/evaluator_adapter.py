@@ -134,13 +134,13 @@ class EvaluatorImage:
         at_once = self.source.at_once
         for first in range(0, len(prompts), at_once):
             count = min(at_once, len(prompts) - first)
-            some = first + torch.arange(at_once).clamp(max=count - 1)
+            chunk = first + torch.arange(at_once).clamp(max=count - 1)
             yield (
                 Prompts(
-                    points[some][None],
-                    prompts.labels[some][None],
-                    None if boxes is None else boxes[some][None],
-                    None if masks is None else masks[some.to(masks.device)][None],
+                    points[chunk][None],
+                    prompts.labels[chunk][None],
+                    None if boxes is None else boxes[chunk][None],
+                    None if masks is None else masks[chunk.to(masks.device)][None],
                 ).to(device),
                 count,
             )
@@ -200,7 +200,7 @@ class ModelCandidates:
         pixels = self.resize.image_hw[0] * self.resize.image_hw[1]
         return pixels if self.resize.rule == "squash" else pixels + self.resize.side**2
 
-    def _full_size(self, logits: Float[Tensor, "q mh mw"]) -> Iterator[Bool[Tensor, "some h w"]]:
-        """Yield masks at the image's size, as many at once as fit in some memory."""
-        for some in logits.split(max(1, _FLOATS // self._floats())):
-            yield self.resize.masks_back(some[None])[0] > 0
+    def _full_size(self, logits: Float[Tensor, "q mh mw"]) -> Iterator[Bool[Tensor, "chunk h w"]]:
+        """Yield masks at the image's size, as many at once as fit in bounded memory."""
+        for chunk in logits.split(max(1, _FLOATS // self._floats())):
+            yield self.resize.masks_back(chunk[None])[0] > 0

@@ -155,10 +155,10 @@ def _grow(region: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"
         rows[1:] |= region[:-1]
         rows[:-1] |= region[1:]
         source = rows if step % 2 else region
-        grown = rows.copy()
-        grown[:, 1:] |= source[:, :-1]
-        grown[:, :-1] |= source[:, 1:]
-        region = grown
+        dilated = rows.copy()
+        dilated[:, 1:] |= source[:, :-1]
+        dilated[:, :-1] |= source[:, 1:]
+        region = dilated
     return region
 
 

@@ -1,4 +1,4 @@
-"""What a config's fields say of themselves: comments and paths."""
+"""Descriptions of config fields: comments and paths."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -58,7 +58,7 @@ class Command(ABC):
         return line
 
     def done(self, *arguments: object, folder: Path | None = None) -> str:
-        """What a command prints that ends well."""
+        """Return the output of a command that must succeed."""
         outcome = self(*arguments, folder=folder)
         assert (outcome.code, outcome.err) == (0, ""), outcome.err
         return outcome.out

@@ -61,7 +61,7 @@ class Line(L.LightningModule):
 
 
 class Diary(L.Callback):
-    """What a rank has done, for whoever disturbs it."""
+    """Log of a rank's progress, for whoever disturbs it."""
 
     def __init__(self, path: Path, begins_slowly: bool) -> None:
         self.path, self.begins_slowly = path, begins_slowly
@@ -84,7 +84,7 @@ class Diary(L.Callback):
 
 
 def at_step(way: str) -> Callable[[int], None]:
-    """What a rank does of its own accord."""
+    """Make what a rank does by itself at a step."""
 
     def nothing(step: int) -> None:
         pass
@@ -146,7 +146,7 @@ def run(way: str, folder: Path, steps: int, accumulated: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    # a shell that runs the tests in the background has told all of them to ignore it
+    # a shell that runs the tests in the background makes all of them ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     given = (sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
     parser = cli.build_parser

@@ -36,7 +36,7 @@ COMMANDS = {
 
 
 def processor_seconds() -> float:
-    """What the processes awaited so far have used: other programs' work does not count."""
+    """Sum the time of the processes awaited so far: other programs' work does not count."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -1,4 +1,4 @@
-"""What the console command says of itself: help, keys, configs, versions, completions."""
+"""The console command's descriptions of itself: help, keys, configs, versions, completions."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ Say = Callable[..., str]
 
 @pytest.fixture
 def say(capfd: pytest.CaptureFixture[str]) -> Say:
-    """What a command prints that is done."""
+    """Run a command and return its output."""
 
     def run(*arguments: str) -> str:
         try:

@@ -39,9 +39,9 @@ def plain_sum(head: Head, features: Tensor, count: int = 5) -> Tensor:
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor | None]:
-    by_name = {name: p.grad for name, p in module.named_parameters()}
+    gradient_of = {name: p.grad for name, p in module.named_parameters()}
     module.zero_grad(set_to_none=True)
-    return by_name
+    return gradient_of
 
 
 def assert_equal_gradients(

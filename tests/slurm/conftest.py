@@ -1,4 +1,4 @@
-"""What jobs on the cluster of slurm/local_cluster.sh need: shards, and undisturbed runs."""
+"""Fixtures of jobs on the cluster of slurm/local_cluster.sh: shards, and undisturbed runs."""
 
 import os
 import random

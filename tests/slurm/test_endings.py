@@ -1,4 +1,4 @@
-"""Which ends of a program a job's script leaves as they are, and which it starts again."""
+"""Exits of a program that a job's script accepts, and those after which it restarts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

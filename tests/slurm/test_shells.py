@@ -1,4 +1,4 @@
-"""What is typed in an allocation's shell, without srun, is one process and waits for nobody."""
+"""A command in an allocation's shell, without srun, is one process and waits for nobody."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PRINTED = (
 
 
 def allocated(way: str, command: str, folder: Path) -> str:
-    """What a command prints in the shell of two nodes."""
+    """Return the output of a command in the shell of two nodes."""
     given: Mapping[str, str] = {**os.environ, **environment()}
     if way == "salloc":
         line = ["salloc", *NODES, "bash", "-c", command]

@@ -64,7 +64,7 @@ FINETUNE = {
     "prompts": {"max_clicks": 2},
 }
 
-# SAM's loop, short, on a model that knows what it asks; two masks of a photo at a time
+# SAM's loop, short, on a model that knows its prompts; two masks of a photo at a time
 INTERACTIVE = {
     "masks": {"masks_per_image": MASKS, "clicks": 1, "max_area": 1.0, "decoded_at_once": 2},
     "prompts": {"rounds": "interactive", "corrections": 2, "repeats": 1},

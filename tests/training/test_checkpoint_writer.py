@@ -135,7 +135,7 @@ def test_checkpoint_that_is_named_is_gone_on_from(run: Run, tmp_path: Path) -> N
 def test_shards_become_one_file_without_a_process_group(
     run: Run, shards: Path, stage_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    """And the run goes on from them in one process, and back: the file is the same weights."""
+    """The run resumes from them in one process, and back: the file is the same weights."""
     folder = tmp_path / "run"
     script = Path(__file__).with_name("one_run.py")
 

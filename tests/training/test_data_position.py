@@ -1,4 +1,4 @@
-"""Where a run is in its data, what it leaves out, and what it tells of damage over restarts."""
+"""A run's position in its data, skipped samples, and its reports of corrupt ones over restarts."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a run takes home and what its keys change: weights, averages, learning rate, resumes."""
+"""Results of a run and effects of its keys: weights, averages, learning rate, resumes."""
 
 import json
 from collections.abc import Callable

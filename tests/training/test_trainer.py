@@ -1,4 +1,4 @@
-"""What a run says about where it was started."""
+"""A run reports the environment in which it was started."""
 
 import os
 import stat

@@ -131,7 +131,7 @@ def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What a run has come to at its last step, as far as it must not depend on a stop."""
+    """Collect a run's state at its last step, as far as it must not depend on a stop."""
     checkpoint = run / "checkpoints" / f"step-{LAST:08d}"
     values = values_of(checkpoint)
     callbacks = values["callbacks"]

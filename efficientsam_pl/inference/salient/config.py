@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SalientConfig:
-    """Which regions of a saliency map are instances, and how the model is prompted for them."""
+    """Selection of the regions of a saliency map that are instances, and their prompts."""
 
     points: int = 3  # clicks per instance; EfficientSAM, 4.3
     threshold: float = 0.5  # on the map in [0, 1]; the paper does not state its value

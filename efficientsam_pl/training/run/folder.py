@@ -198,7 +198,7 @@ def _check_config(config: RecipeConfig, folder: StoredFolder) -> None:
     if differs and config.run.changed == "refuse":
         raise UserError(
             f"run.dir={config.run.dir} holds a run of another config: {one_line(differs)}; "
-            "run.changed=accept goes on, run.resume=none begins anew"
+            "run.changed=accept goes on, run.resume=none starts over"
         )
     if logged := [*differs, *compare("logged")]:
         _log.warning(

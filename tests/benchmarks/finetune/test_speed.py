@@ -107,7 +107,7 @@ def test_operations_of_our_way_worked_out() -> None:
 
     They share the first block's K, V and Q, 3 * 134.2, and use them in 3 products of 5.8 each.
     The others have 88 columns (11 tokens, 8 heads) of 4096 * 256 = 92.3: what the first block
-    tells the image, four in the second, two in the last look.
+    writes to the image, four in the second, two in the last look.
     """
     own = 3 * 5.8 + 7 * 92.3 + 268.4 + 134.2 + 8.4 + 23.1
     found = finetune.decode_flop(TI, 4, "ours")

@@ -60,7 +60,7 @@ def mae_like(tmp_path: Path) -> Path:
 
 
 def counted(module: nn.Module, *inputs: Tensor) -> int:
-    """What torch's counter finds; on the meta device, where it knows fused attention too."""
+    """Count with torch's counter; on the meta device, where it knows fused attention too."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*inputs)
     return int(counter.get_total_flops())
@@ -84,7 +84,7 @@ def test_students_operations_by_hand_are_those_counted(
 
 
 def test_the_backward_pass_costs_two_forwards_but_for_the_pixels() -> None:
-    """No gradient is asked for the pixels, which spares one product of the patches' size."""
+    """No gradient is required of the pixels, which spares one product of the patches' size."""
     config = replace(TINY, student=replace(STUDENT, attention="explicit"))
     torch.manual_seed(0)
     model = Sami(replace(config, decoder="self_attention"), 8)

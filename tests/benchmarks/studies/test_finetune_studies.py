@@ -1,4 +1,4 @@
-"""What the studies of finetuning stand on: their photos, their ceiling, their negative clicks."""
+"""Foundations of the finetuning studies: their photos, their ceiling, their negative clicks."""
 
 import json
 from pathlib import Path

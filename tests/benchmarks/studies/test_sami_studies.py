@@ -158,6 +158,6 @@ def test_study_of_learning_leaves_rows_runs_and_pictures(
     assert rows["sami_learns.gain_over_mae"].value == pytest.approx(
         rows["sami_learns.sami.probe"].value - rows["sami_learns.mae.probe"].value
     )
-    told = (tmp_path / "sami_learns.md").read_text()
-    assert "| 1 | " in told
-    assert told.count("| 2 | ") == 1  # measured twice, told once
+    text = (tmp_path / "sami_learns.md").read_text()
+    assert "| 1 | " in text
+    assert text.count("| 2 | ") == 1  # measured twice, listed once

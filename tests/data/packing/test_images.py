@@ -36,7 +36,7 @@ def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
 
 
 def weights(pixels: int, cells: int) -> list[list[Fraction]]:
-    """How much of each cell each pixel covers along an axis, exactly."""
+    """Compute each pixel's exact share of each cell along an axis."""
     width = Fraction(pixels, cells)
     return [
         [

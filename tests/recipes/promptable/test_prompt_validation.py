@@ -197,7 +197,7 @@ def test_evaluate_reproduces_every_logged_score(
     shards: Path,
     tmp_path: Path,
 ) -> None:
-    """Of batches of two images and prompts in chunks of three, on the weights that were scored."""
+    """Batches of two images, prompts in chunks of three, on the weights that were scored."""
     config = interactive if later_clicks == "corrections" else config
     trainer = replace(
         config.trainer,
@@ -398,7 +398,7 @@ def uneven(tmp_path: Path, shards: Path) -> Path:
 def test_two_processes_score_what_one_does(
     strategy: str, uneven: Path, model_file: Path, stage_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Of three photos one rank has two; the other's only one cannot be read."""
+    """One rank has two of three images; the other's only one cannot be read."""
 
     def arguments(name: str, *own: str) -> list[str]:
         folder = tmp_path / name

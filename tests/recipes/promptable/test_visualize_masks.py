@@ -77,7 +77,7 @@ def segmenter(config: SegmenterConfig = CONFIG) -> Segmenter:
 
 
 class Finetuning(L.LightningModule):
-    """What the callback knows of the real one, and what it must leave as it was."""
+    """Stand-in with what the callback reads, and what it must leave as it was."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def test_pictures_are_drawn_at_the_start_and_at_every_validation(tmp_path: Path)
     assert names == ["step-00000000.png", "step-00000002.png", "step-00000004.png"]
     assert read == [1]
     with Image.open(tmp_path / "pictures/step-00000002.png") as picture:
-        # two photos, each asked with a box, a click and three clicks
+        # two images, each prompted with a box, a click and three clicks
         assert picture.size == (LAYOUT.left(4), LAYOUT.gap + LAYOUT.title_height + 6 * ROW)
         assert picture.mode == "RGB"
     events = EventAccumulator(str(tmp_path / "log"), {"images": 0}).Reload()

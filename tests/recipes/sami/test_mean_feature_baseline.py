@@ -1,4 +1,4 @@
-"""What SAMI's loss is measured against, by numbers worked out by hand."""
+"""The baseline of SAMI's loss, by numbers worked out by hand."""
 
 from pathlib import Path
 from typing import Any

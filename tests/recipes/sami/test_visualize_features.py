@@ -43,7 +43,7 @@ def photos(count: int, seed: int) -> ImageBatch:
 
 
 class Pretraining(L.LightningModule):
-    """What the callback knows of the real one, and what it must leave as it was."""
+    """Stand-in with what the callback reads, and what it must leave as it was."""
 
     def __init__(self) -> None:
         super().__init__()

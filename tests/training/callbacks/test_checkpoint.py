@@ -95,7 +95,7 @@ def test_values_that_are_no_number_leave_no_best(scripted: Any, tmp_path: Path) 
 
 
 def test_best_value_survives_a_resume(scripted: Any, tmp_path: Path) -> None:
-    """It was measured after the checkpoint of the very step that the run goes on from."""
+    """It was measured after the checkpoint of the very step from which the run resumes."""
     scripted("heldout/box_miou", [0.1, 0.2, 0.9, 0, 0, 0], stop_after=3)
     assert best_of(tmp_path / "run")[0] == 3
     scripted("heldout/box_miou", [0, 0, 0, 0.8, 0.7, 0.6])

@@ -27,7 +27,7 @@ Slurm = Callable[..., Path]
 
 
 class Line(L.LightningModule):
-    """Fits a line; may be told what to do in a step."""
+    """Fits a line; can run a function in a step."""
 
     def __init__(self, in_step: Callable[[int], None] = lambda step: None) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_run_saves_a_step_after_the_one_amid_which_it_was_told(
 
 
 def test_step_of_several_micro_batches_is_not_cut(fitted: Fitted) -> None:
-    """Told amid step 2's first of three: the end of step 3, which is its ninth micro-batch."""
+    """A signal amid step 2's first of three: the end of step 3, its ninth micro-batch."""
     batches: list[int] = []
 
     def in_step(step: int) -> None:

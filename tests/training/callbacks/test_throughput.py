@@ -67,7 +67,7 @@ class Slow(L.LightningModule):
 
 
 class Aside(L.Callback):
-    """What other callbacks do: pictures, and checkpoints between steps and after validations."""
+    """Work of other callbacks: pictures, and checkpoints between steps and after validations."""
 
     def __init__(self, clock: Clock, meter: Throughput, file: Path) -> None:
         self.clock, self.meter, self.file, self.last = clock, meter, file, 0

@@ -1,4 +1,4 @@
-"""Every key of a config is the recipe or not on purpose, and what differs is told by its key."""
+"""Each config key belongs to the recipe or not on purpose; a difference is reported by its key."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a run finds in its folder: gone on with, set aside, refused, never mixed and never lost."""
+"""Contents of a run's folder are resumed, set aside or refused, never mixed and never lost."""
 
 import hashlib
 import logging
@@ -90,7 +90,7 @@ def bucket_of(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where a run lives; brackets in its name are no pattern."""
+    """Address of a run; brackets in its name are no pattern."""
     if request.param == "local":
         yield str(tmp_path / "run[1]")
     else:
@@ -136,8 +136,8 @@ def test_run_anew_sets_all_of_the_old_one_aside(run: RunConfig) -> None:
     old = everything(run.dir)
     StoredFolder(run.dir).write("shards/train-0.tar", b"packed")
     StoredFolder(run.dir).write("notes.txt", b"mine")
-    anew = replace(run, resume="none")
-    folder = began(anew)
+    fresh = replace(run, resume="none")
+    folder = began(fresh)
     assert folder.resume == "none"
     expected = {f"before-1/{name}": content for name, content in old.items()}
     expected |= {"shards/train-0.tar": b"packed", "notes.txt": b"mine"}
@@ -147,7 +147,7 @@ def test_run_anew_sets_all_of_the_old_one_aside(run: RunConfig) -> None:
     assert set(names) >= {"checkpoints", "config.yaml"}
     assert not {"latest", "log", "consumed.jsonl", "data_report.json"} & set(names)
     save(folder, 2)
-    began(anew)
+    began(fresh)
     assert "before-2/checkpoints/step-00000002/state.pt" in everything(run.dir)
     assert everything(run.dir).items() >= expected.items()
 
@@ -165,7 +165,7 @@ def test_run_of_another_recipe_is_refused_with_what_differs(run: RunConfig) -> N
         began(run, OTHER)
     assert str(refused.value) == (
         f"run.dir={run.dir} holds a run of another config: optim.peak_lr was 0.0004, now 0.0002; "
-        "run.changed=accept goes on, run.resume=none begins anew"
+        "run.changed=accept goes on, run.resume=none starts over"
     )
     assert everything(run.dir) == before
     began(run, RECIPE | {"trainer": TRAINER | {"devices": 8}})  # where it runs may differ
@@ -190,30 +190,30 @@ AGAIN = replace(JOB, restarts=1)
 
 
 def test_restarted_job_goes_on_though_its_config_says_anew(run: RunConfig) -> None:
-    anew = replace(run, resume="none")
-    save(began(anew), 3, content="old")
-    first = began(anew, launch=JOB)
+    fresh = replace(run, resume="none")
+    save(began(fresh), 3, content="old")
+    first = began(fresh, launch=JOB)
     save(first, 3)
-    restarted = began(anew, launch=AGAIN)
+    restarted = began(fresh, launch=AGAIN)
     assert restarted.resume == "auto"
     assert (restarted.local / "latest").read_text() == "checkpoints/step-00000003\n"
     assert (restarted.local / "checkpoints/step-00000003/state.pt").read_text() == "weights 3"
     assert "before-2" not in StoredFolder(run.dir).names()
 
 
-def test_job_that_was_restarted_before_it_did_anything_begins_anew(run: RunConfig) -> None:
-    """Or it would go on with what it was told to leave alone."""
-    anew = replace(run, resume="none")
+def test_job_that_was_restarted_before_it_did_anything_starts_over(run: RunConfig) -> None:
+    """Otherwise it would resume what run.resume=none must leave alone."""
+    fresh = replace(run, resume="none")
     save(began(run, launch=Launch("slurm", job="56")), 3)
-    assert began(anew, launch=AGAIN).resume == "none"
+    assert began(fresh, launch=AGAIN).resume == "none"
     assert "before-1" in StoredFolder(run.dir).names()
 
 
 def test_ranks_agree_on_how_a_restarted_job_goes_on_in_any_order(run: RunConfig) -> None:
-    anew = replace(run, resume="none")
-    began(anew, launch=JOB)
+    fresh = replace(run, resume="none")
+    began(fresh, launch=JOB)
     ranks = [replace(AGAIN, rank=rank, local_rank=rank, ranks_per_node=3) for rank in (2, 0, 1)]
-    assert {began(anew, launch=rank).resume for rank in ranks} == {"auto"}
+    assert {began(fresh, launch=rank).resume for rank in ranks} == {"auto"}
 
 
 def test_run_from_another_runs_checkpoint_sets_its_own_past_aside(
@@ -259,7 +259,7 @@ def test_run_that_goes_back_sets_its_later_checkpoints_aside(
         "before-1/checkpoints/step-00000009/state.pt",
     }
     assert found["before-1/best"] == b"checkpoints/step-00000006\n"
-    assert began(elsewhere(run, tmp_path)).resume == "auto"  # the next start goes on from there
+    assert began(elsewhere(run, tmp_path)).resume == "auto"  # the next start resumes there
 
 
 def test_runs_own_folder_as_the_path_is_auto(run: RunConfig) -> None:
@@ -307,7 +307,7 @@ def test_disk_without_room_for_the_config_is_told(mount_disk: MountDisk) -> None
 
 
 class TestRunInAStore:
-    """What a local folder cannot have: a copy that is older, newer, or on another machine."""
+    """Cases that a local folder cannot have: a copy that is older, newer, or on another machine."""
 
     @pytest.fixture(params=["memory", "s3"])
     def address(self, request: pytest.FixtureRequest) -> Iterator[str]:

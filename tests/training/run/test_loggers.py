@@ -1,4 +1,4 @@
-"""Where numbers and pictures go. W&B's own run is written offline and read back."""
+"""Destinations of metrics and pictures. W&B's own run is written offline and read back."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def chunks(content: bytes) -> Iterator[bytes]:
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
-    """What was logged in W&B's offline runs, in the order of the runs."""
+    """Read what was logged in W&B's offline runs, in the order of the runs."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     rows = []

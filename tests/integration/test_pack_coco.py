@@ -29,7 +29,7 @@ def test_packed_coco_set_is_read_back_by_webdataset(
     out = tmp_path / "shards"
     images = folder / "images/val2017"
     told = here.done("pack", "coco", "--annotations", annotations, "--images", images, "--out", out)
-    assert f"{len(present)} photos" in told
+    assert f"{len(present)} images" in told
     paths = sorted(map(str, out.glob("*.tar")))
     samples = list(webdataset.WebDataset(paths, shardshuffle=False).decode("pil"))
     assert {s["__key__"] for s in samples} == {Path(name).stem for name in present.values()}

@@ -28,7 +28,7 @@ from efficientsam_pl.training.run.remote import (
 )
 
 # What a run writes into its folder, in the order in which it is set aside: without `latest` a
-# reader takes it for no run any more, and `config.yaml` tells to the end that there was one
+# reader takes it for no run any more, and `config.yaml` shows to the end that there was one
 _OF_A_RUN = (
     "latest",
     "best",
@@ -85,8 +85,8 @@ def open_run(config: RecipeConfig, launch: Launch) -> RunFolder:
         launch: Which rank this is, and whether its job was restarted.
 
     Raises:
-        UserError: The folder cannot be written, it holds a run of another config, or what the run
-            is to go on from is not there.
+        UserError: The folder cannot be written, it holds a run of another config, or the run or
+            checkpoint to resume from is not there.
     """
     torch.manual_seed(config.run.seed)
     try:
@@ -156,8 +156,8 @@ def _inside(run: RunConfig, resume: str) -> str | None:
         return None
     if not {MANIFEST, CHECKPOINTS} & set(StoredFolder(_full(resume)).names()):
         raise UserError(f"run.resume={resume}: there is no such run or checkpoint")
-    own, path = PurePosixPath(_full(run.dir)), PurePosixPath(_full(resume))
-    return path.relative_to(own).as_posix() if path.parent == own / CHECKPOINTS else None
+    here, path = PurePosixPath(_full(run.dir)), PurePosixPath(_full(resume))
+    return path.relative_to(here).as_posix() if path.parent == here / CHECKPOINTS else None
 
 
 def _text(folder: StoredFolder, name: str) -> str:

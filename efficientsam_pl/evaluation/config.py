@@ -7,7 +7,7 @@ from typing import Literal
 from efficientsam_pl.config.fields import path
 from efficientsam_pl.evaluation.metrics.sizes import SIZES
 
-# Of COCO's twelve numbers those that are logged
+# those of COCO's twelve numbers that are logged
 AP_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 
 

@@ -36,7 +36,7 @@ class EvaluateConfig:
     # box, click_center, click_random_K, click_iterative_K (paper, 4.3)
     protocols: tuple[str, ...] = ("box", "click_random_1", "click_random_3")
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    # What is scored instead of a model: the prompt's box filled, or the annotations themselves
+    # scored instead of a model: the prompt's box filled, or the annotations themselves
     baseline: Literal["none", "filled_box", "ground_truth"] = "none"
     prompts_at_once: int = 32  # of a photo; memory, not results
     photos: int | None = None  # the first so many; None: all

@@ -12,7 +12,7 @@ from typing import Any
 
 from efficientsam_pl.rle import Rle
 
-# Of the format of lines: 1 lacked `filled_box_grid` and `reachable`; 2 drew other clicks on shards
+# format of the lines: 1 lacked `filled_box_grid` and `reachable`; 2 drew other clicks on shards
 VERSION = 3
 
 

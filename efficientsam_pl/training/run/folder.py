@@ -27,7 +27,7 @@ from efficientsam_pl.training.run.remote import (
     scratch_mirror,
 )
 
-# What a run writes into its folder, in the order in which it is set aside: without `latest` a
+# files that a run writes into its folder, in the order in which it is set aside: without `latest` a
 # reader takes it for no run any more, and `config.yaml` shows to the end that there was one
 _OF_A_RUN = (
     "latest",

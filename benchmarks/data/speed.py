@@ -166,12 +166,12 @@ def common_way(jpeg: bytes, record: bytes) -> list[torch.Tensor]:
     image = np.array(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     square = F.interpolate(pixels, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
-    decode_features: list[torch.Tensor] = []
+    decoded: list[torch.Tensor] = []
     for annotation in json.loads(record)["annotations"]:
         mask = coco_mask.decode(annotation["segmentation"])
-        if len(decode_features) < _HELD:
-            decode_features.append(torch.from_numpy(mask).float())
-    masks = torch.stack(decode_features)
+        if len(decoded) < _HELD:
+            decoded.append(torch.from_numpy(mask).float())
+    masks = torch.stack(decoded)
     chosen = torch.randperm(len(masks))[:32]
     small = [F.interpolate(masks[i][None, None], (256, 256), mode="bilinear") for i in chosen]
     clicks, boxes = [], []

@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rows(counted: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
     """Turn the totals of every count into rows."""
-    for recipe, key_by_name in counted.items():
-        work = f"{recipe}, a step of {key_by_name['images']} images"
+    for recipe, recipe_counts in counted.items():
+        work = f"{recipe}, a step of {recipe_counts['images']} images"
         for name in COUNTS:
-            figures = key_by_name.get(name, {})
+            figures = recipe_counts.get(name, {})
             for figure in filter(figures.__contains__, _UNITS):
                 row_id = f"{NAME}.{recipe}.{name}.{figure}"
                 yield Row(id=row_id, work=work, value=figures[figure], unit=_UNITS[figure])

@@ -97,11 +97,11 @@ def pack(images: Sequence[Path], folder: Path, heldout_every: int, long_side: in
         heldout_every: n.
         long_side: Maximum side of the packed images in pixels.
     """
-    key_by_name = sorted(images, key=lambda path: hashlib.sha256(path.name.encode()).digest())
-    heldout = key_by_name[::heldout_every]
+    images_by_hash = sorted(images, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    heldout = images_by_hash[::heldout_every]
     packed = {}
     sides = {
-        "train": [path for path in key_by_name if path not in set(heldout)],
+        "train": [path for path in images_by_hash if path not in set(heldout)],
         "heldout": heldout,
     }
     for name, members in sides.items():

@@ -99,8 +99,8 @@ class FeatureVisualizer(L.Callback):
             if valid
         ]
         if self._paint is not None:
-            unpatchify = _channels_last(self._paint(predicted, batch.image))[real]
-            return reconstruction_sheet(images, hidden.numpy()[real], unpatchify, titles)
+            reconstruction = _channels_last(self._paint(predicted, batch.image))[real]
+            return reconstruction_sheet(images, hidden.numpy()[real], reconstruction, titles)
         theirs, ours = (features.cpu().numpy()[real] for features in (target, predicted))
         return feature_sheet(images, hidden.numpy()[real], theirs, ours, titles)
 

@@ -182,7 +182,7 @@ def test_only_the_drawn_masks_are_decoded_and_images_are_encoded_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    decode_features: list[int] = []
+    point_counts: list[int] = []
     encode, decode = Segmenter.encode, Segmenter.decode
 
     def counted_encode(self: Segmenter, image: Tensor, *args: Any) -> Tensor:
@@ -190,7 +190,7 @@ def test_only_the_drawn_masks_are_decoded_and_images_are_encoded_one_by_one(
         return encode(self, image, *args)
 
     def counted_decode(self: Segmenter, features: Tensor, prompts: Prompts) -> Prediction:
-        decode_features.append(prompts.labels.shape[1])
+        point_counts.append(prompts.labels.shape[1])
         return decode(self, features, prompts)
 
     many = masked_images(2, 99)
@@ -208,7 +208,7 @@ def test_only_the_drawn_masks_are_decoded_and_images_are_encoded_one_by_one(
     pictures.on_train_start(trainer, Finetuning())
     # a box, a click, and a round for each of three clicks; of twelve masks three are drawn
     assert encoded == [1, 1]
-    assert decode_features == [3] * (2 * 5)
+    assert point_counts == [3] * (2 * 5)
 
 
 def test_other_ranks_compute_and_write_nothing(

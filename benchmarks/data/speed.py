@@ -22,7 +22,7 @@ from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionCon
 from efficientsam_pl.data.dataloaders import training_loader
 from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
-from efficientsam_pl.data.decode import image_size_of
+from efficientsam_pl.data.images.decode import image_size_of
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.reader import SampleReader

@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.harness import Options, Row, common_parser, report
 from benchmarks.studies.coco_folders import LabelledBox, coco_images_at_hand
 from efficientsam_pl.config.load import from_dict
-from efficientsam_pl.data.decode import decode_smaller
+from efficientsam_pl.data.images.decode import decode_smaller
 from efficientsam_pl.data.schema import CorruptSampleError
 from efficientsam_pl.data.transforms import Crop, resized_crop
 from efficientsam_pl.models.config import NAMED, EncoderConfig

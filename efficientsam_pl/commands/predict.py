@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientsam_pl.data.image_files import read_image
+from efficientsam_pl.data.images.files import read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.predictor import ImagePrediction, Predictor, check_coordinates

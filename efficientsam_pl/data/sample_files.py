@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.data.decode import Data, decode_image
+from efficientsam_pl.data.images.decode import Data, decode_image
 from efficientsam_pl.data.schema import (
     IMAGE_SUFFIXES,
     RECORD_SUFFIX,

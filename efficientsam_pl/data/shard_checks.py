@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from efficientsam_pl.data.decode import decode_image
 from efficientsam_pl.data.features.codec import read_map
+from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
 from efficientsam_pl.data.sample_files import check_size, encoded_image, read_record
 from efficientsam_pl.data.schema import (

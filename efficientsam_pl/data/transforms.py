@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.decode import DecodedImage
+from efficientsam_pl.data.images.decode import DecodedImage
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.keyed_random import uniform_of
 

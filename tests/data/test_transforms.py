@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.data.config import CropConfig
-from efficientsam_pl.data.decode import DecodedImage
+from efficientsam_pl.data.images.decode import DecodedImage
 from efficientsam_pl.data.transforms import (
     Crop,
     centre_crop,

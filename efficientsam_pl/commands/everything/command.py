@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from efficientsam_pl.cluster.devices import Accelerator, chosen_device
 from efficientsam_pl.commands.everything.labelled_shards import LabelledImage, write_labelled
-from efficientsam_pl.data.image_files import images_in, read_image
+from efficientsam_pl.data.images.files import images_in, read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.config import EverythingConfig
 from efficientsam_pl.inference.automask.generator import generate_masks

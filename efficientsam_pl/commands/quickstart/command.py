@@ -25,7 +25,7 @@ from efficientsam_pl.commands.quickstart.state import QuickstartState, begin
 from efficientsam_pl.commands.quickstart.teacher import announce_cost, teacher_encoder
 from efficientsam_pl.config.load import as_dict, dump
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
-from efficientsam_pl.data.image_files import save_image
+from efficientsam_pl.data.images.files import save_image
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.evaluation.protocols.clicks import random_clicks

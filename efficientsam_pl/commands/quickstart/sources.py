@@ -15,7 +15,7 @@ from efficientsam_pl.commands.quickstart.scenes import (
     open_world,
     scene_images,
 )
-from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.packing.coco import check_images, coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side
 from efficientsam_pl.data.packing.split import split_heldout

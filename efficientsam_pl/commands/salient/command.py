@@ -18,7 +18,7 @@ from efficientsam_pl.commands.salient.files import (
     read_map,
     read_truth,
 )
-from efficientsam_pl.data.image_files import read_image
+from efficientsam_pl.data.images.files import read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.metrics.saliency import (
     SaliencyScores,

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image
 
-from efficientsam_pl.data.image_files import images_in
+from efficientsam_pl.data.images.files import images_in
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.metrics.saliency import truth_mask
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from efficientsam_pl.data.collate import PreparedImage, collate_images
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
-from efficientsam_pl.data.decode import (
+from efficientsam_pl.data.images.decode import (
     Data,
     DecodedImage,
     decode_smaller,

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sample_files import decode_annotated, read_record
 from efficientsam_pl.data.sampler import SampleRef

@@ -8,7 +8,7 @@ import torch
 from efficientsam_pl.data.collate import PreparedMaskedImage, PreparedMasks, collate_masked
 from efficientsam_pl.data.config import MaskSelectionConfig
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
-from efficientsam_pl.data.decode import decode_smaller, image_size_of
+from efficientsam_pl.data.images.decode import decode_smaller, image_size_of
 from efficientsam_pl.data.mask_sampling import (
     nonempty_masks,
     random_clicks,

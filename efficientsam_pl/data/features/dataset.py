@@ -12,11 +12,11 @@ from efficientsam_pl.data.collate import PreparedImage, collate_images
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
 from efficientsam_pl.data.datasets.crops import crop_squares
-from efficientsam_pl.data.decode import image_size_of
 from efficientsam_pl.data.features.codec import read_map
 from efficientsam_pl.data.features.image_maps import ImageMaps
 from efficientsam_pl.data.features.store import FeatureSet
 from efficientsam_pl.data.features.views import Views
+from efficientsam_pl.data.images.decode import image_size_of
 from efficientsam_pl.data.index import Sample
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import encoded_image

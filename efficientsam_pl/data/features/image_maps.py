@@ -10,9 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Float32, Num
 from torch import Tensor
 
-from efficientsam_pl.data.decode import Data, decode_smaller, image_size_of
 from efficientsam_pl.data.features.roi_average import roi_average
 from efficientsam_pl.data.features.teacher_inputs import TeacherInputSpec
+from efficientsam_pl.data.images.decode import Data, decode_smaller, image_size_of
 from efficientsam_pl.data.schema import WHOLE_SUFFIX
 from efficientsam_pl.data.transforms import Crop, frame
 from efficientsam_pl.geometry import Resize

@@ -9,7 +9,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
-from efficientsam_pl.data.decode import Data
+from efficientsam_pl.data.images.decode import Data
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import encoded_image
 from efficientsam_pl.data.sampler import SampleRef

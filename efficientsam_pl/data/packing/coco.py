@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, packed_sample
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped

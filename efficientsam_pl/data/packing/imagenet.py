@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from efficientsam_pl.data.decode import decode_image, image_size_of
+from efficientsam_pl.data.images.decode import decode_image, image_size_of
 from efficientsam_pl.data.packing.images import (
     JPEG_QUALITY,
     encode_jpeg,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.data.decode import decode_image, image_size_of
+from efficientsam_pl.data.images.decode import decode_image, image_size_of
 from efficientsam_pl.data.index import samples_of
 from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, packed_sample
 from efficientsam_pl.data.packing.runner import ArrayShare

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.packing.coco import Coco, CocoError, coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage
 from efficientsam_pl.data.packing.writer import PackSummary

@@ -9,7 +9,7 @@ import pytest
 
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.commands.quickstart.sources import coco_set
-from efficientsam_pl.data.coco_instances import read_instances
+from efficientsam_pl.data.coco.instances import read_instances
 from efficientsam_pl.data.config import CocoConfig
 from efficientsam_pl.data.packing.coco import Coco, CocoError
 from efficientsam_pl.data.packing.custom_coco import CustomCoco

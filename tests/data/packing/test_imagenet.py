@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.packing.imagenet import Imagenet, read_source
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackSummary

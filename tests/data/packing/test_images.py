@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from efficientsam_pl.data.decode import decode_image
+from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.packing.images import (
     MaskedImage,
     limit_side,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_pl.data.decode import decode_image, decode_smaller, image_size_of
+from efficientsam_pl.data.images.decode import decode_image, decode_smaller, image_size_of
 from efficientsam_pl.data.schema import CorruptSampleError
 
 

@@ -59,8 +59,17 @@ class _Entry:
     file: str = field(default="", repr=False)  # equal for two entries of one file
 
 
+@dataclass(frozen=True)
+class ImageRules:
+    """The images' folder, the file's format, and whether images without a size are unusable."""
+
+    folder: str
+    kind: Kind
+    needs_size: bool
+
+
 def read_images(
-    records: Sequence[Record], folder: str, kind: Kind, categories: Categories, findings: Findings
+    records: Sequence[Record], rules: ImageRules, categories: Categories, findings: Findings
 ) -> ImageList:
     """Parse the images, locate their files in a folder, and merge records of one image.
 
@@ -75,18 +84,16 @@ def read_images(
     entries = []
     for place, (id_, record) in enumerate(zip(every, records, strict=True)):
         try:
-            entries.append(_entry(id_, record, kind))
+            entries.append(_entry(id_, record, rules))
         except _UnusableError as error:
             key = f"image {place}" if id_ is None else f"image {id_}"
             findings.reject(key, error.kind, str(error))
     if not entries:
         first = next(sample for sample in findings.corrupt if sample.key.startswith("image "))
-        raise CocoError(
-            f"{path} lists no image that can be used: {first.key} has {first.detail}"
-        )
-    _locate(entries, folder, findings)
+        raise CocoError(f"{path} lists no image that can be used: {first.key} has {first.detail}")
+    _locate(entries, rules.folder, findings)
     numbers = number_ids(id_ for id_ in every if id_ is not None)
-    return _merged(entries, numbers, kind, categories, findings)
+    return _merged(entries, numbers, rules.kind, categories, findings)
 
 
 class _UnusableError(Exception):
@@ -97,11 +104,11 @@ class _UnusableError(Exception):
         self.kind = kind
 
 
-def _entry(id_: int | str | None, record: Record, kind: Kind) -> _Entry:
+def _entry(id_: int | str | None, record: Record, rules: ImageRules) -> _Entry:
     if id_ is None:
         detail = f"id={shown(record.get('id'))}, no whole number"
         raise _UnusableError("photo without an id", detail)
-    return _Entry(id_, _names(record, kind), _stated_hw(record), record)
+    return _Entry(id_, _names(record, rules.kind), _stated_hw(record, rules.needs_size), record)
 
 
 def _names(record: Record, kind: Kind) -> list[str]:
@@ -127,10 +134,10 @@ def _is_name(text: str) -> bool:
         return False
 
 
-def _stated_hw(record: Record) -> tuple[int, int] | None:
-    """Read height and width; None where one of them is not stated."""
+def _stated_hw(record: Record, needed: bool) -> tuple[int, int] | None:
+    """Read height and width; None where one of them is not stated and need not be."""
     sides = [record.get(key) for key in ("height", "width")]
-    if None in sides:
+    if None in sides and not needed:
         return None
     height, width = map(canonical_id, sides)
     if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:

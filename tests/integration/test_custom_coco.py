@@ -41,7 +41,7 @@ class Set:
 
     def add(self, name: str, *annotations: Annotation, hw: tuple[int, int] = (30, 40)) -> None:
         """An image with its annotations, which lack no more than their image_id."""
-        draw = np.random.default_rng(len(self.images))
+        draw = np.random.default_rng([len(self.images), *self.folder.name.encode()])
         pixels = draw.integers(0, 256, (*hw, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(self.folder / name)
         number = 100 + len(self.images)
@@ -285,7 +285,7 @@ def no_usable_masks(coco_set: Set) -> None:
 def torn(coco_set: Set) -> None:
     for name in ("a.png", "b.png"):
         coco_set.add(name, mask())
-        (coco_set.folder / name).write_bytes(b"no photo")
+        (coco_set.folder / name).write_bytes(f"no image {name}".encode())
 
 
 @pytest.mark.parametrize(
@@ -318,6 +318,62 @@ def test_a_side_that_lost_its_images_is_reported(tmp_path: Path) -> None:
     next(coco_set.folder.glob(f"{heldout.pop()}.*")).write_bytes(b"no photo")
     with pytest.raises(UserError, match="none of the heldout images could be used"):
         packed_coco(coco_set.config(), tmp_path / "another")
+
+
+COPIES: dict[str, Callable[[Path, Path], object]] = {
+    "bytes": lambda image, copy: copy.write_bytes(image.read_bytes()),
+    "symbolic link": lambda image, copy: copy.symlink_to(image),
+    "hard link": lambda image, copy: copy.hardlink_to(image),
+}
+
+
+@pytest.mark.parametrize("road", COPIES)
+def test_copies_of_an_image_stay_on_one_side(
+    tmp_path: Path, road: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_set = filled(tmp_path / "set")
+    for i in range(10):
+        image = next((tmp_path / "set").glob(f"p{i}.*"))
+        coco_set.add(f"q{i}{image.suffix}", mask())
+        (tmp_path / "set" / f"q{i}{image.suffix}").unlink()
+        COPIES[road](image, tmp_path / "set" / f"q{i}{image.suffix}")
+    train, heldout = keys(packed_coco(coco_set.config(), tmp_path / "run"))
+    assert len(heldout) == 4
+    for side in (train, heldout):
+        assert {key[1:] for key in side if key[0] == "p"} == {
+            key[1:] for key in side if key[0] == "q"
+        }
+    assert (
+        "10 images are copies of others: they stay on one side of the split"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("road", COPIES)
+def test_copies_of_held_out_images_are_not_trained_on(
+    tmp_path: Path, road: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_set, other = filled(tmp_path / "set", 4), filled(tmp_path / "val", 3)
+    (tmp_path / "val" / "p1.jpg").unlink()
+    COPIES[road](tmp_path / "set" / "p3.jpg", tmp_path / "val" / "p1.jpg")
+    other.config("val.json")
+    config = coco_set.config(
+        heldout_annotations=str(tmp_path / "val" / "val.json"), heldout_images=str(other.folder)
+    )
+    packed = packed_coco(config, tmp_path / "run")
+    assert packed.heldout is not None
+    train = {image.key for image in annotated_images(open_shards(packed.train))}
+    assert train == {"p0", "p1", "p2"}
+    copy = tmp_path / "val" / "p1.jpg"
+    assert f"skipped {tmp_path}/set/p3.jpg: held out as {copy}" in capsys.readouterr().out
+
+
+def test_a_set_of_copies_of_one_image_is_refused(tmp_path: Path) -> None:
+    coco_set = filled(tmp_path / "set", 1)
+    coco_set.add("copy.png", mask())
+    COPIES["bytes"](tmp_path / "set" / "p0.png", tmp_path / "set" / "copy.png")
+    with pytest.raises(UserError, match="its 2 images with masks are copies of one"):
+        packed_coco(coco_set.config(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("missing", ["annotations", "images", "heldout_annotations"])

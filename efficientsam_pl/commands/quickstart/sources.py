@@ -1,5 +1,6 @@
 """Data sources of the quickstart: generated scenes, a folder of images, a COCO-format set."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,12 @@ from efficientsam_pl.commands.quickstart.scenes import (
 from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.packing.coco import check_images, coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side
-from efficientsam_pl.data.packing.split import split_heldout
+from efficientsam_pl.data.packing.split import (
+    copies_in,
+    copies_message,
+    group_equals,
+    split_heldout,
+)
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
@@ -177,8 +183,19 @@ def _split(
     if len(images) < 2:
         count = counted(len(images), "image")
         raise UserError(f"{source}: {count} with masks, at least two are needed")
+    groups = group_equals([_digest(image) for image in images])
+    if len(groups) < 2:
+        raise UserError(f"{source}: its {len(images)} images are copies of one, two are needed")
+    if copies := copies_in(groups):
+        print(copies_message(copies))
     keys = [image.key for image in images]
-    train, heldout = split_heldout(keys, images, config.heldout_fraction)
+    train, heldout = split_heldout(keys, images, config.heldout_fraction, groups)
     splits: dict[str, Iterable[MaskedImage]] = {"train": train, "heldout": heldout}
     counts = {"train": len(train), "heldout": len(heldout)}
     return Source(splits, counts, "photo", origin, caution, skipped)
+
+
+def _digest(image: MaskedImage) -> bytes:
+    """Hash the pixels: equal for copies of an image."""
+    shape = str(image.image.shape).encode()
+    return hashlib.sha256(shape + np.ascontiguousarray(image.image).tobytes()).digest()

@@ -1,7 +1,7 @@
 """Pack a custom COCO-format set into training and held-out shards."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,12 +16,13 @@ from efficientsam_pl.data.packing.coco import (
     entries_of,
     masked_images,
 )
+from efficientsam_pl.data.packing.image_identity import image_identities
 from efficientsam_pl.data.packing.images import packed_sample
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
-from efficientsam_pl.data.packing.split import split_heldout
+from efficientsam_pl.data.packing.split import Group, copies_in, group_equals, split_heldout
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.plural import counted
-from efficientsam_pl.storage.files import exists, full_path, is_local, same_file
+from efficientsam_pl.storage.files import exists, full_path, is_local
 
 TRAIN, HELDOUT = "train", "heldout"
 _SAMPLES_PER_SHARD = 200  # few, so that a set of a few hundred images is packed by all workers
@@ -32,6 +33,7 @@ class _Sides:
     train: tuple[CocoEntry, ...]
     heldout: tuple[CocoEntry, ...]
     skipped: tuple[Skipped, ...]
+    copies: int = 0  # images that are kept on the side of an equal one
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class CustomCoco:
     """Shards `train-000000.tar`, ... and `heldout-000000.tar`, ... of the images with masks.
 
     Images keep their size, which validation needs. Without a separate file the held-out images
-    are a part of the images, chosen by their keys. An image that both files list is held out.
+    are a part of the images, chosen by their keys; copies of one image stay on one side. An image
+    that both files list, under whatever names, is held out.
     """
 
     def __init__(self, config: CocoConfig) -> None:
@@ -112,6 +115,11 @@ class CustomCoco:
                 yield MaskedUnit(f"{side}-{number:06d}", chunk, sides.skipped if first else ())
                 first = False
 
+    @property
+    def copies(self) -> int:
+        """Number of images that are copies of another one, wherever the split must mind them."""
+        return self._sides.copies
+
     @cached_property
     def _sides(self) -> _Sides:
         masked, skipped = self._masked(self._train, "data.coco.images")
@@ -121,18 +129,18 @@ class CustomCoco:
                     f"{self._train[0]}: {counted(len(masked), 'image')} with masks; at least two "
                     "are needed, one to train on and one to hold out"
                 )
-            train, heldout = split_heldout([entry.key for entry in masked], masked, self._fraction)
-            return _Sides(tuple(train), tuple(heldout), tuple(skipped))
+            groups = _groups_of_equals(masked, self._train[0])
+            keys = [entry.key for entry in masked]
+            train, heldout = split_heldout(keys, masked, self._fraction, groups)
+            return _Sides(tuple(train), tuple(heldout), tuple(skipped), copies_in(groups))
         heldout, more = self._masked(self._heldout, "data.coco.heldout_images")
-        heldout_files = {same_file(entry.path) for entry in heldout}
-        train = [entry for entry in masked if same_file(entry.path) not in heldout_files]
+        train, both = _without_heldout(masked, heldout)
         for (annotations, _), entries in zip(self._named(), (train, heldout), strict=True):
             if not entries:
                 raise CocoError(
                     f"{annotations} has no image with masks"
                     + (" that is not held out" if masked and not train else "")
                 )
-        both = [Skipped(e.path, "held out") for e in masked if same_file(e.path) in heldout_files]
         return _Sides(tuple(train), tuple(heldout), (*skipped, *both, *more))
 
     def _masked(self, named: tuple[str, str], key: str) -> tuple[list[CocoEntry], list[Skipped]]:
@@ -154,6 +162,38 @@ class CustomCoco:
             else:
                 masked.append(entry)
         return masked, skipped
+
+
+def _groups_of_equals(entries: Sequence[CocoEntry], annotations: str) -> list[Group]:
+    """Group the indices of entries with equal images.
+
+    Raises:
+        CocoError: All images are equal.
+    """
+    groups = group_equals(image_identities([entry.path for entry in entries]))
+    if len(groups) < 2:
+        raise CocoError(
+            f"{annotations}: its {counted(len(entries), 'image')} with masks are copies of one; at "
+            "least two different ones are needed, one to train on and one to hold out"
+        )
+    return groups
+
+
+def _without_heldout(
+    train: Sequence[CocoEntry], heldout: Sequence[CocoEntry]
+) -> tuple[list[CocoEntry], list[Skipped]]:
+    """Leave out the training images that are held out, under whatever names."""
+    identities = image_identities([entry.path for entry in (*train, *heldout)])
+    heldout_paths = dict(zip(identities[len(train) :], (e.path for e in heldout), strict=True))
+    kept, both = [], []
+    for entry, identity in zip(train, identities, strict=False):
+        if identity not in heldout_paths:
+            kept.append(entry)
+        elif heldout_paths[identity] == entry.path:
+            both.append(Skipped(entry.path, "held out"))
+        else:
+            both.append(Skipped(entry.path, f"held out as {heldout_paths[identity]}"))
+    return kept, both
 
 
 def _may_be_mask(annotation: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from efficientsam_pl.commands.quickstart.scenes import (
     scene_images,
 )
 from efficientsam_pl.data.images.decode import decode_image
-from efficientsam_pl.data.packing.coco import check_images, coco_images, read_coco
+from efficientsam_pl.data.packing.coco import coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side
 from efficientsam_pl.data.packing.split import (
     copies_in,
@@ -124,10 +124,12 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Sourc
     Raises:
         UserError: Not a file in COCO's format, or fewer than two images with masks.
     """
-    skipped: list[str] = []
-    entries = read_coco(str(annotations), str(images))
-    check_images(entries, str(annotations), "--coco", str(images))
-    limited = (limit_side(image, config.photo_side) for image in coco_images(entries, skipped))
+    loaded = read_coco(str(annotations), str(images), "--coco")
+    for line in loaded.findings():
+        print(line)
+    skipped = [f"{entry.what}: {entry.why}" for entry in loaded.skipped()]
+    read = coco_images(loaded.entries, skipped)
+    limited = (limit_side(image, config.photo_side) for image in read)
     large = map(partial(_without_small_masks, config), limited)
     masked = [image for image in large if any(not a.crowd for a in image.annotations)]
     return _split(

@@ -33,6 +33,8 @@ def packed_coco(config: DataConfig, run_dir: Path) -> DataConfig:
     with FileLock(run_dir / ".shards.lock"):
         if not _is_packed(out, source):
             print(f"Packing {config.coco.annotations} into {out}")
+            for line in source.findings():
+                print(line)
             if source.copies:
                 print(copies_message(source.copies))
             pack_source(source, str(out), ArrayShare(), config.workers)

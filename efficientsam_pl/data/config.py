@@ -44,8 +44,6 @@ class CocoConfig:
         for name in ("heldout_annotations", "heldout_images"):
             if getattr(self, name) is not None and self.annotations is None:
                 raise ValueError(f"{name}={getattr(self, name)} needs annotations= too")
-        if self.crowds != "ignore" and self.annotations is None:
-            raise ValueError(f"crowds={self.crowds} needs annotations= too")
 
     def paths(self) -> dict[str, str | None]:
         """Return the input paths by key; local or in a store."""

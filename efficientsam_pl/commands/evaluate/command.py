@@ -103,6 +103,9 @@ def evaluate(
     requests, begun = catch_signals(), time.monotonic()
     try:
         photos = open_set(config)
+        if launch().rank == 0:
+            for line in photos.findings():
+                print(line, flush=True)
         evaluator = ImageEvaluator(
             model=model,
             protocols=tuple(map(protocol, config.protocols)),

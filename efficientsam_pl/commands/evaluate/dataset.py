@@ -8,6 +8,7 @@ from typing import Any
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.data.coco.categories import Category
 from efficientsam_pl.data.coco.detections import Detection, Detections, read_detections
+from efficientsam_pl.data.coco.findings import count_lines
 from efficientsam_pl.data.coco.instances import InstanceSet, read_instances
 from efficientsam_pl.data.datasets.image_sources import (
     AnnotatedImages,
@@ -17,6 +18,7 @@ from efficientsam_pl.data.datasets.image_sources import (
     shards_sha256,
 )
 from efficientsam_pl.data.shards import ShardSet, open_shards
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import CorruptSample, InstanceImage
 
 
@@ -55,11 +57,19 @@ class EvaluationSet:
         """List corrupt samples that are known at the start, by kind, name and detail."""
         return [(sample.kind, name_of(sample), sample.detail) for sample in self.photos.corrupt]
 
+    def findings(self) -> list[str]:
+        """Count what was noticed about the annotation file by kind, one line with an example."""
+        if self.annotated is None:
+            return []
+        return count_lines([*self.annotated.corrupt, *self.annotated.notices])
+
     def identity(self) -> dict[str, Any]:
         """Hash the files: an evaluation can be continued with the same ones only."""
         hashes: dict[str, Any] = {"kind": self.kind, "photos": len(self.numbers)}
         if self.annotated is not None:
             hashes["annotations_sha256"] = self.annotated.sha256
+            if self.annotated.crowds != "ignore":
+                hashes["crowds"] = self.annotated.crowds
         if self.shards is not None:
             hashes["shards_sha256"] = shards_sha256(self.shards)
         if self.detections is not None:
@@ -91,10 +101,15 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
         return EvaluationSet("shards", packed, numbers, shards=shards)
     assert config.annotations is not None, "it is among the config's needs"
     assert config.images is not None, "it is among the config's needs"
-    annotated = read_instances(config.annotations, config.images, config.kind)
+    annotated = read_instances(config.annotations, config.images, config.kind, config.crowds)
     ids = annotated.images.ids
     detections = None
     if config.detector.results is not None:
+        if not annotated.has_categories:
+            raise UserError(
+                f"{config.annotations} lists no category, and detections are scored by category: "
+                f"leave out detector.results={config.detector.results}, or name the categories"
+            )
         detections = read_detections(config.detector.results, annotated)
     return EvaluationSet(
         config.kind,

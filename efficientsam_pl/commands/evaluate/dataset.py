@@ -12,8 +12,10 @@ from efficientsam_pl.data.coco.instances import InstanceSet, read_instances
 from efficientsam_pl.data.datasets.image_sources import (
     AnnotatedImages,
     ImageFiles,
+    ImageFingerprint,
     PackedImages,
-    images_sha256,
+    annotations_sha256,
+    sha256_of_all,
     shards_sha256,
 )
 from efficientsam_pl.data.shards import ShardSet, open_shards
@@ -24,12 +26,14 @@ from efficientsam_pl.structures import CorruptSample, InstanceImage
 class EvaluationSet:
     """Images in a fixed order, which ranks share by place.
 
-    `numbers` identify them. `annotated` is the set of COCO and LVIS, else `shards` is.
+    `numbers` identify them; `listed` counts also those that are missing. `annotated` is the set of
+    COCO and LVIS, else `shards` is.
     """
 
     kind: str
     photos: AnnotatedImages
     numbers: tuple[int, ...]
+    listed: int
     annotated: InstanceSet | None = None
     shards: ShardSet | None = None
     detections: Detections | None = None
@@ -45,7 +49,19 @@ class EvaluationSet:
         if isinstance(self.photos, PackedImages):
             return self.photos.annotations(number)
         assert self.annotated is not None, "a set is packed or annotated"
-        return self.annotated.images[self.places[number]]
+        return self.annotated.images[self.place(number)]
+
+    def place(self, number: int) -> int:
+        """Return the index at which an image is read."""
+        return number if self.annotated is None else self.places[number]
+
+    def is_there(self, number: int) -> bool:
+        """Return whether the image is at hand; shards list lost images, too."""
+        return self.annotated is None or number in self.places
+
+    def fingerprint(self, number: int) -> ImageFingerprint:
+        """Read and hash the stored bytes of an image."""
+        return self.photos.fingerprint(self.place(number))
 
     def boxes(self, number: int) -> tuple[Detection, ...]:
         """Return the detector's boxes in an image."""
@@ -56,8 +72,11 @@ class EvaluationSet:
         return [(sample.kind, name_of(sample), sample.detail) for sample in self.photos.corrupt]
 
     def identity(self) -> dict[str, Any]:
-        """Hash the files: an evaluation can be continued with the same ones only."""
-        hashes: dict[str, Any] = {"kind": self.kind, "photos": len(self.numbers)}
+        """Hash the files: an evaluation can be continued with the same ones only.
+
+        An image that was missing may appear; the others are compared with their records.
+        """
+        hashes: dict[str, Any] = {"kind": self.kind, "photos": self.listed}
         if self.annotated is not None:
             hashes["annotations_sha256"] = self.annotated.sha256
         if self.shards is not None:
@@ -70,7 +89,19 @@ class EvaluationSet:
         """Hash the annotations in any order."""
         if self.shards is not None:
             return shards_sha256(self.shards)
-        return images_sha256(map(self.about, self.numbers))
+        return annotations_sha256(map(self.about, self.numbers))
+
+    def images_sha256(self, hashes: Mapping[int, str]) -> str:
+        """Hash the scored images by their names in the set, in any order.
+
+        Args:
+            hashes: Hashes of their bytes by number.
+        """
+        return sha256_of_all(f"{self._name(number)} {value}" for number, value in hashes.items())
+
+    def _name(self, number: int) -> str:
+        """Name an image alike wherever the shards lie and in whichever order."""
+        return str(number) if self.shards is None else self.shards.sample(number).key
 
 
 def name_of(sample: CorruptSample) -> str:
@@ -88,7 +119,7 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
         shards = open_shards(config.shards)
         packed = PackedImages(shards)
         numbers = tuple(packed.numbers[: config.photos])
-        return EvaluationSet("shards", packed, numbers, shards=shards)
+        return EvaluationSet("shards", packed, numbers, len(numbers), shards=shards)
     assert config.annotations is not None, "it is among the config's needs"
     assert config.images is not None, "it is among the config's needs"
     annotated = read_instances(config.annotations, config.images, config.kind)
@@ -98,8 +129,9 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
         detections = read_detections(config.detector.results, annotated)
     return EvaluationSet(
         config.kind,
-        ImageFiles(annotated.images, ids, annotated.corrupt),
+        ImageFiles(annotated.images, ids, annotated.images.paths, annotated.corrupt),
         ids[: config.photos],
+        len(annotated.listed) if config.photos is None else min(config.photos, len(annotated.listed)),
         annotated=annotated,
         detections=detections,
         places={number: place for place, number in enumerate(ids)},

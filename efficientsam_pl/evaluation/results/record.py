@@ -12,8 +12,9 @@ from typing import Any
 
 from efficientsam_pl.rle import Rle
 
-# format of the lines: 1 lacked `filled_box_grid` and `reachable`; 2 drew other clicks on shards
-VERSION = 3
+# format of the lines: 1 lacked `filled_box_grid` and `reachable`; 2 drew other clicks on shards;
+# 3 lacked `sha256`
+VERSION = 4
 
 
 class RecordError(ValueError):
@@ -58,6 +59,7 @@ class ImageRecord:
         crowds: Number of annotations of many objects, which are not scored.
         empty: Number of annotations without a pixel, which are not scored.
         damage: The fault of a corrupt image, (kind, its name, detail), which has no results.
+        sha256: Hash of the scored image's stored bytes; "" where it is unknown.
     """
 
     photo: int
@@ -71,6 +73,7 @@ class ImageRecord:
     crowds: int = 0
     empty: int = 0
     damage: tuple[str, str, str] | None = None
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         counts = {len(self.areas), len(self.filled_box)}
@@ -100,6 +103,7 @@ class ImageRecord:
             "crowds": self.crowds,
             "empty": self.empty,
             "damage": self.damage,
+            "sha256": self.sha256,
         }
         return json.dumps(payload, separators=(",", ":"), allow_nan=False) + "\n"
 
@@ -132,6 +136,7 @@ def from_line(line: str) -> ImageRecord:
             crowds=int(payload["crowds"]),
             empty=int(payload["empty"]),
             damage=_damage(payload["damage"]),
+            sha256=str(payload["sha256"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RecordError(f"no record of a photo ({error!r})") from error

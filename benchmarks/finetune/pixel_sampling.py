@@ -67,7 +67,8 @@ def rows(options: Options) -> list[Row]:
 def truth(limit: int) -> Bool[Tensor, "1 q h w"]:
     """Load masks at the loss resolution, in the released model's square."""
     folder = Path(os.environ["EFFICIENTSAM_SHARED"]) / "data/coco/COCO-MINI"
-    entries = read_coco(str(folder / "annotations/instances_val2017.json"), str(folder / "val2017"))
+    file = folder / "annotations/instances_val2017.json"
+    entries = read_coco(str(file), str(folder / "val2017")).entries
     masks: list[Tensor] = []
     for photo in coco_images(entries, []):
         runs = run_lengths([a.rle for a in photo.annotations if not a.crowd and a.area > 0])

@@ -100,7 +100,7 @@ def packed_mini(folder: Path, long_side: int, images_learned: int | None = None)
     `images_learned`: maximum number of training images; None: all.
     """
     annotations, images = (str(data_folder() / part) for part in MINI)
-    photos = list(coco_images(read_coco(annotations, images), []))
+    photos = list(coco_images(read_coco(annotations, images).entries, []))
     masked = [annotated for annotated in photos if any(not a.crowd for a in annotated.annotations)]
     sides: dict[str, Sequence[MaskedImage]] = dict(
         zip(("train", "heldout"), split_heldout([p.key for p in masked], masked, 0.2), strict=True)

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from efficientsam_pl.data.coco.annotations import Crowds
 from efficientsam_pl.data.packing.coco import Coco
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.report import pack_source
@@ -45,9 +46,13 @@ def slurm_share() -> ArrayShare:
     return ArrayShare(index, count)
 
 
-def run_coco(annotations: str, images: str, options: PackOptions) -> PackSummary:
+def run_coco(
+    annotations: str, images: str, options: PackOptions, crowds: Crowds = "ignore"
+) -> PackSummary:
     """Pack a COCO-format set."""
-    source = Coco(annotations, images, options.long_side, options.samples_per_shard)
+    source = Coco(annotations, images, options.long_side, options.samples_per_shard, crowds)
+    for line in source.findings():
+        print(line)
     return pack_source(source, options.out, options.share, options.workers)
 
 

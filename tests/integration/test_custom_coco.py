@@ -41,7 +41,7 @@ class Set:
 
     def add(self, name: str, *annotations: Annotation, hw: tuple[int, int] = (30, 40)) -> None:
         """An image with its annotations, which lack no more than their image_id."""
-        draw = np.random.default_rng(len(self.images))
+        draw = np.random.default_rng([len(self.images), *self.folder.name.encode()])
         pixels = draw.integers(0, 256, (*hw, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(self.folder / name)
         number = 100 + len(self.images)
@@ -250,8 +250,11 @@ def test_what_cannot_be_used_is_left_out_and_reported(
     for name in ("bare", "missing", "torn", "empty", "line", "crowd", "box_only", "resized"):
         assert re.search(rf"^skipped .*\b{name}\.(png|jpg): ", said, re.MULTILINE), name
     assert "missing.png: no such file" in said
-    assert "skipped partly annotation 7: a polygon of fewer than three corners" in said
-    assert "skipped annotation 8: no image has the id 999" in said
+    reason = "a polygon of fewer than three corners, in partly.png"
+    assert f"skipped annotation 7: annotation that cannot be used: {reason}" in said
+    assert "skipped annotation 8: annotation with an unknown image_id: image_id=999" in said
+    assert "annotation without a mask: 4, such as annotation at place 14 (an empty segm" in said
+    assert "missing photo: 1, such as image 107" in said
     summary = json.loads((tmp_path / "run" / "shards" / "pack-summary.json").read_text())
     assert summary["samples"] == 7
     assert summary["masks"] == 13
@@ -271,6 +274,22 @@ def one_image(coco_set: Set) -> None:
     coco_set.add("b.png")
 
 
+def boxes_only(coco_set: Set) -> None:
+    coco_set.add("a.png", {"bbox": [1, 1, 5, 5]})
+    coco_set.add("b.png", {"bbox": [1, 1, 5, 5], "segmentation": []})
+
+
+def only_crowds(coco_set: Set) -> None:
+    for name in ("a.png", "b.png"):
+        coco_set.add(name, mask(iscrowd=1))
+
+
+def one_file(coco_set: Set) -> None:
+    for name in ("a.png", "b.png"):
+        coco_set.add(name, mask())
+    (coco_set.folder / "b.png").unlink()
+
+
 def no_files(coco_set: Set) -> None:
     for name in ("a.png", "b.png"):
         coco_set.add(name, mask())
@@ -285,17 +304,23 @@ def no_usable_masks(coco_set: Set) -> None:
 def torn(coco_set: Set) -> None:
     for name in ("a.png", "b.png"):
         coco_set.add(name, mask())
-        (coco_set.folder / name).write_bytes(b"no photo")
+        (coco_set.folder / name).write_bytes(f"no image {name}".encode())
 
 
 @pytest.mark.parametrize(
     ("fill", "message"),
     [
-        (nothing, "0 images with masks; at least two are needed"),
-        (no_masks, "0 images with masks; at least two are needed"),
+        (nothing, "lists no image: its images are empty"),
+        (no_masks, "0 images with masks; at least two are needed.*a.png: it has no mask: no annot"),
+        (boxes_only, "(2 images, such as .*a.png: it has no mask: its annotations have boxes at"),
+        (
+            only_crowds,
+            "(2 images, such as .*a.png: .* crowds, which data.coco.crowds=objects takes",
+        ),
         (one_image, "1 image with masks; at least two are needed"),
         (no_files, "0 of 2 images of .*set.json are in data.coco.images="),
-        (no_usable_masks, "0 images with masks; at least two are needed"),
+        (one_file, "1 image with masks; at least two are needed.*b.png: no such file"),
+        (no_usable_masks, "0 images with masks; at least two are needed.*no mask that can be used"),
         (torn, "nothing could be packed (.*[ab].png: bad photo"),
     ],
 )
@@ -312,12 +337,83 @@ def test_a_set_without_images_to_learn_from_is_reported_in_a_line(
         packed_coco(coco_set.config(), tmp_path / "another")
 
 
+def test_crowds_are_trained_on_where_the_config_takes_them_as_objects(tmp_path: Path) -> None:
+    coco_set = Set(tmp_path / "set")
+    only_crowds(coco_set)
+    packed = packed_coco(coco_set.config(crowds="objects"), tmp_path / "run")
+    masks = [
+        len(image.truth)
+        for pattern in (packed.train, str(packed.heldout))
+        for image in annotated_images(open_shards(pattern))
+        if isinstance(image, AnnotatedImage)
+    ]
+    assert masks == [1, 1]
+    with pytest.raises(UserError, match="crowds was objects, now"):
+        packed_coco(coco_set.config(), tmp_path / "run")
+
+
 def test_a_side_that_lost_its_images_is_reported(tmp_path: Path) -> None:
     coco_set = filled(tmp_path / "set", 3)
     _, heldout = keys(packed_coco(coco_set.config(), tmp_path / "run"))
     next(coco_set.folder.glob(f"{heldout.pop()}.*")).write_bytes(b"no photo")
     with pytest.raises(UserError, match="none of the heldout images could be used"):
         packed_coco(coco_set.config(), tmp_path / "another")
+
+
+COPIES: dict[str, Callable[[Path, Path], object]] = {
+    "bytes": lambda image, copy: copy.write_bytes(image.read_bytes()),
+    "symbolic link": lambda image, copy: copy.symlink_to(image),
+    "hard link": lambda image, copy: copy.hardlink_to(image),
+}
+
+
+@pytest.mark.parametrize("road", COPIES)
+def test_copies_of_an_image_stay_on_one_side(
+    tmp_path: Path, road: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_set = filled(tmp_path / "set")
+    for i in range(10):
+        image = next((tmp_path / "set").glob(f"p{i}.*"))
+        coco_set.add(f"q{i}{image.suffix}", mask())
+        (tmp_path / "set" / f"q{i}{image.suffix}").unlink()
+        COPIES[road](image, tmp_path / "set" / f"q{i}{image.suffix}")
+    train, heldout = keys(packed_coco(coco_set.config(), tmp_path / "run"))
+    assert len(heldout) == 4
+    for side in (train, heldout):
+        assert {key[1:] for key in side if key[0] == "p"} == {
+            key[1:] for key in side if key[0] == "q"
+        }
+    assert (
+        "10 images are copies of others: they stay on one side of the split"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("road", COPIES)
+def test_copies_of_held_out_images_are_not_trained_on(
+    tmp_path: Path, road: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_set, other = filled(tmp_path / "set", 4), filled(tmp_path / "val", 3)
+    (tmp_path / "val" / "p1.jpg").unlink()
+    COPIES[road](tmp_path / "set" / "p3.jpg", tmp_path / "val" / "p1.jpg")
+    other.config("val.json")
+    config = coco_set.config(
+        heldout_annotations=str(tmp_path / "val" / "val.json"), heldout_images=str(other.folder)
+    )
+    packed = packed_coco(config, tmp_path / "run")
+    assert packed.heldout is not None
+    train = {image.key for image in annotated_images(open_shards(packed.train))}
+    assert train == {"p0", "p1", "p2"}
+    copy = tmp_path / "val" / "p1.jpg"
+    assert f"skipped {tmp_path}/set/p3.jpg: held out as {copy}" in capsys.readouterr().out
+
+
+def test_a_set_of_copies_of_one_image_is_refused(tmp_path: Path) -> None:
+    coco_set = filled(tmp_path / "set", 1)
+    coco_set.add("copy.png", mask())
+    COPIES["bytes"](tmp_path / "set" / "p0.png", tmp_path / "set" / "copy.png")
+    with pytest.raises(UserError, match="its 2 images with masks are copies of one"):
+        packed_coco(coco_set.config(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("missing", ["annotations", "images", "heldout_annotations"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
-from efficientsam_pl.data.coco.annotation_file import Category
+from efficientsam_pl.data.coco.categories import Category
 from efficientsam_pl.data.coco.detections import Detection, Detections, read_detections
 from efficientsam_pl.data.coco.instances import InstanceSet, read_instances
 from efficientsam_pl.data.datasets.image_sources import (

@@ -1,5 +1,6 @@
 """Data sources of the quickstart: generated scenes, a folder of images, a COCO-format set."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +17,14 @@ from efficientsam_pl.commands.quickstart.scenes import (
     scene_images,
 )
 from efficientsam_pl.data.images.decode import decode_image
-from efficientsam_pl.data.packing.coco import check_images, coco_images, read_coco
+from efficientsam_pl.data.packing.coco import coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side
-from efficientsam_pl.data.packing.split import split_heldout
+from efficientsam_pl.data.packing.split import (
+    copies_in,
+    copies_message,
+    group_equals,
+    split_heldout,
+)
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
@@ -118,10 +124,12 @@ def coco_set(annotations: Path, images: Path, config: QuickstartConfig) -> Sourc
     Raises:
         UserError: Not a file in COCO's format, or fewer than two images with masks.
     """
-    skipped: list[str] = []
-    entries = read_coco(str(annotations), str(images))
-    check_images(entries, str(annotations), "--coco", str(images))
-    limited = (limit_side(image, config.photo_side) for image in coco_images(entries, skipped))
+    loaded = read_coco(str(annotations), str(images), "--coco")
+    for line in loaded.findings():
+        print(line)
+    skipped = [f"{entry.what}: {entry.why}" for entry in loaded.skipped()]
+    read = coco_images(loaded.entries, skipped)
+    limited = (limit_side(image, config.photo_side) for image in read)
     large = map(partial(_without_small_masks, config), limited)
     masked = [image for image in large if any(not a.crowd for a in image.annotations)]
     return _split(
@@ -177,8 +185,19 @@ def _split(
     if len(images) < 2:
         count = counted(len(images), "image")
         raise UserError(f"{source}: {count} with masks, at least two are needed")
+    groups = group_equals([_digest(image) for image in images])
+    if len(groups) < 2:
+        raise UserError(f"{source}: its {len(images)} images are copies of one, two are needed")
+    if copies := copies_in(groups):
+        print(copies_message(copies))
     keys = [image.key for image in images]
-    train, heldout = split_heldout(keys, images, config.heldout_fraction)
+    train, heldout = split_heldout(keys, images, config.heldout_fraction, groups)
     splits: dict[str, Iterable[MaskedImage]] = {"train": train, "heldout": heldout}
     counts = {"train": len(train), "heldout": len(heldout)}
     return Source(splits, counts, "photo", origin, caution, skipped)
+
+
+def _digest(image: MaskedImage) -> bytes:
+    """Hash the pixels: equal for copies of an image."""
+    shape = str(image.image.shape).encode()
+    return hashlib.sha256(shape + np.ascontiguousarray(image.image).tobytes()).digest()

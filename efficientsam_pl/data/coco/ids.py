@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-_INT64 = range(-(2**63), 2**63)
+_INT64 = range(-(2**63) + 1, 2**63)  # without the least, which stands for no id
 _WHOLE = re.compile(r"[+-]?[0-9]{1,400}(\.0*)?")  # "1.0" is what a table with gaps writes
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 from efficientsam_pl.data.coco.annotation_file import (
-    AnnotationFile,
-    Category,
-    Kind,
     UnrasterizedImage,
+    annotation_bytes,
+    parse_annotation_file,
 )
-from efficientsam_pl.data.packing.coco import annotation_file
+from efficientsam_pl.data.coco.annotations import Crowds
+from efficientsam_pl.data.coco.categories import Category, Kind
 from efficientsam_pl.structures import CorruptSample, InstanceImage
 
 
@@ -67,9 +67,11 @@ class InstanceSet:
     """An annotated set whose image files exist.
 
     `corrupt` names the entries that cannot be used: missing image files, annotations without an
-    image, of an unknown category, or whose mask cannot be rasterized. Crowds and instances without
-    a pixel are not corrupt: metrics leave them out. `listed` has the ids of all images in the
-    file, including missing ones.
+    image, of an unknown category, or whose mask cannot be rasterized. `notices` names repairs that
+    lost nothing. Crowds and instances without a pixel are neither: metrics leave them out.
+    `image_numbers` and `category_numbers` have the numbers of all listed images, missing ones
+    included, and of the categories, by canonical id (see `ids.canonical_id`). Without
+    `has_categories` the file lists none, and all instances are of one category.
     """
 
     annotations: str
@@ -77,8 +79,16 @@ class InstanceSet:
     kind: Kind
     images: ImageTable
     categories: tuple[Category, ...]
-    listed: frozenset[int]
+    image_numbers: Mapping[int | str, int]
+    category_numbers: Mapping[int | str, int]
     corrupt: tuple[CorruptSample, ...] = ()
+    notices: tuple[CorruptSample, ...] = ()
+    has_categories: bool = True
+
+    @property
+    def listed(self) -> frozenset[int]:
+        """Numbers of all listed images, missing ones included."""
+        return frozenset(self.image_numbers.values())
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -86,7 +96,9 @@ class InstanceSet:
         return dict(sorted(Counter(sample.kind for sample in self.corrupt).items()))
 
 
-def read_instances(annotations: str, images: str, kind: Kind) -> InstanceSet:
+def read_instances(
+    annotations: str, images: str, kind: Kind, crowds: Crowds = "ignore"
+) -> InstanceSet:
     """Read the images that an annotation file lists, with their instances.
 
     Args:
@@ -95,20 +107,24 @@ def read_instances(annotations: str, images: str, kind: Kind) -> InstanceSet:
             `coco_url`, in train2017/ and val2017/ or in one folder, else by their `file_name`.
         kind: The file's format. Read as COCO's, an LVIS file would make false positives of all
             objects that were not annotated.
+        crowds: Whether annotations with `iscrowd` are crowds or objects as any other.
 
     Raises:
         UserError: A missing file or folder, a file that is no such annotation file (its name and
-            the key that it lacks), or no image file at all.
+            the key that it lacks), no image file at all, or an id that stands for two images.
     """
-    content = annotation_file(annotations, images)
-    file = AnnotationFile.parsed(content, annotations, kind)
-    table = ImageTable(file.unrasterized(file.paths(images)))
+    content = annotation_bytes(annotations, images)
+    file = parse_annotation_file(content, annotations, images, kind, crowds=crowds)
+    file.check_any_exists(images)
     return InstanceSet(
         annotations,
         hashlib.sha256(content).hexdigest(),
         kind,
-        table,
+        ImageTable(file.unrasterized()),
         file.categories,
-        frozenset(file.images),
+        file.image_numbers,
+        file.category_numbers,
         tuple(file.corrupt),
+        tuple(file.notices),
+        file.has_categories,
     )

@@ -1,166 +1,105 @@
 """Pack COCO-format sets as masked images: polygons, run-lengths and crowds."""
 
 import hashlib
-import json
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
+from efficientsam_pl.data.coco.annotation_file import (
+    FileImage,
+    annotation_bytes,
+    parse_annotation_file,
+)
+from efficientsam_pl.data.coco.annotations import Crowds, UnrasterizedInstance
+from efficientsam_pl.data.coco.findings import MISSING_IMAGE, count_lines
+from efficientsam_pl.data.coco.segmentation import BROKEN, reason_of
 from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, packed_sample
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
-from efficientsam_pl.data.packing.writer import PackedSample, Skipped
+from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
-from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco, run_lengths
-from efficientsam_pl.storage.files import exists, is_local, read_file
+from efficientsam_pl.storage.files import read_file
+from efficientsam_pl.structures import CorruptSample
 
 JPEG_START = b"\xff\xd8"
-_KINDS = (
-    (list, "list"),
-    (str, "text"),
-    (bool, "boolean"),
-    (int | float, "number"),
-    (object, "null"),
-)
-
-
-class CocoError(UserError):
-    """An annotation file that cannot be used; one line for the user."""
 
 
 @dataclass(frozen=True)
 class CocoEntry:
-    """An image of the set: its path and its annotations, still in COCO's format."""
+    """An image of the set with the annotations that can be used, not rasterized yet.
+
+    `lost` are the kinds of its annotations that cannot be used.
+    """
 
     key: str
     path: str
-    annotations: tuple[dict[str, Any], ...]
+    annotations: tuple[UnrasterizedInstance, ...]
     stated_hw: tuple[int, int] | None = None
+    exists: bool = True
+    lost: frozenset[str] = frozenset()
 
 
-def read_coco(annotations: str, images: str) -> list[CocoEntry]:
-    """Read the images of a set in the file's order.
+@dataclass(frozen=True)
+class CocoSet:
+    """The images of an annotation file in its order, and what was noticed about the file."""
 
-    Raises:
-        CocoError: A missing file or folder, or a file without COCO's keys.
-    """
-    return entries_of(annotation_file(annotations, images), annotations, images)[0]
+    entries: tuple[CocoEntry, ...]
+    corrupt: tuple[CorruptSample, ...] = ()
+    notices: tuple[CorruptSample, ...] = ()
 
+    def skipped(self) -> list[Skipped]:
+        """List the entries that cannot be used; missing images are noticed when they are read."""
+        return [
+            Skipped(sample.key, f"{sample.kind}: {sample.detail}")
+            for sample in sorted(self.corrupt, key=lambda sample: sample.key)
+            if sample.kind != MISSING_IMAGE
+        ]
 
-def annotation_file(annotations: str, images: str) -> bytes:
-    """Read the bytes of a set's annotation file.
-
-    Raises:
-        CocoError: A missing file or folder.
-    """
-    for path in (annotations, images):
-        if not exists(path):
-            raise CocoError(f"no such file or folder: {path}")
-    return read_file(annotations)
-
-
-def entries_of(
-    content: bytes, annotations: str, images: str
-) -> tuple[list[CocoEntry], list[Skipped]]:
-    """Parse the images, and the annotations of images that the file does not list.
-
-    Raises:
-        CocoError: The content lacks COCO's keys.
-    """
-    loaded = record_lists(content, annotations, ("images", "annotations"))
-    by_image = defaultdict(list)
-    for place, annotation in enumerate(loaded["annotations"]):
-        by_image[_id(annotation, "image_id", f"annotation {place}", annotations)].append(annotation)
-    entries: dict[str, CocoEntry] = {}
-    listed = set()
-    for place, image in enumerate(loaded["images"]):
-        what = f"image {place}"
-        number, name = _id(image, "id", what, annotations), image.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise _no_coco(annotations, f"{what} has file_name={name!r}, no name")
-        key = Path(name).stem.replace(".", "_")
-        while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
-            key = f"{key}_{number}"
-        stated = _stated(image, what, annotations)
-        annotations_of_image = tuple(by_image.get(number, ()))
-        entries[key] = CocoEntry(key, f"{images.rstrip('/')}/{name}", annotations_of_image, stated)
-        listed.add(number)
-    strangers = by_image.keys() - listed
-    if by_image and strangers == by_image.keys():
-        known, other = next(iter(listed), "none"), next(iter(by_image))
-        raise _no_coco(
-            annotations,
-            f"no annotation belongs to an image: image_id is such as {other!r}, an image's id such "
-            f"as {known!r}",
-        )
-    return list(entries.values()), [
-        Skipped(f"annotation {annotation.get('id')}", f"no image has the id {image_id}")
-        for image_id in strangers
-        for annotation in by_image[image_id]
-    ]
+    def findings(self) -> list[str]:
+        """Count what was noticed by kind, one line each with an example."""
+        return count_lines([*self.corrupt, *self.notices])
 
 
-def record_lists(content: bytes, path: str, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Read the lists of records that an annotation file holds under these keys.
-
-    Raises:
-        CocoError: It is no JSON, or lacks one of the keys.
-    """
-    try:
-        loaded = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise _no_coco(path, f"it is no JSON ({error})") from error
-    if not isinstance(loaded, dict):
-        kind = next(name for types, name in _KINDS if isinstance(loaded, types))
-        raise _no_coco(path, f"it holds a {kind}, not a record of lists")
-    for key in keys:
-        if key not in loaded:
-            raise _no_coco(path, f"it has no {key!r}")
-        records = loaded[key]
-        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise _no_coco(path, f"its {key!r} is no list of records")
-    return {key: loaded[key] for key in keys}
+def read_coco(
+    annotations: str, images: str, option: str = "--images", crowds: Crowds = "ignore"
+) -> CocoSet:
+    """Read the images of a set, see `parse_coco`."""
+    return parse_coco(annotation_bytes(annotations, images), annotations, images, option, crowds)
 
 
-def check_images(entries: Sequence[CocoEntry], annotations: str, key: str, images: str) -> None:
-    """Raise a CocoError where images are listed and none of their files exists.
+def parse_coco(
+    content: bytes, annotations: str, images: str, option: str, crowds: Crowds
+) -> CocoSet:
+    """Parse an annotation file for packing.
 
     Args:
-        entries: The listed images.
-        annotations: The file that lists them.
-        key: The user's option or key for the folder.
-        images: The folder. Not checked in a store, which would need a request for each image.
+        content: The file's bytes.
+        annotations: The file, for messages.
+        images: The folder of the images.
+        option: The user's option or key for the folder, for messages.
+        crowds: Whether annotations with `iscrowd` are crowds or objects as any other.
+
+    Raises:
+        CocoError: The file cannot be used, or none of its images exists.
     """
-    if entries and is_local(images) and not any(exists(entry.path) for entry in entries):
-        raise CocoError(
-            f"0 of {len(entries)} images of {annotations} are in {key}={images}, such as "
-            f"{entries[0].path}"
+    file = parse_annotation_file(content, annotations, images, crowds=crowds, purpose="pack")
+    file.check_any_exists(f"{option}={images}")
+    return CocoSet(_entries(file.images), tuple(file.corrupt), tuple(file.notices))
+
+
+def _entries(images: Sequence[FileImage]) -> tuple[CocoEntry, ...]:
+    """Give the images keys, from their names and, where those are equal, from their ids."""
+    entries: dict[str, CocoEntry] = {}
+    for image in images:
+        key = PurePosixPath(image.name.replace("\\", "/")).stem.replace(".", "_")
+        while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
+            key = f"{key}_{image.number}"
+        entries[key] = CocoEntry(
+            key, image.path, image.instances, image.stated_hw, image.exists, image.lost
         )
-
-
-def _no_coco(path: str, what: str) -> CocoError:
-    return CocoError(f"{path} is no COCO annotation file: {what}")
-
-
-def _id(record: dict[str, Any], key: str, what: str, path: str) -> int | str:
-    """Read an id; COCO's are whole numbers, but some programs write text."""
-    value = record.get(key)
-    if not isinstance(value, int | str):
-        raise _no_coco(path, f"{what} has {key}={value!r}, no whole number")
-    return value
-
-
-def _stated(image: dict[str, Any], what: str, path: str) -> tuple[int, int] | None:
-    if image.get("height") is None or image.get("width") is None:
-        return None
-    try:
-        return int(image["height"]), int(image["width"])
-    except (TypeError, ValueError, OverflowError) as error:
-        size = f"height={image['height']!r} and width={image['width']!r}"
-        raise _no_coco(path, f"{what} has {size}, no whole numbers") from error
+    return tuple(entries.values())
 
 
 def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipped]]:
@@ -177,17 +116,14 @@ def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipp
     masks: list[Annotation] = []
     skipped = []
     for annotation in entry.annotations:
-        what = f"{entry.key} annotation {annotation.get('id')}"
-        if "segmentation" not in annotation:
-            skipped.append(Skipped(what, "it has no segmentation"))
-            continue
         try:
-            rle = from_coco(annotation["segmentation"], height, width)
+            rle = from_coco(annotation.segmentation, height, width)
             run_lengths([rle])
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            skipped.append(Skipped(what, str(error)))
+        except BROKEN as error:  # of an image without a stated size, whose masks are unchecked
+            what = f"{entry.key} annotation {annotation.id}"
+            skipped.append(Skipped(what, reason_of(error)))
             continue
-        masks.append(annotation_of(rle, bool(annotation.get("iscrowd", 0))))
+        masks.append(annotation_of(rle, annotation.crowd))
     return MaskedImage(entry.key, image, tuple(masks)), skipped
 
 
@@ -215,6 +151,30 @@ def coco_images(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[Ma
             yield result[1]
 
 
+@dataclass
+class MaskCounts:
+    """Masks among those of a shard that are no objects to learn."""
+
+    crowds: int = 0
+    empty_masks: int = 0
+
+    def add(self, annotations: Iterable[Annotation]) -> None:
+        """Count an image's."""
+        for annotation in annotations:
+            self.crowds += annotation.crowd
+            self.empty_masks += not annotation.crowd and annotation.area == 0
+
+    def notes(self) -> Iterator[IndexNote]:
+        """Yield the note for the shard's index, if there is anything to note."""
+        if self.crowds or self.empty_masks:
+            yield IndexNote({"crowds": self.crowds, "empty_masks": self.empty_masks})
+
+
+def crowds_setting(crowds: Crowds) -> dict[str, str]:
+    """Return the entry of a pack note: none for the default, so that older notes compare equal."""
+    return {} if crowds == "ignore" else {"crowds": crowds}
+
+
 @dataclass(frozen=True)
 class CocoUnit:
     """The images of one shard."""
@@ -222,50 +182,59 @@ class CocoUnit:
     name: str
     entries: tuple[CocoEntry, ...]
     long_side: int | None
-    orphans: tuple[Skipped, ...] = ()  # annotations without an image, reported with the first shard
+    skipped: tuple[Skipped, ...] = ()  # entries of the file, reported with the first shard
 
     @property
     def weight(self) -> int:
         """Number of images."""
         return len(self.entries)
 
-    def samples(self) -> Iterator[PackedSample | Skipped]:
+    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote]:
         """See Unit."""
-        yield from self.orphans
+        yield from self.skipped
+        counts = MaskCounts()
         for result in masked_images(self.entries):
             if isinstance(result, Skipped):
                 yield result
                 continue
             _, image, data = result
+            counts.add(image.annotations)
             small = image if self.long_side is None else limit_side(image, self.long_side)
             kept = small is image and data.startswith(JPEG_START)
             yield packed_sample(small, data if kept else None)
+        yield from counts.notes()
 
 
 class Coco:
     """A COCO-format set in shards `coco-000000.tar`, ...; JPEGs are kept where nothing shrinks."""
 
     def __init__(
-        self, annotations: str, images: str, long_side: int | None, samples_per_shard: int
+        self,
+        annotations: str,
+        images: str,
+        long_side: int | None,
+        samples_per_shard: int,
+        crowds: Crowds = "ignore",
     ) -> None:
-        content = annotation_file(annotations, images)
-        self._entries, orphans = entries_of(content, annotations, images)
-        self._orphans = tuple(sorted(orphans, key=lambda skipped: skipped.what))
+        content = annotation_bytes(annotations, images)
+        self._set = parse_coco(content, annotations, images, "--images", crowds)
         self._digest = hashlib.sha256(content).hexdigest()[:16]
-        self._long_side, self._limit = long_side, samples_per_shard
-        if not self._entries:
-            raise CocoError(f"{annotations} lists no image")
-        check_images(self._entries, annotations, "--images", images)
+        self._long_side, self._limit, self._crowds = long_side, samples_per_shard, crowds
+
+    def findings(self) -> list[str]:
+        """Count what was noticed about the file by kind, one line each with an example."""
+        return self._set.findings()
 
     def described(self) -> dict[str, Any]:
         """See Source."""
         return {
             "kind": "coco",
             "annotations": self._digest,
-            "photos": len(self._entries),
+            "photos": len(self._set.entries),
             "long_side": self._long_side,
             "jpeg_quality": JPEG_QUALITY,
             "samples_per_shard": self._limit,
+            **crowds_setting(self._crowds),
         }
 
     def weight(self, share: ArrayShare) -> int:
@@ -274,6 +243,7 @@ class Coco:
 
     def units(self, share: ArrayShare) -> Iterator[CocoUnit]:
         """See Source."""
-        for number, entries in cut_into_shards(self._entries, self._limit, share):
-            orphans = () if number else self._orphans
-            yield CocoUnit(f"coco-{number:06d}", entries, self._long_side, orphans)
+        skipped = tuple(self._set.skipped())
+        for number, entries in cut_into_shards(self._set.entries, self._limit, share):
+            first = () if number else skipped
+            yield CocoUnit(f"coco-{number:06d}", entries, self._long_side, first)

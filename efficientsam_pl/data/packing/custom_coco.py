@@ -1,27 +1,31 @@
 """Pack a custom COCO-format set into training and held-out shards."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from efficientsam_pl.data.coco.annotation_file import annotation_bytes
+from efficientsam_pl.data.coco.records import CocoError
 from efficientsam_pl.data.config import CocoConfig
 from efficientsam_pl.data.packing.coco import (
     JPEG_START,
     CocoEntry,
-    CocoError,
-    annotation_file,
-    check_images,
-    entries_of,
+    CocoSet,
+    MaskCounts,
+    crowds_setting,
     masked_images,
+    parse_coco,
 )
+from efficientsam_pl.data.packing.image_identity import image_identities
 from efficientsam_pl.data.packing.images import packed_sample
+from efficientsam_pl.data.packing.left_out import count_reasons, reason_against
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
-from efficientsam_pl.data.packing.split import split_heldout
-from efficientsam_pl.data.packing.writer import PackedSample, Skipped
+from efficientsam_pl.data.packing.split import Group, copies_in, group_equals, split_heldout
+from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.plural import counted
-from efficientsam_pl.storage.files import exists, full_path, is_local, same_file
+from efficientsam_pl.storage.files import full_path
 
 TRAIN, HELDOUT = "train", "heldout"
 _SAMPLES_PER_SHARD = 200  # few, so that a set of a few hundred images is packed by all workers
@@ -32,6 +36,7 @@ class _Sides:
     train: tuple[CocoEntry, ...]
     heldout: tuple[CocoEntry, ...]
     skipped: tuple[Skipped, ...]
+    copies: int = 0  # images that are kept on the side of an equal one
 
 
 @dataclass(frozen=True)
@@ -47,25 +52,29 @@ class MaskedUnit:
         """Number of images."""
         return len(self.entries)
 
-    def samples(self) -> Iterator[PackedSample | Skipped]:
+    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote]:
         """See Unit."""
         yield from self.skipped
+        counts = MaskCounts()
         for result in masked_images(self.entries):
             if isinstance(result, Skipped):
                 yield result
                 continue
             entry, image, data = result
             if any(not a.crowd and a.area > 0 for a in image.annotations):
+                counts.add(image.annotations)
                 yield packed_sample(image, data if data.startswith(JPEG_START) else None)
             else:
                 yield Skipped(entry.path, "none of its annotations is a mask that can be used")
+        yield from counts.notes()
 
 
 class CustomCoco:
     """Shards `train-000000.tar`, ... and `heldout-000000.tar`, ... of the images with masks.
 
     Images keep their size, which validation needs. Without a separate file the held-out images
-    are a part of the images, chosen by their keys. An image that both files list is held out.
+    are a part of the images, chosen by their keys; copies of one image stay on one side. An image
+    that both files list, under whatever names, is held out.
     """
 
     def __init__(self, config: CocoConfig) -> None:
@@ -80,8 +89,8 @@ class CustomCoco:
         self._heldout: tuple[str, str] | None = None
         if config.heldout_annotations is not None:
             self._heldout = (config.heldout_annotations, config.heldout_images or config.images)
-        self._fraction = config.heldout_fraction
-        self._content = {named: annotation_file(*named) for named in self._named()}
+        self._fraction, self._crowds = config.heldout_fraction, config.crowds
+        self._content = {named: annotation_bytes(*named) for named in self._named()}
 
     def _named(self) -> list[tuple[str, str]]:
         return [self._train] if self._heldout is None else [self._train, self._heldout]
@@ -94,7 +103,7 @@ class CustomCoco:
             described[f"{side} images"] = full_path(named[1])
         if self._heldout is None:
             described["heldout_fraction"] = self._fraction
-        return described
+        return described | crowds_setting(self._crowds)
 
     def weight(self, share: ArrayShare) -> int:
         """Count the images of the share."""
@@ -112,55 +121,92 @@ class CustomCoco:
                 yield MaskedUnit(f"{side}-{number:06d}", chunk, sides.skipped if first else ())
                 first = False
 
+    @property
+    def copies(self) -> int:
+        """Number of images that are copies of another one, wherever the split must mind them."""
+        return self._sides.copies
+
     @cached_property
     def _sides(self) -> _Sides:
-        masked, skipped = self._masked(self._train, "data.coco.images")
+        masked, skipped = self._masked(self._train)
         if self._heldout is None:
             if len(masked) < 2:
                 raise CocoError(
                     f"{self._train[0]}: {counted(len(masked), 'image')} with masks; at least two "
                     "are needed, one to train on and one to hold out"
+                    f"{self._why_not(self._train)}"
                 )
-            train, heldout = split_heldout([entry.key for entry in masked], masked, self._fraction)
-            return _Sides(tuple(train), tuple(heldout), tuple(skipped))
-        heldout, more = self._masked(self._heldout, "data.coco.heldout_images")
-        heldout_files = {same_file(entry.path) for entry in heldout}
-        train = [entry for entry in masked if same_file(entry.path) not in heldout_files]
-        for (annotations, _), entries in zip(self._named(), (train, heldout), strict=True):
+            groups = _groups_of_equals(masked, self._train[0])
+            keys = [entry.key for entry in masked]
+            train, heldout = split_heldout(keys, masked, self._fraction, groups)
+            return _Sides(tuple(train), tuple(heldout), tuple(skipped), copies_in(groups))
+        heldout, more = self._masked(self._heldout)
+        train, both = _without_heldout(masked, heldout)
+        for (annotations, images), entries in zip(self._named(), (train, heldout), strict=True):
             if not entries:
                 raise CocoError(
                     f"{annotations} has no image with masks"
                     + (" that is not held out" if masked and not train else "")
+                    + self._why_not((annotations, images))
                 )
-        both = [Skipped(e.path, "held out") for e in masked if same_file(e.path) in heldout_files]
         return _Sides(tuple(train), tuple(heldout), (*skipped, *both, *more))
 
-    def _masked(self, named: tuple[str, str], key: str) -> tuple[list[CocoEntry], list[Skipped]]:
-        """Return the images with an annotation that may be a mask, and those left out.
+    def _why_not(self, named: tuple[str, str]) -> str:
+        reasons = count_reasons(self._sets[named].entries)
+        return f" ({reasons})" if reasons else ""
 
-        Raises:
-            CocoError: No image is in the folder, which the user names by `key`.
-        """
-        entries, orphans = entries_of(self._content[named], *named)
-        check_images(entries, named[0], key, named[1])
-        skipped = sorted(orphans, key=lambda orphan: orphan.what)
-        is_near = is_local(named[1])  # a remote store would need a request for each image
-        masked = []
-        for entry in entries:
-            if not any(map(_may_be_mask, entry.annotations)):
-                skipped.append(Skipped(entry.path, "it has no mask"))
-            elif is_near and not exists(entry.path):
-                skipped.append(Skipped(entry.path, "no such file"))
-            else:
+    def findings(self) -> list[str]:
+        """Count what was noticed about the files by kind, one line each with an example."""
+        return [line for coco_set in self._sets.values() for line in coco_set.findings()]
+
+    @cached_property
+    def _sets(self) -> dict[tuple[str, str], CocoSet]:
+        options = ("data.coco.images", "data.coco.heldout_images")
+        return {
+            named: parse_coco(self._content[named], *named, option, self._crowds)
+            for named, option in zip(self._named(), options, strict=False)
+        }
+
+    def _masked(self, named: tuple[str, str]) -> tuple[list[CocoEntry], list[Skipped]]:
+        """Return the images with an object to train on, and what is left out."""
+        coco_set = self._sets[named]
+        masked, skipped = [], coco_set.skipped()
+        for entry in coco_set.entries:
+            reason = reason_against(entry)
+            if reason is None:
                 masked.append(entry)
+            else:
+                skipped.append(Skipped(entry.path, reason))
         return masked, skipped
 
 
-def _may_be_mask(annotation: dict[str, Any]) -> bool:
-    """Return whether it looks like a mask to train on; the full check needs the image."""
-    segmentation = annotation.get("segmentation")
-    if not segmentation or annotation.get("iscrowd", 0):
-        return False
-    return not isinstance(segmentation, list) or all(
-        isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation
-    )
+def _groups_of_equals(entries: Sequence[CocoEntry], annotations: str) -> list[Group]:
+    """Group the indices of entries with equal images.
+
+    Raises:
+        CocoError: All images are equal.
+    """
+    groups = group_equals(image_identities([entry.path for entry in entries]))
+    if len(groups) < 2:
+        raise CocoError(
+            f"{annotations}: its {counted(len(entries), 'image')} with masks are copies of one; at "
+            "least two different ones are needed, one to train on and one to hold out"
+        )
+    return groups
+
+
+def _without_heldout(
+    train: Sequence[CocoEntry], heldout: Sequence[CocoEntry]
+) -> tuple[list[CocoEntry], list[Skipped]]:
+    """Leave out the training images that are held out, under whatever names."""
+    identities = image_identities([entry.path for entry in (*train, *heldout)])
+    heldout_paths = dict(zip(identities[len(train) :], (e.path for e in heldout), strict=True))
+    kept, both = [], []
+    for entry, identity in zip(train, identities, strict=False):
+        if identity not in heldout_paths:
+            kept.append(entry)
+        elif heldout_paths[identity] == entry.path:
+            both.append(Skipped(entry.path, "held out"))
+        else:
+            both.append(Skipped(entry.path, f"held out as {heldout_paths[identity]}"))
+    return kept, both

@@ -13,6 +13,7 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import atomic_write
 
+_MASK_COUNTS = {"crowds": "of crowds", "empty_masks": "empty"}  # see MaskCounts
 _PRINTED = 20  # skipped samples that are printed; all of them are in the summary file
 
 
@@ -32,8 +33,12 @@ def pack_source(source: Source, out: str, share: ArrayShare, workers: int) -> Pa
             workers,
             lambda weight: progress.advance(task, weight),
         )
-    written = report_packing(summary, out, share, "packed")
-    print(f"{counted(summary.samples, 'image')}, {counted(summary.masks, 'mask')}, {written}")
+    others = {key: sum(note.get(key, 0) for note in summary.notes) for key in _MASK_COUNTS}
+    others = {key: count for key, count in others.items() if count}
+    written = report_packing(summary, out, share, "packed", others)
+    among = [f"{count} {_MASK_COUNTS[key]}" for key, count in others.items()]
+    masks = counted(summary.masks, "mask") + (f" ({', '.join(among)})" if among else "")
+    print(f"{counted(summary.samples, 'image')}, {masks}, {written}")
     return summary
 
 

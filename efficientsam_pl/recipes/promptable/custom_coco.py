@@ -10,6 +10,7 @@ from efficientsam_pl.data.config import CocoConfig, DataConfig
 from efficientsam_pl.data.packing.custom_coco import HELDOUT, TRAIN, CustomCoco
 from efficientsam_pl.data.packing.report import pack_source
 from efficientsam_pl.data.packing.runner import ArrayShare, read_pack_note
+from efficientsam_pl.data.packing.split import copies_message
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import exists, list_files
 
@@ -32,6 +33,10 @@ def packed_coco(config: DataConfig, run_dir: Path) -> DataConfig:
     with FileLock(run_dir / ".shards.lock"):
         if not _is_packed(out, source):
             print(f"Packing {config.coco.annotations} into {out}")
+            for line in source.findings():
+                print(line)
+            if source.copies:
+                print(copies_message(source.copies))
             pack_source(source, str(out), ArrayShare(), config.workers)
     patterns = {side: f"{out}/{side}-*.tar" for side in (TRAIN, HELDOUT)}
     for side, pattern in patterns.items():

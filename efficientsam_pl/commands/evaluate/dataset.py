@@ -1,5 +1,6 @@
 """The images of an evaluation and the detections in them."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,12 +127,17 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
     ids = annotated.images.ids
     detections = None
     if config.detector.results is not None:
-        detections = read_detections(config.detector.results, annotated)
+        detections = read_detections(
+            config.detector.results,
+            annotated,
+            config.detector.box_format,
+            config.detector.max_unusable,
+        )
     return EvaluationSet(
         config.kind,
         ImageFiles(annotated.images, ids, annotated.images.paths, annotated.corrupt),
         ids[: config.photos],
-        len(annotated.listed) if config.photos is None else min(config.photos, len(annotated.listed)),
+        min(len(annotated.image_numbers), config.photos or sys.maxsize),
         annotated=annotated,
         detections=detections,
         places={number: place for place, number in enumerate(ids)},

@@ -165,6 +165,7 @@ def _protocols(photos: EvaluationSet, evaluator: ImageEvaluator) -> dict[str, di
         protocols["detector_boxes"] = described("detector_boxes", False) | {
             "mask_rule": evaluator.boxes.rule,
             "second_pass": evaluator.boxes.passes == 2,
+            "box_format": photos.detections.box_format,
             "detector_sha256": photos.detections.sha256,
         }
     return protocols

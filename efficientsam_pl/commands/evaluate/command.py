@@ -30,6 +30,7 @@ from efficientsam_pl.commands.evaluate.table import result_table
 from efficientsam_pl.commands.evaluate.verification import changed_images
 from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.datasets.image_sources import LoadedImage, prefetch
+from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.errors import SavedAndStopped
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
 from efficientsam_pl.evaluation.evaluator import ImageEvaluator
@@ -107,6 +108,9 @@ def evaluate(
     requests, begun = catch_signals(), time.monotonic()
     try:
         photos = open_set(config)
+        if launch().rank == 0:
+            for line in photos.findings():
+                print(line, flush=True)
         evaluator = ImageEvaluator(
             model=model,
             protocols=tuple(map(protocol, config.protocols)),
@@ -162,7 +166,7 @@ def _record(work: _Work, number: int, read: LoadedImage | CorruptSample) -> Imag
     work.read.add(number)
     boxes = work.photos.boxes(number)
     record = work.evaluator.evaluate(number, read.image, read.about, boxes)
-    return replace(record, sha256=read.sha256)
+    return replace(record, sha256=read.sha256, turn=read.turn)
 
 
 def _verify(
@@ -214,6 +218,9 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
         if work.config.plots:
             draw(whole, out)
         work.parts.set_mark(mark)
+    rotated = exif_line(whole.turns)
+    if rotated is not None:
+        print(rotated)
     Console().print(result_table(whole.result))
     print(f"{summary(whole.result)} -> {out}", flush=True)
     return out

@@ -22,7 +22,7 @@ _DECIMAL = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 # Boxes [x0, y0, x1, y1] that are read as [x, y, width, height] reach far out of their images
 # wherever x0 + x1 exceeds the width; real ones do not, and those that do reach out on the left as
 # often. With fewer boxes, chance could make real ones look so.
-_FEWEST_BOXES, _FEWEST_FAR, _FAR_SHARE = 8, 3, 0.2
+_FEWEST_BOXES, _FEWEST_FAR, _FAR_SHARE = 10, 3, 0.1
 _FAR, _OUT, _EXCEPTIONS = 1.25, 0.05, 0.01  # of the image's side; share of the boxes
 
 

@@ -15,7 +15,8 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.data.images.decode import Data, decode_image
+from efficientsam_pl.data.images.orientation import Data
+from efficientsam_pl.data.images.stated import ExifOrientation, ExifTurn, decode_stated
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import decode_annotated, encoded_image, read_record
 from efficientsam_pl.data.sampler import SampleRef
@@ -41,6 +42,7 @@ class LoadedImage:
     image: UInt8[np.ndarray, "h w 3"]
     about: InstanceImage
     sha256: str
+    turn: ExifTurn = None
 
 
 class ImageFingerprint(NamedTuple):
@@ -85,6 +87,7 @@ class ImageFiles:
         numbers: The images' ids.
         paths: The images' files.
         corrupt: Entries of the set that are known to be unreadable.
+        exif_orientation: Frame of the annotations where the stated size does not decide.
     """
 
     def __init__(
@@ -93,9 +96,11 @@ class ImageFiles:
         numbers: Sequence[int],
         paths: Sequence[str],
         corrupt: Sequence[CorruptSample],
+        exif_orientation: ExifOrientation = "apply",
     ) -> None:
         self._images, self._paths = images, tuple(paths)
         self.numbers, self.corrupt = tuple(numbers), tuple(corrupt)
+        self._exif_orientation = exif_orientation
 
     def read(self, place: int) -> LoadedImage | CorruptSample:
         """See AnnotatedImages."""
@@ -103,18 +108,15 @@ class ImageFiles:
         name = PurePosixPath(about.path).name
         try:
             data = read_file(about.path)
-            image = decode_image(data)
+            # in another frame the masks would be misplaced
+            image = decode_stated(data, about.image_hw, self._exif_orientation)
         except FileNotFoundError as error:
             return CorruptSample(name, str(about.id), "missing photo", str(error))
         except OSError as error:
             return CorruptSample(name, str(about.id), "cannot be read", str(error))
         except CorruptSampleError as error:
             return CorruptSample(name, str(about.id), error.kind, error.detail)
-        height, width = image.shape[:2]
-        if (height, width) != about.image_hw:  # the masks would be misplaced
-            what = f"image {(height, width)}, annotations {about.image_hw}"
-            return CorruptSample(name, str(about.id), "size mismatch", what)
-        return LoadedImage(about.id, image, about, _hash(data))
+        return LoadedImage(about.id, image.pixels, about, _hash(data), image.turn)
 
     def fingerprint(self, place: int) -> ImageFingerprint:
         """See AnnotatedImages."""
@@ -127,9 +129,13 @@ class ImageFiles:
 
 
 class PackedImages:
-    """Images in shards, numbered by their positions; random draws depend on an image's key."""
+    """Images in shards, numbered by their positions; random draws depend on an image's key.
 
-    def __init__(self, shards: ShardSet) -> None:
+    `exif_orientation` counts in old shards and Meta's tars; `pack` leaves no orientation.
+    """
+
+    def __init__(self, shards: ShardSet, exif_orientation: ExifOrientation = "apply") -> None:
+        self._exif_orientation = exif_orientation
         self._reader = SampleReader([shards], MASK_SUFFIXES)
         self._records = SampleReader([shards], [RECORD_SUFFIX])
         self._lock = threading.Lock()  # a reader is not for several threads; decoding is
@@ -142,9 +148,9 @@ class PackedImages:
             return read.corrupt
         shard, key = read.sample.shard, read.sample.key
         try:
-            image, record = decode_annotated(read.files)
+            image, record = decode_annotated(read.files, self._exif_orientation)
             about = instance_image(key, record)
-            return LoadedImage(place, image, about, _packed_hash(read))
+            return LoadedImage(place, image.pixels, about, _packed_hash(read), image.turn)
         except CorruptSampleError as error:
             return CorruptSample(shard, key, error.kind, error.detail)
 

@@ -58,6 +58,7 @@ class ImageRecord:
         detections: Masks of a detector's boxes, or of the tight boxes.
         crowds: Number of annotations of many objects, which are not scored.
         empty: Number of annotations without a pixel, which are not scored.
+        turn: Handling of the image's EXIF rotation ("turned", "as stored"); None: it has none.
         damage: The fault of a corrupt image, (kind, its name, detail), which has no results.
         sha256: Hash of the scored image's stored bytes; "" where it is unknown.
     """
@@ -72,6 +73,7 @@ class ImageRecord:
     detections: tuple[PredictedObject, ...] = ()
     crowds: int = 0
     empty: int = 0
+    turn: str | None = None
     damage: tuple[str, str, str] | None = None
     sha256: str = ""
 
@@ -104,6 +106,7 @@ class ImageRecord:
             "empty": self.empty,
             "damage": self.damage,
             "sha256": self.sha256,
+            **({} if self.turn is None else {"exif_turn": self.turn}),
         }
         return json.dumps(payload, separators=(",", ":"), allow_nan=False) + "\n"
 
@@ -135,6 +138,7 @@ def from_line(line: str) -> ImageRecord:
             ),
             crowds=int(payload["crowds"]),
             empty=int(payload["empty"]),
+            turn=payload.get("exif_turn"),
             damage=_damage(payload["damage"]),
             sha256=str(payload["sha256"]),
         )

@@ -1,5 +1,6 @@
 """The result of an evaluation: numbers, counts, and everything that they depend on."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime

@@ -16,6 +16,7 @@ from efficientsam_pl.errors import UserError
 
 IDS = ("image_id", "category_id")
 _KEYS = (*IDS, "bbox", "score")
+_PLAIN = {int, float}  # no booleans
 _LARGEST = 1e300  # larger numbers are no coordinates, and sums of them overflow
 _DECIMAL = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
@@ -62,11 +63,11 @@ def parse_detections(content: bytes, path: str) -> list[Mapping[str, Any]]:
 
 def id_numbers(values: Sequence[Any], numbers: Mapping[int | str, int]) -> IdNumbers:
     """Look up ids, which may be integers, integral floats or text, by their canonical form."""
-    found = [
+    assigned = [
         numbers.get(value) if type(value) is int else _number(value, numbers) for value in values
     ]
-    known = np.array([number is not None for number in found], dtype=bool)
-    return IdNumbers(np.array([number or 0 for number in found], dtype=np.int64), known)
+    known = np.array([number is not None for number in assigned], dtype=bool)
+    return IdNumbers(np.array([number or 0 for number in assigned], dtype=np.int64), known)
 
 
 def number_rows(rows: Sequence[Any], length: int) -> Float[np.ndarray, "n length"]:
@@ -74,13 +75,13 @@ def number_rows(rows: Sequence[Any], length: int) -> Float[np.ndarray, "n length
 
     Decimal numbers in text count as numbers.
     """
-    lost = [math.nan] * length
-    fitting = [
-        [_float(value) for value in row] if isinstance(row, list) and len(row) == length else lost
-        for row in rows
-    ]
-    values = np.array(fitting, dtype=np.float64).reshape(-1, length)
-    values[~np.isfinite(values).all(1)] = np.nan
+    fitting = [row if _is_plain(row, length) else _floats(row, length) for row in rows]
+    try:
+        values = np.array(fitting, dtype=np.float64)
+    except OverflowError:  # an integer beyond all floats
+        values = np.array([_floats(row, length) for row in rows], dtype=np.float64)
+    values = values.reshape(-1, length)
+    values[~(np.abs(values) < _LARGEST).all(1)] = np.nan
     return values
 
 
@@ -118,6 +119,16 @@ def check_xywh(
 def _number(value: Any, numbers: Mapping[int | str, int]) -> int | None:
     id_ = canonical_id(value)
     return None if id_ is None else numbers.get(id_)
+
+
+def _is_plain(row: Any, length: int) -> bool:
+    return isinstance(row, list) and len(row) == length and _PLAIN.issuperset(map(type, row))
+
+
+def _floats(row: Any, length: int) -> list[float]:
+    if not isinstance(row, list) or len(row) != length:
+        return [math.nan] * length
+    return [_float(value) for value in row]
 
 
 def _float(value: Any) -> float:

@@ -121,15 +121,16 @@ def read_detections(
         "box outside the photo": ~(inside[:, 2:] > inside[:, :2]).all(1),
     }
     kept, lost = _sifted({**left_out, **unusable}, len(boxes))
-    counts = [{key: lost[key] for key in group if key in lost} for group in (left_out, unusable)]
-    _check_usable(path, counts[1], int(at_hand.sum()), max_unusable)
+    lost_unusable = {key: count for key, count in lost.items() if key in unusable}
+    _check_usable(path, lost_unusable, int(at_hand.sum()), max_unusable)
     order = kept[np.argsort(table.image_ids[kept], kind="stable")]
     return Detections(
         path,
         hashlib.sha256(content).hexdigest(),
         box_format,
         int((np.abs(inside - boxes)[kept] > _ROUNDED).any(1).sum()),
-        *counts,
+        {key: count for key, count in lost.items() if key in left_out},
+        lost_unusable,
         table.category_ids[order],
         inside[order],
         table.scores[order],

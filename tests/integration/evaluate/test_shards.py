@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +86,7 @@ def test_crowds_and_empty_masks_in_shards_are_counted(
     annotation = annotation_of(encode(square))
     annotations = (
         annotation,
-        replace(annotation, crowd=True),
+        annotation._replace(crowd=True),
         annotation_of(encode(np.zeros_like(square))),
     )
     pack_images([MaskedImage(f"p{n}", pixels, annotations) for n in range(2)], tmp_path, "set")

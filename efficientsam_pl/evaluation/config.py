@@ -62,8 +62,14 @@ class DetectorConfig:
     # predicted_iou: the one whose predicted IoU is highest; token_0: SAM's single mask
     rule: Literal["box_iou", "predicted_iou", "token_0"] = "box_iou"
     second_pass: bool = False  # predicts again with the mask fed back (SAM's 46.5 AP on COCO)
+    # bbox is [x, y, width, height], as in COCO results, or the corners [x0, y0, x1, y1]
+    box_format: Literal["xywh", "xyxy"] = "xywh"
+    # largest share of detections without a finite score or a box in their photo
+    max_unusable: float = 0.1
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_unusable <= 1:
+            raise ValueError(f"max_unusable={self.max_unusable} must lie in [0, 1]")
         if self.second_pass and self.results is None:
             raise ValueError(f"second_pass={self.second_pass} needs results=FILE")
 

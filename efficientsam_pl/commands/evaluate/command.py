@@ -8,8 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from efficientsam_pl.cluster.slurm import requeue
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.evaluate.dataset import EvaluationSet, name_of, open_set
 from efficientsam_pl.commands.evaluate.plots import draw
-from efficientsam_pl.commands.evaluate.result import RunNotes, merged, settings_of, summary
+from efficientsam_pl.commands.evaluate.result import RunNotes, merged, settings_of
+from efficientsam_pl.commands.evaluate.summary import check_scored, summary
 from efficientsam_pl.commands.evaluate.table import result_table
+from efficientsam_pl.commands.evaluate.verification import changed_images
 from efficientsam_pl.config.load import as_dict
-from efficientsam_pl.data.datasets.image_sources import prefetch
+from efficientsam_pl.data.datasets.image_sources import LoadedImage, prefetch
 from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.errors import SavedAndStopped
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
@@ -57,6 +59,7 @@ class _Work:
     parts: ResultJournal
     rank: Launch
     requests: StopRequests
+    read: set[int] = field(default_factory=set)  # images that this process has read and hashed
 
 
 def run(config: EvaluateConfig) -> None:
@@ -98,7 +101,8 @@ def evaluate(
         The result's file; None where other ranks have images left.
 
     Raises:
-        UserError: A file cannot be used, or the folder holds another evaluation's records.
+        UserError: A file cannot be used, the folder holds another evaluation's records, or no
+            image or instance is left to score.
         SavedAndStopped: On a request to stop; the same command continues.
     """
     requests, begun = catch_signals(), time.monotonic()
@@ -131,29 +135,57 @@ def evaluate(
 
 
 def _score_images(work: _Work) -> None:
-    """Score those of this rank's images that have no record yet."""
-    finished, numbers = work.parts.finished(), work.photos.numbers
+    """Check those of this rank's images that have a record; score the others."""
+    finished = work.parts.finished()
     _warn_torn(work, finished)
-    done, world = finished.whole(), work.rank.nodes * work.rank.ranks_per_node
-    mine = [p for p in range(work.rank.rank, len(numbers), world) if numbers[p] not in done]
-    ready = prefetch(work.photos.photos.read, mine, _DECODERS, _AHEAD)
+    done, world = finished.hashes(), work.rank.nodes * work.rank.ranks_per_node
+    mine = work.photos.numbers[work.rank.rank :: world]
+    left = [number for number in mine if number not in done]
+    ready = prefetch(_reader(work), left, _DECODERS, _AHEAD)
     bar = work.rank.rank == 0 and sys.stdout.isatty()
     kept = f"photos that are done are kept in {work.parts.folder}"
     with work.requests.saving(lambda: kept), work.parts.writer(work.rank.rank) as writer:
-        shown = track(mine, "Evaluating", len(mine), transient=True, disable=not bar)
-        for count, (place, read) in enumerate(zip(shown, ready, strict=True), 1):
-            number = numbers[place]
-            if isinstance(read, CorruptSample):
-                record = ImageRecord(number, damage=(read.kind, name_of(read), read.detail))
-            else:
-                boxes = work.photos.boxes(number)
-                record = work.evaluator.evaluate(number, read.image, read.about, boxes)
-                record = replace(record, turn=read.turn)
-            if writer.add(record) and work.rank.rank == 0:
+        _verify(work, done, [number for number in mine if number in done], stoppable=True)
+        shown = track(left, "Evaluating", len(left), transient=True, disable=not bar)
+        for count, (number, read) in enumerate(zip(shown, ready, strict=True), 1):
+            if writer.add(_record(work, number, read)) and work.rank.rank == 0:
                 note_progress(len(done) + count)
-            if work.requests.strongest is not Request.NONE and count < len(mine):
+            if work.requests.strongest is not Request.NONE and count < len(left):
                 writer.sync()
                 _stop(work, len(done) + count)
+
+
+def _reader(work: _Work) -> Callable[[int], LoadedImage | CorruptSample]:
+    return lambda number: work.photos.photos.read(work.photos.place(number))
+
+
+def _record(work: _Work, number: int, read: LoadedImage | CorruptSample) -> ImageRecord:
+    """Score an image."""
+    if isinstance(read, CorruptSample):
+        return ImageRecord(number, damage=(read.kind, name_of(read), read.detail))
+    work.read.add(number)
+    boxes = work.photos.boxes(number)
+    record = work.evaluator.evaluate(number, read.image, read.about, boxes)
+    return replace(record, sha256=read.sha256, turn=read.turn)
+
+
+def _verify(
+    work: _Work, hashes: Mapping[int, str], numbers: Sequence[int], stoppable: bool = False
+) -> None:
+    """Read scored images again, to be sure that they are still the same.
+
+    Raises:
+        UserError: An image changed or is missing.
+        SavedAndStopped: On a request to stop, if `stoppable`.
+    """
+
+    def stop() -> None:
+        if stoppable and work.requests.strongest is not Request.NONE:
+            _stop(work, len(hashes))
+
+    if changes := changed_images(work.photos, hashes, numbers, stop):
+        raise work.parts.refusal(changes)
+    work.read.update(numbers)
 
 
 def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
@@ -168,9 +200,12 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
                 flush=True,
             )
             return None
-        mark = f"{start} {len(finished.whole())}"
+        hashes = finished.hashes()
+        mark = f"{start} {len(hashes)}"
         if work.parts.mark() == mark and out.is_file():
             return out
+        wanted = [n for n in work.photos.numbers if n in hashes and n not in work.read]
+        _verify(work, hashes, wanted)
         notes = RunNotes(
             seconds=time.monotonic() - begun,
             ranks=work.rank.nodes * work.rank.ranks_per_node,
@@ -178,6 +213,7 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
             device=_device_name(work.config),
         )
         whole = merged(work.config, work.photos, work.evaluator, finished, about, notes)
+        check_scored(whole.result, work.config.annotations or work.config.shards)
         write_result(whole.result, out)
         if work.config.plots:
             draw(whole, out)

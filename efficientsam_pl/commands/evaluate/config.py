@@ -63,7 +63,8 @@ class EvaluateConfig:
                 raise ValueError(f"{key}={value} must be at least 1")
         self._check_set()
         if not self.detector.results:
-            refuse_unused(self, "without detector.results=", "detector.rule")
+            keys = (f"detector.{key}" for key in ("rule", "box_format", "max_unusable"))
+            refuse_unused(self, "without detector.results=", *keys)
         if self.baseline != "none" and self.precision != "fp32":
             raise ValueError(
                 f"precision={self.precision} has no effect with baseline={self.baseline}"

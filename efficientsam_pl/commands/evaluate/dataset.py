@@ -1,5 +1,6 @@
 """The images of an evaluation and the detections in them."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,10 @@ from efficientsam_pl.data.coco.instances import InstanceSet, read_instances
 from efficientsam_pl.data.datasets.image_sources import (
     AnnotatedImages,
     ImageFiles,
+    ImageFingerprint,
     PackedImages,
-    images_sha256,
+    annotations_sha256,
+    sha256_of_all,
     shards_sha256,
 )
 from efficientsam_pl.data.images.stated import ExifOrientation, exif_setting
@@ -27,12 +30,14 @@ from efficientsam_pl.structures import CorruptSample, InstanceImage
 class EvaluationSet:
     """Images in a fixed order, which ranks share by place.
 
-    `numbers` identify them. `annotated` is the set of COCO and LVIS, else `shards` is.
+    `numbers` identify them; `listed` counts also those that are missing. `annotated` is the set of
+    COCO and LVIS, else `shards` is.
     """
 
     kind: str
     photos: AnnotatedImages
     numbers: tuple[int, ...]
+    listed: int
     annotated: InstanceSet | None = None
     shards: ShardSet | None = None
     detections: Detections | None = None
@@ -49,7 +54,19 @@ class EvaluationSet:
         if isinstance(self.photos, PackedImages):
             return self.photos.annotations(number)
         assert self.annotated is not None, "a set is packed or annotated"
-        return self.annotated.images[self.places[number]]
+        return self.annotated.images[self.place(number)]
+
+    def place(self, number: int) -> int:
+        """Return the index at which an image is read."""
+        return number if self.annotated is None else self.places[number]
+
+    def is_there(self, number: int) -> bool:
+        """Return whether the image is at hand; shards list lost images, too."""
+        return self.annotated is None or number in self.places
+
+    def fingerprint(self, number: int) -> ImageFingerprint:
+        """Read and hash the stored bytes of an image."""
+        return self.photos.fingerprint(self.place(number))
 
     def boxes(self, number: int) -> tuple[Detection, ...]:
         """Return the detector's boxes in an image."""
@@ -66,10 +83,13 @@ class EvaluationSet:
         return count_lines([*self.annotated.corrupt, *self.annotated.notices])
 
     def identity(self) -> dict[str, Any]:
-        """Hash the files: an evaluation can be continued with the same ones only."""
+        """Hash the files: an evaluation can be continued with the same ones only.
+
+        An image that was missing may appear; the others are compared with their records.
+        """
         hashes: dict[str, Any] = {
             "kind": self.kind,
-            "photos": len(self.numbers),
+            "photos": self.listed,
             **exif_setting(self.exif_orientation),
         }
         if self.annotated is not None:
@@ -86,7 +106,19 @@ class EvaluationSet:
         """Hash the annotations in any order."""
         if self.shards is not None:
             return shards_sha256(self.shards)
-        return images_sha256(map(self.about, self.numbers))
+        return annotations_sha256(map(self.about, self.numbers))
+
+    def images_sha256(self, hashes: Mapping[int, str]) -> str:
+        """Hash the scored images by their names in the set, in any order.
+
+        Args:
+            hashes: Hashes of their bytes by number.
+        """
+        return sha256_of_all(f"{self._name(number)} {value}" for number, value in hashes.items())
+
+    def _name(self, number: int) -> str:
+        """Name an image alike wherever the shards lie and in whichever order."""
+        return str(number) if self.shards is None else self.shards.sample(number).key
 
 
 def name_of(sample: CorruptSample) -> str:
@@ -105,7 +137,12 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
         packed = PackedImages(shards, config.exif_orientation)
         numbers = tuple(packed.numbers[: config.photos])
         return EvaluationSet(
-            "shards", packed, numbers, shards=shards, exif_orientation=config.exif_orientation
+            "shards",
+            packed,
+            numbers,
+            len(numbers),
+            shards=shards,
+            exif_orientation=config.exif_orientation,
         )
     assert config.annotations is not None, "it is among the config's needs"
     assert config.images is not None, "it is among the config's needs"
@@ -118,11 +155,18 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
                 f"{config.annotations} lists no category, and detections are scored by category: "
                 f"leave out detector.results={config.detector.results}, or name the categories"
             )
-        detections = read_detections(config.detector.results, annotated)
+        detections = read_detections(
+            config.detector.results,
+            annotated,
+            config.detector.box_format,
+            config.detector.max_unusable,
+        )
+    paths, exif_orientation = annotated.images.paths, config.exif_orientation
     return EvaluationSet(
         config.kind,
-        ImageFiles(annotated.images, ids, annotated.corrupt, config.exif_orientation),
+        ImageFiles(annotated.images, ids, paths, annotated.corrupt, exif_orientation),
         ids[: config.photos],
+        min(len(annotated.image_numbers), config.photos or sys.maxsize),
         annotated=annotated,
         detections=detections,
         places={number: place for place, number in enumerate(ids)},

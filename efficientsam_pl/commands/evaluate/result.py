@@ -23,7 +23,6 @@ from efficientsam_pl.evaluation.results.journal import Finished
 from efficientsam_pl.evaluation.results.record import ImageRecord
 from efficientsam_pl.evaluation.results.result_file import Result
 from efficientsam_pl.evaluation.results.tally import Tally
-from efficientsam_pl.plural import counted
 from efficientsam_pl.versions import versions
 
 _PROGRAMS = ("efficientsam_pl", "torch", "numpy", "pycocotools")
@@ -78,6 +77,7 @@ def merged(
     tally = Tally(protocol.name for protocol in evaluator.protocols)
     wanted, overlaps = frozenset(photos.numbers), []
     corrupt, turns = photos.damage(), Counter[str]()
+    hashes: dict[int, str] = {}
     for record in finished.records():
         if record.photo not in wanted:
             continue
@@ -85,7 +85,11 @@ def merged(
         turns.update([] if record.turn is None else [record.turn])
         if record.damage is not None:
             corrupt.append(record.damage)
-        elif photos.detections is not None or evaluator.keeps_boxed:
+            continue
+        # other pixels of the same file, if it is not turned upright
+        seen = [record.sha256, *(["as stored"] if record.turn == "as stored" else [])]
+        hashes[record.photo] = " ".join(seen)
+        if photos.detections is not None or evaluator.keeps_boxed:
             overlaps.append(_overlaps(photos, record))
     categories = [category.id for category in photos.categories] or [ANY]
     numbers = tally.numbers()
@@ -95,7 +99,7 @@ def merged(
         numbers["box"]["ap"] = averages(overlaps, categories)._asdict()
     result = Result(
         model=dict(about),
-        data=_data(photos),
+        data=_data(photos, hashes),
         seed=config.seed,
         protocols=_protocols(photos, evaluator),
         numbers=numbers,
@@ -107,37 +111,6 @@ def merged(
         | ({"exif_turns": dict(turns)} if turns else {}),
     )
     return Merged(result, tally.ious(), overlaps, categories, turns)
-
-
-def summary(result: Result) -> str:
-    """Summarize the result in a sentence."""
-    counts = result.counts
-    message = (
-        f"{counted(counts['photos'], 'photo')}, {counted(counts['instances'], 'instance')} "
-        f"({counted(counts['skipped_crowds'], 'crowd')} and "
-        f"{counted(counts['skipped_empty'], 'empty one')} skipped), "
-        f"{len(result.damaged)} damaged{_kinds(result)}: "
-    )
-    return message + ", ".join(_text(name, numbers) for name, numbers in result.numbers.items())
-
-
-def _kinds(result: Result) -> str:
-    kinds = Counter(sample["kind"] for sample in result.damaged)
-    return f" ({', '.join(f'{kind}: {count}' for kind, count in kinds.items())})" if kinds else ""
-
-
-def _text(name: str, numbers: Mapping[str, Any]) -> str:
-    ap = f"{name} AP {numbers['ap']['ap']:.4f}" if "ap" in numbers else ""
-    if "miou" not in numbers:
-        return ap
-    text = f"{name} mIoU {_format(numbers['miou']['all'])}"
-    if "filled_box_miou" in numbers:
-        text += f" (filling the box {_format(numbers['filled_box_miou']['all'])})"
-    return f"{text}, {ap}" if ap else text
-
-
-def _format(value: float | None) -> str:
-    return "of nothing" if value is None else f"{value:.4f}"
 
 
 def _overlaps(photos: EvaluationSet, record: ImageRecord) -> ImageOverlaps:
@@ -164,16 +137,18 @@ def _average_precision(photos: EvaluationSet, overlaps: list[ImageOverlaps]) -> 
     return averages(overlaps, [category.id for category in photos.categories])._asdict()
 
 
-def _data(photos: EvaluationSet) -> dict[str, Any]:
+def _data(photos: EvaluationSet, hashes: Mapping[int, str]) -> dict[str, Any]:
     data: dict[str, Any] = {
         "kind": photos.kind,
         "photos": len(photos.numbers),
         "sha256": photos.content(),
+        "images_sha256": photos.images_sha256(hashes),
     }
     if photos.detections is not None:
         data["detections"] = {
             "left_out": dict(photos.detections.left_out),
             "clipped": photos.detections.clipped,
+            "unusable": dict(photos.detections.unusable),
         }
     return data
 
@@ -197,6 +172,7 @@ def _protocols(photos: EvaluationSet, evaluator: ImageEvaluator) -> dict[str, di
         protocols["detector_boxes"] = described("detector_boxes", False) | {
             "mask_rule": evaluator.boxes.rule,
             "second_pass": evaluator.boxes.passes == 2,
+            "box_format": photos.detections.box_format,
             "detector_sha256": photos.detections.sha256,
         }
     return protocols

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from efficientsam_pl.data.coco.detection_file import (
+    IDS,
+    check_xywh,
+    id_numbers,
+    number_rows,
+    parse_detections,
+)
 from efficientsam_pl.data.coco.instances import InstanceSet
+from efficientsam_pl.data.coco.records import shown
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.files import exists, read_file
 
+BoxFormat = Literal["xywh", "xyxy"]
 _ROUNDED = 0.01  # pixels: files round boxes, so a box at the border may reach this far outside
 
 
@@ -31,14 +39,17 @@ class Detection:
 class Detections(Mapping[int, tuple[Detection, ...]]):
     """Detections by image id, each image's in the file's order.
 
-    Images without a detection are no keys: use `get(image_id, ())`. `left_out` counts unusable
-    detections by reason; `clipped` boxes reached out of their image.
+    Images without a detection are no keys: use `get(image_id, ())`. `left_out` counts by reason
+    the detections of images and categories that the set does not have, `unusable` those without a
+    score or a box in their image; `clipped` boxes reached out of it.
     """
 
     path: str
     sha256: str
+    box_format: BoxFormat
     clipped: int
     left_out: Mapping[str, int]
+    unusable: Mapping[str, int]
     category_ids: Int[np.ndarray, "n"] = field(repr=False)
     boxes_xyxy: Float[np.ndarray, "n 4"] = field(repr=False)
     scores: Float[np.ndarray, "n"] = field(repr=False)
@@ -66,108 +77,108 @@ class Detections(Mapping[int, tuple[Detection, ...]]):
         )
 
 
-def read_detections(path: str, instances: InstanceSet) -> Detections:
-    """Read a COCO-results list of image_id, category_id, bbox [x, y, w, h], score.
+def read_detections(
+    path: str,
+    instances: InstanceSet,
+    box_format: BoxFormat = "xywh",
+    max_unusable: float = 1.0,
+) -> Detections:
+    """Read a COCO-results list of image_id, category_id, bbox, score.
 
-    Left out and counted are images and categories that the set does not have, numbers that are
-    not finite, boxes without an area and those wholly outside their image; others are clipped to
-    it. An empty list is a result, too.
+    Left out and counted are images and categories that the set does not have; unusable are numbers
+    that are not finite, boxes without an area and those wholly outside their image; other boxes
+    are clipped to it. An empty list is a result, too.
+
+    Args:
+        path: The file.
+        instances: The images and categories.
+        box_format: Meaning of the boxes: [x, y, width, height] or [x0, y0, x1, y1].
+        max_unusable: Largest share of unusable detections among those that are not left out.
 
     Raises:
         UserError: A missing file, one that is no such list (its name and the key that an entry
-            lacks), or one of another data set: it has no image or no category in common.
+            lacks), one of another data set, one whose boxes are of the other format, or one with
+            more unusable detections.
     """
     if not exists(path):
         raise UserError(f"no such file: {path}")
     content = read_file(path)
-    records = _records(content, path)
-    image_ids, category_ids = (_whole([r[key] for r in records]) for key in _IDS)
-    scores = _numbers([[record["score"]] for record in records], 1)[:, 0]
-    boxes = _numbers([record["bbox"] for record in records], 4)
-    boxes[:, 2:] += boxes[:, :2]
+    table = _table(parse_detections(content, path), path, instances)
     sizes = instances.images.sizes()
-    hw = np.array([sizes.get(id_, (1, 1)) for id_ in image_ids.tolist()]).reshape(-1, 2)
-    inside = np.clip(boxes, 0, hw[:, [1, 0, 1, 0]])
-    reasons = {
-        "unknown image_id": ~np.isin(image_ids, list(instances.listed)),
-        "missing photo": ~np.isin(image_ids, list(sizes)),
-        "unknown category_id": ~np.isin(category_ids, [c.id for c in instances.categories]),
-        "score that is no finite number": ~np.isfinite(scores),
+    hw = np.array([sizes.get(number, (1, 1)) for number in table.image_ids.tolist()]).reshape(-1, 2)
+    sides = hw[:, ::-1].astype(np.float64)
+    left_out = {**table.unknown, "missing photo": ~np.isin(table.image_ids, list(sizes))}
+    at_hand = ~np.logical_or.reduce(list(left_out.values()))
+    boxes = table.boxes
+    if box_format == "xywh":
+        check_xywh(path, boxes[at_hand], sides[at_hand])
+        boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    inside = np.clip(boxes, 0, np.tile(sides, 2))
+    unusable = {
+        "score that is no finite number": ~np.isfinite(table.scores),
         "box that is not four finite numbers": ~np.isfinite(boxes).all(1),
         "box without an area": (boxes[:, 2:] <= boxes[:, :2]).any(1),
         "box outside the photo": ~(inside[:, 2:] > inside[:, :2]).all(1),
     }
-    _check_same_set(path, instances, reasons, image_ids, category_ids)
-    kept, left_out = _sifted(reasons, len(records))
-    clipped = int((np.abs(inside - boxes)[kept] > _ROUNDED).any(1).sum())
-    order = kept[np.argsort(image_ids[kept], kind="stable")]
+    kept, lost = _sifted({**left_out, **unusable}, len(boxes))
+    lost_unusable = {key: count for key, count in lost.items() if key in unusable}
+    _check_usable(path, lost_unusable, int(at_hand.sum()), max_unusable)
+    order = kept[np.argsort(table.image_ids[kept], kind="stable")]
     return Detections(
         path,
         hashlib.sha256(content).hexdigest(),
-        clipped,
-        left_out,
-        category_ids[order],
+        box_format,
+        int((np.abs(inside - boxes)[kept] > _ROUNDED).any(1).sum()),
+        {key: count for key, count in lost.items() if key in left_out},
+        lost_unusable,
+        table.category_ids[order],
         inside[order],
-        scores[order],
-        _places(image_ids[order]),
+        table.scores[order],
+        _places(table.image_ids[order]),
     )
 
 
-_IDS = ("image_id", "category_id")
-_NO_ID = -(2**62)  # stands for a value that is no whole number; no set has it
+class _Table(NamedTuple):
+    """Columns of a file, with the ids of the set; `unknown` names those that it does not have."""
+
+    image_ids: Int[np.ndarray, "n"]
+    category_ids: Int[np.ndarray, "n"]
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, "n"]
+    unknown: dict[str, Bool[np.ndarray, "n"]]
 
 
-def _records(content: bytes, path: str) -> list[dict[str, Any]]:
-    try:
-        records = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    if not isinstance(records, list):
-        kind = type(records).__name__
-        raise UserError(f"{path} is no list of detections (COCO results) but a {kind}")
-    for place, record in enumerate(records):
-        for key in (*_IDS, "bbox", "score"):
-            if not isinstance(record, dict) or key not in record:
-                raise UserError(f"{path} is no list of detections: entry {place} has no {key!r}")
-    return records
+def _table(records: Sequence[Mapping[str, Any]], path: str, instances: InstanceSet) -> _Table:
+    """Convert the records to columns.
 
-
-def _whole(values: Sequence[Any]) -> Int[np.ndarray, "n"]:
-    fitting = [
-        value if isinstance(value, int) and abs(value) < -_NO_ID else _NO_ID for value in values
-    ]
-    return np.array(fitting, dtype=np.int64)
-
-
-def _numbers(rows: Sequence[Any], length: int) -> Float[np.ndarray, "n length"]:
-    """Convert rows of numbers to an array; a row that holds anything else becomes NaN."""
-    lost = [np.nan] * length
-    fitting = [row if _is_numeric(row, length) else lost for row in rows]
-    return np.array(fitting, dtype=np.float64).reshape(-1, length)
-
-
-def _is_numeric(row: Any, length: int) -> bool:
-    return (
-        isinstance(row, list)
-        and len(row) == length
-        and all(isinstance(value, (float, int)) and abs(value) < 1e300 for value in row)
-    )
-
-
-def _check_same_set(
-    path: str,
-    instances: InstanceSet,
-    reasons: Mapping[str, Bool[np.ndarray, "n"]],
-    image_ids: Int[np.ndarray, "n"],
-    category_ids: Int[np.ndarray, "n"],
-) -> None:
-    """Raise a UserError where no id is known."""
-    for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
-        if len(ids) and reasons[f"unknown {key}"].all():
+    Raises:
+        UserError: No image or no category is one of the set.
+    """
+    known = (instances.image_numbers, instances.category_numbers)
+    columns, unknown = [], {}
+    for key, numbers in zip(IDS, known, strict=True):
+        column = id_numbers([record[key] for record in records], numbers)
+        if records and not column.known.any():
             raise UserError(
                 f"{path} holds detections of another data set: no {key} is one of "
-                f"{instances.annotations}'s, such as {ids[0]}"
+                f"{instances.annotations}'s, such as {shown(records[0][key])}"
             )
+        columns.append(column.numbers)
+        unknown[f"unknown {key}"] = ~column.known
+    scores = number_rows([[record["score"]] for record in records], 1)[:, 0]
+    boxes = number_rows([record["bbox"] for record in records], 4)
+    return _Table(columns[0], columns[1], boxes, scores, unknown)
+
+
+def _check_usable(path: str, unusable: Mapping[str, int], count: int, limit: float) -> None:
+    """Raise a UserError where too many of `count` detections are unusable."""
+    lost = sum(unusable.values())
+    if lost > limit * count:
+        reasons = ", ".join(f"{reason}: {number}" for reason, number in unusable.items())
+        raise UserError(
+            f"{path}: {lost} of {count} detections cannot be used ({reasons}), more than "
+            f"detector.max_unusable={limit}"
+        )
 
 
 def _sifted(

@@ -21,7 +21,7 @@ from efficientsam_pl.structures import CorruptSample, InstanceImage
 class ImageTable(Sequence[InstanceImage]):
     """Images by rising id; an image's masks are rasterized on each access.
 
-    Neither a slice nor `ids` rasterizes a mask.
+    Neither a slice nor `ids` nor `paths` rasterizes a mask.
     """
 
     def __init__(self, unrasterized: Sequence[UnrasterizedImage]) -> None:
@@ -31,6 +31,11 @@ class ImageTable(Sequence[InstanceImage]):
     def ids(self) -> tuple[int, ...]:
         """Image ids, in order."""
         return tuple(image.id for image in self._unrasterized)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Image files, in order."""
+        return tuple(image.path for image in self._unrasterized)
 
     @property
     def instances(self) -> int:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
+from efficientsam_pl.data.images.orientation import Data
 from efficientsam_pl.data.images.stated import ExifOrientation, ExifTurn, decode_stated
-from efficientsam_pl.data.reader import SampleReader
-from efficientsam_pl.data.sample_files import decode_annotated, read_record
+from efficientsam_pl.data.reader import ReadSample, SampleReader
+from efficientsam_pl.data.sample_files import decode_annotated, encoded_image, read_record
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import MASK_SUFFIXES, RECORD_SUFFIX, CorruptSampleError, Record
 from efficientsam_pl.data.shards import ShardSet
@@ -27,16 +28,32 @@ from efficientsam_pl.storage.files import read_file
 from efficientsam_pl.structures import CorruptSample, Instance, InstanceImage
 
 T = TypeVar("T")
+_HASH_DIGITS = 16  # of a file's sha256
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image at its full size with its annotations; `number` identifies it within the set."""
+    """An image at its full size with its annotations; `number` identifies it within the set.
+
+    `sha256` is the one of `ImageFingerprint`.
+    """
 
     number: int
     image: UInt8[np.ndarray, "h w 3"]
     about: InstanceImage
+    sha256: str
     turn: ExifTurn = None
+
+
+class ImageFingerprint(NamedTuple):
+    """The name of an image and a hash of its stored bytes.
+
+    `sha256` is the first 16 digits of the image file's, or of a packed image and its record; ""
+    where they cannot be read.
+    """
+
+    name: str
+    sha256: str
 
 
 @runtime_checkable
@@ -57,6 +74,10 @@ class AnnotatedImages(Protocol):
         """Read the image at an index; a corrupt one is returned as CorruptSample."""
         ...
 
+    def fingerprint(self, place: int) -> ImageFingerprint:
+        """Read the bytes of the image at an index and hash them, without decoding."""
+        ...
+
 
 class ImageFiles:
     """Image files in folders, numbered by their ids.
@@ -64,6 +85,7 @@ class ImageFiles:
     Args:
         images: The annotations, whose masks may be rasterized on each access.
         numbers: The images' ids.
+        paths: The images' files.
         corrupt: Entries of the set that are known to be unreadable.
         exif_orientation: Frame of the annotations where the stated size does not decide.
     """
@@ -72,26 +94,38 @@ class ImageFiles:
         self,
         images: Sequence[InstanceImage],
         numbers: Sequence[int],
+        paths: Sequence[str],
         corrupt: Sequence[CorruptSample],
         exif_orientation: ExifOrientation = "apply",
     ) -> None:
+        self._images, self._paths = images, tuple(paths)
+        self.numbers, self.corrupt = tuple(numbers), tuple(corrupt)
         self._exif_orientation = exif_orientation
-        self._images, self.numbers, self.corrupt = images, tuple(numbers), tuple(corrupt)
 
     def read(self, place: int) -> LoadedImage | CorruptSample:
         """See AnnotatedImages."""
         about = self._images[place]
         name = PurePosixPath(about.path).name
         try:
+            data = read_file(about.path)
             # in another frame the masks would be misplaced
-            image = decode_stated(read_file(about.path), about.image_hw, self._exif_orientation)
+            image = decode_stated(data, about.image_hw, self._exif_orientation)
         except FileNotFoundError as error:
             return CorruptSample(name, str(about.id), "missing photo", str(error))
         except OSError as error:
             return CorruptSample(name, str(about.id), "cannot be read", str(error))
         except CorruptSampleError as error:
             return CorruptSample(name, str(about.id), error.kind, error.detail)
-        return LoadedImage(about.id, image.pixels, about, image.turn)
+        return LoadedImage(about.id, image.pixels, about, _hash(data), image.turn)
+
+    def fingerprint(self, place: int) -> ImageFingerprint:
+        """See AnnotatedImages."""
+        path = self._paths[place]
+        name = PurePosixPath(path).name
+        try:
+            return ImageFingerprint(name, _hash(read_file(path)))
+        except OSError:
+            return ImageFingerprint(name, "")
 
 
 class PackedImages:
@@ -109,17 +143,31 @@ class PackedImages:
 
     def read(self, place: int) -> LoadedImage | CorruptSample:
         """See AnnotatedImages."""
-        with self._lock:
-            [read] = self._reader.read([SampleRef(0, place)])
-        assert read is not None, "no reference is padding"
+        read = self._read(place)
         if read.corrupt is not None:
             return read.corrupt
         shard, key = read.sample.shard, read.sample.key
         try:
             image, record = decode_annotated(read.files, self._exif_orientation)
-            return LoadedImage(place, image.pixels, instance_image(key, record), image.turn)
+            about = instance_image(key, record)
+            return LoadedImage(place, image.pixels, about, _packed_hash(read), image.turn)
         except CorruptSampleError as error:
             return CorruptSample(shard, key, error.kind, error.detail)
+
+    def fingerprint(self, place: int) -> ImageFingerprint:
+        """See AnnotatedImages."""
+        read = self._read(place)
+        name = f"{PurePosixPath(read.sample.shard).name} {read.sample.key}"
+        try:
+            return ImageFingerprint(name, "" if read.corrupt else _packed_hash(read))
+        except CorruptSampleError:
+            return ImageFingerprint(name, "")
+
+    def _read(self, place: int) -> ReadSample:
+        with self._lock:
+            [read] = self._reader.read([SampleRef(0, place)])
+        assert read is not None, "no reference is padding"
+        return read
 
     def annotations(self, place: int) -> InstanceImage:
         """Return the annotations that `read` would give, without decoding the image.
@@ -133,20 +181,21 @@ class PackedImages:
         return instance_image(read.sample.key, read_record(read.files))
 
 
-def images_sha256(images: Iterable[InstanceImage]) -> str:
+def annotations_sha256(images: Iterable[InstanceImage]) -> str:
     """Hash the images' annotations, independent of their order and of the images' paths."""
-    digests = "\n".join(
-        sorted(
-            hashlib.sha256(_canonical_json(annotated).encode()).hexdigest() for annotated in images
-        )
+    return sha256_of_all(
+        hashlib.sha256(_canonical_json(annotated).encode()).hexdigest() for annotated in images
     )
-    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def shards_sha256(shards: ShardSet) -> str:
     """Hash the shards' content, independent of their paths."""
-    digests = "\n".join(sorted(shard.sha256 for shard in shards.shards))
-    return hashlib.sha256(digests.encode()).hexdigest()
+    return sha256_of_all(shard.sha256 for shard in shards.shards)
+
+
+def sha256_of_all(hashes: Iterable[str]) -> str:
+    """Hash a set of hashes, independent of their order."""
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
 def prefetch(
@@ -172,6 +221,16 @@ def prefetch(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _hash(data: Data) -> str:
+    return hashlib.sha256(data).hexdigest()[:_HASH_DIGITS]
+
+
+def _packed_hash(read: ReadSample) -> str:
+    """Hash the encoded image and the record: the shard's index may be older than the shard."""
+    image, record = encoded_image(read.files), read.files.get(RECORD_SUFFIX, b"")
+    return _hash(hashlib.sha256(image).digest() + hashlib.sha256(record).digest())
 
 
 def _canonical_json(annotated: InstanceImage) -> str:

@@ -30,6 +30,7 @@ _AP = {
     "ap_common": "AP c",
     "ap_frequent": "AP f",
 }
+_IMAGES = "images_sha256"  # of a result's data
 _COUNTED = ("photo", "instance")
 _NO_TERMS = ("source", "description")  # describe a protocol without changing its numbers
 _CHOICES = (
@@ -156,8 +157,11 @@ def _terms(source: _Source, column: Column) -> dict[str, Any]:
     result = source.result
     left_out = (*_NO_TERMS, *(_CHOICES if result.model.get("baseline") else ()))
     data = f"{counted(result.counts['photos'], 'photo')}, sha256 {result.data['sha256'][:12]}"
+    terms: dict[str, Any] = {"data": data}
+    if (images := result.data.get(_IMAGES)) is not None:
+        terms["images"] = f"sha256 {images[:12]}"
     protocol = result.protocols[column.protocol]
-    return {"data": data} | {k: v for k, v in protocol.items() if k not in left_out}
+    return terms | {k: v for k, v in protocol.items() if k not in left_out}
 
 
 def _check_alike(column: Column, sources: Sequence[_Source]) -> None:
@@ -246,7 +250,24 @@ def _notes(sources: Sequence[_Source]) -> list[str]:
     if len(seeds) > 1:
         named = ", ".join(f"{source.file} {source.result.seed}" for source in sources)
         notes.append(f"Clicks are drawn from several seeds: {named}.")
-    return notes
+    return notes + _unverified_images(sources)
+
+
+def _unverified_images(sources: Sequence[_Source]) -> list[str]:
+    """Note results without a hash of their images that share a column with others."""
+    columns = [{column for column, _ in _numbers(source.result)} for source in sources]
+    files = [
+        source.file
+        for place, source in enumerate(sources)
+        if source.result.data.get(_IMAGES) is None
+        and any(columns[place] & other for at, other in enumerate(columns) if at != place)
+    ]
+    if not files:
+        return []
+    return [
+        f"No hash of the images is in {', '.join(files)}, of an earlier version: whether all rows "
+        "saw the same images is unknown."
+    ]
 
 
 def _paper_rows(

@@ -31,11 +31,12 @@ _SHOWN = 40  # characters of a value
 
 @dataclass(frozen=True)
 class _Place:
-    """Location of a record."""
+    """Location of a record, and the hash of its image."""
 
     file: Path
     offset: int
     damaged: bool
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ class Finished:
 
     def whole(self) -> set[int]:
         """Return the images that have results; corrupt ones are tried again."""
-        return {photo for photo, place in self.places.items() if not place.damaged}
+        return set(self.hashes())
+
+    def hashes(self) -> dict[int, str]:
+        """Map the images that have results to the hashes of their bytes."""
+        return {photo: p.sha256 for photo, p in self.places.items() if not p.damaged}
 
     def records(self) -> Iterator[ImageRecord]:
         """Yield the records in the order of `photo`, reading each on demand."""
@@ -108,11 +113,14 @@ class ResultJournal:
                     "fresh=true to throw them away"
                 )
             elif known["settings"] != plain:
-                raise UserError(
-                    f"{self.folder} holds another evaluation's photos: "
-                    f"{_differences(known['settings'], plain)}; give another out=, or "
-                    "fresh=true to throw them away"
-                )
+                raise self.refusal(_differences(known["settings"], plain))
+
+    def refusal(self, differences: str) -> UserError:
+        """Build the error for records of another evaluation, which must not be mixed in."""
+        return UserError(
+            f"{self.folder} holds another evaluation's photos: {differences}; give another out=, "
+            "or fresh=true to throw them away"
+        )
 
     def finished(self) -> Finished:
         """Collect the records of all ranks; a record with results replaces one without."""
@@ -130,7 +138,8 @@ class ResultJournal:
                         continue
                     known = places.get(record.photo)
                     if known is None or known.damaged:
-                        places[record.photo] = _Place(file, begin, record.damage is not None)
+                        damaged = record.damage is not None
+                        places[record.photo] = _Place(file, begin, damaged, record.sha256)
         return Finished(places, torn)
 
     @contextmanager

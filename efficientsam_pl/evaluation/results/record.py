@@ -12,8 +12,9 @@ from typing import Any
 
 from efficientsam_pl.rle import Rle
 
-# format of the lines: 1 lacked `filled_box_grid` and `reachable`; 2 drew other clicks on shards
-VERSION = 3
+# format of the lines: 1 lacked `filled_box_grid` and `reachable`; 2 drew other clicks on shards;
+# 3 lacked `sha256`
+VERSION = 4
 
 
 class RecordError(ValueError):
@@ -59,6 +60,7 @@ class ImageRecord:
         empty: Number of annotations without a pixel, which are not scored.
         turn: Handling of the image's EXIF rotation ("turned", "as stored"); None: it has none.
         damage: The fault of a corrupt image, (kind, its name, detail), which has no results.
+        sha256: Hash of the scored image's stored bytes; "" where it is unknown.
     """
 
     photo: int
@@ -73,6 +75,7 @@ class ImageRecord:
     empty: int = 0
     turn: str | None = None
     damage: tuple[str, str, str] | None = None
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         counts = {len(self.areas), len(self.filled_box)}
@@ -102,6 +105,7 @@ class ImageRecord:
             "crowds": self.crowds,
             "empty": self.empty,
             "damage": self.damage,
+            "sha256": self.sha256,
             **({} if self.turn is None else {"exif_turn": self.turn}),
         }
         return json.dumps(payload, separators=(",", ":"), allow_nan=False) + "\n"
@@ -136,6 +140,7 @@ def from_line(line: str) -> ImageRecord:
             empty=int(payload["empty"]),
             turn=payload.get("exif_turn"),
             damage=_damage(payload["damage"]),
+            sha256=str(payload["sha256"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RecordError(f"no record of a photo ({error!r})") from error

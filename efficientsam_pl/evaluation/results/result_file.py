@@ -1,11 +1,12 @@
 """An evaluation's result: one JSON file with the numbers and all that they depend on.
 
 Whatever differs between two evaluations of the same thing (time, machine, paths, how many ranks)
-lies under `run`; all else is the same to the last digit. Version 1:
+lies under `run`; all else is the same to the last digit. Version 2:
 
 format, version     what this is
 model               name, weights_sha256, config and resize (rule and side); or a baseline's name
-data                kind, photos, sha256 of their content, what the reader has left out
+data                kind, photos, sha256 of their annotations, images_sha256 of the scored images'
+                    bytes (not in version 1), detections: how many were left out, clipped, unusable
 seed                of the clicks
 protocols           by name: description, source, mask_rule; of a detector's boxes also its file's
                     sha256 and second_pass
@@ -29,7 +30,8 @@ from typing import Any
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.atomic import atomic_write_bytes
 
-FORMAT, VERSION = "efficientsam_pl evaluation", 1
+FORMAT, VERSION = "efficientsam_pl evaluation", 2
+_READ = (1, VERSION)  # version 1 has no hash of the images
 
 
 class ResultError(UserError):
@@ -75,9 +77,10 @@ def read_result(path: Path) -> Result:
     if not isinstance(payload, dict) or payload.pop("format", None) != FORMAT:
         raise ResultError(f"{path} is no result of `efficientsam evaluate`")
     version = payload.pop("version", None)
-    if version != VERSION:
+    if version not in _READ:
+        known = " and ".join(map(str, _READ))
         raise ResultError(
-            f"{path} is a result of version {version}; this program reads version {VERSION}"
+            f"{path} is a result of version {version}; this program reads versions {known}"
         )
     try:
         return Result(**payload)

@@ -24,7 +24,12 @@ def means(value: float) -> dict[str, float | None]:
 def result(name: str = "ours", box: float = 0.5, kind: str = "coco", **changed: Any) -> Result:
     made = Result(
         model={"name": name, "weights_sha256": f"{name:0<64}", "resize": "squash 1024"},
-        data={"kind": kind, "photos": 5000, "sha256": f"{kind:0<64}"},
+        data={
+            "kind": kind,
+            "photos": 5000,
+            "sha256": f"{kind:0<64}",
+            "images_sha256": f"{kind:1<64}",
+        },
         seed=0,
         protocols={"box": {"description": "tight", "source": "P", "mask_rule": "predicted_iou"}},
         numbers={"box": {"miou": means(box), "filled_box_miou": means(0.6)}},
@@ -152,6 +157,28 @@ def test_results_made_otherwise_are_refused_one_column(other: Result, told: str)
     with pytest.raises(UserError) as caught:
         table(result(), other)
     assert str(caught.value) == f"COCO box: 0.json has {told}; they cannot stand in one column"
+
+
+def without_hash(of: Result) -> Result:
+    return replace(of, data={k: v for k, v in of.data.items() if k != "images_sha256"})
+
+
+def test_other_images_under_the_same_annotations_are_refused_one_column() -> None:
+    inverted = result("b", data=result().data | {"images_sha256": "e" * 64})
+    message = "COCO box: 0.json has images sha256 coco11111111, 1.json has sha256 eeeeeeeeeeee"
+    with pytest.raises(UserError, match=message):
+        table(result("a"), inverted)
+    with pytest.raises(UserError, match=message.replace("1.json", "2.json")):
+        table(result("a"), without_hash(result("c")), inverted)
+
+
+def test_results_without_hashes_of_images_are_compared_with_a_note() -> None:
+    note = "No hash of the images is in 1.json, of an earlier version: "
+    made = table(result("a"), without_hash(result("b")))
+    assert cells(made, BOX).keys() >= {"a a0000000, squash 1024", "b b0000000, squash 1024"}
+    assert [one for one in made.notes if one.startswith(note)]
+    alone = table(without_hash(result("b")), result("a", kind="lvis"))
+    assert not any("hash" in one for one in alone.notes)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ def test_damaged_image_is_tried_again_and_its_result_counts(tmp_path: Path) -> N
     assert found == {1: None, 2: ("missing photo", "a.jpg", "")}
 
 
+def test_hashes_of_the_images_with_results_are_known(tmp_path: Path) -> None:
+    parts = begun(tmp_path)
+    add(parts, 0, 1, damage=("bad photo", "a.jpg", ""))
+    with parts.writer(1) as writer:
+        writer.add(ImageRecord(2, sha256="ab"))
+        writer.add(ImageRecord(3, sha256="cd"))
+    assert parts.finished().hashes() == {2: "ab", 3: "cd"}
+
+
 def test_another_evaluation_is_refused_with_what_differs(tmp_path: Path) -> None:
     add(begun(tmp_path), 0, 1)
     other = {**SETTINGS, "model": {"name": "tiny", "weights_sha256": "def"}, "seed": 1}
@@ -87,7 +96,7 @@ def test_another_evaluation_is_refused_with_what_differs(tmp_path: Path) -> None
     assert parts.finished().whole() == set()
 
 
-@pytest.mark.parametrize("version", [None, 2, 4])
+@pytest.mark.parametrize("version", [None, 3, 5])
 def test_lines_of_another_version_are_refused_until_thrown_away(
     version: int | None, tmp_path: Path
 ) -> None:
@@ -95,9 +104,9 @@ def test_lines_of_another_version_are_refused_until_thrown_away(
     add(begun(tmp_path), 0, 1)
     settings = tmp_path / "a.parts/settings.json"
     known = json.loads(settings.read_text())
-    assert known.pop("version") == VERSION == 3
+    assert known.pop("version") == VERSION == 4
     settings.write_text(json.dumps(known | ({} if version is None else {"version": version})))
-    told = f"a.parts holds photos .* in version {version or 1} .* writes version 3: .*fresh=true"
+    told = f"a.parts holds photos .* in version {version or 1} .* writes version 4: .*fresh=true"
     with pytest.raises(UserError, match=told) as caught:
         begun(tmp_path)
     assert "\n" not in str(caught.value)

@@ -29,6 +29,7 @@ RECORD = ImageRecord(
     detections=(PredictedObject(3, 0.1, MASK),),
     crowds=2,
     empty=1,
+    sha256="0123456789abcdef",
 )
 
 

@@ -35,7 +35,7 @@ def test_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_file_names_its_format_and_version_first(tmp_path: Path) -> None:
     told = json.loads(RESULT.text())
     assert list(told)[:2] == ["format", "version"]
-    assert (told["format"], told["version"]) == ("efficientsam_pl evaluation", 1)
+    assert (told["format"], told["version"]) == ("efficientsam_pl evaluation", 2)
 
 
 def test_old_file_stays_until_the_new_one_is_whole(
@@ -62,7 +62,10 @@ def test_old_file_stays_until_the_new_one_is_whole(
         ("[]", "is no result"),
         ("{}", "is no result"),
         ('{"format": "another"}', "is no result"),
-        (RESULT.text().replace('"version": 1', '"version": 2'), "version 2; this program reads"),
+        (
+            RESULT.text().replace('"version": 2', '"version": 3'),
+            "version 3; this program reads versions 1 and 2",
+        ),
         (RESULT.text().replace('"seed"', '"sead"'), "damaged result"),
     ],
 )
@@ -73,6 +76,12 @@ def test_other_files_are_named_with_the_reason(content: str, told: str, tmp_path
         read_result(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_first_version_is_read_too(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(RESULT.text().replace('"version": 2', '"version": 1'))
+    assert read_result(file) == RESULT
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

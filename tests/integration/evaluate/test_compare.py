@@ -36,7 +36,7 @@ def test_compare_prints_one_table_and_refuses_what_differs(
 def test_comparing_what_is_no_result_names_it(
     discs: "DiscSet", reference: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    later = reference.read_text().replace('"version": 1', '"version": 9')
+    later = reference.read_text().replace('"version": 2', '"version": 9')
     (tmp_path / "later.json").write_text(later)
     assert "later.json is a result of version 9" in run(
         ["compare", f"{tmp_path}/later.json"], code=2

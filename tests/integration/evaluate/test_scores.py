@@ -284,10 +284,44 @@ def test_detections_that_are_left_out_are_counted(
     bad: list[dict[str, Any]] = [{"score": float("nan")}, {"bbox": [900, 1, 9, 9]}, {"image_id": 7}]
     (tmp_path / "boxes.json").write_text(json.dumps([good, *(good | one for one in bad)]))
     boxes = f"detector.results={tmp_path}/boxes.json"
-    run(discs.arguments(f"out={tmp_path}/a.json", boxes, "protocols=[]"))
+    arguments = discs.arguments(f"out={tmp_path}/a.json", boxes, "protocols=[]")
+    assert "2 of 3 detections cannot be used" in run(arguments, code=2)
+    said = run([*arguments, "detector.max_unusable=0.7"])
+    assert (
+        "1 detection (1 left out (unknown image_id: 1), 0 clipped, 2 unusable "
+        "(score that is no finite number: 1, box outside the photo: 1))"
+    ) in said.splitlines()[-1]
     told = discs.numbers(tmp_path / "a.json")
     assert told["counts"]["detections"] == 1
-    assert sum(told["data"]["detections"]["left_out"].values()) == 3
+    assert told["data"]["detections"] == {
+        "left_out": {"unknown image_id": 1},
+        "clipped": 0,
+        "unusable": {"score that is no finite number": 1, "box outside the photo": 1},
+    }
+    # the crowd and the instance without a pixel are counted where nothing is prompted, too
+    assert (told["counts"]["skipped_crowds"], told["counts"]["skipped_empty"]) == (1, 1)
+
+
+def test_detections_as_another_program_writes_them_score_the_same(
+    discs: "DiscSet", reference: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    boxes = json.loads((discs.folder / "boxes.json").read_text())
+    for place, one in enumerate(boxes):
+        x, y, width, height = one["bbox"]
+        boxes[place] = {
+            "image_id": str(one["image_id"]) if place % 2 else float(one["image_id"]),
+            "category_id": float(one["category_id"]) if place % 2 else str(one["category_id"]),
+            "bbox": [x, y, x + width, y + height],
+            "score": repr(one["score"]) if place % 2 else one["score"],
+        }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    arguments = discs.arguments(
+        f"out={tmp_path}/a.json", f"detector.results={tmp_path}/boxes.json", "protocols=[]"
+    )
+    assert "give detector.box_format=xyxy" in run(arguments, code=2)
+    run([*arguments, "detector.box_format=xyxy"])
+    expected = discs.numbers(reference)["numbers"]["detector_boxes"]
+    assert discs.numbers(tmp_path / "a.json")["numbers"]["detector_boxes"] == expected
 
 
 def test_set_without_detections_scores_nothing_and_says_so(

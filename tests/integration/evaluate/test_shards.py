@@ -5,15 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from efficientsam_pl.data.datasets.image_sources import LoadedImage, PackedImages
+from efficientsam_pl.data.packing.images import MaskedImage, pack_images
+from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.evaluation.config import ValidationConfig
 from efficientsam_pl.evaluation.evaluator import validation_evaluator
 from efficientsam_pl.evaluation.prompt_metrics import ImageScores
 from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model
+from efficientsam_pl.rle import encode
 
 if TYPE_CHECKING:
     from tests.integration.conftest import InProcess, TinyModel
@@ -71,6 +75,30 @@ def test_evaluation_that_cannot_be_made_names_the_reason(
     given = [f"model.name={tiny.model}", f"model.weights={tiny.weights}"]
     rest = [override.format(shards=shards) for override in overrides]
     assert named in here.mistake("evaluate", *given, *rest, folder=tmp_path)
+
+
+def test_crowds_and_empty_masks_in_shards_are_counted(
+    discs: "DiscSet", tmp_path: Path, run: Callable[..., str]
+) -> None:
+    square = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    square[5:20, 5:20] = True
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    annotation = annotation_of(encode(square))
+    annotations = (
+        annotation,
+        annotation._replace(crowd=True),
+        annotation_of(encode(np.zeros_like(square))),
+    )
+    pack_images([MaskedImage(f"p{n}", pixels, annotations) for n in range(2)], tmp_path, "set")
+    model = [
+        f"model.name={discs.folder}/tiny.yaml",
+        f"model.weights={discs.folder}/tiny.safetensors",
+    ]
+    out = f"out={tmp_path}/a.json"
+    said = run(["evaluate", *model, f"shards={tmp_path}/*.tar", out, "protocols=[box]"])
+    assert "2 photos, 2 instances (2 crowds and 2 empty ones skipped)" in said
+    counts = discs.numbers(tmp_path / "a.json")["counts"]
+    assert (counts["skipped_crowds"], counts["skipped_empty"]) == (2, 2)
 
 
 def test_shards_score_what_training_logs_of_them(

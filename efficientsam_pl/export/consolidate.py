@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientsam_pl.checkpoints.layout import check_checksums
+from efficientsam_pl.checkpoints.layout import MANIFEST, CheckpointError, check_checksums
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.output_format import output_format
@@ -48,6 +48,7 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
     file_format = output_format(out)
     check_checksums(path)
     checkpoint = CheckpointReader(path)
+    _check_step(checkpoint)
     header = checkpoint.values[FORMAT]
     has_ema = any(name.startswith("average.") for name in checkpoint.names())
     prefix = "average." if has_ema else "model."
@@ -100,6 +101,16 @@ def write_safetensors(
     header = safetensors_header(model, provenance)
     with atomic_write_local(out) as file:
         write_streamed(file, shapes, tensors, header)
+
+
+def _check_step(checkpoint: CheckpointReader) -> None:
+    """Compare the step in the manifest, which has no checksum itself, with the one in a file."""
+    steps = checkpoint.manifest.step, checkpoint.values["global_step"]
+    if steps[0] != steps[1]:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint.folder} is corrupt: {MANIFEST} is of step {steps[0]}, "
+            f"{checkpoint.manifest.values} of step {steps[1]}"
+        )
 
 
 def _check_released_layout(header: Mapping[str, Any]) -> None:

@@ -32,4 +32,4 @@ class ContentHash:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """View a CPU tensor's bytes, row-major."""
-    return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data

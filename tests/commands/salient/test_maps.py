@@ -124,6 +124,14 @@ def test_a_mask_that_was_compressed_is_thresholded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_truth(tmp_path / "x.jpg", HW).mask, stored > 128)
 
 
+def test_ordinary_truths_are_thresholded_as_pysodmetrics_does(shared: Path) -> None:
+    paths = sorted((shared / "data/salient/pysodmetrics/masks").glob("*.png"))
+    assert paths
+    for path in paths:
+        stored = np.array(Image.open(path).convert("L"))
+        np.testing.assert_array_equal(read_truth(path, stored.shape).mask, stored > 128)
+
+
 @pytest.mark.parametrize("value", [0, 255])
 def test_all_black_and_all_white_are_legitimate(tmp_path: Path, value: int) -> None:
     for mode in ("L", "RGB", "RGBA", "P"):

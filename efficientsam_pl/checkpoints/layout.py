@@ -131,12 +131,25 @@ def read_manifest(folder: Path) -> Manifest:
         version = content["version"]
         if version == VERSION:
             files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
-            return Manifest(files=files, **content)
+            return _checked(Manifest(files=files, **content))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     raise CheckpointError(
         f"{folder} has checkpoint version {version}, this program reads version {VERSION}"
     )
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """Check that a manifest names the files that its kind of checkpoint has.
+
+    Raises:
+        ValueError: It does not.
+    """
+    tensors = {"plain": PLAIN, "sharded": f"{SHARDS}/.metadata"}.get(manifest.kind)
+    for name in (tensors, manifest.values):
+        if name not in manifest.files:
+            raise ValueError(f"it lists no {name or f'kind of checkpoint {manifest.kind!r}'}")
+    return manifest
 
 
 def find_corruption(folder: Path) -> str | None:
@@ -155,6 +168,16 @@ def find_corruption(folder: Path) -> str | None:
         if file_records([path], folder)[name] != record:
             return f"{name} has a wrong checksum"
     return None
+
+
+def check_checksums(folder: Path) -> None:
+    """Refuse a corrupt checkpoint.
+
+    Raises:
+        CheckpointError: Names the first corrupt file; also as `read_manifest`.
+    """
+    if corruption := find_corruption(folder):
+        raise CheckpointError(f"the checkpoint {folder} is corrupt: {corruption}")
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:

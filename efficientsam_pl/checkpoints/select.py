@@ -6,6 +6,7 @@ from pathlib import Path
 from efficientsam_pl.checkpoints.layout import (
     MANIFEST,
     CheckpointError,
+    check_checksums,
     complete_checkpoints,
     find_corruption,
     read_pointer,
@@ -29,8 +30,7 @@ def latest_valid_checkpoint(where: Path) -> Path:
     """
     latest = latest_checkpoint(where)
     if latest is None and not (where / "checkpoints").is_dir():
-        if corruption := find_corruption(where):
-            raise CheckpointError(f"the checkpoint {where} is corrupt: {corruption}")
+        check_checksums(where)
         return where
     others = complete_checkpoints(where / "checkpoints")
     if latest is None:

@@ -10,6 +10,7 @@ from efficientsam_pl.cli.parser import Parser, path_text
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.registry import segmenter_config
+from efficientsam_pl.models.weights_source import unusable_reason
 
 
 def command(commands: Any, name: str, help_text: str, epilog: str | None = None) -> Parser:
@@ -41,9 +42,9 @@ def model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_model(arguments: argparse.Namespace) -> None:
-    """Reject a missing `--weights` file and an unknown `--model` before torch is imported."""
-    if not Path(arguments.weights).is_file():
-        raise UserError(f"--weights: no such file: {arguments.weights}")
+    """Reject an unusable `--weights` file and an unknown `--model` before torch is imported."""
+    if reason := unusable_reason(Path(arguments.weights)):
+        raise UserError(f"--weights: {reason}")
     if arguments.model is not None:
         segmenter_config(arguments.model)
 

@@ -14,10 +14,12 @@ from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.config.fields import PathKind, path_kind
 from efficientsam_pl.config.load import ConfigError, load
 from efficientsam_pl.config.printing import commented
+from efficientsam_pl.models.weights_source import unusable_reason
 from efficientsam_pl.storage.inputs import check_matches
 from efficientsam_pl.storage.outputs import check_output
 
 T = TypeVar("T")
+_WEIGHTS_KEYS = ("weights", "encoder", "decoder")  # in any section
 
 
 def config_options(parser: Parser, root: type[Any]) -> None:
@@ -102,14 +104,23 @@ def check_inputs(config: Any) -> None:
         if not value:
             raise ConfigError(f"{key}= must be given")
     for key, file in config.files().items():
-        if file is not None and not Path(file).is_file():
-            raise ConfigError(f"{key}: no such file: {file}")
+        if file is not None:
+            _check_file(key, Path(file))
     config.check_inputs()
     for key, value, kind in _paths(config):
         if kind.written is not None:
             check_output(key, value, kind.written)
         elif kind.pattern:
             check_matches(value, f"{key}: no shard")
+
+
+def _check_file(key: str, file: Path) -> None:
+    if key.partition(".")[2] in _WEIGHTS_KEYS:
+        reason = unusable_reason(file)
+    else:
+        reason = None if file.is_file() else f"no such file: {file}"
+    if reason:
+        raise ConfigError(f"{key}: {reason}")
 
 
 def _paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str, PathKind]]:

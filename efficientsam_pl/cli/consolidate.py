@@ -6,6 +6,7 @@ from typing import Any
 from efficientsam_pl.cli.argument_types import command
 from efficientsam_pl.cli.parser import path
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.export.output_format import output_format
 
 
 def add(commands: Any) -> None:
@@ -30,6 +31,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    output_format(arguments.out)
     if not arguments.checkpoint.exists():
         raise UserError(f"no such checkpoint or run: {arguments.checkpoint}")
     from efficientsam_pl.commands import consolidate

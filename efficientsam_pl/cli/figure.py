@@ -8,6 +8,7 @@ from efficientsam_pl.cli.argument_types import command
 from efficientsam_pl.cli.parser import path, path_text
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.registry import segmenter_config
+from efficientsam_pl.models.weights_source import unusable_reason
 
 
 def add(commands: Any) -> None:
@@ -58,8 +59,8 @@ def model_column(text: str) -> tuple[str, str | None, str]:
         name, file = "", rest
     if not (title and equals and file) or (colon and not name and not Path(rest).is_file()):
         raise UserError(f"--model {text!r} is not of the form TITLE=[NAME:]WEIGHTS")
-    if not Path(file).is_file():
-        raise UserError(f"--model {text!r}: no such file: {file}")
+    if reason := unusable_reason(Path(file)):
+        raise UserError(f"--model {text!r}: {reason}")
     if name:
         segmenter_config(name)
     return title, name or None, file

@@ -9,6 +9,7 @@ from efficientsam_pl.cli.config_options import config_options, read_config
 from efficientsam_pl.cli.parser import path, path_text
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.models.weights_source import unusable_reason
 
 
 def add(commands: Any) -> None:
@@ -53,7 +54,9 @@ def _run(arguments: argparse.Namespace) -> None:
     loaded = read_config(QuickstartConfig, arguments, ["quickstart"])
     if loaded is None:
         return
-    for name in ("coco", "images", "teacher"):
+    if arguments.teacher is not None and (reason := unusable_reason(Path(arguments.teacher))):
+        raise UserError(f"--teacher: {reason}")
+    for name in ("coco", "images"):
         value = getattr(arguments, name)
         for named in [] if value is None else value if isinstance(value, list) else [value]:
             if not Path(named).exists():

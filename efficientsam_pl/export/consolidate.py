@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from efficientsam_pl.checkpoints.layout import MANIFEST, CheckpointError, check_checksums
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.export.output_format import output_format
 from efficientsam_pl.export.streamed import write_streamed
 from efficientsam_pl.models.config import SegmenterConfig
-from efficientsam_pl.models.weights import (
-    FORMAT,
-    released_names,
-    safetensors_header,
-    strip_prefix,
-)
+from efficientsam_pl.models.released_names import released_names
+from efficientsam_pl.models.weights import FORMAT, safetensors_header, strip_prefix
 from efficientsam_pl.storage.atomic import atomic_write_local
 
 _FIRST_PREFIXES = {  # of checkpoints that do not name theirs
@@ -44,13 +42,17 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
         measured: Losses of these weights that were computed after they were saved.
 
     Raises:
-        UserError: Not a complete checkpoint, or a .pt file for another layout.
+        UserError: Not a complete checkpoint, a corrupt one, another suffix, or a .pt file for
+            another layout.
     """
+    file_format = output_format(out)
+    check_checksums(path)
     checkpoint = CheckpointReader(path)
+    _check_step(checkpoint)
     header = checkpoint.values[FORMAT]
     has_ema = any(name.startswith("average.") for name in checkpoint.names())
     prefix = "average." if has_ema else "model."
-    if out.suffix == ".pt":
+    if file_format == "pt":
         _check_released_layout(header)
         tensors = checkpoint.tensors(lambda name: name.startswith(prefix))
         state = strip_prefix(dict(tensors), prefix)
@@ -99,6 +101,16 @@ def write_safetensors(
     header = safetensors_header(model, provenance)
     with atomic_write_local(out) as file:
         write_streamed(file, shapes, tensors, header)
+
+
+def _check_step(checkpoint: CheckpointReader) -> None:
+    """Compare the step in the manifest, which has no checksum itself, with the one in a file."""
+    steps = checkpoint.manifest.step, checkpoint.values["global_step"]
+    if steps[0] != steps[1]:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint.folder} is corrupt: {MANIFEST} is of step {steps[0]}, "
+            f"{checkpoint.manifest.values} of step {steps[1]}"
+        )
 
 
 def _check_released_layout(header: Mapping[str, Any]) -> None:

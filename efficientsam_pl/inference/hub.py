@@ -1,6 +1,7 @@
 """Load models by name."""
 
 import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from efficientsam_pl.inference.load import load_segmenter
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.models.weights import read_weights
+from efficientsam_pl.models.weights import WeightsFile, read_weights
 
 
-def load_model(name: str | None = None, weights: str | None = None) -> Segmenter:
+def load_model(
+    name: str | os.PathLike[str] | None = None, weights: str | os.PathLike[str] | None = None
+) -> Segmenter:
     """Load a segmenter in eval mode, ready for `Predictor`.
 
     Args:
@@ -24,26 +27,37 @@ def load_model(name: str | None = None, weights: str | None = None) -> Segmenter
         ConfigError: An unknown name, or no name and a file without a model config.
         WeightsError: The file cannot be read or belongs to another model.
     """
-    config = _config_in(weights) if name is None else segmenter_config(name)
-    return load_segmenter(config, weights).eval()
+    if name is not None:
+        config, file = segmenter_config(os.fspath(name)), None
+    elif weights is not None:
+        file = read_weights(weights)
+        config = _config_in(file, os.fspath(weights))
+    else:
+        raise ConfigError("name a model or a weights file")
+    return load_segmenter(config, None if weights is None else os.fspath(weights), file).eval()
+
+
+def weights_sha256(path: str | os.PathLike[str]) -> str:
+    """Compute the SHA-256 of a weights file."""
+    about = Path(path).stat()
+    return _file_sha256(os.fspath(path), about.st_size, about.st_mtime_ns)
 
 
 @lru_cache(maxsize=1)  # every part of a feature store needs it, and the file may have gigabytes
-def weights_sha256(path: str) -> str:
-    """Compute the SHA-256 of a weights file."""
+def _file_sha256(path: str, size: int, modified_ns: int) -> str:  # of another file: another key
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _config_in(weights: str | None) -> SegmenterConfig:
-    if weights is None:
-        raise ConfigError("name a model or a weights file")
-    config = read_weights(weights).config
-    if config is None:
+def _config_in(file: WeightsFile, path: str) -> SegmenterConfig:
+    if file.config is None:
         raise ConfigError(
-            f"{weights} does not contain its model's config: name the model (--model, or "
-            "model.name= of evaluate)"
+            f"{path} does not contain its model's config: name the model (--model, or model.name= "
+            "of evaluate)"
         )
-    if "encoder" not in config:
-        raise ConfigError(f"{weights} holds a pretrained encoder, not a segmenter")
-    return from_dict(SegmenterConfig, config)
+    if "encoder" not in file.config:
+        raise ConfigError(f"{path} holds a pretrained encoder, not a segmenter")
+    try:
+        return from_dict(SegmenterConfig, file.config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: the model's config in its metadata: {error}") from error

@@ -10,12 +10,12 @@ from efficientsam_pl.models.config import NAMED, ModelConfig, SegmenterConfig
 from efficientsam_pl.models.extend_prompt_encoder import extend_prompt_encoder
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.weights import (
-    WeightsError,
     WeightsFile,
     load_strictly,
     read_weights,
     strip_prefix,
 )
+from efficientsam_pl.models.weights_source import WeightsError
 
 _RELEASED = {"EfficientSAM": "efficient_sam_ti", "SAM": "sam_vit_b"}
 # Keys that change how weights are used but not their shapes, so that strict loading cannot notice:
@@ -31,19 +31,22 @@ _ENCODING = ("resize", "encoder.heads", "encoder.global_attention")
 _WINDOWS = ("encoder.window", "encoder.global_blocks")
 
 
-def load_segmenter(config: SegmenterConfig, weights: str | None) -> Segmenter:
+def load_segmenter(
+    config: SegmenterConfig, weights: str | None, file: WeightsFile | None = None
+) -> Segmenter:
     """Build a segmenter and load the weights of a file, if given.
 
     Args:
         config: The model's config.
         weights: A file of the whole model, released or ours; None: random initialisation.
+        file: Its content, if it has been read already.
 
     Raises:
         WeightsError: The file cannot be read or does not fit.
     """
     model = Segmenter(config)
     if weights is not None:
-        file = read_weights(weights)
+        file = file or read_weights(weights)
         windows = config.encoder.kind == "sam_vit" or config.encoder.global_attention == "listed"
         encoding = (*_ENCODING, *(_WINDOWS if windows else ())) if file.layout is None else ()
         _check_conventions(file, config, weights, (*_DECODING, *encoding))

@@ -8,7 +8,9 @@ from jaxtyping import Float
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
-from efficientsam_pl.models.weights import WeightsError
+from efficientsam_pl.models.state_dicts import check_values
+from efficientsam_pl.models.weights import read_weights
+from efficientsam_pl.models.weights_source import WeightsError
 
 
 class TimmPatches(nn.Module):
@@ -34,14 +36,22 @@ class TimmPatches(nn.Module):
             return int(_create_vit(name).num_features)
 
     def load(self, weights: str) -> None:
-        """Load a file in timm's names; positions are resized to this model's grid.
+        """Load a file in timm's names, of the same architecture and number of positions.
 
         Raises:
             WeightsError: The file cannot be read or belongs to another model.
         """
+        is_numpy = weights.lower().endswith((".npz", ".npy"))
+        state = {} if is_numpy else read_weights(weights).state
         try:
-            load_checkpoint(self.trunk, weights)
-        except Exception as error:  # timm passes on whatever torch and safetensors raise
+            if is_numpy:
+                load_checkpoint(self.trunk, weights)  # released in JAX; timm converts them
+                check_values(self.trunk.state_dict(), weights)
+            else:
+                self.trunk.load_state_dict(state)
+        except WeightsError:
+            raise
+        except Exception as error:  # timm passes on whatever torch and NumPy raise
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(
                 f"{weights} does not hold weights of timm's {self.name}: {reason}"

@@ -14,7 +14,8 @@ from efficientsam_pl.inference.load import load_segmenter, starting_segmenter
 from efficientsam_pl.models.config import NAMED, EncoderConfig, ModelConfig, SegmenterConfig
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.models.weights import WeightsError, safetensors_header
+from efficientsam_pl.models.weights import safetensors_header
+from efficientsam_pl.models.weights_source import WeightsError
 from efficientsam_pl.structures import Label, Prompts
 
 ENCODER = EncoderConfig(

@@ -182,6 +182,36 @@ def test_images_are_read_upright_and_other_files_named(
     assert masks["plain"] == masks["tagged"]
 
 
+def test_truth_of_labels_is_scored_as_its_mask_and_named(
+    folders: Folders, capfd: pytest.CaptureFixture[str]
+) -> None:
+    truth, file = folders.root / "truth", folders.root / "a.json"
+    scores = []
+    for divisor in (1, 255):
+        for path in truth.iterdir():
+            save(path, np.asarray(Image.open(path)) // np.uint8(divisor))
+        assert cli.main(folders.options(truth=truth, json=file)) == 0
+        scores.append(json.loads(file.read_text())["scores"])
+    assert scores[0] == scores[1]
+    plain, labelled = capfd.readouterr().out.split("-> ", 1)
+    assert "ground truth of labels" not in plain
+    assert "all but 0 are foreground: 3 (boat.png, empty.png, half.png)" in labelled
+
+
+def test_a_map_of_labels_0_and_1_and_a_colour_map_are_named(
+    folders: Folders, capfd: pytest.CaptureFixture[str]
+) -> None:
+    maps = folders.root / "maps"
+    save(maps / "boat.png", (np.asarray(Image.open(maps / "boat.png")) > 0).astype(np.uint8))
+    save(maps / "half.png", np.asarray(Image.open(folders.root / "photos/half.png")))
+    assert cli.main(folders.options()) == 0
+    out = capfd.readouterr().out
+    assert "map whose highest value is 1, read as grey" in out
+    assert "give labels as 0 and 255: 1 (boat.png)" in out
+    assert "photo that could not be used: 1 (half.png: --saliency: " in out
+    assert "is no map: it holds 3072 colours" in out
+
+
 def test_mistakes_are_one_line_each(folders: Folders, here: "InProcess") -> None:
     root = folders.root
     (root / "nothing").mkdir()

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.models.config import NAMED
+from efficientsam_pl.models.released_names import rename_released
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.vit import SamImageEncoder, build_encoder
-from efficientsam_pl.models.weights import read_weights, rename_released
+from efficientsam_pl.models.weights import read_weights
 from efficientsam_pl.structures import Prediction, Prompts
 
 

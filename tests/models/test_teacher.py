@@ -11,7 +11,7 @@ from torch import nn
 from efficientsam_pl.models.config import NAMED, EncoderConfig, TeacherConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.teacher import FrozenTeacher, feature_width
-from efficientsam_pl.models.weights import WeightsError
+from efficientsam_pl.models.weights_source import WeightsError
 
 ENCODER = EncoderConfig(
     kind="sam_vit", width=32, depth=2, heads=2, position_grid=64, global_blocks=(1,)

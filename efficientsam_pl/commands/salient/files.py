@@ -1,15 +1,10 @@
-"""Find and read saliency maps and ground truth that have the stems of the images."""
+"""Find saliency maps and ground truth that have the stems of the images."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Bool, Shaped
-from PIL import Image
-
 from efficientsam_pl.data.images.files import images_in
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.metrics.saliency import truth_mask
 
 _MAP_SUFFIXES = (".png", ".npy", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # first match wins
 
@@ -87,47 +82,6 @@ def mapped_images(
         named = f"{paths[0].stem}.png" if len(paths) == 1 else f"for any of {len(paths)} images"
         raise UserError(f"--saliency: {saliency} holds no map {named}")
     return mapped
-
-
-def read_map(path: Path, option: str = "--saliency") -> Shaped[np.ndarray, "..."]:
-    """Read a saliency map as it is stored: a .npy array, or a grey image of 8 or 16 bits.
-
-    Raises:
-        UserError: No such file, or a file that cannot be read as a map.
-    """
-    if not path.is_file():
-        raise UserError(f"{option}: no such file: {path}")
-    try:
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path))
-        with Image.open(path) as saliency:
-            if saliency.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-                return np.array(saliency).astype(np.uint16)
-            return np.array(saliency if saliency.mode == "F" else saliency.convert("L"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{option}: {path} cannot be read as a saliency map") from error
-
-
-def read_truth(path: Path, image_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Read a ground truth image; values above 128 of 255 are foreground.
-
-    Raises:
-        UserError: Not an image, or of another size than the image that it belongs to.
-    """
-    stored = read_map(path, "--truth")
-    if stored.shape != image_hw:
-        raise UserError(
-            f"--truth: {path} is {_size(stored.shape)}, its image {_size(image_hw)} pixels"
-        )
-    if stored.dtype == bool:
-        return stored
-    if stored.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"--truth: {path} holds {stored.dtype}; give 8 or 16 bits, or bool")
-    return truth_mask((stored if stored.dtype == np.uint8 else stored >> 8).astype(np.uint8))
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape[::-1]))
 
 
 def _matching_file(image: Path, file_or_folder: Path) -> Path | None:

@@ -117,15 +117,19 @@ class Segmenter(nn.Module):
         """
         if torch.is_grad_enabled():
             return self._decode(features, prompts)
-        tokens = _CHUNK_TOKENS.get(features.device.type, _CHUNK_TOKENS_ELSEWHERE)
-        chunk_size = max(1, tokens // features[:, 0].numel())
-        predictions = [self._decode(features, chunk) for chunk in _chunks(prompts, chunk_size)]
+        chunks = _chunks(prompts, self.decoder_batch_size(features))
+        predictions = [self._decode(features, chunk) for chunk in chunks]
         if len(predictions) == 1:
             return predictions[0]
         return Prediction(
             torch.cat([prediction.low_res_logits for prediction in predictions], dim=1),
             torch.cat([prediction.iou for prediction in predictions], dim=1),
         )
+
+    def decoder_batch_size(self, features: Float[Tensor, "b c g g"]) -> int:
+        """Return the prompts per image that `decode` processes together without gradients."""
+        tokens = _CHUNK_TOKENS.get(features.device.type, _CHUNK_TOKENS_ELSEWHERE)
+        return max(1, tokens // features[:, 0].numel())
 
     def _decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
         tokens, dense = self.prompt_encoder(prompts)

@@ -4,15 +4,16 @@ Axes: q prompts, p points per prompt, k masks per prompt, h w pixels of the imag
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from efficientsam_pl.data.images.arrays import ImageLike, rgb_pixels
+from efficientsam_pl.data.images.arrays import rgb_pixels
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference.prompt_inputs import Numbers, PromptError, PromptInputs, read_prompts
 from efficientsam_pl.models.segmenter import Segmenter
@@ -142,8 +143,7 @@ class EmbeddedImage:
             PromptError: A prompt type or a number of points that the model does not support.
         """
         try:
-            with _computation(self.model):
-                return self.model.decode(self.features, prompts)
+            return self.model.decode(self.features, prompts)
         except ValueError as error:
             raise PromptError(str(error)) from error
 
@@ -190,6 +190,19 @@ class EmbeddedImage:
         ).to(self.features.device)
 
 
+def image_pixels(image: object) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert an image in memory to RGB pixels that torch can share.
+
+    Raises:
+        PromptError: Names what `data.images.arrays.rgb_pixels` does not accept.
+    """
+    try:
+        pixels = rgb_pixels(image)
+    except UserError as error:
+        raise PromptError(str(error)) from error
+    return pixels if pixels.flags.writeable else pixels.copy()
+
+
 class Predictor:
     """Embeds images with a segmenter, on the model's device and in its precision."""
 
@@ -197,16 +210,17 @@ class Predictor:
         self.model = model.eval()
 
     @torch.inference_mode()
-    def embed(self, image: ImageLike) -> EmbeddedImage:
+    def embed(self, image: object) -> EmbeddedImage:
         """Compute the features of one image.
 
         Args:
-            image: RGB, grey or with an alpha channel, as `rgb_pixels` accepts it.
+            image: A Pillow image, a NumPy array [h, w, 3] or a torch tensor [3, h, w], RGB or grey,
+                uint8 or uint16; see `data.images.arrays.rgb_pixels`.
 
         Raises:
-            ImageError: Names what `rgb_pixels` does not accept.
+            PromptError: Another type, shape or kind of values.
         """
-        pixels = rgb_pixels(image)
+        pixels = image_pixels(image)
         config = self.model.config
         height, width = pixels.shape[:2]
         resize = Resize.fit((height, width), config.encoder.image_size, config.resize)
@@ -214,16 +228,7 @@ class Predictor:
         rows, columns = resize.content_hw
         square = F.pad(content, (0, resize.side - columns, 0, resize.side - rows))
         device = next(self.model.parameters()).device
-        with _computation(self.model):
-            features = self.model.encode(
-                square[None].to(device), torch.tensor([resize.content_hw], device=device)
-            )
+        features = self.model.encode(
+            square[None].to(device), torch.tensor([resize.content_hw], device=device)
+        )
         return EmbeddedImage(self.model, features, resize)
-
-
-def _computation(model: Segmenter) -> AbstractContextManager[object]:
-    """Make the context in which a model runs: autocast to its precision if that is a half."""
-    parameter = next(model.parameters())
-    if parameter.dtype in (torch.float16, torch.bfloat16):
-        return torch.autocast(parameter.device.type, dtype=parameter.dtype)
-    return nullcontext()

@@ -277,13 +277,9 @@ def clip_boxes(boxes: Iterable[Sequence[Any]], image_hw: tuple[int, int]) -> Cli
         if not all(map(math.isfinite, (x0, y0, x1, y1))):
             raise PromptError(f"box {shown} is not finite")
         if x1 < x0 or y1 < y0:
-            raise PromptError(
-                f"a box must be x0,y0,x1,y1 with x0 <= x1 and y0 <= y1, not {shown}"
-            )
+            raise PromptError(f"a box must be x0,y0,x1,y1 with x0 <= x1 and y0 <= y1, not {shown}")
         if _is_outside(x0, x1, width) or _is_outside(y0, y1, height):
-            raise PromptError(
-                f"box {shown} lies outside the image of {width} x {height} pixels"
-            )
+            raise PromptError(f"box {shown} lies outside the image of {width} x {height} pixels")
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
         reach = max(-x0, -y0, x1 - width, y1 - height)
         count += reach > _ROUNDED_PX

@@ -142,6 +142,7 @@ class PromptEncoder(nn.Module):
         if self.map_downscaling is None:
             return None
         maps = draw_prompts(points, labels, self.image_size, LOGITS_PER_TOKEN * self.grid_size)
+        maps = maps.to(self.label_vectors["positive"].weight.dtype)
         drawn: Tensor = self.map_downscaling(maps.flatten(0, 1)).unflatten(0, labels.shape[:2])
         return drawn
 
@@ -155,6 +156,6 @@ class PromptEncoder(nn.Module):
         if prompts.mask_logits is None:
             dense: Tensor = self.no_mask_embed.weight[None, None, 0, :, None, None]
         else:
-            masks = prompts.mask_logits.flatten(0, 1)[:, None]
+            masks = prompts.mask_logits.to(self.no_mask_embed.weight.dtype).flatten(0, 1)[:, None]
             dense = self.mask_downscaling(masks).unflatten(0, prompts.mask_logits.shape[:2])
         return dense if drawn is None else dense + drawn

@@ -57,6 +57,11 @@ class Segmenter(nn.Module):
         self.prompt_encoder = PromptEncoder(config.prompts, config.encoder)
         self.mask_decoder = MaskDecoder(config.encoder.neck_channels, config.decoder)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights: float32, unless the whole model was converted for inference."""
+        return self.mask_decoder.iou_token.weight.dtype
+
     def forward(
         self,
         image: Num[Tensor, "b 3 s s"],
@@ -106,7 +111,8 @@ class Segmenter(nn.Module):
             image: As laid out by `geometry.Resize`.
             content_hw: Size of each frame without its padding; None: no padding.
         """
-        features: Tensor = self.image_encoder(self.pixel_norm(image, content_hw))
+        pixels = self.pixel_norm(image, content_hw).to(self.dtype)
+        features: Tensor = self.image_encoder(pixels)
         return features
 
     def decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
@@ -132,9 +138,10 @@ class Segmenter(nn.Module):
         return max(1, tokens // features[:, 0].numel())
 
     def _decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
-        tokens, dense = self.prompt_encoder(prompts)
+        tokens, dense = self.prompt_encoder(prompts)  # positions are float32 in any precision
+        position = self.prompt_encoder.dense_position()
         prediction: Prediction = self.mask_decoder(
-            features, self.prompt_encoder.dense_position(), tokens, dense
+            features, position.to(self.dtype), tokens.to(self.dtype), dense
         )
         return prediction
 

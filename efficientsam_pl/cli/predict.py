@@ -34,8 +34,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="X0,Y0,X1,Y1",
-        help="each box is a prompt of its own unless points are given with it; it is clipped to the "
-        "photo",
+        help="each box is a prompt unless points are given with it; clipped to the photo",
     )
     parser.add_argument(
         "--mask-input",

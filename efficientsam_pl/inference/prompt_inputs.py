@@ -218,9 +218,10 @@ def _mask_logits(masks: Tensor, side: int, count: int | None) -> Float[Tensor, "
     if masks.ndim and len(masks) == 0:
         masks = masks.reshape(0, side, side)
     if masks.ndim != 3 or masks.shape[1:] != (side, side):
-        expected = ["q" if count is None else count, side, side]
-        shown = f"[{', '.join(map(str, expected))}]"
-        raise PromptError(f"mask_logits must have the shape {shown}, not {list(masks.shape)}")
+        rows = count or (len(masks) if masks.ndim == 3 else "q")
+        raise PromptError(
+            f"mask_logits must have the shape [{rows}, {side}, {side}], not {list(masks.shape)}"
+        )
     if not masks.isfinite().all():
         raise PromptError("mask_logits must be finite")
     return masks

@@ -50,14 +50,15 @@ class SamTransform:
         self, coords: Numbers, original_size: tuple[int, int]
     ) -> Float[Tensor, "*p 2"]:
         """Scale points (x, y) to a tensor."""
-        return self.resize(original_size).points_forward(numbers(coords, "coords"))
+        points = _coordinates(coords, "coords", 2)
+        return self.resize(original_size).points_forward(points)
 
     def apply_boxes_torch(
         self, boxes: Numbers, original_size: tuple[int, int]
     ) -> Float[Tensor, "q 4"]:
         """Scale boxes (x0, y0, x1, y1) to a tensor [q, 4]."""
-        corners = numbers(boxes, "boxes").reshape(-1, 4)
-        return self.resize(original_size).boxes_forward(corners)
+        corners = _coordinates(boxes, "boxes", 4)
+        return self.resize(original_size).boxes_forward(corners.reshape(-1, 4))
 
 
 class SamPredictor:
@@ -203,22 +204,14 @@ class SamPredictor:
             PromptError: No image is set, or a prompt as in `EmbeddedImage.predict`.
         """
         image = self._image()
-        points = point_coords if point_coords is None else self._points_back(point_coords)
+        points = None if point_coords is None else self._points_back(point_coords)
         if boxes is not None:
-            boxes = numbers(boxes, "boxes")
-            boxes = image.resize.boxes_back(boxes) if boxes.numel() else boxes
+            boxes = image.resize.boxes_back(_coordinates(boxes, "boxes", 4))
         prompts = (points, point_labels, boxes, mask_input, not multimask_output)
-        if not return_logits:
-            prediction = image.predict(*prompts)
-            return prediction.masks, prediction.iou, prediction.low_res_logits
-        results = list(image.predict_each(*prompts))
-        if not results:
-            raise PromptError("no prompt to return logits of")
-        return (
-            torch.stack([result.logits() for result in results]),
-            torch.stack([result.iou for result in results]),
-            torch.stack([result.low_res_logits for result in results]),
-        )
+        prediction = image.predict(*prompts)
+        low_res = prediction.low_res_logits
+        masks = image.resize.masks_back(low_res) if return_logits else prediction.masks
+        return masks, prediction.iou, low_res
 
     def _image(self) -> EmbeddedImage:
         if self._embedded is None:
@@ -228,13 +221,23 @@ class SamPredictor:
     def _points_back(self, coords: Numbers) -> Float[Tensor, "*p 2"]:
         """Scale back to image pixels; rounding may not carry a point over the border."""
         resize = self._image().resize
-        points = numbers(coords, "point_coords")
-        if points.ndim == 0 or points.shape[-1] != 2:
-            return points  # whose shape is refused later
-        points = resize.points_back(points)
+        points = resize.points_back(_coordinates(coords, "point_coords", 2))
         limits = points.new_tensor(resize.image_hw[::-1])
         inside = points.clamp(min=torch.zeros_like(limits), max=limits)
         return inside.where((inside - points).abs() < _BORDER_PX, points)
+
+
+def _coordinates(values: Numbers, name: str, size: int) -> Float[Tensor, "..."]:
+    """Convert points (size 2) or boxes (4) whose last axis is checked; `[]` is none of them."""
+    tensor = numbers(values, name)
+    if tensor.shape == (0,):
+        tensor = tensor.reshape(0, size)
+    if tensor.ndim == 0 or tensor.shape[-1] != size:
+        raise PromptError(
+            f"{name} must have {size} values along the last axis, not the shape "
+            f"{list(tensor.shape)}"
+        )
+    return tensor
 
 
 def _one_prompt(

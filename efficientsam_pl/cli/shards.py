@@ -54,6 +54,13 @@ def add_pack(commands: Any) -> None:
         metavar="DIR",
         help="the folder that its file names are in",
     )
+    coco.add_argument(
+        "--exif-orientation",
+        choices=("apply", "ignore"),
+        default="apply",
+        help="ignore: the set was annotated on pixels as stored, which a viewer shows turned by "
+        "their EXIF orientation (%(default)s)",
+    )
     _pack_options(coco, _pack_coco)
 
 
@@ -130,7 +137,8 @@ def _pack_coco(arguments: argparse.Namespace) -> None:
             raise UserError(f"no such file or folder: {named}")
     from efficientsam_pl.commands import pack
 
-    pack.run_coco(arguments.annotations, arguments.images, _pack_config(arguments))
+    options = _pack_config(arguments)
+    pack.run_coco(arguments.annotations, arguments.images, options, arguments.exif_orientation)
 
 
 def _pack_config(arguments: argparse.Namespace) -> Any:

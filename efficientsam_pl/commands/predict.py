@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from efficientsam_pl.data.images.files import read_image
+from efficientsam_pl.data.images.files import read_image_file
+from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.predictor import CHUNK_SIZE, Predictor, PromptPrediction
@@ -56,32 +57,30 @@ def run(options: PredictOptions) -> None:
 
     Masks are held as run-lengths; only one prompt's are at the image's size.
     """
-    image = read_image(options.image)
-    image_hw = (image.shape[0], image.shape[1])
+    file = read_image_file(options.image)
+    image, image_hw = file.pixels, (file.pixels.shape[0], file.pixels.shape[1])
     check_points([point[:2] for point in options.points], image_hw)
     clipped = clip_boxes(options.boxes, image_hw)
-    if clipped.count:
-        print(clipped.message())
     options = replace(options, boxes=clipped.boxes)
-    prompts = _drawn_prompts(options)
     arguments = _arguments(options)
-    model = load_model(options.model, options.weights)
-    predictions = (
-        Predictor(model)
-        .embed(image)
-        .predict_each(
-            **arguments,
-            single_mask=options.single_mask,
-            chunk_size=options.chunk_size or CHUNK_SIZE,
-        )
+    embedded = Predictor(load_model(options.model, options.weights)).embed(image)
+    predictions = embedded.predict_each(
+        **arguments,
+        single_mask=options.single_mask,
+        chunk_size=options.chunk_size or CHUNK_SIZE,
     )
+    rotated = exif_line({} if file.turn is None else {file.turn: 1})
+    for line in (rotated, clipped.message() if clipped.count else None):
+        if line is not None:
+            print(line)
     if options.npz is not None:
         count = max(len(values) for values in arguments.values())
         predictions = _with_arrays(predictions, options.npz, count)
     best = list(_write_masks(predictions, options.out))
     labels = [f"predicted IoU {mask.iou:.2f}" for mask in best[:_MAX_LABELS]]
     colours = [mask_colour(index) for index in range(len(best))]
-    canvas = overlay_runs(image, [mask.rle for mask in best], colours, prompts, labels)
+    rles = [mask.rle for mask in best]
+    canvas = overlay_runs(image, rles, colours, _drawn_prompts(options), labels)
     canvas.save(options.out / "overlay.png")
     if options.rle is not None:
         record = _rle_file(options, image_hw, best)

@@ -33,6 +33,9 @@ class EvaluateConfig:
     # coco, lvis: the images' folder; LVIS finds train2017 and val2017
     images: str | None = path(None)
     shards: str = path("", pattern=True)  # shards: pattern of the shards to score
+    # the frame of the annotations where the stated size does not decide; ignore: pixels as stored,
+    # which a viewer shows turned by their EXIF orientation
+    exif_orientation: Literal["apply", "ignore"] = "apply"
     # box, click_center, click_random_K, click_iterative_K (paper, 4.3)
     protocols: tuple[str, ...] = ("box", "click_random_1", "click_random_3")
     detector: DetectorConfig = field(default_factory=DetectorConfig)

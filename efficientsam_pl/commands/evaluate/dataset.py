@@ -16,6 +16,7 @@ from efficientsam_pl.data.datasets.image_sources import (
     images_sha256,
     shards_sha256,
 )
+from efficientsam_pl.data.images.stated import ExifOrientation, exif_setting
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.structures import CorruptSample, InstanceImage
 
@@ -34,6 +35,7 @@ class EvaluationSet:
     shards: ShardSet | None = None
     detections: Detections | None = None
     places: Mapping[int, int] = field(default_factory=dict)  # of numbers
+    exif_orientation: ExifOrientation = "apply"
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -57,7 +59,11 @@ class EvaluationSet:
 
     def identity(self) -> dict[str, Any]:
         """Hash the files: an evaluation can be continued with the same ones only."""
-        hashes: dict[str, Any] = {"kind": self.kind, "photos": len(self.numbers)}
+        hashes: dict[str, Any] = {
+            "kind": self.kind,
+            "photos": len(self.numbers),
+            **exif_setting(self.exif_orientation),
+        }
         if self.annotated is not None:
             hashes["annotations_sha256"] = self.annotated.sha256
         if self.shards is not None:
@@ -86,9 +92,11 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
     """
     if config.kind == "shards":
         shards = open_shards(config.shards)
-        packed = PackedImages(shards)
+        packed = PackedImages(shards, config.exif_orientation)
         numbers = tuple(packed.numbers[: config.photos])
-        return EvaluationSet("shards", packed, numbers, shards=shards)
+        return EvaluationSet(
+            "shards", packed, numbers, shards=shards, exif_orientation=config.exif_orientation
+        )
     assert config.annotations is not None, "it is among the config's needs"
     assert config.images is not None, "it is among the config's needs"
     annotated = read_instances(config.annotations, config.images, config.kind)
@@ -98,9 +106,10 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
         detections = read_detections(config.detector.results, annotated)
     return EvaluationSet(
         config.kind,
-        ImageFiles(annotated.images, ids, annotated.corrupt),
+        ImageFiles(annotated.images, ids, annotated.corrupt, config.exif_orientation),
         ids[: config.photos],
         annotated=annotated,
         detections=detections,
         places={number: place for place, number in enumerate(ids)},
+        exif_orientation=config.exif_orientation,
     )

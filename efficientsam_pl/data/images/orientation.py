@@ -21,7 +21,10 @@ _TAG = 0x0112
 _UNSIGNED = {1: "B", 3: "H", 4: "I"}  # TIFF types of the value: byte, short, long
 _PNG_START, _PNG_EXIF = b"\x89PNG\r\n\x1a\n", b"eXIf"
 _EXIF_START = b"Exif\0\0"
-_NO_LENGTH = (0x01, *range(0xD0, 0xD9))  # markers without a segment
+# markers of a JPEG: with a length, except EXIF's; and without
+_OTHER_SEGMENTS = frozenset({*range(0xFFC0, 0xFFD0), *range(0xFFDB, 0xFFF0), 0xFFFE} - {0xFFE1})
+_NO_LENGTH = frozenset({0xFF01, *range(0xFFD0, 0xFFD9)})
+_SEGMENT = struct.Struct(">HH").unpack_from
 
 
 def turned_hw(image_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
@@ -44,9 +47,9 @@ def turn_upright(
     return np.ascontiguousarray(pixels)
 
 
-def turn_back(pixels: UInt8[np.ndarray, "uh uw c"], orientation: int) -> UInt8[np.ndarray, "h w c"]:
-    """Undo `turn_upright`."""
-    return turn_upright(pixels, _INVERSE.get(orientation, orientation))
+def inverse(orientation: int) -> int:
+    """Return the orientation that undoes another one."""
+    return _INVERSE.get(orientation, orientation)
 
 
 def pillow_orientation(image: Image.Image) -> int:
@@ -97,26 +100,30 @@ def jpeg_orientation(data: Data) -> int:
 
 
 def _jpeg_exif(data: Data) -> tuple[int, int] | None:
-    """Find the first EXIF block of a JPEG, before its first scan."""
-    place, end = 2, len(data) - 4
-    if end < 0 or data[0] != 0xFF or data[1] != 0xD8:
+    """Find the first EXIF block of a JPEG, before its first scan.
+
+    Runs for every sample of training: about 2 us.
+    """
+    if not is_jpeg(data):
         return None
-    while place <= end:
-        if data[place] != 0xFF:
-            return None
-        marker = data[place + 1]
-        if marker == 0xFF:  # a fill byte
-            place += 1
-        elif marker in _NO_LENGTH:
-            place += 2
-        elif marker in (0xDA, 0xD9):  # the first scan, or the end
-            return None
-        else:
-            length = data[place + 2] << 8 | data[place + 3]
-            if marker == 0xE1 and bytes(data[place + 4 : place + 10]) == _EXIF_START:
-                return place + 4, min(place + 2 + length, len(data))
-            place += 2 + max(2, length)
-    return None
+    place = 2
+    try:
+        while True:
+            marker, length = _SEGMENT(data, place)
+            if marker in _OTHER_SEGMENTS:
+                place += 2 + length
+            elif marker == 0xFFE1:  # APP1: EXIF or XMP
+                if data[place + 4 : place + 10] == _EXIF_START:
+                    return place + 4, min(place + 2 + length, len(data))
+                place += 2 + length
+            elif marker == 0xFFFF:  # a fill byte
+                place += 1
+            elif marker in _NO_LENGTH:
+                place += 2
+            else:  # the first scan, the end, or no marker
+                return None
+    except struct.error:  # the data end
+        return None
 
 
 def png_orientation(data: Data) -> int:
@@ -141,12 +148,12 @@ def _png_exif(data: Data) -> tuple[int, int] | None:
 
 def is_png(data: Data) -> bool:
     """Return whether the data begin as a PNG."""
-    return bytes(data[:8]) == _PNG_START
+    return data[:8] == _PNG_START
 
 
 def is_jpeg(data: Data) -> bool:
     """Return whether the data begin as a JPEG."""
-    return bytes(data[:2]) == b"\xff\xd8"
+    return data[:2] == b"\xff\xd8"
 
 
 def without_orientation(data: Data) -> bytes:

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.data.images.decode import decode_image
-from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, packed_sample
+from efficientsam_pl.data.images.stated import ExifOrientation, decode_stated, exif_setting
+from efficientsam_pl.data.packing.images import (
+    JPEG_QUALITY,
+    MaskedImage,
+    limit_side,
+    packed_sample,
+    stored_jpeg,
+)
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
@@ -17,7 +23,6 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import from_coco, run_lengths
 from efficientsam_pl.storage.files import exists, is_local, read_file
 
-JPEG_START = b"\xff\xd8"
 _KINDS = (
     (list, "list"),
     (str, "text"),
@@ -163,17 +168,16 @@ def _stated(image: dict[str, Any], what: str, path: str) -> tuple[int, int] | No
         raise _no_coco(path, f"{what} has {size}, no whole numbers") from error
 
 
-def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipped]]:
+def masked_image(
+    entry: CocoEntry, data: bytes, exif_orientation: ExifOrientation = "apply"
+) -> tuple[MaskedImage, list[Skipped]]:
     """Decode the image with its masks; return also the annotations that cannot be used.
 
     Raises:
         CorruptSampleError: The image cannot be decoded, or does not have the stated size.
     """
-    image = decode_image(data)
-    height, width = image.shape[:2]
-    if entry.stated_hw not in (None, (height, width)):  # the polygons would be misplaced
-        what = f"image {(height, width)}, annotations {entry.stated_hw}"
-        raise CorruptSampleError("size mismatch", what)
+    image = decode_stated(data, entry.stated_hw, exif_orientation)  # else polygons are misplaced
+    height, width = image.pixels.shape[:2]
     masks: list[Annotation] = []
     skipped = []
     for annotation in entry.annotations:
@@ -188,22 +192,22 @@ def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipp
             skipped.append(Skipped(what, str(error)))
             continue
         masks.append(annotation_of(rle, bool(annotation.get("iscrowd", 0))))
-    return MaskedImage(entry.key, image, tuple(masks)), skipped
+    return MaskedImage(entry.key, image.pixels, tuple(masks), turn=image.turn), skipped
 
 
 def masked_images(
-    entries: Iterable[CocoEntry],
-) -> Iterator[tuple[CocoEntry, MaskedImage, bytes] | Skipped]:
-    """Yield the images with their masks and stored bytes, and the skipped ones."""
+    entries: Iterable[CocoEntry], exif_orientation: ExifOrientation = "apply"
+) -> Iterator[tuple[CocoEntry, MaskedImage, bytes | None] | Skipped]:
+    """Yield the images with their masks and the JPEG to keep, if any, and the skipped ones."""
     for entry in entries:
         try:
             data = read_file(entry.path)
-            image, skipped = masked_image(entry, data)
+            image, skipped = masked_image(entry, data, exif_orientation)
         except (OSError, CorruptSampleError) as error:
             yield Skipped(entry.path, str(error))
             continue
         yield from skipped
-        yield entry, image, data
+        yield entry, image, stored_jpeg(data, image.turn)
 
 
 def coco_images(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedImage]:
@@ -222,6 +226,7 @@ class CocoUnit:
     name: str
     entries: tuple[CocoEntry, ...]
     long_side: int | None
+    exif_orientation: ExifOrientation = "apply"
     orphans: tuple[Skipped, ...] = ()  # annotations without an image, reported with the first shard
 
     @property
@@ -232,22 +237,27 @@ class CocoUnit:
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
         yield from self.orphans
-        for result in masked_images(self.entries):
+        for result in masked_images(self.entries, self.exif_orientation):
             if isinstance(result, Skipped):
                 yield result
                 continue
-            _, image, data = result
+            _, image, jpeg = result
             small = image if self.long_side is None else limit_side(image, self.long_side)
-            kept = small is image and data.startswith(JPEG_START)
-            yield packed_sample(small, data if kept else None)
+            yield packed_sample(small, jpeg if small is image else None)
 
 
 class Coco:
     """A COCO-format set in shards `coco-000000.tar`, ...; JPEGs are kept where nothing shrinks."""
 
     def __init__(
-        self, annotations: str, images: str, long_side: int | None, samples_per_shard: int
+        self,
+        annotations: str,
+        images: str,
+        long_side: int | None,
+        samples_per_shard: int,
+        exif_orientation: ExifOrientation = "apply",
     ) -> None:
+        self._exif_orientation = exif_orientation
         content = annotation_file(annotations, images)
         self._entries, orphans = entries_of(content, annotations, images)
         self._orphans = tuple(sorted(orphans, key=lambda skipped: skipped.what))
@@ -266,6 +276,7 @@ class Coco:
             "long_side": self._long_side,
             "jpeg_quality": JPEG_QUALITY,
             "samples_per_shard": self._limit,
+            **exif_setting(self._exif_orientation),
         }
 
     def weight(self, share: ArrayShare) -> int:
@@ -276,4 +287,6 @@ class Coco:
         """See Source."""
         for number, entries in cut_into_shards(self._entries, self._limit, share):
             orphans = () if number else self._orphans
-            yield CocoUnit(f"coco-{number:06d}", entries, self._long_side, orphans)
+            yield CocoUnit(
+                f"coco-{number:06d}", entries, self._long_side, self._exif_orientation, orphans
+            )

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from efficientsam_pl.data.config import CocoConfig
+from efficientsam_pl.data.images.stated import ExifOrientation, exif_setting
 from efficientsam_pl.data.packing.coco import (
-    JPEG_START,
     CocoEntry,
     CocoError,
     annotation_file,
@@ -40,6 +40,7 @@ class MaskedUnit:
 
     name: str
     entries: tuple[CocoEntry, ...]
+    exif_orientation: ExifOrientation
     skipped: tuple[Skipped, ...] = ()  # what was left out before, reported with the first shard
 
     @property
@@ -50,13 +51,13 @@ class MaskedUnit:
     def samples(self) -> Iterator[PackedSample | Skipped]:
         """See Unit."""
         yield from self.skipped
-        for result in masked_images(self.entries):
+        for result in masked_images(self.entries, self.exif_orientation):
             if isinstance(result, Skipped):
                 yield result
                 continue
-            entry, image, data = result
+            entry, image, jpeg = result
             if any(not a.crowd and a.area > 0 for a in image.annotations):
-                yield packed_sample(image, data if data.startswith(JPEG_START) else None)
+                yield packed_sample(image, jpeg)
             else:
                 yield Skipped(entry.path, "none of its annotations is a mask that can be used")
 
@@ -80,7 +81,7 @@ class CustomCoco:
         self._heldout: tuple[str, str] | None = None
         if config.heldout_annotations is not None:
             self._heldout = (config.heldout_annotations, config.heldout_images or config.images)
-        self._fraction = config.heldout_fraction
+        self._fraction, self._exif_orientation = config.heldout_fraction, config.exif_orientation
         self._content = {named: annotation_file(*named) for named in self._named()}
 
     def _named(self) -> list[tuple[str, str]]:
@@ -94,7 +95,7 @@ class CustomCoco:
             described[f"{side} images"] = full_path(named[1])
         if self._heldout is None:
             described["heldout_fraction"] = self._fraction
-        return described
+        return described | exif_setting(self._exif_orientation)
 
     def weight(self, share: ArrayShare) -> int:
         """Count the images of the share."""
@@ -109,7 +110,9 @@ class CustomCoco:
         sides, first = self._sides, True
         for side, entries in ((TRAIN, sides.train), (HELDOUT, sides.heldout)):
             for number, chunk in cut_into_shards(entries, _SAMPLES_PER_SHARD, share):
-                yield MaskedUnit(f"{side}-{number:06d}", chunk, sides.skipped if first else ())
+                skipped = sides.skipped if first else ()
+                name = f"{side}-{number:06d}"
+                yield MaskedUnit(name, chunk, self._exif_orientation, skipped)
                 first = False
 
     @cached_property

@@ -142,7 +142,7 @@ class PromptEncoder(nn.Module):
         if self.map_downscaling is None:
             return None
         maps = draw_prompts(points, labels, self.image_size, LOGITS_PER_TOKEN * self.grid_size)
-        maps = maps.to(self.label_vectors["positive"].weight.dtype)
+        maps = maps.to(cast(nn.Embedding, self.label_vectors["positive"]).weight.dtype)
         drawn: Tensor = self.map_downscaling(maps.flatten(0, 1)).unflatten(0, labels.shape[:2])
         return drawn
 

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from efficientsam_pl.inference.automask.config import EverythingConfig
     from efficientsam_pl.inference.automask.generator import generate_masks
     from efficientsam_pl.inference.hub import load_model
-    from efficientsam_pl.inference.predictor import Predictor, SamPredictor
+    from efficientsam_pl.inference.predictor import Predictor
+    from efficientsam_pl.inference.sam_predictor import SamPredictor
 
 __all__ = ["EverythingConfig", "Predictor", "SamPredictor", "generate_masks", "load_model"]
 _MODULES = {
@@ -17,7 +18,7 @@ _MODULES = {
     "generate_masks": "efficientsam_pl.inference.automask.generator",
     "load_model": "efficientsam_pl.inference.hub",
     "Predictor": "efficientsam_pl.inference.predictor",
-    "SamPredictor": "efficientsam_pl.inference.predictor",
+    "SamPredictor": "efficientsam_pl.inference.sam_predictor",
 }
 
 

@@ -2,8 +2,9 @@
 
 
 def noun(count: int, singular: str) -> str:
-    """Inflect a noun for a count: `mask` for 1, `masks` for any other."""
-    return singular if count == 1 else f"{singular}s"
+    """Inflect a noun for a count: `mask` for 1, `masks` for any other; `box`, `boxes`."""
+    plural = f"{singular}es" if singular.endswith("x") else f"{singular}s"
+    return singular if count == 1 else plural
 
 
 def counted(count: int, singular: str) -> str:

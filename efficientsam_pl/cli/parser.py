@@ -1,6 +1,7 @@
 """Argument parser of all commands: mistakes in one line, details in --help."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.outputs: list[Output] = []
         self.explain: Callable[[], str] | None = None
+        # "-5,2" after an option is its value, as from Python 3.14 on
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> Any:
         """Raise UserError with a pointer to the help of the command."""

@@ -3,7 +3,14 @@
 import argparse
 from typing import Any
 
-from efficientsam_pl.cli.argument_types import box, check_model, command, model_options, point
+from efficientsam_pl.cli.argument_types import (
+    box,
+    check_model,
+    command,
+    model_options,
+    point,
+    positive,
+)
 from efficientsam_pl.cli.parser import path
 from efficientsam_pl.errors import UserError
 
@@ -27,13 +34,13 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="X0,Y0,X1,Y1",
-        help="each box is a prompt of its own unless points are given with it",
+        help="each box is a prompt unless points are given with it; clipped to the photo",
     )
     parser.add_argument(
         "--mask-input",
         type=path,
         metavar="FILE.npy",
-        help="logits of an earlier prediction as a prompt, [256, 256]",
+        help="logits of an earlier prediction as a prompt, [256, 256] or [1, 256, 256]",
     )
     parser.add_argument("--single-mask", action="store_true", help="the single mask, token 0")
     parser.add_output(
@@ -44,6 +51,15 @@ def add(commands: Any) -> None:
         help="where overlay.png and a mask_N.png of each prompt are written",
     )
     parser.add_output("--npz", kind="file", metavar="FILE", help="masks, logits and IoU as arrays")
+    parser.add_output(
+        "--rle", kind="file", metavar="FILE", help="the masks as run-lengths, JSON as in SA-1B"
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=positive,
+        metavar="N",
+        help="prompts per chunk: affects memory, not results (default 32)",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -70,5 +86,7 @@ def _run(arguments: argparse.Namespace) -> None:
             single_mask=arguments.single_mask,
             out=arguments.out,
             npz=arguments.npz,
+            rle=arguments.rle,
+            chunk_size=arguments.chunk_size,
         )
     )

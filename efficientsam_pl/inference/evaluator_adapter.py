@@ -18,7 +18,8 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.interfaces import ImagePrompts
 from efficientsam_pl.evaluation.metrics.reachable import GridIous, grid_ious
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor, PromptError, check_known
+from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor
+from efficientsam_pl.inference.prompt_inputs import PromptError, check_known
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import Rle, encode_many
 from efficientsam_pl.structures import Prediction, Prompts
@@ -81,7 +82,7 @@ class EvaluatorModel:
         """Encode an RGB image.
 
         Raises:
-            PromptError: Not uint8 [h, w, 3].
+            PromptError: An image that `Predictor.embed` does not take.
         """
         with self.autocast():
             return EvaluatorImage(self, Predictor(self.model).embed(image))

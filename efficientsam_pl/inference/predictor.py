@@ -3,27 +3,23 @@
 Axes: q prompts, p points per prompt, k masks per prompt, h w pixels of the image.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, UInt8
-from numpy.typing import ArrayLike
 from torch import Tensor
 
+from efficientsam_pl.data.images.arrays import rgb_pixels
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.models.config import PromptEncoderConfig
-from efficientsam_pl.models.prompt_kinds import PromptNeeds, unmet_needs
+from efficientsam_pl.inference.prompt_inputs import Numbers, PromptError, PromptInputs, read_prompts
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.structures import Label, Prediction, Prompts
+from efficientsam_pl.structures import Prediction, Prompts
 
-
-class PromptError(UserError):
-    """A prompt that is invalid for this image or this model."""
+CHUNK_SIZE = 32  # prompts whose logits are in memory at once
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,30 @@ class ImagePrediction:
 
 
 @dataclass(frozen=True)
+class PromptPrediction:
+    """Candidates of one prompt, in the model's order; resized to the image only on request."""
+
+    low_res_logits: Float[Tensor, "k mh mw"]
+    iou: Float[Tensor, "k"]
+    resize: Resize
+
+    @torch.inference_mode()
+    def logits(self) -> Float[Tensor, "k h w"]:
+        """Resize the logits of all candidates to the image's size."""
+        return self.resize.masks_back(self.low_res_logits[None])[0]
+
+    def masks(self) -> Bool[Tensor, "k h w"]:
+        """Compute the masks of all candidates."""
+        return self.logits() > 0
+
+    @torch.inference_mode()
+    def best_mask(self) -> Bool[Tensor, "h w"]:
+        """Compute the mask with the highest predicted IoU alone."""
+        best = self.low_res_logits[self.iou.argmax()]
+        return self.resize.masks_back(best[None, None])[0, 0] > 0
+
+
+@dataclass(frozen=True)
 class EmbeddedImage:
     """The features of an image; immutable, so they can be cached and shared."""
 
@@ -50,134 +70,161 @@ class EmbeddedImage:
     @torch.inference_mode()
     def predict(
         self,
-        points: ArrayLike | None = None,
-        labels: ArrayLike | None = None,
-        boxes: ArrayLike | None = None,
-        mask_logits: ArrayLike | None = None,
+        points: Numbers | None = None,
+        labels: Numbers | None = None,
+        boxes: Numbers | None = None,
+        mask_logits: Numbers | None = None,
         single_mask: bool = False,
     ) -> ImagePrediction:
-        """Predict masks for q prompts in one decoder call.
+        """Predict masks for q prompts, all of them at the image's size: q * k * h * w bytes.
+
+        `predict_each` takes the same prompts and holds one prompt's masks at a time. Numbers are
+        lists, arrays or tensors of any type and device. No prompt (q = 0) gives empty results.
 
         Args:
             points: [q, p, 2] image pixels (x, y).
             labels: [q, p] 1 for foreground, 0 for background, -1 for padding, 2 and 3 for a box's
-                corners; default: foreground.
-            boxes: [q, 4] corners (x0, y0, x1, y1) in image pixels.
-            mask_logits: [q, 256, 256] `low_res_logits` of a previous prediction, one per prompt.
+                corners; default: foreground. Padding fills up shorter prompts: neither its
+                coordinates nor its number change the prediction (beyond rounding).
+            boxes: [q, 4] corners (x0, y0, x1, y1) in image pixels; clipped to the image, with a
+                ClippedBoxWarning.
+            mask_logits: [q, 256, 256] `low_res_logits` of a previous prediction, one per prompt;
+                also [q, 1, 256, 256], and [256, 256] for a single prompt.
             single_mask: Return only the mask of token 0 instead of the candidates.
 
         Raises:
-            PromptError: No prompt, unequal lengths, a point outside the image, or a prompt type
-                that the model does not support.
+            PromptError: No prompt, wrong shapes, unequal lengths, a point or a whole box outside
+                the image, or a prompt type that the model does not support.
         """
-        prompts = self._prompts(points, labels, boxes, mask_logits)
+        inputs = self._inputs(points, labels, boxes, mask_logits)
+        side, config = self._logits_side(), self.model.config.decoder
+        count, k = len(inputs), 1 if single_mask else config.candidates
+        device = self.features.device
+        masks = torch.empty(count, k, *self.resize.image_hw, dtype=torch.bool, device=device)
+        iou = torch.empty(count, k, device=device)
+        low_res = torch.empty(count, k, side, side, device=device)
+        for index, each in enumerate(self._predict_each(inputs, single_mask, CHUNK_SIZE)):
+            masks[index], iou[index], low_res[index] = each.masks(), each.iou, each.low_res_logits
+        return ImagePrediction(masks, iou, low_res)
+
+    def predict_each(
+        self,
+        points: Numbers | None = None,
+        labels: Numbers | None = None,
+        boxes: Numbers | None = None,
+        mask_logits: Numbers | None = None,
+        single_mask: bool = False,
+        chunk_size: int = CHUNK_SIZE,
+    ) -> Iterator[PromptPrediction]:
+        """Yield the predictions of `predict` prompt by prompt, in bounded memory.
+
+        Args:
+            points: As in `predict`.
+            labels: As in `predict`.
+            boxes: As in `predict`.
+            mask_logits: As in `predict`.
+            single_mask: As in `predict`.
+            chunk_size: Prompts whose logits are in memory at once, rounded up to a multiple of
+                the decoder's batch, so that results do not depend on it.
+
+        Raises:
+            PromptError: As in `predict`.
+        """
+        if chunk_size < 1:
+            raise PromptError(f"chunk_size={chunk_size} must be at least 1")
+        inputs = self._inputs(points, labels, boxes, mask_logits)
+        return self._predict_each(inputs, single_mask, chunk_size)
+
+    @torch.inference_mode()
+    def decode(self, prompts: Prompts) -> Prediction:
+        """Predict all mask tokens of prompts in model pixels.
+
+        Raises:
+            PromptError: A prompt type or a number of points that the model does not support.
+        """
         try:
-            every = self.model.decode(self.features, prompts)
+            return self.model.decode(self.features, prompts)
         except ValueError as error:
             raise PromptError(str(error)) from error
-        chosen: Prediction = every.single() if single_mask else every.candidates()
-        low_res = chosen.low_res_logits[0].float()
-        masks = torch.stack([self.resize.masks_back(logits[None])[0] > 0 for logits in low_res])
-        return ImagePrediction(masks, chosen.iou[0].float(), low_res)
 
-    def _prompts(
+    @torch.inference_mode()
+    def _predict_each(
+        self, inputs: PromptInputs, single_mask: bool, chunk_size: int
+    ) -> Iterator[PromptPrediction]:
+        batch = self.model.decoder_batch_size(self.features)
+        for chunk in inputs.chunks(-(-chunk_size // batch) * batch):
+            predictions: dict[int, PromptPrediction] = {}
+            for rows, prompts in chunk.by_length():
+                every = self.decode(self._model_prompts(prompts))
+                chosen = every.single() if single_mask else every.candidates()
+                for index, row in enumerate(rows.tolist()):
+                    predictions[row] = PromptPrediction(
+                        chosen.low_res_logits[0, index].float(),
+                        chosen.iou[0, index].float(),
+                        self.resize,
+                    )
+            for row in range(len(chunk)):
+                yield predictions.pop(row)
+
+    def _inputs(
         self,
-        points: ArrayLike | None,
-        labels: ArrayLike | None,
-        boxes: ArrayLike | None,
-        mask_logits: ArrayLike | None,
-    ) -> Prompts:
-        lengths = [len(np.asarray(x)) for x in (points, boxes, mask_logits) if x is not None]
-        if not lengths or 0 in lengths:
-            raise PromptError("no prompt: give points, boxes or mask_logits")
-        if len(set(lengths)) > 1:
-            raise PromptError(f"points, boxes and mask_logits of unequal lengths {lengths}")
-        count, device = lengths[0], self.features.device
-        empty = torch.zeros(count, 0, 2)
-        xy = empty if points is None else _tensor(points, "points", (count, -1, 2))
-        label = torch.full(xy.shape[:2], int(Label.POSITIVE))
-        if labels is not None:
-            label = _tensor(labels, "labels", tuple(xy.shape[:2])).long()
-        corners = None if boxes is None else _tensor(boxes, "boxes", (count, 4))
-        self._check(xy, label, corners)
-        mask_input = None
-        if mask_logits is not None:
-            side = 4 * self.model.config.encoder.grid()
-            mask_input = _tensor(mask_logits, "mask_logits", (count, side, side))[None].to(device)
-        xy = self.resize.points_forward(xy)
-        if corners is not None:
-            corners = self.resize.boxes_forward(corners)[None].to(device)
-        return Prompts(xy[None].to(device), label[None].to(device), corners, mask_input)
+        points: Numbers | None,
+        labels: Numbers | None,
+        boxes: Numbers | None,
+        mask_logits: Numbers | None,
+    ) -> PromptInputs:
+        given = {"points": points, "labels": labels, "boxes": boxes, "mask_logits": mask_logits}
+        supported = self.model.config.prompts
+        return read_prompts(given, self.resize.image_hw, self._logits_side(), supported)
 
-    def _check(
-        self,
-        points: Float[Tensor, "q p 2"],
-        labels: Tensor,
-        boxes: Float[Tensor, "q 4"] | None,
-    ) -> None:
-        check_coordinates(
-            points[labels != Label.PADDING].tolist(),
-            [] if boxes is None else boxes.tolist(),
-            self.resize.image_hw,
-        )
-        known = {int(label) for label in Label}
-        unknown = sorted(set(labels.flatten().tolist()) - known)
-        if unknown:
-            raise PromptError(f"unknown label {unknown[0]}; labels are {sorted(known)}")
-        check_known(labels, self.model.config.prompts)
+    def _logits_side(self) -> int:
+        return 4 * self.model.config.encoder.grid()
+
+    def _model_prompts(self, inputs: PromptInputs) -> Prompts:
+        boxes, masks = inputs.boxes, inputs.mask_logits
+        return Prompts(
+            self.resize.points_forward(inputs.points)[None],
+            inputs.labels[None],
+            None if boxes is None else self.resize.boxes_forward(boxes)[None],
+            None if masks is None else masks[None],
+        ).to(self.features.device)
 
 
-def check_known(labels: Tensor, supported: PromptEncoderConfig) -> None:
-    """Refuse negative clicks if the model does not support them.
+def image_pixels(image: object) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert an image in memory to RGB pixels that torch can share.
 
     Raises:
-        PromptError: A negative click for a model without negative clicks.
+        PromptError: Names what `data.images.arrays.rgb_pixels` does not accept.
     """
-    needs = PromptNeeds(negative_clicks=bool((labels == Label.NEGATIVE).any()))
-    if unmet := unmet_needs(supported, needs):
-        raise PromptError(f"a click with label 0 {unmet}")
-
-
-def check_coordinates(
-    points: Iterable[Sequence[Any]], boxes: Iterable[Sequence[Any]], image_hw: tuple[int, int]
-) -> None:
-    """Check that clicks and boxes lie inside the image; needs no model.
-
-    Raises:
-        PromptError: A coordinate outside the image, or a box with reversed corners.
-    """
-    height, width = image_hw
-    corners = list(boxes)
-    for x, y in [*points, *(box[:2] for box in corners), *(box[2:] for box in corners)]:
-        if not (0 <= x <= width and 0 <= y <= height):
-            raise PromptError(f"({x:g}, {y:g}) lies outside the image of {width} x {height} pixels")
-    for x0, y0, x1, y1 in corners:
-        if x1 < x0 or y1 < y0:
-            raise PromptError(
-                f"a box must be x0,y0,x1,y1 with x0 <= x1 and y0 <= y1, not "
-                f"{x0:g},{y0:g},{x1:g},{y1:g}"
-            )
+    try:
+        pixels = rgb_pixels(image)
+    except UserError as error:
+        raise PromptError(str(error)) from error
+    return pixels if pixels.flags.writeable else pixels.copy()
 
 
 class Predictor:
-    """Embeds images with a segmenter, on the model's device."""
+    """Embeds images with a segmenter, on the model's device and in its precision."""
 
     def __init__(self, model: Segmenter) -> None:
         self.model = model.eval()
 
     @torch.inference_mode()
-    def embed(self, image: UInt8[np.ndarray, "h w 3"]) -> EmbeddedImage:
-        """Compute the features of one RGB image.
+    def embed(self, image: object) -> EmbeddedImage:
+        """Compute the features of one image.
+
+        Args:
+            image: A Pillow image, a NumPy array [h, w, 3] or a torch tensor [3, h, w], RGB or grey,
+                uint8 or uint16; see `data.images.arrays.rgb_pixels`.
 
         Raises:
-            PromptError: Not uint8 [h, w, 3].
+            PromptError: Another type, shape or kind of values.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise PromptError(f"an image must be uint8 [h, w, 3], not {image.dtype} {image.shape}")
+        pixels = image_pixels(image)
         config = self.model.config
-        height, width = image.shape[:2]
+        height, width = pixels.shape[:2]
         resize = Resize.fit((height, width), config.encoder.image_size, config.resize)
-        content = resize.image_forward(image)
+        content = resize.image_forward(pixels)
         rows, columns = resize.content_hw
         square = F.pad(content, (0, resize.side - columns, 0, resize.side - rows))
         device = next(self.model.parameters()).device
@@ -185,54 +232,3 @@ class Predictor:
             square[None].to(device), torch.tensor([resize.content_hw], device=device)
         )
         return EmbeddedImage(self.model, features, resize)
-
-
-class SamPredictor:
-    """SAM's two-step interface over `Predictor`, for programs written against it."""
-
-    def __init__(self, model: Segmenter) -> None:
-        self._predictor = Predictor(model)
-        self._embedded: EmbeddedImage | None = None
-
-    def set_image(self, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Embed the image that later calls of `predict` refer to."""
-        self._embedded = self._predictor.embed(image)
-
-    def predict(
-        self,
-        point_coords: ArrayLike | None = None,
-        point_labels: ArrayLike | None = None,
-        box: ArrayLike | None = None,
-        mask_input: ArrayLike | None = None,
-        multimask_output: bool = True,
-    ) -> tuple[Bool[np.ndarray, "k h w"], Float[np.ndarray, "k"], Float[np.ndarray, "k mh mw"]]:
-        """Predict masks, IoU and low-resolution logits for one prompt, as SAM returns them.
-
-        Raises:
-            PromptError: No image set, or a prompt as in `EmbeddedImage.predict`.
-        """
-        if self._embedded is None:
-            raise PromptError("call set_image before predict")
-        result = self._embedded.predict(
-            points=None if point_coords is None else np.asarray(point_coords)[None],
-            labels=None if point_labels is None else np.asarray(point_labels)[None],
-            boxes=None if box is None else np.asarray(box).reshape(1, 4),
-            mask_logits=mask_input,
-            single_mask=not multimask_output,
-        )
-        return (
-            result.masks[0].cpu().numpy(),
-            result.iou[0].cpu().numpy(),
-            result.low_res_logits[0].cpu().numpy(),
-        )
-
-
-def _tensor(values: ArrayLike, name: str, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
-    tensor = torch.as_tensor(np.asarray(values), dtype=torch.float32)
-    fits = tensor.ndim == len(shape) and all(
-        size in (-1, actual) for size, actual in zip(shape, tensor.shape, strict=False)
-    )
-    if not fits:
-        expected = ["any" if size == -1 else size for size in shape]
-        raise PromptError(f"{name} must have the shape {expected}, not {list(tensor.shape)}")
-    return tensor

@@ -91,6 +91,8 @@ class PromptEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "b q t 2"], Int64[Tensor, "b q t"]]:
         """Concatenate points and box corners and pad them to the model's minimum length.
 
+        All padding lies at (-1, -1), whatever coordinates it was given.
+
         Raises:
             ValueError: More points than the model supports.
         """
@@ -109,7 +111,8 @@ class PromptEncoder(nn.Module):
         if limit is None and prompts.boxes_xyxy_px is None and count > 0:
             padding = 1  # SAM pads points without a box by one; a mask alone has no token
         points = F.pad(points, (0, 0, 0, padding), value=-1.0)
-        return points, F.pad(labels, (0, padding), value=int(Label.PADDING))
+        labels = F.pad(labels, (0, padding), value=int(Label.PADDING))
+        return points.masked_fill((labels == Label.PADDING)[..., None], -1.0), labels
 
     def unused_modules(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
         """List the modules that prompts of these labels, with or without masks, do not use."""
@@ -139,6 +142,7 @@ class PromptEncoder(nn.Module):
         if self.map_downscaling is None:
             return None
         maps = draw_prompts(points, labels, self.image_size, LOGITS_PER_TOKEN * self.grid_size)
+        maps = maps.to(cast(nn.Embedding, self.label_vectors["positive"]).weight.dtype)
         drawn: Tensor = self.map_downscaling(maps.flatten(0, 1)).unflatten(0, labels.shape[:2])
         return drawn
 
@@ -152,6 +156,6 @@ class PromptEncoder(nn.Module):
         if prompts.mask_logits is None:
             dense: Tensor = self.no_mask_embed.weight[None, None, 0, :, None, None]
         else:
-            masks = prompts.mask_logits.flatten(0, 1)[:, None]
+            masks = prompts.mask_logits.to(self.no_mask_embed.weight.dtype).flatten(0, 1)[:, None]
             dense = self.mask_downscaling(masks).unflatten(0, prompts.mask_logits.shape[:2])
         return dense if drawn is None else dense + drawn

@@ -57,6 +57,11 @@ class Segmenter(nn.Module):
         self.prompt_encoder = PromptEncoder(config.prompts, config.encoder)
         self.mask_decoder = MaskDecoder(config.encoder.neck_channels, config.decoder)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights: float32, unless the whole model was converted for inference."""
+        return self.mask_decoder.iou_token.weight.dtype
+
     def forward(
         self,
         image: Num[Tensor, "b 3 s s"],
@@ -106,7 +111,8 @@ class Segmenter(nn.Module):
             image: As laid out by `geometry.Resize`.
             content_hw: Size of each frame without its padding; None: no padding.
         """
-        features: Tensor = self.image_encoder(self.pixel_norm(image, content_hw))
+        pixels = self.pixel_norm(image, content_hw).to(self.dtype)
+        features: Tensor = self.image_encoder(pixels)
         return features
 
     def decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
@@ -117,9 +123,8 @@ class Segmenter(nn.Module):
         """
         if torch.is_grad_enabled():
             return self._decode(features, prompts)
-        tokens = _CHUNK_TOKENS.get(features.device.type, _CHUNK_TOKENS_ELSEWHERE)
-        chunk_size = max(1, tokens // features[:, 0].numel())
-        predictions = [self._decode(features, chunk) for chunk in _chunks(prompts, chunk_size)]
+        chunks = _chunks(prompts, self.decoder_batch_size(features))
+        predictions = [self._decode(features, chunk) for chunk in chunks]
         if len(predictions) == 1:
             return predictions[0]
         return Prediction(
@@ -127,10 +132,16 @@ class Segmenter(nn.Module):
             torch.cat([prediction.iou for prediction in predictions], dim=1),
         )
 
+    def decoder_batch_size(self, features: Float[Tensor, "b c g g"]) -> int:
+        """Return the prompts per image that `decode` processes together without gradients."""
+        tokens = _CHUNK_TOKENS.get(features.device.type, _CHUNK_TOKENS_ELSEWHERE)
+        return max(1, tokens // features[:, 0].numel())
+
     def _decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
-        tokens, dense = self.prompt_encoder(prompts)
+        tokens, dense = self.prompt_encoder(prompts)  # positions are float32 in any precision
+        position = self.prompt_encoder.dense_position()
         prediction: Prediction = self.mask_decoder(
-            features, self.prompt_encoder.dense_position(), tokens, dense
+            features, position.to(self.dtype), tokens.to(self.dtype), dense
         )
         return prediction
 

@@ -24,6 +24,7 @@ from efficientsam_pl.visualization.marks import (
 from efficientsam_pl.visualization.palette import WHITE, Rgb, mask_colour
 
 TINT_ALPHA = 0.45
+_Extent = tuple[int, int, int, int]  # x0, y0, x1, y1, ends excluded
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class DrawnPrompt:
 
 @dataclass(frozen=True)
 class _CroppedMask:
-    """A mask cropped to its bounding box x0, y0, x1, y1, ends excluded."""
+    """A mask cropped to its bounding box."""
 
     inside: Bool[np.ndarray, "h w"]
-    extent: tuple[int, int, int, int]
+    extent: _Extent
     colour: Rgb
 
 
@@ -98,27 +99,40 @@ def overlay(
     for mask in large_first:
         _outline(canvas, mask, pen)
     _draw_prompts(canvas, prompts, inks, pen)
-    taken = [click_frame(point, pen) for prompt in prompts for point in prompt.points_xy]
-    for i, value in enumerate(iou):
-        prompt_frame = prompts[i].frame() if i < len(prompts) else None
-        anchor = _label_anchor(cropped[i], prompt_frame, canvas.size)
-        taken.append(draw_chip(canvas, f"{iou_name} {value:.2f}", anchor, inks[i], pen, taken))
+    extents = [None if mask is None else mask.extent for mask in cropped]
+    _draw_labels(canvas, [f"{iou_name} {value:.2f}" for value in iou], extents, prompts, inks, pen)
     return canvas
 
 
 def overlay_runs(
-    image: UInt8[np.ndarray, "h w 3"], masks: Sequence[Rle], colours: Sequence[Rgb]
+    image: UInt8[np.ndarray, "h w 3"],
+    masks: Sequence[Rle],
+    colours: Sequence[Rgb],
+    prompts: Sequence[DrawnPrompt] = (),
+    labels: Sequence[str] = (),
 ) -> Image.Image:
-    """Draw very many masks as `overlay` does, decoding one at a time."""
+    """Draw very many masks as `overlay` does, decoding one at a time.
+
+    Args:
+        image: The image, RGB.
+        masks: Run-lengths of the masks.
+        colours: Colour of each mask and its prompt.
+        prompts: As in `overlay`.
+        labels: Texts near the first masks.
+    """
     canvas = Image.fromarray(image)
     pen = Pen.for_image(*canvas.size)
-    large_first = sorted(zip(masks, colours, strict=True), key=lambda pair: -area(pair[0]))
-    for mask, ink in large_first:
-        if (cropped := _crop(decode(mask), ink)) is not None:
+    extents: list[_Extent | None] = [None] * len(masks)
+    large_first = sorted(range(len(masks)), key=lambda index: -area(masks[index]))
+    for index in large_first:
+        if (cropped := _crop(decode(masks[index]), colours[index])) is not None:
             _tint(canvas, cropped)
-    for mask, ink in large_first:
-        if (cropped := _crop(decode(mask), ink)) is not None:
+            extents[index] = cropped.extent
+    for index in large_first:
+        if (cropped := _crop(decode(masks[index]), colours[index])) is not None:
             _outline(canvas, cropped, pen)
+    _draw_prompts(canvas, prompts, colours, pen)
+    _draw_labels(canvas, labels, extents, prompts, colours, pen)
     return canvas
 
 
@@ -173,11 +187,27 @@ def _draw_prompts(
             draw_click(canvas, point, label, pen)
 
 
-def _label_anchor(mask: _CroppedMask | None, prompt: Box | None, size: tuple[int, int]) -> Box:
+def _draw_labels(
+    canvas: Image.Image,
+    labels: Sequence[str],
+    extents: Sequence[_Extent | None],
+    prompts: Sequence[DrawnPrompt],
+    inks: Sequence[Rgb],
+    pen: Pen,
+) -> None:
+    """Draw the labels of the first masks near mask and prompt, apart from clicks and each other."""
+    taken = [click_frame(point, pen) for prompt in prompts for point in prompt.points_xy]
+    for i, label in enumerate(labels):
+        prompt_frame = prompts[i].frame() if i < len(prompts) else None
+        anchor = _label_anchor(extents[i], prompt_frame, canvas.size)
+        taken.append(draw_chip(canvas, label, anchor, inks[i], pen, taken))
+
+
+def _label_anchor(mask: _Extent | None, prompt: Box | None, size: tuple[int, int]) -> Box:
     """Return the frame of mask and prompt, near which the label is drawn, else the whole image."""
     if mask is None:
         return prompt or (0.0, 0.0, float(size[0]), float(size[1]))
-    x0, y0, x1, y1 = (float(side) for side in mask.extent)
+    x0, y0, x1, y1 = (float(side) for side in mask)
     if prompt is None:
         return x0, y0, x1, y1
     return min(x0, prompt[0]), min(y0, prompt[1]), max(x1, prompt[2]), max(y1, prompt[3])

@@ -26,7 +26,8 @@ from efficientsam_pl.evaluation.protocols.registry import protocol
 from efficientsam_pl.geometry import Resize
 from efficientsam_pl.inference import evaluator_adapter
 from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel, ModelCandidates
-from efficientsam_pl.inference.predictor import Predictor, PromptError
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.inference.prompt_inputs import PromptError
 from efficientsam_pl.models.config import (
     EncoderConfig,
     MaskDecoderConfig,

@@ -179,7 +179,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, write_model: ModelWriter) -> 
     torch.save([1, 2, 3], here.folder / "list.pt")
     torch.save({"model": {"some.weight": torch.zeros(3)}}, here.folder / "other.pt")
     np.save(here.folder / "small.npy", np.zeros((4, 4), dtype=np.float32))
-    np.save(here.folder / "cube.npy", np.zeros((1, LOW_RES, LOW_RES), dtype=np.float32))
+    np.save(here.folder / "cube.npy", np.zeros((2, LOW_RES, LOW_RES), dtype=np.float32))
     np.save(here.folder / "text.npy", np.array([["a", "b"]]))
     np.savez(here.folder / "several.npz", a=np.zeros(3))
     logits = np.full((LOW_RES, LOW_RES), -5, dtype=np.float32)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from efficientsam_pl.cli.main import build_parser
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
@@ -106,6 +107,25 @@ PREDICT = ["predict", "--weights", "gone.pt", "--image", "gone.png", "--out", "o
 def test_overrides_may_stand_anywhere(arguments: list[str], here: "InProcess") -> None:
     told = here.done("finetune", *arguments, "--print-config")
     assert all(line in told for line in ("seed: 3", "workers: 5", "name: efficient_sam_s"))
+
+
+def test_value_may_begin_with_a_minus() -> None:
+    boxes = ["--box", "-5,-2.5,30,30", "--box=-.5,1,2,3", "--point", "-1,2"]
+    arguments = build_parser().parse_args(
+        ["predict", "--weights", "w", "--image", "i", "--out", "o", *boxes]
+    )
+    assert arguments.box == [(-5, -2.5, 30, 30), (-0.5, 1, 2, 3)]
+    assert arguments.point == [(-1, 2, 1)]
+    arguments = build_parser().parse_args(
+        ["everything", "--weights", "w", "--image", "i", "--out", "o", "--pred-iou-thresh", "-1e-3"]
+    )
+    assert arguments.pred_iou_thresh == -0.001
+
+
+def test_override_may_have_a_negative_value(here: "InProcess") -> None:
+    line = here.mistake("finetune", "-c", "finetune/s", "run.seed=-5")
+    assert "run.seed=-5" in line
+    assert "-5" in here.mistake("finetune", "-5")
 
 
 WRONG_CONFIGS: list[tuple[list[str], list[str]]] = [

@@ -1,11 +1,17 @@
 """`efficientsam predict`: prompts, files, and what cannot be predicted."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from efficientsam_pl.inference.hub import load_model
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.rle import area, decode
+from efficientsam_pl.visualization.overlay import DrawnPrompt, overlay
 
 if TYPE_CHECKING:
     from tests.integration.conftest import InProcess, OwnProcess, TinyModel
@@ -26,8 +32,13 @@ WRONG_PREDICTIONS: list[tuple[dict[str, str], list[str], list[str]]] = [
     ({"model": "efficient_sam_xxl"}, ["--point", "1,2"], ["efficient_sam_xxl", "sam_vit_b"]),
     ({}, ["--point", "64.5,2"], ["(64.5, 2)", "64 x 48"]),
     ({}, ["--point=-1,2"], ["(-1, 2)"]),
+    ({}, ["--point", "-1,2"], ["(-1, 2)", "64 x 48"]),
+    ({}, ["--point", "-.5,2,1"], ["(-0.5, 2)"]),
     ({}, ["--point", "nan,2"], ["nan"]),
-    ({}, ["--box", "1,2,3,99"], ["(3, 99)", "64 x 48"]),
+    ({}, ["--box", "1,49,3,99"], ["1,49,3,99", "64 x 48"]),
+    ({}, ["--box", "1,2,3,4", "--box", "-9,2,0,5"], ["-9,2,0,5", "64 x 48"]),
+    ({}, ["--box", "nan,2,3,4"], ["nan,2,3,4"]),
+    ({}, ["--box", "1,2,3,4", "--chunk-size", "0"], ["--chunk-size"]),
     ({}, ["--box", "30,2,10,9"], ["x0 <= x1"]),
     ({}, ["--point", "1,2,0"], ["negative"]),
     ({}, [x for i in range(7) for x in ("--point", f"{i},2")], ["7 points", "6"]),
@@ -163,3 +174,87 @@ def test_fault_found_after_torch_is_imported_is_one_line_too(
 ) -> None:
     arguments = tiny.predict("--point", "9,2,0", out=tmp_path / "out", **changes)
     assert named in process.mistake(*arguments, folder=tiny.folder)
+
+
+def box_options(boxes: list[list[float]]) -> list[str]:
+    return [word for box in boxes for word in ("--box", ",".join(f"{side:g}" for side in box))]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 32])
+def test_files_of_many_boxes_hold_the_masks_of_the_python_interface(
+    chunk_size: int, tiny: "TinyModel", tmp_path: Path, here: "InProcess"
+) -> None:
+    boxes = [[i, 2 * i, i + 20 + i % 3, 2 * i + 15] for i in range(10)]
+    files = {"out": tmp_path, "npz": tmp_path / "a.npz", "rle": tmp_path / "new/a.json"}
+    here.done(*tiny.predict(*box_options(boxes), "--chunk-size", chunk_size, **files))
+    image = np.array(Image.open(tiny.photo).convert("RGB"))
+    model = load_model(None, str(tiny.weights))
+    expected = Predictor(model).embed(image).predict(boxes=boxes)
+    written = arrays(tmp_path / "a.npz")
+    for name in ("masks", "low_res_logits", "iou"):
+        np.testing.assert_array_equal(written[name], getattr(expected, name).numpy())
+    best, iou = expected.best().numpy(), expected.iou.amax(1).tolist()
+    record = json.loads((tmp_path / "new/a.json").read_text())
+    assert record["version"] == 1
+    assert record["image"] == {"file_name": "photo.png", "height": HEIGHT, "width": WIDTH}
+    assert len(record["annotations"]) == len(boxes)
+    for index, annotation in enumerate(record["annotations"]):
+        np.testing.assert_array_equal(decode(annotation["segmentation"]), best[index])
+        assert annotation["area"] == area(annotation["segmentation"]) == best[index].sum()
+        rows, columns = np.nonzero(best[index])
+        x0, y0, x1, y1 = columns.min(), rows.min(), columns.max(), rows.max()
+        assert annotation["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+        assert annotation["predicted_iou"] == pytest.approx(iou[index])
+        assert annotation["prompt"] == {"box": boxes[index]}
+        with Image.open(tmp_path / f"mask_{index}.png") as mask:
+            np.testing.assert_array_equal(np.array(mask) > 0, best[index])
+    prompts = [DrawnPrompt((), (), tuple(map(float, box))) for box in boxes]
+    drawn = overlay(image, best, prompts, iou, iou_name="predicted IoU")
+    with Image.open(tmp_path / "overlay.png") as actual:
+        np.testing.assert_array_equal(np.array(actual), np.array(drawn))
+
+
+def test_run_lengths_name_the_clicks_of_a_prompt(
+    tiny: "TinyModel", tmp_path: Path, here: "InProcess"
+) -> None:
+    rle = tmp_path / "a.json"
+    words = ("--point", "9,8", "--point", "20,20,1", "--box", "1,1,40,40")
+    here.done(*tiny.predict(*words, out=tmp_path, rle=rle))
+    [annotation] = json.loads(rle.read_text())["annotations"]
+    assert annotation["prompt"] == {
+        "point_coords": [[9, 8], [20, 20]],
+        "point_labels": [1, 1],
+        "box": [1, 1, 40, 40],
+    }
+
+
+def test_boxes_that_reach_out_of_the_image_are_clipped_and_said(
+    tiny: "TinyModel", tmp_path: Path, here: "InProcess"
+) -> None:
+    wide, inside = tmp_path / "wide.npz", tmp_path / "inside.npz"
+    out = [[-5, -2.5, 30, 30], [4, 4, 20, 20], [30, 20, 99, 50]]
+    clipped = [[0, 0, 30, 30], [4, 4, 20, 20], [30, 20, WIDTH, HEIGHT]]
+    message = here.done(*tiny.predict(*box_options(out), out=tmp_path, npz=wide))
+    assert "2 boxes reached out of the image of 64 x 48 pixels and were clipped" in message
+    quiet = here.done(*tiny.predict(*box_options(clipped), out=tmp_path, npz=inside))
+    assert "clipped" not in quiet
+    assert all(np.array_equal(arrays(wide)[name], arrays(inside)[name]) for name in arrays(wide))
+
+
+def test_labels_of_very_many_masks_are_left_out_and_said(
+    tiny: "TinyModel", tmp_path: Path, here: "InProcess", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efficientsam_pl.commands.predict._MAX_LABELS", 2)
+    boxes = [[i, i, i + 20, i + 15] for i in range(3)]
+    message = here.done(*tiny.predict(*box_options(boxes), out=tmp_path))
+    assert "labels of the first 2 of 3 masks" in message
+    assert mask_files(tmp_path) == ["mask_0.png", "mask_1.png", "mask_2.png"]
+
+
+def test_prediction_that_fails_leaves_no_file(
+    tiny: "TinyModel", tmp_path: Path, here: "InProcess"
+) -> None:
+    out = tmp_path / "out"
+    files = {"out": out, "npz": out / "a.npz", "rle": out / "a.json"}
+    here.mistake(*tiny.predict("--point", "1,2,0", **files))
+    assert not out.exists()

@@ -127,14 +127,30 @@ def test_coordinates_below_zero_are_no_point_in_efficient_sam(
     assert_same(actual, decode(tiny_efficient_sam, features(), clicks(1, 1, 0)))
 
 
-def test_where_padding_lies_does_not_matter_in_sam(tiny_sam: Segmenter) -> None:
-    prompts = clicks(1, 1, 3)
-    labels = torch.tensor([[[Label.POSITIVE, Label.NEGATIVE, Label.PADDING]]])
-    moved = prompts.points_px.clone()
-    moved[..., 2, :] += 20
+@pytest.mark.parametrize("place", [(-1.0, -1.0), (-9.0, 5.0), (40.0, 3.0), (float("nan"), 1e9)])
+def test_where_padding_lies_does_not_matter(place: tuple[float, float], tiny: Segmenter) -> None:
+    points = clicks(1, 1, 3).points_px
+    labels = torch.tensor([[[Label.POSITIVE, Label.POSITIVE, Label.PADDING]]])
+    moved = points.clone()
+    moved[..., 2, :] = torch.tensor(place)
     assert_same(
-        decode(tiny_sam, features(), Prompts(moved, labels)),
-        decode(tiny_sam, features(), Prompts(prompts.points_px, labels)),
+        decode(tiny, features(), Prompts(moved, labels)),
+        decode(tiny, features(), Prompts(points, labels)),
+    )
+
+
+def test_where_padding_lies_does_not_matter_to_drawn_prompts(
+    tiny_efficient_sam: Segmenter,
+) -> None:
+    config = tiny_efficient_sam.config
+    drawing = replace(config, prompts=replace(config.prompts, drawn_prompts=True))
+    torch.manual_seed(0)
+    model = Segmenter(drawing).eval()
+    labels = torch.tensor([[[Label.POSITIVE, Label.PADDING]]])
+    here, there = torch.tensor([[[[9.0, 8], [-1, -1]], [[9, 8], [float("nan"), 30]]]]).split(1, 1)
+    assert_same(
+        decode(model, features(), Prompts(there, labels)),
+        decode(model, features(), Prompts(here, labels)),
     )
 
 

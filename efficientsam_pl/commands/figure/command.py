@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,12 +13,8 @@ from efficientsam_pl.data.images.files import read_image
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.generator import generate_masks
 from efficientsam_pl.inference.hub import load_model
-from efficientsam_pl.inference.predictor import (
-    EmbeddedImage,
-    Predictor,
-    PromptError,
-    check_coordinates,
-)
+from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor
+from efficientsam_pl.inference.prompt_inputs import PromptError, check_points, clip_boxes
 from efficientsam_pl.inference.salient.segment import (
     SaliencyError,
     region_points,
@@ -109,11 +104,15 @@ def _row_inputs(source: FigureImage, spec: FigureSpec) -> list[_RowInput]:
     image = read_image(Path(source.image))
     try:
         points_xy = [click[:2] for click in (*source.points, *source.clicks)]
-        check_coordinates(points_xy, source.boxes, (image.shape[0], image.shape[1]))
+        image_hw = (image.shape[0], image.shape[1])
+        check_points(points_xy, image_hw)
+        clipped = clip_boxes(source.boxes, image_hw)
     except PromptError as error:
         raise UserError(f"{source.image}: {error}") from error
     points = [DrawnPrompt(((float(x), float(y)),), (_ON,), None) for x, y in source.points]
-    boxes = [DrawnPrompt((), (), _box(corners)) for corners in source.boxes]
+    if clipped.count:
+        print(f"{source.image}: {clipped.message()}")
+    boxes = [DrawnPrompt((), (), box) for box in clipped.boxes]
     clicks = DrawnPrompt(
         tuple((float(x), float(y)) for x, y, *_ in source.clicks),
         tuple(int(label[0]) if label else _ON for _, _, *label in source.clicks),
@@ -126,11 +125,6 @@ def _row_inputs(source: FigureImage, spec: FigureSpec) -> list[_RowInput]:
     if source.saliency is not None:
         rows.append(_salient_row(source, image, spec))
     return rows
-
-
-def _box(corners: list[Any]) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = map(float, corners)
-    return x0, y0, x1, y1
 
 
 def _salient_row(

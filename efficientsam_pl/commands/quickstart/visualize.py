@@ -114,7 +114,7 @@ def _example(
         prompts = [DrawnPrompt((tuple(p[0]),), (1,), None) for p in points.tolist()]
         prediction = embedded.predict(points=points, labels=labels)
         title = "one click for each"
-    masks = prediction.best().numpy()
+    masks = prediction.best().cpu().numpy()
     iou = pair_iou(encode_many(masks), rles).tolist()
     prompted = overlay(image.image, masks[:0], prompts, shown_px=_CELL)
     return title, prompted, overlay(image.image, masks, prompts, iou, shown_px=_CELL)
@@ -162,7 +162,7 @@ def _row(image: AnnotatedImage, models: tuple[Segmenter, Segmenter]) -> Iterator
     for model in models:
         prediction = Predictor(model).embed(image.image).predict(boxes=boxes)
         prompts = [DrawnPrompt((), (), box) for box in boxes]
-        yield overlay(image.image, prediction.best().numpy(), prompts, shown_px=_CELL)
+        yield overlay(image.image, prediction.best().cpu().numpy(), prompts, shown_px=_CELL)
 
 
 def _largest(truth: tuple[Rle, ...], limit: int) -> list[Rle]:

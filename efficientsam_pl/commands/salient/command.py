@@ -27,7 +27,8 @@ from efficientsam_pl.evaluation.metrics.saliency import (
     saliency_scores,
 )
 from efficientsam_pl.inference.hub import load_model, weights_sha256
-from efficientsam_pl.inference.predictor import Predictor, PromptError
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.inference.prompt_inputs import PromptError
 from efficientsam_pl.inference.salient.config import SalientConfig
 from efficientsam_pl.inference.salient.segment import SalientImage, SalientInstance, segment_salient
 from efficientsam_pl.plural import counted

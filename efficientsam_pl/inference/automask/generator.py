@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64
 
 from efficientsam_pl.inference.automask.config import EverythingConfig
 from efficientsam_pl.inference.automask.crops import Crop, build_point_grid, generate_crop_boxes
@@ -27,7 +27,7 @@ from efficientsam_pl.inference.automask.filters import (
 )
 from efficientsam_pl.inference.automask.records import MaskRecord, MaskSet
 from efficientsam_pl.inference.automask.upscaling import Upscaling
-from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor
+from efficientsam_pl.inference.predictor import EmbeddedImage, Predictor, image_pixels
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import encode
 from efficientsam_pl.structures import Prompts
@@ -49,7 +49,7 @@ class _Candidate:
 
 def generate_masks(
     model: Segmenter,
-    image: UInt8[np.ndarray, "h w 3"],
+    image: object,
     config: EverythingConfig | None = None,
     advance: Callable[[float], None] | None = None,
 ) -> list[MaskRecord]:
@@ -61,23 +61,24 @@ def generate_masks(
 
     Args:
         model: The segmenter, which runs on its current device.
-        image: RGB.
+        image: As `Predictor.embed` takes it.
         config: Grid and thresholds; None: SAM's defaults.
         advance: Progress callback; receives increments of the completed share, which sum to 1.
 
     Raises:
-        PromptError: `image` is not uint8 [h, w, 3].
+        PromptError: `image` is none that `Predictor.embed` takes.
     """
     config = config or EverythingConfig()
     predictor = Predictor(model)
-    image_hw = (image.shape[0], image.shape[1])
+    pixels = image_pixels(image)
+    image_hw = (pixels.shape[0], pixels.shape[1])
     crops = generate_crop_boxes(image_hw, config.crop_n_layers, config.crop_overlap_ratio)
     total_points = sum(config.points_in_layer(crop.layer) ** 2 for crop in crops)
     masks_of_crops = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for crop in crops:
             x0, y0, x1, y1 = crop.xyxy
-            embedded = predictor.embed(np.ascontiguousarray(image[y0:y1, x0:x1]))
+            embedded = predictor.embed(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
             batches = []
             for batch, points in _process_crop(embedded, crop, image_hw, config, pool):
                 batches.append(batch)
@@ -140,7 +141,7 @@ def _predict_batch(
     """Predict the masks that pass the predicted IoU, click by click, in the model's order."""
     xy = embedded.resize.points_forward(torch.from_numpy(points)).float()
     prompts = Prompts.of_clicks(xy[None, :, None].to(embedded.features.device))
-    every = embedded.model.decode(embedded.features, prompts).candidates()
+    every = embedded.decode(prompts).candidates()
     if config.candidates == "best":
         every = every.best()
     iou = every.iou[0].float()

@@ -13,7 +13,7 @@ import torch
 import efficientsam_pl
 from efficientsam_pl.inference.automask.config import EverythingConfig
 from efficientsam_pl.inference.automask.generator import generate_masks
-from efficientsam_pl.inference.predictor import PromptError
+from efficientsam_pl.inference.prompt_inputs import PromptError
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.rle import decode
 

@@ -12,7 +12,8 @@ from efficientsam_pl import rle
 from efficientsam_pl.config.load import from_dict
 from efficientsam_pl.inference.connected_components import connected_components
 from efficientsam_pl.inference.load import load_segmenter
-from efficientsam_pl.inference.predictor import Predictor, PromptError
+from efficientsam_pl.inference.predictor import Predictor
+from efficientsam_pl.inference.prompt_inputs import PromptError
 from efficientsam_pl.inference.salient.config import SalientConfig
 from efficientsam_pl.inference.salient.segment import (
     SaliencyError,

@@ -18,7 +18,7 @@ from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.evaluation.interfaces import PromptableModel
 from efficientsam_pl.inference.hub import load_model
-from efficientsam_pl.inference.predictor import SamPredictor
+from efficientsam_pl.inference.sam_predictor import SamPredictor
 
 if TYPE_CHECKING:
     from tests.integration.evaluate.conftest import DiscSet

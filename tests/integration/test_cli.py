@@ -20,6 +20,7 @@ COMMANDS = {
     "quickstart",
     "pack",
     "check-shards",
+    "check-coco",
     "embed-teacher",
     "pretrain",
     "finetune",

@@ -250,8 +250,11 @@ def test_what_cannot_be_used_is_left_out_and_reported(
     for name in ("bare", "missing", "torn", "empty", "line", "crowd", "box_only", "resized"):
         assert re.search(rf"^skipped .*\b{name}\.(png|jpg): ", said, re.MULTILINE), name
     assert "missing.png: no such file" in said
-    assert "skipped partly annotation 7: a polygon of fewer than three corners" in said
-    assert "skipped annotation 8: no image has the id 999" in said
+    reason = "a polygon of fewer than three corners, in partly.png"
+    assert f"skipped annotation 7: annotation that cannot be used: {reason}" in said
+    assert "skipped annotation 8: annotation with an unknown image_id: image_id=999" in said
+    assert "annotation without a mask: 4, such as annotation at place 14 (an empty segm" in said
+    assert "missing photo: 1, such as image 107" in said
     summary = json.loads((tmp_path / "run" / "shards" / "pack-summary.json").read_text())
     assert summary["samples"] == 7
     assert summary["masks"] == 13
@@ -269,6 +272,22 @@ def no_masks(coco_set: Set) -> None:
 def one_image(coco_set: Set) -> None:
     coco_set.add("a.png", mask())
     coco_set.add("b.png")
+
+
+def boxes_only(coco_set: Set) -> None:
+    coco_set.add("a.png", {"bbox": [1, 1, 5, 5]})
+    coco_set.add("b.png", {"bbox": [1, 1, 5, 5], "segmentation": []})
+
+
+def only_crowds(coco_set: Set) -> None:
+    for name in ("a.png", "b.png"):
+        coco_set.add(name, mask(iscrowd=1))
+
+
+def one_file(coco_set: Set) -> None:
+    for name in ("a.png", "b.png"):
+        coco_set.add(name, mask())
+    (coco_set.folder / "b.png").unlink()
 
 
 def no_files(coco_set: Set) -> None:
@@ -291,11 +310,17 @@ def torn(coco_set: Set) -> None:
 @pytest.mark.parametrize(
     ("fill", "message"),
     [
-        (nothing, "0 images with masks; at least two are needed"),
-        (no_masks, "0 images with masks; at least two are needed"),
+        (nothing, "lists no image: its images are empty"),
+        (no_masks, "0 images with masks; at least two are needed.*a.png: it has no mask: no annot"),
+        (boxes_only, "(2 images, such as .*a.png: it has no mask: its annotations have boxes at"),
+        (
+            only_crowds,
+            "(2 images, such as .*a.png: .* crowds, which data.coco.crowds=objects takes",
+        ),
         (one_image, "1 image with masks; at least two are needed"),
         (no_files, "0 of 2 images of .*set.json are in data.coco.images="),
-        (no_usable_masks, "0 images with masks; at least two are needed"),
+        (one_file, "1 image with masks; at least two are needed.*b.png: no such file"),
+        (no_usable_masks, "0 images with masks; at least two are needed.*no mask that can be used"),
         (torn, "nothing could be packed (.*[ab].png: bad photo"),
     ],
 )
@@ -310,6 +335,21 @@ def test_a_set_without_images_to_learn_from_is_reported_in_a_line(
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         packed_coco(coco_set.config(), tmp_path / "another")
+
+
+def test_crowds_are_trained_on_where_the_config_takes_them_as_objects(tmp_path: Path) -> None:
+    coco_set = Set(tmp_path / "set")
+    only_crowds(coco_set)
+    packed = packed_coco(coco_set.config(crowds="objects"), tmp_path / "run")
+    masks = [
+        len(image.truth)
+        for pattern in (packed.train, str(packed.heldout))
+        for image in annotated_images(open_shards(pattern))
+        if isinstance(image, AnnotatedImage)
+    ]
+    assert masks == [1, 1]
+    with pytest.raises(UserError, match="crowds was objects, now"):
+        packed_coco(coco_set.config(), tmp_path / "run")
 
 
 def test_a_side_that_lost_its_images_is_reported(tmp_path: Path) -> None:

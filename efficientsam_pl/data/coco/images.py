@@ -13,7 +13,6 @@ from efficientsam_pl.data.coco.findings import MISSING_IMAGE, Findings
 from efficientsam_pl.data.coco.ids import canonical_id, number_ids
 from efficientsam_pl.data.coco.paths import resolve_paths
 from efficientsam_pl.data.coco.records import CocoError, Record, shown
-from efficientsam_pl.storage.files import same_file
 
 _ABSENT, _INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's keys
 _NO_SIZE = "photo without a size"
@@ -152,8 +151,7 @@ def _locate(entries: Sequence[_Entry], folder: str, findings: Findings) -> None:
     for place, entry in enumerate(entries):
         key = f"image {entry.id}"
         if place in resolved.paths:
-            entry.path = resolved.paths[place]
-            entry.file = same_file(entry.path)
+            entry.path = entry.file = resolved.paths[place]
         else:
             entry.exists = False
             entry.path = f"{folder.rstrip('/')}/{entry.names[0]}"

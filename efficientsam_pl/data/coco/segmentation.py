@@ -57,7 +57,7 @@ def parse_segmentation(value: Any) -> Parsed:
     return Parsed(good, len(value) - len(good))
 
 
-def check_segmentation(segmentation: Any, image_hw: tuple[int, int]) -> Rle | list[list[float]]:
+def check_segmentation(segmentation: Any, image_hw: tuple[int, int]) -> Rle | list[Any]:
     """Check that a parsed segmentation can be rasterized; run-lengths become compressed text.
 
     Raises:

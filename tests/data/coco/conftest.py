@@ -10,7 +10,7 @@ import pytest
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 
 
-def annotation_record(number: int, image_id: int = 1, **others: Any) -> dict[str, Any]:
+def annotation_record(number: Any, image_id: Any = 1, **others: Any) -> dict[str, Any]:
     fields = {
         "id": number,
         "image_id": image_id,

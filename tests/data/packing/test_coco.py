@@ -10,8 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from efficientsam_pl.data.coco.records import CocoError
 from efficientsam_pl.data.images.decode import decode_image
-from efficientsam_pl.data.packing.coco import Coco, CocoError, coco_images, read_coco
+from efficientsam_pl.data.packing.coco import Coco, coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.data.schema import from_json
@@ -39,8 +40,9 @@ def read(tmp_path: Path, jpeg_of: JpegOf, noise: Noise) -> Read:
         ]
         images = [{"id": 5, "file_name": "photo.jpg", "width": 60, "height": 40}]
         file = written(tmp_path, images, annotations)
-        skipped: list[str] = []
-        return list(coco_images(read_coco(file, str(tmp_path)), skipped)), skipped
+        coco_set = read_coco(file, str(tmp_path))
+        skipped = [f"{entry.what}: {entry.why}" for entry in coco_set.skipped()]
+        return list(coco_images(coco_set.entries, skipped)), skipped
 
     return of_one
 
@@ -120,7 +122,8 @@ def test_broken_segmentation_is_named_and_the_others_are_kept(broken: Any, read:
     [image], skipped = read(runs_of(square()), broken)
     assert len(image.annotations) == 1
     [line] = skipped
-    assert line.startswith("photo annotation 1: ")
+    assert line.startswith("annotation 1: annotation ")
+    assert line.endswith(", in photo.jpg")
 
 
 def test_missing_and_broken_images_are_named(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_missing_and_broken_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no photo")
     skipped: list[str] = []
     file = written(tmp_path, images, [])
-    assert list(coco_images(read_coco(file, str(tmp_path)), skipped)) == []
+    assert list(coco_images(read_coco(file, str(tmp_path)).entries, skipped)) == []
     assert ["gone.jpg" in skipped[0], "text.jpg" in skipped[1]] == [True, True]
 
 
@@ -151,7 +154,7 @@ def test_image_that_was_resized_after_it_was_annotated_is_skipped(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"images": [], "annotations": [{}]}', '{"images": [{}]}', "3"]
+    "content", ["", "[]", "{}", '{"images": [], "annotations": [[]]}', '{"images": [{}]}', "3"]
 )
 def test_file_of_another_form_is_an_error_that_names_it(content: str, tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text(content)
@@ -173,9 +176,12 @@ def test_set_without_images_is_an_error(tmp_path: Path) -> None:
 
 def test_keys_are_unique_and_free_of_dots(tmp_path: Path) -> None:
     names = ["1_11.jpg", "a/1.jpg", "b/1.jpg", "x.y.jpg", "1.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     images = [{"id": 9 + i, "file_name": name} for i, name in enumerate(names)]
-    keys = [e.key for e in read_coco(written(tmp_path, images, []), str(tmp_path))]
-    assert keys == ["1_11", "1", "1_11_11", "x_y", "1_13"]
+    coco_set = read_coco(written(tmp_path, images, []), str(tmp_path))
+    assert [entry.key for entry in coco_set.entries] == ["1_11", "1", "1_11_11", "x_y", "1_13"]
 
 
 def test_images_without_masks_are_packed_and_jpegs_keep_their_bytes(
@@ -262,11 +268,59 @@ def test_real_set_is_what_pycocotools_reads(
 def test_annotations_of_images_that_are_not_listed_are_reported(
     tmp_path: Path, jpeg_of: JpegOf, noise: Noise, pack: Pack
 ) -> None:
-    (tmp_path / "a.jpg").write_bytes(jpeg_of(noise(0)))
-    images = [{"id": i, "file_name": "a.jpg", "width": 60, "height": 40} for i in (1, 2)]
-    annotations = [{"id": i, "image_id": i, "segmentation": [SQUARE]} for i in (1, 2, 3, 3)]
+    for number in (1, 2):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg_of(noise(0)))
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 60, "height": 40} for i in (1, 2)]
+    annotations = [
+        {"id": i, "image_id": image, "segmentation": [SQUARE]}
+        for i, image in enumerate([1, 2, 3, 3], 1)
+    ]
     source = Coco(written(tmp_path, images, annotations), str(tmp_path), None, 1)
     summary = pack(source, tmp_path / "out")
     assert (summary.samples, summary.masks) == (2, 2)
     reasons = [(skipped.what, skipped.why) for skipped in summary.skipped]
-    assert reasons == [("annotation 3", "no image has the id 3")] * 2
+    unknown = "annotation with an unknown image_id: image_id=3"
+    assert reasons == [("annotation 3", unknown), ("annotation 4", unknown)]
+    assert source.findings() == [
+        "annotation with an unknown image_id: 2, such as annotation 3 (image_id=3)"
+    ]
+
+
+def test_one_file_under_two_ids_is_packed_once_with_the_masks_of_both(
+    tmp_path: Path, jpeg_of: JpegOf, noise: Noise, pack: Pack, unpacked: Unpacked
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg_of(noise(0)))
+    names = ["a.jpg", "./a.jpg"]
+    images = [{"id": i, "file_name": n, "width": 60, "height": 40} for i, n in enumerate(names)]
+    other = [2, 2, 6, 2, 6, 6, 2, 6]
+    annotations = [
+        {"id": i, "image_id": image, "segmentation": [polygon]}
+        for i, (image, polygon) in enumerate([(0, SQUARE), (1, SQUARE), (1, other)])
+    ]
+    source = Coco(written(tmp_path, images, annotations), str(tmp_path), None, 10)
+    summary = pack(source, tmp_path / "out")
+    assert (summary.samples, summary.masks) == (1, 2)
+    record = from_json(unpacked(tmp_path / "out")["a.json"])
+    assert [annotation.area for annotation in record.annotations] == [150, 16]
+    assert "photo under two ids, merged: 1, such as image 1" in "\n".join(source.findings())
+
+
+def test_crowds_may_be_taken_as_objects_and_are_counted_otherwise(
+    tmp_path: Path, jpeg_of: JpegOf, noise: Noise, pack: Pack
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg_of(noise(0)))
+    images = [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}]
+    empty = {"size": [40, 60], "counts": [2400]}
+    segmentations = [runs_of(square()), [SQUARE], empty]
+    annotations = [
+        {"id": i, "image_id": 1, "segmentation": segmentation, "iscrowd": int(i == 0)}
+        for i, segmentation in enumerate(segmentations)
+    ]
+    file = written(tmp_path, images, annotations)
+    ignoring = Coco(file, str(tmp_path), None, 10)
+    taking = Coco(file, str(tmp_path), None, 10, "objects")
+    assert pack(ignoring, tmp_path / "ignored").notes == [{"crowds": 1, "empty_masks": 1}]
+    assert pack(taking, tmp_path / "taken").notes == [{"crowds": 0, "empty_masks": 1}]
+    assert taking.described() == {**ignoring.described(), "crowds": "objects"}
+    with pytest.raises(UserError, match="another packing: crowds"):
+        pack(taking, tmp_path / "ignored")

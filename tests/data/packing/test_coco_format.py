@@ -10,8 +10,9 @@ import pytest
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.commands.quickstart.sources import coco_set
 from efficientsam_pl.data.coco.instances import read_instances
+from efficientsam_pl.data.coco.records import CocoError
 from efficientsam_pl.data.config import CocoConfig
-from efficientsam_pl.data.packing.coco import Coco, CocoError
+from efficientsam_pl.data.packing.coco import Coco
 from efficientsam_pl.data.packing.custom_coco import CustomCoco
 from efficientsam_pl.data.packing.runner import ArrayShare
 
@@ -55,17 +56,32 @@ BROKEN: list[tuple[Any, str]] = [
     (of(annotations=None), "its 'annotations' is no list of records"),
     (of(annotations=[[1, 2]]), "its 'annotations' is no list of records"),
 ]
-BROKEN_ENTRIES: list[tuple[Any, str]] = [
-    (of(images=[{"id": 1}]), "image 0 has file_name=None, no name"),
-    (of(images=[IMAGE, {"id": 2, "file_name": 5}]), "image 1 has file_name=5, no name"),
+NOTHING_LEFT: list[tuple[Any, str]] = [
+    (of(images=[]), "lists no image: its images are empty"),
+    (of(images=[{"id": 1}]), "image 1 has file_name=None, no name"),
+    (of(images=[{"id": 2, "file_name": 5}]), "image 2 has file_name=5, no name"),
+    (of(images=[{"id": 2, "file_name": "a\0.jpg"}]), "image 2 has file_name='a\\x00.jpg', no name"),
     (of(images=[{"file_name": "a.jpg"}]), "image 0 has id=None, no whole number"),
     (of(images=[{**IMAGE, "id": [1]}]), "image 0 has id=[1], no whole number"),
-    (of(annotations=[MASK, {}]), "annotation 1 has image_id=None, no whole number"),
-    (of(annotations=[{**MASK, "image_id": {}}]), "annotation 0 has image_id={}, no whole number"),
-    (of(images=[{**IMAGE, "height": "tall"}]), "image 0 has height='tall' and width=40, no whole"),
+    (of(images=[{**IMAGE, "height": "tall"}]), "image 1 has height='tall' and width=40, no whole"),
+    (of(images=[{**IMAGE, "height": float("nan")}]), "image 1 has height=nan and width=40"),
+    (of(images=[{**IMAGE, "width": 0}]), "image 1 has height=30 and width=0, no whole"),
+    (of(annotations=[{}]), "no annotation belongs to an image: image_id is such as None"),
     (
-        of(images=[{**IMAGE, "id": "1"}]),
-        "no annotation belongs to an image: image_id is such as 1, an image's id such as '1'",
+        of(images=[{**IMAGE, "id": "scene"}]),
+        "no annotation belongs to an image: image_id is such as 1, an image's id such as 'scene'",
+    ),
+    (
+        of(images=[IMAGE, {**IMAGE, "file_name": "b.jpg"}]),
+        "image id 1 stands for two files, a.jpg and b.jpg",
+    ),
+    (
+        of(images=[{**IMAGE, "id": "01"}, {**IMAGE, "file_name": "b.jpg"}]),
+        "image id 1 stands for two files, a.jpg and b.jpg",
+    ),
+    (
+        of(images=[IMAGE, {**IMAGE, "id": 2, "height": 31}]),
+        "a.jpg has two sizes (height, width), (30, 40) as image 1 and (31, 40) as image 2",
     ),
 ]
 
@@ -90,27 +106,26 @@ def test_what_is_no_coco_is_reported_by_what_it_lacks(
     assert f"set.json is no COCO annotation file: {message}" in line_of(read, content, tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), BROKEN_ENTRIES, ids=[t for _, t in BROKEN_ENTRIES])
-@pytest.mark.parametrize("read", PACKING, ids=lambda reader: reader.__name__)
-def test_an_entry_that_cannot_be_used_is_reported_by_its_place(
+@pytest.mark.parametrize(("content", "message"), NOTHING_LEFT, ids=[t for _, t in NOTHING_LEFT])
+@pytest.mark.parametrize("read", [*PACKING, by_evaluate], ids=lambda reader: reader.__name__)
+def test_a_file_that_leaves_nothing_or_a_doubt_is_reported_by_an_entry(
     read: Read, content: Any, message: str, tmp_path: Path
 ) -> None:
     assert message in line_of(read, content, tmp_path)
 
 
-def test_an_evaluation_wants_whole_numbers_for_ids(tmp_path: Path) -> None:
-    message = line_of(by_evaluate, of(images=[{**IMAGE, "id": "1"}]), tmp_path)
-    assert "image 0 has id='1', no whole number" in message
-
-
-def test_ids_that_are_text_are_ids_where_they_fit(tmp_path: Path) -> None:
-    """Some programs write them so, and nothing here computes with them."""
+def test_ids_are_equal_in_any_form(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
-    content = of(images=[{**IMAGE, "id": "x"}], annotations=[{**MASK, "image_id": "x"}])
-    (tmp_path / "set.json").write_text(json.dumps(content))
-    source = Coco(str(tmp_path / "set.json"), str(tmp_path), None, 10)
-    [unit] = source.units(ArrayShare())
-    assert len(unit.entries[0].annotations) == 1
+    for image_id, in_annotation in (("x", "x"), ("1", 1), (1, 1.0), (2**70, str(2**70))):
+        content = of(
+            images=[{**IMAGE, "id": image_id}], annotations=[{**MASK, "image_id": in_annotation}]
+        )
+        (tmp_path / "set.json").write_text(json.dumps(content))
+        source = Coco(str(tmp_path / "set.json"), str(tmp_path), None, 10)
+        [unit] = source.units(ArrayShare())
+        assert len(unit.entries[0].annotations) == 1
+        loaded = read_instances(str(tmp_path / "set.json"), str(tmp_path), "coco")
+        assert loaded.images.instances == 1
 
 
 @pytest.mark.parametrize(
@@ -134,3 +149,41 @@ def test_no_json_is_reported_with_the_place(tmp_path: Path) -> None:
         (tmp_path / "set.json").write_bytes(content)
         with pytest.raises(CocoError, match=r"set\.json is no COCO annotation file: it is no JSON"):
             by_pack(str(tmp_path / "set.json"), str(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_unicode_of_any_form_is_read(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "grün.jpg").write_bytes(b"")
+    text = json.dumps(of(images=[{**IMAGE, "file_name": "grün.jpg"}]), ensure_ascii=False)
+    (tmp_path / "set.json").write_bytes(text.encode(encoding))
+    for read in (by_pack, by_evaluate):
+        read(str(tmp_path / "set.json"), str(tmp_path))
+
+
+@pytest.mark.parametrize("read", [by_pack, by_evaluate], ids=lambda reader: reader.__name__)
+def test_a_windows_code_page_is_one_short_line(read: Read, tmp_path: Path) -> None:
+    text = json.dumps(of(images=[{**IMAGE, "file_name": "grün.jpg"}] * 9), ensure_ascii=False)
+    (tmp_path / "set.json").write_bytes(text.encode("cp1252"))
+    with pytest.raises(CocoError) as caught:
+        read(str(tmp_path / "set.json"), str(tmp_path))
+    message = str(caught.value).removeprefix(str(tmp_path / "set.json"))
+    place = text.index("ü")
+    assert message == (
+        f" is no COCO annotation file: it is no JSON (byte 0xfc at {place} is no utf-8; save the "
+        "file as UTF-8)"
+    )
+
+
+def test_numbers_that_python_cannot_hold_are_damage_of_their_entry(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    good = json.dumps(MASK)
+    for value in ("1e400", "NaN", "-Infinity", "9" * 5000, "9" * 390):
+        bad = good.replace("[[2, 2,", f"[[2, {value},").replace('"id": 7', '"id": 8')
+        text = json.dumps(of()).replace(good, f"{good}, {bad}")
+        assert text.count(value) == 1
+        (tmp_path / "set.json").write_text(text)
+        loaded = read_instances(str(tmp_path / "set.json"), str(tmp_path), "coco")
+        assert loaded.images.instances == 1
+        [corrupt] = loaded.corrupt
+        assert (corrupt.key, corrupt.kind) == ("annotation 8", "annotation that cannot be used")
+        assert len(corrupt.detail) < 200

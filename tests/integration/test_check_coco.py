@@ -357,7 +357,7 @@ def test_copies_are_listed(here: "InProcess", coco_set: Set) -> None:
     [
         (boxes_only, "2: it has no mask: its annotations have boxes at most"),
         (crowds_only, "2: it has no mask but of crowds"),
-        (copies_of_one, "1 image with masks; at least two are needed"),
+        (copies_of_one, "2 images with masks that are copies of one; at least two"),
     ],
 )
 def test_why_nothing_can_be_trained_on_is_reported(

@@ -61,6 +61,13 @@ def add_pack(commands: Any) -> None:
         help="objects: annotations with iscrowd are objects too, as CVAT writes brush masks "
         "(%(default)s)",
     )
+    coco.add_argument(
+        "--exif-orientation",
+        choices=("apply", "ignore"),
+        default="apply",
+        help="ignore: the set was annotated on pixels as stored, which a viewer shows turned by "
+        "their EXIF orientation (%(default)s)",
+    )
     _pack_options(coco, _pack_coco)
 
 
@@ -138,7 +145,13 @@ def _pack_coco(arguments: argparse.Namespace) -> None:
     from efficientsam_pl.commands import pack
 
     options = _pack_config(arguments)
-    pack.run_coco(arguments.annotations, arguments.images, options, arguments.crowds)
+    pack.run_coco(
+        arguments.annotations,
+        arguments.images,
+        options,
+        arguments.exif_orientation,
+        arguments.crowds,
+    )
 
 
 def _pack_config(arguments: argparse.Namespace) -> Any:

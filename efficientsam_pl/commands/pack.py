@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from efficientsam_pl.data.coco.annotations import Crowds
+from efficientsam_pl.data.images.stated import ExifOrientation
 from efficientsam_pl.data.packing.coco import Coco
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.report import pack_source
@@ -47,10 +48,21 @@ def slurm_share() -> ArrayShare:
 
 
 def run_coco(
-    annotations: str, images: str, options: PackOptions, crowds: Crowds = "ignore"
+    annotations: str,
+    images: str,
+    options: PackOptions,
+    exif_orientation: ExifOrientation = "apply",
+    crowds: Crowds = "ignore",
 ) -> PackSummary:
     """Pack a COCO-format set."""
-    source = Coco(annotations, images, options.long_side, options.samples_per_shard, crowds)
+    source = Coco(
+        annotations,
+        images,
+        options.long_side,
+        options.samples_per_shard,
+        exif_orientation=exif_orientation,
+        crowds=crowds,
+    )
     for line in source.findings():
         print(line)
     return pack_source(source, options.out, options.share, options.workers)
@@ -65,4 +77,6 @@ def run_sa1b(pattern: str, options: PackOptions) -> PackSummary:
 def run_imagenet(source: str, options: PackOptions) -> PackSummary:
     """Pack images without masks."""
     images = Imagenet(source, options.long_side, options.samples_per_shard)
+    if images.skipped_line is not None:
+        print(images.skipped_line)
     return pack_source(images, options.out, options.share, options.workers)

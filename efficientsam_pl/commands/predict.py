@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientsam_pl.data.images.files import read_image
+from efficientsam_pl.data.images.files import read_image_file
+from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.inference.predictor import ImagePrediction, Predictor, check_coordinates
@@ -31,7 +32,8 @@ class PredictOptions:
 
 def run(options: PredictOptions) -> ImagePrediction:
     """Write `overlay.png`, a PNG of each prompt's best mask, and the raw arrays if requested."""
-    image = read_image(options.image)
+    file = read_image_file(options.image)
+    image, rotated = file.pixels, exif_line({} if file.turn is None else {file.turn: 1})
     image_hw = (image.shape[0], image.shape[1])
     check_coordinates([point[:2] for point in options.points], options.boxes, image_hw)
     prompts = _drawn_prompts(options)
@@ -53,6 +55,8 @@ def run(options: PredictOptions) -> ImagePrediction:
                 low_res_logits=prediction.low_res_logits.numpy(),
                 iou=prediction.iou.numpy(),
             )
+    if rotated is not None:
+        print(rotated)
     for index, value in enumerate(iou):
         print(
             f"mask {index}: predicted IoU {value:.3f}, {counted(int(best[index].sum()), 'pixel')}"

@@ -35,6 +35,8 @@ class CocoConfig:
     heldout_fraction: float = 0.2  # of the images, held out where there is no other file
     # objects: annotations with iscrowd are objects too, as CVAT writes brush masks
     crowds: Literal["ignore", "objects"] = "ignore"
+    # ignore: the set was annotated on pixels as stored, which a viewer shows turned by their EXIF
+    exif_orientation: Literal["apply", "ignore"] = "apply"
 
     def __post_init__(self) -> None:
         if (self.annotations is None) != (self.images is None):
@@ -44,8 +46,8 @@ class CocoConfig:
         for name in ("heldout_annotations", "heldout_images"):
             if getattr(self, name) is not None and self.annotations is None:
                 raise ValueError(f"{name}={getattr(self, name)} needs annotations= too")
-        if self.crowds != "ignore" and self.annotations is None:
-            raise ValueError(f"crowds={self.crowds} needs annotations= too")
+        if self.exif_orientation != "apply" and self.annotations is None:
+            raise ValueError(f"exif_orientation={self.exif_orientation} needs annotations= too")
 
     def paths(self) -> dict[str, str | None]:
         """Return the input paths by key; local or in a store."""

@@ -77,9 +77,9 @@ def annotated_images(shards: ShardSet) -> Iterator[AnnotatedImage | CorruptSampl
             yield read.corrupt
             continue
         try:
-            image, record = decode_annotated(read.files)
+            stated, record = decode_annotated(read.files)
             truth, _ = nonempty_masks(evaluable_masks(record.annotations))
         except CorruptSampleError as error:
             yield CorruptSample(read.sample.shard, read.sample.key, error.kind, error.detail)
             continue
-        yield AnnotatedImage(read.sample.key, image, tuple(truth))
+        yield AnnotatedImage(read.sample.key, stated.pixels, tuple(truth))

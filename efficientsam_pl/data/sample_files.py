@@ -1,9 +1,7 @@
 """The encoded image and the record among the files of one sample, and whether they fit."""
 
-import numpy as np
-from jaxtyping import UInt8
-
-from efficientsam_pl.data.images.decode import Data, decode_image
+from efficientsam_pl.data.images.orientation import Data
+from efficientsam_pl.data.images.stated import ExifOrientation, StatedImage, decode_stated
 from efficientsam_pl.data.schema import (
     IMAGE_SUFFIXES,
     RECORD_SUFFIX,
@@ -36,21 +34,13 @@ def read_record(files: dict[str, memoryview]) -> Record:
     return from_json(bytes(files[RECORD_SUFFIX]))
 
 
-def check_size(record: Record, image_hw: tuple[int, int]) -> None:
-    """Raise CorruptSampleError where the annotations belong to an image of another size."""
-    if image_hw != (record.height, record.width):
-        raise CorruptSampleError(
-            "size mismatch", f"image {image_hw}, json {(record.height, record.width)}"
-        )
-
-
-def decode_annotated(files: dict[str, memoryview]) -> tuple[UInt8[np.ndarray, "h w 3"], Record]:
-    """Decode a masked image at its stored size, with its record.
+def decode_annotated(
+    files: dict[str, memoryview], exif_orientation: ExifOrientation = "apply"
+) -> tuple[StatedImage, Record]:
+    """Decode a masked image at full size in the frame of its record.
 
     Raises:
         CorruptSampleError: One of its files is missing or cannot be used.
     """
-    image = decode_image(encoded_image(files))
-    record = read_record(files)
-    check_size(record, (image.shape[0], image.shape[1]))
-    return image, record
+    data, record = encoded_image(files), read_record(files)
+    return decode_stated(data, (record.height, record.width), exif_orientation), record

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from efficientsam_pl.data.features.codec import read_map
 from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
-from efficientsam_pl.data.sample_files import check_size, encoded_image, read_record
+from efficientsam_pl.data.sample_files import decode_annotated, encoded_image
 from efficientsam_pl.data.schema import (
     CLASS_SUFFIX,
     IMAGE_SUFFIXES,
@@ -139,11 +139,10 @@ def _check_files(files: dict[str, memoryview], needed: set[str]) -> None:
 
 
 def _check_image(files: dict[str, memoryview], with_record: bool) -> None:
-    image = decode_image(encoded_image(files))
     if not with_record:
+        decode_image(encoded_image(files))
         return
-    record = read_record(files)
-    check_size(record, (image.shape[0], image.shape[1]))
+    _, record = decode_annotated(files)
     try:
         run_lengths([annotation.rle for annotation in record.annotations])
     except ValueError as error:

@@ -194,7 +194,8 @@ class RecipeConfig:
             refuse_unused(self, "without data.cache_dir=", "data.cache_gib")
         coco = self.data.coco
         if coco.annotations is None:
-            refuse_unused(self, "without data.coco.annotations=", "data.coco.heldout_fraction")
+            keys = ("data.coco.heldout_fraction", "data.coco.crowds")
+            refuse_unused(self, "without data.coco.annotations=", *keys)
         elif coco.heldout_annotations is not None:
             reason = f"beside data.coco.heldout_annotations={coco.heldout_annotations}"
             refuse_unused(self, reason, "data.coco.heldout_fraction")

@@ -274,6 +274,11 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
             "data.coco.heldout_fraction=0.3 has no effect without data.coco.annotations=",
         ),
         (
+            FinetuneConfig,
+            ["data.coco.crowds=objects"],
+            "data.coco.crowds=objects has no effect without data.coco.annotations=",
+        ),
+        (
             PretrainConfig,
             ["data.cache_gib=5"],
             "data.cache_gib=5.0 has no effect without data.cache_dir=",
@@ -360,6 +365,11 @@ def test_wrong_type_names_key_and_value(override: str, key: str, value: str) -> 
             EvaluateConfig,
             ["kind=coco", "shards=a.tar"],
             "shards=a.tar needs kind=shards, not coco",
+        ),
+        (
+            EvaluateConfig,
+            ["kind=lvis", "crowds=objects"],
+            "crowds=objects needs kind=coco, not lvis",
         ),
         (
             EvaluateConfig,

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from efficientsam_pl.commands.evaluate.result import RunNotes, merged, settings_
 from efficientsam_pl.commands.evaluate.table import result_table
 from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.datasets.image_sources import prefetch
+from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.errors import SavedAndStopped
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
 from efficientsam_pl.evaluation.evaluator import ImageEvaluator
@@ -103,6 +104,9 @@ def evaluate(
     requests, begun = catch_signals(), time.monotonic()
     try:
         photos = open_set(config)
+        if launch().rank == 0:
+            for line in photos.findings():
+                print(line, flush=True)
         evaluator = ImageEvaluator(
             model=model,
             protocols=tuple(map(protocol, config.protocols)),
@@ -144,6 +148,7 @@ def _score_images(work: _Work) -> None:
             else:
                 boxes = work.photos.boxes(number)
                 record = work.evaluator.evaluate(number, read.image, read.about, boxes)
+                record = replace(record, turn=read.turn)
             if writer.add(record) and work.rank.rank == 0:
                 note_progress(len(done) + count)
             if work.requests.strongest is not Request.NONE and count < len(mine):
@@ -177,6 +182,9 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
         if work.config.plots:
             draw(whole, out)
         work.parts.set_mark(mark)
+    rotated = exif_line(whole.turns)
+    if rotated is not None:
+        print(rotated)
     Console().print(result_table(whole.result))
     print(f"{summary(whole.result)} -> {out}", flush=True)
     return out

@@ -33,6 +33,11 @@ class EvaluateConfig:
     # coco, lvis: the images' folder; LVIS finds train2017 and val2017
     images: str | None = path(None)
     shards: str = path("", pattern=True)  # shards: pattern of the shards to score
+    # coco: whether annotations with iscrowd are objects too, as CVAT writes brush masks
+    crowds: Literal["ignore", "objects"] = "ignore"
+    # the frame of the annotations where the stated size does not decide; ignore: pixels as stored,
+    # which a viewer shows turned by their EXIF orientation
+    exif_orientation: Literal["apply", "ignore"] = "apply"
     # box, click_center, click_random_K, click_iterative_K (paper, 4.3)
     protocols: tuple[str, ...] = ("box", "click_random_1", "click_random_3")
     detector: DetectorConfig = field(default_factory=DetectorConfig)
@@ -78,7 +83,9 @@ class EvaluateConfig:
             raise ValueError("protocols=[] and no detector.results= leave nothing to ask")
 
     def _check_set(self) -> None:
-        """Raise ValueError where keys name two sets."""
+        """Raise ValueError where keys name two sets, or one has no effect."""
+        if self.crowds != "ignore" and self.kind != "coco":
+            raise ValueError(f"crowds={self.crowds} needs kind=coco, not {self.kind}")
         if self.kind == "shards":
             given = {"annotations": self.annotations, "images": self.images}
             given["detector.results"] = self.detector.results

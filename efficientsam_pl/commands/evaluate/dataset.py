@@ -8,6 +8,7 @@ from typing import Any
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.data.coco.categories import Category
 from efficientsam_pl.data.coco.detections import Detection, Detections, read_detections
+from efficientsam_pl.data.coco.findings import count_lines
 from efficientsam_pl.data.coco.instances import InstanceSet, read_instances
 from efficientsam_pl.data.datasets.image_sources import (
     AnnotatedImages,
@@ -16,7 +17,9 @@ from efficientsam_pl.data.datasets.image_sources import (
     images_sha256,
     shards_sha256,
 )
+from efficientsam_pl.data.images.stated import ExifOrientation, exif_setting
 from efficientsam_pl.data.shards import ShardSet, open_shards
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.structures import CorruptSample, InstanceImage
 
 
@@ -34,6 +37,7 @@ class EvaluationSet:
     shards: ShardSet | None = None
     detections: Detections | None = None
     places: Mapping[int, int] = field(default_factory=dict)  # of numbers
+    exif_orientation: ExifOrientation = "apply"
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -55,11 +59,23 @@ class EvaluationSet:
         """List corrupt samples that are known at the start, by kind, name and detail."""
         return [(sample.kind, name_of(sample), sample.detail) for sample in self.photos.corrupt]
 
+    def findings(self) -> list[str]:
+        """Count what was noticed about the annotation file by kind, one line with an example."""
+        if self.annotated is None:
+            return []
+        return count_lines([*self.annotated.corrupt, *self.annotated.notices])
+
     def identity(self) -> dict[str, Any]:
         """Hash the files: an evaluation can be continued with the same ones only."""
-        hashes: dict[str, Any] = {"kind": self.kind, "photos": len(self.numbers)}
+        hashes: dict[str, Any] = {
+            "kind": self.kind,
+            "photos": len(self.numbers),
+            **exif_setting(self.exif_orientation),
+        }
         if self.annotated is not None:
             hashes["annotations_sha256"] = self.annotated.sha256
+            if self.annotated.crowds != "ignore":
+                hashes["crowds"] = self.annotated.crowds
         if self.shards is not None:
             hashes["shards_sha256"] = shards_sha256(self.shards)
         if self.detections is not None:
@@ -86,21 +102,29 @@ def open_set(config: EvaluateConfig) -> EvaluationSet:
     """
     if config.kind == "shards":
         shards = open_shards(config.shards)
-        packed = PackedImages(shards)
+        packed = PackedImages(shards, config.exif_orientation)
         numbers = tuple(packed.numbers[: config.photos])
-        return EvaluationSet("shards", packed, numbers, shards=shards)
+        return EvaluationSet(
+            "shards", packed, numbers, shards=shards, exif_orientation=config.exif_orientation
+        )
     assert config.annotations is not None, "it is among the config's needs"
     assert config.images is not None, "it is among the config's needs"
-    annotated = read_instances(config.annotations, config.images, config.kind)
+    annotated = read_instances(config.annotations, config.images, config.kind, config.crowds)
     ids = annotated.images.ids
     detections = None
     if config.detector.results is not None:
+        if not annotated.has_categories:
+            raise UserError(
+                f"{config.annotations} lists no category, and detections are scored by category: "
+                f"leave out detector.results={config.detector.results}, or name the categories"
+            )
         detections = read_detections(config.detector.results, annotated)
     return EvaluationSet(
         config.kind,
-        ImageFiles(annotated.images, ids, annotated.corrupt),
+        ImageFiles(annotated.images, ids, annotated.corrupt, config.exif_orientation),
         ids[: config.photos],
         annotated=annotated,
         detections=detections,
         places={number: place for place, number in enumerate(ids)},
+        exif_orientation=config.exif_orientation,
     )

@@ -63,6 +63,7 @@ class Merged:
     ious: dict[str, list[float]]
     overlaps: list[ImageOverlaps]
     categories: list[int]
+    turns: Counter[str]  # images with an EXIF rotation by what was done
 
 
 def merged(
@@ -76,11 +77,12 @@ def merged(
     """Merge the records of all images, in the order of their numbers."""
     tally = Tally(protocol.name for protocol in evaluator.protocols)
     wanted, overlaps = frozenset(photos.numbers), []
-    corrupt = photos.damage()
+    corrupt, turns = photos.damage(), Counter[str]()
     for record in finished.records():
         if record.photo not in wanted:
             continue
         tally.add(record)
+        turns.update([] if record.turn is None else [record.turn])
         if record.damage is not None:
             corrupt.append(record.damage)
         elif photos.detections is not None or evaluator.keeps_boxed:
@@ -100,9 +102,11 @@ def merged(
         counts=tally.counts(),
         damaged=[{"photo": name, "kind": kind} for kind, name, _ in sorted(corrupt)],
         versions=versions(*_PROGRAMS),
-        run=_run(config, photos, notes) | {"damage": sorted(corrupt)},
+        run=_run(config, photos, notes)
+        | {"damage": sorted(corrupt)}
+        | ({"exif_turns": dict(turns)} if turns else {}),
     )
-    return Merged(result, tally.ious(), overlaps, categories)
+    return Merged(result, tally.ious(), overlaps, categories, turns)
 
 
 def summary(result: Result) -> str:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from efficientsam_pl.cluster.devices import Accelerator, chosen_device
 from efficientsam_pl.commands.everything.labelled_shards import LabelledImage, write_labelled
-from efficientsam_pl.data.images.files import images_in, read_image
+from efficientsam_pl.data.images.files import images_in, read_image_file
+from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.config import EverythingConfig
 from efficientsam_pl.inference.automask.generator import generate_masks
@@ -46,6 +47,8 @@ class EverythingSummary:
 
     images: int = 0
     masks: int = 0
+    passed_over: str | None = None  # of the folder, what is no image
+    turns: Counter[str] = field(default_factory=Counter)
     skipped: list[str] = field(default_factory=list)
     without_masks: list[str] = field(default_factory=list)
 
@@ -56,12 +59,13 @@ def run(options: EverythingOptions) -> EverythingSummary:
     Raises:
         UserError: A wrong path, weights of another model, or no readable image.
     """
-    images = _images(options.image)
+    summary = EverythingSummary()
+    images = _images(options.image, summary)
     _check_outputs(options)
     model = load_model(options.model, options.weights).to(
         chosen_device(options.accelerator, "--accelerator")
     )
-    summary, start = EverythingSummary(), time.perf_counter()
+    start = time.perf_counter()
     columns = (TextColumn("Segmenting"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task("", total=len(images))
@@ -88,19 +92,22 @@ def _label(
     """Yield each image with its masks after its pictures and records are written."""
     for key, path in images.items():
         try:
-            image = read_image(path)
+            file = read_image_file(path)
         except UserError as error:
             if options.image.is_file():
                 raise
             summary.skipped.append(str(error).removeprefix("--image: "))
             advance(1)
             continue
+        image, keeps_bytes = file.pixels, file.turn is None
         records = generate_masks(model, image, options.config, advance)
         _write(key, image, records, options)
+        if file.turn is not None:
+            summary.turns[file.turn] += 1
         summary.images += 1
         summary.masks += len(records)
         if any(record["area"] for record in records):
-            yield LabelledImage(key, path, image, records)
+            yield LabelledImage(key, path if keeps_bytes else None, image, records)
         else:
             summary.without_masks.append(path.name)
 
@@ -125,6 +132,9 @@ def _write(
 
 
 def _print_summary(summary: EverythingSummary, options: EverythingOptions, seconds: float) -> None:
+    for line in (summary.passed_over, exif_line(summary.turns)):
+        if line is not None:
+            print(line)
     for reason in summary.skipped:
         print(f"skipped {reason}")
     skipped = f", {len(summary.skipped)} skipped" if summary.skipped else ""
@@ -143,11 +153,13 @@ def _print_summary(summary: EverythingSummary, options: EverythingOptions, secon
             print(f"-> {output}")
 
 
-def _images(image: Path) -> dict[str, Path]:
+def _images(image: Path, summary: EverythingSummary) -> dict[str, Path]:
     """Map the names of the outputs to the images: unique stems without dots."""
     if image.is_file():
         return {_key(image.stem): image}
-    paths = images_in(image)
+    listing = images_in(image)
+    summary.passed_over = listing.skipped_line()
+    paths = [image / name for name in listing.images]
     images: dict[str, Path] = {}
     for path in paths:
         names = (path.stem, path.name, *(f"{path.name}_{i}" for i in range(2, len(paths) + 2)))

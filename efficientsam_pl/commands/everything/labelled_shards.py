@@ -23,10 +23,10 @@ _PREFIX, _IMAGES_PER_SHARD = "everything", 1000
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image, its file, and its masks."""
+    """An image with its masks, and its file; None where the file's pixels were turned."""
 
     key: str
-    path: Path
+    path: Path | None
     image: UInt8[np.ndarray, "h w 3"]
     records: list[MaskRecord]
 
@@ -72,7 +72,9 @@ def _sample(image: LabelledImage) -> PackedSample:
     return PackedSample(sample.key, {**sample.files, RECORD_SUFFIX: written}, sample.masks)
 
 
-def _stored_jpeg(path: Path) -> bytes | None:
+def _stored_jpeg(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
     with Image.open(path) as image:
         plain = image.format == "JPEG" and image.mode == "RGB"
     return path.read_bytes() if plain else None

@@ -1,6 +1,7 @@
 """Data sources of the quickstart: generated scenes, a folder of images, a COCO-format set."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,8 @@ from efficientsam_pl.commands.quickstart.scenes import (
     open_world,
     scene_images,
 )
-from efficientsam_pl.data.images.decode import decode_image
+from efficientsam_pl.data.images.files import list_folder
+from efficientsam_pl.data.images.stated import decode_stated, exif_line
 from efficientsam_pl.data.packing.coco import coco_images, read_coco
 from efficientsam_pl.data.packing.images import MaskedImage, limit_side
 from efficientsam_pl.data.packing.split import (
@@ -32,7 +34,6 @@ from efficientsam_pl.rle import encode
 
 # Those of the held-out textures that are photos of objects
 REAL_IMAGES = ("chelsea.png", "coffee.png")
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _REGIONS = (
     "their masks are regions of uniform colour and texture from Felzenszwalb's method, which "
     "replace SA-1B's masks and are not objects"
@@ -100,13 +101,16 @@ def folder_images(folder: Path, config: QuickstartConfig) -> Source:
     Raises:
         UserError: Fewer than two readable images.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    listing = list_folder(folder, recursive=True)
     images, skipped = [], []
-    for path in paths:
+    for path in (folder / name for name in listing.images):
         try:
             images.append(_with_regions(path, config))
         except CorruptSampleError as error:
             skipped.append(f"{path}: {error}")
+    passed_over = listing.skipped_line()
+    if passed_over is not None:
+        print(passed_over)
     return _split(
         images,
         config,
@@ -159,12 +163,13 @@ def felzenszwalb_regions(
 
 
 def _with_regions(path: Path, config: QuickstartConfig) -> MaskedImage:
-    whole = MaskedImage(path.stem.replace(".", "_"), decode_image(path.read_bytes()), ())
+    stated = decode_stated(path.read_bytes(), None)
+    whole = MaskedImage(path.stem.replace(".", "_"), stated.pixels, (), turn=stated.turn)
     limited = limit_side(whole, config.photo_side)
     masks: tuple[Annotation, ...] = tuple(
         annotation_of(encode(region)) for region in felzenszwalb_regions(limited.image, config)
     )
-    return MaskedImage(limited.key, limited.image, masks)
+    return MaskedImage(limited.key, limited.image, masks, turn=limited.turn)
 
 
 def _without_small_masks(config: QuickstartConfig, image: MaskedImage) -> MaskedImage:
@@ -190,6 +195,9 @@ def _split(
         raise UserError(f"{source}: its {len(images)} images are copies of one, two are needed")
     if copies := copies_in(groups):
         print(copies_message(copies))
+    rotated = exif_line(Counter(image.turn for image in images if image.turn is not None))
+    if rotated is not None:
+        print(rotated)
     keys = [image.key for image in images]
     train, heldout = split_heldout(keys, images, config.heldout_fraction, groups)
     splits: dict[str, Iterable[MaskedImage]] = {"train": train, "heldout": heldout}

@@ -1,6 +1,7 @@
 """`efficientsam salient`: segment salient objects of images, and score them given ground truth."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from efficientsam_pl.commands.salient.files import (
     read_map,
     read_truth,
 )
-from efficientsam_pl.data.images.files import read_image
+from efficientsam_pl.data.images.files import read_image_file
+from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.metrics.saliency import (
     SaliencyScores,
@@ -63,6 +65,7 @@ class _Results:
     images: list[dict[str, Any]] = field(default_factory=list)
     without_instance: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
+    turns: Counter[str] = field(default_factory=Counter)
     tallies: dict[str, SaliencyTally] = field(
         default_factory=lambda: {_MASKS: SaliencyTally(), _MAPS: SaliencyTally()}
     )
@@ -103,7 +106,8 @@ def run(options: SalientOptions) -> dict[str, Any]:
 def _segment(
     files: ImageWithMap, predictor: Predictor, options: SalientOptions, results: _Results
 ) -> None:
-    image, stored = read_image(files.image), read_map(files.saliency)
+    file, stored = read_image_file(files.image), read_map(files.saliency)
+    image = file.pixels
     image_hw = (image.shape[0], image.shape[1])
     truth = None if files.truth is None else read_truth(files.truth, image_hw)
     salient = segment_salient(predictor, image, stored, options.config, files.name)
@@ -119,6 +123,8 @@ def _segment(
     if truth is not None:
         record["scores"] = _score(truth, union, salient.saliency, results)
     results.images.append(record)
+    if file.turn is not None:
+        results.turns[file.turn] += 1
     if not salient.instances:
         results.without_instance.append(files.image.name)
     if stored.shape[:2] != image_hw:
@@ -192,7 +198,8 @@ def _print_summary(results: _Results) -> None:
     ):
         if names:
             print(f"{kind}: {len(names)} ({', '.join(names[:5])})")
-    for line in results.skipped.lines():
+    rotated = exif_line(results.turns)
+    for line in (*results.skipped.lines(), *([] if rotated is None else [rotated])):
         print(line)
     means = {kind: tally.mean() for kind, tally in results.tallies.items()}
     if not any(means.values()):

@@ -30,8 +30,9 @@ class ImageWithMap:
 
 @dataclass
 class Skipped:
-    """Names of skipped files by reason."""
+    """Names of skipped files by reason; `passed_over`: what is no image in the folder."""
 
+    passed_over: str | None = None
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
@@ -40,7 +41,7 @@ class Skipped:
 
     def lines(self) -> list[str]:
         """Format a line per reason with at most five names."""
-        return [
+        return ([] if self.passed_over is None else [self.passed_over]) + [
             f"{kind}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
             for kind, names in self.names.items()
         ]
@@ -66,7 +67,11 @@ def mapped_images(
             raise UserError(f"{option}: no such file or folder: {path}")
         if path is not None and path.is_file() and image.is_dir():
             raise UserError(f"{option}: {path} is a file, but --image is a folder: give a folder")
-    paths = [image] if image.is_file() else images_in(image)
+    paths = [image]
+    if not image.is_file():
+        listing = images_in(image)
+        skipped.passed_over = listing.skipped_line()
+        paths = [image / name for name in listing.images]
     _check_stems(paths)
     mapped = []
     for image_path in paths:

@@ -79,6 +79,7 @@ class InstanceSet:
     corrupt: tuple[CorruptSample, ...] = ()
     notices: tuple[CorruptSample, ...] = ()
     has_categories: bool = True
+    crowds: Crowds = "ignore"
 
     @property
     def listed(self) -> frozenset[int]:
@@ -122,4 +123,5 @@ def read_instances(
         tuple(file.corrupt),
         tuple(file.notices),
         file.has_categories,
+        crowds,
     )

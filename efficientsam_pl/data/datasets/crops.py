@@ -9,12 +9,12 @@ from efficientsam_pl.data.collate import PreparedImage, collate_images
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
 from efficientsam_pl.data.images.decode import (
-    Data,
     DecodedImage,
     decode_smaller,
     image_size_of,
     jpeg_scale,
 )
+from efficientsam_pl.data.images.orientation import Data
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import encoded_image
 from efficientsam_pl.data.sampler import SampleRef

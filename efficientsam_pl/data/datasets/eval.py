@@ -67,9 +67,9 @@ class EvalDataset(SampleDataset[PreparedScoring]):
         self, read: ReadSample
     ) -> tuple[Float[Tensor, "3 s s"], tuple[int, int], InstanceImage]:
         """Decode the image into the model's frame, and its annotations."""
-        image, record = decode_annotated(read.files)
+        stated, record = decode_annotated(read.files)
         annotations = instance_image(read.sample.key, record)
         resize = Resize.fit(annotations.image_hw, self._to.side, self._to.rule)
-        inside = resize.image_forward(image)
+        inside = resize.image_forward(stated.pixels)
         padding = (0, resize.side - inside.shape[2], 0, resize.side - inside.shape[1])
         return F.pad(inside, padding), resize.content_hw, annotations

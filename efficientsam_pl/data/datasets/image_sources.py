@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientsam_pl.data.images.decode import decode_image
+from efficientsam_pl.data.images.stated import ExifOrientation, ExifTurn, decode_stated
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sample_files import decode_annotated, read_record
 from efficientsam_pl.data.sampler import SampleRef
@@ -36,6 +36,7 @@ class LoadedImage:
     number: int
     image: UInt8[np.ndarray, "h w 3"]
     about: InstanceImage
+    turn: ExifTurn = None
 
 
 @runtime_checkable
@@ -64,6 +65,7 @@ class ImageFiles:
         images: The annotations, whose masks may be rasterized on each access.
         numbers: The images' ids.
         corrupt: Entries of the set that are known to be unreadable.
+        exif_orientation: Frame of the annotations where the stated size does not decide.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class ImageFiles:
         images: Sequence[InstanceImage],
         numbers: Sequence[int],
         corrupt: Sequence[CorruptSample],
+        exif_orientation: ExifOrientation = "apply",
     ) -> None:
+        self._exif_orientation = exif_orientation
         self._images, self.numbers, self.corrupt = images, tuple(numbers), tuple(corrupt)
 
     def read(self, place: int) -> LoadedImage | CorruptSample:
@@ -79,24 +83,25 @@ class ImageFiles:
         about = self._images[place]
         name = PurePosixPath(about.path).name
         try:
-            image = decode_image(read_file(about.path))
+            # in another frame the masks would be misplaced
+            image = decode_stated(read_file(about.path), about.image_hw, self._exif_orientation)
         except FileNotFoundError as error:
             return CorruptSample(name, str(about.id), "missing photo", str(error))
         except OSError as error:
             return CorruptSample(name, str(about.id), "cannot be read", str(error))
         except CorruptSampleError as error:
             return CorruptSample(name, str(about.id), error.kind, error.detail)
-        height, width = image.shape[:2]
-        if (height, width) != about.image_hw:  # the masks would be misplaced
-            what = f"image {(height, width)}, annotations {about.image_hw}"
-            return CorruptSample(name, str(about.id), "size mismatch", what)
-        return LoadedImage(about.id, image, about)
+        return LoadedImage(about.id, image.pixels, about, image.turn)
 
 
 class PackedImages:
-    """Images in shards, numbered by their positions; random draws depend on an image's key."""
+    """Images in shards, numbered by their positions; random draws depend on an image's key.
 
-    def __init__(self, shards: ShardSet) -> None:
+    `exif_orientation` counts in old shards and Meta's tars; `pack` leaves no orientation.
+    """
+
+    def __init__(self, shards: ShardSet, exif_orientation: ExifOrientation = "apply") -> None:
+        self._exif_orientation = exif_orientation
         self._reader = SampleReader([shards], MASK_SUFFIXES)
         self._records = SampleReader([shards], [RECORD_SUFFIX])
         self._lock = threading.Lock()  # a reader is not for several threads; decoding is
@@ -111,8 +116,8 @@ class PackedImages:
             return read.corrupt
         shard, key = read.sample.shard, read.sample.key
         try:
-            image, record = decode_annotated(read.files)
-            return LoadedImage(place, image, instance_image(key, record))
+            image, record = decode_annotated(read.files, self._exif_orientation)
+            return LoadedImage(place, image.pixels, instance_image(key, record), image.turn)
         except CorruptSampleError as error:
             return CorruptSample(shard, key, error.kind, error.detail)
 

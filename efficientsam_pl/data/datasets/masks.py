@@ -8,7 +8,8 @@ import torch
 from efficientsam_pl.data.collate import PreparedMaskedImage, PreparedMasks, collate_masked
 from efficientsam_pl.data.config import MaskSelectionConfig
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
-from efficientsam_pl.data.images.decode import decode_smaller, image_size_of
+from efficientsam_pl.data.images.decode import decode_smaller
+from efficientsam_pl.data.images.stated import orientation_to_apply
 from efficientsam_pl.data.mask_sampling import (
     nonempty_masks,
     random_clicks,
@@ -16,7 +17,7 @@ from efficientsam_pl.data.mask_sampling import (
     tight_boxes,
 )
 from efficientsam_pl.data.reader import ReadSample, SampleReader
-from efficientsam_pl.data.sample_files import check_size, encoded_image, read_record
+from efficientsam_pl.data.sample_files import encoded_image, read_record
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.transforms import frame, mirror_boxes, mirror_points
 from efficientsam_pl.geometry import Resize, ResizeRule
@@ -66,8 +67,8 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
 
     def _content(self, read: ReadSample, key: int) -> PreparedMasks:
         data, record = encoded_image(read.files), read_record(read.files)
-        image_hw = image_size_of(data)
-        check_size(record, image_hw)
+        image_hw = (record.height, record.width)
+        orientation, _ = orientation_to_apply(data, image_hw)
         rles, runs = nonempty_masks(select_masks(record, self._selection, key))
         boxes = tight_boxes(rles)
         clicks = random_clicks(runs, record.height, self._selection.clicks, key)
@@ -76,7 +77,7 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
             boxes, clicks = mirror_boxes(boxes, record.width), mirror_points(clicks, record.width)
         resize = Resize.fit(image_hw, self._to.side, self._to.rule)
         grid = resize.mask_grid(self._to.side // LOSS_FACTOR, mirrored)
-        decoded = decode_smaller(data, self._largest_scale(resize))
+        decoded = decode_smaller(data, self._largest_scale(resize), orientation)
         return PreparedMasks(
             image=frame(decoded.pixels, resize, mirrored),
             content_hw=resize.content_hw,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from efficientsam_pl.data.features.roi_average import roi_average
 from efficientsam_pl.data.features.teacher_inputs import TeacherInputSpec
-from efficientsam_pl.data.images.decode import Data, decode_smaller, image_size_of
+from efficientsam_pl.data.images.decode import decode_smaller, image_size_of
+from efficientsam_pl.data.images.orientation import Data
 from efficientsam_pl.data.schema import WHOLE_SUFFIX
 from efficientsam_pl.data.transforms import Crop, frame
 from efficientsam_pl.geometry import Resize

@@ -9,7 +9,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
-from efficientsam_pl.data.images.decode import Data
+from efficientsam_pl.data.images.decode import read_header
+from efficientsam_pl.data.images.orientation import UPRIGHT, Data
+from efficientsam_pl.data.images.stated import ExifTurn
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import encoded_image
 from efficientsam_pl.data.sampler import SampleRef
@@ -39,6 +41,7 @@ class TeacherInput:
     key: str
     content: TeacherInputSpec | None
     corrupt: CorruptSample | None = None
+    turn: ExifTurn = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class TeacherInputBatch:
     corrupt: tuple[CorruptSample | None, ...]
     squares: UInt8[Tensor, "m 3 s s"]
     content_hw: Int64[Tensor, "m 2"]
+    turns: tuple[ExifTurn, ...]
 
 
 class TeacherInputDataset(SampleDataset[TeacherInput]):
@@ -73,13 +77,18 @@ class TeacherInputDataset(SampleDataset[TeacherInput]):
             corrupt=tuple(sample.corrupt for sample in real_samples),
             squares=torch.stack(squares) if squares else torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
             content_hw=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+            turns=tuple(sample.turn for sample in real_samples),
         )
 
     def _prepared(self, sample_ref: SampleRef, read: ReadSample | None) -> TeacherInput:
         if read is None:
             return TeacherInput("", None)
         key = read.sample.key
-        content, corrupt = catch_corrupt_sample(
-            read, lambda: self._make_input(encoded_image(read.files), key)
-        )
-        return TeacherInput(key, content, corrupt)
+        result, corrupt = catch_corrupt_sample(read, lambda: self._content(read, key))
+        content, turn = (None, None) if result is None else result
+        return TeacherInput(key, content, corrupt, turn)
+
+    def _content(self, read: ReadSample, key: str) -> tuple[TeacherInputSpec, ExifTurn]:
+        data = encoded_image(read.files)
+        turn: ExifTurn = None if read_header(data).orientation == UPRIGHT else "turned"
+        return self._make_input(data, key), turn

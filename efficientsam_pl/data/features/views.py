@@ -7,7 +7,8 @@ import numpy as np
 from efficientsam_pl.data.config import CropConfig
 from efficientsam_pl.data.datasets.crops import crop_squares
 from efficientsam_pl.data.features.teacher_inputs import TeacherInputSpec
-from efficientsam_pl.data.images.decode import Data, image_size_of
+from efficientsam_pl.data.images.decode import image_size_of
+from efficientsam_pl.data.images.orientation import Data
 from efficientsam_pl.data.schema import CENTRE_SUFFIX, view_suffix
 from efficientsam_pl.data.transforms import Crop, crop_of
 from efficientsam_pl.keyed_random import sample_key, uniform_of

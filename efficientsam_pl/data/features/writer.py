@@ -73,8 +73,8 @@ class FeatureUnit:
         coder = _Coder(self.images.path, self.embedding)
         for batch in self._batches():
             files = coder.files(batch)
-            for key, suffixes, corrupt in zip(
-                batch.key, batch.suffixes, batch.corrupt, strict=True
+            for key, suffixes, corrupt, turn in zip(
+                batch.key, batch.suffixes, batch.corrupt, batch.turns, strict=True
             ):
                 encoded = {suffix: next(files) for suffix in suffixes}
                 if corrupt is not None:
@@ -84,7 +84,7 @@ class FeatureUnit:
                 if len(real) < len(encoded):
                     yield Skipped(key, "a feature is larger than float16 can hold")
                 else:
-                    yield PackedSample(key, real)
+                    yield PackedSample(key, real, turn=turn)
         yield IndexNote(
             {
                 IMAGES_SHA256: self.images.sha256,

@@ -14,16 +14,20 @@ from efficientsam_pl.data.coco.annotation_file import (
 from efficientsam_pl.data.coco.annotations import Crowds, UnrasterizedInstance
 from efficientsam_pl.data.coco.findings import MISSING_IMAGE, count_lines
 from efficientsam_pl.data.coco.segmentation import BROKEN, reason_of
-from efficientsam_pl.data.images.decode import decode_image
-from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, packed_sample
+from efficientsam_pl.data.images.stated import ExifOrientation, decode_stated, exif_setting
+from efficientsam_pl.data.packing.images import (
+    JPEG_QUALITY,
+    MaskedImage,
+    limit_side,
+    packed_sample,
+    stored_jpeg,
+)
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
 from efficientsam_pl.rle import from_coco, run_lengths
 from efficientsam_pl.storage.files import read_file
 from efficientsam_pl.structures import CorruptSample
-
-JPEG_START = b"\xff\xd8"
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,16 @@ def _entries(images: Sequence[FileImage]) -> tuple[CocoEntry, ...]:
     return tuple(entries.values())
 
 
-def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipped]]:
+def masked_image(
+    entry: CocoEntry, data: bytes, exif_orientation: ExifOrientation = "apply"
+) -> tuple[MaskedImage, list[Skipped]]:
     """Decode the image with its masks; return also the annotations that cannot be used.
 
     Raises:
         CorruptSampleError: The image cannot be decoded, or does not have the stated size.
     """
-    image = decode_image(data)
-    height, width = image.shape[:2]
-    if entry.stated_hw not in (None, (height, width)):  # the polygons would be misplaced
-        what = f"image {(height, width)}, annotations {entry.stated_hw}"
-        raise CorruptSampleError("size mismatch", what)
+    image = decode_stated(data, entry.stated_hw, exif_orientation)  # else polygons are misplaced
+    height, width = image.pixels.shape[:2]
     masks: list[Annotation] = []
     skipped = []
     for annotation in entry.annotations:
@@ -124,22 +127,22 @@ def masked_image(entry: CocoEntry, data: bytes) -> tuple[MaskedImage, list[Skipp
             skipped.append(Skipped(what, reason_of(error)))
             continue
         masks.append(annotation_of(rle, annotation.crowd))
-    return MaskedImage(entry.key, image, tuple(masks)), skipped
+    return MaskedImage(entry.key, image.pixels, tuple(masks), turn=image.turn), skipped
 
 
 def masked_images(
-    entries: Iterable[CocoEntry],
-) -> Iterator[tuple[CocoEntry, MaskedImage, bytes] | Skipped]:
-    """Yield the images with their masks and stored bytes, and the skipped ones."""
+    entries: Iterable[CocoEntry], exif_orientation: ExifOrientation = "apply"
+) -> Iterator[tuple[CocoEntry, MaskedImage, bytes | None] | Skipped]:
+    """Yield the images with their masks and the JPEG to keep, if any, and the skipped ones."""
     for entry in entries:
         try:
             data = read_file(entry.path)
-            image, skipped = masked_image(entry, data)
+            image, skipped = masked_image(entry, data, exif_orientation)
         except (OSError, CorruptSampleError) as error:
             yield Skipped(entry.path, str(error))
             continue
         yield from skipped
-        yield entry, image, data
+        yield entry, image, stored_jpeg(data, image.turn)
 
 
 def coco_images(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[MaskedImage]:
@@ -182,6 +185,7 @@ class CocoUnit:
     name: str
     entries: tuple[CocoEntry, ...]
     long_side: int | None
+    exif_orientation: ExifOrientation = "apply"
     skipped: tuple[Skipped, ...] = ()  # entries of the file, reported with the first shard
 
     @property
@@ -193,15 +197,14 @@ class CocoUnit:
         """See Unit."""
         yield from self.skipped
         counts = MaskCounts()
-        for result in masked_images(self.entries):
+        for result in masked_images(self.entries, self.exif_orientation):
             if isinstance(result, Skipped):
                 yield result
                 continue
-            _, image, data = result
+            _, image, jpeg = result
             counts.add(image.annotations)
             small = image if self.long_side is None else limit_side(image, self.long_side)
-            kept = small is image and data.startswith(JPEG_START)
-            yield packed_sample(small, data if kept else None)
+            yield packed_sample(small, jpeg if small is image else None)
         yield from counts.notes()
 
 
@@ -214,10 +217,12 @@ class Coco:
         images: str,
         long_side: int | None,
         samples_per_shard: int,
+        exif_orientation: ExifOrientation = "apply",
         crowds: Crowds = "ignore",
     ) -> None:
         content = annotation_bytes(annotations, images)
         self._set = parse_coco(content, annotations, images, "--images", crowds)
+        self._exif_orientation = exif_orientation
         self._digest = hashlib.sha256(content).hexdigest()[:16]
         self._long_side, self._limit, self._crowds = long_side, samples_per_shard, crowds
 
@@ -234,6 +239,7 @@ class Coco:
             "long_side": self._long_side,
             "jpeg_quality": JPEG_QUALITY,
             "samples_per_shard": self._limit,
+            **exif_setting(self._exif_orientation),
             **crowds_setting(self._crowds),
         }
 
@@ -246,4 +252,5 @@ class Coco:
         skipped = tuple(self._set.skipped())
         for number, entries in cut_into_shards(self._set.entries, self._limit, share):
             first = () if number else skipped
-            yield CocoUnit(f"coco-{number:06d}", entries, self._long_side, first)
+            name = f"coco-{number:06d}"
+            yield CocoUnit(name, entries, self._long_side, self._exif_orientation, first)

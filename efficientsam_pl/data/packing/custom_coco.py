@@ -9,8 +9,8 @@ from typing import Any
 from efficientsam_pl.data.coco.annotation_file import annotation_bytes
 from efficientsam_pl.data.coco.records import CocoError
 from efficientsam_pl.data.config import CocoConfig
+from efficientsam_pl.data.images.stated import ExifOrientation, exif_setting
 from efficientsam_pl.data.packing.coco import (
-    JPEG_START,
     CocoEntry,
     CocoSet,
     MaskCounts,
@@ -45,6 +45,7 @@ class MaskedUnit:
 
     name: str
     entries: tuple[CocoEntry, ...]
+    exif_orientation: ExifOrientation
     skipped: tuple[Skipped, ...] = ()  # what was left out before, reported with the first shard
 
     @property
@@ -56,14 +57,14 @@ class MaskedUnit:
         """See Unit."""
         yield from self.skipped
         counts = MaskCounts()
-        for result in masked_images(self.entries):
+        for result in masked_images(self.entries, self.exif_orientation):
             if isinstance(result, Skipped):
                 yield result
                 continue
-            entry, image, data = result
+            entry, image, jpeg = result
             if any(not a.crowd and a.area > 0 for a in image.annotations):
                 counts.add(image.annotations)
-                yield packed_sample(image, data if data.startswith(JPEG_START) else None)
+                yield packed_sample(image, jpeg)
             else:
                 yield Skipped(entry.path, "none of its annotations is a mask that can be used")
         yield from counts.notes()
@@ -90,6 +91,7 @@ class CustomCoco:
         if config.heldout_annotations is not None:
             self._heldout = (config.heldout_annotations, config.heldout_images or config.images)
         self._fraction, self._crowds = config.heldout_fraction, config.crowds
+        self._exif_orientation = config.exif_orientation
         self._content = {named: annotation_bytes(*named) for named in self._named()}
 
     def _named(self) -> list[tuple[str, str]]:
@@ -103,6 +105,7 @@ class CustomCoco:
             described[f"{side} images"] = full_path(named[1])
         if self._heldout is None:
             described["heldout_fraction"] = self._fraction
+        described |= exif_setting(self._exif_orientation)
         return described | crowds_setting(self._crowds)
 
     def weight(self, share: ArrayShare) -> int:
@@ -118,7 +121,9 @@ class CustomCoco:
         sides, first = self._sides, True
         for side, entries in ((TRAIN, sides.train), (HELDOUT, sides.heldout)):
             for number, chunk in cut_into_shards(entries, _SAMPLES_PER_SHARD, share):
-                yield MaskedUnit(f"{side}-{number:06d}", chunk, sides.skipped if first else ())
+                skipped = sides.skipped if first else ()
+                name = f"{side}-{number:06d}"
+                yield MaskedUnit(name, chunk, self._exif_orientation, skipped)
                 first = False
 
     @property

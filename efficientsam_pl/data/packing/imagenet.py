@@ -1,11 +1,11 @@
 """Pack ImageNet as plain images: from its train tar of tars, a folder a class, or a list of files.
 
 Images of a class are adjacent in all three, so they are distributed over the shards in one
-shuffled order that depends on the names alone. Bytes are kept unless the images are to be shrunk.
+shuffled order that depends on the names alone. The bytes of an upright JPEG or PNG are kept unless
+it is to be shrunk; everything else is stored as a JPEG.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,10 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from efficientsam_pl.data.images.decode import decode_image, image_size_of
+from efficientsam_pl.data.images.decode import decode_image, read_header
+from efficientsam_pl.data.images.files import FolderListing, is_image_name, list_folder
+from efficientsam_pl.data.images.orientation import UPRIGHT, is_jpeg, is_png, turned_hw
+from efficientsam_pl.data.images.stated import ExifTurn
 from efficientsam_pl.data.packing.images import (
     JPEG_QUALITY,
     encode_jpeg,
@@ -37,8 +40,6 @@ from efficientsam_pl.storage.files import (
 )
 from efficientsam_pl.storage.ranges import Range, RangeReader
 from efficientsam_pl.storage.tar import Seekable, TarMember, scan_headers
-
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -69,29 +70,37 @@ class ImagenetUnit:
         for item in self.items:
             try:
                 data = _bytes(reader, item.where)
-                files = {"jpg": self._jpeg(data)}
+                jpeg, turn = self._jpeg(data)
             except (OSError, CorruptSampleError) as error:
                 yield Skipped(item.key, str(error))
                 continue
+            files = {"jpg": jpeg}
             if item.label is not None:
                 files[CLASS_SUFFIX] = str(item.label).encode()
-            yield PackedSample(item.key, files)
+            yield PackedSample(item.key, files, turn=turn)
         reader.close()
 
-    def _jpeg(self, data: bytes) -> bytes:
-        image_hw = image_size_of(data)
-        if self.long_side is None or max(image_hw) <= self.long_side:
-            return data
-        return encode_jpeg(shrink_image(decode_image(data), limited_size(image_hw, self.long_side)))
+    def _jpeg(self, data: bytes) -> tuple[bytes, ExifTurn]:
+        header = read_header(data)
+        turn: ExifTurn = None if header.orientation == UPRIGHT else "turned"
+        image_hw = turned_hw(header.stored_hw, header.orientation)
+        if self.long_side is not None and max(image_hw) > self.long_side:
+            small = shrink_image(decode_image(data), limited_size(image_hw, self.long_side))
+            return encode_jpeg(small), turn
+        if turn is None and (is_jpeg(data) or is_png(data)):
+            return data, turn
+        return encode_jpeg(decode_image(data)), turn
 
 
 class Imagenet:
     """A set of plain images in shards `imagenet-000000.tar`, ..."""
 
     def __init__(self, source: str, long_side: int | None, samples_per_shard: int) -> None:
-        items = read_source(source)
+        items, listing = read_source(source)
+        self.skipped_line = listing.skipped_line()
         if not items:
-            raise UserError(f"--source: no image in {source}")
+            but = f"; {self.skipped_line}" if self.skipped_line else ""
+            raise UserError(f"--source: no image in {source}{but}")
         twice = next((a.key for a, b in pairwise(items) if a.key == b.key), None)
         if twice is not None:
             raise UserError(f"--source: two images of {source} are named {twice}")
@@ -130,15 +139,16 @@ class _ListedImage:
     label: int | None
 
 
-def read_source(source: str) -> list[Item]:
+def read_source(source: str) -> tuple[list[Item], FolderListing]:
     """List the images of a tar (of tars), a list of files, or a folder, by key.
 
-    Where two images have the same name, every key is prefixed with its folder's name.
+    Where two images have the same name, every key is prefixed with its folder's name. The listing
+    names everything else in the tar or folder, which is passed over.
 
     Raises:
         UserError: There is no such source, or its list cannot be read.
     """
-    listed = _list_images(source)
+    listed, listing = _list_images(source)
     clash = len({image.stem for image in listed}) < len(listed)
     names = [
         f"{image.folder}_{image.stem}" if clash and image.folder else image.stem for image in listed
@@ -146,10 +156,10 @@ def read_source(source: str) -> list[Item]:
     # a key ends at its first dot and has no folder
     keys = [name.replace("/", "_").replace(".", "_") for name in names]
     items = [Item(key, image.where, image.label) for key, image in zip(keys, listed, strict=True)]
-    return sorted(items, key=lambda item: item.key)
+    return sorted(items, key=lambda item: item.key), listing
 
 
-def _list_images(source: str) -> list[_ListedImage]:
+def _list_images(source: str) -> tuple[list[_ListedImage], FolderListing]:
     fs, path = fsspec.core.url_to_fs(source)
     if fs.isdir(path):
         return _in_folder(source)
@@ -157,29 +167,31 @@ def _list_images(source: str) -> list[_ListedImage]:
         return _in_tar(source)
     if not fs.exists(path):
         raise UserError(f"--source: no such file or folder: {source}")
-    return _in_list(source)
+    return _in_list(source), FolderListing(())
 
 
-def _in_tar(source: str) -> list[_ListedImage]:
+def _in_tar(source: str) -> tuple[list[_ListedImage], FolderListing]:
     if not exists(source):
         raise UserError(f"--source: no such file: {source}")
     return consume_file(source, partial(_in_opened_tar, source))
 
 
-def _in_opened_tar(source: str, file: Seekable) -> list[_ListedImage]:
+def _in_opened_tar(source: str, file: Seekable) -> tuple[list[_ListedImage], FolderListing]:
     outer = scan_headers(file)
     _check(source, outer.faults)
-    listed = [_member(source, m, "", None) for m in outer.members if _is_image(m.name)]
+    listed = [_member(source, m, "", None) for m in outer.members if is_image_name(m.name)]
+    names = [m.name for m in outer.members if not m.name.endswith(".tar")]
     tars = [member for member in outer.members if member.name.endswith(".tar")]
     labels = _numbered(Path(tar.name).stem for tar in tars)
     for tar in tars:
         inner = scan_headers(file, tar.offset, tar.offset + tar.size)
         _check(f"{source}: {tar.name}", inner.faults)
         stem = Path(tar.name).stem
+        names += [f"{stem}/{m.name}" for m in inner.members]
         listed += [
-            _member(source, m, stem, labels[stem]) for m in inner.members if _is_image(m.name)
+            _member(source, m, stem, labels[stem]) for m in inner.members if is_image_name(m.name)
         ]
-    return listed
+    return listed, FolderListing((), tuple(n for n in names if not is_image_name(n)))
 
 
 def _member(source: str, member: TarMember, folder: str, label: int | None) -> _ListedImage:
@@ -192,25 +204,25 @@ def _check(source: str, faults: list[str]) -> None:
         raise UserError(f"--source: {source} is corrupt: {faults[0]}; download it again")
 
 
-def _in_folder(source: str) -> list[_ListedImage]:
+def _in_folder(source: str) -> tuple[list[_ListedImage], FolderListing]:
     root = full_path(source).rstrip("/")
-    folders = [(f"{root}/{name}", name.rpartition("/")[0]) for name in sorted(_images_under(root))]
+    listing = _list_under(root)
+    folders = [(f"{root}/{name}", name.rpartition("/")[0]) for name in sorted(listing.images)]
     labels = _numbered(folder.split("/")[0] for _, folder in folders if folder)
     return [
         _ListedImage(folder, Path(path).stem, Range(path, 0, -1), labels.get(folder.split("/")[0]))
         for path, folder in folders
-    ]
+    ], listing
 
 
-def _images_under(root: str) -> Iterator[str]:
-    """Yield the image paths below a folder; links are followed, as by torchvision's ImageFolder."""
+def _list_under(root: str) -> FolderListing:
+    """List a folder recursively; links are followed, as by torchvision's ImageFolder."""
     if is_local(root):
-        for folder, _, names in os.walk(local_path(root), followlinks=True):
-            inside = Path(folder).relative_to(local_path(root)).as_posix()
-            yield from (n if inside == "." else f"{inside}/{n}" for n in names if _is_image(n))
-        return
+        return list_folder(local_path(root), recursive=True)
     fs, path = fsspec.core.url_to_fs(root)
-    yield from (name[len(path) + 1 :] for name in fs.find(path) if _is_image(name))
+    names = [name[len(path) + 1 :] for name in fs.find(path)]
+    images = tuple(name for name in names if is_image_name(name))
+    return FolderListing(images, tuple(name for name in names if not is_image_name(name)))
 
 
 def _in_list(source: str) -> list[_ListedImage]:
@@ -226,17 +238,13 @@ def _in_list(source: str) -> list[_ListedImage]:
         path, *last = line.strip().rsplit(maxsplit=1)
         labelled = bool(last) and last[0].isdecimal()
         name = path if labelled else line.strip()
-        if not _is_image(name):
+        if not is_image_name(name):
             raise UserError(f"--source: {source}, line {number}: {name!r} is no image")
         where = name if "://" in name or name.startswith("/") else f"{folder}/{name}"
         inside = Path(name).parent.name
         label = int(last[0]) if labelled else None
         listed.append(_ListedImage(inside, Path(name).stem, Range(where, 0, -1), label))
     return listed
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
 
 
 def _numbered(classes: Iterable[str]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Encode masked images as samples; shrink images together with their masks' run lengths."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import UInt8
 
+from efficientsam_pl.data.images.orientation import is_jpeg, without_orientation
+from efficientsam_pl.data.images.stated import ExifTurn
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.schema import Annotation, Record, to_json
 from efficientsam_pl.data.shards import write_manifest
@@ -28,6 +30,7 @@ class MaskedImage:
     image: UInt8[np.ndarray, "h w 3"]
     annotations: tuple[Annotation, ...]
     original_hw: tuple[int, int] | None = None  # before it was first shrunk, if it was
+    turn: ExifTurn = None
 
 
 def limit_side(image: MaskedImage, longest: int) -> MaskedImage:
@@ -40,11 +43,11 @@ def limit_side(image: MaskedImage, longest: int) -> MaskedImage:
     small = limited_size(image_hw, longest)
     if small == image_hw:
         return image
-    return MaskedImage(
-        image.key,
-        shrink_image(image.image, small),
-        shrink_masks(image.annotations, image_hw, small),
-        image.original_hw or image_hw,
+    return replace(
+        image,
+        image=shrink_image(image.image, small),
+        annotations=shrink_masks(image.annotations, image_hw, small),
+        original_hw=image.original_hw or image_hw,
     )
 
 
@@ -94,6 +97,17 @@ def encode_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return data
 
 
+def stored_jpeg(data: bytes, turn: ExifTurn) -> bytes | None:
+    """Return the bytes to keep of a JPEG that is not shrunk; None: encode its pixels.
+
+    A shard holds upright pixels without an orientation: a turned image is encoded again, of one
+    that is read as stored only the orientation is removed.
+    """
+    if turn == "turned" or not is_jpeg(data):
+        return None
+    return data if turn is None else without_orientation(data)
+
+
 def packed_sample(image: MaskedImage, jpeg: bytes | None = None) -> PackedSample:
     """Build the files of a masked image; `jpeg` are its stored bytes, None: encode it."""
     height, width = image.image.shape[:2]
@@ -102,7 +116,7 @@ def packed_sample(image: MaskedImage, jpeg: bytes | None = None) -> PackedSample
         "jpg": encode_jpeg(image.image) if jpeg is None else jpeg,
         "json": to_json(f"{image.key}.jpg", record),
     }
-    return PackedSample(image.key, files, len(image.annotations))
+    return PackedSample(image.key, files, len(image.annotations), image.turn)
 
 
 def pack_images(

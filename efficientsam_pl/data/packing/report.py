@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.data.packing.runner import ArrayShare, Source, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
 from efficientsam_pl.errors import UserError
@@ -65,6 +66,9 @@ def report_packing(
     if not summary.samples and summary.skipped:
         first = summary.skipped[0]
         raise UserError(f"nothing could be {done} ({first.what}: {first.why})")
+    rotated = exif_line(summary.turns)
+    if rotated is not None:
+        print(rotated)
     before = f" ({summary.done_before} of them existed before)" if summary.done_before else ""
     return (
         f"{len(summary.skipped)} skipped -> {counted(len(summary.shards), 'shard')}{before} of "
@@ -83,6 +87,7 @@ def _write_summary(
         "bytes": summary.bytes,
         "shards": len(summary.shards),
         "done_before": summary.done_before,
+        **({"exif_turns": dict(summary.turns)} if summary.turns else {}),
         **more,
         "skipped": [vars(skipped) for skipped in summary.skipped],
     }

@@ -5,9 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.data.images.decode import decode_image, image_size_of
+from efficientsam_pl.data.images.decode import decode_smaller
+from efficientsam_pl.data.images.orientation import without_orientation
+from efficientsam_pl.data.images.stated import ExifTurn, orientation_to_apply
 from efficientsam_pl.data.index import samples_of
-from efficientsam_pl.data.packing.images import JPEG_QUALITY, MaskedImage, limit_side, packed_sample
+from efficientsam_pl.data.packing.images import (
+    JPEG_QUALITY,
+    MaskedImage,
+    encode_jpeg,
+    limit_side,
+    packed_sample,
+    stored_jpeg,
+)
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import (
@@ -52,20 +61,25 @@ class Sa1bUnit:
             return Skipped(key, f"missing {missing}: only {', '.join(sorted(read)) or 'nothing'}")
         try:
             record = from_json(bytes(read[RECORD_SUFFIX]))
-            image_hw, said = image_size_of(read[suffix]), (record.height, record.width)
-            if image_hw != said:
-                return Skipped(key, f"size mismatch: image {image_hw}, json {said}")
+            orientation, turn = orientation_to_apply(read[suffix], (record.height, record.width))
             if self.long_side is None:
                 files = {name: bytes(data) for name, data in read.items()}
-                return PackedSample(key, files, len(record.annotations))
-            image = decode_image(read[suffix])
-            whole = MaskedImage(key, image, record.annotations, record.original_hw)
+                files |= _upright(files.pop(suffix), suffix, orientation, turn)
+                return PackedSample(key, files, len(record.annotations), turn)
+            image = decode_smaller(read[suffix], 1.0, orientation).pixels
+            whole = MaskedImage(key, image, record.annotations, record.original_hw, turn)
             small = limit_side(whole, self.long_side)
         except (CorruptSampleError, ValueError) as error:
             return Skipped(key, str(error))
-        return packed_sample(
-            small, bytes(read[suffix]) if small is whole and suffix != "png" else None
-        )
+        kept = small is whole and suffix != "png"
+        return packed_sample(small, stored_jpeg(bytes(read[suffix]), turn) if kept else None)
+
+
+def _upright(data: bytes, suffix: str, orientation: int, turn: ExifTurn) -> dict[str, bytes]:
+    """Return the image file for a shard: encoded again only where it has to be turned."""
+    if turn == "turned":
+        return {"jpg": encode_jpeg(decode_smaller(data, 1.0, orientation).pixels)}
+    return {suffix: data if turn is None else without_orientation(data)}
 
 
 class Sa1b:

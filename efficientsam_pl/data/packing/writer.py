@@ -1,6 +1,7 @@
 """Write a shard atomically, with its index beside it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import IO, Any
 
 import webdataset
 
+from efficientsam_pl.data.images.stated import ExifTurn
 from efficientsam_pl.data.index import index_of, to_bytes
 from efficientsam_pl.data.shards import Shard, index_beside, manifest_entry
 from efficientsam_pl.storage.files import atomic_write
@@ -22,6 +24,7 @@ class PackedSample:
     key: str
     files: Mapping[str, bytes]
     masks: int = 0
+    turn: ExifTurn = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class IndexNote:
 class PackSummary:
     """Counts of written and skipped samples; `done_before` shards existed already.
 
-    `notes` are the further facts of the shards' indexes, one entry for each that has any.
+    `turns` counts the images with an EXIF rotation by what was done. `notes` are the further
+    facts of the shards' indexes, one entry for each that has any.
     """
 
     samples: int = 0
@@ -52,6 +56,7 @@ class PackSummary:
     shards: list[Shard] = field(default_factory=list)
     done_before: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    turns: Counter[str] = field(default_factory=Counter)
     notes: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, shard: Shard, packed: Mapping[str, Any], done_before: bool) -> None:
@@ -62,6 +67,7 @@ class PackSummary:
         self.shards.append(shard)
         self.done_before += done_before
         self.skipped += [Skipped(*pair) for pair in packed["skipped"]]
+        self.turns.update(packed.get("exif_turns", {}))
         if "noted" in packed:
             self.notes.append(packed["noted"])
 
@@ -83,6 +89,9 @@ def write_shard(
         for sample in chain([first], real):
             tar.add(sample)
             packed["masks"] += sample.masks
+            if sample.turn is not None:
+                turns = packed.setdefault("exif_turns", {})
+                turns[sample.turn] = turns.get(sample.turn, 0) + 1
         scan = tar.finish()
     index = index_of(scan, packed)
     with atomic_write(index_beside(path)) as target:

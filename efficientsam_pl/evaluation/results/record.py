@@ -57,6 +57,7 @@ class ImageRecord:
         detections: Masks of a detector's boxes, or of the tight boxes.
         crowds: Number of annotations of many objects, which are not scored.
         empty: Number of annotations without a pixel, which are not scored.
+        turn: Handling of the image's EXIF rotation ("turned", "as stored"); None: it has none.
         damage: The fault of a corrupt image, (kind, its name, detail), which has no results.
     """
 
@@ -70,6 +71,7 @@ class ImageRecord:
     detections: tuple[PredictedObject, ...] = ()
     crowds: int = 0
     empty: int = 0
+    turn: str | None = None
     damage: tuple[str, str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -100,6 +102,7 @@ class ImageRecord:
             "crowds": self.crowds,
             "empty": self.empty,
             "damage": self.damage,
+            **({} if self.turn is None else {"exif_turn": self.turn}),
         }
         return json.dumps(payload, separators=(",", ":"), allow_nan=False) + "\n"
 
@@ -131,6 +134,7 @@ def from_line(line: str) -> ImageRecord:
             ),
             crowds=int(payload["crowds"]),
             empty=int(payload["empty"]),
+            turn=payload.get("exif_turn"),
             damage=_damage(payload["damage"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

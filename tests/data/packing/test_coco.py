@@ -318,7 +318,7 @@ def test_crowds_may_be_taken_as_objects_and_are_counted_otherwise(
     ]
     file = written(tmp_path, images, annotations)
     ignoring = Coco(file, str(tmp_path), None, 10)
-    taking = Coco(file, str(tmp_path), None, 10, "objects")
+    taking = Coco(file, str(tmp_path), None, 10, crowds="objects")
     assert pack(ignoring, tmp_path / "ignored").notes == [{"crowds": 1, "empty_masks": 1}]
     assert pack(taking, tmp_path / "taken").notes == [{"crowds": 0, "empty_masks": 1}]
     assert taking.described() == {**ignoring.described(), "crowds": "objects"}

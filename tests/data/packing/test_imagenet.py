@@ -7,9 +7,9 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from efficientsam_pl.data.images.decode import decode_image
+from efficientsam_pl.data.images.decode import decode_image, read_header
 from efficientsam_pl.data.packing.imagenet import Imagenet, read_source
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackSummary
@@ -81,7 +81,7 @@ def test_tar_of_tars_and_folder_tree_make_the_same_shards(
 def test_classes_are_numbered_as_torchvision_does(tree: Path) -> None:
     folder = pytest.importorskip("torchvision.datasets").ImageFolder(str(tree))
     theirs = {Path(path).stem: label for path, label in folder.samples}
-    assert {item.key: item.label for item in read_source(str(tree))} == theirs
+    assert {item.key: item.label for item in read_source(str(tree))[0]} == theirs
 
 
 def test_class_tars_are_numbered_by_names_without_their_suffix(
@@ -91,7 +91,7 @@ def test_class_tars_are_numbered_by_names_without_their_suffix(
     tars = {
         f"{c}.tar": tar_of(tmp_path / c, {f"{c}1.jpg": jpeg}).read_bytes() for c in ("a-b", "a")
     }
-    items = read_source(str(tar_of(tmp_path / "all.tar", tars)))
+    items = read_source(str(tar_of(tmp_path / "all.tar", tars)))[0]
     assert [(i.key, i.label) for i in items] == [("a-b1", 1), ("a1", 0)]  # "a" < "a-b"
 
 
@@ -149,30 +149,30 @@ def test_linked_images_and_folders_are_followed(tree: Path, tmp_path: Path) -> N
     (linked / "n02").mkdir(parents=True)
     (linked / "n01").symlink_to(tree / "n01")
     (linked / "n02" / "one.JPEG").symlink_to(tree / "n02" / "n02_0.JPEG")
-    items = read_source(str(linked))
+    items = read_source(str(linked))[0]
     assert [(i.key, i.label) for i in items] == [(f"n01_{i}", 0) for i in range(4)] + [("one", 1)]
 
 
 def test_folder_with_marks_of_a_pattern_in_its_name_is_read(tree: Path, tmp_path: Path) -> None:
     odd = tmp_path / "my [set], 2.0 *"
     tree.rename(odd)
-    assert len(read_source(str(odd))) == 12
+    assert len(read_source(str(odd))[0]) == 12
 
 
 def test_images_of_one_name_in_two_classes_get_both_names(tree: Path, tmp_path: Path) -> None:
     for name in ("n01", "n02"):
         (tree / name / "x.y.JPEG").write_bytes((tree / "n10/n10_0.JPEG").read_bytes())
-    keys = {item.key: item.label for item in read_source(str(tree))}
+    keys = {item.key: item.label for item in read_source(str(tree))[0]}
     assert (len(keys), keys["n01_x_y"], keys["n02_x_y"]) == (14, 0, 1)
     (tree / "list.txt").write_text("n01/x.y.JPEG 3\nn02/x.y.JPEG 4\n")
-    listed = {item.key: item.label for item in read_source(str(tree / "list.txt"))}
+    listed = {item.key: item.label for item in read_source(str(tree / "list.txt"))[0]}
     assert listed == {"n01_x_y": 3, "n02_x_y": 4}
 
 
 def test_keys_of_a_tar_have_no_dot(tmp_path: Path, tar_of: TarOf, jpeg_of: JpegOf) -> None:
     image = jpeg_of(np.zeros((8, 8, 3), dtype=np.uint8))
     path = tar_of(tmp_path / "flat.tar", {"./v1.2/a.b.jpg": image})
-    assert [(i.key, i.label) for i in read_source(str(path))] == [("a_b", None)]
+    assert [(i.key, i.label) for i in read_source(str(path))[0]] == [("a_b", None)]
 
 
 def test_two_images_with_the_same_key_are_an_error(tree: Path) -> None:
@@ -264,8 +264,17 @@ def test_real_images_are_packed_with_their_classes(
     assert (summary.samples, summary.skipped) == (len(there), [])
     files = unpacked(tmp_path / "out")
     classes = sorted({path.parent.name for path in there})
+    tagged = [path for path in there if Image.open(path).getexif().get(0x0112, 1) != 1]
+    assert 0 < len(tagged) < len(there)
+    assert summary.turns == {"turned": len(tagged)}
     for path in there:
-        assert files[f"{path.stem}.jpg"] == path.read_bytes()
+        packed = files[f"{path.stem}.jpg"]
+        if path in tagged:
+            upright = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+            assert np.abs(decode_image(packed).astype(int) - upright).mean() < 4
+            assert read_header(packed).orientation == 1
+        else:
+            assert packed == path.read_bytes()
         assert int(files[f"{path.stem}.cls"]) == classes.index(path.parent.name)
     with tarfile.open(tmp_path / "out/imagenet-000000.tar") as tar:
         assert len(tar.getnames()) == 80

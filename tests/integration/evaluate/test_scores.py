@@ -150,6 +150,59 @@ def test_ground_truth_scores_one_everywhere(
     assert told["model"] == {"name": "ground truth", "baseline": "ground_truth"}
 
 
+def test_annotations_that_cannot_be_used_are_no_false_alarms(
+    discs: "DiscSet", tmp_path: Path, run: Callable[..., str]
+) -> None:
+    """A perfect detector finds their objects, too."""
+    listed = json.loads((discs.folder / "set.json").read_text())
+    annotations = [one for one in listed["annotations"] if one["area"] > 0]
+    broken: list[dict[str, Any]] = [
+        {"segmentation": [[1.0, 2.0]]},
+        {"segmentation": None},
+        {"category_id": None},
+        {"iscrowd": "perhaps"},
+    ]
+    for annotation, change in zip(annotations, broken, strict=False):
+        annotation.update(change)
+    (tmp_path / "set.json").write_text(json.dumps(listed | {"annotations": annotations}))
+    given = [f"annotations={tmp_path}/set.json", "baseline=ground_truth"]
+    said = run(discs.arguments(f"out={tmp_path}/a.json", *given))
+    told = discs.numbers(tmp_path / "a.json")
+    ap = told["numbers"]["detector_boxes"]["ap"]
+    assert ap["ap"] == ap["ar100"] == 1.0
+    # the one without a category has a mask to score
+    instances = sum(1 + image % 3 for image in range(40, 40 + PHOTOS)) - 3
+    assert told["counts"]["instances"] == instances
+    assert told["counts"]["skipped_crowds"] == 1
+    for line in (
+        "annotation that cannot be used: 2, such as annotation 100 (a polygon of fewer than three",
+        "annotation without a mask: 1, such as annotation 101 (no segmentation, in 40.jpg)",
+        "annotation without a category, no part of AP: 1, such as annotation 102 (",
+    ):
+        assert line in said
+
+
+def test_crowds_may_be_objects_and_categories_are_needed_for_detections_only(
+    discs: "DiscSet", tmp_path: Path, run: Callable[..., str]
+) -> None:
+    listed = json.loads((discs.folder / "set.json").read_text())
+    del listed["categories"]
+    (tmp_path / "set.json").write_text(json.dumps(listed))
+    given = [f"annotations={tmp_path}/set.json", "baseline=ground_truth", f"out={tmp_path}/a.json"]
+    message = run(discs.arguments(*given), code=2)
+    assert "set.json lists no category, and detections are scored by category" in message
+    given += ["detector.results=null", "detector.second_pass=false", "protocols=[box]"]
+    run(discs.arguments(*given))
+    ignored = discs.numbers(tmp_path / "a.json")
+    assert 'data.crowds=null for "objects"' in run(
+        discs.arguments(*given, "crowds=objects"), code=2
+    )
+    run(discs.arguments(*given, "crowds=objects", "fresh=true"))
+    counts = discs.numbers(tmp_path / "a.json")["counts"]
+    assert counts["instances"] == ignored["counts"]["instances"] + 1
+    assert (ignored["counts"]["skipped_crowds"], counts["skipped_crowds"]) == (1, 0)
+
+
 def test_filled_box_scores_what_ten_lines_of_pycocotools_count(
     shared: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:

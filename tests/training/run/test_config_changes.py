@@ -20,7 +20,7 @@ MIXED = {
     "run": {"seed"},
     "data": {"block_shards", "neighbours", "last_batch", "decoding", "mixture"},
     "data.mixture": {"weight"},
-    "data.coco": {"heldout_fraction"},
+    "data.coco": {"heldout_fraction", "crowds", "exif_orientation"},
     "teacher": {"kind", "timm_name", "seed", "image_size", "output"},
     "features": {"kind", "views", "seed", "numbers", "grid"},
     "masks": {

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -419,3 +420,18 @@ def test_one_id_of_two_files_is_refused(here: "InProcess", coco_set: Set) -> Non
     coco_set.write()
     line = here.mistake("check-coco", coco_set.file, coco_set.folder / "images")
     assert "image id 1 stands for two files, a.jpg and b.png" in line
+
+
+def test_a_set_in_a_store_is_checked_as_a_local_one(here: "InProcess", coco_set: Set) -> None:
+    a_copy(coco_set)
+    paths_of_other_machines(coco_set)
+    coco_set.write()
+    store = f"memory://{coco_set.folder.parent.name}"
+    memory = fsspec.filesystem("memory")
+    memory.put(str(coco_set.folder), store, recursive=True)
+    [folder] = [path for path in memory.find(store) if path.endswith("/set.json")]
+    there = f"memory:/{folder.removesuffix('/set.json')}"
+    local = here("check-coco", coco_set.file, coco_set.folder / "images")
+    stored = here("check-coco", f"{there}/set.json", f"{there}/images")
+    assert stored.code == local.code == 1
+    assert stored.out.replace(there, "") == local.out.replace(str(coco_set.folder), "")

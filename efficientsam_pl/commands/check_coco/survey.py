@@ -183,12 +183,12 @@ def _add_image(
     survey: Survey,
 ) -> bool:
     """Count an image and its masks; return whether it can be trained on."""
-    if check is None or check.error is not None:
+    error = None if check is None else check.error
+    if check is None or error is not None:
         survey.without_image += len(image.instances)
-        if check is not None and check.error is not None:
-            sample = CorruptSample("", image.path, check.error.kind, check.error.detail)
-            survey.left_out.append(sample)
-        survey.untrainable["no such file" if check is None else str(check.error.kind)] += 1
+        if error is not None:
+            survey.left_out.append(CorruptSample("", image.path, error.kind, error.detail))
+        survey.untrainable["no such file" if error is None else error.kind] += 1
         return False
     survey.usable_images += 1
     if check.turn is not None:

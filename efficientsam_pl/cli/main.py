@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from efficientsam_pl.cli import (
     about,
+    check_coco,
     compare,
     consolidate,
     embed_teacher,
@@ -141,6 +142,7 @@ def build_parser() -> Parser:
     quickstart.add(commands)
     shards.add_pack(commands)
     shards.add_check(commands)
+    check_coco.add(commands)
     embed_teacher.add(commands)
     for name in training.STAGES:
         training.add(commands, name)

@@ -21,6 +21,7 @@ COMMANDS = {
     "quickstart",
     "pack",
     "check-shards",
+    "check-coco",
     "embed-teacher",
     "pretrain",
     "finetune",

@@ -21,7 +21,7 @@ from efficientsam_pl.storage.files import full_path, is_local, local_path, with_
 from efficientsam_pl.storage.filesystems import HTTP, store
 
 K = TypeVar("K", bound=Hashable)
-Parts = tuple[str, ...]
+Names = tuple[str, ...]
 LEAVES = "leaves the folder"
 _SLASHES, _DOTS, _PERCENT, _UNICODE = "slashes", "dots", "percent-encoding", "Unicode form"
 _URL, _PREFIX, _CASE = "URL", "leading folders", "case"
@@ -79,7 +79,7 @@ class _Hit:
     path: str
     name: str
     spelling: str
-    rules: Parts = ()
+    rules: Names = ()
 
     @property
     def guessed(self) -> bool:
@@ -90,8 +90,8 @@ class _Hit:
 class _Text:
     """A name split at its slashes, with the rules that led to it."""
 
-    parts: Parts
-    rules: Parts
+    parts: Names
+    rules: Names
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ class _Search:
             return None
         spelling = "/".join(unicodedata.normalize("NFC", part) for part in texts[-1].parts)
         if self._on_web:
-            text = texts[0]
-            return _Hit(self.joined("/".join(text.parts)), name, spelling, text.rules)
-        for text, form, rules in self._attempts(texts, is_url=bool(_SCHEME.match(name))):
-            matches = list(self._walk(text, form))
+            path = self.joined("/".join(texts[0].parts))
+            return _Hit(path, name, spelling, texts[0].rules)
+        for parts, form, rules in self._attempts(texts, is_url=bool(_SCHEME.match(name))):
+            matches = list(self._walk(parts, form))
             if len(matches) > 1:
                 listed = " and ".join("/".join(match) for match in matches[:2])
                 raise _UnresolvedError(f"{self.joined(name)} (ambiguous: {listed})")
@@ -193,7 +193,7 @@ class _Search:
             if parts:
                 yield _Text(parts, (*used, *rules, *dots))
 
-    def _without_dots(self, parts: Sequence[str], name: str) -> Parts:
+    def _without_dots(self, parts: Sequence[str], name: str) -> Names:
         """Resolve `.` and `..` in a relative name; `../images/a.jpg` is in the folder `images`."""
         if not {".", ".."} & set(parts):
             return tuple(parts)
@@ -212,7 +212,7 @@ class _Search:
     @staticmethod
     def _attempts(
         texts: Iterable[_Text], *, is_url: bool
-    ) -> Iterator[tuple[Parts, Callable[[str], str], Parts]]:
+    ) -> Iterator[tuple[Names, Callable[[str], str], Names]]:
         """Yield what to look up, and by which form of the names, the smallest repair first."""
         texts, cut = list(texts), _URL if is_url else _PREFIX
         forms = ((_as_is, ()), (_composed, (_UNICODE,)))
@@ -226,7 +226,7 @@ class _Search:
                         for form, more in ((_caseless, (_CASE,)),) if by_case else forms:
                             yield parts, form, (*rules, *more)
 
-    def _walk(self, parts: Parts, form: Callable[[str], str], below: Parts = ()) -> Iterator[Parts]:
+    def _walk(self, parts: Names, form: Callable[[str], str], below: Names = ()) -> Iterator[Names]:
         """Yield the files below a folder whose parts have the same forms."""
         listing = self._listing("/".join(below))
         first, rest = parts[0], parts[1:]
@@ -244,7 +244,8 @@ class _Search:
 
 
 def _listed_here(folder: str) -> _Listing:
-    files, folders = set(), set()
+    files: set[str] = set()
+    folders: set[str] = set()
     try:
         with os.scandir(local_path(folder)) as entries:
             for entry in entries:
@@ -264,7 +265,8 @@ def _listed(folder: str) -> _Listing:
         listed = with_retries(partial(fs.ls, plain, detail=True), folder)
     except (FileNotFoundError, NotADirectoryError):
         return _Listing()
-    files, folders = set(), set()
+    files: set[str] = set()
+    folders: set[str] = set()
     for info in listed:
         path = str(info["name"]).rstrip("/")
         if path.strip("/") != plain.strip("/"):  # a store lists a file as itself

@@ -238,6 +238,20 @@ def test_evaluation_ignores_the_orientation_on_request(
     assert miou(tmp_path / "b.json", **coco) < 0.6
 
 
+def test_results_of_different_frames_share_no_column(
+    annotated_as_stored: CocoSet, tmp_path: Path, here: "InProcess"
+) -> None:
+    coco: dict[str, Any] = {
+        "kind": "coco",
+        "annotations": str(annotated_as_stored.annotations),
+        "images": str(annotated_as_stored.images),
+    }
+    miou(tmp_path / "a.json", **coco, exif_orientation="ignore")
+    miou(tmp_path / "b.json", **coco)
+    line = here.mistake("compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert "EXIF orientation: ignore" in line
+
+
 @pytest.fixture
 def old_shards(tmp_path: Path, tagged: Tagged, tar_of: Callable[..., Path]) -> str:
     """Shards as they were packed before: tagged files with the masks of the upright frame."""

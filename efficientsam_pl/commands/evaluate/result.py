@@ -8,6 +8,7 @@ from typing import Any
 
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.evaluate.dataset import EvaluationSet
+from efficientsam_pl.data.images.stated import exif_setting
 from efficientsam_pl.evaluation.evaluator import ANY, ImageEvaluator
 from efficientsam_pl.evaluation.metrics.lvis import lvis_averages
 from efficientsam_pl.evaluation.metrics.matching import averages
@@ -143,6 +144,7 @@ def _data(photos: EvaluationSet, hashes: Mapping[int, str]) -> dict[str, Any]:
         "photos": len(photos.numbers),
         "sha256": photos.content(),
         "images_sha256": photos.images_sha256(hashes),
+        **exif_setting(photos.exif_orientation),
     }
     if photos.detections is not None:
         data["detections"] = {

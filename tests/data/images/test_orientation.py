@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from efficientsam_pl.data.images.arrays import rgb_pixels
 from efficientsam_pl.data.images.decode import (
     decode_image,
     decode_smaller,
@@ -193,6 +194,19 @@ def test_exif_behind_the_pixels_of_a_png_is_read() -> None:
     assert png_orientation(data) == 3
     np.testing.assert_array_equal(decode_image(data), upright_image()[::-1, ::-1])
     np.testing.assert_array_equal(decode_image(data), by_pillow(data))
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(rgb_pixels(image), upright_image()[::-1, ::-1])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_an_opened_image_is_turned_as_its_bytes_are(
+    tagged: Tagged, form: str, orientation: int
+) -> None:
+    data = tagged(upright_image(), orientation, form)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(rgb_pixels(image), decode_image(data))
+        np.testing.assert_array_equal(rgb_pixels(image), decode_image(data))  # loaded already
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

@@ -337,6 +337,18 @@ def test_a_set_without_images_to_learn_from_is_reported_in_a_line(
         packed_coco(coco_set.config(), tmp_path / "another")
 
 
+def test_crowds_and_empty_masks_beside_others_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_set = filled(tmp_path / "set", 2)
+    empty = {"size": [30, 40], "counts": [1200]}
+    coco_set.add("more.png", mask(), mask(iscrowd="1"), mask(empty), mask(empty, id=9))
+    packed_coco(coco_set.config(), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "shards" / "pack-summary.json").read_text())
+    assert [summary[key] for key in ("masks", "crowds", "empty_masks")] == [8, 1, 2]
+    assert "3 images, 8 masks (1 of crowds, 2 empty), 0 skipped" in capsys.readouterr().out
+
+
 def test_crowds_are_trained_on_where_the_config_takes_them_as_objects(tmp_path: Path) -> None:
     coco_set = Set(tmp_path / "set")
     only_crowds(coco_set)

@@ -46,7 +46,7 @@ def number_annotations(
     repetitions = _Repetitions(ids)
     for place, (record, id_, image_id) in enumerate(zip(records, ids, image_ids, strict=True)):
         name = f"annotation at place {place}" if id_ is None else f"annotation {id_}"
-        if image_id not in images.numbers:
+        if image_id is None or image_id not in images.numbers:
             what = f"image_id={shown(record.get('image_id'))}"
             findings.reject(name, "annotation with an unknown image_id", what)
             continue

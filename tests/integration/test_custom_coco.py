@@ -360,7 +360,7 @@ def test_crowds_are_trained_on_where_the_config_takes_them_as_objects(tmp_path: 
         if isinstance(image, AnnotatedImage)
     ]
     assert masks == [1, 1]
-    with pytest.raises(UserError, match="crowds was objects, now"):
+    with pytest.raises(UserError, match="crowds was 'objects', now"):
         packed_coco(coco_set.config(), tmp_path / "run")
 
 

@@ -280,6 +280,27 @@ def sam_small_shapes(sam_vit_b: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 @pytest.fixture(scope="session")
+def tagged() -> Callable[..., bytes]:
+    """Encode an upright image as a camera does: pixels turned, and the orientation in EXIF."""
+    turn = Image.Transpose
+    to_stored = {
+        2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+        6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270,
+    }  # fmt: skip
+
+    def encode(upright: np.ndarray, orientation: int, form: str = "JPEG", **more: object) -> bytes:
+        image, exif = Image.fromarray(upright), Image.Exif()
+        exif[0x0112], exif[0x010F] = orientation, "a camera"
+        stored = image if orientation == 1 else image.transpose(to_stored[orientation])
+        lossless = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+        data = io.BytesIO()
+        stored.save(data, form, exif=exif, **lossless.get(form, {}) | more)
+        return data.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
 def golden(shared: Path) -> Path:
     return shared / "golden"
 

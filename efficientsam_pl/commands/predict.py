@@ -32,8 +32,8 @@ class PredictOptions:
 
 def run(options: PredictOptions) -> ImagePrediction:
     """Write `overlay.png`, a PNG of each prompt's best mask, and the raw arrays if requested."""
-    file = read_image_file(options.image)
-    image, rotated = file.pixels, exif_line({} if file.turn is None else {file.turn: 1})
+    read = read_image_file(options.image)
+    image, rotated = read.pixels, exif_line({} if read.turn is None else {read.turn: 1})
     image_hw = (image.shape[0], image.shape[1])
     check_coordinates([point[:2] for point in options.points], options.boxes, image_hw)
     prompts = _drawn_prompts(options)

@@ -163,6 +163,25 @@ def test_truth_of_another_size_is_reported_and_missing_truth_only_not_scored(
     assert "1 image with ground truth" in out
 
 
+def test_images_are_read_upright_and_other_files_named(
+    folders: Folders, tagged: Callable[..., bytes], here: "InProcess"
+) -> None:
+    masks = {}
+    for name in ("plain", "tagged"):
+        printed = here.done(*folders.options(out=folders.root / name))
+        assert ("1 image carries an EXIF rotation: 1 turned upright" in printed) == (
+            name == "tagged"
+        )
+        assert ("skipped: 1 other file (a.heic), 1 folder (old/)" in printed) == (name == "tagged")
+        masks[name] = (folders.root / name / "masks/boat.png").read_bytes()
+        with Image.open(folders.root / "photos/boat.png") as image:
+            upright = np.array(image)
+        (folders.root / "photos/boat.png").write_bytes(tagged(upright, 6, "PNG"))
+        (folders.root / "photos/a.heic").touch()
+        (folders.root / "photos/old").mkdir(exist_ok=True)
+    assert masks["plain"] == masks["tagged"]
+
+
 def test_mistakes_are_one_line_each(folders: Folders, here: "InProcess") -> None:
     root = folders.root
     (root / "nothing").mkdir()

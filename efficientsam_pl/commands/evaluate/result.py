@@ -8,6 +8,7 @@ from typing import Any
 
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.evaluate.dataset import EvaluationSet
+from efficientsam_pl.data.images.stated import exif_setting
 from efficientsam_pl.evaluation.evaluator import ANY, ImageEvaluator
 from efficientsam_pl.evaluation.metrics.lvis import lvis_averages
 from efficientsam_pl.evaluation.metrics.matching import averages
@@ -169,6 +170,7 @@ def _data(photos: EvaluationSet) -> dict[str, Any]:
         "kind": photos.kind,
         "photos": len(photos.numbers),
         "sha256": photos.content(),
+        **exif_setting(photos.exif_orientation),
     }
     if photos.detections is not None:
         data["detections"] = {

@@ -156,6 +156,8 @@ def _terms(source: _Source, column: Column) -> dict[str, Any]:
     result = source.result
     left_out = (*_NO_TERMS, *(_CHOICES if result.model.get("baseline") else ()))
     data = f"{counted(result.counts['photos'], 'photo')}, sha256 {result.data['sha256'][:12]}"
+    if "exif_orientation" in result.data:
+        data += f", EXIF orientation: {result.data['exif_orientation']}"
     protocol = result.protocols[column.protocol]
     return {"data": data} | {k: v for k, v in protocol.items() if k not in left_out}
 

@@ -23,6 +23,10 @@ Noise = Callable[..., np.ndarray]
 CLASSES = ("n02", "n01", "n10")  # 1, 0, 2 by torchvision's ImageFolder
 
 
+def opened(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
 def encoded(image: Image.Image, form: str) -> bytes:
     data = io.BytesIO()
     image.save(data, form)
@@ -264,13 +268,13 @@ def test_real_images_are_packed_with_their_classes(
     assert (summary.samples, summary.skipped) == (len(there), [])
     files = unpacked(tmp_path / "out")
     classes = sorted({path.parent.name for path in there})
-    tagged = [path for path in there if Image.open(path).getexif().get(0x0112, 1) != 1]
+    tagged = [path for path in there if opened(path).getexif().get(0x0112, 1) != 1]
     assert 0 < len(tagged) < len(there)
     assert summary.turns == {"turned": len(tagged)}
     for path in there:
         packed = files[f"{path.stem}.jpg"]
         if path in tagged:
-            upright = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+            upright = np.array(ImageOps.exif_transpose(opened(path)).convert("RGB"))
             assert np.abs(decode_image(packed).astype(int) - upright).mean() < 4
             assert read_header(packed).orientation == 1
         else:

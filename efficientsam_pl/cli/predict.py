@@ -57,6 +57,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--chunk-size",
         type=positive,
+        default=32,
         metavar="N",
         help="prompts per chunk: affects memory, not results (default 32)",
     )

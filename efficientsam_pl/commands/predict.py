@@ -40,8 +40,8 @@ class PredictOptions:
     single_mask: bool
     out: Path
     npz: Path | None
-    rle: Path | None
-    chunk_size: int | None
+    rle: Path | None = None
+    chunk_size: int = CHUNK_SIZE
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run(options: PredictOptions) -> None:
     predictions = embedded.predict_each(
         **arguments,
         single_mask=options.single_mask,
-        chunk_size=options.chunk_size or CHUNK_SIZE,
+        chunk_size=options.chunk_size,
     )
     rotated = exif_line({} if file.turn is None else {file.turn: 1})
     for line in (rotated, clipped.message() if clipped.count else None):

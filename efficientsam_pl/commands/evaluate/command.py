@@ -31,7 +31,7 @@ from efficientsam_pl.commands.evaluate.verification import changed_images
 from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.datasets.image_sources import LoadedImage, prefetch
 from efficientsam_pl.data.images.stated import exif_line
-from efficientsam_pl.errors import SavedAndStopped
+from efficientsam_pl.errors import SavedAndStopped, UserError
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
 from efficientsam_pl.evaluation.evaluator import ImageEvaluator
 from efficientsam_pl.evaluation.interfaces import PromptableModel
@@ -213,7 +213,11 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
             device=_device_name(work.config),
         )
         whole = merged(work.config, work.photos, work.evaluator, finished, about, notes)
-        check_scored(whole.result, work.config.annotations or work.config.shards)
+        try:
+            check_scored(whole.result, work.config.annotations or work.config.shards)
+        except UserError:
+            work.parts.discard()  # records of nothing would refuse the mended command
+            raise
         write_result(whole.result, out)
         if work.config.plots:
             draw(whole, out)

@@ -35,8 +35,15 @@ def check_scored(result: Result, dataset: str) -> None:
         raise UserError(f"nothing to score in {dataset}: no image can be used{reasons}")
     raise UserError(
         f"nothing to score in {dataset}: {counted(photos, 'photo')} without an instance that "
-        f"counts ({_skipped(result)} skipped){reasons}"
+        f"counts ({_skipped(result)} skipped){reasons}{_crowds_hint(result)}"
     )
+
+
+def _crowds_hint(result: Result) -> str:
+    """Name the key that takes crowds as objects, where it can help."""
+    if result.data["kind"] == "coco" and result.counts["skipped_crowds"]:
+        return "; crowds=objects scores crowds"
+    return ""
 
 
 def _has_number(numbers: Mapping[str, Any]) -> bool:

@@ -95,11 +95,11 @@ class ResultJournal:
         with self._lock():
             known = self._known(fresh)
             if known is not None and fresh and known.get("cleared_by") != started:
-                self._clear()
+                self.discard()
                 known = None
             if known is None:
                 if self._lines():
-                    self._clear()  # without settings their evaluation is unknown
+                    self.discard()  # without settings their evaluation is unknown
                 content = {
                     "version": VERSION,
                     "settings": plain,
@@ -206,7 +206,8 @@ class ResultJournal:
             ) from error
         return known
 
-    def _clear(self) -> None:
+    def discard(self) -> None:
+        """Delete the records and the settings; call it while `merging`."""
         for file in (*self._lines(), self._settings, self._mark):
             file.unlink(missing_ok=True)
 

@@ -44,6 +44,19 @@ def test_set_without_an_instance_that_counts_is_an_error(
     assert not (tmp_path / "a.json").exists()
 
 
+def test_the_key_that_scores_crowds_is_named_and_starts_over(
+    discs: "DiscSet", tmp_path: Path, run: Run
+) -> None:
+    given = with_annotations(
+        discs, tmp_path / "set.json", lambda all_: [one | {"iscrowd": 1} for one in all_]
+    )
+    arguments = discs.arguments(given, *NO_BOXES, f"out={tmp_path}/a.json")
+    assert run(arguments, code=2).endswith("; crowds=objects scores crowds")
+    run([*arguments, "crowds=objects"])
+    counts = json.loads((tmp_path / "a.json").read_text())["counts"]
+    assert (counts["instances"], counts["skipped_crowds"], counts["skipped_empty"]) == (15, 0, 1)
+
+
 @pytest.mark.parametrize("boxes", [True, False])
 def test_images_that_cannot_be_decoded_are_an_error_that_names_one(
     boxes: bool, discs: "DiscSet", tmp_path: Path, run: Run

@@ -112,15 +112,14 @@ def test_a_missing_and_a_cut_file_are_named(
     assert "state.pt is missing" in refused(capsys, folder, out)
 
 
-def test_a_manifest_without_the_tensors_is_refused(
+def test_an_unknown_kind_of_checkpoint_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = written(tmp_path, "plain")
-    manifest = json.loads((folder / "complete.json").read_text())
-    del manifest["files"]["state.pt"]
+    manifest = json.loads((folder / "complete.json").read_text()) | {"kind": "plaim"}
     (folder / "complete.json").write_text(json.dumps(manifest))
     line = refused(capsys, folder, tmp_path / "x.safetensors")
-    assert "complete.json cannot be read: it lists no state.pt" in line
+    assert "complete.json cannot be read: unknown kind of checkpoint 'plaim'" in line
 
 
 NAMES = {

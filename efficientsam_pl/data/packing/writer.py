@@ -10,7 +10,8 @@ from typing import IO, Any
 import webdataset
 
 from efficientsam_pl.data.index import index_of, to_bytes
-from efficientsam_pl.data.shards import Shard, index_beside, manifest_entry
+from efficientsam_pl.data.index_places import index_beside
+from efficientsam_pl.data.shards import Shard, manifest_entry
 from efficientsam_pl.storage.files import atomic_write
 from efficientsam_pl.storage.tar import BLOCK, TarMember, TarScan
 

@@ -7,8 +7,9 @@ import pytest
 import webdataset
 
 from efficientsam_pl.data.index import from_bytes, index_of, to_bytes
+from efficientsam_pl.data.index_places import index_beside
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
-from efficientsam_pl.data.shards import index_beside, open_shards
+from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.storage.tar import scan_tar
 
 Unpacked = Callable[[Path], dict[str, bytes]]

@@ -10,8 +10,8 @@ from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.reader import SampleReader, SidecarLookup
 from efficientsam_pl.data.sampler import DatasetOrder, MixtureOrder, SampleOrder
 from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.cache import ShardCache
-from efficientsam_pl.structures import CorruptSample
 
 _log = logging.getLogger(__name__)
 

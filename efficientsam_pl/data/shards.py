@@ -43,6 +43,7 @@ from efficientsam_pl.data.index_places import (
 )
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.files import (
     atomic_write,
     consume_stream,
@@ -58,7 +59,6 @@ from efficientsam_pl.storage.files import (
 from efficientsam_pl.storage.local_listing import matcher
 from efficientsam_pl.storage.locks import write_lock
 from efficientsam_pl.storage.tar import scan_tar
-from efficientsam_pl.structures import CorruptSample
 
 MANIFEST_VERSION = 1
 _FORMAT = "efficientsam_pl manifest"

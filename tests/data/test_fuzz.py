@@ -17,7 +17,7 @@ from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 SAMPLES, ROUNDS = 8, 20

@@ -17,7 +17,7 @@ from efficientsam_pl.data.datasets.image_sources import (
     shards_sha256,
 )
 from efficientsam_pl.data.shards import ShardSet, open_shards
-from efficientsam_pl.structures import CorruptSample, InstanceImage
+from efficientsam_pl.records import CorruptSample, InstanceImage
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from efficientsam_pl.data.coco.annotation_file import (
     UnrasterizedImage,
 )
 from efficientsam_pl.data.packing.coco import annotation_file
-from efficientsam_pl.structures import CorruptSample, InstanceImage
+from efficientsam_pl.records import CorruptSample, InstanceImage
 
 
 class ImageTable(Sequence[InstanceImage]):

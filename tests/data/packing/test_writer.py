@@ -42,6 +42,18 @@ def test_every_kind_is_read_back_by_webdataset(suffixes: tuple[str, ...], tmp_pa
 
 
 @pytest.mark.parametrize("key", ["s", "n" * 150, "ünï", "folder/s", "n" * 99])
+def test_bytes_are_those_of_webdatasets_writer(key: str, tmp_path: Path) -> None:
+    written = [PackedSample(f"{key}{s.key}", s.files) for s in samples(30)]
+    write_shard(f"{tmp_path}/a.tar", written)
+    with (tmp_path / "b.tar").open("wb") as file:
+        writer = webdataset.TarWriter(file, encoder=False, mtime=0)
+        for sample in written:
+            writer.write({"__key__": sample.key, **sample.files})
+        writer.close()
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+@pytest.mark.parametrize("key", ["s", "n" * 150, "ünï", "folder/s", "n" * 99])
 def test_index_is_what_a_pass_over_the_tar_finds(key: str, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     written = [PackedSample(f"{key}{i}", {"jpg": b"x" * (511 + i), "json": b""}) for i in range(3)]

@@ -100,12 +100,12 @@ def write_many_shards(folder: Path, shards: int, samples: int) -> str:
             _add(tar, f"{number:06d}.json", record)
     with first.open("rb") as file:
         index = index_of(scan_tar(file))
-    entries = []
+    content, entries = to_bytes(index), []
     for number in range(shards):
         path = folder / f"many-{number:06d}.tar"
         if number:
             path.hardlink_to(first)
-        Path(index_beside(str(path))).write_bytes(to_bytes(index))
+        Path(index_beside(str(path))).write_bytes(content)
         entries.append(manifest_entry(str(path), index_beside(str(path)), index))
     write_manifest(str(folder), entries)
     return f"{folder}/*.tar"

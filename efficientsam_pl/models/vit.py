@@ -203,6 +203,7 @@ def _initialise_as_mae(vit: PlainViT) -> None:
             nn.init.zeros_(module.bias)
     projection = vit.patch_embed.proj
     nn.init.xavier_uniform_(projection.weight.flatten(1))
+    assert projection.bias is not None, "patches are embedded with a bias"
     nn.init.zeros_(projection.bias)
     nn.init.trunc_normal_(vit.pos_embed, std=0.02)
     if vit.cls_token is not None:

@@ -111,7 +111,8 @@ class _Tar:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._hashed = _Hashed(file)
-        self._tar = tarfile.open(fileobj=self._hashed, mode="w|")  # noqa: SIM115  # see close
+        stream: Any = self._hashed  # a tar that is written as a stream needs `write` alone
+        self._tar = tarfile.open(fileobj=stream, mode="w|")  # noqa: SIM115  # see close
         self._members: list[TarMember] = []
 
     def add(self, sample: PackedSample) -> None:

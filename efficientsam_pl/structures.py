@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from efficientsam_pl.rle import Rle
+from efficientsam_pl.records import CorruptSample, InstanceImage
 
 if TYPE_CHECKING:
     from typing import Self
@@ -50,50 +50,6 @@ class _OnDevice:
     def pin_memory(self) -> Self:
         """Copy the record into page-locked memory, for DataLoader."""
         return self._map("pin_memory")
-
-
-@dataclass(frozen=True)
-class CorruptSample:
-    """A sample that could not be used: its place, and what is wrong with it."""
-
-    shard: str
-    key: str  # "" for a shard as a whole
-    kind: str  # counted by kind: "bad photo", "missing json", ...
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Instance:
-    """An annotated object of an image; `area` is that of the annotation file, in pixels."""
-
-    id: int
-    category_id: int
-    mask: Rle
-    area: float
-    crowd: bool = False
-
-
-@dataclass(frozen=True)
-class InstanceImage:
-    """An image of an annotated set, not read yet.
-
-    `exhaustive` False (LVIS): a detection of category c counts as wrong only where c is among
-    `absent`, the categories that are known not to be there, or has instances and is not among
-    `incomplete`, those with objects that are not annotated.
-    """
-
-    id: int
-    path: str
-    image_hw: tuple[int, int]
-    instances: tuple[Instance, ...]
-    exhaustive: bool = True
-    absent: frozenset[int] = frozenset()
-    incomplete: frozenset[int] = frozenset()
-    key: str | None = None  # of a sample in shards
-
-    def random_key(self) -> str:
-        """Name the image for keyed random draws: by its sample's key, else by its id."""
-        return str(self.id) if self.key is None else self.key
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from efficientsam_pl.data.index import index_of, to_bytes
+from efficientsam_pl.data.index_places import index_beside
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
-from efficientsam_pl.data.shards import index_beside, manifest_entry, write_manifest
+from efficientsam_pl.data.shards import manifest_entry, write_manifest
 from efficientsam_pl.storage.tar import scan_tar
 
 MASKS = 100  # an image, as in SA-1B
@@ -99,12 +100,12 @@ def write_many_shards(folder: Path, shards: int, samples: int) -> str:
             _add(tar, f"{number:06d}.json", record)
     with first.open("rb") as file:
         index = index_of(scan_tar(file))
-    entries = []
+    content, entries = to_bytes(index), []
     for number in range(shards):
         path = folder / f"many-{number:06d}.tar"
         if number:
             path.hardlink_to(first)
-        Path(index_beside(str(path))).write_bytes(to_bytes(index))
+        Path(index_beside(str(path))).write_bytes(content)
         entries.append(manifest_entry(str(path), index_beside(str(path)), index))
     write_manifest(str(folder), entries)
     return f"{folder}/*.tar"

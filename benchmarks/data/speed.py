@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from benchmarks.data.breakdown import part_rows
 from benchmarks.data.inputs import Inputs, make_inputs, write_many_shards
 from benchmarks.data.jpeg_decoders import decoder_rows
+from benchmarks.data.scale import scale_rows
 from benchmarks.harness import Row, alternate, parse_options, peak_memory_rise, report
 from efficientsam_pl.data.config import CropConfig, DataConfig, MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import training_loader
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pack_row(inputs, folder, rounds),
             workers_row(inputs, 96 if options.quick else 240, rounds),
             *resume_rows(folder, rounds),
+            *scale_rows(folder, options.quick),
         ]
     report(NAME, rows, options)
     return 0

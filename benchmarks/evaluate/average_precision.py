@@ -14,8 +14,8 @@ from benchmarks.finetune.mask_ap import EncodedImage, encoded, masked_images
 from benchmarks.harness import Row, alternate, timed_rows
 from efficientsam_pl.evaluation.metrics.matching import averages
 from efficientsam_pl.evaluation.metrics.overlaps import PredictedMasks, coco_overlaps
+from efficientsam_pl.records import Instance, InstanceImage
 from efficientsam_pl.rle import area
-from efficientsam_pl.structures import Instance, InstanceImage
 
 _MASKS = 30  # per image, and as many predictions
 _DRAWN = 4  # images; the others reuse their masks with other scores and categories

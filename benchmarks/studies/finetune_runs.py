@@ -30,8 +30,8 @@ from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe, starting_model
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.rle import decode, run_lengths
-from efficientsam_pl.structures import CorruptSample
 from efficientsam_pl.training.train import train
 
 MINI = ("coco/COCO-MINI/annotations/instances_val2017.json", "coco/COCO-MINI/val2017")

@@ -10,8 +10,8 @@ from rich.progress import track
 from efficientsam_pl.data.shard_checks import CheckedShard, check_shards
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.plural import counted
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.files import atomic_write
-from efficientsam_pl.structures import CorruptSample
 
 _MAX_PRINTED = 20  # bad samples; the report lists all
 REPORT_VERSION = 1

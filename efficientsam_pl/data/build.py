@@ -3,14 +3,15 @@
 import heapq
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.reader import SampleReader, SidecarLookup
 from efficientsam_pl.data.sampler import DatasetOrder, MixtureOrder, SampleOrder
 from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.cache import ShardCache
-from efficientsam_pl.structures import CorruptSample
 
 _log = logging.getLogger(__name__)
 
@@ -32,21 +33,23 @@ class DatasetSplits:
         return sum(map(len, self.train))
 
 
-def open_splits(config: DataConfig) -> DatasetSplits:
+def open_splits(config: DataConfig, check_sizes: bool = True) -> DatasetSplits:
     """Open the config's data sets; held-out shards are left out of the training sets.
+
+    Args:
+        config: Names the sets.
+        check_sizes: Whether each shard's size is compared with its index; see `open_shards`.
 
     Raises:
         ShardsError: A pattern without a shard or a sample.
     """
     sets = config.sets()
-    heldout = None
-    if config.heldout:
-        heldout = _opened("data.heldout", config.heldout, config.index_dir)
+    opened = partial(_opened, config, check_sizes)
+    heldout = opened("data.heldout", config.heldout) if config.heldout else None
     train = tuple(
-        _opened(
+        opened(
             f"data.mixture[{number}].shards" if config.mixture else "data.train",
             set_config.shards,
-            config.index_dir,
             config.heldout,
         )
         for number, set_config in enumerate(sets)
@@ -54,9 +57,11 @@ def open_splits(config: DataConfig) -> DatasetSplits:
     return DatasetSplits(train, tuple(set_config.weight for set_config in sets), heldout)
 
 
-def _opened(key: str, pattern: str, index_dir: str | None, without: str | None = None) -> ShardSet:
+def _opened(
+    config: DataConfig, check_sizes: bool, key: str, pattern: str, without: str | None = None
+) -> ShardSet:
     try:
-        return open_shards(pattern, index_dir, without)
+        return open_shards(pattern, config.index_dir, without, check_sizes, config.block_shards)
     except ShardsError as error:
         raise ShardsError(f"{key}: {error}") from error
 

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Float16, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from efficientsam_pl.structures import CorruptSample, ImageBatch, MaskBatch
+from efficientsam_pl.records import CorruptSample
+from efficientsam_pl.structures import ImageBatch, MaskBatch
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from efficientsam_pl.data.sampler import (
 from efficientsam_pl.data.schema import MASK_SUFFIXES, CorruptSampleError
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.data.worker_init import make_worker_init_fn
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.rle import Rle
-from efficientsam_pl.structures import CorruptSample
 
 Stream: TypeAlias = SampleDataset[Any]
 

@@ -124,6 +124,8 @@ def from_bytes(data: bytes, name: str) -> ShardIndex:
         loaded = json.loads(data)
         check_format(loaded, name, _FORMAT, VERSION)
         keys = tuple(loaded["keys"])
+        if not set(map(type, keys)) <= {str}:
+            raise TypeError("a key is no text")
         places = {e: _columns(p, len(keys), loaded["bytes"]) for e, p in loaded["files"].items()}
         return ShardIndex(
             int(loaded["bytes"]),

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from efficientsam_pl.data.features.codec import read_map
 from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
 from efficientsam_pl.data.sample_files import decode_annotated, encoded_image
@@ -17,11 +16,11 @@ from efficientsam_pl.data.schema import (
 )
 from efficientsam_pl.data.shards import Shard, ShardSet
 from efficientsam_pl.data.worker_pool import worker_pool
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.rle import run_lengths
 from efficientsam_pl.storage.files import consume_stream, read_file
 from efficientsam_pl.storage.ranges import RangeReader
 from efficientsam_pl.storage.tar import scan_tar
-from efficientsam_pl.structures import CorruptSample
 
 
 @dataclass(frozen=True)
@@ -129,13 +128,20 @@ def _check_files(files: dict[str, memoryview], needed: set[str]) -> None:
         raise CorruptSampleError("unknown files", ", ".join(sorted(files)))
     if of_image:
         _check_image(files, RECORD_SUFFIX in needed)
-    for suffix, data in sorted(features.items()):
-        read_map(data, suffix)
+    if features:
+        _check_features(features)
     lost = needed - files.keys()
     if lost:
         raise CorruptSampleError(f"missing {min(lost)}", f"only {', '.join(sorted(files))}")
     if CLASS_SUFFIX in files and not bytes(files[CLASS_SUFFIX]).strip().isdigit():
         raise CorruptSampleError("bad class", repr(bytes(files[CLASS_SUFFIX])[:20]))
+
+
+def _check_features(features: dict[str, memoryview]) -> None:
+    from efficientsam_pl.data.features.codec import read_map  # shards of images need no torch
+
+    for suffix, data in sorted(features.items()):
+        read_map(data, suffix)
 
 
 def _check_image(files: dict[str, memoryview], with_record: bool) -> None:

@@ -7,24 +7,22 @@ the user's instead. A run needs the manifest to order an epoch; an index is read
 turn comes, so that a set of a thousand shards is opened in a moment.
 """
 
+import glob
 import hashlib
 import json
 import logging
-import os
-import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from fsspec.utils import glob_translate
+from filelock import Timeout
 
+from efficientsam_pl.data.compact_index import CompactIndex
 from efficientsam_pl.data.index import (
     WRONG_FORM,
     IndexFormatError,
@@ -35,28 +33,38 @@ from efficientsam_pl.data.index import (
     index_of,
     to_bytes,
 )
+from efficientsam_pl.data.index_cache import IndexCache
+from efficientsam_pl.data.index_places import (
+    folder_of,
+    index_homes,
+    index_path,
+    manifest_path,
+    written_home,
+)
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.files import (
     atomic_write,
     consume_stream,
     exists,
     full_path,
-    is_local,
     list_files,
-    local_path,
+    list_patterns,
     patterns,
     read_file,
     same_file,
+    same_files,
 )
+from efficientsam_pl.storage.local_listing import matcher
+from efficientsam_pl.storage.locks import write_lock
 from efficientsam_pl.storage.tar import scan_tar
-from efficientsam_pl.structures import CorruptSample
 
 MANIFEST_VERSION = 1
-MANIFEST = "manifest.json"
 _FORMAT = "efficientsam_pl manifest"
 _INDEXERS = 8  # shards indexed at a time; checksums and reads run outside of Python's lock
 _ADDED_AGAIN = 5  # times that a manifest is read again after it was written
+_OPEN_INDEXES = 8  # of a set: the samples of a batch come from so many shards by default
 _LOGGED_ABOVE = 1 << 30  # bytes of new shards whose indexing takes long enough to be logged
 
 _log = logging.getLogger(__name__)
@@ -80,10 +88,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """The samples of a data set, shard by shard, and its known corrupt shards."""
+    """The samples of a data set, shard by shard, and its known corrupt shards.
+
+    `open_indexes` is the number of shards whose index a process keeps open.
+    """
 
     shards: tuple[Shard, ...]
     corrupt: tuple[CorruptSample, ...] = ()
+    open_indexes: int = _OPEN_INDEXES
 
     def sizes(self) -> list[int]:
         """Return the sample count of each shard, including those that a corrupt shard has lost."""
@@ -96,7 +108,7 @@ class ShardSet:
         """Return the sample at a position in the shards' order."""
         at = bisect_right(self._ends, number)
         shard = self.shards[at]
-        return _index(shard).sample(shard.path, number - (self._ends[at] - shard.samples))
+        return self._index(shard).sample(shard.path, number - (self._ends[at] - shard.samples))
 
     def samples(self) -> Iterator[Sample]:
         """Iterate over all samples, in the shards' order."""
@@ -111,8 +123,31 @@ class ShardSet:
     def _ends(self) -> list[int]:
         return list(accumulate(self.sizes()))
 
+    @cached_property
+    def _indexes(self) -> IndexCache:
+        return IndexCache(self.open_indexes)
 
-def open_shards(pattern: str, index_dir: str | None = None, without: str | None = None) -> ShardSet:
+    def _index(self, shard: Shard) -> CompactIndex:
+        place, again = shard.index, "delete the manifest that lists it to rebuild it"
+        try:
+            index = self._indexes.open(place)
+        except OSError as error:
+            raise IndexFormatError(f"{place} cannot be read ({error!r}); {again}") from error
+        actual = (index.sha256, index.shard_bytes, len(index))
+        if actual != (shard.sha256, shard.bytes, shard.samples):
+            raise IndexFormatError(
+                f"{place} is not the one of {shard.path} in the manifest; {again}"
+            )
+        return index
+
+
+def open_shards(
+    pattern: str,
+    index_dir: str | None = None,
+    without: str | None = None,
+    check_sizes: bool = True,
+    open_indexes: int = _OPEN_INDEXES,
+) -> ShardSet:
     """Open the shards that match an fsspec pattern, or several separated by commas.
 
     Args:
@@ -120,41 +155,38 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
         index_dir: Folder of indexes and manifests; None: that of the shards where it can be
             written, else the user's cache folder.
         without: A pattern whose shards are left out, such as the held-out ones.
+        check_sizes: Whether each shard's size is compared with its index, which takes a call for
+            each shard; the first of many ranks does it for all.
+        open_indexes: The number of shards that samples are read from in turn; see ShardSet.
 
     Raises:
         ShardsError: No shard matches a pattern, none of them holds a sample, or one cannot be
             read or has other bytes than its index was made of.
         SourceLostError: A remote store does not respond.
     """
-    left_out = {same_file(file.path) for file in list_files(without)} if without else set()
-    listed = {part: list_files(part) for part in patterns(pattern)}
-    by_file = {same_file(file.path): file for files in listed.values() for file in files}
-    matching = {
-        file.path: file.bytes for file in by_file.values()
-    }  # each once, however it is named
+    listed = list_patterns(pattern, check_sizes)
+    files = {file.path: file for part in listed.values() for file in part}
+    names = same_files(files.values())
+    # each once, however it is named
+    matching = {path: files[path].bytes for path in {names[path]: path for path in files}.values()}
     if not matching:
         raise ShardsError(f"no shard matches {pattern!r}")
-    kept = {path: size for path, size in matching.items() if same_file(path) not in left_out}
+    left_out = set(same_files(list_files(without, sizes=False)).values()) if without else set()
+    kept = {path: size for path, size in matching.items() if names[path] not in left_out}
     if not kept:
         raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
-    folders = {_folder(path) for path in [*matching, *map(full_path, listed)]}
-    known = {path: s for folder in sorted(folders) for path, s in _known(folder, index_dir).items()}
-    for part, files in listed.items():
-        if not files and not any(_matches(path, part) for path in known):
+    folders = _folders([*matching, *map(full_path, listed)])
+    known = {path: s for folder in folders for path, s in _known(folder, index_dir).items()}
+    for part, found in listed.items():
+        if not found and not _matching(known, part):
             raise ShardsError(f"no shard matches {part!r}")
-    new = {path: size for path, size in kept.items() if path not in known}
-    known |= _index_new(new, index_dir)
-    lost = {
-        same_file(path): path
-        for path in known
-        if same_file(path) not in by_file
-        and _matches(path, pattern)
-        and not (without and _matches(path, without))
-    }
-    shards = tuple(known[path] for path in sorted([*kept, *lost.values()]))
+    known |= _index_new({p: size for p, size in kept.items() if p not in known}, index_dir)
+    unlisted = [path for path in known if path not in files]
+    lost = _lost(unlisted, set(names.values()), pattern, without)
+    shards = tuple(known[path] for path in sorted([*kept, *lost]))
     if not any(shard.samples for shard in shards):
         raise ShardsError(f"no sample in {counted(len(shards), 'shard')} of {pattern!r}")
-    return ShardSet(shards, tuple(_corrupt_shards(shards, kept)))
+    return ShardSet(shards, tuple(_corrupt_shards(shards, kept)), open_indexes)
 
 
 def ensure_index(path: str, index_dir: str | None = None, block: bool = True) -> Shard | None:
@@ -165,13 +197,13 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
         index_dir: See `open_shards`.
         block: Whether to wait while another process creates it; if not, None is returned.
     """
-    for home in _homes(path, index_dir):
-        place = _index_path(path, home)
+    for home in index_homes(path, index_dir):
+        place = index_path(path, home)
         if exists(place):
             return manifest_entry(path, place, from_bytes(read_file(place), place))
-    place = _index_path(path, _written_home(path, index_dir))
+    place = index_path(path, written_home(path, index_dir))
     try:
-        with _lock(place, block):
+        with write_lock(place, block):
             if not exists(place):
                 index = index_of(consume_stream(path, scan_tar))
                 with atomic_write(place) as target:
@@ -189,11 +221,11 @@ def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None
         shards: New shards.
         home: Folder of the manifest; None: the shards' folder.
     """
-    place = _manifest_path(folder, home)
+    place = manifest_path(folder, home)
     new = {shard.path: shard for shard in shards}
     if not new:
         return
-    with _lock(place):
+    with write_lock(place, keep=True):  # adding to it, two processes would lose a line
         for _ in range(_ADDED_AGAIN):
             listed = _read_manifest(place, folder) if exists(place) else {}
             if listed | new == listed:  # a remote folder has no lock: another's line may be lost
@@ -213,11 +245,6 @@ def manifest_entry(path: str, index_path: str, index: ShardIndex) -> Shard:
     return Shard(path, index_path, index.bytes, len(index), index.sha256, index.faults)
 
 
-def index_beside(path: str) -> str:
-    """Path of a shard's index in the shard's folder."""
-    return f"{path}.index.json"
-
-
 def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
     if not new:
         return {}
@@ -231,9 +258,9 @@ def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
             late = [path for path, entry in zip(new, first, strict=True) if entry is None]
             rest = list(pool.map(lambda path: ensure_index(path, index_dir), late))
         entries = [entry for entry in [*first, *rest] if entry is not None]
-        for folder in sorted({_folder(entry.path) for entry in entries}):
-            new_entries = [entry for entry in entries if _folder(entry.path) == folder]
-            write_manifest(folder, new_entries, _written_home(f"{folder}/x", index_dir))
+        for folder in _folders(new):
+            new_entries = [entry for entry in entries if folder_of(entry.path) == folder]
+            write_manifest(folder, new_entries, written_home(f"{folder}/x", index_dir))
     except OSError as error:
         raise ShardsError(f"shards cannot be indexed: {error}") from error
     return {entry.path: entry for entry in entries}
@@ -241,8 +268,8 @@ def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
 
 def _known(folder: str, index_dir: str | None) -> dict[str, Shard]:
     known: dict[str, Shard] = {}
-    for home in reversed(_homes(f"{folder}/x", index_dir)):
-        place = _manifest_path(folder, home)
+    for home in reversed(index_homes(f"{folder}/x", index_dir)):
+        place = manifest_path(folder, home)
         if exists(place):
             known |= _read_manifest(place, folder)
     return known
@@ -271,13 +298,14 @@ def _corrupt_shards(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[
 
 
 def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
+    home = folder_of(place)
     try:
         loaded = json.loads(read_file(place))
         check_format(loaded, place, _FORMAT, MANIFEST_VERSION)
         return {
             f"{folder}/{name}": Shard(
                 path=f"{folder}/{name}",
-                index=_at(_folder(place), entry["index"]),
+                index=_at(home, entry["index"]),
                 bytes=int(entry["bytes"]),
                 samples=int(entry["samples"]),
                 sha256=entry["sha256"],
@@ -302,81 +330,32 @@ def _to_json(shard: Shard, manifest: str) -> dict[str, Any]:
     del entry["path"]
     entry["damage"] = entry.pop("faults")  # the format's key
     folder, name = shard.index.rsplit("/", 1)
-    return entry | {"index": name if folder == _folder(manifest) else shard.index}
+    return entry | {"index": name if folder == folder_of(manifest) else shard.index}
 
 
-def _homes(path: str, index_dir: str | None) -> list[str | None]:
-    """List the folders where an index may be, the likeliest first; None: its shard's folder."""
-    return [index_dir, None] if index_dir is not None else [None, _cache_folder()]
+def _lost(
+    unlisted: Sequence[str], listed: set[str], pattern: str, without: str | None
+) -> list[str]:
+    """Return the shards of the manifests that match but are not there, each once.
 
-
-def _written_home(path: str, index_dir: str | None) -> str | None:
-    if index_dir is not None:
-        return index_dir
-    if path.startswith("memory://"):
-        return None
-    if is_local(path) and os.access(local_path(path).parent, os.W_OK):
-        return None
-    return _cache_folder()
-
-
-def _cache_folder() -> str:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return f"{root}/efficientsam_pl/index"
-
-
-def _index_path(path: str, home: str | None) -> str:
-    if home is None:
-        return index_beside(path)
-    return f"{full_path(home)}/{Path(path).name}-{_short(_folder(path))}.index.json"
-
-
-def _manifest_path(folder: str, home: str | None) -> str:
-    if home is None:
-        return f"{folder}/{MANIFEST}"
-    return f"{full_path(home)}/{_short(folder)}-{MANIFEST}"
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _lock(place: str, block: bool = True) -> Iterator[None]:
-    """Keep other processes from writing the same file; raise Timeout unless `block`.
-
-    If a lock file was removed before a late process opens it, two write the same content, each
-    atomically.
+    Args:
+        unlisted: Shards of the manifests that were not listed by this name.
+        listed: Names of the listed files, by `same_file`.
+        pattern: Pattern of the shards.
+        without: Pattern of shards that are left out.
     """
-    if not is_local(place):
-        yield
-        return
-    file = local_path(place).with_name(f".{local_path(place).name}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file, blocking=block):
-        try:
-            yield
-        finally:
-            if not file.name.endswith(f"{MANIFEST}.lock"):  # adding to it, two would lose a line
-                file.unlink(missing_ok=True)
+    matching = _matching(unlisted, pattern)
+    left_out = set(_matching(matching, without)) if without else set()
+    lost = {same_file(path): path for path in matching if path not in left_out}
+    return [path for name, path in lost.items() if name not in listed]
 
 
-def _matches(path: str, pattern: str) -> bool:
-    return any(re.match(glob_translate(full_path(part)), path) for part in patterns(pattern))
+def _matching(paths: Iterable[str], pattern: str) -> list[str]:
+    parts = {full_path(part) for part in patterns(pattern)}
+    tests = [matcher(part) for part in parts if glob.has_magic(part)]
+    return [path for path in paths if path in parts or any(test(path) for test in tests)]
 
 
-def _folder(path: str) -> str:
-    folder, slash, _ = path.rpartition("/")
-    return folder if "://" in path else str(local_path(folder or slash or "."))
-
-
-@lru_cache(maxsize=256)
-def _index(shard: Shard) -> ShardIndex:
-    place, again = shard.index, "delete the manifest that lists it to rebuild it"
-    try:
-        index = from_bytes(read_file(place), place)
-    except OSError as error:
-        raise IndexFormatError(f"{place} cannot be read ({error!r}); {again}") from error
-    if (index.sha256, index.bytes, len(index)) != (shard.sha256, shard.bytes, shard.samples):
-        raise IndexFormatError(f"{place} is not the one of {shard.path} in the manifest; {again}")
-    return index
+def _folders(paths: Iterable[str]) -> list[str]:
+    heads = {path.rpartition("/")[0] for path in paths}
+    return sorted({folder_of(f"{head}/x") for head in heads})

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -60,9 +61,11 @@ class _Pool(ProcessPoolExecutor):
 
 def _begin(parent: int) -> None:
     """Initialize a worker: one torch thread, and exit when the parent is gone."""
-    import torch
-
-    torch.set_num_threads(1)  # as many threads as cores in each of as many workers would compete
+    # as many threads as cores in each of as many workers would compete; torch reads the variable
+    # when it is imported, which few tasks need
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
     def watch() -> None:
         while os.getppid() == parent:

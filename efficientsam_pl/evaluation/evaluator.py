@@ -22,7 +22,7 @@ from efficientsam_pl.evaluation.protocols.clicks import IterativeClicks
 from efficientsam_pl.evaluation.protocols.detector_boxes import BoxDetection, DetectorBoxes
 from efficientsam_pl.evaluation.protocols.registry import protocol
 from efficientsam_pl.evaluation.results.record import ImageRecord, PredictedObject, ProtocolScores
-from efficientsam_pl.structures import Instance, InstanceImage
+from efficientsam_pl.records import Instance, InstanceImage
 
 ANY = 1  # the only category of a set without categories
 

@@ -18,7 +18,7 @@ from efficientsam_pl.evaluation.metrics.mean_iou import Mean, MeanIouBySize
 from efficientsam_pl.evaluation.metrics.sizes import SIZES, size_of
 from efficientsam_pl.evaluation.protocols.base import promptable_instances
 from efficientsam_pl.evaluation.results.record import ImageRecord
-from efficientsam_pl.structures import InstanceImage
+from efficientsam_pl.records import InstanceImage
 
 _BOX_METRICS = ("box", "filled_box", "filled_box_grid", "reachable")
 _PLACES = {name: place for place, name in enumerate(SIZES)}

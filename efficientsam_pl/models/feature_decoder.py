@@ -8,11 +8,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
-from timm.layers import Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import SamiConfig
+from efficientsam_pl.models.layers import Block, Mlp
 from efficientsam_pl.models.masking import TokenSplit
 from efficientsam_pl.models.position_encoding import grid_positions, positions_at
 
@@ -94,8 +93,7 @@ class SelfAttentionDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position = grid_positions(config.positions, config.student.grid(), width)
         self.blocks = nn.ModuleList(
-            Block(width, config.decoder_heads, qkv_bias=True, norm_layer=_norm)
-            for _ in range(config.decoder_depth)
+            Block(width, config.decoder_heads, _norm) for _ in range(config.decoder_depth)
         )
         self.norm = _norm(width)
         self.head = nn.Linear(width, target_width)

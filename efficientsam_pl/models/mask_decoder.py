@@ -7,10 +7,10 @@ m prompts of all images, k mask tokens, e channels of a kernel.
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import MaskDecoderConfig
+from efficientsam_pl.models.layers import LayerNorm2d
 from efficientsam_pl.models.two_way import ACTIVATIONS, TwoWayTransformer
 from efficientsam_pl.structures import Prediction
 

@@ -1,7 +1,8 @@
 """The neck: from the trunk's width to the decoder's channels (SAM, appendix A; ViTDet)."""
 
-from timm.layers import LayerNorm2d
 from torch import nn
+
+from efficientsam_pl.models.layers import LayerNorm2d
 
 
 def neck(width: int, channels: int) -> nn.Sequential:

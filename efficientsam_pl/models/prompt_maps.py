@@ -9,9 +9,9 @@ logits.
 
 import torch
 from jaxtyping import Float, Int64
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from efficientsam_pl.models.layers import LayerNorm2d
 from efficientsam_pl.structures import Label
 
 _CLICK_RADIUS_CELLS = 1.5

@@ -13,10 +13,10 @@ import math
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import MaskDecoderConfig
+from efficientsam_pl.models.layers import Mlp
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 

@@ -3,19 +3,17 @@
 Axes: b images, n tokens, v visible tokens, c channels, h w pixels, gh gw tokens per side.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int64
-from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models.vision_transformer import Block
-from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import EncoderConfig
+from efficientsam_pl.models.layers import Block, PatchEmbed, resample_positions
 from efficientsam_pl.models.neck import neck
 from efficientsam_pl.models.patchify import patchify
 from efficientsam_pl.models.position_encoding import positions_at
@@ -23,7 +21,7 @@ from efficientsam_pl.models.position_encoding import positions_at
 _NORM_EPS = 1e-6
 
 
-class WindowedBlock(Block):  # type: ignore[misc]  # timm is untyped
+class WindowedBlock(Block):
     """A block with window attention; its weights are the same as those of a global block.
 
     Windows that cross the border of the grid are padded with zeros after the norm, and the padding
@@ -59,9 +57,7 @@ class PlainViT(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbed(
-            img_size=None, patch_size=config.patch_size, embed_dim=config.width, flatten=False
-        )
+        self.patch_embed = PatchEmbed(config.patch_size, config.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.position_grid**2, config.width))
         self.cls_token = (
             nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
@@ -101,11 +97,7 @@ class PlainViT(nn.Module):
 
     def positions(self, grid: list[int]) -> Float[Tensor, "1 n c"]:
         """Resize the learned positions to a grid of [rows, columns] tokens."""
-        # antialias=True would use another bicubic kernel than the released model
-        resized: Tensor = resample_abs_pos_embed(
-            self.pos_embed[:, 1:], grid, num_prefix_tokens=0, antialias=False
-        )
-        return resized
+        return resample_positions(self.pos_embed[:, 1:], grid)
 
     def _embed_all(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
         patches = self.patch_embed(pixels)
@@ -149,6 +141,8 @@ class SamImageEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        from timm.models.vision_transformer_sam import VisionTransformerSAM  # see layers
+
         self.trunk = VisionTransformerSAM(
             img_size=config.position_grid * config.patch_size,
             patch_size=config.patch_size,
@@ -189,11 +183,11 @@ def build_encoder(config: EncoderConfig) -> ImageEncoder | SamImageEncoder:
 
 
 def _block(config: EncoderConfig, number: int) -> Block:
-    kind = Block
+    kind: Callable[..., Block] = Block
     if config.global_attention == "listed" and number not in config.global_blocks:
         kind = partial(WindowedBlock, window=config.window)
     norm = partial(nn.LayerNorm, eps=_NORM_EPS)
-    return kind(config.width, config.heads, qkv_bias=True, norm_layer=norm)
+    return kind(config.width, config.heads, norm)
 
 
 def _set_attention(blocks: Iterable[Any], attention: str) -> None:
@@ -209,6 +203,7 @@ def _initialise_as_mae(vit: PlainViT) -> None:
             nn.init.zeros_(module.bias)
     projection = vit.patch_embed.proj
     nn.init.xavier_uniform_(projection.weight.flatten(1))
+    assert projection.bias is not None, "patches are embedded with a bias"
     nn.init.zeros_(projection.bias)
     nn.init.trunc_normal_(vit.pos_embed, std=0.02)
     if vit.cls_token is not None:

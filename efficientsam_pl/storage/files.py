@@ -7,7 +7,7 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from efficientsam_pl.storage.filesystems import (
     is_gone,
     store,
 )
+from efficientsam_pl.storage.local_listing import list_in_folders, listable
 from efficientsam_pl.storage.tar import Readable
 
 T = TypeVar("T")
@@ -40,22 +41,48 @@ class SourceLostError(UserError):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file and its size in bytes, -1 where its server does not report it."""
+    """A file and its size in bytes, -1 where its server does not report it or it was not read."""
 
     path: str
     bytes: int
+    link: bool = False  # a symbolic link
 
 
-def list_files(pattern: str) -> list[StoredFile]:
-    """List the files that match an fsspec pattern, or several (see `patterns`), by name."""
-    files: dict[str, StoredFile] = {}
-    for part in patterns(pattern):
-        fs, path = store(part)
-        listed = with_retries(partial(_listed, fs, path), part)
-        for name, info in listed.items():
-            full = full_name(fs, name, part)
-            files[full] = StoredFile(full, -1 if info["size"] is None else int(info["size"]))
+def list_files(pattern: str, sizes: bool = True) -> list[StoredFile]:
+    """List the files that match an fsspec pattern, or several (see `patterns`), by name.
+
+    Args:
+        pattern: The patterns.
+        sizes: Whether sizes are needed, which may take a call for each file.
+    """
+    listed = list_patterns(pattern, sizes).values()
+    files = {file.path: file for part in listed for file in part}
     return [files[name] for name in sorted(files)]
+
+
+def list_patterns(pattern: str, sizes: bool = True) -> dict[str, list[StoredFile]]:
+    """List the files of each of the patterns in `pattern`, as `list_files` lists all of them."""
+    parts = patterns(pattern)
+    local = {part: store(part)[1] for part in parts if is_local(part)}
+    in_folders = list_in_folders(listable(local.values()), sizes)
+    return {
+        part: [StoredFile(*file) for file in sorted(in_folders[local[part]])]
+        if local.get(part) in in_folders
+        else _list_pattern(part, sizes)
+        for part in parts
+    }
+
+
+def _list_pattern(pattern: str, sizes: bool) -> list[StoredFile]:
+    fs, path = store(pattern)
+    return [
+        StoredFile(
+            full_name(fs, name, pattern),
+            -1 if info["size"] is None else int(info["size"]),
+            bool(info.get("islink")),
+        )
+        for name, info in with_retries(partial(_listed, fs, path, sizes), pattern).items()
+    ]
 
 
 def patterns(pattern: str) -> list[str]:
@@ -86,6 +113,21 @@ def full_path(path: str) -> str:
 def same_file(path: str) -> str:
     """Return one name for all paths to a file: resolved where it is local."""
     return os.path.realpath(store(path)[1]) if is_local(path) else path
+
+
+def same_files(files: Iterable[StoredFile]) -> dict[str, str]:
+    """Return `same_file` of each listed file by its path; a folder is resolved once."""
+    folders: dict[str, str] = {}
+    names = {}
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        if file.link or not file.path.startswith("/"):
+            names[file.path] = same_file(file.path)
+            continue
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder or "/").rstrip("/")
+        names[file.path] = f"{folders[folder]}/{name}"
+    return names
 
 
 def exists(path: str) -> bool:
@@ -226,7 +268,7 @@ def copy_from_start(source: Readable, target: IO[bytes]) -> None:
         target.write(chunk)
 
 
-def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+def _listed(fs: Any, path: str, sizes: bool) -> dict[str, dict[str, Any]]:
     if any(mark in path for mark in "*?["):
         try:
             matches = fs.glob(path, detail=True)
@@ -234,8 +276,11 @@ def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path}: {describe_error(error)}") from error
         files = {name: info for name, info in matches.items() if _is_file(fs, name, info)}
         unknown = [name for name, info in files.items() if info["size"] is None]
-        sizes = fs.sizes(unknown) if unknown else []  # a web page that lists files has no sizes
-        return files | {n: {"size": size} for n, size in zip(unknown, sizes, strict=True)}
+        if not unknown or not sizes:  # a web page that lists files has no sizes
+            return files
+        return files | {
+            n: {"size": size} for n, size in zip(unknown, fs.sizes(unknown), strict=True)
+        }
     try:
         info = fs.info(path)
     except FileNotFoundError as error:

@@ -15,7 +15,14 @@ _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 def store(path: str) -> tuple[Any, str]:
     """Return the file system of a path and the path in it."""
+    if path.startswith("/") and "::" not in path and "://" not in path:
+        return _local_files(), path.rstrip("/") or "/"  # as fsspec, a hundred times faster
     return _store_of_process(path, os.getpid())  # connections do not survive a fork
+
+
+@lru_cache(maxsize=1)
+def _local_files() -> LocalFileSystem:
+    return fsspec.filesystem("file")
 
 
 @lru_cache(maxsize=4096)

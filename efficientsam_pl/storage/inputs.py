@@ -16,5 +16,5 @@ def check_matches(pattern: str, none: str = "no shard") -> None:
     Raises:
         UserError: No file matches.
     """
-    if all(map(is_local, patterns(pattern))) and not list_files(pattern):
+    if all(map(is_local, patterns(pattern))) and not list_files(pattern, sizes=False):
         raise UserError(f"{none} matches {pattern!r}")

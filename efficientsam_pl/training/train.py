@@ -74,7 +74,8 @@ def _prepare(recipe: Recipe[C, R], folder: RunFolder) -> tuple[Recipe[C, R], Dat
     """Open the sets, and give the recipe the config of this run's folder, data and pace."""
     config = replace(recipe.config, run=replace(recipe.config.run, dir=str(folder.local)))
     config = replace(config, data=replace(recipe, config=config).prepare_data(folder.local))
-    splits = open_splits(config.data)  # before a model is built: a pattern may match nothing
+    # before a model is built: a pattern may match nothing
+    splits = open_splits(config.data, check_sizes=launch().rank == 0)
     config = replace(
         config,
         trainer=config.trainer.paced(splits.samples()),

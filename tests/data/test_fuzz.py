@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efficientsam_pl.data import shards as module
 from efficientsam_pl.data.collate import PreparedImage, PreparedMaskedImage
 from efficientsam_pl.data.config import CropConfig, MaskSelectionConfig
 from efficientsam_pl.data.datasets.crops import CropDataset
@@ -18,7 +17,7 @@ from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 SAMPLES, ROUNDS = 8, 20
@@ -137,7 +136,6 @@ def test_harmed_index_is_used_or_reported(shard: Path, tmp_path: Path) -> None:
             changed[at] = int(draw.choice([*b"0123456789-,:A"]))
         place.write_bytes(changed)
         (tmp_path / "manifest.json").unlink(missing_ok=True)
-        module._index.cache_clear()
         message = refused(lambda: assert_each_is_good_or_reported(open_shards(str(shard))))
         messages.add(message.partition("(")[0])
     assert "" in messages

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -108,7 +109,7 @@ def test_shards_added_later_are_indexed_and_the_others_are_not(three: Path, tar_
 def test_folder_that_cannot_be_written_is_indexed_in_the_users_cache(
     three: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.os, "access", lambda path, mode: Path(path) != three)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != three)
     first = open_shards(f"{three}/s-*.tar")
     assert sorted(p.name for p in three.iterdir()) == ["s-0.tar", "s-1.tar", "s-2.tar"]
     assert len(list(cache_home.glob("efficientsam_pl/index/*.index.json"))) == 3
@@ -124,7 +125,7 @@ def test_indexes_beside_the_shards_serve_where_only_the_manifest_is_elsewhere(
 ) -> None:
     open_shards(f"{three}/s-*.tar")
     (three / "manifest.json").unlink()
-    monkeypatch.setattr(module.os, "access", lambda path, mode: Path(path) != three)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != three)
     for _ in range(2):  # the second time from the manifest in the cache
         assert len(list(open_shards(f"{three}/s-*.tar").samples())) == 6
     assert not (three / "manifest.json").exists()
@@ -389,3 +390,51 @@ def test_braces_stand_for_several_shards(tmp_path: Path, tar_of: TarOf) -> None:
     assert open_shards(f"{tmp_path}/s-{{0..1}}.tar").sizes() == [1, 1]
     with pytest.raises(ShardsError, match=r"no shard matches '.*s-3\.tar'"):
         open_shards(f"{tmp_path}/s-{{2..3}}.tar")
+
+
+def test_many_shards_are_opened_without_a_call_for_each(
+    three: Path, tar_of: TarOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    for count in (3, 60):
+        for number in range(3, count):
+            tar_of(three / f"s-{number}.tar", {f"{number}.txt": b"x"})
+        open_shards(f"{three}/s-*.tar")
+        calls = []
+        with monkeypatch.context() as patch:
+            for name in ("stat", "lstat", "readlink", "open"):
+                call = getattr(os, name)
+                patch.setattr(os, name, partial(_counted, calls, call))
+            opened.append(open_shards(f"{three}/s-*.tar", check_sizes=False))
+        opened.append(calls)
+    assert len(opened[2].shards) == 60
+    assert len(opened[3]) == len(opened[1]) > 0
+
+
+def _counted(
+    calls: list[object], call: Callable[..., object], *args: object, **more: object
+) -> object:
+    calls.append(args)
+    return call(*args, **more)
+
+
+def test_sizes_are_compared_only_where_they_are_wanted(three: Path) -> None:
+    whole = open_shards(f"{three}/*.tar")
+    cut = three / "s-2.tar"
+    os.truncate(cut, cut.stat().st_size - 512)
+    assert faults(open_shards(f"{three}/*.tar")) == [("s-2.tar", "truncated shard")]
+    unchecked = open_shards(f"{three}/*.tar", check_sizes=False)
+    assert unchecked == whole
+    assert unchecked.fingerprint() == open_shards(f"{three}/*.tar").fingerprint()
+    cut.unlink()
+    lost = open_shards(f"{three}/*.tar", check_sizes=False)
+    assert faults(lost) == [("s-2.tar", "missing shard")]
+
+
+def test_set_keeps_as_many_indexes_open_as_it_is_given(three: Path) -> None:
+    shards = open_shards(f"{three}/*.tar", open_indexes=2)
+    assert len(list(shards.samples())) == 6
+    assert [Path(place).name for place in shards._indexes._indexes] == [
+        "s-1.tar.index.json",
+        "s-2.tar.index.json",
+    ]

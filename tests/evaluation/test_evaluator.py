@@ -26,7 +26,7 @@ from efficientsam_pl.models.config import (
     SegmenterConfig,
 )
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.structures import Instance, InstanceImage
+from efficientsam_pl.records import Instance, InstanceImage
 
 HEIGHT, WIDTH, SIDE = 40, 56, 64
 CONFIG = SegmenterConfig(

@@ -18,7 +18,7 @@ from efficientsam_pl.evaluation.interfaces import ImagePrompts
 from efficientsam_pl.evaluation.metrics.reachable import GridIous, grid_ious
 from efficientsam_pl.evaluation.prompt_metrics import ImageScores
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.structures import Instance, InstanceImage
+from efficientsam_pl.records import Instance, InstanceImage
 
 SIDE = 200
 SMALL, MEDIUM, LARGE = 31 * 32, 32 * 32, 96 * 96

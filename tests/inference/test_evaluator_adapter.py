@@ -35,7 +35,7 @@ from efficientsam_pl.models.config import (
     SegmenterConfig,
 )
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.structures import Instance
+from efficientsam_pl.records import Instance
 
 HEIGHT, WIDTH = 45, 61
 CONFIG = SegmenterConfig(

@@ -14,7 +14,7 @@ import torch
 from efficientsam_pl.checkpoints.layout import replace_values
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.training.callbacks.data_report import SampleCounts
 
 Run = Callable[..., Any]

@@ -9,8 +9,8 @@ from efficientsam_pl.commands.check_coco.survey import SetOptions, Survey, surve
 from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.data.packing.split import copies_message
 from efficientsam_pl.plural import counted
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.files import atomic_write
-from efficientsam_pl.structures import CorruptSample
 
 REPORT_VERSION = 1
 _EXAMPLES, _CATEGORIES = 3, 5  # printed of a kind; the report has all

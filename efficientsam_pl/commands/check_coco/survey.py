@@ -28,8 +28,8 @@ from efficientsam_pl.data.packing.image_identity import image_identities
 from efficientsam_pl.data.packing.left_out import reason_against
 from efficientsam_pl.data.packing.split import group_equals
 from efficientsam_pl.evaluation.metrics.sizes import SIZES, size_of
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.rle import area, from_coco
-from efficientsam_pl.structures import CorruptSample
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model, weights_sha256
 from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.plural import counted
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 
 _DECODERS, _AHEAD = 2, 6  # threads that decode images, and decoded images in memory
 

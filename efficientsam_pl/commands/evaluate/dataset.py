@@ -23,7 +23,7 @@ from efficientsam_pl.data.datasets.image_sources import (
 from efficientsam_pl.data.images.stated import ExifOrientation, exif_setting
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.structures import CorruptSample, InstanceImage
+from efficientsam_pl.records import CorruptSample, InstanceImage
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from efficientsam_pl.evaluation.evaluator import validation_evaluator
 from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores, SizeScores
 from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from efficientsam_pl.data.coco.findings import Findings
 from efficientsam_pl.data.coco.images import ImageRules, read_images
 from efficientsam_pl.data.coco.records import CocoError, record_lists
 from efficientsam_pl.plural import counted
+from efficientsam_pl.records import CorruptSample, InstanceImage
 from efficientsam_pl.storage.files import exists, read_file
-from efficientsam_pl.structures import CorruptSample, InstanceImage
 
 Purpose = Literal["evaluate", "pack"]
 _KEYS: Mapping[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {  # required, optional

@@ -21,8 +21,8 @@ from efficientsam_pl.data.coco.segmentation import (
     parse_segmentation,
     reason_of,
 )
+from efficientsam_pl.records import Instance
 from efficientsam_pl.rle import area, from_coco
-from efficientsam_pl.structures import Instance
 
 Crowds = Literal["ignore", "objects"]
 _YES, _NO = ("1", "true", "yes"), ("0", "false", "no", "")

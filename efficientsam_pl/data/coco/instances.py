@@ -15,7 +15,7 @@ from efficientsam_pl.data.coco.annotation_file import (
 )
 from efficientsam_pl.data.coco.annotations import Crowds
 from efficientsam_pl.data.coco.categories import Category, Kind
-from efficientsam_pl.structures import CorruptSample, InstanceImage
+from efficientsam_pl.records import CorruptSample, InstanceImage
 
 
 class ImageTable(Sequence[InstanceImage]):

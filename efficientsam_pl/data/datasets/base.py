@@ -13,7 +13,7 @@ from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import CorruptSampleError
 from efficientsam_pl.keyed_random import sample_key
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 
 T = TypeVar("T")
 Prepared = TypeVar("Prepared")

@@ -18,7 +18,8 @@ from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import decode_annotated
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.structures import CorruptSample, InstanceImage, ScoringBatch
+from efficientsam_pl.records import CorruptSample, InstanceImage
+from efficientsam_pl.structures import ScoringBatch
 
 
 @dataclass(frozen=True)

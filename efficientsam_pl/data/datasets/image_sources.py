@@ -23,9 +23,9 @@ from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.schema import MASK_SUFFIXES, RECORD_SUFFIX, CorruptSampleError, Record
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.keyed_random import sample_key
+from efficientsam_pl.records import CorruptSample, Instance, InstanceImage
 from efficientsam_pl.rle import areas, run_lengths
 from efficientsam_pl.storage.files import read_file
-from efficientsam_pl.structures import CorruptSample, Instance, InstanceImage
 
 T = TypeVar("T")
 _HASH_DIGITS = 16  # of a file's sha256

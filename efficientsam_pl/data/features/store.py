@@ -7,14 +7,16 @@ for other images, and the number of channels.
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.config.diff import first_difference
+from efficientsam_pl.data.compact_index import CompactIndex
 from efficientsam_pl.data.index import IndexFormatError, Sample, ShardIndex, from_bytes
+from efficientsam_pl.data.index_cache import IndexCache
+from efficientsam_pl.data.index_places import index_beside
 from efficientsam_pl.data.packing.runner import read_pack_note
-from efficientsam_pl.data.shards import Shard, ShardSet, index_beside, manifest_entry
+from efficientsam_pl.data.shards import Shard, ShardSet, manifest_entry
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import list_files, read_file
@@ -25,23 +27,37 @@ _READERS = 8  # indexes read at a time
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """The feature shards of a set by the image shard's path; a missing image shard has none."""
+    """The feature shards of a set by the image shard's path; a missing image shard has none.
+
+    `indexes` keeps as many open as those of the images.
+    """
 
     shards: dict[str, Shard]
     channels: int
+    indexes: IndexCache
 
     def find(self, sample: Sample, suffix: str) -> Sample | None:
         """Return the file with a sample's features; None where they were not stored."""
         shard = self.shards.get(sample.shard)
         if shard is None:
             return None
-        index, places = _numbered(shard)
-        if sample.key not in places:
+        index = self._index(shard)
+        number = index.number(sample.key)
+        if number is None:
             return None
-        files = index.sample(shard.path, places[sample.key]).files
+        files = index.sample(shard.path, number).files
         if suffix not in files:
             return None
         return Sample(shard.path, sample.key, {suffix: files[suffix]}, index.sha256)
+
+    def _index(self, shard: Shard) -> CompactIndex:
+        try:
+            index = self.indexes.open(shard.index)
+        except OSError as error:
+            raise IndexFormatError(f"{shard.index} cannot be read ({error!r})") from error
+        if index.sha256 != shard.sha256:
+            raise IndexFormatError(f"{shard.index} has changed since the features were opened")
+        return index
 
 
 def feature_shards(folder: str, images: ShardSet) -> dict[str, str]:
@@ -85,20 +101,19 @@ def written_features(folder: str, images: ShardSet) -> dict[str, Shard]:
         if place in stored and index_beside(place) in stored
     }
     with ThreadPoolExecutor(_READERS) as pool:
-        indexes = list(pool.map(_read_index, places.values()))
+        noted = list(pool.map(_entry_and_facts, places.values()))
     written = {}
-    for (path, place), index in zip(places.items(), indexes, strict=True):
-        facts = _facts(index)
+    for (path, place), (entry, facts) in zip(places.items(), noted, strict=True):
         if facts is None:  # indexed by a reader after the job that wrote it was killed
             continue
         if facts[IMAGES_SHA256] != sha256s[path]:
             raise UserError(f"{place} holds features of other images than {path} does now")
-        if 0 <= stored[place] < index.bytes:
+        if 0 <= stored[place] < entry.bytes:
             raise UserError(
-                f"{place} has {stored[place]} of {index.bytes} bytes; delete it, and run "
+                f"{place} has {stored[place]} of {entry.bytes} bytes; delete it, and run "
                 "`efficientsam embed-teacher` again"
             )
-        written[path] = manifest_entry(place, index_beside(place), index)
+        written[path] = entry
     return written
 
 
@@ -120,9 +135,9 @@ def open_features(folder: str, images: ShardSet) -> FeatureSet:
             f"{counted(len(images.shards), 'shard')}, first {first}; `efficientsam embed-teacher` "
             "with this config writes them"
         )
-    facts = _facts(_read_index(next(iter(written.values())).path))
+    _, facts = _entry_and_facts(next(iter(written.values())).path)
     assert facts is not None, "it was read with them"
-    return FeatureSet(written, facts[CHANNELS])
+    return FeatureSet(written, facts[CHANNELS], IndexCache(images.open_indexes))
 
 
 def _facts(index: ShardIndex) -> dict[str, Any] | None:
@@ -130,16 +145,8 @@ def _facts(index: ShardIndex) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and {IMAGES_SHA256, CHANNELS} <= facts.keys() else None
 
 
-def _read_index(place: str) -> ShardIndex:
-    return from_bytes(read_file(index_beside(place)), index_beside(place))
-
-
-@lru_cache(maxsize=256)
-def _numbered(shard: Shard) -> tuple[ShardIndex, dict[str, int]]:
-    try:
-        index = from_bytes(read_file(shard.index), shard.index)
-    except OSError as error:
-        raise IndexFormatError(f"{shard.index} cannot be read ({error!r})") from error
-    if index.sha256 != shard.sha256:
-        raise IndexFormatError(f"{shard.index} has changed since the features were opened")
-    return index, {key: number for number, key in enumerate(index.keys)}
+def _entry_and_facts(place: str) -> tuple[Shard, dict[str, Any] | None]:
+    """Read the index of a feature shard, without keeping its samples in memory."""
+    path = index_beside(place)
+    index = from_bytes(read_file(path), path)
+    return manifest_entry(place, path, index), _facts(index)

@@ -15,7 +15,7 @@ from efficientsam_pl.data.images.stated import ExifTurn
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import encoded_image
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from efficientsam_pl.data.packing.images import (
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.rle import from_coco, run_lengths
 from efficientsam_pl.storage.files import read_file
-from efficientsam_pl.structures import CorruptSample
 
 
 @dataclass(frozen=True)

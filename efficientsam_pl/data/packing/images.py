@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-import torch
-import torch.nn.functional as F  # noqa: N812
 from jaxtyping import UInt8
 
 from efficientsam_pl.data.images.orientation import is_jpeg, without_orientation
@@ -61,6 +59,9 @@ def shrink_image(
     image: UInt8[np.ndarray, "h w 3"], to_hw: tuple[int, int]
 ) -> UInt8[np.ndarray, "nh nw 3"]:
     """Resize bicubically with antialiasing."""
+    import torch  # packing without resizing needs none of it
+    import torch.nn.functional as F  # noqa: N812
+
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, to_hw, mode="bicubic", antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())

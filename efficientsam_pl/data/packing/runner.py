@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from efficientsam_pl.cluster.launch import INTERRUPTED, note_progress
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, check_format, from_bytes
+from efficientsam_pl.data.index_places import index_beside
 from efficientsam_pl.data.packing.writer import (
     IndexNote,
     PackedSample,
@@ -22,7 +23,7 @@ from efficientsam_pl.data.packing.writer import (
     Skipped,
     write_shard,
 )
-from efficientsam_pl.data.shards import Shard, index_beside, manifest_entry, write_manifest
+from efficientsam_pl.data.shards import Shard, manifest_entry, write_manifest
 from efficientsam_pl.data.worker_pool import worker_pool
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError
 from efficientsam_pl.plural import counted

@@ -2,7 +2,7 @@
 
 A detection counts only if its category was annotated in the image: the image has objects of it, or
 it is known to be absent. An unmatched detection is ignored if not all objects of its category are
-annotated (`structures.InstanceImage`).
+annotated (`records.InstanceImage`).
 
 Source:
     Gupta et al. 2019 (LVIS), as the `lvis` package 0.5.3 computes it.

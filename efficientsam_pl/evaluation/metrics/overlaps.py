@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
+from efficientsam_pl.records import InstanceImage
 from efficientsam_pl.rle import Rle, areas
-from efficientsam_pl.structures import InstanceImage
 
 LEAST_IOU = 0.5  # no threshold lies below it
 COCO_DETECTIONS = 100  # of an image and category, the best first

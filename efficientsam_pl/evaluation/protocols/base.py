@@ -16,8 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.evaluation.interfaces import MaskCandidates, PromptableImage, PromptableModel
+from efficientsam_pl.records import Instance
 from efficientsam_pl.rle import Rle, area, pair_iou
-from efficientsam_pl.structures import Instance
 
 T = TypeVar("T")
 _PAIRS = 8  # masks that are compared at once: pycocotools compares each with each

@@ -27,8 +27,9 @@ from efficientsam_pl.evaluation.protocols.error_centers import (
     point_from_error_center,
 )
 from efficientsam_pl.keyed_random import sample_key, uniform
+from efficientsam_pl.records import Instance
 from efficientsam_pl.rle import Rle, foreground_points, foreground_runs, run_lengths
-from efficientsam_pl.structures import Instance, Label
+from efficientsam_pl.structures import Label
 
 
 @dataclass(frozen=True)

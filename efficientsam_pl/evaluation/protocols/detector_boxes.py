@@ -24,8 +24,8 @@ from efficientsam_pl.evaluation.protocols.base import (
 )
 from efficientsam_pl.evaluation.protocols.box_pixels import covered_pixels, filled
 from efficientsam_pl.evaluation.protocols.tight_box import box_prompts
+from efficientsam_pl.records import Instance
 from efficientsam_pl.rle import Rle, boxes_xyxy, from_runs
-from efficientsam_pl.structures import Instance
 
 MaskRule = Literal["box_iou", "predicted_iou", "token_0"]
 

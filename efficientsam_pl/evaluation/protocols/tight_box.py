@@ -13,8 +13,8 @@ from efficientsam_pl.evaluation.protocols.base import (
     best_candidate,
     instance_results,
 )
+from efficientsam_pl.records import Instance
 from efficientsam_pl.rle import boxes_xyxy
-from efficientsam_pl.structures import Instance
 
 
 class TightBox:

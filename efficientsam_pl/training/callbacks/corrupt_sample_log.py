@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 
 _log = logging.getLogger(__name__)
 

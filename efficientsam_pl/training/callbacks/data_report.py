@@ -13,8 +13,9 @@ import torch.distributed as dist
 
 from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.files import atomic_write
-from efficientsam_pl.structures import CorruptSample, ImageBatch, MaskBatch
+from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
 from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 

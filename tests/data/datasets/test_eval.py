@@ -2,7 +2,7 @@
 
 from efficientsam_pl.data.dataloaders import AnnotatedImage, annotated_images
 from efficientsam_pl.data.shards import ShardSet
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 
 
 def test_evaluation_separates_corrupt_images_from_scored_ones(

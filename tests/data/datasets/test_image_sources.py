@@ -19,8 +19,8 @@ from efficientsam_pl.data.datasets.image_sources import (
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.records import CorruptSample, Instance, InstanceImage
 from efficientsam_pl.rle import encode
-from efficientsam_pl.structures import CorruptSample, Instance, InstanceImage
 
 
 def annotate(number: int) -> InstanceImage:

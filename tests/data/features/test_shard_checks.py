@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from efficientsam_pl.data.features.codec import encode_features
+from efficientsam_pl.data.index_places import index_beside
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.shard_checks import check_shards
-from efficientsam_pl.data.shards import index_beside, open_shards
+from efficientsam_pl.data.shards import open_shards
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 

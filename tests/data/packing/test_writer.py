@@ -7,8 +7,9 @@ import pytest
 import webdataset
 
 from efficientsam_pl.data.index import from_bytes, index_of, to_bytes
+from efficientsam_pl.data.index_places import index_beside
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
-from efficientsam_pl.data.shards import index_beside, open_shards
+from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.storage.tar import scan_tar
 
 Unpacked = Callable[[Path], dict[str, bytes]]
@@ -38,6 +39,18 @@ def test_every_kind_is_read_back_by_webdataset(suffixes: tuple[str, ...], tmp_pa
     read = list(webdataset.WebDataset(f"{tmp_path}/a.tar", shardshuffle=False))
     assert [s["__key__"] for s in read] == ["s0", "s1", "s2"]
     assert [{e: s[e] for e in suffixes} for s in read] == [s.files for s in written]
+
+
+@pytest.mark.parametrize("key", ["s", "n" * 150, "ünï", "folder/s", "n" * 99])
+def test_bytes_are_those_of_webdatasets_writer(key: str, tmp_path: Path) -> None:
+    written = [PackedSample(f"{key}{s.key}", s.files) for s in samples(30)]
+    write_shard(f"{tmp_path}/a.tar", written)
+    with (tmp_path / "b.tar").open("wb") as file:
+        writer = webdataset.TarWriter(file, encoder=False, mtime=0)
+        for sample in written:
+            writer.write({"__key__": sample.key, **sample.files})
+        writer.close()
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
 @pytest.mark.parametrize("key", ["s", "n" * 150, "ünï", "folder/s", "n" * 99])

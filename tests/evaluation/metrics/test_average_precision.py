@@ -22,7 +22,7 @@ from efficientsam_pl.evaluation.metrics.average_precision import (
 from efficientsam_pl.evaluation.metrics.matching import averages
 from efficientsam_pl.evaluation.metrics.mean_iou import MeanIouBySize
 from efficientsam_pl.evaluation.metrics.overlaps import PredictedMasks, coco_overlaps
-from efficientsam_pl.structures import Instance, InstanceImage
+from efficientsam_pl.records import Instance, InstanceImage
 
 # pycocotools on shared/data/coco_val2014_100, from its README
 ORACLE = {

@@ -15,7 +15,7 @@ import pytest
 from efficientsam_pl import rle
 from efficientsam_pl.evaluation.metrics.lvis import lvis_averages
 from efficientsam_pl.evaluation.metrics.overlaps import PredictedMasks, lvis_overlaps
-from efficientsam_pl.structures import Instance, InstanceImage
+from efficientsam_pl.records import Instance, InstanceImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")  # the package's
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from efficientsam_pl import rle
 from efficientsam_pl.evaluation.interfaces import ImagePrompts
-from efficientsam_pl.structures import Instance, Label
+from efficientsam_pl.records import Instance
+from efficientsam_pl.structures import Label
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from efficientsam_pl.evaluation.interfaces import ImagePrompts
 from efficientsam_pl.evaluation.protocols.base import EvalContext
 from efficientsam_pl.evaluation.protocols.box_pixels import covered_pixels, enclosed_pixels, filled
 from efficientsam_pl.evaluation.protocols.detector_boxes import DetectorBoxes, MaskDetection
-from efficientsam_pl.structures import Instance
+from efficientsam_pl.records import Instance
 
 RULES = ("box_iou", "predicted_iou", "token_0")
 HEIGHT, WIDTH = 37, 52  # of the toy

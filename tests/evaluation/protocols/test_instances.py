@@ -24,7 +24,7 @@ from efficientsam_pl.evaluation.protocols.base import (
 )
 from efficientsam_pl.evaluation.protocols.registry import protocol
 from efficientsam_pl.keyed_random import sample_key, uniform_of
-from efficientsam_pl.structures import Instance
+from efficientsam_pl.records import Instance
 
 NAMES = ("box", "click_random_1", "click_random_3", "click_center", "click_iterative_5")
 

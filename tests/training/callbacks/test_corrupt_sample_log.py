@@ -1,6 +1,6 @@
 import pytest
 
-from efficientsam_pl.structures import CorruptSample
+from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
 
 

@@ -1,0 +1,59 @@
+"""Where the indexes and manifests of shards are: with the shards, or in another folder."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from efficientsam_pl.storage.files import full_path, is_local, local_path
+
+MANIFEST = "manifest.json"
+
+
+def index_beside(path: str) -> str:
+    """Path of a shard's index in the shard's folder."""
+    return f"{path}.index.json"
+
+
+def index_homes(path: str, index_dir: str | None) -> list[str | None]:
+    """List the folders where an index may be, the likeliest first; None: its shard's folder."""
+    return [index_dir, None] if index_dir is not None else [None, _cache_folder()]
+
+
+def written_home(path: str, index_dir: str | None) -> str | None:
+    """Return the folder where a shard's index is written; None: the shard's."""
+    if index_dir is not None:
+        return index_dir
+    if path.startswith("memory://"):
+        return None
+    if is_local(path) and os.access(local_path(path).parent, os.W_OK):
+        return None
+    return _cache_folder()
+
+
+def _cache_folder() -> str:
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return f"{root}/efficientsam_pl/index"
+
+
+def index_path(path: str, home: str | None) -> str:
+    """Path of a shard's index in the folder `home`; None: the shard's."""
+    if home is None:
+        return index_beside(path)
+    return f"{full_path(home)}/{Path(path).name}-{_short(folder_of(path))}.index.json"
+
+
+def manifest_path(folder: str, home: str | None) -> str:
+    """Path of the manifest of a folder of shards in the folder `home`; None: the same."""
+    if home is None:
+        return f"{folder}/{MANIFEST}"
+    return f"{full_path(home)}/{_short(folder)}-{MANIFEST}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def folder_of(path: str) -> str:
+    """Return the folder of a file, as `full_path` writes it."""
+    folder, slash, _ = path.rpartition("/")
+    return folder if "://" in path else str(local_path(folder or slash or "."))

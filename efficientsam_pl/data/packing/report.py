@@ -15,7 +15,6 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import atomic_write
 
-
 _MASK_COUNTS = {"crowds": "of crowds", "empty_masks": "empty"}  # see MaskCounts
 _PRINTED = 20  # skipped samples that are printed; all of them are in the summary file
 

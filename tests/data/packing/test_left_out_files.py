@@ -1,4 +1,4 @@
-"""What packing leaves out of a source: counted by suffix, type or place, and named."""
+"""Inventory of a source: files that packing leaves out, by suffix, type or place."""
 
 import io
 import json

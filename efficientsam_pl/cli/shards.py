@@ -18,6 +18,10 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.inputs import check_matches
 
 _BAD = 1  # exit code
+_KEYS = (
+    "Keys are file names without folder and suffix, with _ for each dot; where two are equal, all "
+    "begin with their folder, and a key that is still taken gets a number."
+)
 
 
 def add_pack(commands: Any) -> None:
@@ -39,10 +43,11 @@ def add_pack(commands: Any) -> None:
         required=True,
         type=path_text,
         metavar="PATH",
-        help="ILSVRC2012_img_train.tar, a folder a class, or a text file with a path and, if "
-        "known, a class number on each line",
+        help="ILSVRC2012_img_train.tar, a folder a class or a tar of it, or a text file with a "
+        "path and, if known, a class number on each line",
     )
     _pack_options(imagenet, _pack_imagenet)
+    imagenet.epilog = f"{_KEYS} {imagenet.epilog}"
     coco = command(sources, "coco", "a COCO-format set: polygons, run-lengths, crowds")
     coco.add_argument(
         "--annotations", required=True, type=path_text, metavar="FILE", help="COCO's JSON"

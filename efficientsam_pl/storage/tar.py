@@ -19,6 +19,13 @@ _WITHOUT_CONTENT = (
     *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE),
     *(tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE),
 )
+FOLDER, HARD_LINK, SYMBOLIC_LINK = "folder", "hard link", "symbolic link"
+SPECIAL_FILE = "special file"
+_KINDS = {
+    tarfile.DIRTYPE: FOLDER,
+    tarfile.LNKTYPE: HARD_LINK,
+    tarfile.SYMTYPE: SYMBOLIC_LINK,
+}
 _MOST_ZEROS = 64 * 1024  # at the end: two blocks and what fills a record, mostly 20 blocks
 _LONG_NAME, _EXTENDED = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
 
@@ -32,14 +39,26 @@ class TarMember:
     size: int
 
 
+@dataclass(frozen=True)
+class TarEntry:
+    """A member without content of its own: a folder, a link or a special file."""
+
+    name: str
+    kind: str
+
+
 @dataclass
 class TarScan:
-    """Members and faults of a tar; `sha256` is of the whole tar, "" where it was not read whole."""
+    """Members and faults of a tar; `sha256` is of the whole tar, "" where it was not read whole.
+
+    `others` are the members that are no plain files.
+    """
 
     members: list[TarMember] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     bytes: int = 0
     sha256: str = ""
+    others: list[TarEntry] = field(default_factory=list)
 
 
 @runtime_checkable
@@ -62,7 +81,7 @@ def scan_tar(file: Readable) -> TarScan:
     """Read a whole tar once, from its beginning to its end."""
     reader = _Sequential(file)
     scan = TarScan()
-    scan.members = list(_members(reader, scan.faults))
+    scan.members = list(_members(reader, scan.faults, scan.others))
     scan.bytes, scan.sha256 = reader.finish()
     return scan
 
@@ -77,7 +96,7 @@ def scan_headers(file: Seekable, begin: int = 0, end: int | None = None) -> TarS
     """
     reader = _HeaderReader(file, begin, end)
     scan = TarScan()
-    scan.members = list(_members(reader, scan.faults))
+    scan.members = list(_members(reader, scan.faults, scan.others))
     scan.bytes = reader.end - begin
     return scan
 
@@ -134,7 +153,9 @@ class _HeaderReader:
         return self.position <= self.end
 
 
-def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator[TarMember]:
+def _members(
+    reader: _Sequential | _HeaderReader, faults: list[str], others: list[TarEntry]
+) -> Iterator[TarMember]:
     zeros, lost_at, long_name = 0, None, None
     while block := reader.read(BLOCK):
         at = reader.position - len(block)
@@ -154,13 +175,15 @@ def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator
         zeros, lost_at = 0, None
         if header.type in (_LONG_NAME, _EXTENDED, tarfile.XGLTYPE):
             content = reader.read(-(-header.size // BLOCK) * BLOCK)[: header.size]
-            if header.type != tarfile.XGLTYPE:
-                long_name = _long_name(header.type, content)
+            is_global = header.type == tarfile.XGLTYPE
+            long_name = long_name if is_global else _long_name(header.type, content)
             continue
         name, long_name = long_name or header.name, None
         size = 0 if header.type in _WITHOUT_CONTENT else header.size
         if header.type in _FILES:
             yield TarMember(name, reader.position, size)
+        else:
+            others.append(TarEntry(name, _KINDS.get(header.type, SPECIAL_FILE)))
         if not reader.skip(-(-size // BLOCK) * BLOCK):
             faults.append(f"cut inside {name}")
             return

@@ -9,7 +9,7 @@ import torch
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.config.load import as_dict
-from efficientsam_pl.data.build import DatasetSplits, open_splits
+from efficientsam_pl.data.build import DatasetSplits, open_splits, warn_of_shared_content
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
 from efficientsam_pl.training.callbacks.data_report import DataReport
 from efficientsam_pl.training.callbacks.ema import EmaWeights
@@ -76,6 +76,8 @@ def _prepare(recipe: Recipe[C, R], folder: RunFolder) -> tuple[Recipe[C, R], Dat
     config = replace(config, data=replace(recipe, config=config).prepare_data(folder.local))
     # before a model is built: a pattern may match nothing
     splits = open_splits(config.data, check_sizes=launch().rank == 0)
+    if launch().rank == 0:
+        warn_of_shared_content(splits)
     config = replace(
         config,
         trainer=config.trainer.paced(splits.samples()),

@@ -1,4 +1,4 @@
-"""Where the indexes and manifests of shards are: with the shards, or in another folder."""
+"""Places of the indexes and manifests of shards: with the shards, or in another folder."""
 
 import hashlib
 import os

@@ -177,8 +177,8 @@ def open_shards(
         raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
     folders = _folders([*matching, *map(full_path, listed)])
     known = {path: s for folder in folders for path, s in _known(folder, index_dir).items()}
-    for part, found in listed.items():
-        if not found and not _matching(known, part):
+    for part, paths in listed.items():
+        if not paths and not _matching(known, part):
             raise ShardsError(f"no shard matches {part!r}")
     known |= _index_new({p: size for p, size in kept.items() if p not in known}, index_dir)
     unlisted = [path for path in known if path not in files]

@@ -11,19 +11,17 @@ import hashlib
 import json
 import logging
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from fsspec.utils import glob_translate
 
 from efficientsam_pl.data.index import (
     WRONG_FORM,
@@ -35,6 +33,14 @@ from efficientsam_pl.data.index import (
     index_of,
     to_bytes,
 )
+from efficientsam_pl.data.manifest_file import (
+    FORMAT,
+    MANIFEST,
+    is_foreign,
+    read_manifest_file,
+    refuse_foreign,
+)
+from efficientsam_pl.data.shard_listing import list_shards, matcher, shard_name
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import (
@@ -43,18 +49,16 @@ from efficientsam_pl.storage.files import (
     exists,
     full_path,
     is_local,
-    list_files,
     local_path,
-    patterns,
     read_file,
+    read_json_file,
     same_file,
 )
+from efficientsam_pl.storage.filesystems import describe_error
 from efficientsam_pl.storage.tar import scan_tar
 from efficientsam_pl.structures import CorruptSample
 
 MANIFEST_VERSION = 1
-MANIFEST = "manifest.json"
-_FORMAT = "efficientsam_pl manifest"
 _INDEXERS = 8  # shards indexed at a time; checksums and reads run outside of Python's lock
 _ADDED_AGAIN = 5  # times that a manifest is read again after it was written
 _LOGGED_ABOVE = 1 << 30  # bytes of new shards whose indexing takes long enough to be logged
@@ -104,7 +108,7 @@ class ShardSet:
 
     def fingerprint(self) -> str:
         """Hash the names and counts, which the order of samples depends on."""
-        text = "\n".join(f"{Path(s.path).name} {s.samples}" for s in self.shards)
+        text = "\n".join(f"{Path(shard_name(s.path)).name} {s.samples}" for s in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
@@ -126,11 +130,14 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
             read or has other bytes than its index was made of.
         SourceLostError: A remote store does not respond.
     """
-    left_out = {same_file(file.path) for file in list_files(without)} if without else set()
-    listed = {part: list_files(part) for part in patterns(pattern)}
-    by_file = {same_file(file.path): file for files in listed.values() for file in files}
+    listed, heldout = list_shards(pattern), list_shards(without or "")
+    left_out = {same_file(shard_name(file.path)) for files in heldout.values() for file in files}
+    urls = {shard_name(file.path): file.path for files in listed.values() for file in files}
+    by_file = {
+        same_file(shard_name(file.path)): file for files in listed.values() for file in files
+    }
     matching = {
-        file.path: file.bytes for file in by_file.values()
+        shard_name(file.path): file.bytes for file in by_file.values()
     }  # each once, however it is named
     if not matching:
         raise ShardsError(f"no shard matches {pattern!r}")
@@ -140,21 +147,23 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
     folders = {_folder(path) for path in [*matching, *map(full_path, listed)]}
     known = {path: s for folder in sorted(folders) for path, s in _known(folder, index_dir).items()}
     for part, files in listed.items():
-        if not files and not any(_matches(path, part) for path in known):
+        if not files and not any(map(matcher(part), known)):
             raise ShardsError(f"no shard matches {part!r}")
-    new = {path: size for path, size in kept.items() if path not in known}
+    new = {urls[path]: size for path, size in kept.items() if path not in known}
     known |= _index_new(new, index_dir)
     lost = {
         same_file(path): path
         for path in known
         if same_file(path) not in by_file
-        and _matches(path, pattern)
-        and not (without and _matches(path, without))
+        and matcher(pattern)(path)
+        and not (without and matcher(without)(path))
     }
     shards = tuple(known[path] for path in sorted([*kept, *lost.values()]))
     if not any(shard.samples for shard in shards):
-        raise ShardsError(f"no sample in {counted(len(shards), 'shard')} of {pattern!r}")
-    return ShardSet(shards, tuple(_corrupt_shards(shards, kept)))
+        fault = next((f": {s.path}: {s.faults[0]}" for s in shards if s.faults), "")
+        raise ShardsError(f"no sample in {counted(len(shards), 'shard')} of {pattern!r}{fault}")
+    corrupt = tuple(_corrupt_shards(shards, kept))
+    return ShardSet(tuple(replace(s, path=urls.get(s.path, s.path)) for s in shards), corrupt)
 
 
 def ensure_index(path: str, index_dir: str | None = None, block: bool = True) -> Shard | None:
@@ -165,20 +174,30 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
         index_dir: See `open_shards`.
         block: Whether to wait while another process creates it; if not, None is returned.
     """
-    for home in _homes(path, index_dir):
-        place = _index_path(path, home)
-        if exists(place):
-            return manifest_entry(path, place, from_bytes(read_file(place), place))
-    place = _index_path(path, _written_home(path, index_dir))
+    name = shard_name(path)
+    for home in _homes(name, index_dir):
+        place = _index_path(name, home)
+        data = read_json_file(place) if exists(place) else None
+        if data is None and not (is_local(place) and exists(place)):
+            continue  # or a server has sent another thing under that name
+        return manifest_entry(name, place, from_bytes(data or b"", place))
+    place = _index_path(name, _written_home(name, index_dir))
     try:
         with _lock(place, block):
             if not exists(place):
                 index = index_of(consume_stream(path, scan_tar))
                 with atomic_write(place) as target:
                     target.write(to_bytes(index))
-            return manifest_entry(path, place, from_bytes(read_file(place), place))
+            return manifest_entry(name, place, from_bytes(read_file(place), place))
     except Timeout:
         return None
+    except OSError as error:
+        if not is_local(place) or error.filename in (None, path):  # the shard's fault
+            raise
+        raise ShardsError(
+            f"the index {place} cannot be written: {error.strerror}; data.index_dir "
+            "(check-shards: --index-dir) or XDG_CACHE_HOME names another folder"
+        ) from error
 
 
 def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None) -> None:
@@ -195,12 +214,13 @@ def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None
         return
     with _lock(place):
         for _ in range(_ADDED_AGAIN):
-            listed = _read_manifest(place, folder) if exists(place) else {}
+            refuse_foreign(place)
+            listed = _read_manifest(place, folder)
             if listed | new == listed:  # a remote folder has no lock: another's line may be lost
                 return
             listed |= new
             whole = {
-                "format": _FORMAT,
+                "format": FORMAT,
                 "version": MANIFEST_VERSION,
                 "shards": {Path(p).name: _to_json(listed[p], place) for p in sorted(listed)},
             }
@@ -215,7 +235,7 @@ def manifest_entry(path: str, index_path: str, index: ShardIndex) -> Shard:
 
 def index_beside(path: str) -> str:
     """Path of a shard's index in the shard's folder."""
-    return f"{path}.index.json"
+    return f"{shard_name(path)}.index.json"
 
 
 def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
@@ -242,9 +262,7 @@ def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
 def _known(folder: str, index_dir: str | None) -> dict[str, Shard]:
     known: dict[str, Shard] = {}
     for home in reversed(_homes(f"{folder}/x", index_dir)):
-        place = _manifest_path(folder, home)
-        if exists(place):
-            known |= _read_manifest(place, folder)
+        known |= _read_manifest(_manifest_path(folder, home), folder)
     return known
 
 
@@ -271,9 +289,12 @@ def _corrupt_shards(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[
 
 
 def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
+    data = read_manifest_file(place)
+    if data is None:
+        return {}
     try:
-        loaded = json.loads(read_file(place))
-        check_format(loaded, place, _FORMAT, MANIFEST_VERSION)
+        loaded = json.loads(data)
+        check_format(loaded, place, FORMAT, MANIFEST_VERSION)
         return {
             f"{folder}/{name}": Shard(
                 path=f"{folder}/{name}",
@@ -288,9 +309,8 @@ def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
     except WRONG_FORM as error:
         if isinstance(error, IndexFormatError):
             raise
-        raise IndexFormatError(
-            f"{place} is corrupt ({error!r}); delete it to rebuild it"
-        ) from error
+        reason = describe_error(error)
+        raise IndexFormatError(f"{place} is corrupt ({reason}); delete it to rebuild it") from error
 
 
 def _at(folder: str, name: str) -> str:
@@ -313,11 +333,10 @@ def _homes(path: str, index_dir: str | None) -> list[str | None]:
 def _written_home(path: str, index_dir: str | None) -> str | None:
     if index_dir is not None:
         return index_dir
-    if path.startswith("memory://"):
-        return None
-    if is_local(path) and os.access(local_path(path).parent, os.W_OK):
-        return None
-    return _cache_folder()
+    beside = path.startswith("memory://") or (
+        is_local(path) and os.access(local_path(path).parent, os.W_OK)
+    )
+    return None if beside and not is_foreign(f"{_folder(path)}/{MANIFEST}") else _cache_folder()
 
 
 def _cache_folder() -> str:
@@ -359,10 +378,6 @@ def _lock(place: str, block: bool = True) -> Iterator[None]:
         finally:
             if not file.name.endswith(f"{MANIFEST}.lock"):  # adding to it, two would lose a line
                 file.unlink(missing_ok=True)
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return any(re.match(glob_translate(full_path(part)), path) for part in patterns(pattern))
 
 
 def _folder(path: str) -> str:

@@ -20,6 +20,14 @@ _WITHOUT_CONTENT = (
     *(tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE),
 )
 _MOST_ZEROS = 64 * 1024  # at the end: two blocks and what fills a record, mostly 20 blocks
+_COMPRESSED = {  # first bytes
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+_MAGIC_AT, _MAGIC = 257, b"ustar"
 _LONG_NAME, _EXTENDED = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
 
 
@@ -82,6 +90,16 @@ def scan_headers(file: Seekable, begin: int = 0, end: int | None = None) -> TarS
     return scan
 
 
+def compression_of(head: bytes) -> str | None:
+    """Name the compression that a file's first bytes show."""
+    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
+
+
+def begins_like_a_tar(head: bytes) -> bool:
+    """Return whether a file's first bytes are a tar's header."""
+    return head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
+
+
 class _Sequential:
     """A file that is read forwards only and hashed on the way."""
 
@@ -138,6 +156,9 @@ def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator
     zeros, lost_at, long_name = 0, None, None
     while block := reader.read(BLOCK):
         at = reader.position - len(block)
+        if not at and (format_name := compression_of(block)):
+            faults.append(f"it is compressed ({format_name}); shards are plain tars: unpack it")
+            return
         if len(block) < BLOCK:
             faults.append(f"cut inside a header at byte {at}")
             return

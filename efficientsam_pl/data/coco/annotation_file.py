@@ -14,8 +14,8 @@ from typing import Any, Literal
 from efficientsam_pl.data.packing.coco import CocoError, record_lists
 from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import Rle, area, check_polygons, from_coco, run_lengths
-from efficientsam_pl.storage.files import with_retries
 from efficientsam_pl.storage.filesystems import HTTP, store
+from efficientsam_pl.storage.retries import with_retries
 from efficientsam_pl.structures import CorruptSample, Instance, InstanceImage
 
 Kind = Literal["coco", "lvis"]

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from efficientsam_pl.cluster.launch import INTERRUPTED, note_progress
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, check_format, from_bytes
+from efficientsam_pl.data.manifest_file import MANIFEST, refuse_foreign
 from efficientsam_pl.data.packing.writer import (
     IndexNote,
     PackedSample,
@@ -203,6 +204,7 @@ def _delete_leftovers(units: Iterable[Unit], out: str) -> Iterator[Unit]:
 
 def _claim(source: Source, out: str) -> None:
     """Write the folder's pack note, or check that it describes the same source."""
+    refuse_foreign(f"{out}/{MANIFEST}")
     place, described = f"{out}/{NOTE}", source.described()
     tars = list_files(f"{out}/*.tar")  # before the note, which another job of the array may write
     before = read_pack_note(out)

@@ -1,0 +1,73 @@
+"""List the shards that a pattern names: of what matches, the tars alone."""
+
+import logging
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+from fsspec.utils import glob_translate
+
+from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.files import (
+    StoredFile,
+    full_path,
+    has_marks,
+    list_by_part,
+    patterns,
+)
+from efficientsam_pl.storage.filesystems import plain_url
+
+SUFFIX = ".tar"
+_BESIDE_SHARDS = re.compile(  # what this program and checksum tools write into a folder of shards
+    r"\..*|.*\.index\.json|manifest\.json|pack\.json|pack-summary.*\.json|.*\.(md5|sha256|txt|md)",
+)
+
+_log = logging.getLogger(__name__)
+
+
+def list_shards(pattern: str) -> dict[str, list[StoredFile]]:
+    """List the shards of each of several patterns; see `storage.files.patterns`.
+
+    A file that is named without stars is taken as it is. Of the files that stars match, those
+    whose names do not end in `.tar` are left out; a line in the log counts them, unless they are
+    what belongs beside shards.
+    """
+    return {
+        part: _tars(part, files) if has_marks(part) else files
+        for part, files in list_by_part(pattern).items()
+    }
+
+
+def shard_name(path: str) -> str:
+    """Return the path that a shard is known by: without the query of its web address.
+
+    A query may hold a signature, which changes while the shard stays. Where the path does not name
+    a tar, the query does, and belongs to the name.
+    """
+    plain = plain_url(path)
+    return plain if plain.lower().endswith(SUFFIX) else path
+
+
+@lru_cache(maxsize=64)
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """Return a test whether a full path matches one of several patterns."""
+    parts = patterns(pattern)
+    names = {shard_name(full_path(part)) for part in parts if not has_marks(part)}
+    marked = [re.compile(glob_translate(full_path(part))) for part in parts if has_marks(part)]
+    return lambda path: path in names or any(regex.match(path) for regex in marked)
+
+
+def _tars(part: str, files: list[StoredFile]) -> list[StoredFile]:
+    tars = [file for file in files if plain_url(file.path).lower().endswith(SUFFIX)]
+    taken = {file.path for file in tars}
+    left_out = [file.path for file in files if file.path not in taken]
+    foreign = [path for path in left_out if not _BESIDE_SHARDS.fullmatch(PurePosixPath(path).name)]
+    if foreign:
+        _log.warning(
+            "%s: %s no tar and left out, first %s",
+            part,
+            f"{counted(len(foreign), 'matching file')} {'is' if len(foreign) == 1 else 'are'}",
+            PurePosixPath(foreign[0]).name,
+        )
+    return tars

@@ -144,7 +144,9 @@ def open_shards(pattern: str, index_dir: str | None = None, without: str | None 
     kept = {path: size for path, size in matching.items() if same_file(path) not in left_out}
     if not kept:
         raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
-    folders = {_folder(path) for path in [*matching, *map(full_path, listed)]}
+    folders = {
+        _folder(path) for path in [*matching, *(shard_name(full_path(part)) for part in listed)]
+    }
     known = {path: s for folder in sorted(folders) for path, s in _known(folder, index_dir).items()}
     for part, files in listed.items():
         if not files and not any(map(matcher(part), known)):

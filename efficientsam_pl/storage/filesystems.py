@@ -152,6 +152,8 @@ def _denial(status: int | None) -> str:
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status of an error, in whichever form its library keeps it."""
     for link in causes(error):
+        if type(link).__module__ == "aiohttp.http_exceptions":
+            continue  # its 400 is about a response that broke off
         response = getattr(link, "response", None)
         if isinstance(response, dict):  # botocore
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

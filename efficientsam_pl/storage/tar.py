@@ -156,11 +156,9 @@ def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator
     zeros, lost_at, long_name = 0, None, None
     while block := reader.read(BLOCK):
         at = reader.position - len(block)
-        if not at and (format_name := compression_of(block)):
-            faults.append(f"it is compressed ({format_name}); shards are plain tars: unpack it")
-            return
-        if len(block) < BLOCK:
-            faults.append(f"cut inside a header at byte {at}")
+        refusal = _unreadable(block, at)
+        if refusal:
+            faults.append(refusal)
             return
         if not any(block):
             zeros += 1
@@ -189,6 +187,14 @@ def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator
         faults.append("cut: it has no end mark")
     if zeros * BLOCK > _MOST_ZEROS and reader.position > zeros * BLOCK:
         faults.append(f"nothing but zeros from byte {reader.position - zeros * BLOCK} on")
+
+
+def _unreadable(block: bytes, at: int) -> str:
+    """Describe why nothing can follow a block; "" where a header may."""
+    compression = compression_of(block) if at == 0 else None
+    if compression is not None:
+        return f"it is compressed ({compression}); shards are plain tars: unpack it"
+    return f"cut inside a header at byte {at}" if len(block) < BLOCK else ""
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:

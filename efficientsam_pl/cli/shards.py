@@ -12,6 +12,7 @@ from efficientsam_pl.cli.argument_types import (
     cores,
     natural,
     positive,
+    store_options,
 )
 from efficientsam_pl.cli.parser import PATTERN, Parser, path_text
 from efficientsam_pl.errors import UserError
@@ -75,6 +76,7 @@ def add_check(commands: Any) -> None:
     parser.add_argument(
         "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
     )
+    store_options(parser)
     parser.set_defaults(run=_check_shards)
 
 
@@ -105,6 +107,7 @@ def _pack_options(parser: Parser, run: Callable[..., None]) -> None:
     parser.add_argument(
         "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
     )
+    store_options(parser)
     array_options(parser)
     parser.set_defaults(run=run)
 

@@ -72,6 +72,8 @@ class DataConfig:
     # into the next epoch, or drop it, or pad it with empty rows: its gradient is then smaller
     last_batch: LastBatch = "carry"
     decoding: Literal["scaled", "exact"] = "scaled"  # of JPEGs: smaller where that is enough
+    # a store that fails is tried again for so long; then the run saves and stops, exit code 75
+    store_patience_s: float = free(300.0)
     # remote shards are kept there; None: ranges are read remotely
     cache_dir: str | None = path(None, written="folder", resume="free")
     cache_gib: float = free(100.0)  # the least recently used shards leave above it
@@ -93,6 +95,8 @@ class DataConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative")
+        if not 0 <= self.store_patience_s < math.inf:
+            raise ValueError(f"store_patience_s={self.store_patience_s} must not be negative")
         if not 0 < self.cache_gib < math.inf:
             raise ValueError(f"cache_gib={self.cache_gib} must be positive")
         if not 0 <= self.max_bad_fraction <= 1:

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from efficientsam_pl.cluster.launch import STOPPED
+from efficientsam_pl.cluster.signals import LostStore, catch_signals
 from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.dataloaders import Stream, inference_loader, training_loader
@@ -18,9 +20,11 @@ from efficientsam_pl.data.sampler import (
     SampleRef,
     TrainingBatchSampler,
 )
-from efficientsam_pl.errors import UserError
+from efficientsam_pl.errors import UserError, one_line
+from efficientsam_pl.storage.retries import SourceLostError
 from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig
+from efficientsam_pl.training.lookahead import LookaheadLoader
 
 _STATE_VERSION = 2
 
@@ -70,12 +74,14 @@ class TrainingDataModule(L.LightningDataModule):
         steps = 0 if self.trainer is None else self.trainer.global_step - step
         return self._streams.sample_order.after(position, steps, self._config.global_batch)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> LookaheadLoader:
         """Endless micro-batches of this rank, from the current position."""
-        batches = TrainingBatchSampler(
-            self._streams.sample_order, self._rank_shard(), self._resumed_at[0]
-        )
-        return training_loader(self._streams.train, batches, self._data, self._pinned())
+        position, step = self._resumed_at
+        batches = TrainingBatchSampler(self._streams.sample_order, self._rank_shard(), position)
+        loader = training_loader(self._streams.train, batches, self._data, self._pinned())
+        per_step = self._config.accumulate()
+        needed = (self._config.max_steps - step) * per_step
+        return LookaheadLoader(loader, per_step, needed, _note_lost_store)
 
     def first_batches(self) -> DataLoader[Any]:
         """Micro-batches of this rank from the start of the first epoch, read in this process."""
@@ -189,3 +195,9 @@ class TrainingDataModule(L.LightningDataModule):
 
     def _pinned(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _note_lost_store(error: UserError) -> None:
+    """Request the run to save and stop (see Preemption)."""
+    code = STOPPED if isinstance(error, SourceLostError) else 2
+    catch_signals().note_lost_store(LostStore(one_line(error), code))

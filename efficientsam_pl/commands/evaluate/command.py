@@ -41,6 +41,7 @@ from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model, weights_sha256
 from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.retries import SourceLostError, set_store_patience
 from efficientsam_pl.structures import CorruptSample
 
 _DECODERS, _AHEAD = 2, 6  # threads that decode images, and decoded images in memory
@@ -98,9 +99,11 @@ def evaluate(
 
     Raises:
         UserError: A file cannot be used, or the folder holds another evaluation's records.
-        SavedAndStopped: On a request to stop; the same command continues.
+        SavedAndStopped: On a request to stop, or where a store stays away; the same command
+            continues.
     """
     requests, begun = catch_signals(), time.monotonic()
+    set_store_patience(config.store_patience_s)
     try:
         photos = open_set(config)
         evaluator = ImageEvaluator(
@@ -120,7 +123,11 @@ def evaluate(
         parts = ResultJournal(out.with_suffix(".parts"))
         parts.begin(settings_of(config, photos, evaluator, about), _start(), config.fresh)
         work = _Work(config, photos, evaluator, parts, launch(), requests)
-        _score_images(work)
+        try:
+            _score_images(work)
+        except SourceLostError as error:
+            kept = f"{error}; {_describe_kept(work)}; the same command continues"
+            raise SourceLostError(kept) from error
         return _merge(work, about, begun)
     finally:
         requests.restore_handlers()
@@ -134,8 +141,10 @@ def _score_images(work: _Work) -> None:
     mine = [p for p in range(work.rank.rank, len(numbers), world) if numbers[p] not in done]
     ready = prefetch(work.photos.photos.read, mine, _DECODERS, _AHEAD)
     bar = work.rank.rank == 0 and sys.stdout.isatty()
-    kept = f"photos that are done are kept in {work.parts.folder}"
-    with work.requests.saving(lambda: kept), work.parts.writer(work.rank.rank) as writer:
+    with (
+        work.requests.saving(lambda: _describe_kept(work)),
+        work.parts.writer(work.rank.rank) as writer,
+    ):
         shown = track(mine, "Evaluating", len(mine), transient=True, disable=not bar)
         for count, (place, read) in enumerate(zip(shown, ready, strict=True), 1):
             number = numbers[place]
@@ -149,6 +158,10 @@ def _score_images(work: _Work) -> None:
             if work.requests.strongest is not Request.NONE and count < len(mine):
                 writer.sync()
                 _stop(work, len(done) + count)
+
+
+def _describe_kept(work: _Work) -> str:
+    return f"photos that are done are kept in {work.parts.folder}"
 
 
 def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:

@@ -24,7 +24,7 @@ class Interrupted(BaseException):
     """
 
 
-def one_line(error: UserError) -> str:
+def one_line(error: Exception) -> str:
     """Return the message; for an error re-raised from a data worker, its last line."""
     text = str(error)
     if not text.startswith("Caught "):

@@ -399,6 +399,7 @@ class Web:
         self.folder, self.ranges = folder, ranges
         self.failing = 0  # so many of the next requests for a file's bytes get this status
         self.status, self.headers = 503, dict[str, str]()
+        self.away_after: int | None = None  # so many requests for bytes succeed, then none
         self.cutting = 0  # and so many break off in the middle
         self.resetting = 0  # or are reset before a response
         self.shortening = 0  # or get half of a range, as if it were all of it
@@ -455,6 +456,9 @@ class Web:
         data, wanted = path.read_bytes(), request.headers.get("Range", "")
         if body:
             self.requests.append((path.name, wanted))
+            if self.away_after is not None and len(self.requests) > self.away_after:
+                self._send(request, 503, b"", body)
+                return
             if self.failing:
                 self.failing -= 1
                 self._send(request, self.status, b"", body, self.headers)

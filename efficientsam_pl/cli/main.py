@@ -47,6 +47,8 @@ _USER_ERRNOS = (  # problems of the user's disk or folder
     errno.EDQUOT,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EMFILE,  # ulimit -n
+    errno.ENFILE,
 )
 _RANK_0_GRACE_S = 10.0  # other ranks wait for rank 0 to report first
 

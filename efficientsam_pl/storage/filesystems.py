@@ -29,6 +29,7 @@ _DATA_SUFFIX = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(r"<(Code|Message)>([^<]*)<")  # in the XML of S3, GCS and Azure
+_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")  # may hold a secret
 _LONGEST_MESSAGE = 300
 
 
@@ -139,7 +140,8 @@ def refusal(error: Exception) -> str | None:
 
 def describe_error(error: BaseException | None) -> str:
     """Format an error as one line of limited length."""
-    text = f"{type(error).__name__}: {' '.join(str(error)[: 4 * _LONGEST_MESSAGE].split())}"
+    plain = _QUERY.sub(r"\1", str(error)[: 4 * _LONGEST_MESSAGE])
+    text = f"{type(error).__name__}: {' '.join(plain.split())}"
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 

@@ -38,8 +38,11 @@ _jitter = random.SystemRandom()  # has no state, and takes no number from any se
 _logged_at: list[float] = []  # the last time
 
 
-class SourceLostError(UserError):
-    """A store that stayed away longer than the patience; one line that names the file."""
+class SourceLostError(Exception):
+    """A store that stayed away longer than the patience; one line that names the file.
+
+    Neither the user's mistake nor a corrupt file, so it is no error that those are handled by.
+    """
 
 
 def set_store_patience(seconds: float) -> None:
@@ -82,7 +85,8 @@ def raise_if_lasting(error: Exception, path: str) -> None:
     refused = next((link for link in causes(error) if isinstance(link, StoreRefusedError)), None)
     if refused is not None:
         raise refused
-    if isinstance(error, UserError) or is_gone(error) or getattr(error, "errno", None) in _NO_ROOM:
+    no_room = getattr(error, "errno", None) in _NO_ROOM
+    if isinstance(error, UserError | SourceLostError) or is_gone(error) or no_room:
         raise error
     reason = refusal(error)
     if reason is not None:

@@ -12,7 +12,17 @@ from efficientsam_pl.cluster.launch import STOPPED
 from efficientsam_pl.cluster.signals import LostStore, catch_signals
 from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.dataloaders import Stream, inference_loader, training_loader
+from efficientsam_pl.data.dataloaders import (
+    PREFETCH,
+    Stream,
+    inference_loader,
+    training_loader,
+)
+from efficientsam_pl.data.limits import (
+    batches_in_flight,
+    check_open_files,
+    check_shared_memory,
+)
 from efficientsam_pl.data.sampler import (
     Position,
     RankShard,
@@ -24,7 +34,7 @@ from efficientsam_pl.errors import UserError, one_line
 from efficientsam_pl.storage.retries import SourceLostError
 from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig
-from efficientsam_pl.training.lookahead import LookaheadLoader
+from efficientsam_pl.training.lookahead import LookaheadLoader, steps_ahead
 
 _STATE_VERSION = 2
 
@@ -172,17 +182,32 @@ class TrainingDataModule(L.LightningDataModule):
         self._resumed_at = (position, state_dict["steps"])
 
     def setup(self, stage: str) -> None:
-        """Check that all ranks see the same shards.
+        """Check the machine's limits, and that all ranks see the same shards.
 
         Raises:
-            UserError: They do not, for example because a folder is still being filled.
+            UserError: A limit is too low, or the ranks see other shards, for example because a
+                folder is still being filled.
         """
+        self._check_limits()  # before ranks meet: then none has begun to fill shared memory
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return
         fingerprints: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(fingerprints, self._fingerprints())
         if any(ours != fingerprints[0] for ours in fingerprints):
             raise UserError(f"ranks see different shards in data.train: {fingerprints}")
+
+    def _check_limits(self) -> None:
+        workers, config = self._data.workers, self._config
+        if workers == 0:
+            return
+        kept = steps_ahead(config.accumulate()) + 1
+        samples, heldout = config.micro_batch, self._streams.heldout
+        training = workers * self._data.read_ahead + kept
+        loaders = [batches_in_flight(self._streams.train, samples, training)]
+        if heldout is not None:  # whose workers run beside those that read ahead for training
+            loaders.append(batches_in_flight(heldout, samples, workers * PREFETCH + 1))
+        check_open_files(loaders, workers * len(loaders))
+        check_shared_memory(loaders, config.devices or 1)
 
     def _fingerprints(self) -> list[str]:
         return [shards.fingerprint() for shards in self._streams.sets.train]
@@ -197,7 +222,7 @@ class TrainingDataModule(L.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def _note_lost_store(error: UserError) -> None:
+def _note_lost_store(error: Exception) -> None:
     """Request the run to save and stop (see Preemption)."""
     code = STOPPED if isinstance(error, SourceLostError) else 2
     catch_signals().note_lost_store(LostStore(one_line(error), code))

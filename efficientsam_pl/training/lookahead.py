@@ -8,12 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.filesystems import StoreRefusedError
 from efficientsam_pl.storage.retries import SourceLostError
 
 _STEPS_AHEAD = 2
 _FETCHED_AT_ONCE = 2  # the first step waits for two batches, not for all that are kept
+
+
+def steps_ahead(per_step: int) -> int:
+    """Return how many micro-batches are kept, of so many a step."""
+    return _STEPS_AHEAD * per_step
 
 
 class LookaheadLoader(Iterable[Any]):
@@ -31,10 +35,10 @@ class LookaheadLoader(Iterable[Any]):
         loader: Iterable[Any],
         per_step: int,
         needed: int,
-        on_lost: Callable[[UserError], None],
+        on_lost: Callable[[Exception], None],
     ) -> None:
         self._loader, self._needed, self._on_lost = loader, needed, on_lost
-        self.ahead = _STEPS_AHEAD * per_step
+        self._ahead = steps_ahead(per_step)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield batches; after the store is lost those that are kept.
@@ -44,11 +48,11 @@ class LookaheadLoader(Iterable[Any]):
             StoreRefusedError: The same, for a store that refuses access.
         """
         batches, ready = iter(self._loader), deque[Any]()
-        lost: UserError | None = None
+        lost: Exception | None = None
         batch: Any = None
         fetched = delivered = 0
         while True:
-            wanted = min(self.ahead + 1, len(ready) + _FETCHED_AT_ONCE, self._left(fetched, ready))
+            wanted = min(self._ahead + 1, len(ready) + _FETCHED_AT_ONCE, self._left(fetched, ready))
             while lost is None and len(ready) < wanted:
                 try:
                     ready.append(next(batches))

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,3 +184,18 @@ def test_nothing_is_fetched_beyond_the_last_step_but_the_one_that_is_requested()
         if len(given) == 11:
             break
     assert given[:10] == list(range(10))
+
+
+def test_low_limit_of_open_files_ends_a_run_at_once(shards: Path, tmp_path: Path) -> None:
+    program = Path(__file__).with_name("toy_recipe.py")
+    keys = (f"data.train={shards}/train-*.tar", f"run.dir={tmp_path}", "data.workers=8")
+    small = ("trainer.accelerator=cpu", "optim.warmup_steps=1", "trainer.max_steps=6")
+    done = subprocess.run(  # noqa: PLW1510  its code is checked below
+        ["bash", "-c", 'ulimit -n 64 && exec "$@"', "bash", sys.executable, program, *keys, *small],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(program.parents[2]), *sys.path[1:]])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1  # of the program, which is no command
+    assert "open files, but the limit is 64" in done.stderr.splitlines()[-1]

@@ -69,7 +69,13 @@ def add_check(commands: Any) -> None:
     parser.add_argument(
         "pattern", type=path_text, metavar=PATTERN, help="the shards, such as 'shards/*.tar'"
     )
-    parser.add_output("--json", kind="file", metavar="FILE", help="a report with all that is bad")
+    parser.add_output(
+        "--json",
+        kind="file",
+        type=path_text,
+        metavar="FILE",
+        help="a report with all that is bad; local, or s3:// and the like",
+    )
     parser.add_argument(
         "--index-dir", type=path_text, metavar="DIR", help="of indexes that lie apart"
     )

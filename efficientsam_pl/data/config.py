@@ -90,6 +90,8 @@ class DataConfig:
         for part in self.mixture:
             if part.weight < total / 1000:
                 raise ValueError(f"mixture= gives {part.shards} less than a thousandth of the data")
+        if self.cache_dir is not None and "://" in self.cache_dir:
+            raise ValueError(f"cache_dir={self.cache_dir} must be a local folder")
         for name in ("block_shards", "neighbours", "read_ahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

@@ -39,6 +39,12 @@ def list_shards(pattern: str) -> dict[str, list[StoredFile]]:
     }
 
 
+def list_tars(pattern: str) -> list[StoredFile]:
+    """List the shards of several patterns together, each once, by name."""
+    files = {file.path: file for listed in list_shards(pattern).values() for file in listed}
+    return [files[path] for path in sorted(files)]
+
+
 def shard_name(path: str) -> str:
     """Return the path that a shard is known by: without the query of its web address.
 

@@ -17,6 +17,7 @@ _LOCAL = ("file://", "local://")
 _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _GONE_STATUS = (404, 410)
 _PASSING_STATUS = (408, 409, 416, 423, 425, 429)  # of those below 500; 416 is the reader's
+_NEVER_STATUS = (501, 505)  # not implemented
 _REFUSED_STATUS = (400, 401, 403, 407)  # the response's text may state the reason
 _WITHOUT_CREDENTIALS = (  # names of exceptions of botocore, google.auth, azure and others
     *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
@@ -96,6 +97,11 @@ def plain_url(path: str) -> str:
     return path.partition("?")[0] if path.startswith(HTTP) else path
 
 
+def names_a_file(path: str) -> bool:
+    """Return whether a web address ends in a suffix of a data file, so that it is no folder."""
+    return path.startswith(HTTP) and bool(_DATA_SUFFIX.search(urlsplit(path).path))
+
+
 def full_name(fs: Any, name: str, pattern: str) -> str:
     """Turn a file system's name of a file that matched a pattern into a path with its protocol."""
     if isinstance(fs, LocalFileSystem):
@@ -133,7 +139,8 @@ def refusal(error: Exception) -> str | None:
     no_credentials = any(type(link).__name__ in _WITHOUT_CREDENTIALS for link in causes(error))
     if isinstance(error, PermissionError) or no_credentials:
         return f"{_denial(status)} ({describe_error(error)})"
-    if status is None or not 400 <= status < 500 or status in _PASSING_STATUS:
+    refused = status is not None and (400 <= status < 500 or status in _NEVER_STATUS)
+    if not refused or status in _PASSING_STATUS:
         return None
     return f"{_denial(status)} ({describe_error(error)})"
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
-from efficientsam_pl.storage.filesystems import is_beyond_end, is_gone, store
+from efficientsam_pl.storage.filesystems import HTTP, is_beyond_end, is_gone, store
 from efficientsam_pl.storage.retries import Backoff, raise_if_lasting, with_retries
 
 _BLOCK_BYTES = 8 << 20
+_WHOLE_FILE = 200  # status of a response to a request for a range, else 206
 
 _log = logging.getLogger(__name__)
 _without_ranges: set[str] = set()  # servers that were reported
+_probed: set[str] = set()  # servers that were checked
 
 
 class ShortReadError(OSError):
@@ -125,11 +127,35 @@ class _Span:
     size: int
 
 
-def warn_without_ranges(path: str) -> None:
+def check_ranges(path: str, log: bool) -> None:
+    """Check, before workers are forked, whether a web server sends ranges.
+
+    Args:
+        path: One of its files; the response's body is not read.
+        log: Whether to log that it sends none; if not, its workers will not either.
+    """
+    server = urlsplit(path).netloc
+    if not path.startswith(HTTP) or server in _probed:
+        return
+    _probed.add(server)
+    fs, plain = store(path)
+
+    def status() -> int:
+        options = {"block_size": 0, "size": 1, "headers": {"Range": "bytes=0-0"}}
+        with fs.open(plain, "rb", **options) as file:
+            return int(file.r.status)
+
+    if with_retries(status, path) == _WHOLE_FILE:
+        warn_without_ranges(path, log)
+
+
+def warn_without_ranges(path: str, log: bool = True) -> None:
     """Log once for each server that it sends whole files where ranges are requested."""
     server = urlsplit(path).netloc
     if server not in _without_ranges:
         _without_ranges.add(server)
+        if not log:
+            return
         _log.warning(
             "%s sends a whole file for each range that is requested; training should keep its "
             "shards on a disk: data.cache_dir names the folder",

@@ -86,7 +86,8 @@ def raise_if_lasting(error: Exception, path: str) -> None:
     if refused is not None:
         raise refused
     no_room = getattr(error, "errno", None) in _NO_ROOM
-    if isinstance(error, UserError | SourceLostError) or is_gone(error) or no_room:
+    lasting = isinstance(error, UserError | SourceLostError | NotImplementedError)
+    if lasting or is_gone(error) or no_room:
         raise error
     reason = refusal(error)
     if reason is not None:

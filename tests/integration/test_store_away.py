@@ -1,11 +1,13 @@
 """Commands whose store stays away: exit code 75, and the same command continues."""
 
+import gzip
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,3 +138,44 @@ def test_denied_access_is_the_users_to_mend(
     assert cli.main(["check-shards", f"{served.url}/s-000000.tar", "--workers", "0"]) == 2
     assert requested(home) == {"exit": 2}
     assert "access is denied" in capfd.readouterr().err
+
+
+def test_report_of_a_check_goes_to_a_store(shards: Path, s3: None) -> None:
+    fsspec.filesystem("s3").mkdir("reports")
+    command = ["check-shards", f"{shards}/*.tar", "--workers", "0", "--json"]
+    assert cli.main([*command, "s3://reports/in/check.json"]) == 0
+    report = json.loads(fsspec.filesystem("s3").cat_file("reports/in/check.json"))
+    assert (report["shards"], report["samples"], report["bad"]) == (3, 9, [])
+    assert cli.main([*command, "s3://nowhere/check.json"]) == 2
+
+
+@pytest.mark.parametrize("name", ["set.tar.gz", "set.zip", "set.tgz"])
+def test_compressed_source_is_refused_by_its_first_bytes(
+    name: str, tmp_path: Path, web: Serve, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = b"PK\x03\x04" if name.endswith("zip") else gzip.compress(b"")[:4]
+    (tmp_path / name).write_bytes(content + b"\0" * 1000)
+    for source in (tmp_path / name, f"{web(tmp_path).url}/{name}"):
+        command = ["pack", "imagenet", "--source", str(source), "--out", str(tmp_path / "out")]
+        assert cli.main(command) == 2
+        assert "is compressed (" in capfd.readouterr().err
+
+
+def test_tar_of_another_name_is_read_as_a_tar(tmp_path: Path, tar_of: Any) -> None:
+    file = io.BytesIO()
+    Image.fromarray(pixels(0)).save(file, "JPEG")
+    source = tar_of(tmp_path / "IMAGES.TAR", {"0.jpg": file.getvalue()})
+    command = ["pack", "imagenet", "--source", str(source), "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--workers", "0"]) == 0
+    assert len(tars(tmp_path / "out")) == 1
+
+
+def test_folder_with_a_manifest_of_another_program_is_not_packed_into(
+    shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text('{"name": "web app"}')
+    command = ["pack", "sa1b", "--source", f"{shards}/*", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--workers", "0"]) == 2
+    assert "manifest.json is not of this program" in capfd.readouterr().err
+    assert list(tars(tmp_path / "out")) == []

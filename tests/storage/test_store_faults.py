@@ -189,6 +189,26 @@ def test_server_without_ranges_is_reported_once_with_the_key_that_helps(
     assert served.url.removeprefix("http://") in record.message
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+def test_one_byte_shows_whether_a_server_sends_ranges(
+    ranges: bool,
+    folder: Path,
+    web: Serve,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_without_ranges", "_probed"):
+        monkeypatch.setattr(remote, name, set())
+    served = web(folder, ranges)
+    for name in ("s-0.tar", "s-1.tar"):
+        remote.check_ranges(f"{served.url}/{name}", log=True)
+    remote.check_ranges(f"{folder}/s-0.tar", log=True)
+    assert [name for name, _ in served.requests] == ["s-0.tar"]
+    assert ["data.cache_dir" in line for line in caplog.messages] == [True] * (not ranges)
+    RangeReader().read([Range(f"{served.url}/s-0.tar", 600, 50)])
+    assert len(caplog.messages) == (not ranges)
+
+
 @pytest.mark.parametrize("status", [503, 429])
 def test_server_that_falters_does_not_make_an_index_missing(
     status: int, folder: Path, web: Serve

@@ -51,6 +51,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_protocols(self.protocols)
+        if "://" in self.out:
+            raise ValueError(f"out={self.out} must be a local file")
         if not self.out.endswith(".json"):
             raise ValueError(f"out={self.out} must end in .json")
         for key in ("prompts_at_once", "photos"):

@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from efficientsam_pl.data.images.decode import decode_image, image_size_of
@@ -34,9 +33,18 @@ from efficientsam_pl.storage.files import (
     is_local,
     local_path,
     read_file,
+    read_head,
 )
+from efficientsam_pl.storage.filesystems import names_a_file, store
 from efficientsam_pl.storage.ranges import Range, RangeReader
-from efficientsam_pl.storage.tar import Seekable, TarMember, scan_headers
+from efficientsam_pl.storage.tar import (
+    BLOCK,
+    Seekable,
+    TarMember,
+    begins_like_a_tar,
+    compression_of,
+    scan_headers,
+)
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -150,14 +158,21 @@ def read_source(source: str) -> list[Item]:
 
 
 def _list_images(source: str) -> list[_ListedImage]:
-    fs, path = fsspec.core.url_to_fs(source)
-    if fs.isdir(path):
+    fs, path = store(source)
+    if not names_a_file(source) and fs.isdir(path):  # which would read a web file whole
         return _in_folder(source)
     if source.endswith(".tar"):
         return _in_tar(source)
-    if not fs.exists(path):
+    if not exists(source):
         raise UserError(f"--source: no such file or folder: {source}")
-    return _in_list(source)
+    head = read_head(source, BLOCK)
+    compression = compression_of(head)
+    if compression is not None:
+        raise UserError(
+            f"--source: {source} is compressed ({compression}); name a plain tar, a folder, or a "
+            "list of files"
+        )
+    return _in_tar(source) if begins_like_a_tar(head) else _in_list(source)
 
 
 def _in_tar(source: str) -> list[_ListedImage]:
@@ -209,7 +224,7 @@ def _images_under(root: str) -> Iterator[str]:
             inside = Path(folder).relative_to(local_path(root)).as_posix()
             yield from (n if inside == "." else f"{inside}/{n}" for n in names if _is_image(n))
         return
-    fs, path = fsspec.core.url_to_fs(root)
+    fs, path = store(root)
     yield from (name[len(path) + 1 :] for name in fs.find(path) if _is_image(name))
 
 

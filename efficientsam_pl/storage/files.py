@@ -268,10 +268,10 @@ def _glob(pattern: str) -> list[StoredFile]:
 
     def matches() -> dict[str, dict[str, Any]]:
         try:
-            found = fs.glob(path, detail=True)
+            matching = fs.glob(path, detail=True)
         except ValueError as error:  # such as ** next to other letters
             raise UserError(f"{path}: {describe_error(error)}") from error
-        return {name: info for name, info in found.items() if _is_file(fs, name, info)}
+        return {name: info for name, info in matching.items() if _is_file(fs, name, info)}
 
     infos = with_retries(matches, pattern)
     full = {name: full_name(fs, name, pattern) for name in infos}
@@ -318,16 +318,16 @@ def _in_listing(folder: str, names: Iterable[str]) -> dict[str, list[StoredFile]
             raise
         return listed
 
-    by_name = {
+    infos = {
         full_name(fs, entry["name"], folder): entry
         for entry in with_retries(entries, folder)
         if entry["type"] == "file"
     }
-    found: dict[str, list[StoredFile]] = {}
+    files: dict[str, list[StoredFile]] = {}
     for name in names:
         full = full_path(name)
-        found[name] = [_stored(fs, full, name, by_name[full])] if full in by_name else []
-    return found
+        files[name] = [_stored(fs, full, name, infos[full])] if full in infos else []
+    return files
 
 
 def _stored(fs: Any, name: str, pattern: str, info: dict[str, Any]) -> StoredFile:

@@ -47,7 +47,8 @@ def _try_store(key: str, path: str, kind: Literal["file", "folder", "either"]) -
     try:
         with_retries(lambda: fs.pipe_file(plain, b""), place)
     except (OSError, UserError, NotImplementedError) as error:
-        reason = str(error) if isinstance(error, UserError) else describe_error(error)
+        known = isinstance(error, UserError)
+        reason = str(error).removeprefix(f"{place}: ") if known else describe_error(error)
         raise UserError(f"{key}: cannot be written: {reason}: {plain_url(path)}") from error
     with suppress(Exception):  # it may be allowed to write, but not to remove
         fs.rm_file(plain)

@@ -34,7 +34,7 @@ def pixels(number: int) -> np.ndarray:
 
 
 def requested(state: Path) -> dict[str, int]:
-    """What the batch script reads."""
+    """Read the files of the batch script."""
     names = ("exit", "requeue")
     return {n: int((state / n).read_text()) for n in names if (state / n).exists()}
 

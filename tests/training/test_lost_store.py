@@ -165,10 +165,10 @@ def test_batches_of_two_further_steps_are_left_when_the_loss_is_reported(
 ) -> None:
     reports: list[int] = []
     loader = Batches(lost_at)
-    ahead = LookaheadLoader(loader, per_step, 1000, lambda error: reports.append(len(given)))  # type: ignore[arg-type]
+    batches = LookaheadLoader(loader, per_step, 1000, lambda error: reports.append(len(given)))  # type: ignore[arg-type]
     given: list[int] = []
     with pytest.raises(SourceLostError):
-        given.extend(ahead)
+        given.extend(batches)
     assert given == list(range(lost_at))
     assert len(reports) == 1
     assert lost_at - reports[0] >= min(2 * per_step, lost_at // 2)

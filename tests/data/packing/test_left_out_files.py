@@ -1,4 +1,4 @@
-"""What packing leaves out of a source: counted by suffix, type or place, and named."""
+"""Packing leaves files out of a source: counted by suffix, type or place, and named."""
 
 import io
 import json

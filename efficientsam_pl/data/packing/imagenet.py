@@ -216,7 +216,7 @@ def _list_under(root: str) -> tuple[FolderListing, list[str]]:
         listing = list_folder(folder, recursive=True)
         return listing, [path.name for path in folder.iterdir() if path.is_dir()]
     fs, path = store(root)
-    images, other, hidden, folders = [], [], dict[str, None](), set()
+    images, other, hidden, folders = list[str](), list[str](), dict[str, None](), set[str]()
     for full_name, status in fs.find(path, withdirs=True, detail=True).items():
         name, is_folder = full_name[len(path) + 1 :].rstrip("/"), status["type"] == "directory"
         if is_folder or "/" in name:

@@ -12,6 +12,7 @@ from efficientsam_pl.cli.argument_types import (
     cores,
     natural,
     positive,
+    store_options,
 )
 from efficientsam_pl.cli.parser import PATTERN, Parser, path_text
 from efficientsam_pl.errors import UserError
@@ -87,13 +88,20 @@ def add_check(commands: Any) -> None:
     parser.add_argument(
         "pattern", type=path_text, metavar=PATTERN, help="the shards, such as 'shards/*.tar'"
     )
-    parser.add_output("--json", kind="file", metavar="FILE", help="a report with all that is bad")
+    parser.add_output(
+        "--json",
+        kind="file",
+        type=path_text,
+        metavar="FILE",
+        help="a report with all that is bad; local, or s3:// and the like",
+    )
     parser.add_argument(
         "--index-dir", type=path_text, metavar="DIR", help="of indexes that lie apart"
     )
     parser.add_argument(
         "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
     )
+    store_options(parser)
     parser.set_defaults(run=_check_shards)
 
 
@@ -124,6 +132,7 @@ def _pack_options(parser: Parser, run: Callable[..., None]) -> None:
     parser.add_argument(
         "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
     )
+    store_options(parser)
     array_options(parser)
     parser.set_defaults(run=run)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from efficientsam_pl.cluster.launch import read_launch
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.reader import SampleReader, SidecarLookup
 from efficientsam_pl.data.sampler import DatasetOrder, MixtureOrder, SampleOrder
@@ -13,6 +14,7 @@ from efficientsam_pl.data.shards import Shard, ShardsError, ShardSet, open_shard
 from efficientsam_pl.plural import counted
 from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.cache import ShardCache
+from efficientsam_pl.storage.remote import check_ranges
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +122,10 @@ def build_reader(
         sidecar_lookup: Files in other shards to read with them; see SampleReader.
     """
     if config.cache_dir is None:
+        rank = read_launch().rank
+        for shards in sets:
+            for shard in shards.shards[:1]:
+                check_ranges(shard.path, log=rank == 0)
         return SampleReader(sets, suffixes, sidecar_lookup=sidecar_lookup)
     limit = int(config.cache_gib * 2**30)
     block_bytes = sum(

@@ -20,6 +20,7 @@ from jaxtyping import Int64
 from efficientsam_pl.data.schema import CLASS_SUFFIX, MASK_SUFFIXES, key_and_suffix
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.filesystems import describe_error
 from efficientsam_pl.storage.ranges import Range
 from efficientsam_pl.storage.tar import TarMember, TarScan
 
@@ -162,7 +163,8 @@ def from_bytes(data: bytes, name: str) -> ShardIndex:
     except WRONG_FORM as error:
         if isinstance(error, IndexFormatError):
             raise
-        raise IndexFormatError(f"{name} is corrupt ({error!r}); delete it to rebuild it") from error
+        reason = describe_error(error)
+        raise IndexFormatError(f"{name} is corrupt ({reason}); delete it to rebuild it") from error
 
 
 def check_format(loaded: Any, name: str, form: str, version: int) -> None:

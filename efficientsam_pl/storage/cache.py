@@ -7,6 +7,7 @@ readable to that process until it closes the file.
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from efficientsam_pl.storage.files import (
     copy_from_start,
     is_local,
 )
+
+_SOON_S = 1.0
 
 
 class CacheError(UserError):
@@ -59,12 +62,15 @@ class ShardCache:
 
     def _keep(self, shard: str, kept: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
         with FileLock(f"{kept}.lock"):
             if _touch(kept):
                 return
             for left in self.folder.glob(f".{kept.name}.*.part"):  # of a process that died
                 left.unlink()
-            _fetch(shard, kept)
+            # a process that has waited for another's failing download waits no second time
+            late = time.monotonic() - begun > _SOON_S
+            _fetch(shard, kept, begun if late else None)
             self._make_room(kept)
 
     def _make_room(self, newest: Path) -> None:
@@ -79,9 +85,9 @@ class ShardCache:
                     used -= size
 
 
-def _fetch(shard: str, kept: Path) -> None:
+def _fetch(shard: str, kept: Path, since: float | None) -> None:
     with atomic_write(str(kept)) as target:
-        consume_stream(shard, lambda source: copy_from_start(source, target))
+        consume_stream(shard, lambda source: copy_from_start(source, target), since)
 
 
 def _touch(kept: Path) -> bool:

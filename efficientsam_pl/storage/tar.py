@@ -27,6 +27,14 @@ _KINDS = {
     tarfile.SYMTYPE: SYMBOLIC_LINK,
 }
 _MOST_ZEROS = 64 * 1024  # at the end: two blocks and what fills a record, mostly 20 blocks
+_COMPRESSED = {  # first bytes
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+_MAGIC_AT, _MAGIC = 257, b"ustar"
 _LONG_NAME, _EXTENDED = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
 
 
@@ -101,6 +109,16 @@ def scan_headers(file: Seekable, begin: int = 0, end: int | None = None) -> TarS
     return scan
 
 
+def compression_of(head: bytes) -> str | None:
+    """Name the compression that a file's first bytes show."""
+    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
+
+
+def begins_like_a_tar(head: bytes) -> bool:
+    """Return whether a file's first bytes are a tar's header."""
+    return head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
+
+
 class _Sequential:
     """A file that is read forwards only and hashed on the way."""
 
@@ -159,8 +177,9 @@ def _members(
     zeros, lost_at, long_name = 0, None, None
     while block := reader.read(BLOCK):
         at = reader.position - len(block)
-        if len(block) < BLOCK:
-            faults.append(f"cut inside a header at byte {at}")
+        refusal = _unreadable(block, at)
+        if refusal:
+            faults.append(refusal)
             return
         if not any(block):
             zeros += 1
@@ -191,6 +210,14 @@ def _members(
         faults.append("cut: it has no end mark")
     if zeros * BLOCK > _MOST_ZEROS and reader.position > zeros * BLOCK:
         faults.append(f"nothing but zeros from byte {reader.position - zeros * BLOCK} on")
+
+
+def _unreadable(block: bytes, at: int) -> str:
+    """Describe why nothing can follow a block; "" where a header may."""
+    compression = compression_of(block) if at == 0 else None
+    if compression is not None:
+        return f"it is compressed ({compression}); shards are plain tars: unpack it"
+    return f"cut inside a header at byte {at}" if len(block) < BLOCK else ""
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:

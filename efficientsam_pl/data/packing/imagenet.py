@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from efficientsam_pl.data.images.decode import decode_image, read_header
@@ -48,8 +47,11 @@ from efficientsam_pl.storage.files import (
     is_local,
     local_path,
     read_file,
+    read_head,
 )
+from efficientsam_pl.storage.filesystems import names_a_file, store
 from efficientsam_pl.storage.ranges import Range, RangeReader
+from efficientsam_pl.storage.tar import BLOCK, begins_like_a_tar, compression_of
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,21 @@ def read_source(source: str) -> tuple[list[Item], Inventory]:
 
 
 def _list_images(source: str) -> tuple[list[ListedImage], Inventory]:
-    fs, path = fsspec.core.url_to_fs(source)
-    if fs.isdir(path):
+    fs, path = store(source)
+    if not names_a_file(source) and fs.isdir(path):  # which would read a web file whole
         return _in_folder(source)
     if source.endswith(".tar"):
         return _in_tar(source)
-    if not fs.exists(path):
+    if not exists(source):
         raise UserError(f"--source: no such file or folder: {source}")
-    return _in_list(source)
+    head = read_head(source, BLOCK)
+    compression = compression_of(head)
+    if compression is not None:
+        raise UserError(
+            f"--source: {source} is compressed ({compression}); name a plain tar, a folder, or a "
+            "list of files"
+        )
+    return _in_tar(source) if begins_like_a_tar(head) else _in_list(source)
 
 
 def _in_tar(source: str) -> tuple[list[ListedImage], Inventory]:
@@ -206,7 +215,7 @@ def _list_under(root: str) -> tuple[FolderListing, list[str]]:
         folder = local_path(root)
         listing = list_folder(folder, recursive=True)
         return listing, [path.name for path in folder.iterdir() if path.is_dir()]
-    fs, path = fsspec.core.url_to_fs(root)
+    fs, path = store(root)
     images, other = list[str](), list[str]()
     hidden, folders = dict[str, None](), set[str]()
     for full_name, status in fs.find(path, withdirs=True, detail=True).items():

@@ -35,8 +35,9 @@ from efficientsam_pl.data.schema import (
     from_json,
     key_and_suffix,
 )
+from efficientsam_pl.data.shard_listing import list_tars
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.storage.files import StoredFile, consume_file, list_files
+from efficientsam_pl.storage.files import StoredFile, consume_file
 from efficientsam_pl.storage.ranges import Range, RangeReader
 from efficientsam_pl.storage.tar import FOLDER, TarScan, scan_headers
 
@@ -98,7 +99,7 @@ class Sa1b:
     """Meta's `sa_*.tar`, each split into several shards: `sa_000000-000.tar`, ..."""
 
     def __init__(self, pattern: str, long_side: int | None, samples_per_shard: int) -> None:
-        self._tars = list_files(pattern)
+        self._tars = list_tars(pattern)
         self._long_side, self._limit = long_side, samples_per_shard
         if not self._tars:
             raise UserError(f"--source: no tar matches {pattern!r}")

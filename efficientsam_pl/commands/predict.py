@@ -18,7 +18,7 @@ from efficientsam_pl.inference.predictor import CHUNK_SIZE, Predictor, PromptPre
 from efficientsam_pl.inference.prompt_inputs import check_points, clip_boxes
 from efficientsam_pl.plural import counted
 from efficientsam_pl.rle import Rle, area, box_xyxy, encode
-from efficientsam_pl.storage.atomic import atomic_write_bytes
+from efficientsam_pl.storage.atomic import atomic_write_bytes, atomic_write_local
 from efficientsam_pl.structures import Label
 from efficientsam_pl.visualization.overlay import DrawnPrompt, mask_image, overlay_runs
 from efficientsam_pl.visualization.palette import mask_colour
@@ -111,8 +111,10 @@ def _with_arrays(
     """
     first = next(predictions)  # no file is left where no prompt can be predicted
     arrays: dict[str, list[np.ndarray]] = {"low_res_logits": [], "iou": []}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        atomic_write_local(path) as target,
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         with archive.open("masks.npy", "w", force_zip64=True) as file:
             shape = (count, len(first.iou), *first.resize.image_hw)
             header = {"descr": np.dtype(bool).str, "fortran_order": False, "shape": shape}

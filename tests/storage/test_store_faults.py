@@ -299,3 +299,13 @@ def test_full_disk_names_the_file(mount_disk: Callable[[], Any]) -> None:
 def test_protocol_that_is_unknown_is_one_line() -> None:
     with pytest.raises(UserError, match=r"nowhere://a/b\.tar cannot be opened"):
         list_files("nowhere://a/b.tar")
+
+
+def test_shard_of_another_suffix_in_the_manifest_is_not_missing_from_a_pattern(
+    tmp_path: Path, tar_of: TarOf
+) -> None:
+    tar_of(tmp_path / "shard", {"0.txt": b"x"})
+    tar_of(tmp_path / "sh.tar", {"1.txt": b"x"})
+    open_shards(f"{tmp_path}/shard")
+    shards = open_shards(f"{tmp_path}/sh*")
+    assert (shards.sizes(), shards.corrupt) == ([1], ())

@@ -49,10 +49,11 @@ def unusable_reason(path: Path) -> str | None:
 def file_format(path: Path) -> Literal["safetensors", "torch"]:
     """Recognize the format of a weights file by its content, and by its name if that is corrupt."""
     head = _head(path)
+    if _is_safetensors(head, path):  # first: its length may begin with any byte, a pickle's too
+        return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):  # a zip (torch's own files are zips), a pickle
         return "torch"
-    named = path.suffix.lower() == ".safetensors"
-    return "safetensors" if named or _is_safetensors(head, path) else "torch"
+    return "safetensors" if path.suffix.lower() == ".safetensors" else "torch"
 
 
 def _not_a_file(path: Path) -> str:

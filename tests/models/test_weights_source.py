@@ -97,6 +97,20 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
 # zips
 
 
+@pytest.mark.parametrize("first", [0x80, ord("P"), ord("<"), ord("{"), ord("\n")])
+def test_a_safetensors_file_is_one_whatever_byte_its_length_begins_with(
+    first: int, tmp_path: Path
+) -> None:
+    content = save(state())
+    length = int.from_bytes(content[:8], "little")
+    header, tensors = content[8 : 8 + length], content[8 + length :]
+    longer = length + (first - length) % 256  # spaces may follow the JSON
+    assert longer.to_bytes(8, "little")[0] == first
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(longer.to_bytes(8, "little") + header.ljust(longer) + tensors)
+    assert is_state(read_weights(str(path)).state)
+
+
 def zipped(folder: Path, **entries: bytes) -> Path:
     path = folder / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -12,9 +12,10 @@ import hashlib
 import json
 import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -41,10 +42,13 @@ from efficientsam_pl.data.index_places import (
     manifest_path,
     written_home,
 )
+from efficientsam_pl.data.shard_changes import find_changes, index_again
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.records import CorruptSample
+from efficientsam_pl.storage.file_state import file_time
 from efficientsam_pl.storage.files import (
+    StoredFile,
     atomic_write,
     consume_stream,
     exists,
@@ -84,6 +88,7 @@ class Shard:
     samples: int
     sha256: str
     faults: tuple[str, ...] = ()
+    times: tuple[str, ...] = ()  # of the shard with this content, one for each kind of time
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,8 @@ def open_shards(
         index_dir: Folder of indexes and manifests; None: that of the shards where it can be
             written, else the user's cache folder.
         without: A pattern whose shards are left out, such as the held-out ones.
-        check_sizes: Whether each shard's size is compared with its index, which takes a call for
-            each shard; the first of many ranks does it for all.
+        check_sizes: Whether each shard's size and time are compared with its index, which takes a
+            call for each shard; the first of many ranks does it for all.
         open_indexes: The number of shards that samples are read from in turn; see ShardSet.
 
     Raises:
@@ -181,6 +186,8 @@ def open_shards(
         if not found and not _matching(known, part):
             raise ShardsError(f"no shard matches {part!r}")
     known |= _index_new({p: size for p, size in kept.items() if p not in known}, index_dir)
+    if check_sizes:
+        known |= _without_changes([known[path] for path in kept], files, index_dir)
     unlisted = [path for path in known if path not in files]
     lost = _lost(unlisted, set(names.values()), pattern, without)
     shards = tuple(known[path] for path in sorted([*kept, *lost]))
@@ -205,7 +212,8 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
     try:
         with write_lock(place, block):
             if not exists(place):
-                index = index_of(consume_stream(path, scan_tar))
+                time = file_time(path)  # before its bytes are read
+                index = index_of(consume_stream(path, scan_tar), time=time)
                 with atomic_write(place) as target:
                     target.write(to_bytes(index))
             return manifest_entry(path, place, from_bytes(read_file(place), place))
@@ -242,7 +250,8 @@ def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None
 
 def manifest_entry(path: str, index_path: str, index: ShardIndex) -> Shard:
     """Return the manifest entry of a shard with this index."""
-    return Shard(path, index_path, index.bytes, len(index), index.sha256, index.faults)
+    times = (index.time,) if index.time else ()
+    return Shard(path, index_path, index.bytes, len(index), index.sha256, index.faults, times)
 
 
 def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
@@ -271,8 +280,34 @@ def _known(folder: str, index_dir: str | None) -> dict[str, Shard]:
     for home in reversed(index_homes(f"{folder}/x", index_dir)):
         place = manifest_path(folder, home)
         if exists(place):
-            known |= _read_manifest(place, folder)
+            known |= {
+                path: _with_times_of(known.get(path), shard)
+                for path, shard in _read_manifest(place, folder).items()
+            }
     return known
+
+
+def _with_times_of(other: Shard | None, shard: Shard) -> Shard:
+    """Add the times that another manifest records of the same content."""
+    if other is None or other.sha256 != shard.sha256 or other.times == shard.times:
+        return shard
+    return replace(shard, times=tuple(sorted({*other.times, *shard.times})))
+
+
+def _without_changes(
+    shards: Sequence[Shard], files: Mapping[str, StoredFile], index_dir: str | None
+) -> dict[str, Shard]:
+    """Return the entries to correct: of shards that were replaced, copied, or not timed yet."""
+    changes, entries = find_changes(shards, files), {shard.path: shard for shard in shards}
+    corrected = {p: replace(entries[p], times=times) for p, times in changes.times.items()}
+    for path, index in changes.replaced.items():
+        place = index_again(entries[path], index, index_dir)
+        corrected[path] = manifest_entry(path, place, index)
+    for folder in _folders(corrected):
+        here = [shard for shard in corrected.values() if folder_of(shard.path) == folder]
+        with suppress(OSError):  # of a folder without room; the next start compares again
+            write_manifest(folder, here, written_home(f"{folder}/x", index_dir))
+    return corrected
 
 
 def _corrupt_shards(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[CorruptSample]:
@@ -310,6 +345,7 @@ def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
                 samples=int(entry["samples"]),
                 sha256=entry["sha256"],
                 faults=tuple(entry["damage"]),
+                times=tuple(map(str, entry.get("times", ()))),
             )
             for name, entry in loaded["shards"].items()
         }
@@ -328,6 +364,8 @@ def _at(folder: str, name: str) -> str:
 def _to_json(shard: Shard, manifest: str) -> dict[str, Any]:
     entry = asdict(shard)
     del entry["path"]
+    if not shard.times:
+        del entry["times"]
     entry["damage"] = entry.pop("faults")  # the format's key
     folder, name = shard.index.rsplit("/", 1)
     return entry | {"index": name if folder == folder_of(manifest) else shard.index}

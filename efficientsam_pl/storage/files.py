@@ -7,9 +7,9 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -28,6 +28,7 @@ from efficientsam_pl.storage.filesystems import (
 )
 from efficientsam_pl.storage.local_listing import list_in_folders, listable
 from efficientsam_pl.storage.tar import Readable
+from efficientsam_pl.storage.times import local_time, time_of
 
 T = TypeVar("T")
 TRIES, FIRST_PAUSE = 5, 0.5  # of a remote request; pauses double: 7.5 s in all
@@ -41,11 +42,15 @@ class SourceLostError(UserError):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file and its size in bytes, -1 where its server does not report it or it was not read."""
+    """A file and its size in bytes, -1 where its server does not report it or it was not read.
+
+    `time` is as in `storage.times`, "" where the server does not report it or it was not read.
+    """
 
     path: str
     bytes: int
     link: bool = False  # a symbolic link
+    time: str = field(default="", compare=False)
 
 
 def list_files(pattern: str, sizes: bool = True) -> list[StoredFile]:
@@ -80,9 +85,19 @@ def _list_pattern(pattern: str, sizes: bool) -> list[StoredFile]:
             full_name(fs, name, pattern),
             -1 if info["size"] is None else int(info["size"]),
             bool(info.get("islink")),
+            _listed_time(fs, name, info) if sizes else "",
         )
         for name, info in with_retries(partial(_listed, fs, path, sizes), pattern).items()
     ]
+
+
+def _listed_time(fs: Any, name: str, info: Mapping[str, Any]) -> str:
+    if not isinstance(fs, LocalFileSystem):
+        return time_of(info)
+    try:
+        return local_time(Path(name).stat())
+    except OSError:  # a dangling link
+        return ""
 
 
 def patterns(pattern: str) -> list[str]:

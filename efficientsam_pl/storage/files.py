@@ -4,6 +4,7 @@ Transient failures of a remote store are retried.
 """
 
 import errno
+import hashlib
 import os
 import tempfile
 import time
@@ -275,12 +276,19 @@ def source_lost(path: str, failure: Exception | None) -> SourceLostError:
     )
 
 
-def copy_from_start(source: Readable, target: IO[bytes]) -> None:
-    """Copy a stream to a file in chunks; what an earlier try has written is dropped."""
+def copy_from_start(source: Readable, target: IO[bytes]) -> str:
+    """Copy a stream to a file in chunks; what an earlier try has written is dropped.
+
+    Returns:
+        The SHA-256 of the bytes.
+    """
     target.seek(0)
     target.truncate()
+    digest = hashlib.sha256()
     while chunk := source.read(_CHUNK_BYTES):
         target.write(chunk)
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _listed(fs: Any, path: str, sizes: bool) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -88,7 +88,7 @@ class Shard:
     samples: int
     sha256: str
     faults: tuple[str, ...] = ()
-    times: tuple[str, ...] = ()  # of the shard with this content, one for each kind of time
+    times: tuple[str, ...] = field(default=(), compare=False)  # that it had with this content
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,9 @@ def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None
     with write_lock(place, keep=True):  # adding to it, two processes would lose a line
         for _ in range(_ADDED_AGAIN):
             listed = _read_manifest(place, folder) if exists(place) else {}
-            if listed | new == listed:  # a remote folder has no lock: another's line may be lost
+            if all(
+                s == listed.get(s.path) and s.times == listed[s.path].times for s in shards
+            ):  # a remote folder has no lock: another's line may be lost
                 return
             listed |= new
             whole = {

@@ -1,6 +1,6 @@
 """Pack SA-1B's tars again: smaller, with their run lengths, or byte for byte."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from efficientsam_pl.data.packing.images import (
     stored_jpeg,
 )
 from efficientsam_pl.data.packing.runner import ArrayShare
+from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import (
     IMAGE_SUFFIXES,
@@ -40,16 +41,35 @@ class Sa1bUnit:
     entries: tuple[tuple[str, dict[str, Range]], ...]
     long_side: int | None
     faults: tuple[Skipped, ...] = ()  # faults of the tar, reported with its first shard
+    tar: str = ""
+    broken: bool = False  # whether the tar has faults
 
-    def samples(self) -> Iterator[PackedSample | Skipped]:
+    def sources(self) -> list[SourcePart]:
+        """See TracksSources: the tar, of which the unit reads ranges."""
+        ranges = (files[e] for _, files in self.entries for e in _packed_suffixes(files))
+        return [SourcePart(self.tar, tuple(ranges), self._faults())]
+
+    def samples(self) -> Iterator[PackedSample | Skipped | SourceNote]:
         """See Unit."""
         yield from self.faults
-        reader = RangeReader()
+        reader, digests = RangeReader(), SourceDigests()
+        digests.add_range(self.tar, self._faults())
+        if self.broken:
+            digests.mark_broken(self.tar)
         for key, files in self.entries:
-            suffixes = [e for e in files if e in (*IMAGE_SUFFIXES, RECORD_SUFFIX)]
+            suffixes = _packed_suffixes(files)
             read = dict(zip(suffixes, reader.read([files[e] for e in suffixes]), strict=True))
-            yield self._packed(key, read)
+            for data in read.values():
+                digests.add_range(self.tar, b"" if isinstance(data, OSError) else data)
+            packed = self._packed(key, read)
+            if isinstance(packed, Skipped):
+                digests.mark_broken(self.tar)
+            yield packed
         reader.close()
+        yield from digests.notes()
+
+    def _faults(self) -> bytes:
+        return "\n".join(fault.why for fault in self.faults).encode()
 
     def _packed(self, key: str, read: dict[str, Any]) -> PackedSample | Skipped:
         for data in read.values():
@@ -73,6 +93,10 @@ class Sa1bUnit:
             return Skipped(key, str(error))
         kept = small is whole and suffix != "png"
         return packed_sample(small, stored_jpeg(bytes(read[suffix]), turn) if kept else None)
+
+
+def _packed_suffixes(files: Iterable[str]) -> list[str]:
+    return [suffix for suffix in files if suffix in (*IMAGE_SUFFIXES, RECORD_SUFFIX)]
 
 
 def _upright(data: bytes, suffix: str, orientation: int, turn: ExifTurn) -> dict[str, bytes]:
@@ -126,7 +150,10 @@ class Sa1b:
                 weight = left if last else sum(r.size for _, f in chunk for r in f.values())
                 left -= weight
                 name = f"{Path(tar.path).stem}-{number:03d}"
-                yield Sa1bUnit(name, weight, chunk, self._long_side, () if number else faults)
+                reported = () if number else faults
+                yield Sa1bUnit(
+                    name, weight, chunk, self._long_side, reported, tar.path, bool(scan.faults)
+                )
 
     def _tars_of(self, share: ArrayShare) -> list[StoredFile]:
         return self._tars[share.index :: share.count]

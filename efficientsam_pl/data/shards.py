@@ -236,10 +236,8 @@ def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None
     with write_lock(place, keep=True):  # adding to it, two processes would lose a line
         for _ in range(_ADDED_AGAIN):
             listed = _read_manifest(place, folder) if exists(place) else {}
-            if all(
-                s == listed.get(s.path) and s.times == listed[s.path].times for s in shards
-            ):  # a remote folder has no lock: another's line may be lost
-                return
+            if all(s == listed.get(s.path) and s.times == listed[s.path].times for s in shards):
+                return  # a remote folder has no lock: another's line may be lost
             listed |= new
             whole = {
                 "format": _FORMAT,

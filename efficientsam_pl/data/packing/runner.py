@@ -7,16 +7,17 @@ writes the missing shards only, and equal sources make equal shards.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from efficientsam_pl.cluster.launch import INTERRUPTED, note_progress
 from efficientsam_pl.config.diff import first_difference
-from efficientsam_pl.data.index import IndexFormatError, check_format, from_bytes, to_bytes
+from efficientsam_pl.data.index import IndexFormatError, check_format, from_bytes
 from efficientsam_pl.data.index_places import index_beside
-from efficientsam_pl.data.packing.sources import SourceNote, SourcePart, compare_sources
+from efficientsam_pl.data.packing.changes import changed_message, compare_shard
+from efficientsam_pl.data.packing.sources import SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import (
     IndexNote,
     PackedSample,
@@ -185,19 +186,11 @@ def run_packing(
         ) from None
     write_manifest(out, summary.shards)
     if changed:
-        raise UserError(changed_message(changed, out))
+        raise UserError(
+            f"{changed_message(changed, out)}; --changed repack packs these shards again, another "
+            "--out keeps both"
+        )
     return summary
-
-
-def changed_message(changed: Mapping[str, Sequence[str]], out: str) -> str:
-    """Describe sources that changed, by the shard that holds them."""
-    shard, paths = next(iter(changed.items()))
-    sources = counted(sum(map(len, changed.values())), "source")
-    return (
-        f"{sources} of {counted(len(changed), 'shard')} in {out} changed after being packed, such "
-        f"as {paths[0]} of {shard}.tar; --changed repack packs these shards again, another --out "
-        "keeps both"
-    )
 
 
 def _collect(
@@ -272,14 +265,9 @@ def _written_before(path: str, parts: Sequence[SourcePart]) -> tuple[Written, bo
     )
     if not parts:
         return written, False
-    record = index.packed.get("sources")
-    if record is None:
+    changes = compare_shard(index_path, index, parts)
+    if changes is None:
         return replace(written, unrecorded=True), False
-    changes = compare_sources(parts, record, index_path)
-    if not changes.changed and changes.record != record:  # touched: compare no checksum next time
-        refreshed = replace(index, packed=index.packed | {"sources": changes.record})
-        with atomic_write(index_path) as target:
-            target.write(to_bytes(refreshed))
     return replace(written, changed=changes.changed), changes.only_mended
 
 

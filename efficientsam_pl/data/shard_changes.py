@@ -73,7 +73,7 @@ def find_changes(shards: Sequence[IndexedShard], files: Mapping[str, StoredFile]
     """Compare shards with their indexes; those of another size are left to the caller.
 
     A shard whose index was written before times were recorded is in doubt if it is younger than
-    its index, which only a local file tells.
+    its index, which only local files show.
 
     Args:
         shards: Entries of the manifests.

@@ -99,7 +99,7 @@ class TracksSources(Protocol):
 
 @dataclass(frozen=True)
 class PackAgain:
-    """Which existing shards are packed again.
+    """Selection of the existing shards that are packed again.
 
     Args:
         changed: Whether shards whose sources changed are packed again or refused. Those whose

@@ -176,9 +176,9 @@ def run_packing(
     _claim(source, out)
     forget_listings()  # of an earlier run in this process
     summary = PackSummary()
-    done = _done(_delete_leftovers(source.units(share), out), out, workers, again)
+    finished = _done(_delete_leftovers(source.units(share), out), out, workers, again)
     try:
-        changed = _collect(done, advance, summary)
+        changed = _collect(finished, advance, summary)
     except (KeyboardInterrupt, Interrupted):
         done = counted(len(summary.shards), "whole shard")
         raise SavedAndStopped(
@@ -194,11 +194,11 @@ def run_packing(
 
 
 def _collect(
-    done: Iterable[tuple[Unit, Written]], advance: Callable[[int], None], summary: PackSummary
+    finished: Iterable[tuple[Unit, Written]], advance: Callable[[int], None], summary: PackSummary
 ) -> dict[str, tuple[str, ...]]:
     """Add the finished shards to the summary; return the refused sources by shard."""
     changed = {}
-    for number, (unit, written) in enumerate(done, 1):
+    for number, (unit, written) in enumerate(finished, 1):
         if written.shard is None:
             summary.skipped += [Skipped(*pair) for pair in written.packed["skipped"]]
         else:

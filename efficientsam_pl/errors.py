@@ -9,11 +9,12 @@ class SavedAndStopped(Exception):  # noqa: N818
     """A run that stopped on request after saving its state, so that it can be resumed.
 
     `code` is the exit code: 75, or 130 after Ctrl-C, so that no scheduler restarts the run.
+    `requeue`: whether the job's batch script is to requeue it.
     """
 
-    def __init__(self, message: str, code: int = 75) -> None:
+    def __init__(self, message: str, code: int = 75, requeue: bool = False) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.requeue = code, requeue
 
 
 class Interrupted(BaseException):
@@ -23,7 +24,7 @@ class Interrupted(BaseException):
     """
 
 
-def one_line(error: UserError) -> str:
+def one_line(error: Exception) -> str:
     """Return the message; for an error re-raised from a data worker, its last line."""
     text = str(error)
     if not text.startswith("Caught "):

@@ -3,7 +3,8 @@
 #
 # A failed job is requeued if it has saved something since this start, or else until three starts in
 # a row have saved nothing. Jobs that are done (0), ended by a user error (2), stopped on request and
-# already requeued (75) or stopped by Ctrl-C (130) are not.
+# already requeued (75) or stopped by Ctrl-C (130) are not. A job whose store stayed away has saved,
+# ends with 75 too, and requests in the file `requeue` what a failed one gets.
 
 readonly FRUITLESS_STARTS=3
 
@@ -47,7 +48,7 @@ run_dir() {
 launch() {
     local before after code fruitless
     before=$(state progress)
-    rm -f "$EFFICIENTSAM_JOB_STATE/exit"
+    rm -f "$EFFICIENTSAM_JOB_STATE/exit" "$EFFICIENTSAM_JOB_STATE/requeue"
     code=0
     srun --kill-on-bad-exit=1 "${python[@]}" -u -m efficientsam_pl "$@" || code=$?
     # srun returns the code of whichever rank was killed last; the program has written its code
@@ -55,7 +56,9 @@ launch() {
         code=$(state exit)
         code=${code:-1}
     fi
-    case $code in 0 | 2 | 75 | 130) exit "$code" ;; esac
+    if [ "$code" != 75 ] || [ -z "$(state requeue)" ]; then
+        case $code in 0 | 2 | 75 | 130) exit "$code" ;; esac
+    fi
     after=$(state progress)
     fruitless=0
     if [ "$after" = "$before" ]; then

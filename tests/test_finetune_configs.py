@@ -122,7 +122,7 @@ def test_a_recipe_needs_no_more_than_images(name: str, tmp_path: Path) -> None:
 
 def test_a_custom_set_needs_its_files(tmp_path: Path) -> None:
     for name in ("set.json", "weights.pt"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("content")
     config = load(
         "custom_coco",
         f"data.coco.annotations={tmp_path}/set.json",
@@ -147,7 +147,7 @@ def test_a_frozen_part_needs_weights_from_a_file(
 ) -> None:
     file = tmp_path / "weights.pt"
     for made in (file, tmp_path / "a-0.tar"):
-        made.touch()
+        made.write_text("content")
     frozen = (f"data.train={tmp_path}/a-*.tar", f"model.freeze.{part}=true")
     for given in ([], [f"model.{does_not}={file}"]):
         with pytest.raises(UserError, match=rf"model\.freeze\.{part}=true .*model\.{helps}="):

@@ -134,7 +134,7 @@ def import_rows(commands: Sequence[str], rounds: int) -> list[Row]:
     for _ in range(rounds):
         for name, imported in modules.items():
             taken[name].append(_imports(imported))
-    medians = {name: np.median(np.array(pairs), axis=0) for name, pairs in taken.items()}
+    medians = {name: np.median(pairs, axis=0).tolist() for name, pairs in taken.items()}
     return [row for name in commands for row in _import_rows(name, medians[name], medians["torch"])]
 
 

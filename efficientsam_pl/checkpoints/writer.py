@@ -34,9 +34,11 @@ from efficientsam_pl.checkpoints.layout import (
 )
 from efficientsam_pl.checkpoints.state import split_state
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.storage.retries import SourceLostError
 
 _log = logging.getLogger(__name__)
 _LATER_VALUES = "run-validated.pt"
+_WRITE_ERRORS = (OSError, RuntimeError, UserError, SourceLostError, CheckpointException)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class CheckpointWriter:
             replace_values(folder, _LATER_VALUES)
             self._on_files_written(folder, [path])
             self._on_complete(folder)
-        except (OSError, RuntimeError, UserError) as error:
+        except (OSError, RuntimeError, UserError, SourceLostError) as error:
             _log.warning("%s is kept without the validation metrics of its step: %s", folder, error)
 
     def _write(self, job: _SaveJob) -> bool:
@@ -159,7 +161,7 @@ class CheckpointWriter:
             files = self._write_files(job, partial_folder)
             records = file_records(files, partial_folder)
             self._on_files_written(partial_folder, files)
-        except (OSError, RuntimeError, UserError, CheckpointException) as error:
+        except _WRITE_ERRORS as error:
             failure = _one_line(error)
         gathered: list[Any] = [(records, failure)]
         if job.group is not None:
@@ -192,7 +194,7 @@ class CheckpointWriter:
             write_manifest(partial_folder, job.kind, step, VALUES, records)
             publish_checkpoint(partial_folder, job.folder)
             self._on_complete(job.folder)
-        except (OSError, UserError) as error:  # including a store that does not respond
+        except (OSError, UserError, SourceLostError) as error:
             return _one_line(error)
         return None
 

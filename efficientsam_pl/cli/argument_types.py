@@ -11,6 +11,7 @@ from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.weights_source import unusable_reason
+from efficientsam_pl.storage.retries import set_store_patience
 
 
 def command(commands: Any, name: str, help_text: str, epilog: str | None = None) -> Parser:
@@ -58,6 +59,22 @@ def array_options(parser: argparse.ArgumentParser) -> None:
         help="this job of an array (SLURM's by default)",
     )
     parser.add_argument("--array-count", type=positive, metavar="N", help="jobs of the array")
+
+
+def store_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--store-patience`, which takes effect as it is parsed: outputs are tried next."""
+    parser.add_argument(
+        "--store-patience",
+        type=_store_patience,
+        metavar="SECONDS",
+        help="how long a remote store that fails is tried again (300); then exit code 75",
+    )
+
+
+def _store_patience(text: str) -> int:
+    seconds = natural(text)
+    set_store_patience(float(seconds))
+    return seconds
 
 
 def array_share(arguments: argparse.Namespace) -> Any:

@@ -26,8 +26,15 @@ from efficientsam_pl.cli import (
     training,
 )
 from efficientsam_pl.cli.parser import Parser
-from efficientsam_pl.cluster.launch import INTERRUPTED, note_exit, read_launch, report_to_torchrun
+from efficientsam_pl.cluster.launch import (
+    INTERRUPTED,
+    STOPPED,
+    note_exit,
+    read_launch,
+    report_to_torchrun,
+)
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError, one_line
+from efficientsam_pl.storage.retries import SourceLostError
 
 DONE, MISTAKE = 0, 2
 _USER_ERRNOS = (  # problems of the user's disk or folder
@@ -41,6 +48,8 @@ _USER_ERRNOS = (  # problems of the user's disk or folder
     errno.EDQUOT,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EMFILE,  # ulimit -n
+    errno.ENFILE,
 )
 _RANK_0_GRACE_S = 10.0  # other ranks wait for rank 0 to report first
 
@@ -50,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 success, 1 a failed check, 2 a user's mistake, reported in one line on stderr,
-        75 a run that saved and stopped on request, 130 Ctrl-C. An internal error raises, which
-        prints a traceback and exits with 1.
+        75 a run that saved and stopped on request, or whose store stayed away, 130 Ctrl-C. An
+        internal error raises, which prints a traceback and exits with 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
@@ -63,21 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(parser, argv)
         code = arguments.run(arguments)
     except SavedAndStopped as stopped:
-        return _stopped(str(stopped), stopped.code)
+        return _stopped(str(stopped), stopped.code, stopped.requeue)
+    except SourceLostError as error:
+        return _failed(one_line(error), STOPPED, requeue=True)
     except UserError as error:
-        return _mistake(one_line(error))
+        return _failed(one_line(error), MISTAKE)
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
         where = f": {error.filename}" if error.filename else ""
-        return _mistake(f"{error.strerror}{where}")
+        return _failed(f"{error.strerror}{where}", MISTAKE)
     except (KeyboardInterrupt, Interrupted):
         return _stopped("interrupted", INTERRUPTED)
     return DONE if code is None else int(code)
 
 
-def _stopped(message: str, code: int) -> int:
-    note_exit(code)
+def _stopped(message: str, code: int, requeue: bool = False) -> int:
+    note_exit(code, requeue)
     started = read_launch()
     if started.rank == 0:
         _print_error(f"efficientsam: {message}")
@@ -86,24 +97,24 @@ def _stopped(message: str, code: int) -> int:
     return code
 
 
-def _mistake(message: str) -> int:
-    """Report a user's mistake: rank 0 at once, other ranks only if they outlive rank 0.
+def _failed(message: str, code: int, requeue: bool = False) -> int:
+    """Report a failure in one line: rank 0 at once, other ranks only if they outlive rank 0.
 
-    All ranks usually hit the same mistake, and the exit of rank 0 terminates the others. A rank
-    that is still running after the grace period has hit one that rank 0 has not.
+    All ranks usually fail alike, and the exit of rank 0 terminates the others. A rank that is
+    still running after the grace period has failed where rank 0 has not.
     """
-    note_exit(MISTAKE)
+    note_exit(code, requeue)
     rank, parent = read_launch().rank, os.getppid()
     if rank != 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run may have caught it
         time.sleep(_RANK_0_GRACE_S)
         if os.getppid() != parent:
-            return MISTAKE  # Lightning's own child, left alone
+            return code  # Lightning's own child, left alone
         message = f"rank {rank} on {socket.gethostname()}: {message}"
     line = f"efficientsam: {message}"
     _print_error(line)
     report_to_torchrun(line)
-    return MISTAKE
+    return code
 
 
 def _print_error(line: str) -> None:

@@ -79,6 +79,8 @@ class Parser(argparse.ArgumentParser):
 
 def path(text: str) -> Path:
     """Parse a local path; an empty one, which would mean the working directory, is an error."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is in a store; this must be a local path")
     return Path(path_text(text))
 
 

@@ -12,12 +12,17 @@ from efficientsam_pl.cli.argument_types import (
     cores,
     natural,
     positive,
+    store_options,
 )
 from efficientsam_pl.cli.parser import PATTERN, Parser, path_text
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.inputs import check_matches
 
 _BAD = 1  # exit code
+_KEYS = (
+    "Keys are file names without folder and suffix, with _ for each dot; where two are equal, all "
+    "begin with their folder, and a key that is still taken gets a number."
+)
 
 
 def add_pack(commands: Any) -> None:
@@ -39,10 +44,11 @@ def add_pack(commands: Any) -> None:
         required=True,
         type=path_text,
         metavar="PATH",
-        help="ILSVRC2012_img_train.tar, a folder a class, or a text file with a path and, if "
-        "known, a class number on each line",
+        help="ILSVRC2012_img_train.tar, a folder a class or a tar of it, or a text file with a "
+        "path and, if known, a class number on each line",
     )
     _pack_options(imagenet, _pack_imagenet)
+    imagenet.epilog = f"{_KEYS} {imagenet.epilog}"
     coco = command(sources, "coco", "a COCO-format set: polygons, run-lengths, crowds")
     coco.add_argument(
         "--annotations", required=True, type=path_text, metavar="FILE", help="COCO's JSON"
@@ -82,13 +88,20 @@ def add_check(commands: Any) -> None:
     parser.add_argument(
         "pattern", type=path_text, metavar=PATTERN, help="the shards, such as 'shards/*.tar'"
     )
-    parser.add_output("--json", kind="file", metavar="FILE", help="a report with all that is bad")
+    parser.add_output(
+        "--json",
+        kind="file",
+        type=path_text,
+        metavar="FILE",
+        help="a report with all that is bad; local, or s3:// and the like",
+    )
     parser.add_argument(
         "--index-dir", type=path_text, metavar="DIR", help="of indexes that lie apart"
     )
     parser.add_argument(
         "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
     )
+    store_options(parser)
     parser.set_defaults(run=_check_shards)
 
 
@@ -136,6 +149,7 @@ def _pack_options(parser: Parser, run: Callable[..., None]) -> None:
         metavar="SHARD",
         help="pack this shard of DIR again, such as coco-000000; repeatable",
     )
+    store_options(parser)
     array_options(parser)
     parser.set_defaults(run=run)
 

@@ -1,8 +1,9 @@
 """Detect how this process was launched: by srun, torchrun, or a person. Imports no torch.
 
-The program reports to its batch script through two files in the folder that
-`EFFICIENTSAM_JOB_STATE` names: `progress`, the last step (or shard, or image) that was saved, and
-`exit`, the exit code, since srun's own code is that of whichever rank was killed last.
+The program reports to its batch script through files in the folder that `EFFICIENTSAM_JOB_STATE`
+names: `progress`, the last step (or shard, or image) that was saved; `exit`, the exit code, since
+srun's own code is that of whichever rank was killed last; and `requeue`, if the script is to
+requeue the job after code 75.
 """
 
 import json
@@ -108,8 +109,15 @@ def note_progress(step: int) -> None:
     _note("progress", step)
 
 
-def note_exit(code: int) -> None:
-    """Report this program's exit code to the batch script, if any."""
+def note_exit(code: int, requeue: bool = False) -> None:
+    """Report this program's exit code to the batch script, if any.
+
+    Args:
+        code: The exit code.
+        requeue: Whether the script is to requeue the job, as it does after a fault.
+    """
+    if requeue:
+        _note("requeue", 1)
     _note("exit", code)
 
 

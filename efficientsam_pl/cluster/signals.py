@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from typing import Any
@@ -25,10 +26,11 @@ class Request(IntEnum):
     """Reason to save and stop; the largest takes precedence."""
 
     NONE = 0
-    TIME_LIMIT = 1
-    SIGUSR1 = 2
-    SIGTERM = 3
-    SIGINT = 4
+    STORE_LOST = 1
+    TIME_LIMIT = 2
+    SIGUSR1 = 3
+    SIGTERM = 4
+    SIGINT = 5
 
     def requeues(self) -> bool:
         """Whether the job is requeued by this program; after SIGTERM its sender decides."""
@@ -40,9 +42,19 @@ class Request(IntEnum):
 
     def reason(self) -> str:
         """Reason as part of a sentence."""
+        if self is Request.STORE_LOST:
+            return "its store is lost"
         if self is Request.TIME_LIMIT:
             return "its time limit is near"
         return f"it got {'Ctrl-C' if self is Request.SIGINT else self.name}"
+
+
+@dataclass(frozen=True)
+class LostStore:
+    """The reason for Request.STORE_LOST, in one line, and the exit code that it deserves."""
+
+    message: str
+    code: int
 
 
 class StopRequests:
@@ -58,6 +70,12 @@ class StopRequests:
         self._saved: Callable[[], str] | None = None  # describes what is saved
         self._interrupted_at: float | None = None
         self.strongest = Request.NONE
+        self.lost_store: LostStore | None = None
+
+    def note_lost_store(self, lost: LostStore) -> None:
+        """Record that this process can read no further data."""
+        self.lost_store = lost
+        self.note(Request.STORE_LOST)
 
     def note(self, request: Request) -> None:
         """Record a request."""
@@ -84,6 +102,7 @@ class StopRequests:
                 signal.signal(number, signal.SIG_DFL if before is None else before)
             self._handlers_before = {}
         self.strongest, self._saved, self._interrupted_at = Request.NONE, None, None
+        self.lost_store = None
 
     def begin_saving(self, saved: Callable[[], str]) -> None:
         """Treat Ctrl-C as a request; `saved` describes what is saved when a second one arrives."""

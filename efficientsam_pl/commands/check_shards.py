@@ -3,7 +3,6 @@
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 
 from rich.progress import track
 
@@ -17,7 +16,7 @@ _MAX_PRINTED = 20  # bad samples; the report lists all
 REPORT_VERSION = 1
 
 
-def run(pattern: str, report: Path | None, index_dir: str | None, workers: int) -> bool:
+def run(pattern: str, report: str | None, index_dir: str | None, workers: int) -> bool:
     """Check a set, print the errors and write the report; return whether all samples are good."""
     shards = open_shards(pattern, index_dir)
     checked = list(
@@ -45,12 +44,12 @@ def run(pattern: str, report: Path | None, index_dir: str | None, workers: int) 
     return not bad
 
 
-def _write(path: Path, checked: list[CheckedShard], bad: list[CorruptSample]) -> None:
+def _write(path: str, checked: list[CheckedShard], bad: list[CorruptSample]) -> None:
     content = {
         "version": REPORT_VERSION,
         "shards": len(checked),
         "samples": sum(shard.samples for shard in checked),
         "bad": [vars(sample) for sample in bad],
     }
-    with atomic_write(str(path)) as target:
+    with atomic_write(path) as target:
         target.write(json.dumps(content, indent=1).encode() + b"\n")

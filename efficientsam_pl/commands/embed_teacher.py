@@ -27,11 +27,13 @@ from efficientsam_pl.recipes.sami.feature_store import (
     store_parts,
     views_of,
 )
+from efficientsam_pl.storage.retries import set_store_patience
 from efficientsam_pl.training.parallelize import apply_compile
 
 
 def run(config: PretrainConfig, share: ArrayShare) -> None:
     """Write a share of the features of every set that the config names."""
+    set_store_patience(config.data.store_patience_s)
     device = chosen_device(config.trainer.accelerator, "trainer.accelerator")
     parts = store_parts(config, open_splits(config.data))
     for part in parts:

@@ -78,6 +78,7 @@ def run_sa1b(pattern: str, options: PackOptions) -> PackSummary:
 def run_imagenet(source: str, options: PackOptions) -> PackSummary:
     """Pack images without masks."""
     images = Imagenet(source, options.long_side, options.samples_per_shard)
-    if images.skipped_line is not None:
-        print(images.skipped_line)
+    left_out = images.inventory().left_out(named=True)
+    if left_out is not None:
+        print(left_out)
     return pack_source(images, options.out, options.share, options.workers, options.again)

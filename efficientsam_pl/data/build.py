@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from efficientsam_pl.cluster.launch import read_launch
 from efficientsam_pl.data.config import DataConfig
 from efficientsam_pl.data.reader import SampleReader, SidecarLookup
 from efficientsam_pl.data.sampler import DatasetOrder, MixtureOrder, SampleOrder
-from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
+from efficientsam_pl.data.shards import Shard, ShardsError, ShardSet, open_shards
+from efficientsam_pl.plural import counted
 from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.cache import ShardCache
+from efficientsam_pl.storage.remote import check_ranges
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +34,16 @@ class DatasetSplits:
     def samples(self) -> int:
         """Count the samples of all training sets."""
         return sum(map(len, self.train))
+
+    def shared_content(self) -> list[tuple[Shard, Shard]]:
+        """List the held-out shards whose bytes a training shard has too, each with that shard."""
+        trained = {shard.sha256: shard for shards in self.train for shard in shards.shards}
+        heldout = () if self.heldout is None else self.heldout.shards
+        return [
+            (shard, trained[shard.sha256])
+            for shard in heldout
+            if shard.samples and shard.sha256 in trained
+        ]
 
 
 def open_splits(config: DataConfig, check_sizes: bool = True) -> DatasetSplits:
@@ -66,6 +79,23 @@ def _opened(
         raise ShardsError(f"{key}: {error}") from error
 
 
+def warn_of_shared_content(splits: DatasetSplits) -> None:
+    """Log a warning if held-out shards are copies of training shards, by their checksums."""
+    shared = splits.shared_content()
+    if not shared:
+        return
+    heldout, trained = shared[0]
+    count = counted(len(shared), "held-out shard")
+    _log.warning(
+        "data.heldout: %s has the same content as the training shard %s (%s of %d in all): scores "
+        "of images that were trained on say nothing about others",
+        heldout.path,
+        trained.path,
+        count,
+        0 if splits.heldout is None else len(splits.heldout.shards),
+    )
+
+
 def build_order(sets: DatasetSplits, config: DataConfig, seed: int) -> SampleOrder:
     """Build the order of the training samples."""
     orders = [
@@ -92,6 +122,10 @@ def build_reader(
         sidecar_lookup: Files in other shards to read with them; see SampleReader.
     """
     if config.cache_dir is None:
+        rank = read_launch().rank
+        for shards in sets:
+            for shard in shards.shards[:1]:
+                check_ranges(shard.path, log=rank == 0)
         return SampleReader(sets, suffixes, sidecar_lookup=sidecar_lookup)
     limit = int(config.cache_gib * 2**30)
     block_bytes = sum(

@@ -78,6 +78,8 @@ class DataConfig:
     # into the next epoch, or drop it, or pad it with empty rows: its gradient is then smaller
     last_batch: LastBatch = "carry"
     decoding: Literal["scaled", "exact"] = "scaled"  # of JPEGs: smaller where that is enough
+    # a store that fails is tried again for so long; then the run saves and stops, exit code 75
+    store_patience_s: float = free(300.0)
     # remote shards are kept there; None: ranges are read remotely
     cache_dir: str | None = path(None, written="folder", resume="free")
     cache_gib: float = free(100.0)  # the least recently used shards leave above it
@@ -94,11 +96,15 @@ class DataConfig:
         for part in self.mixture:
             if part.weight < total / 1000:
                 raise ValueError(f"mixture= gives {part.shards} less than a thousandth of the data")
+        if self.cache_dir is not None and "://" in self.cache_dir:
+            raise ValueError(f"cache_dir={self.cache_dir} must be a local folder")
         for name in ("block_shards", "neighbours", "read_ahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative")
+        if not 0 <= self.store_patience_s < math.inf:
+            raise ValueError(f"store_patience_s={self.store_patience_s} must not be negative")
         if not 0 < self.cache_gib < math.inf:
             raise ValueError(f"cache_gib={self.cache_gib} must be positive")
         if not 0 <= self.max_bad_fraction <= 1:

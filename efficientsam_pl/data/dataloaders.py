@@ -25,6 +25,7 @@ from efficientsam_pl.data.worker_init import make_worker_init_fn
 from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.rle import Rle
 
+PREFETCH = 2  # batches that each worker prepares ahead where none is configured; torch's default
 Stream: TypeAlias = SampleDataset[Any]
 
 
@@ -61,6 +62,7 @@ def inference_loader(
         dataset,
         batch_sampler=InferenceBatchSampler(samples, rank_shard),
         num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
         collate_fn=dataset.collate,
         pin_memory=pin,
         worker_init_fn=make_worker_init_fn(),

@@ -10,6 +10,7 @@ sample is noticed later. It is JSON:
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from efficientsam_pl.data.schema import key_and_suffix
+from efficientsam_pl.data.schema import CLASS_SUFFIX, MASK_SUFFIXES, key_and_suffix
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.filesystems import describe_error
 from efficientsam_pl.storage.ranges import Range
 from efficientsam_pl.storage.tar import TarMember, TarScan
 
 VERSION = 1
 _FORMAT = "efficientsam_pl shard index"
+_MOST_RARE = 64  # suffixes that fewer than one in so many samples has
 # raised by reading a JSON file of another form, or a corrupt one
 WRONG_FORM = (
     *(ValueError, KeyError, TypeError, AttributeError),
@@ -73,7 +77,9 @@ class ShardIndex:
 def index_of(scan: TarScan, packed: dict[str, Any] | None = None, time: str = "") -> ShardIndex:
     """Build a scanned tar's index; of two files of one name the later counts, as in any tar."""
     grouped = samples_of(scan.members)
-    suffixes = sorted({suffix for files in grouped.values() for suffix in files})
+    counts = Counter(suffix for files in grouped.values() for suffix in files)
+    rare = _too_many_rare(counts, len(grouped))
+    suffixes = sorted(counts.keys() - rare)
     places = {
         suffix: np.array(
             [
@@ -85,7 +91,26 @@ def index_of(scan: TarScan, packed: dict[str, Any] | None = None, time: str = ""
         for suffix in suffixes
     }
     faults = tuple(scan.faults) if scan.bytes else ("it has no bytes",)
+    if rare:
+        faults += (
+            f"{counted(len(rare), 'kind')} of files are left out, such as .{min(rare)}: a key ends "
+            "at the first dot of a name",
+        )
     return ShardIndex(scan.bytes, scan.sha256, tuple(grouped), places, faults, packed, time)
+
+
+def _too_many_rare(counts: Counter[str], samples: int) -> set[str]:
+    """Return the suffixes to leave out, each of few samples, where there are very many.
+
+    A suffix has a place for every sample. Names such as `a1.b1.jpg`, `a2.b2.jpg` would make as
+    many suffixes as samples, and an index that grows with the square of their number.
+    """
+    rare = {
+        suffix
+        for suffix, count in counts.items()
+        if count * _MOST_RARE < samples and suffix not in (*MASK_SUFFIXES, CLASS_SUFFIX)
+    }
+    return rare if len(rare) > _MOST_RARE else set()
 
 
 def samples_of(members: Iterable[TarMember]) -> dict[str, dict[str, TarMember]]:
@@ -142,7 +167,8 @@ def from_bytes(data: bytes, name: str) -> ShardIndex:
     except WRONG_FORM as error:
         if isinstance(error, IndexFormatError):
             raise
-        raise IndexFormatError(f"{name} is corrupt ({error!r}); delete it to rebuild it") from error
+        reason = describe_error(error)
+        raise IndexFormatError(f"{name} is corrupt ({reason}); delete it to rebuild it") from error
 
 
 def check_format(loaded: Any, name: str, form: str, version: int) -> None:

@@ -9,8 +9,8 @@ from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.cache import ShardCache
-from efficientsam_pl.storage.files import ShortReadError
 from efficientsam_pl.storage.ranges import Range, RangeReader
+from efficientsam_pl.storage.remote import ShortReadError
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def find_changes(shards: Sequence[IndexedShard], files: Mapping[str, StoredFile]
         indexes = dict(
             zip(
                 (shard.path for shard in doubtful),
-                pool.map(lambda shard: _index(shard.path, files[shard.path].time), doubtful),
+                pool.map(_index, (files[shard.path] for shard in doubtful)),
                 strict=True,
             )
         )
@@ -164,8 +164,8 @@ def _is_younger(shard: IndexedShard) -> bool:
     return written > indexed
 
 
-def _index(path: str, time: str) -> ShardIndex | None:
+def _index(file: StoredFile) -> ShardIndex | None:
     try:
-        return index_of(consume_stream(path, scan_tar), time=time)
+        return index_of(consume_stream(file.path, scan_tar), time=file.time)
     except OSError:
         return None

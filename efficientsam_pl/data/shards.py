@@ -7,12 +7,11 @@ the user's instead. A run needs the manifest to order an epoch; an index is read
 turn comes, so that a set of a thousand shards is opened in a moment.
 """
 
-import glob
 import hashlib
 import json
 import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -37,12 +36,15 @@ from efficientsam_pl.data.index import (
 from efficientsam_pl.data.index_cache import IndexCache
 from efficientsam_pl.data.index_places import (
     folder_of,
+    folders_of,
     index_homes,
     index_path,
     manifest_path,
     written_home,
 )
+from efficientsam_pl.data.manifest_file import FORMAT, read_manifest_file, refuse_foreign
 from efficientsam_pl.data.shard_changes import find_changes, index_again
+from efficientsam_pl.data.shard_listing import list_shards, lost_shards, shard_matcher, shard_name
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.records import CorruptSample
@@ -53,19 +55,16 @@ from efficientsam_pl.storage.files import (
     consume_stream,
     exists,
     full_path,
-    list_files,
-    list_patterns,
-    patterns,
+    is_local,
     read_file,
-    same_file,
+    read_json_file,
     same_files,
 )
-from efficientsam_pl.storage.local_listing import matcher
+from efficientsam_pl.storage.filesystems import describe_error
 from efficientsam_pl.storage.locks import write_lock
 from efficientsam_pl.storage.tar import scan_tar
 
 MANIFEST_VERSION = 1
-_FORMAT = "efficientsam_pl manifest"
 _INDEXERS = 8  # shards indexed at a time; checksums and reads run outside of Python's lock
 _ADDED_AGAIN = 5  # times that a manifest is read again after it was written
 _OPEN_INDEXES = 8  # of a set: the samples of a batch come from so many shards by default
@@ -121,7 +120,7 @@ class ShardSet:
 
     def fingerprint(self) -> str:
         """Hash the names and counts, which the order of samples depends on."""
-        text = "\n".join(f"{Path(s.path).name} {s.samples}" for s in self.shards)
+        text = "\n".join(f"{Path(shard_name(s.path)).name} {s.samples}" for s in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
@@ -169,31 +168,47 @@ def open_shards(
             read or has other bytes than its index was made of.
         SourceLostError: A remote store does not respond.
     """
-    listed = list_patterns(pattern, check_sizes)
-    files = {file.path: file for part in listed.values() for file in part}
+    listed = list_shards(pattern, check_sizes)
+    urls = {shard_name(file.path): file.path for part in listed.values() for file in part}
+    files = _named_files(listed)
     names = same_files(files.values())
     # each once, however it is named
     matching = {path: files[path].bytes for path in {names[path]: path for path in files}.values()}
     if not matching:
         raise ShardsError(f"no shard matches {pattern!r}")
-    left_out = set(same_files(list_files(without, sizes=False)).values()) if without else set()
+    heldout = _named_files(list_shards(without, sizes=False)) if without else {}
+    left_out = set(same_files(heldout.values()).values())
     kept = {path: size for path, size in matching.items() if names[path] not in left_out}
     if not kept:
         raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
-    folders = _folders([*matching, *map(full_path, listed)])
+    folders = folders_of([*matching, *(shard_name(full_path(part)) for part in listed)])
     known = {path: s for folder in folders for path, s in _known(folder, index_dir).items()}
-    for part, found in listed.items():
-        if not found and not _matching(known, part):
+    for part, paths in listed.items():
+        if not paths and not any(map(shard_matcher(part), known)):
             raise ShardsError(f"no shard matches {part!r}")
-    known |= _index_new({p: size for p, size in kept.items() if p not in known}, index_dir)
+    new = {urls[path]: size for path, size in kept.items() if path not in known}
+    known |= _index_new(new, index_dir)
     if check_sizes:
         known |= _without_changes([known[path] for path in kept], files, index_dir)
     unlisted = [path for path in known if path not in files]
-    lost = _lost(unlisted, set(names.values()), pattern, without)
+    lost = lost_shards(unlisted, set(names.values()), pattern, without)
     shards = tuple(known[path] for path in sorted([*kept, *lost]))
     if not any(shard.samples for shard in shards):
-        raise ShardsError(f"no sample in {counted(len(shards), 'shard')} of {pattern!r}")
-    return ShardSet(shards, tuple(_corrupt_shards(shards, kept)), open_indexes)
+        fault = next((f": {s.path}: {s.faults[0]}" for s in shards if s.faults), "")
+        raise ShardsError(f"no sample in {counted(len(shards), 'shard')} of {pattern!r}{fault}")
+    corrupt = tuple(_corrupt_shards(shards, kept))
+    located = tuple(_at_url(shard, urls.get(shard.path, shard.path)) for shard in shards)
+    return ShardSet(located, corrupt, open_indexes)
+
+
+def _named_files(listed: Mapping[str, Sequence[StoredFile]]) -> dict[str, StoredFile]:
+    """Return listed files by their `shard_name`."""
+    named = ((shard_name(file.path), file) for part in listed.values() for file in part)
+    return {name: file if name == file.path else replace(file, path=name) for name, file in named}
+
+
+def _at_url(shard: Shard, url: str) -> Shard:
+    return shard if url == shard.path else replace(shard, path=url)
 
 
 def ensure_index(path: str, index_dir: str | None = None, block: bool = True) -> Shard | None:
@@ -204,11 +219,14 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
         index_dir: See `open_shards`.
         block: Whether to wait while another process creates it; if not, None is returned.
     """
-    for home in index_homes(path, index_dir):
-        place = index_path(path, home)
-        if exists(place):
-            return manifest_entry(path, place, from_bytes(read_file(place), place))
-    place = index_path(path, written_home(path, index_dir))
+    name = shard_name(path)
+    for home in index_homes(name, index_dir):
+        place = index_path(name, home)
+        data = read_json_file(place) if exists(place) else None
+        if data is None and not (is_local(place) and exists(place)):
+            continue  # or a server has sent another thing under that name
+        return manifest_entry(name, place, from_bytes(data or b"", place))
+    place = index_path(name, written_home(name, index_dir))
     try:
         with write_lock(place, block):
             if not exists(place):
@@ -216,9 +234,16 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
                 index = index_of(consume_stream(path, scan_tar), time=time)
                 with atomic_write(place) as target:
                     target.write(to_bytes(index))
-            return manifest_entry(path, place, from_bytes(read_file(place), place))
+            return manifest_entry(name, place, from_bytes(read_file(place), place))
     except Timeout:
         return None
+    except OSError as error:
+        if not is_local(place) or error.filename in (None, path):  # the shard's fault
+            raise
+        raise ShardsError(
+            f"the index {place} cannot be written: {error.strerror}; data.index_dir "
+            "(check-shards: --index-dir) or XDG_CACHE_HOME names another folder"
+        ) from error
 
 
 def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None) -> None:
@@ -235,12 +260,13 @@ def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None
         return
     with write_lock(place, keep=True):  # adding to it, two processes would lose a line
         for _ in range(_ADDED_AGAIN):
-            listed = _read_manifest(place, folder) if exists(place) else {}
+            refuse_foreign(place)
+            listed = _read_manifest(place, folder)
             if all(s == listed.get(s.path) and s.times == listed[s.path].times for s in shards):
                 return  # a remote folder has no lock: another's line may be lost
             listed |= new
             whole = {
-                "format": _FORMAT,
+                "format": FORMAT,
                 "version": MANIFEST_VERSION,
                 "shards": {Path(p).name: _to_json(listed[p], place) for p in sorted(listed)},
             }
@@ -267,7 +293,7 @@ def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
             late = [path for path, entry in zip(new, first, strict=True) if entry is None]
             rest = list(pool.map(lambda path: ensure_index(path, index_dir), late))
         entries = [entry for entry in [*first, *rest] if entry is not None]
-        for folder in _folders(new):
+        for folder in folders_of(entry.path for entry in entries):
             new_entries = [entry for entry in entries if folder_of(entry.path) == folder]
             write_manifest(folder, new_entries, written_home(f"{folder}/x", index_dir))
     except OSError as error:
@@ -278,12 +304,10 @@ def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
 def _known(folder: str, index_dir: str | None) -> dict[str, Shard]:
     known: dict[str, Shard] = {}
     for home in reversed(index_homes(f"{folder}/x", index_dir)):
-        place = manifest_path(folder, home)
-        if exists(place):
-            known |= {
-                path: _with_times_of(known.get(path), shard)
-                for path, shard in _read_manifest(place, folder).items()
-            }
+        known |= {
+            path: _with_times_of(known.get(path), shard)
+            for path, shard in _read_manifest(manifest_path(folder, home), folder).items()
+        }
     return known
 
 
@@ -303,7 +327,7 @@ def _without_changes(
     for path, index in changes.replaced.items():
         place = index_again(entries[path], index, index_dir)
         corrected[path] = manifest_entry(path, place, index)
-    for folder in _folders(corrected):
+    for folder in folders_of(corrected):
         here = [shard for shard in corrected.values() if folder_of(shard.path) == folder]
         with suppress(OSError):  # of a folder without room; the next start compares again
             write_manifest(folder, here, written_home(f"{folder}/x", index_dir))
@@ -333,10 +357,12 @@ def _corrupt_shards(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[
 
 
 def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
-    home = folder_of(place)
+    data, home = read_manifest_file(place), folder_of(place)
+    if data is None:
+        return {}
     try:
-        loaded = json.loads(read_file(place))
-        check_format(loaded, place, _FORMAT, MANIFEST_VERSION)
+        loaded = json.loads(data)
+        check_format(loaded, place, FORMAT, MANIFEST_VERSION)
         return {
             f"{folder}/{name}": Shard(
                 path=f"{folder}/{name}",
@@ -352,9 +378,8 @@ def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
     except WRONG_FORM as error:
         if isinstance(error, IndexFormatError):
             raise
-        raise IndexFormatError(
-            f"{place} is corrupt ({error!r}); delete it to rebuild it"
-        ) from error
+        reason = describe_error(error)
+        raise IndexFormatError(f"{place} is corrupt ({reason}); delete it to rebuild it") from error
 
 
 def _at(folder: str, name: str) -> str:
@@ -369,31 +394,3 @@ def _to_json(shard: Shard, manifest: str) -> dict[str, Any]:
     entry["damage"] = entry.pop("faults")  # the format's key
     folder, name = shard.index.rsplit("/", 1)
     return entry | {"index": name if folder == folder_of(manifest) else shard.index}
-
-
-def _lost(
-    unlisted: Sequence[str], listed: set[str], pattern: str, without: str | None
-) -> list[str]:
-    """Return the shards of the manifests that match but are not there, each once.
-
-    Args:
-        unlisted: Shards of the manifests that were not listed by this name.
-        listed: Names of the listed files, by `same_file`.
-        pattern: Pattern of the shards.
-        without: Pattern of shards that are left out.
-    """
-    matching = _matching(unlisted, pattern)
-    left_out = set(_matching(matching, without)) if without else set()
-    lost = {same_file(path): path for path in matching if path not in left_out}
-    return [path for name, path in lost.items() if name not in listed]
-
-
-def _matching(paths: Iterable[str], pattern: str) -> list[str]:
-    parts = {full_path(part) for part in patterns(pattern)}
-    tests = [matcher(part) for part in parts if glob.has_magic(part)]
-    return [path for path in paths if path in parts or any(test(path) for test in tests)]
-
-
-def _folders(paths: Iterable[str]) -> list[str]:
-    heads = {path.rpartition("/")[0] for path in paths}
-    return sorted({folder_of(f"{head}/x") for head in heads})

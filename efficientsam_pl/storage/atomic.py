@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -27,6 +30,10 @@ def atomic_write_local(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())  # before the renaming: a crash must not leave an empty file
         partial.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a write names no file
     finally:
         partial.unlink(missing_ok=True)
 

@@ -26,6 +26,7 @@ from efficientsam_pl.storage.files import (
 )
 
 _log = logging.getLogger(__name__)
+_SOON_S = 1.0
 
 
 class CacheError(UserError):
@@ -80,12 +81,15 @@ class ShardCache:
 
     def _keep(self, shard: str, kept: Path, sha256: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
         with FileLock(f"{kept}.lock"):
             if _touch(kept) and (self._is_checked(kept, sha256) or _is_whole(shard, kept, sha256)):
                 return
             for left in self.folder.glob(f".{kept.name}.*.part"):  # of a process that died
                 left.unlink()
-            if sha256 not in (_fetch(shard, kept), ""):
+            # a process that has waited for another's failing download waits no second time
+            late = time.monotonic() - begun > _SOON_S
+            if sha256 not in (_fetch(shard, kept, begun if late else None), ""):
                 _log.warning("%s has other bytes in its store than when it was indexed", shard)
             _mark(kept).touch()
             self._make_room(kept)
@@ -103,10 +107,10 @@ class ShardCache:
                     used -= size
 
 
-def _fetch(shard: str, kept: Path) -> str:
+def _fetch(shard: str, kept: Path, since: float | None) -> str:
     """Copy a shard; return its checksum."""
     with atomic_write(str(kept)) as target:
-        return consume_stream(shard, lambda source: copy_from_start(source, target))
+        return consume_stream(shard, lambda source: copy_from_start(source, target), since)
 
 
 def _mark(kept: Path) -> Path:

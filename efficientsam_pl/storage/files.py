@@ -1,17 +1,17 @@
 """List, read and atomically write files wherever fsspec reaches.
 
-Transient failures of a remote store are retried.
+Requests that a remote store fails to serve are repeated (`storage.retries`).
 """
 
 import errno
 import hashlib
 import os
 import tempfile
-import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -22,23 +22,25 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.storage.atomic import atomic_write_local, partial_name
 from efficientsam_pl.storage.filesystems import (
     HTTP,
+    StoreRefusedError,
     describe_error,
     full_name,
     is_gone,
+    plain_url,
     store,
 )
 from efficientsam_pl.storage.local_listing import list_in_folders, listable
-from efficientsam_pl.storage.tar import Readable
+from efficientsam_pl.storage.remote import RemoteFile, ShortReadError
+from efficientsam_pl.storage.retries import with_retries
+from efficientsam_pl.storage.tar import Readable, Seekable
 from efficientsam_pl.storage.times import local_time, time_of
 
 T = TypeVar("T")
-TRIES, FIRST_PAUSE = 5, 0.5  # of a remote request; pauses double: 7.5 s in all
 _CHUNK_BYTES = 8 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # on this machine, where a file is copied to
-
-
-class SourceLostError(UserError):
-    """A store that no longer responds; one line that names the file."""
+_HEAD_BYTES = 4096
+_LISTED_TOGETHER = 4  # files of one folder: more are one request
+_THREADS = 8  # requests for the sizes of files at a time
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -62,34 +64,41 @@ def list_files(pattern: str, sizes: bool = True) -> list[StoredFile]:
         sizes: Whether sizes are needed, which may take a call for each file.
     """
     listed = list_patterns(pattern, sizes).values()
-    files = {file.path: file for part in listed for file in part}
-    return [files[name] for name in sorted(files)]
+    files = {file.path: file for matching in listed for file in matching}
+    return [files[path] for path in sorted(files)]
 
 
 def list_patterns(pattern: str, sizes: bool = True) -> dict[str, list[StoredFile]]:
-    """List the files of each of the patterns in `pattern`, as `list_files` lists all of them."""
-    parts = patterns(pattern)
-    local = {part: store(part)[1] for part in parts if is_local(part)}
+    """List the files of each of the patterns in `pattern`, as `list_files` lists all of them.
+
+    Many files that are named one by one cost one listing of their folder.
+    """
+    listed: dict[str, list[StoredFile]] = {part: [] for part in patterns(pattern)}
+    local = {part: store(part)[1] for part in listed if is_local(part)}
     in_folders = list_in_folders(listable(local.values()), sizes)
-    return {
-        part: [StoredFile(*file) for file in sorted(in_folders[local[part]])]
-        if local.get(part) in in_folders
-        else _list_pattern(part, sizes)
-        for part in parts
-    }
+    named = defaultdict(list)
+    for part in listed:
+        if local.get(part) in in_folders:
+            listed[part] = [StoredFile(*file) for file in sorted(in_folders[local[part]])]
+        elif has_marks(part):
+            listed[part] = _glob(part, sizes)
+        else:
+            named[part.rpartition("/")[0]].append(part)
+    single = []
+    for folder, names in named.items():
+        if folder and len(names) > _LISTED_TOGETHER and _has_listings(folder):
+            listed |= _in_listing(folder, names)
+        else:
+            single += names
+    with ThreadPoolExecutor(_THREADS) as pool:
+        listed |= zip(single, pool.map(_named_file, single), strict=True)
+    return listed
 
 
-def _list_pattern(pattern: str, sizes: bool) -> list[StoredFile]:
-    fs, path = store(pattern)
-    return [
-        StoredFile(
-            full_name(fs, name, pattern),
-            -1 if info["size"] is None else int(info["size"]),
-            bool(info.get("islink")),
-            _listed_time(fs, name, info) if sizes else "",
-        )
-        for name, info in with_retries(partial(_listed, fs, path, sizes), pattern).items()
-    ]
+def has_marks(pattern: str) -> bool:
+    """Return whether a pattern without commas and braces may match several files."""
+    # a web address has a question mark before its query
+    return any(mark in pattern for mark in ("*[" if pattern.startswith(HTTP) else "*?["))
 
 
 def _listed_time(fs: Any, name: str, info: Mapping[str, Any]) -> str:
@@ -147,9 +156,19 @@ def same_files(files: Iterable[StoredFile]) -> dict[str, str]:
 
 
 def exists(path: str) -> bool:
-    """Return whether the file exists."""
+    """Return whether the file exists and may be read."""
     fs, plain = store(path)
-    return bool(with_retries(lambda: fs.exists(plain), path))
+    if isinstance(fs, LocalFileSystem):
+        return bool(fs.exists(plain))
+    try:
+        with_retries(lambda: fs.info(plain), path)
+    except StoreRefusedError:  # so some stores respond for files that do not exist
+        return False
+    except OSError as error:
+        if is_gone(error):
+            return False
+        raise
+    return True
 
 
 def read_file(path: str) -> bytes:
@@ -163,57 +182,92 @@ def read_file(path: str) -> bytes:
     return data
 
 
-@contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
-    """Open a local or remote file for reading."""
-    fs, plain = store(path)
-    if isinstance(fs, LocalFileSystem):
-        with Path(plain).open("rb", buffering=0) as raw:
-            yield raw
-        return
-    with with_retries(lambda: fs.open(plain, "rb", block_size=8 << 20), path) as file:
-        yield file
+def read_json_file(path: str) -> bytes | None:
+    """Read a file that should hold a JSON object; None where its beginning shows another content.
 
-
-def consume_file(path: str, consume: Callable[[IO[bytes]], T]) -> T:
-    """Return what `consume` returns for a seekable file; retry where a remote store fails.
+    Of such another content, perhaps gigabytes of a tar, only the beginning is read.
 
     Raises:
-        OSError: The file does not exist, or a local one cannot be read.
-        SourceLostError: A store that does not respond.
+        OSError: It does not exist or cannot be read.
     """
 
-    def read() -> T:
-        with opened(path) as file:
-            return consume(file)
+    def read() -> bytes | None:
+        fs, plain = store(path)
+        options = {} if isinstance(fs, LocalFileSystem) else {"block_size": _block_bytes(path)}
+        with fs.open(plain, "rb", **options) as file:
+            head: bytes = file.read(_HEAD_BYTES)
+            if not head.lstrip().startswith(b"{"):
+                return None
+            parts = [head]
+            while part := file.read(_CHUNK_BYTES):
+                parts.append(part)
+            return b"".join(parts)
 
     return with_retries(read, path)
 
 
-def consume_stream(path: str, consume: Callable[[IO[bytes]], T]) -> T:
-    """Return what `consume` returns for a file read to its end; retry where a remote store fails.
+def read_head(path: str, size: int) -> bytes:
+    """Read at most `size` of a file's first bytes."""
+
+    def read() -> bytes:
+        fs, plain = store(path)
+        with fs.open(plain, "rb", block_size=_block_bytes(path) or None) as file:
+            parts: list[bytes] = []
+            while (left := size - sum(map(len, parts))) > 0 and (part := file.read(left)):
+                parts.append(part)
+            return b"".join(parts)
+
+    return with_retries(read, path)
+
+
+def consume_file(path: str, consume: Callable[[Seekable], T]) -> T:
+    """Return what `consume` returns for a seekable file.
 
     Raises:
         OSError: The file does not exist, or a local one cannot be read.
-        SourceLostError: A store that does not respond, or that breaks off each time.
+        SourceLostError: A store that stays away.
+    """
+    if not is_local(path):
+        return consume(RemoteFile(path))
+    with local_path(path).open("rb", buffering=0) as file:
+        return consume(file)
+
+
+def consume_stream(path: str, consume: Callable[[Readable], T], since: float | None = None) -> T:
+    """Return what `consume` returns for a file read to its end; repeat it where a store fails.
+
+    Args:
+        path: The file.
+        consume: Reads the stream; called again with a new one after a failure.
+        since: See `with_retries`.
+
+    Raises:
+        OSError: The file does not exist, or a local one cannot be read.
+        SourceLostError: A store that stays away, or that breaks off each time.
     """
     fs, plain = store(path)
     if isinstance(fs, LocalFileSystem):
-        with opened(path) as file:
+        with Path(plain).open("rb", buffering=0) as file:
             return consume(file)
-    # servers without range requests send a whole file at once; here it is read the same way
-    block = 0 if path.startswith(HTTP) else 8 << 20
 
     def read() -> T:
         size = fs.info(plain)["size"]
-        with fs.open(plain, "rb", block_size=block) as file:
+        with fs.open(plain, "rb", block_size=_block_bytes(path)) as file:
             result = consume(file)
             arrived = file.tell()
         if size is not None and arrived != size:
             raise ShortReadError(f"{arrived} of {size} bytes arrived")
         return result
 
-    return with_retries(read, path)
+    return with_retries(read, path, since)
+
+
+def _block_bytes(path: str) -> int:
+    """Return fsspec's block size of a file that is read from its beginning; 0: a stream.
+
+    Servers without range requests send a whole file at once; here it is read the same way.
+    """
+    return 0 if path.startswith(HTTP) else 8 << 20
 
 
 @contextmanager
@@ -228,52 +282,19 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         with atomic_write_local(Path(plain)) as file:
             yield file
         return
-    partial = partial_name(Path(tempfile.gettempdir()), Path(plain).name)
+    folder = tempfile.gettempdir()
+    partial = partial_name(Path(folder), Path(plain).name)
     try:
         with partial.open("wb") as file:
             yield file
         with_retries(lambda: fs.put_file(str(partial), plain), path)
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename not in (None, str(partial)):
+            raise
+        what = f"{error.strerror} for the copy of {plain_url(path)} (TMPDIR names another folder)"
+        raise OSError(error.errno, what, folder) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-class ShortReadError(OSError):
-    """A file that ends before the range does."""
-
-
-def with_retries(action: Callable[[], T], path: str) -> T:
-    """Return what `action` returns; retry it after a growing pause where a remote store fails.
-
-    Raises:
-        OSError: The file does not exist, or a local one cannot be read.
-        SourceLostError: A store that does not respond.
-    """
-    failure: Exception | None = None
-    for pause_s in pauses_s():
-        if pause_s:
-            time.sleep(pause_s)
-        try:
-            return action()
-        except Exception as error:  # every store has exceptions of its own
-            no_room = getattr(error, "errno", None) in _NO_ROOM
-            if is_local(path) or isinstance(error, UserError) or is_gone(error) or no_room:
-                raise
-            failure = error
-    raise source_lost(path, failure) from failure
-
-
-def pauses_s() -> Iterator[float]:
-    """Yield the pause before each try of a remote request: none, then doubling ones."""
-    yield 0.0
-    for attempt in range(TRIES - 1):
-        yield FIRST_PAUSE * 2**attempt
-
-
-def source_lost(path: str, failure: Exception | None) -> SourceLostError:
-    """Describe the failure of the last try."""
-    return SourceLostError(
-        f"{path} does not respond after {TRIES} tries: {describe_error(failure)}"
-    )
 
 
 def copy_from_start(source: Readable, target: IO[bytes]) -> str:
@@ -291,26 +312,74 @@ def copy_from_start(source: Readable, target: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _listed(fs: Any, path: str, sizes: bool) -> dict[str, dict[str, Any]]:
-    if any(mark in path for mark in "*?["):
+def _glob(pattern: str, sizes: bool) -> list[StoredFile]:
+    fs, path = store(pattern)
+
+    def matches() -> dict[str, dict[str, Any]]:
         try:
-            matches = fs.glob(path, detail=True)
+            matching = fs.glob(path, detail=True)
         except ValueError as error:  # such as ** next to other letters
             raise UserError(f"{path}: {describe_error(error)}") from error
-        files = {name: info for name, info in matches.items() if _is_file(fs, name, info)}
-        unknown = [name for name, info in files.items() if info["size"] is None]
-        if not unknown or not sizes:  # a web page that lists files has no sizes
-            return files
-        return files | {
-            n: {"size": size} for n, size in zip(unknown, fs.sizes(unknown), strict=True)
-        }
+        return {name: info for name, info in matching.items() if _is_file(fs, name, info)}
+
+    infos = with_retries(matches, pattern).items()
+    files = {file.path: file for file in (_stored(fs, name, pattern, i) for name, i in infos)}
+    # a web page that lists files has no sizes
+    unknown = [path for path, file in files.items() if sizes and file.bytes < 0]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sized = dict(zip(unknown, pool.map(_named_file, unknown), strict=True))
+    return [file for path in sorted(files) for file in sized.get(path, [files[path]])]
+
+
+def _named_file(path: str) -> list[StoredFile]:
+    """List one file; nothing where it does not exist or is a folder."""
+    fs, plain = store(path)
     try:
-        info = fs.info(path)
+        info = with_retries(lambda: fs.info(plain), path)
     except FileNotFoundError as error:
         if is_gone(error):
-            return {}
+            return []
         raise
-    return {path: info} if info["type"] == "file" else {}
+    return [_stored(fs, plain, path, info)] if info["type"] == "file" else []
+
+
+def _has_listings(folder: str) -> bool:
+    return not folder.startswith(HTTP) and not is_local(folder)
+
+
+def _in_listing(folder: str, names: Iterable[str]) -> dict[str, list[StoredFile]]:
+    """Find files by one listing of their folder."""
+    fs, plain = store(folder)
+
+    def entries() -> list[dict[str, Any]]:
+        try:
+            listed: list[dict[str, Any]] = fs.ls(plain, detail=True)
+        except OSError as error:
+            if is_gone(error):
+                return []
+            raise
+        return listed
+
+    infos = {
+        full_name(fs, entry["name"], folder): entry
+        for entry in with_retries(entries, folder)
+        if entry["type"] == "file"
+    }
+    files: dict[str, list[StoredFile]] = {}
+    for name in names:
+        full = full_path(name)
+        files[name] = [_stored(fs, full, name, infos[full])] if full in infos else []
+    return files
+
+
+def _stored(fs: Any, name: str, pattern: str, info: dict[str, Any]) -> StoredFile:
+    size = info["size"]
+    return StoredFile(
+        full_name(fs, name, pattern),
+        -1 if size is None else int(size),
+        bool(info.get("islink")),
+        _listed_time(fs, name, info),
+    )
 
 
 def _is_file(fs: Any, name: str, info: dict[str, Any]) -> bool:

@@ -18,9 +18,9 @@ from efficientsam_pl.storage.files import (
     is_local,
     local_path,
     read_file,
-    with_retries,
 )
 from efficientsam_pl.storage.filesystems import is_gone, store
+from efficientsam_pl.storage.retries import with_retries
 
 _UPLOAD_THREADS = 4  # each splits a large file into several requests
 
@@ -147,7 +147,7 @@ class Mirror:
 
     def _put(self, fs: Any, top: str, name: str, path: Path) -> None:
         state = _file_state(path)
-        with_retries(lambda: fs.put_file(str(path), f"{top}/{name}"), self.remote.path)
+        with_retries(lambda: fs.put_file(str(path), f"{top}/{name}"), self.remote.at(name))
         self._sent[name] = state
 
 

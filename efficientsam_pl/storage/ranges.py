@@ -5,15 +5,14 @@ the kernel. Elsewhere neighbouring ranges become one request, and requests are s
 """
 
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from efficientsam_pl.storage import files
-from efficientsam_pl.storage.files import ShortReadError, is_local, local_path
-from efficientsam_pl.storage.filesystems import describe_error, is_beyond_end, is_gone, store
+from efficientsam_pl.storage.files import is_local, local_path
+from efficientsam_pl.storage.filesystems import describe_error
+from efficientsam_pl.storage.remote import ShortReadError, read_remote
 
 MAX_GAP_BYTES = 64 * 1024  # between two ranges that are still read as one
 _OPEN_FILES = 64
@@ -39,7 +38,8 @@ class RangeReader:
         """Return each range's bytes or the error of reading them, in the given order.
 
         Raises:
-            SourceLostError: A remote store that does not respond, after all retries.
+            StoreRefusedError: A remote store refuses access.
+            SourceLostError: A remote store has failed for as long as the patience lasts.
         """
         wholes, part_of = merge_ranges(ranges)
         here = [i for i, whole in enumerate(wholes) if is_local(whole.path)]
@@ -125,63 +125,6 @@ def merge_ranges(ranges: Sequence[Range]) -> tuple[list[Range], list[int]]:
         wholes.append(new)
         part_of[i] = len(wholes) - 1
     return wholes, part_of
-
-
-def read_remote(ranges: Sequence[Range]) -> list[memoryview | OSError]:
-    """Read ranges of remote files, all requests together; retry failed ones after a pause.
-
-    Raises:
-        SourceLostError: A store that does not respond.
-    """
-    # an empty range cannot be requested, and a store may send the whole file for it
-    results: dict[int, memoryview | OSError] = {
-        i: memoryview(b"") for i, wanted in enumerate(ranges) if not wanted.size
-    }
-    failure: Exception | None = None
-    for pause_s in files.pauses_s():
-        left = [i for i in range(len(ranges)) if i not in results]
-        if not left:
-            break
-        if pause_s:
-            time.sleep(pause_s)
-        for i, result in zip(left, _request([ranges[i] for i in left]), strict=True):
-            if isinstance(result, Exception) and not (
-                isinstance(result, ShortReadError) or is_gone(result)
-            ):
-                failure = result
-            else:
-                results[i] = result
-    lost = [wanted for i, wanted in enumerate(ranges) if i not in results]
-    if lost:
-        raise files.source_lost(lost[0].path, failure)
-    return [results[i] for i in range(len(ranges))]
-
-
-def _request(ranges: Sequence[Range]) -> list[Any]:
-    stores = [store(wanted.path) for wanted in ranges]
-    fs = stores[0][0]
-    if any(type(o) is not type(fs) or o.storage_options != fs.storage_options for o, _ in stores):
-        return [_request([wanted])[0] for wanted in ranges]
-    starts = [wanted.offset for wanted in ranges]
-    ends = [wanted.offset + wanted.size for wanted in ranges]
-    try:
-        responses = fs.cat_ranges([plain for _, plain in stores], starts, ends, on_error="return")
-        return [_range_of(*each) for each in zip(responses, ranges, stores, strict=True)]
-    except Exception as error:  # every store has exceptions of its own
-        return [error] * len(ranges)
-
-
-def _range_of(response: Any, wanted: Range, place: tuple[Any, str]) -> Any:
-    """Extract the range from the response: a server without range requests sends the whole file."""
-    if isinstance(response, Exception):
-        if is_beyond_end(response):
-            return ShortReadError(f"0 of {wanted.size} bytes at {wanted.offset}")
-        return response
-    data, (fs, plain) = memoryview(response), place
-    short = wanted.offset > 0 and len(data) < wanted.size
-    if len(data) > wanted.size or (short and len(data) == fs.info(plain)["size"]):
-        return data[wanted.offset : wanted.offset + wanted.size]
-    return data
 
 
 def _complete(data: memoryview, wanted: Range) -> memoryview | OSError:

@@ -19,7 +19,22 @@ _WITHOUT_CONTENT = (
     *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE),
     *(tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE),
 )
+FOLDER, HARD_LINK, SYMBOLIC_LINK = "folder", "hard link", "symbolic link"
+SPECIAL_FILE = "special file"
+_KINDS = {
+    tarfile.DIRTYPE: FOLDER,
+    tarfile.LNKTYPE: HARD_LINK,
+    tarfile.SYMTYPE: SYMBOLIC_LINK,
+}
 _MOST_ZEROS = 64 * 1024  # at the end: two blocks and what fills a record, mostly 20 blocks
+_COMPRESSED = {  # first bytes
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+_MAGIC_AT, _MAGIC = 257, b"ustar"
 _LONG_NAME, _EXTENDED = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
 
 
@@ -32,14 +47,26 @@ class TarMember:
     size: int
 
 
+@dataclass(frozen=True)
+class TarEntry:
+    """A member without content of its own: a folder, a link or a special file."""
+
+    name: str
+    kind: str
+
+
 @dataclass
 class TarScan:
-    """Members and faults of a tar; `sha256` is of the whole tar, "" where it was not read whole."""
+    """Members and faults of a tar; `sha256` is of the whole tar, "" where it was not read whole.
+
+    `others` are the members that are no plain files.
+    """
 
     members: list[TarMember] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     bytes: int = 0
     sha256: str = ""
+    others: list[TarEntry] = field(default_factory=list)
 
 
 @runtime_checkable
@@ -62,7 +89,7 @@ def scan_tar(file: Readable) -> TarScan:
     """Read a whole tar once, from its beginning to its end."""
     reader = _Sequential(file)
     scan = TarScan()
-    scan.members = list(_members(reader, scan.faults))
+    scan.members = list(_members(reader, scan.faults, scan.others))
     scan.bytes, scan.sha256 = reader.finish()
     return scan
 
@@ -77,9 +104,19 @@ def scan_headers(file: Seekable, begin: int = 0, end: int | None = None) -> TarS
     """
     reader = _HeaderReader(file, begin, end)
     scan = TarScan()
-    scan.members = list(_members(reader, scan.faults))
+    scan.members = list(_members(reader, scan.faults, scan.others))
     scan.bytes = reader.end - begin
     return scan
+
+
+def compression_of(head: bytes) -> str | None:
+    """Name the compression that a file's first bytes show."""
+    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
+
+
+def begins_like_a_tar(head: bytes) -> bool:
+    """Return whether a file's first bytes are a tar's header."""
+    return head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
 
 
 class _Sequential:
@@ -134,12 +171,15 @@ class _HeaderReader:
         return self.position <= self.end
 
 
-def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator[TarMember]:
+def _members(
+    reader: _Sequential | _HeaderReader, faults: list[str], others: list[TarEntry]
+) -> Iterator[TarMember]:
     zeros, lost_at, long_name = 0, None, None
     while block := reader.read(BLOCK):
         at = reader.position - len(block)
-        if len(block) < BLOCK:
-            faults.append(f"cut inside a header at byte {at}")
+        refusal = _unreadable(block, at)
+        if refusal:
+            faults.append(refusal)
             return
         if not any(block):
             zeros += 1
@@ -154,13 +194,15 @@ def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator
         zeros, lost_at = 0, None
         if header.type in (_LONG_NAME, _EXTENDED, tarfile.XGLTYPE):
             content = reader.read(-(-header.size // BLOCK) * BLOCK)[: header.size]
-            if header.type != tarfile.XGLTYPE:
-                long_name = _long_name(header.type, content)
+            is_global = header.type == tarfile.XGLTYPE
+            long_name = long_name if is_global else _long_name(header.type, content)
             continue
         name, long_name = long_name or header.name, None
         size = 0 if header.type in _WITHOUT_CONTENT else header.size
         if header.type in _FILES:
             yield TarMember(name, reader.position, size)
+        else:
+            others.append(TarEntry(name, _KINDS.get(header.type, SPECIAL_FILE)))
         if not reader.skip(-(-size // BLOCK) * BLOCK):
             faults.append(f"cut inside {name}")
             return
@@ -168,6 +210,14 @@ def _members(reader: _Sequential | _HeaderReader, faults: list[str]) -> Iterator
         faults.append("cut: it has no end mark")
     if zeros * BLOCK > _MOST_ZEROS and reader.position > zeros * BLOCK:
         faults.append(f"nothing but zeros from byte {reader.position - zeros * BLOCK} on")
+
+
+def _unreadable(block: bytes, at: int) -> str:
+    """Describe why nothing can follow a block; "" where a header may."""
+    compression = compression_of(block) if at == 0 else None
+    if compression is not None:
+        return f"it is compressed ({compression}); shards are plain tars: unpack it"
+    return f"cut inside a header at byte {at}" if len(block) < BLOCK else ""
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:

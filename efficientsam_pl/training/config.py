@@ -189,6 +189,13 @@ class RecipeConfig:
                 f"optim.warmup_steps={self.optim.warmup_steps} must be below "
                 f"trainer.max_steps={self.trainer.max_steps}"
             )
+        for name in ("collective_timeout_s", "hang_s"):
+            limit_s = getattr(self.interruption, name)
+            if self.data.store_patience_s >= limit_s:
+                raise ValueError(
+                    f"data.store_patience_s={self.data.store_patience_s:g} must be below "
+                    f"interruption.{name}={limit_s}, which ends a run that waits"
+                )
         _check_best_metric(self.trainer.best_metric, self.metrics())
         if self.data.cache_dir is None:
             refuse_unused(self, "without data.cache_dir=", "data.cache_gib")

@@ -8,9 +8,21 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from efficientsam_pl.cluster.launch import STOPPED
+from efficientsam_pl.cluster.signals import LostStore, catch_signals
 from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.data.config import DataConfig
-from efficientsam_pl.data.dataloaders import Stream, inference_loader, training_loader
+from efficientsam_pl.data.dataloaders import (
+    PREFETCH,
+    Stream,
+    inference_loader,
+    training_loader,
+)
+from efficientsam_pl.data.limits import (
+    batches_in_flight,
+    check_open_files,
+    check_shared_memory,
+)
 from efficientsam_pl.data.sampler import (
     Position,
     RankShard,
@@ -18,9 +30,11 @@ from efficientsam_pl.data.sampler import (
     SampleRef,
     TrainingBatchSampler,
 )
-from efficientsam_pl.errors import UserError
+from efficientsam_pl.errors import UserError, one_line
+from efficientsam_pl.storage.retries import SourceLostError
 from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig
+from efficientsam_pl.training.lookahead import LookaheadLoader, steps_ahead
 
 _STATE_VERSION = 2
 
@@ -70,12 +84,14 @@ class TrainingDataModule(L.LightningDataModule):
         steps = 0 if self.trainer is None else self.trainer.global_step - step
         return self._streams.sample_order.after(position, steps, self._config.global_batch)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> LookaheadLoader:
         """Endless micro-batches of this rank, from the current position."""
-        batches = TrainingBatchSampler(
-            self._streams.sample_order, self._rank_shard(), self._resumed_at[0]
-        )
-        return training_loader(self._streams.train, batches, self._data, self._pinned())
+        position, step = self._resumed_at
+        batches = TrainingBatchSampler(self._streams.sample_order, self._rank_shard(), position)
+        loader = training_loader(self._streams.train, batches, self._data, self._pinned())
+        per_step = self._config.accumulate()
+        needed = (self._config.max_steps - step) * per_step
+        return LookaheadLoader(loader, per_step, needed, _note_lost_store)
 
     def first_batches(self) -> DataLoader[Any]:
         """Micro-batches of this rank from the start of the first epoch, read in this process."""
@@ -166,17 +182,32 @@ class TrainingDataModule(L.LightningDataModule):
         self._resumed_at = (position, state_dict["steps"])
 
     def setup(self, stage: str) -> None:
-        """Check that all ranks see the same shards.
+        """Check the machine's limits, and that all ranks see the same shards.
 
         Raises:
-            UserError: They do not, for example because a folder is still being filled.
+            UserError: A limit is too low, or the ranks see other shards, for example because a
+                folder is still being filled.
         """
+        self._check_limits()  # before ranks meet: then none has begun to fill shared memory
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return
         fingerprints: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(fingerprints, self._fingerprints())
         if any(ours != fingerprints[0] for ours in fingerprints):
             raise UserError(f"ranks see different shards in data.train: {fingerprints}")
+
+    def _check_limits(self) -> None:
+        workers, config = self._data.workers, self._config
+        if workers == 0:
+            return
+        kept = steps_ahead(config.accumulate()) + 1
+        samples, heldout = config.micro_batch, self._streams.heldout
+        training = workers * self._data.read_ahead + kept
+        loaders = [batches_in_flight(self._streams.train, samples, training)]
+        if heldout is not None:  # whose workers run beside those that read ahead for training
+            loaders.append(batches_in_flight(heldout, samples, workers * PREFETCH + 1))
+        check_open_files(loaders, workers * len(loaders))
+        check_shared_memory(loaders, config.devices or 1)
 
     def _fingerprints(self) -> list[str]:
         return [shards.fingerprint() for shards in self._streams.sets.train]
@@ -189,3 +220,9 @@ class TrainingDataModule(L.LightningDataModule):
 
     def _pinned(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _note_lost_store(error: Exception) -> None:
+    """Request the run to save and stop (see Preemption)."""
+    code = STOPPED if isinstance(error, SourceLostError) else 2
+    catch_signals().note_lost_store(LostStore(one_line(error), code))

@@ -6,10 +6,13 @@ from dataclasses import replace
 import lightning as L  # noqa: N812
 import torch
 
+from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.cluster.launch import launch
 from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.config.load import as_dict
-from efficientsam_pl.data.build import DatasetSplits, open_splits
+from efficientsam_pl.data.build import DatasetSplits, open_splits, warn_of_shared_content
+from efficientsam_pl.errors import one_line
+from efficientsam_pl.storage.retries import SourceLostError, set_store_patience
 from efficientsam_pl.training.callbacks.checkpoint import RunCheckpoints
 from efficientsam_pl.training.callbacks.data_report import DataReport
 from efficientsam_pl.training.callbacks.ema import EmaWeights
@@ -36,10 +39,12 @@ def train(recipe: Recipe[C, R]) -> R:
 
     Raises:
         UserError: The config does not fit the machine, the data, or the run in the folder.
-        SavedAndStopped: The run was preempted; its state is saved.
+        SavedAndStopped: The run was preempted, or lost its store; its state is saved.
+        SourceLostError: It lost its store where it could not save.
     """
     catch_signals()
     given = recipe.config
+    set_store_patience(given.data.store_patience_s)
     recipe = replace(recipe, config=replace(given, trainer=given.trainer.on(launch())))
     check_hardware(recipe.config.trainer)
     folder = open_run(recipe.config, launch())
@@ -76,6 +81,8 @@ def _prepare(recipe: Recipe[C, R], folder: RunFolder) -> tuple[Recipe[C, R], Dat
     config = replace(config, data=replace(recipe, config=config).prepare_data(folder.local))
     # before a model is built: a pattern may match nothing
     splits = open_splits(config.data, check_sizes=launch().rank == 0)
+    if launch().rank == 0:
+        warn_of_shared_content(splits)
     config = replace(
         config,
         trainer=config.trainer.paced(splits.samples()),
@@ -137,5 +144,10 @@ def fit(
         run.files,
         run.resume_step(),
     )
-    trainer.fit(module, datamodule=data, ckpt_path=run.resume_path())
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=run.resume_path())
+    except SourceLostError as error:
+        latest = latest_checkpoint(run.folder.local)
+        saved = "nothing is saved" if latest is None else f"the last checkpoint is {latest}"
+        raise SourceLostError(f"{one_line(error)}; {saved}; the same command continues") from error
     return trainer

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from efficientsam_pl.data.build import build_order, build_reader, open_splits
+from efficientsam_pl.data.build import (
+    build_order,
+    build_reader,
+    open_splits,
+    warn_of_shared_content,
+)
 from efficientsam_pl.data.config import DataConfig, SetConfig
 from efficientsam_pl.data.shards import ShardsError, open_shards
 
@@ -112,3 +117,30 @@ def test_cache_too_small_for_a_block_is_reported(
     )
     build_reader(open_splits(config).train, ("txt",), config)
     assert "holds less than data.block_shards=2 shards" in caplog.text
+
+
+def test_heldout_shard_with_the_bytes_of_a_training_shard_is_named(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copies = tmp_path / "heldout"
+    copies.mkdir()
+    (copies / "a.tar").write_bytes((shards / "s-2.tar").read_bytes())
+    (copies / "b.tar").write_bytes((shards / "s-3.tar").read_bytes())
+    config = DataConfig(train=f"{shards}/s-[012].tar", heldout=f"{copies}/*.tar")
+    warn_of_shared_content(open_splits(config))
+    [record] = caplog.records
+    assert record.getMessage().startswith(
+        f"data.heldout: {copies}/a.tar has the same content as the training shard "
+        f"{shards}/s-2.tar (1 held-out shard of 2 in all)"
+    )
+
+
+def test_disjoint_and_empty_shards_share_no_content(
+    shards: Path, tar_of: TarOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("s-8.tar", "s-9.tar"):
+        tar_of(shards / name, {})
+    config = DataConfig(train=f"{shards}/*.tar", heldout=f"{shards}/s-[39].tar")
+    warn_of_shared_content(open_splits(config))
+    warn_of_shared_content(open_splits(DataConfig(train=f"{shards}/*.tar")))
+    assert caplog.records == []

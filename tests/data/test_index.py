@@ -20,7 +20,7 @@ from efficientsam_pl.data.index import (
     to_bytes,
 )
 from efficientsam_pl.storage.ranges import Range
-from efficientsam_pl.storage.tar import TarMember, scan_tar
+from efficientsam_pl.storage.tar import TarMember, TarScan, scan_tar
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 
@@ -167,3 +167,22 @@ def test_what_is_no_index_is_one_line(data: bytes) -> None:
     with pytest.raises(IndexFormatError, match=r"s-0\.index\.json") as caught:
         from_bytes(data, "s-0.index.json")
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_several_dots_do_not_make_an_index_of_quadratic_size() -> None:
+    names = [f"a{n}.b{n}.jpg" for n in range(3000)] + ["a1.jpg", "a2.json", "a3.cls"]
+    members = [TarMember(name, 512 * n, 10) for n, name in enumerate(names)]
+    index = index_of(TarScan(members, [], 1 << 20, "x"))
+    assert sorted(index.places) == ["cls", "jpg", "json"]
+    assert len(index) == 3000
+    assert len(to_bytes(index)) < 200_000
+    assert index.faults == (
+        "3000 kinds of files are left out, such as .b0.jpg: a key ends at the first dot of a name",
+    )
+
+
+def test_a_few_rare_suffixes_stay_in_the_index() -> None:
+    names = [f"a{n}.jpg" for n in range(1000)] + [f"a{n}.b{n}.jpg" for n in range(60)]
+    members = [TarMember(name, 512 * n, 10) for n, name in enumerate(names)]
+    index = index_of(TarScan(members, [], 1 << 20, "x"))
+    assert (len(index.places), index.faults) == (61, ())

@@ -223,7 +223,7 @@ def test_report_lists_all_that_is_bad(
     folder: Path, tar_of: TarOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewritten(folder / SHARD, tar_of, {"p1.json": b"{"})
-    assert not command.run(f"{folder}/*.tar", tmp_path / "new/report.json", None, 0)
+    assert not command.run(f"{folder}/*.tar", str(tmp_path / "new/report.json"), None, 0)
     report = json.loads((tmp_path / "new/report.json").read_text())
     assert {k: report[k] for k in ("version", "shards", "samples")} == {
         "version": 1,
@@ -241,7 +241,7 @@ def test_long_list_is_cut_in_the_terminal_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shard(f"{tmp_path}/a.tar", [PackedSample(f"p{i}", {"jpg": b"no"}) for i in range(30)])
-    assert not command.run(f"{tmp_path}/*.tar", tmp_path / "report.json", None, 0)
+    assert not command.run(f"{tmp_path}/*.tar", str(tmp_path / "report.json"), None, 0)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 20 + 2
     assert lines[20] == f"... and 10 more, all of them in {tmp_path / 'report.json'}"

@@ -356,8 +356,8 @@ def test_copies_are_listed(here: "InProcess", coco_set: Set) -> None:
 @pytest.mark.parametrize(
     ("fill", "reason"),
     [
-        (boxes_only, "2: it has no mask: its annotations have boxes at most"),
-        (crowds_only, "2: it has no mask but of crowds"),
+        (boxes_only, "it has no mask: its annotations have boxes at most: 2"),
+        (crowds_only, "it has no mask but of crowds, which data.coco.crowds=objects takes: 2"),
         (copies_of_one, "2 images with masks that are copies of one; at least two"),
     ],
 )
@@ -375,7 +375,7 @@ def test_three_examples_are_printed_of_each_kind(here: "InProcess", coco_set: Se
         coco_set.listed(f"gone{i}.jpg")
     outcome, report = check(here, coco_set)
     lines = outcome.out.splitlines()
-    first = lines.index("left out: 5 missing photo")
+    first = lines.index("left out: missing photo: 5")
     assert [line.split("/")[-1] for line in lines[first + 1 : first + 5]] == [
         "gone0.jpg", "gone1.jpg", "gone2.jpg", "  ... and 2 more",
     ]  # fmt: skip

@@ -156,7 +156,6 @@ def test_outputs_are_tried_where_they_will_lie(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     check_output("--out", tmp_path / "new/deep/er", "folder")
     check_output("--out", tmp_path / "file", "file")
-    check_output("--out", "s3://bucket/out", "folder")
     check_output("--out", "/dev/null", "file")
     for path, kind, told in (
         (tmp_path / "file", "folder", "Not a directory"),

@@ -363,7 +363,7 @@ def test_imagenet_is_packed_upright_from_files_of_every_suffix(
     printed = here.done(
         *("pack", "imagenet", "--source", tmp_path / "tree", "--out", out, "--workers", 0)
     )
-    assert "skipped: 1 other file (n01/notes.txt), 1 broken link (n01/x.jpg)" in printed
+    assert "left out: 1 .txt (n01/notes.txt), 1 broken link (n01/x.jpg)" in printed
     assert "5 images carry an EXIF rotation: 5 turned upright" in printed
     files = members("*.tar", out)
     packed = {name: data for name, data in files.items() if name.endswith(".jpg")}

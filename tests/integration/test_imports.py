@@ -1,4 +1,4 @@
-"""Which libraries a command loads: those take most of its time and memory to start."""
+"""Libraries that a command loads: they take most of its time and memory to start."""
 
 import json
 import subprocess

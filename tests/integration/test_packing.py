@@ -333,7 +333,7 @@ def test_real_set_is_packed_and_checked(
     out = ["--out", tmp_path / "out", "--workers", 0]
     code, said, _ = efficientsam("pack", "coco", *options, *out)
     assert code == 0
-    assert said[-1].startswith("6 images, 136 masks, 0 skipped -> 1 shard ")
+    assert said[-1].startswith("6 images, 136 masks (1 of crowds), 0 skipped -> 1 shard ")
     assert len(open_shards(f"{tmp_path}/out/*.tar")) == 6
     assert efficientsam("check-shards", f"{tmp_path}/out/*.tar", "--workers", 0)[0] == 0
 

@@ -9,13 +9,18 @@ from benchmarks.faults.slurm_jobs import Job, submit
 
 Ending = Callable[[Sequence[str]], Job]
 DEADLINE_S = 120.0
-# A start ends with the next of $CODES; 1:4 is one that has saved step 4 before it fails
+# A start ends with the next of $CODES; 1:4 is one that has saved step 4 before it fails, 75:requeue
+# one whose store stays away
 PROGRAM = """\
 #!/usr/bin/env bash
 read -r -a codes <<<"$CODES"
 IFS=: read -r code saved <<<"${codes[${SLURM_RESTART_COUNT:-0}]}"
 if [ "$SLURM_PROCID" = 0 ]; then
-    if [ -n "$saved" ]; then echo "$saved" >"$EFFICIENTSAM_JOB_STATE/progress"; fi
+    if [ "$saved" = requeue ]; then
+        echo 1 >"$EFFICIENTSAM_JOB_STATE/requeue"
+    elif [ -n "$saved" ]; then
+        echo "$saved" >"$EFFICIENTSAM_JOB_STATE/progress"
+    fi
     if [ "$code" != 1 ]; then echo "$code" >"$EFFICIENTSAM_JOB_STATE/exit"; fi
     exit "$code"
 fi
@@ -54,6 +59,11 @@ def test_job_that_saves_nothing_three_times_in_a_row_stays_down(
     assert job.state() == "FAILED"
     assert job.log().count("is requeued") == 5
     assert "has failed 3 times in a row and saved nothing" in job.log()
+
+
+def test_job_whose_store_stays_away_is_requeued_a_few_times(suffix: Ending) -> None:
+    job = suffix(["75:requeue", "75:requeue", "0"])
+    assert (job.exit_code(), job.restarts()) == (0, 2)
 
 
 def test_failure_is_followed_by_another_start(suffix: Ending) -> None:

@@ -17,20 +17,14 @@ from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.storage import cache as module
-from efficientsam_pl.storage import files as storage
 from efficientsam_pl.storage.cache import CacheError, ShardCache
-from efficientsam_pl.storage.files import SourceLostError
+from efficientsam_pl.storage.filesystems import store
 from efficientsam_pl.storage.ranges import RangeReader
+from efficientsam_pl.storage.retries import SourceLostError
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 Serve = Callable[..., Any]
 SHARD_BYTES = 10240  # of a tar with little in it
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -143,7 +137,7 @@ def test_store_that_ends_early_without_a_word_is_noticed(
 ) -> None:
     served, cache = web(folder), ShardCache(tmp_path / "cache", 10**6)
     url = f"{served.url}/s-0.tar"
-    fs, plain = storage.store(url)
+    fs, plain = store(url)
     info = fs.info(plain)
     monkeypatch.setattr(fs, "info", lambda path: info | {"size": info["size"] + 512})
     with pytest.raises(SourceLostError, match="10240 of 10752 bytes arrived"):
@@ -276,14 +270,14 @@ def test_shard_missing_at_its_source_is_reported_for_its_samples(
 
 
 def test_shard_that_was_replaced_is_fetched_anew(tmp_path: Path) -> None:
-    store = fsspec.filesystem("memory")
+    memory = fsspec.filesystem("memory")
     cache = ShardCache(tmp_path / "cache", 1 << 20)
-    store.pipe("/replaced/a.tar", b"old bytes")
+    memory.pipe("/replaced/a.tar", b"old bytes")
     assert Path(cache.local("memory://replaced/a.tar", "one")).read_bytes() == b"old bytes"
-    store.pipe("/replaced/a.tar", b"new bytes")
+    memory.pipe("/replaced/a.tar", b"new bytes")
     assert Path(cache.local("memory://replaced/a.tar", "one")).read_bytes() == b"old bytes"
     assert Path(cache.local("memory://replaced/a.tar", "two")).read_bytes() == b"new bytes"
-    store.rm("/replaced", recursive=True)
+    memory.rm("/replaced", recursive=True)
 
 
 def kept_in_an_earlier_run(web: Any, folder: Path, served: Path) -> tuple[str, str, Path]:

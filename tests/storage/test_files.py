@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -13,11 +12,8 @@ import numpy as np
 import pytest
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.storage import files as storage
 from efficientsam_pl.storage import ranges
 from efficientsam_pl.storage.files import (
-    ShortReadError,
-    SourceLostError,
     StoredFile,
     atomic_write,
     consume_stream,
@@ -27,9 +23,9 @@ from efficientsam_pl.storage.files import (
     list_files,
     patterns,
     read_file,
-    with_retries,
 )
 from efficientsam_pl.storage.ranges import MAX_GAP_BYTES, Range, RangeReader, merge_ranges
+from efficientsam_pl.storage.remote import ShortReadError
 
 SIZE = 400_000
 
@@ -246,53 +242,6 @@ def test_upload_appears_when_it_is_whole() -> None:
         assert consume_stream(path, lambda file: file.read()) == b"whole"
     finally:
         fsspec.filesystem("memory").rm("/up", recursive=True)
-
-
-def failing(times: int, error: Exception) -> tuple[Callable[[], str], list[int]]:
-    calls: list[int] = []
-
-    def act() -> str:
-        calls.append(1)
-        if len(calls) <= times:
-            raise error
-        return "done"
-
-    return act, calls
-
-
-def test_passing_failure_is_waited_out_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", pauses.append)
-    act, calls = failing(3, ConnectionError("reset"))
-    assert with_retries(act, "memory://x") == "done"
-    assert len(calls) == 4
-    assert pauses == [0.5, 1, 2]
-
-
-def test_lasting_failure_is_one_line_that_names_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0)
-    act, calls = failing(99, ConnectionError("reset\nby peer"))
-    with pytest.raises(SourceLostError) as caught:
-        with_retries(act, "memory://x")
-    assert len(calls) == storage.TRIES
-    assert str(caught.value) == (
-        "memory://x does not respond after 5 tries: ConnectionError: reset by peer"
-    )
-
-
-@pytest.mark.parametrize(
-    ("path", "error"),
-    [
-        ("memory://x", FileNotFoundError("x")),
-        ("memory://x", UserError("wrong")),
-        ("/local", PermissionError("x")),
-    ],
-)
-def test_what_will_not_pass_is_not_tried_again(path: str, error: Exception) -> None:
-    act, calls = failing(99, error)
-    with pytest.raises(type(error)):
-        with_retries(act, path)
-    assert len(calls) == 1
 
 
 def test_readers_of_several_threads_do_not_mix(files: dict[str, bytes]) -> None:

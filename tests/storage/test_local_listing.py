@@ -69,7 +69,7 @@ def test_many_names_of_a_folder_are_found_as_one_by_one(
     names = [*(f"n-{number}.tar" for number in range(40)), *(p.name for p in tree.iterdir())]
     pattern = ",".join(f"{tree}/{name}" for name in names if name not in ("a[1].tar", "loop.tar"))
     one_by_one = [found for part in pattern.split(",") for found in list_files(part)]
-    alone = "efficientsam_pl.storage.files._list_pattern"
+    alone = "efficientsam_pl.storage.files._named_file"
     monkeypatch.setattr(alone, lambda *_: pytest.fail("one by one"))
     assert list_files(pattern) == sorted(one_by_one, key=lambda file: file.path)
 

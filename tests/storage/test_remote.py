@@ -18,20 +18,22 @@ from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import RankShard, SampleRef
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import one_line
-from efficientsam_pl.storage import files as storage
-from efficientsam_pl.storage.files import ShortReadError, SourceLostError, list_files
+from efficientsam_pl.storage import filesystems, retries
+from efficientsam_pl.storage.files import list_files
 from efficientsam_pl.storage.ranges import MAX_GAP_BYTES, Range, RangeReader
+from efficientsam_pl.storage.remote import ShortReadError
+from efficientsam_pl.storage.retries import PATIENCE_VARIABLE, SourceLostError
 from efficientsam_pl.storage.tar import scan_headers
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 Serve = Callable[..., Any]
+
+
+def no_pause(seconds: float) -> None:
+    raise AssertionError(f"paused for {seconds} s")
+
+
 STORES = ("http", "http without ranges", "s3", "memory")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
 Put = Callable[[Path], tuple[str, Callable[[], None]]]
@@ -114,7 +116,8 @@ def test_near_ranges_are_one_request(tmp_path: Path, web: Serve) -> None:
 def test_cut_file_gives_what_it_has_at_once(
     tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 60)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "60")
+    monkeypatch.setattr(retries.time, "sleep", no_pause)
     data, gap = np.random.default_rng(0).bytes(300_000), MAX_GAP_BYTES + 1
     (tmp_path / "a.bin").write_bytes(data)
     url, _ = put(tmp_path)
@@ -142,7 +145,8 @@ def test_cut_file_is_never_read_from_its_beginning_instead(tmp_path: Path, put: 
 def test_missing_file_harms_no_other(
     tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 60)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "60")
+    monkeypatch.setattr(retries.time, "sleep", no_pause)
     (tmp_path / "a.bin").write_bytes(b"abc")
     url, _ = put(tmp_path)
     gone, there = RangeReader().read([Range(f"{url}/b.bin", 0, 3), Range(f"{url}/a.bin", 0, 3)])
@@ -241,7 +245,7 @@ def test_users_own_http_options_are_kept(
 ) -> None:
     options = {"client_kwargs": {"trust_env": True}}
     monkeypatch.setitem(fsspec.config.conf, "http", options)
-    fs, _ = storage.store(f"{web(tmp_path).url}/a.tar")
+    fs, _ = filesystems.store(f"{web(tmp_path).url}/a.tar")
     assert fs.client_kwargs["trust_env"] is True
     assert fs.client_kwargs["timeout"].total is None
 
@@ -271,5 +275,5 @@ def test_store_lost_in_a_worker_is_one_line(folder: Path, web: Serve) -> None:
     with pytest.raises(SourceLostError) as caught:
         list(inference_loader(dataset, 12, RankShard(0, 1, 3, 3), workers=1))
     message = one_line(caught.value)
-    assert message.startswith(f"{served.url}/s-0.tar does not respond after 5 tries: ")
+    assert message.startswith(f"{served.url}/s-0.tar does not respond after 5 tries in 0 s: ")
     assert "\n" not in message

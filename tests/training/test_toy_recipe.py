@@ -2,10 +2,11 @@
 
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def toy() -> Iterator[Any]:
     del sys.modules[spec.name]
 
 
-def run_pair(*runs: list[str]) -> None:
-    """Run one after the other in two processes, as torchrun starts them."""
+def run_pair(*runs: list[str], code: int = 0) -> list[str]:
+    """Run one after the other in two processes, as torchrun starts them; what each prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -71,7 +72,8 @@ def run_pair(*runs: list[str]) -> None:
             rank.wait()
             assert rank.stdout is not None
             rank.stdout.close()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    assert [rank.returncode for rank in ranks] == [code, code], "\n".join(outputs)
+    return outputs
 
 
 def weights(folder: Path, step: int = 6) -> dict[str, Tensor]:
@@ -135,3 +137,33 @@ def test_two_ranks_take_the_steps_of_one_and_resume_to_the_bit(
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
     for name, value in weights(resumed).items():
         assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_whose_store_stays_away_save_one_step_and_continue(
+    strategy: str,
+    shards: Path,
+    tmp_path: Path,
+    web: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    served = web(shards)
+    data = f"data.train={served.url}/train-00000{{0..2}}.tar"
+    keys = (data, "data.store_patience_s=0", "trainer.max_steps=12", "run.trace=true")
+    way = f"trainer.strategy={strategy}"
+
+    def run(name: str) -> list[str]:
+        return arguments(shards, tmp_path / name, *keys, way)
+
+    run_pair(run("whole"))
+    served.requests.clear()
+    served.away_after = 20  # of both ranks together: one of them is lost before the other
+    outputs = run_pair(run("cut"), code=1)
+    saved = re.compile(r"saved step \d+ to .* since http://.*\.tar does not respond.*")
+    assert len({saved.findall(output)[-1] for output in outputs}) == 1
+    served.away_after = None
+    run_pair(run("cut"))
+    for name, value in weights(tmp_path / "whole", 12).items():
+        assert torch.equal(value, weights(tmp_path / "cut", 12)[name]), name

@@ -63,7 +63,7 @@ def _lines(options: SetOptions, survey: Survey) -> Iterator[str]:
 def _by_kind(title: str, samples: Sequence[CorruptSample]) -> Iterator[str]:
     """Yield each kind of entries with its count and the first examples."""
     for kind, group in _grouped(samples).items():
-        yield f"{title}: {len(group)} {kind}"
+        yield f"{title}: {kind}: {len(group)}"
         yield from _examples([f"{s.key}: {s.detail}" if s.detail else s.key for s in group])
 
 
@@ -89,7 +89,7 @@ def _verdicts(options: SetOptions, survey: Survey) -> Iterator[str]:
         f"pack coco would write {counted(survey.usable_images, 'image')} and "
         f"{counted(survey.masks, 'mask')}, {len(survey.left_out)} skipped"
     )
-    left_out = "; ".join(f"{count}: {reason}" for reason, count in survey.untrainable.items())
+    left_out = "; ".join(f"{reason}: {count}" for reason, count in survey.untrainable.items())
     if survey.can_finetune:
         yield f"finetune can train on it: {counted(survey.trainable, 'image')} with masks"
     else:

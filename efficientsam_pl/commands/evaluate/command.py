@@ -45,6 +45,7 @@ from efficientsam_pl.inference.hub import load_model, weights_sha256
 from efficientsam_pl.models.config import NAMED
 from efficientsam_pl.plural import counted
 from efficientsam_pl.records import CorruptSample
+from efficientsam_pl.storage.retries import SourceLostError, set_store_patience
 
 _DECODERS, _AHEAD = 2, 6  # threads that decode images, and decoded images in memory
 
@@ -103,9 +104,11 @@ def evaluate(
     Raises:
         UserError: A file cannot be used, the folder holds another evaluation's records, or no
             image or instance is left to score.
-        SavedAndStopped: On a request to stop; the same command continues.
+        SavedAndStopped: On a request to stop, or where a store stays away; the same command
+            continues.
     """
     requests, begun = catch_signals(), time.monotonic()
+    set_store_patience(config.store_patience_s)
     try:
         photos = open_set(config)
         if launch().rank == 0:
@@ -128,8 +131,12 @@ def evaluate(
         parts = ResultJournal(out.with_suffix(".parts"))
         parts.begin(settings_of(config, photos, evaluator, about), _start(), config.fresh)
         work = _Work(config, photos, evaluator, parts, launch(), requests)
-        _score_images(work)
-        return _merge(work, about, begun)
+        try:
+            _score_images(work)
+            return _merge(work, about, begun)
+        except SourceLostError as error:
+            kept = f"{error}; {_describe_kept(work)}; the same command continues"
+            raise SourceLostError(kept) from error
     finally:
         requests.restore_handlers()
 
@@ -143,8 +150,10 @@ def _score_images(work: _Work) -> None:
     left = [number for number in mine if number not in done]
     ready = prefetch(_reader(work), left, _DECODERS, _AHEAD)
     bar = work.rank.rank == 0 and sys.stdout.isatty()
-    kept = f"photos that are done are kept in {work.parts.folder}"
-    with work.requests.saving(lambda: kept), work.parts.writer(work.rank.rank) as writer:
+    with (
+        work.requests.saving(lambda: _describe_kept(work)),
+        work.parts.writer(work.rank.rank) as writer,
+    ):
         _verify(work, done, [number for number in mine if number in done], stoppable=True)
         shown = track(left, "Evaluating", len(left), transient=True, disable=not bar)
         for count, (number, read) in enumerate(zip(shown, ready, strict=True), 1):
@@ -186,6 +195,10 @@ def _verify(
     if changes := changed_images(work.photos, hashes, numbers, stop):
         raise work.parts.refusal(changes)
     work.read.update(numbers)
+
+
+def _describe_kept(work: _Work) -> str:
+    return f"photos that are done are kept in {work.parts.folder}"
 
 
 def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:

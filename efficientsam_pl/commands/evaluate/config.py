@@ -51,16 +51,21 @@ class EvaluateConfig:
     # the result, a .json file; photos that are done lie in a folder beside it, evaluation.parts/
     out: str = path("evaluation.json", written="file")
     fresh: bool = False  # throw away photos that are done
+    store_patience_s: float = 300.0  # a store that fails is tried again for so long; then exit 75
     plots: bool = False  # histograms and curves as pictures beside `out`
 
     def __post_init__(self) -> None:
         check_protocols(self.protocols)
+        if "://" in self.out:
+            raise ValueError(f"out={self.out} must be a local file")
         if not self.out.endswith(".json"):
             raise ValueError(f"out={self.out} must end in .json")
         for key in ("prompts_at_once", "photos"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value} must be at least 1")
+        if self.store_patience_s < 0:
+            raise ValueError(f"store_patience_s={self.store_patience_s} must not be negative")
         self._check_set()
         if not self.detector.results:
             keys = (f"detector.{key}" for key in ("rule", "box_format", "max_unusable"))

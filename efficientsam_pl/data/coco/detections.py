@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -107,7 +108,11 @@ def read_detections(
     sizes = instances.images.sizes()
     hw = np.array([sizes.get(number, (1, 1)) for number in table.image_ids.tolist()]).reshape(-1, 2)
     sides = hw[:, ::-1].astype(np.float64)
-    left_out = {**table.unknown, "missing photo": ~np.isin(table.image_ids, list(sizes))}
+    left_out = {
+        **table.unknown,
+        "missing photo": ~np.isin(table.image_ids, list(sizes)),
+        "copy under another id of its photo": _copies(table, instances),
+    }
     at_hand = ~np.logical_or.reduce(list(left_out.values()))
     boxes = table.boxes
     if box_format == "xywh":
@@ -168,6 +173,19 @@ def _table(records: Sequence[Mapping[str, Any]], path: str, instances: InstanceS
     scores = number_rows([[record["score"]] for record in records], 1)[:, 0]
     boxes = number_rows([record["bbox"] for record in records], 4)
     return _Table(columns[0], columns[1], boxes, scores, unknown)
+
+
+def _copies(table: _Table, instances: InstanceSet) -> Bool[np.ndarray, "n"]:
+    """Mark the repeated detections of images that the set lists under several ids.
+
+    A detector that ran once an id would double its boxes, and each second one be a false positive.
+    """
+    ids = Counter(instances.image_numbers.values())
+    merged = np.isin(table.image_ids, [number for number, count in ids.items() if count > 1])
+    first = np.zeros(len(merged), dtype=bool)
+    columns = (table.image_ids, table.category_ids, table.scores, *table.boxes.T)
+    first[np.unique(np.stack(columns), axis=1, return_index=True)[1]] = True
+    return merged & ~first
 
 
 def _check_usable(path: str, unusable: Mapping[str, int], count: int, limit: float) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import unquote
 
-from efficientsam_pl.storage.files import full_path, is_local, local_path, with_retries
+from efficientsam_pl.storage.files import full_path, is_local, local_path
 from efficientsam_pl.storage.filesystems import HTTP, store
+from efficientsam_pl.storage.retries import with_retries
 
 K = TypeVar("K", bound=Hashable)
 Names = tuple[str, ...]

@@ -76,7 +76,9 @@ def check_segmentation(segmentation: Any, image_hw: tuple[int, int]) -> Rle | li
 
 def all_sound(segmentations: Sequence[Any], image_hw: tuple[int, int]) -> bool:
     """Check an image's polygons in one call, since nearly always all are sound."""
-    polygons = list(chain.from_iterable(one for one in segmentations if isinstance(one, list)))
+    polygons = list(
+        chain.from_iterable(entry for entry in segmentations if isinstance(entry, list))
+    )
     try:
         if polygons:
             check_polygons(polygons, *image_hw)

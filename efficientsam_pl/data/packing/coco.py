@@ -23,6 +23,7 @@ from efficientsam_pl.data.packing.images import (
     stored_jpeg,
 )
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
+from efficientsam_pl.data.packing.sample_keys import sample_key
 from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
@@ -98,7 +99,7 @@ def _entries(images: Sequence[FileImage]) -> tuple[CocoEntry, ...]:
     """Give the images keys, from their names and, where those are equal, from their ids."""
     entries: dict[str, CocoEntry] = {}
     for image in images:
-        key = PurePosixPath(image.name.replace("\\", "/")).stem.replace(".", "_")
+        key = sample_key(PurePosixPath(image.name.replace("\\", "/")).stem)
         while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
             key = f"{key}_{image.number}"
         entries[key] = CocoEntry(

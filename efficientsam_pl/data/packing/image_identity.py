@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from efficientsam_pl.storage.files import is_local, local_path, with_retries
+from efficientsam_pl.storage.files import is_local, local_path
 from efficientsam_pl.storage.filesystems import HTTP, store
+from efficientsam_pl.storage.retries import with_retries
 
 _TAIL_BYTES = 4096  # the ends of different JPEGs differ, unlike their headers
 _THREADS = 8

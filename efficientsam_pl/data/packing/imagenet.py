@@ -6,27 +6,37 @@ it is to be shrunk; everything else is stored as a JPEG.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from efficientsam_pl.data.images.decode import decode_image, read_header
-from efficientsam_pl.data.images.files import FolderListing, is_image_name, list_folder
+from efficientsam_pl.data.images.files import FolderListing, is_image_name, list_folder, printable
 from efficientsam_pl.data.images.orientation import UPRIGHT, is_jpeg, is_png, turned_hw
 from efficientsam_pl.data.images.stated import ExifTurn
+from efficientsam_pl.data.packing.class_folders import hidden_part, numbered
 from efficientsam_pl.data.packing.images import (
     JPEG_QUALITY,
     encode_jpeg,
     limited_size,
     shrink_image,
 )
+from efficientsam_pl.data.packing.inventory import (
+    BROKEN_LINK,
+    HIDDEN_FOLDER,
+    REPEATED_FOLDER,
+    REPEATED_LINE,
+    UNREADABLE,
+    Inventory,
+    file_kind,
+)
+from efficientsam_pl.data.packing.listed_images import ListedImage, labelled_images, list_tar
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
+from efficientsam_pl.data.packing.sample_keys import sample_key, unique_keys
 from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import CLASS_SUFFIX, CorruptSampleError
@@ -38,9 +48,11 @@ from efficientsam_pl.storage.files import (
     is_local,
     local_path,
     read_file,
+    read_head,
 )
+from efficientsam_pl.storage.filesystems import names_a_file, store
 from efficientsam_pl.storage.ranges import Range, RangeReader
-from efficientsam_pl.storage.tar import Seekable, TarMember, scan_headers
+from efficientsam_pl.storage.tar import BLOCK, begins_like_a_tar, compression_of
 
 
 @dataclass(frozen=True)
@@ -112,14 +124,12 @@ class Imagenet:
     """A set of plain images in shards `imagenet-000000.tar`, ..."""
 
     def __init__(self, source: str, long_side: int | None, samples_per_shard: int) -> None:
-        items, listing = read_source(source)
-        self.skipped_line = listing.skipped_line()
+        items, self._inventory = read_source(source)
         if not items:
-            but = f"; {self.skipped_line}" if self.skipped_line else ""
-            raise UserError(f"--source: no image in {source}{but}")
-        twice = next((a.key for a, b in pairwise(items) if a.key == b.key), None)
-        if twice is not None:
-            raise UserError(f"--source: two images of {source} are named {twice}")
+            left_out = self._inventory.left_out(named=True)
+            raise UserError(
+                f"--source: no image in {source}" + (f"; {left_out}" if left_out else "")
+            )
         names = hashlib.sha256("\n".join(item.key for item in items).encode()).digest()
         order = np.random.default_rng(list(names)).permutation(len(items))
         self._items = [items[i] for i in order]
@@ -127,6 +137,10 @@ class Imagenet:
         classes = "\n".join(f"{item.key} {item.label}" for item in items)
         self._classes = hashlib.sha256(classes.encode()).hexdigest()[:16]
         self._long_side, self._limit = long_side, samples_per_shard
+
+    def inventory(self) -> Inventory:
+        """See Inventoried."""
+        return self._inventory
 
     def described(self) -> dict[str, Any]:
         """See Source."""
@@ -150,125 +164,125 @@ class Imagenet:
             yield ImagenetUnit(f"imagenet-{number:06d}", chunk, self._long_side)
 
 
-@dataclass(frozen=True)
-class _ListedImage:
-    folder: str
-    stem: str
-    where: Range
-    label: int | None
-
-
-def read_source(source: str) -> tuple[list[Item], FolderListing]:
+def read_source(source: str) -> tuple[list[Item], Inventory]:
     """List the images of a tar (of tars), a list of files, or a folder, by key.
 
-    Where two images have the same name, every key is prefixed with its folder's name. The listing
-    names everything else in the tar or folder, which is passed over.
+    Where two images have the same name, every key is prefixed with its folder's name. The
+    inventory names the classes, and everything else in the tar or folder, which is left out.
 
     Raises:
         UserError: There is no such source, or its list cannot be read.
     """
-    listed, listing = _list_images(source)
+    listed, inventory = _list_images(source)
     clash = len({image.stem for image in listed}) < len(listed)
     names = [
         f"{image.folder}_{image.stem}" if clash and image.folder else image.stem for image in listed
     ]
-    # a key ends at its first dot and has no folder
-    keys = [name.replace("/", "_").replace(".", "_") for name in names]
-    items = [Item(key, image.where, image.label) for key, image in zip(keys, listed, strict=True)]
-    return sorted(items, key=lambda item: item.key), listing
+    keys = [sample_key(name) for name in names]
+    items = []
+    for image, key, unique in zip(listed, keys, unique_keys(keys), strict=True):
+        if unique != key:
+            inventory.renamed.append(f"{printable(image.name)} -> {unique}")
+        items.append(Item(unique, image.where, image.label))
+    return sorted(items, key=lambda item: item.key), inventory
 
 
-def _list_images(source: str) -> tuple[list[_ListedImage], FolderListing]:
-    fs, path = fsspec.core.url_to_fs(source)
-    if fs.isdir(path):
+def _list_images(source: str) -> tuple[list[ListedImage], Inventory]:
+    fs, path = store(source)
+    if not names_a_file(source) and fs.isdir(path):  # which would read a web file whole
         return _in_folder(source)
     if source.endswith(".tar"):
         return _in_tar(source)
-    if not fs.exists(path):
+    if not exists(source):
         raise UserError(f"--source: no such file or folder: {source}")
-    return _in_list(source), FolderListing(())
+    head = read_head(source, BLOCK)
+    compression = compression_of(head)
+    if compression is not None:
+        raise UserError(
+            f"--source: {source} is compressed ({compression}); name a plain tar, a folder, or a "
+            "list of files"
+        )
+    return _in_tar(source) if begins_like_a_tar(head) else _in_list(source)
 
 
-def _in_tar(source: str) -> tuple[list[_ListedImage], FolderListing]:
+def _in_tar(source: str) -> tuple[list[ListedImage], Inventory]:
     if not exists(source):
         raise UserError(f"--source: no such file: {source}")
-    return consume_file(source, partial(_in_opened_tar, source))
+    return consume_file(source, partial(list_tar, source))
 
 
-def _in_opened_tar(source: str, file: Seekable) -> tuple[list[_ListedImage], FolderListing]:
-    outer = scan_headers(file)
-    _check(source, outer.faults)
-    listed = [_member(source, m, "", None) for m in outer.members if is_image_name(m.name)]
-    names = [m.name for m in outer.members if not m.name.endswith(".tar")]
-    tars = [member for member in outer.members if member.name.endswith(".tar")]
-    labels = _numbered(Path(tar.name).stem for tar in tars)
-    for tar in tars:
-        inner = scan_headers(file, tar.offset, tar.offset + tar.size)
-        _check(f"{source}: {tar.name}", inner.faults)
-        stem = Path(tar.name).stem
-        names += [f"{stem}/{m.name}" for m in inner.members]
-        listed += [
-            _member(source, m, stem, labels[stem]) for m in inner.members if is_image_name(m.name)
-        ]
-    return listed, FolderListing((), tuple(n for n in names if not is_image_name(n)))
-
-
-def _member(source: str, member: TarMember, folder: str, label: int | None) -> _ListedImage:
-    where = Range(source, member.offset, member.size)
-    return _ListedImage(folder, Path(member.name).stem, where, label)
-
-
-def _check(source: str, faults: list[str]) -> None:
-    if faults:
-        raise UserError(f"--source: {source} is corrupt: {faults[0]}; download it again")
-
-
-def _in_folder(source: str) -> tuple[list[_ListedImage], FolderListing]:
+def _in_folder(source: str) -> tuple[list[ListedImage], Inventory]:
     root = full_path(source).rstrip("/")
-    listing = _list_under(root)
-    folders = [(f"{root}/{name}", name.rpartition("/")[0]) for name in sorted(listing.images)]
-    labels = _numbered(folder.split("/")[0] for _, folder in folders if folder)
-    return [
-        _ListedImage(folder, Path(path).stem, Range(path, 0, -1), labels.get(folder.split("/")[0]))
-        for path, folder in folders
-    ], listing
+    listing, folders = _list_under(root)
+    inventory = Inventory()
+    for name in listing.other:
+        inventory.leave_out(file_kind(name), name)
+    inventory.leave_out_all(BROKEN_LINK, listing.broken)
+    inventory.leave_out_all(UNREADABLE, listing.unreadable)
+    inventory.leave_out_all(HIDDEN_FOLDER, listing.hidden)
+    inventory.leave_out_all(REPEATED_FOLDER, listing.repeated)
+    wholes = ((name, Range(f"{root}/{name}", 0, -1)) for name in sorted(listing.images))
+    return labelled_images(wholes, numbered(folders), inventory), inventory
 
 
-def _list_under(root: str) -> FolderListing:
-    """List a folder recursively; links are followed, as by torchvision's ImageFolder."""
+def _list_under(root: str) -> tuple[FolderListing, list[str]]:
+    """List a folder recursively, and the names of the folders in it.
+
+    Links are followed, as by torchvision's ImageFolder.
+    """
     if is_local(root):
-        return list_folder(local_path(root), recursive=True)
-    fs, path = fsspec.core.url_to_fs(root)
-    names = [name[len(path) + 1 :] for name in fs.find(path)]
-    images = tuple(name for name in names if is_image_name(name))
-    return FolderListing(images, tuple(name for name in names if not is_image_name(name)))
+        folder = local_path(root)
+        listing = list_folder(folder, recursive=True)
+        return listing, [path.name for path in folder.iterdir() if path.is_dir()]
+    fs, path = store(root)
+    images, other = list[str](), list[str]()
+    hidden, folders = dict[str, None](), set[str]()
+    for full_name, status in fs.find(path, withdirs=True, detail=True).items():
+        name, is_folder = full_name[len(path) + 1 :].rstrip("/"), status["type"] == "directory"
+        if is_folder or "/" in name:
+            folders.add(name.split("/")[0])
+        outer = hidden_part(f"{name}/" if is_folder else name)
+        if outer is not None:
+            hidden[outer] = None
+        elif not is_folder:
+            (images if is_image_name(name) else other).append(name)
+    listing = FolderListing(tuple(images), tuple(other), hidden=tuple(hidden))
+    return listing, [name for name in folders if name]
 
 
-def _in_list(source: str) -> list[_ListedImage]:
+def _in_list(source: str) -> tuple[list[ListedImage], Inventory]:
     folder = source.rsplit("/", 1)[0] if "/" in source else "."
     try:
         lines = read_file(source).decode().splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"--source: {source} is no list of files: {error}") from error
-    listed = []
+    listed: dict[str, ListedImage] = {}
+    inventory = Inventory()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        path, *last = line.strip().rsplit(maxsplit=1)
-        labelled = bool(last) and last[0].isdecimal()
-        name = path if labelled else line.strip()
+        name, label = _path_and_class(line.strip())
+        place = f"--source: {source}, line {number}: {name!r}"
         if not is_image_name(name):
-            raise UserError(f"--source: {source}, line {number}: {name!r} is no image")
+            raise UserError(f"{place} is no image")
         where = name if "://" in name or name.startswith("/") else f"{folder}/{name}"
-        inside = Path(name).parent.name
-        label = int(last[0]) if labelled else None
-        listed.append(_ListedImage(inside, Path(name).stem, Range(where, 0, -1), label))
-    return listed
+        if where not in listed:
+            inside = Path(name).parent.name
+            listed[where] = ListedImage(name, inside, Range(where, 0, -1), label)
+        elif listed[where].label == label:
+            inventory.leave_out(REPEATED_LINE, line.strip())
+        else:
+            raise UserError(f"{place} has class {label}, and {listed[where].label} on a line above")
+    labels = {image.label for image in listed.values() if image.label is not None}
+    inventory.classes = [str(label) for label in sorted(labels)]
+    if labels:
+        inventory.unlabelled = sum(image.label is None for image in listed.values())
+    return list(listed.values()), inventory
 
 
-def _numbered(classes: Iterable[str]) -> dict[str, int]:
-    """Assign class numbers by sorted names, as torchvision's ImageFolder does."""
-    return {name: number for number, name in enumerate(sorted(set(classes)))}
+def _path_and_class(line: str) -> tuple[str, int | None]:
+    path, *last = line.rsplit(maxsplit=1)
+    return (path, int(last[0])) if last and last[0].isdecimal() else (line, None)
 
 
 def _bytes(reader: RangeReader, where: Range) -> bytes:

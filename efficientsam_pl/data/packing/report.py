@@ -3,11 +3,12 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from efficientsam_pl.data.images.stated import exif_line
+from efficientsam_pl.data.packing.inventory import Inventory
 from efficientsam_pl.data.packing.runner import ArrayShare, PackAgain, Source, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
 from efficientsam_pl.errors import UserError
@@ -16,6 +17,14 @@ from efficientsam_pl.storage.files import atomic_write
 
 _MASK_COUNTS = {"crowds": "of crowds", "empty_masks": "empty"}  # see MaskCounts
 _PRINTED = 20  # skipped samples that are printed; all of them are in the summary file
+
+
+@runtime_checkable
+class Inventoried(Protocol):
+    """A source that knows what it leaves out."""
+
+    def inventory(self) -> Inventory:
+        """Return what is left out and the classes; complete when all units are made."""
 
 
 def pack_source(
@@ -39,10 +48,12 @@ def pack_source(
         )
     others = {key: sum(note.get(key, 0) for note in summary.notes) for key in _MASK_COUNTS}
     others = {key: count for key, count in others.items() if count}
-    written = report_packing(summary, out, share, "packed", others)
+    inventory = source.inventory() if isinstance(source, Inventoried) else Inventory()
+    more = others | inventory.summary()
+    written = report_packing(summary, out, share, "packed", more)
     among = [f"{count} {_MASK_COUNTS[key]}" for key, count in others.items()]
     masks = counted(summary.masks, "mask") + (f" ({', '.join(among)})" if among else "")
-    print(f"{counted(summary.samples, 'image')}, {masks}, {written}")
+    print(f"{counted(summary.samples, 'image')}, {masks}, {written}{inventory.closing()}")
     return summary
 
 

@@ -16,6 +16,7 @@ from efficientsam_pl.cluster.launch import INTERRUPTED, note_progress
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, check_format, from_bytes
 from efficientsam_pl.data.index_places import index_beside
+from efficientsam_pl.data.manifest_file import MANIFEST, refuse_foreign
 from efficientsam_pl.data.packing.changes import changed_message, compare_shard
 from efficientsam_pl.data.packing.sources import SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import (
@@ -40,6 +41,7 @@ from efficientsam_pl.storage.files import (
     read_file,
 )
 from efficientsam_pl.storage.locks import write_lock
+from efficientsam_pl.storage.retries import SourceLostError
 
 T = TypeVar("T")
 NOTE = "pack.json"
@@ -166,7 +168,7 @@ def run_packing(
 
     Raises:
         UserError: The folder holds other shards, no pattern could name it, or sources changed.
-        SavedAndStopped: Ctrl-C; the same command writes the rest.
+        SavedAndStopped: Ctrl-C, or a store that stays away; the same command writes the rest.
     """
     out = full_path(out)  # the manifest's paths are whole ones
     if set(out) & set(_MARKS):
@@ -180,10 +182,11 @@ def run_packing(
     try:
         changed = _collect(finished, advance, summary)
     except (KeyboardInterrupt, Interrupted):
-        done = counted(len(summary.shards), "whole shard")
-        raise SavedAndStopped(
-            f"interrupted; {done} in {out}; the same command continues", INTERRUPTED
-        ) from None
+        done = _describe_done(summary, out)
+        raise SavedAndStopped(f"interrupted; {done}", INTERRUPTED) from None
+    except SourceLostError as error:
+        done = _describe_done(summary, out)
+        raise SavedAndStopped(f"{error}; {done}", requeue=True) from error
     write_manifest(out, summary.shards)
     if changed:
         raise UserError(
@@ -191,6 +194,11 @@ def run_packing(
             "--out keeps both"
         )
     return summary
+
+
+def _describe_done(summary: PackSummary, out: str) -> str:
+    shards = counted(len(summary.shards), "whole shard")
+    return f"{shards} in {out}; the same command continues"
 
 
 def _collect(
@@ -299,6 +307,7 @@ def _delete_leftovers(units: Iterable[Unit], out: str) -> Iterator[Unit]:
 
 def _claim(source: Source, out: str) -> None:
     """Write the folder's pack note, or check that it describes the same source."""
+    refuse_foreign(f"{out}/{MANIFEST}")
     place, described = f"{out}/{NOTE}", source.described()
     tars = list_files(f"{out}/*.tar")  # before the note, which another job of the array may write
     with write_lock(place):  # against another job of the array, with another list

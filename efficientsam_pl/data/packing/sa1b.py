@@ -1,14 +1,15 @@
 """Pack SA-1B's tars again: smaller, with their run lengths, or byte for byte."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficientsam_pl.data.images.decode import decode_smaller
+from efficientsam_pl.data.images.files import SUFFIXES, printable
 from efficientsam_pl.data.images.orientation import without_orientation
 from efficientsam_pl.data.images.stated import ExifTurn, orientation_to_apply
-from efficientsam_pl.data.index import samples_of
+from efficientsam_pl.data.packing.class_folders import hidden_part
 from efficientsam_pl.data.packing.images import (
     JPEG_QUALITY,
     MaskedImage,
@@ -16,6 +17,14 @@ from efficientsam_pl.data.packing.images import (
     limit_side,
     packed_sample,
     stored_jpeg,
+)
+from efficientsam_pl.data.packing.inventory import (
+    DOTTED,
+    HIDDEN_FOLDER,
+    REPEATED_NAME,
+    SECOND_IMAGE,
+    Inventory,
+    file_kind,
 )
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
@@ -25,11 +34,16 @@ from efficientsam_pl.data.schema import (
     RECORD_SUFFIX,
     CorruptSampleError,
     from_json,
+    key_and_suffix,
 )
+from efficientsam_pl.data.shard_listing import list_tars
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.storage.files import StoredFile, consume_file, list_files
+from efficientsam_pl.storage.files import StoredFile, consume_file
 from efficientsam_pl.storage.ranges import Range, RangeReader
-from efficientsam_pl.storage.tar import scan_headers
+from efficientsam_pl.storage.tar import FOLDER, TarScan, scan_headers
+
+_OTHERS = (suffix.removeprefix(".") for suffix in SUFFIXES)
+_IMAGES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *_OTHERS)))  # of several, the first is packed
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class Sa1bUnit:
 
     def sources(self) -> list[SourcePart]:
         """See TracksSources: the tar, of which the unit reads ranges."""
-        ranges = (files[e] for _, files in self.entries for e in _packed_suffixes(files))
+        ranges = (range_ for _, files in self.entries for range_ in files.values())
         return [SourcePart(self.tar, tuple(ranges), self._faults())]
 
     def samples(self) -> Iterator[PackedSample | Skipped | SourceNote]:
@@ -57,8 +71,7 @@ class Sa1bUnit:
         if self.broken:
             digests.mark_broken(self.tar)
         for key, files in self.entries:
-            suffixes = _packed_suffixes(files)
-            read = dict(zip(suffixes, reader.read([files[e] for e in suffixes]), strict=True))
+            read = dict(zip(files, reader.read(list(files.values())), strict=True))
             for data in read.values():
                 digests.add_range(self.tar, b"" if isinstance(data, OSError) else data)
             packed = self._packed(key, read)
@@ -75,7 +88,7 @@ class Sa1bUnit:
         for data in read.values():
             if isinstance(data, OSError):
                 return Skipped(key, f"truncated: {data}")
-        suffix = next((e for e in IMAGE_SUFFIXES if e in read), None)
+        suffix = next((e for e in read if e != RECORD_SUFFIX), None)
         if suffix is None or RECORD_SUFFIX not in read:
             missing = "json" if suffix else "photo"
             return Skipped(key, f"missing {missing}: only {', '.join(sorted(read)) or 'nothing'}")
@@ -95,13 +108,9 @@ class Sa1bUnit:
         return packed_sample(small, stored_jpeg(bytes(read[suffix]), turn) if kept else None)
 
 
-def _packed_suffixes(files: Iterable[str]) -> list[str]:
-    return [suffix for suffix in files if suffix in (*IMAGE_SUFFIXES, RECORD_SUFFIX)]
-
-
 def _upright(data: bytes, suffix: str, orientation: int, turn: ExifTurn) -> dict[str, bytes]:
     """Return the image file for a shard: encoded again only where it has to be turned."""
-    if turn == "turned":
+    if turn == "turned" or suffix not in IMAGE_SUFFIXES:
         return {"jpg": encode_jpeg(decode_smaller(data, 1.0, orientation).pixels)}
     return {suffix: data if turn is None else without_orientation(data)}
 
@@ -110,13 +119,18 @@ class Sa1b:
     """Meta's `sa_*.tar`, each split into several shards: `sa_000000-000.tar`, ..."""
 
     def __init__(self, pattern: str, long_side: int | None, samples_per_shard: int) -> None:
-        self._tars = list_files(pattern)
+        self._tars = list_tars(pattern)
         self._long_side, self._limit = long_side, samples_per_shard
         if not self._tars:
             raise UserError(f"--source: no tar matches {pattern!r}")
+        self._inventory = Inventory()
         names = [Path(tar.path).name for tar in self._tars]
         if len(set(names)) < len(names):
             raise UserError(f"--source: {pattern!r} matches tars of the same name in two folders")
+
+    def inventory(self) -> Inventory:
+        """See Inventoried."""
+        return self._inventory
 
     def described(self) -> dict[str, Any]:
         """See Source."""
@@ -133,12 +147,10 @@ class Sa1b:
 
     def units(self, share: ArrayShare) -> Iterator[Sa1bUnit]:
         """See Source; a tar's headers are read when its turn comes."""
+        self._inventory = Inventory()
         for tar in self._tars_of(share):
             scan = consume_file(tar.path, scan_headers)
-            entries = [
-                (key, {e: Range(tar.path, m.offset, m.size) for e, m in files.items()})
-                for key, files in samples_of(scan.members).items()
-            ]
+            entries = list(_packed_files(tar.path, scan, self._inventory).items())
             faults = tuple(Skipped(tar.path, what) for what in scan.faults)
             if not entries:
                 faults += (Skipped(tar.path, "it holds no sample"),)
@@ -157,3 +169,36 @@ class Sa1b:
 
     def _tars_of(self, share: ArrayShare) -> list[StoredFile]:
         return self._tars[share.index :: share.count]
+
+
+def _packed_files(path: str, scan: TarScan, inventory: Inventory) -> dict[str, dict[str, Range]]:
+    """Group the image and the record of each sample by key; everything else is left out.
+
+    A sample whose files are all left out stays, without files, and is skipped by its key.
+    """
+    samples: dict[str, dict[str, Range]] = {}
+    hidden = set()
+    for member in scan.members:
+        folder, named = hidden_part(member.name), key_and_suffix(member.name)
+        if folder is not None:
+            hidden.add(folder)
+        elif named is None:
+            inventory.leave_out(file_kind(member.name), member.name)
+        else:
+            files, suffix = samples.setdefault(printable(named[0]), {}), named[1]
+            if suffix in files:  # the later member counts, as in any tar
+                inventory.leave_out(REPEATED_NAME, member.name)
+            if suffix in (*_IMAGES, RECORD_SUFFIX):
+                files[suffix] = Range(path, member.offset, member.size)
+            else:
+                kind = DOTTED if "." in suffix else file_kind(member.name)
+                inventory.leave_out(kind, member.name)
+    for entry in scan.others:
+        if entry.kind != FOLDER:
+            inventory.leave_out(entry.kind, entry.name)
+    inventory.leave_out_all(HIDDEN_FOLDER, sorted(hidden))
+    for key, files in samples.items():
+        for suffix in [suffix for suffix in _IMAGES if suffix in files][1:]:
+            inventory.leave_out(SECOND_IMAGE, f"{key}.{suffix}")
+            del files[suffix]
+    return samples

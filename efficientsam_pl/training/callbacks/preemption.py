@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 import torch.distributed as dist
 
 from efficientsam_pl.checkpoints.select import latest_checkpoint
-from efficientsam_pl.cluster.launch import launch
-from efficientsam_pl.cluster.signals import Request, catch_signals
+from efficientsam_pl.cluster.launch import STOPPED, launch
+from efficientsam_pl.cluster.signals import LostStore, Request, catch_signals
 from efficientsam_pl.cluster.slurm import job_end_time, requeue
 from efficientsam_pl.errors import SavedAndStopped, UserError
+from efficientsam_pl.storage.filesystems import StoreRefusedError
+from efficientsam_pl.storage.retries import SourceLostError
 from efficientsam_pl.training.config import InterruptionConfig
 from efficientsam_pl.training.run.folder import RunFolder
 
@@ -110,7 +113,15 @@ class Preemption(L.Callback):
         self._requests.restore_handlers()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Restore the handlers, unless the run is stopping on request and exits by itself."""
+        """Restore the handlers, unless the run is stopping on request and exits by itself.
+
+        A single process that loses its store elsewhere, such as amid a validation, saves first;
+        several ranks, which cannot meet then, resume from the last checkpoint.
+        """
+        lost = isinstance(exception, SourceLostError | StoreRefusedError)
+        if lost and self._group is None and trainer.global_step > 0:
+            with suppress(RuntimeError):  # logged, and the previous checkpoint remains
+                self._save(trainer)
         if not isinstance(exception, SavedAndStopped):
             self._requests.restore_handlers()
 
@@ -131,6 +142,8 @@ class Preemption(L.Callback):
     def _stop(self, trainer: L.Trainer, request: Request) -> None:
         _log_step(trainer)
         self._save(trainer)
+        if request is Request.STORE_LOST:
+            self._end_without_store()
         job = launch().job if request.requeues() else None
         why_not = requeue(job) if job is not None and trainer.is_global_zero else ""
         failed = self._any_failed(bool(why_not), job is not None and trainer.is_global_zero)
@@ -145,6 +158,22 @@ class Preemption(L.Callback):
         if job is not None:
             saved += f"; job {job} is requeued"
         raise SavedAndStopped(saved, request.exit_code())
+
+    def _end_without_store(self) -> None:
+        """Name the file that one of the ranks could not read.
+
+        Raises:
+            SavedAndStopped: The batch script requeues the job, until a few starts in a row have
+                saved nothing, since the store may stay away.
+        """
+        lost: list[Any] = [self._requests.lost_store]
+        if self._group is not None:
+            lost = [None] * dist.get_world_size(self._group)
+            dist.all_gather_object(lost, self._requests.lost_store, group=self._group)
+        first: LostStore = next(filter(None, lost))
+        where = "" if self._folder is None else f" to {self._folder.place()}"
+        message = f"saved step {self._step}{where} and stopped, since {first.message}"
+        raise SavedAndStopped(message, first.code, requeue=first.code == STOPPED)
 
     def _saved_so_far(self) -> str:
         """Describe what the run can resume from if it ends at once."""

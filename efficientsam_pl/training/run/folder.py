@@ -188,8 +188,9 @@ def _check_config(config: RecipeConfig, folder: StoredFolder) -> None:
     Raises:
         UserError: The recipe is another.
     """
+    text = _text(folder, "config.yaml")
     try:
-        before: Any = OmegaConf.to_container(OmegaConf.create(_text(folder, "config.yaml")))
+        before: Any = OmegaConf.to_container(OmegaConf.create(text))
     except Exception as error:  # the YAML parser has many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"{folder.at('config.yaml')} cannot be read as YAML: {reason}") from error

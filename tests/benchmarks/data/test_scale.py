@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.data import scale
+from benchmarks.harness import json_line
 from efficientsam_pl.data.shards import open_shards
 
 
@@ -37,6 +38,7 @@ def test_indexes_of_sa1b_take_little_private_memory(tmp_path: Path) -> None:
 
 def test_commands_import_less_than_torch_and_little_more() -> None:
     rows = {row.id: row for row in scale.import_rows(["pack", "predict"], rounds=1)}
+    assert json_line("data", list(rows.values()))
     assert rows["data.import_pack_memory"].met()
     assert rows["data.import_predict_memory"].met()
     assert rows["data.import_pack"].value < rows["data.import_predict"].value

@@ -293,3 +293,18 @@ def test_a_file_of_other_detections_is_one_line(
 def test_a_missing_file_is_named(known: InstanceSet) -> None:
     with pytest.raises(UserError, match=r"no such file: nowhere\.json"):
         read_detections("nowhere.json", known)
+
+
+def test_detections_under_both_ids_of_a_merged_image_count_once(
+    tmp_path: Path, write: Write
+) -> None:
+    images = [image_record(1), image_record(2, file_name="1.jpg"), image_record(3)]
+    merged = read_instances(*write(coco_file(images=images), "1.jpg", "3.jpg"), "coco")
+    file = detections(
+        tmp_path / "boxes.json",
+        [result(1), result(2), result(2, score=0.4), result(1), result(3), result(3)],
+    )
+    loaded = read_detections(file, merged)
+    assert [found.score for found in loaded[1]] == [0.5, 0.4]
+    assert len(loaded[3]) == 2  # a detector's own repetitions stay, as in COCO's evaluation
+    assert loaded.left_out == {"copy under another id of its photo": 2}

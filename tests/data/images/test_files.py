@@ -81,7 +81,34 @@ def test_a_link_to_an_outer_folder_is_followed_once_only(tmp_path: Path) -> None
     (tmp_path / "in" / "loop").symlink_to(tmp_path)
     listing = list_folder(tmp_path, recursive=True)
     assert listing.images == ("in/a.png",)
-    assert listing.folders == ("in/loop/",)
+    assert listing.repeated == ("in/loop/",)
+
+
+def test_each_real_folder_is_listed_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / name / f"{name}.png")
+    for name in ("a", "b", "c"):
+        for other in {"a", "b", "c"} - {name}:
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    (tmp_path / "0").symlink_to(tmp_path / "c")  # a link that is listed before its folder
+    listing = list_folder(tmp_path, recursive=True)
+    assert listing.images == ("a/a.png", "b/b.png", "c/c.png")
+    assert len(listing.repeated) == 7
+
+
+def test_hidden_folders_and_thumbnails_of_a_tree_are_named(tmp_path: Path) -> None:
+    hidden = (".thumbnails", ".ipynb_checkpoints", "@eaDir", "__MACOSX")
+    for name in ("seen", *hidden):
+        write(tmp_path / "in" / name / "a.png")
+    listing = list_folder(tmp_path / "in", recursive=True)
+    assert listing.images == ("seen/a.png",)
+    assert listing.hidden == tuple(sorted(f"{name}/" for name in hidden))
+    assert list_folder(tmp_path / "in" / ".thumbnails", recursive=True).images == ("a.png",)
+
+
+def test_names_that_are_not_utf8_are_printed_by_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).touch()
+    assert list_folder(tmp_path).skipped_line() == "skipped: 1 other file (caf%E9.txt)"
 
 
 def test_a_linked_folder_beside_is_followed(tmp_path: Path) -> None:

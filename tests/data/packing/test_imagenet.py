@@ -179,12 +179,6 @@ def test_keys_of_a_tar_have_no_dot(tmp_path: Path, tar_of: TarOf, jpeg_of: JpegO
     assert [(i.key, i.label) for i in read_source(str(path))[0]] == [("a_b", None)]
 
 
-def test_two_images_with_the_same_key_are_an_error(tree: Path) -> None:
-    (tree / "n01" / "n01_0.png").write_bytes(b"the same name")
-    with pytest.raises(UserError, match=r"two images of .* are named n01_n01_0"):
-        Imagenet(str(tree), None, 5)
-
-
 def test_grey_cmyk_and_png_named_jpeg_keep_their_bytes_and_are_decoded(
     tmp_path: Path, noise: Noise, pack: Pack, unpacked: Unpacked
 ) -> None:

@@ -27,8 +27,9 @@ from efficientsam_pl.checkpoints.layout import (
 from efficientsam_pl.cluster.launch import Launch
 from efficientsam_pl.config.load import as_dict, from_dict
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.storage import files as storage
+from efficientsam_pl.storage.filesystems import store
 from efficientsam_pl.storage.mirror import Mirror, StoredFolder
+from efficientsam_pl.storage.retries import PATIENCE_VARIABLE
 from efficientsam_pl.training.config import RecipeConfig, RunConfig
 from efficientsam_pl.training.run.folder import RunFolder, open_run
 
@@ -104,7 +105,7 @@ def run(address: str, tmp_path: Path) -> RunConfig:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
 
 
 def elsewhere(run: RunConfig, tmp_path: Path) -> RunConfig:
@@ -412,7 +413,7 @@ class TestRunInAStore:
         folder = began(run)
         save(folder, 3)
         assert folder.mirror is not None
-        fs, _ = storage.store(run.dir)
+        fs, _ = store(run.dir)
         sent: list[str] = []
         put = fs.put_file
         monkeypatch.setattr(fs, "put_file", lambda a, b: (sent.append(b), put(a, b)))

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from efficientsam_pl.storage.files import is_local, local_path, with_retries
+from efficientsam_pl.storage.files import is_local, local_path
 from efficientsam_pl.storage.filesystems import HTTP, store
+from efficientsam_pl.storage.retries import with_retries
 from efficientsam_pl.storage.times import local_time, time_of
 
 

@@ -152,7 +152,7 @@ def _resized_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _explicit_attention(attention: Any, tokens: Tensor) -> Tensor:
-    qkv = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1))
+    qkv = attention.qkv(tokens).unflatten(-1, (3, attention.heads, -1))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5  # [b, heads, n, n]
     weights = scores.softmax(dim=-1)

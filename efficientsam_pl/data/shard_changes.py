@@ -80,7 +80,8 @@ def find_changes(shards: Sequence[IndexedShard], files: Mapping[str, StoredFile]
         files: The listed shards by path, with their times. One that cannot be read counts as
             unchanged; its samples are reported when they are read.
     """
-    same_size = [s for s in shards if files[s.path].time and files[s.path].bytes == s.bytes]
+    other_time = [s for s in shards if files[s.path].time not in ("", *s.times)]
+    same_size = [s for s in other_time if files[s.path].bytes == s.bytes]
     untimed = [s for s in same_size if not _has_kind(s, files[s.path].time)]
     doubtful = [s for s in same_size if differ(s.times, files[s.path].time)]
     doubtful += [s for s in untimed if not s.times and _is_younger(s)]
@@ -94,7 +95,7 @@ def find_changes(shards: Sequence[IndexedShard], files: Mapping[str, StoredFile]
         indexes = dict(
             zip(
                 (shard.path for shard in doubtful),
-                pool.map(lambda shard: _index(shard.path, files[shard.path].time), doubtful),
+                pool.map(_index, (files[shard.path] for shard in doubtful)),
                 strict=True,
             )
         )
@@ -163,8 +164,8 @@ def _is_younger(shard: IndexedShard) -> bool:
     return written > indexed
 
 
-def _index(path: str, time: str) -> ShardIndex | None:
+def _index(file: StoredFile) -> ShardIndex | None:
     try:
-        return index_of(consume_stream(path, scan_tar), time=time)
+        return index_of(consume_stream(file.path, scan_tar), time=file.time)
     except OSError:
         return None

@@ -10,7 +10,7 @@ turn comes, so that a set of a thousand shards is opened in a moment.
 import hashlib
 import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,6 +31,7 @@ from efficientsam_pl.data.index import (
 from efficientsam_pl.data.index_cache import IndexCache
 from efficientsam_pl.data.index_places import (
     folder_of,
+    folders_of,
     index_homes,
     index_path,
     manifest_path,
@@ -38,7 +39,7 @@ from efficientsam_pl.data.index_places import (
 )
 from efficientsam_pl.data.manifest import Shard, manifest_entry, read_manifest, write_manifest
 from efficientsam_pl.data.shard_changes import find_changes, index_again
-from efficientsam_pl.data.shard_listing import list_shards, shard_matcher, shard_name
+from efficientsam_pl.data.shard_listing import list_shards, lost_shards, shard_matcher, shard_name
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.records import CorruptSample
@@ -52,7 +53,6 @@ from efficientsam_pl.storage.files import (
     is_local,
     read_file,
     read_json_file,
-    same_file,
     same_files,
 )
 from efficientsam_pl.storage.locks import write_lock
@@ -160,7 +160,7 @@ def open_shards(
     kept = {path: size for path, size in matching.items() if names[path] not in left_out}
     if not kept:
         raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
-    folders = _folders([*matching, *(shard_name(full_path(part)) for part in listed)])
+    folders = folders_of([*matching, *(shard_name(full_path(part)) for part in listed)])
     known = {path: s for folder in folders for path, s in _known(folder, index_dir).items()}
     for part, paths in listed.items():
         if not paths and not any(map(shard_matcher(part), known)):
@@ -171,7 +171,7 @@ def open_shards(
         located = {path: replace(files[path], path=urls[path]) for path in kept}
         known |= _without_changes([known[path] for path in kept], located, index_dir)
     unlisted = [path for path in known if path not in files]
-    lost = _lost(unlisted, set(names.values()), pattern, without)
+    lost = lost_shards(unlisted, set(names.values()), pattern, without)
     shards = tuple(known[path] for path in sorted([*kept, *lost]))
     if not any(shard.samples for shard in shards):
         fault = next((f": {s.path}: {s.faults[0]}" for s in shards if s.faults), "")
@@ -239,7 +239,7 @@ def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
             late = [path for path, entry in zip(new, first, strict=True) if entry is None]
             rest = list(pool.map(lambda path: ensure_index(path, index_dir), late))
         entries = [entry for entry in [*first, *rest] if entry is not None]
-        for folder in _folders(entry.path for entry in entries):
+        for folder in folders_of(entry.path for entry in entries):
             new_entries = [entry for entry in entries if folder_of(entry.path) == folder]
             write_manifest(folder, new_entries, written_home(f"{folder}/x", index_dir))
     except OSError as error:
@@ -273,7 +273,7 @@ def _without_changes(
     for path, index in changes.replaced.items():
         place = index_again(entries[path], index, index_dir)
         corrected[path] = manifest_entry(path, place, index)
-    for folder in _folders(corrected):
+    for folder in folders_of(corrected):
         here = [shard for shard in corrected.values() if folder_of(shard.path) == folder]
         with suppress(OSError):  # of a folder without room; the next start compares again
             write_manifest(folder, here, written_home(f"{folder}/x", index_dir))
@@ -300,24 +300,3 @@ def _corrupt_shards(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[
             )
         if not shard.samples and not shard.faults:
             yield CorruptSample(shard.path, "", "empty shard", "it holds no sample")
-
-
-def _lost(
-    unlisted: Sequence[str], listed: set[str], pattern: str, without: str | None
-) -> list[str]:
-    """Return the shards of the manifests that match but are not there, each once.
-
-    Args:
-        unlisted: Shards of the manifests that were not listed by this name.
-        listed: Names of the listed files, by `same_file`.
-        pattern: Pattern of the shards.
-        without: Pattern of shards that are left out.
-    """
-    matches, left_out = shard_matcher(pattern), shard_matcher(without or "")
-    lost = {same_file(path): path for path in unlisted if matches(path) and not left_out(path)}
-    return [path for name, path in lost.items() if name not in listed]
-
-
-def _folders(paths: Iterable[str]) -> list[str]:
-    heads = {path.rpartition("/")[0] for path in paths}
-    return sorted({folder_of(f"{head}/x") for head in heads})

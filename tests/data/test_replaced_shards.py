@@ -42,7 +42,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = module._index
     monkeypatch.setattr(
-        module, "_index", lambda path, time: (names.append(Path(path).name), read(path, time))[1]
+        module, "_index", lambda file: (names.append(Path(file.path).name), read(file))[1]
     )
     return names
 

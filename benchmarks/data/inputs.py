@@ -14,10 +14,10 @@ from pycocotools import mask as coco_mask
 
 from efficientsam_pl.data.index import index_of, to_bytes
 from efficientsam_pl.data.index_places import index_beside
+from efficientsam_pl.data.manifest import manifest_entry, write_manifest
 from efficientsam_pl.data.packing.runner import ArrayShare, run_packing
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
-from efficientsam_pl.data.shards import manifest_entry, write_manifest
 from efficientsam_pl.storage.tar import scan_tar
 
 MASKS = 100  # an image, as in SA-1B

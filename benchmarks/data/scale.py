@@ -17,8 +17,9 @@ import numpy as np
 from benchmarks.harness import Row
 from efficientsam_pl.data.index import ShardIndex, from_bytes, to_bytes
 from efficientsam_pl.data.index_places import index_beside, manifest_path
+from efficientsam_pl.data.manifest import Shard, write_manifest
 from efficientsam_pl.data.sampler import EpochOrder
-from efficientsam_pl.data.shards import Shard, ShardSet, open_shards, write_manifest
+from efficientsam_pl.data.shards import ShardSet, open_shards
 
 _SA1B_SHARDS, _SA1B_SAMPLES = 1000, 11_000  # in all, and of a shard
 _BLOCK = 8  # data.block_shards

@@ -106,7 +106,10 @@ def add_check(commands: Any) -> None:
 
 
 def _pack_options(parser: Parser, run: Callable[..., None]) -> None:
-    parser.epilog = "Started again after an interruption, it writes the shards that are missing."
+    parser.epilog = (
+        "Started again after an interruption, it writes the shards that are missing, and packs "
+        "those again whose sources were broken and are mended now."
+    )
     parser.add_output(
         "--out",
         kind="folder",
@@ -133,6 +136,20 @@ def _pack_options(parser: Parser, run: Callable[..., None]) -> None:
         "--workers", type=natural, default=cores(), metavar="N", help="processes (%(default)s)"
     )
     store_options(parser)
+    parser.add_argument(
+        "--changed",
+        choices=("repack", "refuse"),
+        default="refuse",
+        help="shards whose sources changed after being packed: packed again, or an error that "
+        "names a source (%(default)s)",
+    )
+    parser.add_argument(
+        "--redo",
+        action="append",
+        default=[],
+        metavar="SHARD",
+        help="pack this shard of DIR again, such as coco-000000; repeatable",
+    )
     array_options(parser)
     parser.set_defaults(run=run)
 
@@ -170,6 +187,7 @@ def _pack_coco(arguments: argparse.Namespace) -> None:
 
 def _pack_config(arguments: argparse.Namespace) -> Any:
     from efficientsam_pl.commands import pack
+    from efficientsam_pl.data.packing.runner import PackAgain
 
     return pack.PackOptions(
         out=arguments.out.rstrip("/"),
@@ -177,6 +195,9 @@ def _pack_config(arguments: argparse.Namespace) -> Any:
         samples_per_shard=arguments.samples_per_shard,
         share=array_share(arguments),
         workers=arguments.workers,
+        again=PackAgain(
+            arguments.changed, frozenset(name.removesuffix(".tar") for name in arguments.redo)
+        ),
     )
 
 

@@ -1,14 +1,14 @@
 """`efficientsam pack`: convert a set of images, with or without masks, to WebDataset shards."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from efficientsam_pl.data.coco.annotations import Crowds
 from efficientsam_pl.data.images.stated import ExifOrientation
 from efficientsam_pl.data.packing.coco import Coco
 from efficientsam_pl.data.packing.imagenet import Imagenet
 from efficientsam_pl.data.packing.report import pack_source
-from efficientsam_pl.data.packing.runner import ArrayShare
+from efficientsam_pl.data.packing.runner import ArrayShare, PackAgain
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.errors import UserError
@@ -23,6 +23,7 @@ class PackOptions:
     samples_per_shard: int
     share: ArrayShare
     workers: int
+    again: PackAgain = field(default_factory=PackAgain)
 
 
 def slurm_share() -> ArrayShare:
@@ -65,13 +66,13 @@ def run_coco(
     )
     for line in source.findings():
         print(line)
-    return pack_source(source, options.out, options.share, options.workers)
+    return pack_source(source, options.out, options.share, options.workers, options.again)
 
 
 def run_sa1b(pattern: str, options: PackOptions) -> PackSummary:
     """Repack Meta's tars."""
     source = Sa1b(pattern, options.long_side, options.samples_per_shard)
-    return pack_source(source, options.out, options.share, options.workers)
+    return pack_source(source, options.out, options.share, options.workers, options.again)
 
 
 def run_imagenet(source: str, options: PackOptions) -> PackSummary:
@@ -80,4 +81,4 @@ def run_imagenet(source: str, options: PackOptions) -> PackSummary:
     left_out = images.inventory().left_out(named=True)
     if left_out is not None:
         print(left_out)
-    return pack_source(images, options.out, options.share, options.workers)
+    return pack_source(images, options.out, options.share, options.workers, options.again)

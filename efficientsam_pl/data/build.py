@@ -8,9 +8,10 @@ from pathlib import Path
 
 from efficientsam_pl.cluster.launch import read_launch
 from efficientsam_pl.data.config import DataConfig
+from efficientsam_pl.data.manifest import Shard
 from efficientsam_pl.data.reader import SampleReader, SidecarLookup
 from efficientsam_pl.data.sampler import DatasetOrder, MixtureOrder, SampleOrder
-from efficientsam_pl.data.shards import Shard, ShardsError, ShardSet, open_shards
+from efficientsam_pl.data.shards import ShardsError, ShardSet, open_shards
 from efficientsam_pl.plural import counted
 from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.cache import ShardCache

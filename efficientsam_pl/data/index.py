@@ -4,6 +4,7 @@ It is written with the shard, or by one pass over a foreign shard on first use; 
 sample is noticed later. It is JSON:
 
     {"format": "efficientsam_pl shard index", "version": 1, "bytes", "sha256" (of the shard),
+     "time" (of the shard when it was indexed, see storage.times; absent where it is not known),
      "keys": [...], "files": {suffix: {"offset": [...], "size": [...]}} (-1: the sample has none),
      "damage": [faults of the tar], "packed": what the packer left out, or null}
 """
@@ -58,6 +59,7 @@ class ShardIndex:
     places: dict[str, Int64[np.ndarray, "n 2"]]
     faults: tuple[str, ...] = ()
     packed: dict[str, Any] | None = None
+    time: str = ""  # of the shard when it was indexed
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -72,7 +74,7 @@ class ShardIndex:
         return Sample(shard, self.keys[number], files, self.sha256)
 
 
-def index_of(scan: TarScan, packed: dict[str, Any] | None = None) -> ShardIndex:
+def index_of(scan: TarScan, packed: dict[str, Any] | None = None, time: str = "") -> ShardIndex:
     """Build a scanned tar's index; of two files of one name the later counts, as in any tar."""
     grouped = samples_of(scan.members)
     counts = Counter(suffix for files in grouped.values() for suffix in files)
@@ -94,7 +96,7 @@ def index_of(scan: TarScan, packed: dict[str, Any] | None = None) -> ShardIndex:
             f"{counted(len(rare), 'kind')} of files are left out, such as .{min(rare)}: a key ends "
             "at the first dot of a name",
         )
-    return ShardIndex(scan.bytes, scan.sha256, tuple(grouped), places, faults, packed)
+    return ShardIndex(scan.bytes, scan.sha256, tuple(grouped), places, faults, packed, time)
 
 
 def _too_many_rare(counts: Counter[str], samples: int) -> set[str]:
@@ -128,6 +130,7 @@ def to_bytes(index: ShardIndex) -> bytes:
         "version": VERSION,
         "bytes": index.bytes,
         "sha256": index.sha256,
+        **({"time": index.time} if index.time else {}),
         "keys": list(index.keys),
         "files": {
             suffix: {"offset": places[:, 0].tolist(), "size": places[:, 1].tolist()}
@@ -159,6 +162,7 @@ def from_bytes(data: bytes, name: str) -> ShardIndex:
             places,
             tuple(loaded["damage"]),
             loaded["packed"],
+            str(loaded.get("time", "")),
         )
     except WRONG_FORM as error:
         if isinstance(error, IndexFormatError):

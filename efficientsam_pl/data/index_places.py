@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from efficientsam_pl.data.manifest_file import MANIFEST, is_foreign
@@ -56,3 +57,9 @@ def folder_of(path: str) -> str:
     """Return the folder of a file, as `full_path` writes it."""
     folder, slash, _ = path.rpartition("/")
     return folder if "://" in path else str(local_path(folder or slash or "."))
+
+
+def folders_of(paths: Iterable[str]) -> list[str]:
+    """Return the folders of files, each once, by name."""
+    heads = {path.rpartition("/")[0] for path in paths}
+    return sorted({folder_of(f"{head}/x") for head in heads})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from efficientsam_pl.data.images.decode import decode_image
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
+from efficientsam_pl.data.manifest import Shard
 from efficientsam_pl.data.sample_files import decode_annotated, encoded_image
 from efficientsam_pl.data.schema import (
     CLASS_SUFFIX,
@@ -14,7 +15,7 @@ from efficientsam_pl.data.schema import (
     CorruptSampleError,
     holds_features,
 )
-from efficientsam_pl.data.shards import Shard, ShardSet
+from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.data.worker_pool import worker_pool
 from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.rle import run_lengths

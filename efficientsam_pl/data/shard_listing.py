@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 
@@ -13,6 +13,7 @@ from efficientsam_pl.storage.files import (
     has_marks,
     list_patterns,
     patterns,
+    same_file,
 )
 from efficientsam_pl.storage.filesystems import plain_url
 from efficientsam_pl.storage.local_listing import matcher
@@ -84,3 +85,19 @@ def _tars(part: str, files: list[StoredFile]) -> list[StoredFile]:
             PurePosixPath(foreign[0]).name,
         )
     return tars
+
+
+def lost_shards(
+    unlisted: Sequence[str], listed: set[str], pattern: str, without: str | None
+) -> list[str]:
+    """Return the shards of the manifests that match but are not there, each once.
+
+    Args:
+        unlisted: Shards of the manifests that were not listed by this name.
+        listed: Names of the listed files, by `same_file`.
+        pattern: Pattern of the shards.
+        without: Pattern of shards that are left out.
+    """
+    matches, left_out = shard_matcher(pattern), shard_matcher(without or "")
+    lost = {same_file(path): path for path in unlisted if matches(path) and not left_out(path)}
+    return [path for name, path in lost.items() if name not in listed]

@@ -8,26 +8,22 @@ turn comes, so that a set of a thousand shards is opened in a moment.
 """
 
 import hashlib
-import json
 import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from filelock import Timeout
 
 from efficientsam_pl.data.compact_index import CompactIndex
 from efficientsam_pl.data.index import (
-    WRONG_FORM,
     IndexFormatError,
     Sample,
-    ShardIndex,
-    check_format,
     from_bytes,
     index_of,
     to_bytes,
@@ -35,16 +31,19 @@ from efficientsam_pl.data.index import (
 from efficientsam_pl.data.index_cache import IndexCache
 from efficientsam_pl.data.index_places import (
     folder_of,
+    folders_of,
     index_homes,
     index_path,
     manifest_path,
     written_home,
 )
-from efficientsam_pl.data.manifest_file import FORMAT, read_manifest_file, refuse_foreign
-from efficientsam_pl.data.shard_listing import list_shards, shard_matcher, shard_name
+from efficientsam_pl.data.manifest import Shard, manifest_entry, read_manifest, write_manifest
+from efficientsam_pl.data.shard_changes import find_changes, index_again
+from efficientsam_pl.data.shard_listing import list_shards, lost_shards, shard_matcher, shard_name
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.records import CorruptSample
+from efficientsam_pl.storage.file_state import file_time
 from efficientsam_pl.storage.files import (
     StoredFile,
     atomic_write,
@@ -54,16 +53,12 @@ from efficientsam_pl.storage.files import (
     is_local,
     read_file,
     read_json_file,
-    same_file,
     same_files,
 )
-from efficientsam_pl.storage.filesystems import describe_error
 from efficientsam_pl.storage.locks import write_lock
 from efficientsam_pl.storage.tar import scan_tar
 
-MANIFEST_VERSION = 1
 _INDEXERS = 8  # shards indexed at a time; checksums and reads run outside of Python's lock
-_ADDED_AGAIN = 5  # times that a manifest is read again after it was written
 _OPEN_INDEXES = 8  # of a set: the samples of a batch come from so many shards by default
 _LOGGED_ABOVE = 1 << 30  # bytes of new shards whose indexing takes long enough to be logged
 
@@ -72,18 +67,6 @@ _log = logging.getLogger(__name__)
 
 class ShardsError(UserError):
     """Shards that cannot be used at all; one line for the user."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A shard's manifest entry, with the paths of the shard and its index."""
-
-    path: str
-    index: str
-    bytes: int
-    samples: int
-    sha256: str
-    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,8 +138,8 @@ def open_shards(
         index_dir: Folder of indexes and manifests; None: that of the shards where it can be
             written, else the user's cache folder.
         without: A pattern whose shards are left out, such as the held-out ones.
-        check_sizes: Whether each shard's size is compared with its index, which takes a call for
-            each shard; the first of many ranks does it for all.
+        check_sizes: Whether each shard's size and time are compared with its index, which takes a
+            call for each shard; the first of many ranks does it for all.
         open_indexes: The number of shards that samples are read from in turn; see ShardSet.
 
     Raises:
@@ -177,22 +160,25 @@ def open_shards(
     kept = {path: size for path, size in matching.items() if names[path] not in left_out}
     if not kept:
         raise ShardsError(f"every shard that matches {pattern!r} is left out by {without!r}")
-    folders = _folders([*matching, *(shard_name(full_path(part)) for part in listed)])
+    folders = folders_of([*matching, *(shard_name(full_path(part)) for part in listed)])
     known = {path: s for folder in folders for path, s in _known(folder, index_dir).items()}
     for part, paths in listed.items():
         if not paths and not any(map(shard_matcher(part), known)):
             raise ShardsError(f"no shard matches {part!r}")
     new = {urls[path]: size for path, size in kept.items() if path not in known}
     known |= _index_new(new, index_dir)
+    if check_sizes:
+        located = {path: replace(files[path], path=urls[path]) for path in kept}
+        known |= _without_changes([known[path] for path in kept], located, index_dir)
     unlisted = [path for path in known if path not in files]
-    lost = _lost(unlisted, set(names.values()), pattern, without)
+    lost = lost_shards(unlisted, set(names.values()), pattern, without)
     shards = tuple(known[path] for path in sorted([*kept, *lost]))
     if not any(shard.samples for shard in shards):
         fault = next((f": {s.path}: {s.faults[0]}" for s in shards if s.faults), "")
         raise ShardsError(f"no sample in {counted(len(shards), 'shard')} of {pattern!r}{fault}")
     corrupt = tuple(_corrupt_shards(shards, kept))
-    located = tuple(_at_url(shard, urls.get(shard.path, shard.path)) for shard in shards)
-    return ShardSet(located, corrupt, open_indexes)
+    at_urls = tuple(_at_url(shard, urls.get(shard.path, shard.path)) for shard in shards)
+    return ShardSet(at_urls, corrupt, open_indexes)
 
 
 def _named_files(listed: Mapping[str, Sequence[StoredFile]]) -> dict[str, StoredFile]:
@@ -224,7 +210,8 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
     try:
         with write_lock(place, block):
             if not exists(place):
-                index = index_of(consume_stream(path, scan_tar))
+                time = file_time(path)  # before its bytes are read
+                index = index_of(consume_stream(path, scan_tar), time=time)
                 with atomic_write(place) as target:
                     target.write(to_bytes(index))
             return manifest_entry(name, place, from_bytes(read_file(place), place))
@@ -237,39 +224,6 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
             f"the index {place} cannot be written: {error.strerror}; data.index_dir "
             "(check-shards: --index-dir) or XDG_CACHE_HOME names another folder"
         ) from error
-
-
-def write_manifest(folder: str, shards: Sequence[Shard], home: str | None = None) -> None:
-    """Add a folder's shards to its manifest, while other processes may add theirs.
-
-    Args:
-        folder: Folder of the shards.
-        shards: New shards.
-        home: Folder of the manifest; None: the shards' folder.
-    """
-    place = manifest_path(folder, home)
-    new = {shard.path: shard for shard in shards}
-    if not new:
-        return
-    with write_lock(place, keep=True):  # adding to it, two processes would lose a line
-        for _ in range(_ADDED_AGAIN):
-            refuse_foreign(place)
-            listed = _read_manifest(place, folder)
-            if listed | new == listed:  # a remote folder has no lock: another's line may be lost
-                return
-            listed |= new
-            whole = {
-                "format": FORMAT,
-                "version": MANIFEST_VERSION,
-                "shards": {Path(p).name: _to_json(listed[p], place) for p in sorted(listed)},
-            }
-            with atomic_write(place) as target:
-                target.write(json.dumps(whole, indent=1).encode() + b"\n")
-
-
-def manifest_entry(path: str, index_path: str, index: ShardIndex) -> Shard:
-    """Return the manifest entry of a shard with this index."""
-    return Shard(path, index_path, index.bytes, len(index), index.sha256, index.faults)
 
 
 def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
@@ -285,7 +239,7 @@ def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
             late = [path for path, entry in zip(new, first, strict=True) if entry is None]
             rest = list(pool.map(lambda path: ensure_index(path, index_dir), late))
         entries = [entry for entry in [*first, *rest] if entry is not None]
-        for folder in _folders(entry.path for entry in entries):
+        for folder in folders_of(entry.path for entry in entries):
             new_entries = [entry for entry in entries if folder_of(entry.path) == folder]
             write_manifest(folder, new_entries, written_home(f"{folder}/x", index_dir))
     except OSError as error:
@@ -296,8 +250,34 @@ def _index_new(new: dict[str, int], index_dir: str | None) -> dict[str, Shard]:
 def _known(folder: str, index_dir: str | None) -> dict[str, Shard]:
     known: dict[str, Shard] = {}
     for home in reversed(index_homes(f"{folder}/x", index_dir)):
-        known |= _read_manifest(manifest_path(folder, home), folder)
+        known |= {
+            path: _with_times_of(known.get(path), shard)
+            for path, shard in read_manifest(manifest_path(folder, home), folder).items()
+        }
     return known
+
+
+def _with_times_of(other: Shard | None, shard: Shard) -> Shard:
+    """Add the times that another manifest records of the same content."""
+    if other is None or other.sha256 != shard.sha256 or other.times == shard.times:
+        return shard
+    return replace(shard, times=tuple(sorted({*other.times, *shard.times})))
+
+
+def _without_changes(
+    shards: Sequence[Shard], files: Mapping[str, StoredFile], index_dir: str | None
+) -> dict[str, Shard]:
+    """Return the entries to correct: of shards that were replaced, copied, or not timed yet."""
+    changes, entries = find_changes(shards, files), {shard.path: shard for shard in shards}
+    corrected = {p: replace(entries[p], times=times) for p, times in changes.times.items()}
+    for path, index in changes.replaced.items():
+        place = index_again(entries[path], index, index_dir)
+        corrected[path] = manifest_entry(path, place, index)
+    for folder in folders_of(corrected):
+        here = [shard for shard in corrected.values() if folder_of(shard.path) == folder]
+        with suppress(OSError):  # of a folder without room; the next start compares again
+            write_manifest(folder, here, written_home(f"{folder}/x", index_dir))
+    return corrected
 
 
 def _corrupt_shards(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[CorruptSample]:
@@ -320,61 +300,3 @@ def _corrupt_shards(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[
             )
         if not shard.samples and not shard.faults:
             yield CorruptSample(shard.path, "", "empty shard", "it holds no sample")
-
-
-def _read_manifest(place: str, folder: str) -> dict[str, Shard]:
-    data, home = read_manifest_file(place), folder_of(place)
-    if data is None:
-        return {}
-    try:
-        loaded = json.loads(data)
-        check_format(loaded, place, FORMAT, MANIFEST_VERSION)
-        return {
-            f"{folder}/{name}": Shard(
-                path=f"{folder}/{name}",
-                index=_at(home, entry["index"]),
-                bytes=int(entry["bytes"]),
-                samples=int(entry["samples"]),
-                sha256=entry["sha256"],
-                faults=tuple(entry["damage"]),
-            )
-            for name, entry in loaded["shards"].items()
-        }
-    except WRONG_FORM as error:
-        if isinstance(error, IndexFormatError):
-            raise
-        reason = describe_error(error)
-        raise IndexFormatError(f"{place} is corrupt ({reason}); delete it to rebuild it") from error
-
-
-def _at(folder: str, name: str) -> str:
-    return name if "/" in name else f"{folder}/{name}"
-
-
-def _to_json(shard: Shard, manifest: str) -> dict[str, Any]:
-    entry = asdict(shard)
-    del entry["path"]
-    entry["damage"] = entry.pop("faults")  # the format's key
-    folder, name = shard.index.rsplit("/", 1)
-    return entry | {"index": name if folder == folder_of(manifest) else shard.index}
-
-
-def _lost(
-    unlisted: Sequence[str], listed: set[str], pattern: str, without: str | None
-) -> list[str]:
-    """Return the shards of the manifests that match but are not there, each once.
-
-    Args:
-        unlisted: Shards of the manifests that were not listed by this name.
-        listed: Names of the listed files, by `same_file`.
-        pattern: Pattern of the shards.
-        without: Pattern of shards that are left out.
-    """
-    matches, left_out = shard_matcher(pattern), shard_matcher(without or "")
-    lost = {same_file(path): path for path in unlisted if matches(path) and not left_out(path)}
-    return [path for name, path in lost.items() if name not in listed]
-
-
-def _folders(paths: Iterable[str]) -> list[str]:
-    heads = {path.rpartition("/")[0] for path in paths}
-    return sorted({folder_of(f"{head}/x") for head in heads})

@@ -4,13 +4,15 @@ Requests that a remote store fails to serve are repeated (`storage.retries`).
 """
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -32,6 +34,7 @@ from efficientsam_pl.storage.local_listing import list_in_folders, listable
 from efficientsam_pl.storage.remote import RemoteFile, ShortReadError
 from efficientsam_pl.storage.retries import with_retries
 from efficientsam_pl.storage.tar import Readable, Seekable
+from efficientsam_pl.storage.times import local_time, time_of
 
 T = TypeVar("T")
 _CHUNK_BYTES = 8 << 20
@@ -43,11 +46,15 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file and its size in bytes, -1 where its server does not report it or it was not read."""
+    """A file and its size in bytes, -1 where its server does not report it or it was not read.
+
+    `time` is as in `storage.times`, "" where the server does not report it or it was not read.
+    """
 
     path: str
     bytes: int
     link: bool = False  # a symbolic link
+    time: str = field(default="", compare=False)
 
 
 def list_files(pattern: str, sizes: bool = True) -> list[StoredFile]:
@@ -81,11 +88,11 @@ def list_patterns(pattern: str, sizes: bool = True) -> dict[str, list[StoredFile
     single = []
     for folder, names in named.items():
         if folder and len(names) > _LISTED_TOGETHER and _has_listings(folder):
-            listed |= _in_listing(folder, names)
+            listed |= _in_listing(folder, names, sizes)
         else:
             single += names
     with ThreadPoolExecutor(_THREADS) as pool:
-        listed |= zip(single, pool.map(_named_file, single), strict=True)
+        listed |= zip(single, pool.map(partial(_named_file, sizes=sizes), single), strict=True)
     return listed
 
 
@@ -93,6 +100,15 @@ def has_marks(pattern: str) -> bool:
     """Return whether a pattern without commas and braces may match several files."""
     # a web address has a question mark before its query
     return any(mark in pattern for mark in ("*[" if pattern.startswith(HTTP) else "*?["))
+
+
+def _listed_time(fs: Any, name: str, info: Mapping[str, Any]) -> str:
+    if not isinstance(fs, LocalFileSystem):
+        return time_of(info)
+    try:
+        return local_time(Path(name).stat())
+    except OSError:  # a dangling link
+        return ""
 
 
 def patterns(pattern: str) -> list[str]:
@@ -282,12 +298,19 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def copy_from_start(source: Readable, target: IO[bytes]) -> None:
-    """Copy a stream to a file in chunks; what an earlier try has written is dropped."""
+def copy_from_start(source: Readable, target: IO[bytes]) -> str:
+    """Copy a stream to a file in chunks; what an earlier try has written is dropped.
+
+    Returns:
+        The SHA-256 of the bytes.
+    """
     target.seek(0)
     target.truncate()
+    digest = hashlib.sha256()
     while chunk := source.read(_CHUNK_BYTES):
         target.write(chunk)
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _glob(pattern: str, sizes: bool) -> list[StoredFile]:
@@ -301,7 +324,8 @@ def _glob(pattern: str, sizes: bool) -> list[StoredFile]:
         return {name: info for name, info in matching.items() if _is_file(fs, name, info)}
 
     infos = with_retries(matches, pattern).items()
-    files = {file.path: file for file in (_stored(fs, name, pattern, i) for name, i in infos)}
+    stored = (_stored(fs, name, pattern, info, sizes) for name, info in infos)
+    files = {file.path: file for file in stored}
     # a web page that lists files has no sizes
     unknown = [path for path, file in files.items() if sizes and file.bytes < 0]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -309,7 +333,7 @@ def _glob(pattern: str, sizes: bool) -> list[StoredFile]:
     return [file for path in sorted(files) for file in sized.get(path, [files[path]])]
 
 
-def _named_file(path: str) -> list[StoredFile]:
+def _named_file(path: str, sizes: bool = True) -> list[StoredFile]:
     """List one file; nothing where it does not exist or is a folder."""
     fs, plain = store(path)
     try:
@@ -318,14 +342,14 @@ def _named_file(path: str) -> list[StoredFile]:
         if is_gone(error):
             return []
         raise
-    return [_stored(fs, plain, path, info)] if info["type"] == "file" else []
+    return [_stored(fs, plain, path, info, sizes)] if info["type"] == "file" else []
 
 
 def _has_listings(folder: str) -> bool:
     return not folder.startswith(HTTP) and not is_local(folder)
 
 
-def _in_listing(folder: str, names: Iterable[str]) -> dict[str, list[StoredFile]]:
+def _in_listing(folder: str, names: Iterable[str], sizes: bool) -> dict[str, list[StoredFile]]:
     """Find files by one listing of their folder."""
     fs, plain = store(folder)
 
@@ -346,17 +370,29 @@ def _in_listing(folder: str, names: Iterable[str]) -> dict[str, list[StoredFile]
     files: dict[str, list[StoredFile]] = {}
     for name in names:
         full = full_path(name)
-        files[name] = [_stored(fs, full, name, infos[full])] if full in infos else []
+        files[name] = [_stored(fs, full, name, infos[full], sizes)] if full in infos else []
     return files
 
 
-def _stored(fs: Any, name: str, pattern: str, info: dict[str, Any]) -> StoredFile:
+def _stored(
+    fs: Any, name: str, pattern: str, info: Mapping[str, Any], with_time: bool
+) -> StoredFile:
     size = info["size"]
     return StoredFile(
         full_name(fs, name, pattern),
         -1 if size is None else int(size),
         bool(info.get("islink")),
+        _time(fs, name, info) if with_time else "",
     )
+
+
+def _time(fs: Any, name: str, info: Mapping[str, Any]) -> str:
+    if not isinstance(fs, LocalFileSystem):
+        return time_of(info)
+    try:
+        return local_time(Path(name).stat())  # fsspec's time is rounded, and of the link itself
+    except OSError:  # a dangling link
+        return ""
 
 
 def _is_file(fs: Any, name: str, info: dict[str, Any]) -> bool:

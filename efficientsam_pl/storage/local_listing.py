@@ -14,16 +14,19 @@ from typing import NamedTuple
 
 from fsspec.utils import glob_translate
 
+from efficientsam_pl.storage.times import local_time
+
 _MAGIC = frozenset("*?[")
 _LISTED_ABOVE = 32  # names in one folder, such as braces make; fewer are looked up one by one
 
 
 class LocalFile(NamedTuple):
-    """A file, its size (-1: not read) and whether it is a symbolic link."""
+    """A file, its size (-1: not read), whether it is a symbolic link, and its time."""
 
     path: str
     bytes: int
     link: bool
+    time: str = ""
 
 
 def listable(paths: Iterable[str]) -> list[str]:
@@ -41,7 +44,7 @@ def list_in_folders(paths: Sequence[str], sizes: bool) -> dict[str, list[LocalFi
 
     Args:
         paths: The paths and patterns.
-        sizes: Whether sizes are read; if not, they are -1.
+        sizes: Whether sizes and times are read; if not, they are -1 and "".
     """
     files: dict[str, list[LocalFile]] = {path: [] for path in paths}
     by_folder: dict[str, list[str]] = defaultdict(list)
@@ -93,6 +96,7 @@ def _file(entry: os.DirEntry[str], path: str, sizes: bool) -> LocalFile | None:
     if not sizes:
         return LocalFile(path, -1, link)
     try:
-        return LocalFile(path, entry.stat().st_size, link)
+        stat = entry.stat()
+        return LocalFile(path, stat.st_size, link, local_time(stat))
     except OSError:
         return LocalFile(path, 0, link) if link else None  # dangling, or deleted meanwhile

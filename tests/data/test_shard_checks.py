@@ -10,11 +10,12 @@ import pytest
 from efficientsam_pl.commands import check_shards as command
 from efficientsam_pl.data import shard_checks
 from efficientsam_pl.data.index_places import index_beside
+from efficientsam_pl.data.manifest import Shard
 from efficientsam_pl.data.packing.images import MaskedImage, pack_images
 from efficientsam_pl.data.packing.writer import PackedSample, write_shard
 from efficientsam_pl.data.schema import annotation_of
 from efficientsam_pl.data.shard_checks import CheckedShard, check_shards
-from efficientsam_pl.data.shards import Shard, open_shards
+from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.rle import encode
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,40 @@ def test_another_set_in_the_same_run_is_reported(tmp_path: Path, change: str) ->
         packed_coco(other, run)
     assert "\n" not in str(message.value)
     assert files(run) == before
+
+
+def test_images_changed_after_being_packed_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    config, run = filled(tmp_path / "set").config(), tmp_path / "run"
+    packed_coco(config, run)
+    image = tmp_path / "set" / "p3.jpg"
+    Image.new("RGB", (40, 30), "red").save(image)
+    with pytest.raises(UserError, match=rf"such as {image} of .*; delete {run}/shards to pack"):
+        packed_coco(config, run)
+    shutil.rmtree(run / "shards")
+    packed_coco(config, run)
+
+
+@pytest.mark.parametrize("broken", [1, 10])
+def test_images_that_were_broken_come_in_once_they_are_mended(
+    broken: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_set, run = filled(tmp_path / "set"), tmp_path / "run"
+    config = coco_set.config()
+    images = sorted(coco_set.folder.glob("p*"))[:broken]
+    whole = {path: path.read_bytes() for path in images}
+    for path in images:
+        path.write_bytes(path.name.encode())
+    if broken == len(coco_set.images):
+        with pytest.raises(UserError, match="nothing could be packed"):
+            packed_coco(config, run)
+    else:
+        assert sum(map(len, keys(packed_coco(config, run)))) == 10 - broken
+    for path, data in whole.items():
+        path.write_bytes(data)
+    assert sum(map(len, keys(packed_coco(config, run)))) == 10
+    capsys.readouterr()
+    packed_coco(config, run)
+    assert not capsys.readouterr().out
 
 
 def packed_in_a_process(config: DataConfig, run: Path, said: Any) -> None:

@@ -1,6 +1,7 @@
 """Remote shards kept locally: fetched once, whole or not at all, the oldest leave."""
 
 import errno
+import hashlib
 import multiprocessing
 import os
 import time
@@ -41,7 +42,8 @@ def kept(folder: Path) -> int:
 
 
 def stray(folder: Path) -> list[str]:
-    return [p.name for p in folder.iterdir() if not p.name.endswith((".tar", ".lock"))]
+    kept = (".tar", ".lock", ".tar.checked")
+    return [p.name for p in folder.iterdir() if not p.name.endswith(kept)]
 
 
 def fetches(web: Any, name: str) -> int:
@@ -276,3 +278,65 @@ def test_shard_that_was_replaced_is_fetched_anew(tmp_path: Path) -> None:
     assert Path(cache.local("memory://replaced/a.tar", "one")).read_bytes() == b"old bytes"
     assert Path(cache.local("memory://replaced/a.tar", "two")).read_bytes() == b"new bytes"
     memory.rm("/replaced", recursive=True)
+
+
+def kept_in_an_earlier_run(web: Any, folder: Path, served: Path) -> tuple[str, str, Path]:
+    """The URL and checksum of a shard that a cache of a run an hour ago has kept, and its copy."""
+    url = f"{web.url}/s-0.tar"
+    sha256 = hashlib.sha256((served / "s-0.tar").read_bytes()).hexdigest()
+    kept = Path(ShardCache(folder, 10**6).local(url, sha256))
+    hour_ago = time.time() - 3600
+    os.utime(f"{kept}.checked", (hour_ago, hour_ago))
+    return url, sha256, kept
+
+
+@pytest.mark.parametrize("damage", ["a byte", "cut", "longer", "empty"])
+def test_corrupt_copy_is_fetched_again_and_named(
+    damage: str, tmp_path: Path, folder: Path, web: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = web(folder)
+    url, sha256, copy = kept_in_an_earlier_run(served, tmp_path / "cache", folder)
+    whole = copy.read_bytes()
+    other = bytes([whole[600] ^ 1])
+    damaged = {
+        "a byte": whole[:600] + other + whole[601:],
+        "cut": whole[:1000],
+        "longer": whole + b"x",
+        "empty": b"",
+    }
+    copy.write_bytes(damaged[damage])
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    assert [Path(cache.local(url, sha256)).read_bytes() for _ in range(3)] == [whole] * 3
+    assert fetches(served, "s-0.tar") == 2
+    [line] = caplog.messages
+    assert line == f"{copy}, the copy of {url}, is corrupt and fetched again"
+
+
+def test_good_copy_is_compared_once_a_run_and_not_fetched(
+    tmp_path: Path, folder: Path, web: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = web(folder)
+    url, sha256, copy = kept_in_an_earlier_run(served, tmp_path / "cache", folder)
+    compared: list[str] = []
+    is_whole = module._is_whole
+    monkeypatch.setattr(
+        module, "_is_whole", lambda *args: (compared.append(args[0]), is_whole(*args))[1]
+    )
+    begun = time.time() - 60
+    for cache in [ShardCache(tmp_path / "cache", 10**6, begun) for _ in range(2)]:  # two ranks
+        assert {cache.local(url, sha256) for _ in range(3)} == {str(copy)}
+    assert compared == [url]
+    assert fetches(served, "s-0.tar") == 1
+
+
+def test_store_with_other_bytes_than_indexed_is_named_and_fetched_once_a_run(
+    tmp_path: Path, folder: Path, web: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = web(folder)
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    for _ in range(2):
+        cache.local(f"{served.url}/s-0.tar", "0" * 64)
+    assert caplog.messages == [
+        f"{served.url}/s-0.tar has other bytes in its store than when it was indexed"
+    ]
+    assert fetches(served, "s-0.tar") == 1

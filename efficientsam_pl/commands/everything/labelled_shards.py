@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from efficientsam_pl.data.manifest import write_manifest
 from efficientsam_pl.data.packing.images import MaskedImage, packed_sample
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.schema import RECORD_SUFFIX, Annotation
-from efficientsam_pl.data.shards import write_manifest
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.inference.automask.records import MaskRecord
 from efficientsam_pl.storage.files import full_path, list_files

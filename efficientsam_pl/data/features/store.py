@@ -15,8 +15,9 @@ from efficientsam_pl.data.compact_index import CompactIndex
 from efficientsam_pl.data.index import IndexFormatError, Sample, ShardIndex, from_bytes
 from efficientsam_pl.data.index_cache import IndexCache
 from efficientsam_pl.data.index_places import index_beside
+from efficientsam_pl.data.manifest import Shard, manifest_entry
 from efficientsam_pl.data.packing.runner import read_pack_note
-from efficientsam_pl.data.shards import Shard, ShardSet, manifest_entry
+from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import list_files, read_file

@@ -21,11 +21,12 @@ from efficientsam_pl.data.features.teacher_inputs import (
     TeacherInputBatch,
     TeacherInputDataset,
 )
+from efficientsam_pl.data.manifest import Shard
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.data.sampler import RankShard
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
-from efficientsam_pl.data.shards import Shard, ShardSet
+from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.errors import UserError
 
 # From squares (0..255) and the part of each that the image covers to features in the squares'

@@ -24,6 +24,7 @@ from efficientsam_pl.data.packing.images import (
 )
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.sample_keys import sample_key
+from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.data.schema import Annotation, CorruptSampleError, annotation_of
 from efficientsam_pl.records import CorruptSample
@@ -132,14 +133,22 @@ def masked_image(
 
 
 def masked_images(
-    entries: Iterable[CocoEntry], exif_orientation: ExifOrientation = "apply"
+    entries: Iterable[CocoEntry],
+    exif_orientation: ExifOrientation = "apply",
+    digests: SourceDigests | None = None,
 ) -> Iterator[tuple[CocoEntry, MaskedImage, bytes | None] | Skipped]:
-    """Yield the images with their masks and the JPEG to keep, if any, and the skipped ones."""
+    """Yield the images with their masks and the JPEG to keep, if any, and the skipped ones.
+
+    The checksums of the files are added to `digests`.
+    """
+    digests = SourceDigests() if digests is None else digests
     for entry in entries:
         try:
             data = read_file(entry.path)
+            digests.add_file(entry.path, data)
             image, skipped = masked_image(entry, data, exif_orientation)
         except (OSError, CorruptSampleError) as error:
+            digests.mark_broken(entry.path)
             yield Skipped(entry.path, str(error))
             continue
         yield from skipped
@@ -153,6 +162,11 @@ def coco_images(entries: Iterable[CocoEntry], skipped: list[str]) -> Iterator[Ma
             skipped.append(f"{result.what}: {result.why}")
         else:
             yield result[1]
+
+
+def coco_sources(entries: Iterable[CocoEntry]) -> list[SourcePart]:
+    """List the image files of a shard, each once."""
+    return [SourcePart(path) for path in dict.fromkeys(entry.path for entry in entries)]
 
 
 @dataclass
@@ -194,11 +208,15 @@ class CocoUnit:
         """Number of images."""
         return len(self.entries)
 
-    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote]:
+    def sources(self) -> list[SourcePart]:
+        """See TracksSources."""
+        return coco_sources(self.entries)
+
+    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote | SourceNote]:
         """See Unit."""
         yield from self.skipped
-        counts = MaskCounts()
-        for result in masked_images(self.entries, self.exif_orientation):
+        counts, digests = MaskCounts(), SourceDigests()
+        for result in masked_images(self.entries, self.exif_orientation, digests):
             if isinstance(result, Skipped):
                 yield result
                 continue
@@ -207,6 +225,7 @@ class CocoUnit:
             small = image if self.long_side is None else limit_side(image, self.long_side)
             yield packed_sample(small, jpeg if small is image else None)
         yield from counts.notes()
+        yield from digests.notes()
 
 
 class Coco:

@@ -14,6 +14,7 @@ from efficientsam_pl.data.packing.coco import (
     CocoEntry,
     CocoSet,
     MaskCounts,
+    coco_sources,
     crowds_setting,
     masked_images,
     parse_coco,
@@ -22,6 +23,7 @@ from efficientsam_pl.data.packing.image_identity import image_identities
 from efficientsam_pl.data.packing.images import packed_sample
 from efficientsam_pl.data.packing.left_out import count_reasons, reason_against
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
+from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.split import Group, copies_in, group_equals, split_heldout
 from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
 from efficientsam_pl.plural import counted
@@ -53,11 +55,15 @@ class MaskedUnit:
         """Number of images."""
         return len(self.entries)
 
-    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote]:
+    def sources(self) -> list[SourcePart]:
+        """See TracksSources."""
+        return coco_sources(self.entries)
+
+    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote | SourceNote]:
         """See Unit."""
         yield from self.skipped
-        counts = MaskCounts()
-        for result in masked_images(self.entries, self.exif_orientation):
+        counts, digests = MaskCounts(), SourceDigests()
+        for result in masked_images(self.entries, self.exif_orientation, digests):
             if isinstance(result, Skipped):
                 yield result
                 continue
@@ -68,6 +74,7 @@ class MaskedUnit:
             else:
                 yield Skipped(entry.path, "none of its annotations is a mask that can be used")
         yield from counts.notes()
+        yield from digests.notes()
 
 
 class CustomCoco:

@@ -37,6 +37,7 @@ from efficientsam_pl.data.packing.inventory import (
 from efficientsam_pl.data.packing.listed_images import ListedImage, labelled_images, list_tar
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.sample_keys import sample_key, unique_keys
+from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import CLASS_SUFFIX, CorruptSampleError
 from efficientsam_pl.errors import UserError
@@ -76,14 +77,28 @@ class ImagenetUnit:
         """Number of images."""
         return len(self.items)
 
-    def samples(self) -> Iterator[PackedSample | Skipped]:
+    def sources(self) -> list[SourcePart]:
+        """See TracksSources: image files, or tars that the unit reads ranges of."""
+        ranges: dict[str, list[Range]] = {}
+        for item in self.items:
+            ranges.setdefault(item.where.path, []).append(item.where)
+        return [
+            SourcePart(path, None if where[0].size < 0 else tuple(where))
+            for path, where in ranges.items()
+        ]
+
+    def samples(self) -> Iterator[PackedSample | Skipped | SourceNote]:
         """See Unit."""
-        reader = RangeReader()
+        reader, digests = RangeReader(), SourceDigests()
         for item in self.items:
             try:
                 data = _bytes(reader, item.where)
+                (digests.add_file if item.where.size < 0 else digests.add_range)(
+                    item.where.path, data
+                )
                 jpeg, turn = self._jpeg(data)
             except (OSError, CorruptSampleError) as error:
+                digests.mark_broken(item.where.path)
                 yield Skipped(item.key, str(error))
                 continue
             files = {"jpg": jpeg}
@@ -91,6 +106,7 @@ class ImagenetUnit:
                 files[CLASS_SUFFIX] = str(item.label).encode()
             yield PackedSample(item.key, files, turn=turn)
         reader.close()
+        yield from digests.notes()
 
     def _jpeg(self, data: bytes) -> tuple[bytes, ExifTurn]:
         header = read_header(data)
@@ -118,6 +134,10 @@ class Imagenet:
         order = np.random.default_rng(list(names)).permutation(len(items))
         self._items = [items[i] for i in order]
         self._names = names.hex()[:16]
+        classes = "\n".join(
+            [*(f"{item.key} {item.label}" for item in items), *self._inventory.classes]
+        )
+        self._classes = hashlib.sha256(classes.encode(errors="surrogateescape")).hexdigest()[:16]
         self._long_side, self._limit = long_side, samples_per_shard
 
     def inventory(self) -> Inventory:
@@ -130,6 +150,7 @@ class Imagenet:
             "kind": "imagenet",
             "photos": len(self._items),
             "names": self._names,
+            "classes": self._classes,
             "long_side": self._long_side,
             "jpeg_quality": None if self._long_side is None else JPEG_QUALITY,
             "samples_per_shard": self._limit,

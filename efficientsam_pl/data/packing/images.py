@@ -10,9 +10,9 @@ from jaxtyping import UInt8
 
 from efficientsam_pl.data.images.orientation import is_jpeg, without_orientation
 from efficientsam_pl.data.images.stated import ExifTurn
+from efficientsam_pl.data.manifest import write_manifest
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, write_shard
 from efficientsam_pl.data.schema import Annotation, Record, to_json
-from efficientsam_pl.data.shards import write_manifest
 from efficientsam_pl.mask_coverage import Grid, half_covered_runs
 from efficientsam_pl.rle import from_runs, run_lengths
 from efficientsam_pl.storage.files import full_path

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.data.packing.inventory import Inventory
-from efficientsam_pl.data.packing.runner import ArrayShare, Source, run_packing
+from efficientsam_pl.data.packing.runner import ArrayShare, PackAgain, Source, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
@@ -27,7 +27,9 @@ class Inventoried(Protocol):
         """Return what is left out and the classes; complete when all units are made."""
 
 
-def pack_source(source: Source, out: str, share: ArrayShare, workers: int) -> PackSummary:
+def pack_source(
+    source: Source, out: str, share: ArrayShare, workers: int, again: PackAgain | None = None
+) -> PackSummary:
     """Write a share of a source's shards into the folder `out`, with a progress bar and a report.
 
     Raises:
@@ -42,6 +44,7 @@ def pack_source(source: Source, out: str, share: ArrayShare, workers: int) -> Pa
             share,
             workers,
             lambda weight: progress.advance(task, weight),
+            again,
         )
     others = {key: sum(note.get(key, 0) for note in summary.notes) for key in _MASK_COUNTS}
     others = {key: count for key, count in others.items() if count}
@@ -80,7 +83,14 @@ def report_packing(
     rotated = exif_line(summary.turns)
     if rotated is not None:
         print(rotated)
-    before = f" ({summary.done_before} of them existed before)" if summary.done_before else ""
+    if summary.unrecorded:
+        print(
+            f"{counted(summary.unrecorded, 'shard')} packed by an earlier version without a record "
+            "of the sources: taken as is (--redo packs a shard again)"
+        )
+    counts = [f"{summary.done_before} of them existed before"] if summary.done_before else []
+    counts += [f"{summary.repacked} packed again"] if summary.repacked else []
+    before = f" ({', '.join(counts)})" if counts else ""
     return (
         f"{len(summary.skipped)} skipped -> {counted(len(summary.shards), 'shard')}{before} of "
         f"{summary.bytes / 2**20:.1f} MiB in {out}"
@@ -98,6 +108,7 @@ def _write_summary(
         "bytes": summary.bytes,
         "shards": len(summary.shards),
         "done_before": summary.done_before,
+        "repacked": summary.repacked,
         **({"exif_turns": dict(summary.turns)} if summary.turns else {}),
         **more,
         "skipped": [vars(skipped) for skipped in summary.skipped],

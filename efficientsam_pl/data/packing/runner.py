@@ -9,14 +9,17 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from efficientsam_pl.cluster.launch import INTERRUPTED, note_progress
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.index import IndexFormatError, check_format, from_bytes
 from efficientsam_pl.data.index_places import index_beside
+from efficientsam_pl.data.manifest import Shard, manifest_entry, write_manifest
 from efficientsam_pl.data.manifest_file import MANIFEST, refuse_foreign
+from efficientsam_pl.data.packing.changes import changed_message, compare_shard
+from efficientsam_pl.data.packing.sources import SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import (
     IndexNote,
     PackedSample,
@@ -24,10 +27,10 @@ from efficientsam_pl.data.packing.writer import (
     Skipped,
     write_shard,
 )
-from efficientsam_pl.data.shards import Shard, manifest_entry, write_manifest
 from efficientsam_pl.data.worker_pool import worker_pool
 from efficientsam_pl.errors import Interrupted, SavedAndStopped, UserError
 from efficientsam_pl.plural import counted
+from efficientsam_pl.storage.file_state import forget_listings
 from efficientsam_pl.storage.files import (
     atomic_write,
     exists,
@@ -37,11 +40,13 @@ from efficientsam_pl.storage.files import (
     local_path,
     read_file,
 )
+from efficientsam_pl.storage.locks import write_lock
 from efficientsam_pl.storage.retries import SourceLostError
 
 T = TypeVar("T")
 NOTE = "pack.json"
 _FORMAT, _VERSION = "efficientsam_pl pack", 1
+_LATER_KEYS = {"classes"}  # keys of a note that its first writers did not know
 _MARKS = ",*?["
 _LEFTOVER = re.compile(r"\.(.+)\.tar(?:\.index\.json)?\.\w+\.part")  # see atomic_write
 
@@ -82,8 +87,30 @@ class Unit(Protocol):
     def weight(self) -> int:
         """Contribution to the progress, in the source's unit."""
 
-    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote]:
+    def samples(self) -> Iterator[PackedSample | Skipped | IndexNote | SourceNote]:
         """Iterate over the samples in their order."""
+
+
+@runtime_checkable
+class TracksSources(Protocol):
+    """A unit whose index records the state of its sources, so that changes are noticed."""
+
+    def sources(self) -> list[SourcePart]:
+        """List the sources."""
+
+
+@dataclass(frozen=True)
+class PackAgain:
+    """Selection of the existing shards that are packed again.
+
+    Args:
+        changed: Whether shards whose sources changed are packed again or refused. Those whose
+            changed sources had all been left out as broken are packed again in any case.
+        redo: Names of shards without their suffix.
+    """
+
+    changed: Literal["repack", "refuse"] = "refuse"
+    redo: frozenset[str] = frozenset()
 
 
 @runtime_checkable
@@ -100,12 +127,34 @@ class Source(Protocol):
         """Iterate over the shards of a share; all shares together are all shards."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """A finished shard, or the reasons why there is none.
+
+    Args:
+        shard: None where every sample was skipped.
+        packed: The packing entry of its index.
+        before: Whether it existed already and stays.
+        repacked: Whether it existed and was packed again.
+        unrecorded: Whether it exists without a record of its sources.
+        changed: Sources that changed, for which it is refused.
+    """
+
+    shard: Shard | None
+    packed: dict[str, Any]
+    before: bool = False
+    repacked: bool = False
+    unrecorded: bool = False
+    changed: tuple[str, ...] = ()
+
+
 def run_packing(
     source: Source,
     out: str,
     share: ArrayShare,
     workers: int,
     advance: Callable[[int], None],
+    again: PackAgain | None = None,
 ) -> PackSummary:
     """Write the missing shards of a share, and list all of them in the manifest.
 
@@ -115,18 +164,23 @@ def run_packing(
         share: Share of the array job.
         workers: Processes that write a shard each; 0: in this process.
         advance: Called with the weight of each finished shard.
+        again: Which existing shards are packed again; None: those of mended sources alone.
 
     Raises:
-        UserError: The folder holds other shards, or no pattern could name it.
+        UserError: The folder holds other shards, no pattern could name it, or sources changed.
         SavedAndStopped: Ctrl-C, or a store that stays away; the same command writes the rest.
     """
     out = full_path(out)  # the manifest's paths are whole ones
     if set(out) & set(_MARKS):
         raise UserError(f"--out: patterns of shards take one of {_MARKS} in {out!r} for a mark")
+    again = again or PackAgain()
+    _check_redone(again.redo, out)
     _claim(source, out)
+    forget_listings()  # of an earlier run in this process
     summary = PackSummary()
+    units = _delete_leftovers(source.units(share), out)
     try:
-        _write_shards(source, out, share, workers, advance, summary)
+        changed = _collect(_done(units, out, workers, again), advance, summary)
     except (KeyboardInterrupt, Interrupted):
         done = _describe_done(summary, out)
         raise SavedAndStopped(f"interrupted; {done}", INTERRUPTED) from None
@@ -134,6 +188,11 @@ def run_packing(
         done = _describe_done(summary, out)
         raise SavedAndStopped(f"{error}; {done}", requeue=True) from error
     write_manifest(out, summary.shards)
+    if changed:
+        raise UserError(
+            f"{changed_message(changed, out)}; --changed repack packs these shards again, another "
+            "--out keeps both"
+        )
     return summary
 
 
@@ -142,36 +201,36 @@ def _describe_done(summary: PackSummary, out: str) -> str:
     return f"{shards} in {out}; the same command continues"
 
 
-def _write_shards(
-    source: Source,
-    out: str,
-    share: ArrayShare,
-    workers: int,
-    advance: Callable[[int], None],
-    summary: PackSummary,
-) -> None:
-    units = _delete_leftovers(source.units(share), out)
-    for number, (unit, (shard, packed, before)) in enumerate(_done(units, out, workers), 1):
-        if shard is None:
-            summary.skipped += [Skipped(*pair) for pair in packed["skipped"]]
+def _collect(
+    done: Iterable[tuple[Unit, Written]], advance: Callable[[int], None], summary: PackSummary
+) -> dict[str, tuple[str, ...]]:
+    """Add the finished shards to the summary; return the refused sources by shard."""
+    changed = {}
+    for number, (unit, written) in enumerate(done, 1):
+        if written.shard is None:
+            summary.skipped += [Skipped(*pair) for pair in written.packed["skipped"]]
         else:
-            summary.add(shard, packed, before)
-        if not before:
+            summary.add(written.shard, written.packed, written.before)
+        summary.repacked += written.repacked
+        summary.unrecorded += written.unrecorded
+        if written.changed:
+            changed[unit.name] = written.changed
+        if not written.before:
             note_progress(number)  # a job that fails later has still made progress
         advance(unit.weight)
+    return changed
 
 
-Written = tuple[Shard | None, dict[str, Any], bool]
-
-
-def _done(units: Iterable[Unit], out: str, workers: int) -> Iterator[tuple[Unit, Written]]:
+def _done(
+    units: Iterable[Unit], out: str, workers: int, again: PackAgain
+) -> Iterator[tuple[Unit, Written]]:
     if workers == 0:
-        yield from ((unit, _write(unit, out)) for unit in units)
+        yield from ((unit, _write(unit, out, again)) for unit in units)
         return
     with worker_pool(workers) as pool:
         running: dict[Future[Written], Unit] = {}
         for unit in units:
-            running[pool.submit(_write, unit, out)] = unit
+            running[pool.submit(_write, unit, out, again)] = unit
             if len(running) >= 2 * workers:
                 yield from _finished(running)
         while running:
@@ -184,14 +243,50 @@ def _finished(running: dict[Future[Written], Unit]) -> Iterator[tuple[Unit, Writ
         yield running.pop(future), future.result()
 
 
-def _write(unit: Unit, out: str) -> Written:
+def _write(unit: Unit, out: str, again: PackAgain) -> Written:
     path = f"{out}/{unit.name}.tar"
+    parts = unit.sources() if isinstance(unit, TracksSources) else []
+    before = _written_before(path, parts)
+    if before is not None and unit.name not in again.redo:
+        kept, only_mended = before
+        if not kept.changed or (again.changed == "refuse" and not only_mended):
+            return kept
+    shard, packed = write_shard(path, unit.samples(), parts)
+    if shard is None and before is not None:  # what was packed before stays
+        kept = before[0]
+        why = "nothing of it can be packed again; the shard packed before stays"
+        packed["skipped"].append([path, why])
+        return replace(kept, packed={**kept.packed, "skipped": packed["skipped"]}, changed=())
+    return Written(shard, _without_sources(packed), repacked=before is not None)
+
+
+def _written_before(path: str, parts: Sequence[SourcePart]) -> tuple[Written, bool] | None:
+    """Return a finished shard with its changed sources, and whether all of those were broken."""
     index_path = index_beside(path)
-    if exists(index_path) and exists(path):  # the index is written last
-        index = from_bytes(read_file(index_path), index_path)
-        if index.packed is not None:
-            return manifest_entry(path, index_path, index), index.packed, True
-    return *write_shard(path, unit.samples()), False
+    if not (exists(index_path) and exists(path)):  # the index is written last
+        return None
+    index = from_bytes(read_file(index_path), index_path)
+    if index.packed is None:
+        return None
+    written = Written(
+        manifest_entry(path, index_path, index), _without_sources(index.packed), before=True
+    )
+    if not parts:
+        return written, False
+    changes = compare_shard(index_path, index, parts)
+    if changes is None:
+        return replace(written, unrecorded=True), False
+    return replace(written, changed=changes.changed), changes.only_mended
+
+
+def _without_sources(packed: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in packed.items() if key != "sources"}
+
+
+def _check_redone(names: Iterable[str], out: str) -> None:
+    for name in sorted(names):
+        if not exists(f"{out}/{name}.tar"):
+            raise UserError(f"--redo {name}: there is no {out}/{name}.tar")
 
 
 def _delete_leftovers(units: Iterable[Unit], out: str) -> Iterator[Unit]:
@@ -215,19 +310,25 @@ def _claim(source: Source, out: str) -> None:
     refuse_foreign(f"{out}/{MANIFEST}")
     place, described = f"{out}/{NOTE}", source.described()
     tars = list_files(f"{out}/*.tar")  # before the note, which another job of the array may write
-    before = read_pack_note(out)
-    if before is not None:
-        differs = first_difference(before, described)
-        if differs:
-            raise UserError(
-                f"{out} holds shards of another packing: {differs}; name another folder"
-            )
-        return
-    if tars:
-        raise UserError(f"{out} holds shards without a {NOTE}; name another folder")
-    note = {"format": _FORMAT, "version": _VERSION, "source": described}
-    with atomic_write(place) as target:
-        target.write(json.dumps(note, indent=1).encode() + b"\n")
+    with write_lock(place):  # against another job of the array, with another list
+        before = read_pack_note(out)
+        if before is None and tars:
+            raise UserError(f"{out} holds shards without a {NOTE}; name another folder")
+        if before is not None:
+            # notes of earlier versions lack them, and are completed
+            before |= {
+                key: described[key] for key in _LATER_KEYS & described.keys() - before.keys()
+            }
+            differs = first_difference(before, described)
+            if differs:
+                raise UserError(
+                    f"{out} holds shards of another packing: {differs}; name another folder"
+                )
+            if before == read_pack_note(out):
+                return
+        note = {"format": _FORMAT, "version": _VERSION, "source": described}
+        with atomic_write(place) as target:
+            target.write(json.dumps(note, indent=1).encode() + b"\n")
 
 
 def read_pack_note(folder: str) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from efficientsam_pl.data.packing.inventory import (
     file_kind,
 )
 from efficientsam_pl.data.packing.runner import ArrayShare
+from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import (
     IMAGE_SUFFIXES,
@@ -54,15 +55,34 @@ class Sa1bUnit:
     entries: tuple[tuple[str, dict[str, Range]], ...]
     long_side: int | None
     faults: tuple[Skipped, ...] = ()  # faults of the tar, reported with its first shard
+    tar: str = ""
+    broken: bool = False  # whether the tar has faults
 
-    def samples(self) -> Iterator[PackedSample | Skipped]:
+    def sources(self) -> list[SourcePart]:
+        """See TracksSources: the tar, of which the unit reads ranges."""
+        ranges = (range_ for _, files in self.entries for range_ in files.values())
+        return [SourcePart(self.tar, tuple(ranges), self._faults())]
+
+    def samples(self) -> Iterator[PackedSample | Skipped | SourceNote]:
         """See Unit."""
         yield from self.faults
-        reader = RangeReader()
+        reader, digests = RangeReader(), SourceDigests()
+        digests.add_range(self.tar, self._faults())
+        if self.broken:
+            digests.mark_broken(self.tar)
         for key, files in self.entries:
             read = dict(zip(files, reader.read(list(files.values())), strict=True))
-            yield self._packed(key, read)
+            for data in read.values():
+                digests.add_range(self.tar, b"" if isinstance(data, OSError) else data)
+            packed = self._packed(key, read)
+            if isinstance(packed, Skipped):
+                digests.mark_broken(self.tar)
+            yield packed
         reader.close()
+        yield from digests.notes()
+
+    def _faults(self) -> bytes:
+        return "\n".join(fault.why for fault in self.faults).encode(errors="surrogateescape")
 
     def _packed(self, key: str, read: dict[str, Any]) -> PackedSample | Skipped:
         for data in read.values():
@@ -142,7 +162,10 @@ class Sa1b:
                 weight = left if last else sum(r.size for _, f in chunk for r in f.values())
                 left -= weight
                 name = f"{Path(tar.path).stem}-{number:03d}"
-                yield Sa1bUnit(name, weight, chunk, self._long_side, () if number else faults)
+                reported = () if number else faults
+                yield Sa1bUnit(
+                    name, weight, chunk, self._long_side, reported, tar.path, bool(scan.faults)
+                )
 
     def _tars_of(self, share: ArrayShare) -> list[StoredFile]:
         return self._tars[share.index :: share.count]

@@ -4,7 +4,7 @@ import hashlib
 import io
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,7 +13,9 @@ from typing import IO, Any
 from efficientsam_pl.data.images.stated import ExifTurn
 from efficientsam_pl.data.index import index_of, to_bytes
 from efficientsam_pl.data.index_places import index_beside
-from efficientsam_pl.data.shards import Shard, manifest_entry
+from efficientsam_pl.data.manifest import Shard, manifest_entry
+from efficientsam_pl.data.packing.sources import SourceNote, SourcePart, SourceRecorder
+from efficientsam_pl.storage.file_state import file_time
 from efficientsam_pl.storage.files import atomic_write
 from efficientsam_pl.storage.tar import BLOCK, TarMember, TarScan
 
@@ -47,6 +49,9 @@ class IndexNote:
 class PackSummary:
     """Counts of written and skipped samples; `done_before` shards existed already.
 
+    `repacked` shards existed and were packed again; of the existing ones `unrecorded` were packed
+    by an earlier version, which did not record the state of its sources.
+
     `turns` counts the images with an EXIF rotation by what was done. `notes` are the further
     facts of the shards' indexes, one entry for each that has any.
     """
@@ -56,6 +61,8 @@ class PackSummary:
     bytes: int = 0
     shards: list[Shard] = field(default_factory=list)
     done_before: int = 0
+    repacked: int = 0
+    unrecorded: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     turns: Counter[str] = field(default_factory=Counter)
     notes: list[dict[str, Any]] = field(default_factory=list)
@@ -74,15 +81,23 @@ class PackSummary:
 
 
 def write_shard(
-    path: str, samples: Iterable[PackedSample | Skipped | IndexNote]
+    path: str,
+    samples: Iterable[PackedSample | Skipped | IndexNote | SourceNote],
+    sources: Sequence[SourcePart] = (),
 ) -> tuple[Shard | None, dict[str, Any]]:
     """Write `path` and then its index; a shard without an index is not finished.
+
+    Args:
+        path: Path of the shard.
+        samples: Its content, in order.
+        sources: The sources of the samples, whose state is recorded in the index.
 
     Returns:
         The shard, None where every sample was skipped, and the packing entry of its index.
     """
     packed: dict[str, Any] = {"masks": 0, "skipped": []}
-    real = _real(samples, packed)
+    recorder = SourceRecorder(sources)
+    real = _real(samples, packed, recorder)
     first = next(real, None)
     if first is None:
         return None, packed
@@ -94,16 +109,23 @@ def write_shard(
                 turns = packed.setdefault("exif_turns", {})
                 turns[sample.turn] = turns.get(sample.turn, 0) + 1
         scan = tar.finish()
-    index = index_of(scan, packed)
+    if sources:
+        packed["sources"] = recorder.record()
+    index = index_of(scan, packed, file_time(path))
     with atomic_write(index_beside(path)) as target:
         target.write(to_bytes(index))
     return manifest_entry(path, index_beside(path), index), packed
 
 
 def _real(
-    samples: Iterable[PackedSample | Skipped | IndexNote], packed: dict[str, Any]
+    samples: Iterable[PackedSample | Skipped | IndexNote | SourceNote],
+    packed: dict[str, Any],
+    recorder: SourceRecorder,
 ) -> Iterator[PackedSample]:
     for sample in samples:
+        if isinstance(sample, SourceNote):
+            recorder.add(sample)
+            continue
         if isinstance(sample, Skipped):
             packed["skipped"].append([sample.what, sample.why])
         elif isinstance(sample, IndexNote):

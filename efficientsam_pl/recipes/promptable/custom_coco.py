@@ -7,6 +7,7 @@ from filelock import FileLock
 
 from efficientsam_pl.config.diff import first_difference
 from efficientsam_pl.data.config import CocoConfig, DataConfig
+from efficientsam_pl.data.packing.changes import changed_message, compare_folder
 from efficientsam_pl.data.packing.custom_coco import HELDOUT, TRAIN, CustomCoco
 from efficientsam_pl.data.packing.report import pack_source
 from efficientsam_pl.data.packing.runner import ArrayShare, read_pack_note
@@ -49,7 +50,11 @@ def packed_coco(config: DataConfig, run_dir: Path) -> DataConfig:
 
 
 def _is_packed(out: Path, source: CustomCoco) -> bool:
-    """Return whether the folder holds all of this source; the images are not compared."""
+    """Return whether the folder holds all of this source, as its images are now.
+
+    Raises:
+        UserError: It holds another set, or images changed after being packed.
+    """
     before = read_pack_note(str(out))
     if before is None:
         return False
@@ -59,4 +64,11 @@ def _is_packed(out: Path, source: CustomCoco) -> bool:
             f"{out} holds the images of another set: {differs}; name another run.dir, or delete "
             "the folder"
         )
-    return exists(str(out / _SUMMARY))
+    changed, mended = compare_folder(str(out))
+    if changed:
+        raise UserError(
+            f"{changed_message(changed, str(out))}; delete {out} to pack the images as they are "
+            "now, or name another run.dir"
+        )
+    whole = all(list_files(f"{out}/{side}-*.tar") for side in (TRAIN, HELDOUT))
+    return whole and not mended and exists(str(out / _SUMMARY))

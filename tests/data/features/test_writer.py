@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from efficientsam_pl.data.features.store import (
     written_features,
 )
 from efficientsam_pl.data.features.views import Views
+from efficientsam_pl.data.manifest import Shard
 from efficientsam_pl.data.packing.runner import ArrayShare
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
-from efficientsam_pl.data.shards import Shard, ShardSet, open_shards
+from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.errors import UserError
 
 Write = Callable[..., PackSummary]
@@ -28,7 +30,9 @@ def tars(folder: Path) -> dict[str, bytes]:
 
 
 def indexes(folder: Path) -> dict[str, dict[str, object]]:
-    return {p.name: json.loads(p.read_text()) for p in folder.glob("*.tar.index.json")}
+    """Read the indexes by name, without the times at which their shards were written."""
+    loaded = {p.name: json.loads(p.read_text()) for p in folder.glob("*.tar.index.json")}
+    return {name: {k: v for k, v in index.items() if k != "time"} for name, index in loaded.items()}
 
 
 def test_every_image_has_a_file_for_each_view(
@@ -229,3 +233,22 @@ def test_views_are_found_by_key_and_suffix(
     assert list(sample.files) == ["view2.safetensors"]
     assert opened.find(images.sample(4), "view3.safetensors") is None
     assert opened.find(images.sample(5), "view2.safetensors") is None
+
+
+def test_store_of_a_replaced_shard_of_the_same_size_is_refused(
+    written: Write,
+    images: ShardSet,
+    tmp_path: Path,
+    tar_of: Callable[..., Path],
+    jpeg_of: Callable[..., bytes],
+    noise: Callable[..., np.ndarray],
+) -> None:
+    written()
+    old = Path(images.shards[2].path)
+    size = old.stat().st_size
+    new = {"p6.jpg": jpeg_of(noise(70, 70, 65)), "p7.jpg": jpeg_of(noise(71, 48, 49))}
+    tar_of(old, new)
+    assert old.stat().st_size == size
+    now = open_shards(f"{tmp_path}/photos/*.tar")
+    with pytest.raises(UserError, match=rf"set-2\.tar holds features of other images than {old}"):
+        open_features(f"{tmp_path}/store", now)

@@ -10,6 +10,7 @@ from efficientsam_pl.data.index import from_bytes, index_of, to_bytes
 from efficientsam_pl.data.index_places import index_beside
 from efficientsam_pl.data.packing.writer import PackedSample, PackSummary, Skipped, write_shard
 from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.storage.file_state import file_time
 from efficientsam_pl.storage.tar import scan_tar
 
 Unpacked = Callable[[Path], dict[str, bytes]]
@@ -62,7 +63,7 @@ def test_index_is_what_a_pass_over_the_tar_finds(key: str, tmp_path: Path) -> No
         scan = scan_tar(file)
     assert scan.faults == []
     index = Path(index_beside(str(path))).read_bytes()
-    assert index == to_bytes(index_of(scan, packed))
+    assert index == to_bytes(index_of(scan, packed, file_time(str(path))))
     assert from_bytes(index, "").sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert from_bytes(index, "").bytes == path.stat().st_size
 

@@ -202,9 +202,11 @@ def ensure_index(path: str, index_dir: str | None = None, block: bool = True) ->
     name = shard_name(path)
     for home in index_homes(name, index_dir):
         place = index_path(name, home)
-        data = read_json_file(place) if exists(place) else None
-        if data is None and not (is_local(place) and exists(place)):
-            continue  # or a server has sent another thing under that name
+        if not exists(place):
+            continue
+        data = read_json_file(place)
+        if data is None and not is_local(place):
+            continue  # a server has sent another thing under that name
         return manifest_entry(name, place, from_bytes(data or b"", place))
     place = index_path(name, written_home(name, index_dir))
     try:

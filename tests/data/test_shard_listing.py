@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientsam_pl.data import shards as module
+from efficientsam_pl.data import index_places
 from efficientsam_pl.data.shards import ShardsError, open_shards
 from efficientsam_pl.storage.ranges import RangeReader
 
@@ -77,7 +77,7 @@ def test_two_colons_in_a_local_name_are_a_name(tmp_path: Path, tar_of: TarOf) ->
 def test_home_that_cannot_be_written_names_the_key_for_indexes(
     three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(index_places.os, "access", lambda path, mode: False)
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ShardsError, match=r"index .* cannot be written: .*data\.index_dir"):

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,21 @@ def good_sample() -> dict[str, bytes]:
     """The files of one sample by suffix: 40 x 60 pixels, two masks."""
     masks = [rectangle(5, 10, 25, 40, (40, 60)), rectangle(30, 50, 31, 51, (40, 60))]
     return {"jpg": jpeg(noise_image(0)), "json": sa1b_json(masks)}
+
+
+@pytest.fixture
+def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, for indexes that cannot be where their shards are."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def three(tmp_path: Path, tar_of: Callable[[Path, dict[str, bytes]], Path]) -> Path:
+    """A folder of shards with one, two and three samples of one file each."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for n in range(3):
+        tar_of(folder / f"s-{n}.tar", {f"{n}{k}.txt": b"%d%d" % (n, k) * 400 for k in range(n + 1)})
+    return folder

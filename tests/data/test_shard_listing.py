@@ -15,21 +15,7 @@ from efficientsam_pl.storage.ranges import RangeReader
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 
 
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-    return home
-
-
-@pytest.fixture
-def three(tmp_path: Path, tar_of: TarOf) -> Path:
-    """A folder of shards with one, two and three samples of one file each."""
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for n in range(3):
-        tar_of(folder / f"s-{n}.tar", {f"{n}{k}.txt": b"%d%d" % (n, k) * 400 for k in range(n + 1)})
-    return folder
+pytestmark = pytest.mark.usefixtures("cache_home")
 
 
 @pytest.mark.parametrize("pattern", ["{}/*", "{}/s-*", "{}/**/*", "{}/[a-z]*"])

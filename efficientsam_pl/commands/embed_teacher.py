@@ -33,7 +33,7 @@ from efficientsam_pl.training.parallelize import apply_compile
 
 def run(config: PretrainConfig, share: ArrayShare) -> None:
     """Write a share of the features of every set that the config names."""
-    set_store_patience(config.data.store_patience_s)
+    set_store_patience(config.store_patience_s())
     device = chosen_device(config.trainer.accelerator, "trainer.accelerator")
     parts = store_parts(config, open_splits(config.data))
     for part in parts:

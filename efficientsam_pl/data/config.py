@@ -78,8 +78,9 @@ class DataConfig:
     # into the next epoch, or drop it, or pad it with empty rows: its gradient is then smaller
     last_batch: LastBatch = "carry"
     decoding: Literal["scaled", "exact"] = "scaled"  # of JPEGs: smaller where that is enough
-    # a store that fails is tried again for so long; then the run saves and stops, exit code 75
-    store_patience_s: float = free(300.0)
+    # a store that fails is tried again for so long; then the run saves and stops, exit code 75.
+    # None: 300, or half of interruption.collective_timeout_s or hang_s where that is less
+    store_patience_s: float | None = free(None)
     # remote shards are kept there; None: ranges are read remotely
     cache_dir: str | None = path(None, written="folder", resume="free")
     cache_gib: float = free(100.0)  # the least recently used shards leave above it
@@ -103,7 +104,7 @@ class DataConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative")
-        if not 0 <= self.store_patience_s < math.inf:
+        if self.store_patience_s is not None and not 0 <= self.store_patience_s < math.inf:
             raise ValueError(f"store_patience_s={self.store_patience_s} must not be negative")
         if not 0 < self.cache_gib < math.inf:
             raise ValueError(f"cache_gib={self.cache_gib} must be positive")

@@ -18,6 +18,7 @@ from efficientsam_pl.errors import UserError
 from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.plural import counted
 
+_STORE_PATIENCE_S = 300.0
 TRAINING_KEYS = (  # of every stage, listed in --help
     "trainer.max_steps",
     "trainer.global_batch",
@@ -191,9 +192,9 @@ class RecipeConfig:
             )
         for name in ("collective_timeout_s", "hang_s"):
             limit_s = getattr(self.interruption, name)
-            if self.data.store_patience_s >= limit_s:
+            if self.store_patience_s() >= limit_s:
                 raise ValueError(
-                    f"data.store_patience_s={self.data.store_patience_s:g} must be below "
+                    f"data.store_patience_s={self.store_patience_s():g} must be below "
                     f"interruption.{name}={limit_s}, which ends a run that waits"
                 )
         _check_best_metric(self.trainer.best_metric, self.metrics())
@@ -206,6 +207,13 @@ class RecipeConfig:
         elif coco.heldout_annotations is not None:
             reason = f"beside data.coco.heldout_annotations={coco.heldout_annotations}"
             refuse_unused(self, reason, "data.coco.heldout_fraction")
+
+    def store_patience_s(self) -> float:
+        """Seconds for which requests to a failing store are repeated."""
+        if self.data.store_patience_s is not None:
+            return self.data.store_patience_s
+        shorter_s = min(self.interruption.collective_timeout_s, self.interruption.hang_s)
+        return min(_STORE_PATIENCE_S, shorter_s / 2)
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the logged metrics that can choose the best checkpoint."""

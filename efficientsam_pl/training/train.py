@@ -44,7 +44,7 @@ def train(recipe: Recipe[C, R]) -> R:
     """
     catch_signals()
     given = recipe.config
-    set_store_patience(given.data.store_patience_s)
+    set_store_patience(given.store_patience_s())
     recipe = replace(recipe, config=replace(given, trainer=given.trainer.on(launch())))
     check_hardware(recipe.config.trainer)
     folder = open_run(recipe.config, launch())

@@ -14,7 +14,9 @@ import torch
 
 from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.cluster.signals import catch_signals
+from efficientsam_pl.config import load as configs
 from efficientsam_pl.errors import SavedAndStopped, UserError
+from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.storage.retries import PATIENCE_VARIABLE, SourceLostError
 from efficientsam_pl.training.lookahead import LookaheadLoader
 
@@ -141,6 +143,12 @@ def test_store_that_is_lost_in_a_validation_ends_a_run_that_has_saved(
 def test_patience_must_end_before_the_limits_of_a_run(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.store_patience_s=600 .*collective_timeout_s=600"):
         run("pretrain", tmp_path, "data.store_patience_s=600")
+
+
+@pytest.mark.parametrize(("limit", "patience_s"), [("hang_s=90", 45), ("hang_s=3600", 300)])
+def test_patience_is_by_default_at_most_half_of_a_limit(limit: str, patience_s: float) -> None:
+    config = configs.load(PretrainConfig, [], ["data.train=x", f"interruption.{limit}"])
+    assert config.store_patience_s() == patience_s
 
 
 class Batches:

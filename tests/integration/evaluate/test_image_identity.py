@@ -170,7 +170,7 @@ def test_two_ranks_try_a_missing_image_again(
     assert discs.scored_photos(tmp_path / "a.parts") == list(range(40, 47))
 
 
-def test_shard_that_is_replaced_below_its_old_index_is_refused(
+def test_shard_that_is_replaced_by_one_of_its_size_is_refused(
     discs: "DiscSet", photos: Path, tmp_path: Path, run: Run
 ) -> None:
     def pack(name: str) -> Path:
@@ -194,5 +194,4 @@ def test_shard_that_is_replaced_below_its_old_index_is_refused(
     assert shard.stat().st_size == other.stat().st_size
     shard.write_bytes(other.read_bytes())
     line = run(arguments, code=2)
-    assert "a.parts holds another evaluation's photos: 1 image changed, such as " in line
-    assert "44" in line
+    assert "a.parts holds another evaluation's photos: data.shards_sha256=" in line

@@ -145,6 +145,7 @@ def _pack_options(parser: Parser, run: Callable[..., None]) -> None:
     )
     parser.add_argument(
         "--redo",
+        type=path_text,
         action="append",
         default=[],
         metavar="SHARD",

@@ -158,8 +158,10 @@ def test_two_ranks_whose_store_stays_away_save_one_step_and_continue(
         return arguments(shards, tmp_path / name, *keys, way)
 
     run_pair(run("whole"))
+    # of both ranks together: one of them is lost before the other, whichever is faster, and both
+    # have made steps by then
+    served.away_after = len(served.requests) * 2 // 3
     served.requests.clear()
-    served.away_after = 20  # of both ranks together: one of them is lost before the other
     outputs = run_pair(run("cut"), code=1)
     saved = re.compile(r"saved step \d+ to .* since http://.*\.tar does not respond.*")
     assert len({saved.findall(output)[-1] for output in outputs}) == 1

@@ -119,12 +119,7 @@ def read_detections(
         check_xywh(path, boxes[at_hand], sides[at_hand])
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     inside = np.clip(boxes, 0, np.tile(sides, 2))
-    unusable = {
-        "score that is no finite number": ~np.isfinite(table.scores),
-        "box that is not four finite numbers": ~np.isfinite(boxes).all(1),
-        "box without an area": (boxes[:, 2:] <= boxes[:, :2]).any(1),
-        "box outside the photo": ~(inside[:, 2:] > inside[:, :2]).all(1),
-    }
+    unusable = _unusable(table.scores, boxes, inside)
     kept, lost = _sifted({**left_out, **unusable}, len(boxes))
     lost_unusable = {key: count for key, count in lost.items() if key in unusable}
     _check_usable(path, lost_unusable, int(at_hand.sum()), max_unusable)
@@ -186,6 +181,20 @@ def _copies(table: _Table, instances: InstanceSet) -> Bool[np.ndarray, "n"]:
     columns = (table.image_ids, table.category_ids, table.scores, *table.boxes.T)
     first[np.unique(np.stack(columns), axis=1, return_index=True)[1]] = True
     return merged & ~first
+
+
+def _unusable(
+    scores: Float[np.ndarray, "n"],
+    boxes: Float[np.ndarray, "n 4"],
+    inside: Float[np.ndarray, "n 4"],
+) -> dict[str, Bool[np.ndarray, "n"]]:
+    """Mark the detections without a score or a box; `inside` are the boxes clipped."""
+    return {
+        "score that is no finite number": ~np.isfinite(scores),
+        "box that is not four finite numbers": ~np.isfinite(boxes).all(1),
+        "box without an area": (boxes[:, 2:] <= boxes[:, :2]).any(1),
+        "box outside the photo": ~(inside[:, 2:] > inside[:, :2]).all(1),
+    }
 
 
 def _check_usable(path: str, unusable: Mapping[str, int], count: int, limit: float) -> None:

@@ -18,32 +18,7 @@ from efficientsam_pl.inference.hub import load_model, weights_sha256
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.weights import load_strictly, read_weights, safetensors_header
 from efficientsam_pl.models.weights_source import WeightsError
-
-
-def state() -> dict[str, Tensor]:
-    return {"blocks.0.attn.weight": torch.arange(6.0).view(2, 3), "neck.bias": torch.ones(2)}
-
-
-def is_state(actual: dict[str, Tensor]) -> bool:
-    expected = state()
-    return actual.keys() == expected.keys() and all(
-        torch.equal(actual[name], expected[name]) for name in expected
-    )
-
-
-def saved(folder: Path, content: object, name: str = "x.pt") -> Path:
-    torch.save(content, folder / name)
-    return folder / name
-
-
-def refusal(path: Path) -> str:
-    """The message of the refusal, which is one line that names the file."""
-    with pytest.raises(WeightsError) as error:
-        read_weights(path)
-    message = str(error.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
+from tests.models.weights_files import is_state, refusal, saved, state
 
 
 def renamed(rename: Callable[[str], str]) -> dict[str, Tensor]:

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+@dataclass(frozen=True)
+class Region:
+    """A method that may be compiled as a whole: shapes are static, no device value is read.
+
+    `owner.method` is replaced by its compiled form, so that names of parameters stay as they are.
+    """
+
+    owner: Any
+    method: str = "forward"
+
+
 class Label(IntEnum):
     """Meaning of a point of a prompt; the numbers are SAM's."""
 

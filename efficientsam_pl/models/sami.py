@@ -13,6 +13,7 @@ from efficientsam_pl.models.masking import TokenSplit, random_split
 from efficientsam_pl.models.position_encoding import sine_positions
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.vit import PlainViT
+from efficientsam_pl.structures import Region
 
 
 class Sami(nn.Module):
@@ -49,6 +50,10 @@ class Sami(nn.Module):
         )
         encoded = self.encoder_norm(self.encoder(self.pixel_norm(image), split.visible))
         return self.decoder(encoded, split), split
+
+    def regions(self) -> list[Region]:
+        """List what is compiled as a whole where no block is sharded."""
+        return [Region(self.encoder), Region(self.decoder)]
 
     def blocks(self) -> list[nn.Module]:
         """List the blocks, encoder first: the units of compile, FSDP and checkpointing."""

@@ -14,7 +14,7 @@ from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.mask_decoder import MaskDecoder
 from efficientsam_pl.models.prompt_encoder import PromptEncoder
 from efficientsam_pl.models.vit import build_encoder
-from efficientsam_pl.structures import Label, Prediction, Prompts
+from efficientsam_pl.structures import Label, Prediction, Prompts, Region
 
 # Image tokens of the prompts that are decoded together without gradients: those of four prompts of
 # 64 x 64 stay in a processor's cache, those of 64 fill a GPU
@@ -74,6 +74,10 @@ class Segmenter(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """Blocks of the image encoder, which are recomputed, compiled and sharded one by one."""
         return list(cast(nn.ModuleList, self.image_encoder.trunk.blocks))
+
+    def regions(self) -> list[Region]:
+        """List what is compiled as a whole where no block is sharded."""
+        return [Region(self.image_encoder), Region(self, "_decode")]
 
     def heads(self) -> list[nn.Module]:
         """Modules after the blocks, each compiled as a whole."""

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.optim.adamw import optimizer_config, parameter_names
 from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.optim.state_keys import key_by_index, key_by_name
+from efficientsam_pl.structures import Region
 
 
 class TrainingModule(L.LightningModule):
@@ -49,6 +51,25 @@ class TrainingModule(L.LightningModule):
         # Valid slots, all slots, and the valid ones' summed loss of a step on this rank
         self._sums: Tensor | None = None
         self._arranged = False
+
+    def batch_losses(self, batch: Any) -> LossTerms:
+        """Compute the loss of a micro-batch: means over its valid slots.
+
+        A function of the batch and the weights alone, with static shapes: nothing is logged and no
+        device value is read in it.
+        """
+        raise NotImplementedError
+
+    def regions(self) -> list[Region]:
+        """List what is compiled as a whole: the regions of the model and of the stage itself."""
+        regions: list[Region] = self.model.regions()  # type: ignore[operator]
+        return regions
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Log the terms of this micro-batch's loss under `train/`."""
+        losses = self.batch_losses(batch)
+        self.log_dict(losses.named("train/"), batch_size=len(batch))
+        return self.step_output(losses.total, batch.valid)
 
     def configure_model(self) -> None:
         """Prepare the model once, though Lightning calls this again before it validates."""

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import cast
 
-from torch import Tensor
-
+from efficientsam_pl.losses.mask_losses import MaskLosses
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
@@ -29,12 +28,10 @@ class PromptedSegmentation(TrainingModule):
         super().__init__(model, optim, steps, arrange, ema)
         self.prompt_loop = prompt_loop
 
-    def training_step(self, batch: MaskBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Log every term of this micro-batch's loss under `train/`."""
+    def batch_losses(self, batch: MaskBatch) -> MaskLosses:
+        """Encode once, then prompt in rounds."""
         features = self.model.encode(batch.image, batch.content_hw)
-        losses = self.prompt_loop.losses(self.model, features, batch)
-        self.log_dict(losses.named("train/"), batch_size=len(batch))
-        return self.step_output(losses.total, batch.valid)
+        return self.prompt_loop.losses(self.model, features, batch)
 
     def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
         """Log `heldout/loss` over prompts that stay the same from step to step.

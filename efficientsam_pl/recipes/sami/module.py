@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import cast
 
-from torch import Tensor
-
 from efficientsam_pl.losses.config import FeatureLossConfig
 from efficientsam_pl.losses.feature_loss import FeatureLosses, feature_losses
 from efficientsam_pl.models.sami import Sami
@@ -35,11 +33,9 @@ class SamiPretraining(TrainingModule):
         super().__init__(model, optim, steps, arrange, ema)
         self.target, self.loss = target, loss
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Log the terms of this micro-batch's loss under `train/`."""
-        losses = self._losses(self.model, batch)
-        self.log_dict(losses.named("train/"), batch_size=len(batch))
-        return self.step_output(losses.total, batch.valid)
+    def batch_losses(self, batch: ImageBatch) -> FeatureLosses:
+        """Predict the target of every token."""
+        return self._losses(self.model, batch)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Log the same under `heldout/`, on fixed crops and masks, so that steps compare.

@@ -3,6 +3,7 @@
 from typing import Any
 
 from efficientsam_pl.cli.config_options import add_config_command
+from efficientsam_pl.cli.training import imported, stage_of_file
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 
 
@@ -12,6 +13,4 @@ def add(commands: Any) -> None:
 
 
 def _run(config: EvaluateConfig) -> None:
-    from efficientsam_pl.commands.evaluate import command as evaluate
-
-    evaluate.run(config)
+    imported(stage_of_file(config.model.weights).evaluate)(config)

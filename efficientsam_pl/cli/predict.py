@@ -12,12 +12,16 @@ from efficientsam_pl.cli.argument_types import (
     positive,
 )
 from efficientsam_pl.cli.parser import path
+from efficientsam_pl.cli.training import imported, stage_of_file
 from efficientsam_pl.errors import UserError
+
+# of masks from prompts alone
+_PROMPT_OPTIONS = ("model", "point", "box", "mask_input", "single_mask", "npz", "rle")
 
 
 def add(commands: Any) -> None:
     """Add the `predict` command."""
-    parser = command(commands, "predict", "masks of one photo from points and boxes")
+    parser = command(commands, "predict", "masks of one photo from prompts, or its classes")
     model_options(parser)
     parser.add_argument("--image", type=path, required=True, metavar="FILE", help="a photo")
     parser.add_argument(
@@ -48,7 +52,7 @@ def add(commands: Any) -> None:
         kind="folder",
         required=True,
         metavar="DIR",
-        help="where overlay.png and a mask_N.png of each prompt are written",
+        help="where overlay.png and a mask_N.png of each prompt are written, or classes.png",
     )
     parser.add_output("--npz", kind="file", metavar="FILE", help="masks, logits and IoU as arrays")
     parser.add_output(
@@ -65,6 +69,20 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    place = stage_of_file(arguments.weights).predict
+    if place is None:
+        _run_prompts(arguments)
+        return
+    given = [name for name in _PROMPT_OPTIONS if getattr(arguments, name) not in (None, [], False)]
+    if given:
+        option = given[0].replace("_", "-")
+        raise UserError(f"--{option} has no effect with {arguments.weights}, which takes an image")
+    if not arguments.image.is_file():
+        raise UserError(f"--image: no such file: {arguments.image}")
+    imported(place)(arguments.weights, arguments.image, arguments.out)
+
+
+def _run_prompts(arguments: argparse.Namespace) -> None:
     if not arguments.point and not arguments.box and arguments.mask_input is None:
         raise UserError("predict: no prompt; give --point X,Y or --box X0,Y0,X1,Y1")
     check_model(arguments)

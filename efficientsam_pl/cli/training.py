@@ -6,6 +6,8 @@ from typing import Any
 
 from efficientsam_pl.cli.config_options import add_config_command
 from efficientsam_pl.cluster.signals import catch_signals
+from efficientsam_pl.models.weights_stage import stage_of
+from efficientsam_pl.recipes.classification.config import ClassifyConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.training.config import RecipeConfig
@@ -13,16 +15,29 @@ from efficientsam_pl.training.config import RecipeConfig
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's config, whose `HELP` is the command's, and its recipe as "module:class"."""
+    """A stage's config, whose `HELP` is the command's, and its recipe as "module:class".
+
+    `evaluate` and `predict`, as "module:function", are what these commands do with its exported
+    files; predict None: masks from prompts.
+    """
 
     config: type[RecipeConfig]
     recipe: str
+    evaluate: str = "efficientsam_pl.commands.evaluate.command:run"
+    predict: str | None = None
 
 
 STAGES = {
     "pretrain": Stage(PretrainConfig, "efficientsam_pl.recipes.sami.recipe:SamiRecipe"),
     "finetune": Stage(FinetuneConfig, "efficientsam_pl.recipes.promptable.recipe:PromptableRecipe"),
+    "classify": Stage(
+        ClassifyConfig,
+        "efficientsam_pl.recipes.classification.recipe:ClassificationRecipe",
+        evaluate="efficientsam_pl.commands.classification.evaluate:run",
+        predict="efficientsam_pl.commands.classification.predict:run",
+    ),
 }
+_SEGMENTERS = STAGES["finetune"]  # released files name no stage
 
 
 def add(commands: Any, name: str) -> None:
@@ -31,10 +46,20 @@ def add(commands: Any, name: str) -> None:
 
     def run(config: RecipeConfig) -> None:
         catch_signals()  # torch is imported next, which takes a while
-        module, _, recipe = stage.recipe.partition(":")
-        build_recipe = getattr(importlib.import_module(module), recipe)
+        build_recipe = imported(stage.recipe)
         from efficientsam_pl.training.train import train
 
         train(build_recipe(config))
 
     add_config_command(commands, name, stage.config, run)
+
+
+def stage_of_file(weights: str | None) -> Stage:
+    """Return the stage that wrote a weights file; that of segmenters where it names none."""
+    return STAGES.get((weights and stage_of(weights)) or "", _SEGMENTERS)
+
+
+def imported(place: str) -> Any:
+    """Import what stands at "module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

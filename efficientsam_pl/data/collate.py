@@ -57,7 +57,7 @@ def collate_images(
     """
     black = torch.zeros(3, side, side, dtype=torch.uint8)
     return ImageBatch(
-        image=_stacked([black if s.image is None else s.image for s in samples]),
+        image=stack_images([black if s.image is None else s.image for s in samples]),
         sample_key=torch.tensor([s.sample_key for s in samples]),
         valid=torch.tensor([s.image is not None for s in samples]),
         key=tuple(s.key for s in samples),
@@ -73,7 +73,7 @@ def collate_masked(
     contents = [empty if s.content is None else s.content for s in samples]
     real = [torch.ones(len(c.masks), dtype=torch.bool) for c in contents]
     return MaskBatch(
-        image=_stacked([c.image for c in contents]),
+        image=stack_images([c.image for c in contents]),
         content_hw=torch.tensor([c.content_hw for c in contents]),
         masks=_filled([c.masks for c in contents], masks_per_image),
         boxes_xyxy_px=_filled([c.boxes_xyxy_px for c in contents], masks_per_image),
@@ -85,7 +85,7 @@ def collate_masked(
     )
 
 
-def _stacked(images: Sequence[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
+def stack_images(images: Sequence[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
     """Stack images in channels-last memory, as decoders produce it and GPUs prefer it."""
     channels, height, width = images[0].shape
     batch = _zeros((len(images), height, width, channels), torch.uint8)

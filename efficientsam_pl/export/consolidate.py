@@ -1,7 +1,7 @@
 """Convert a training checkpoint to one weights file, without a GPU or a process group."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from efficientsam_pl.checkpoints.reader import CheckpointReader
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.output_format import output_format
 from efficientsam_pl.export.streamed import write_streamed
+from efficientsam_pl.models.classifier_weights import mae_names
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.released_names import released_names
 from efficientsam_pl.models.weights import FORMAT, safetensors_header, strip_prefix
@@ -29,8 +30,8 @@ _FREE_KEYS = ("candidates", "depth", "mlp_width", "iou_head_width", "position_sc
 def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | None = None) -> None:
     """Write the weights of a checkpoint with their provenance; EMA weights if it has them.
 
-    A .pt file gets a finetuned model of the released layout under the released names (without
-    provenance), for programs that read EfficientSAM's own files.
+    A .pt file gets a whole model under the names of a released one (without provenance), for
+    programs that read such files: a segmenter under EfficientSAM's, a classifier under MAE's.
 
     A finetuning checkpoint gives the whole segmenter, a pretraining checkpoint the student's
     encoder under the names that finetuning reads.
@@ -53,11 +54,11 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
     has_ema = any(name.startswith("average.") for name in checkpoint.names())
     prefix = "average." if has_ema else "model."
     if file_format == "pt":
-        _check_released_layout(header)
+        form = _released_form(header)
         tensors = checkpoint.tensors(lambda name: name.startswith(prefix))
         state = strip_prefix(dict(tensors), prefix)
         with atomic_write_local(out) as file:
-            torch.save({"model": released_names(state)}, file)
+            torch.save({"model": form.rename(state)}, file)
         return
     stored, exported = header.get("export_prefix") or _FIRST_PREFIXES[header["stage"]]
     source = prefix + stored
@@ -114,8 +115,6 @@ def _check_step(checkpoint: CheckpointReader) -> None:
 
 
 def _check_released_layout(header: Mapping[str, Any]) -> None:
-    if header["stage"] != "finetune":
-        raise UserError("a .pt file is for a finetuned model; an encoder goes to .safetensors")
     released, model = asdict(SegmenterConfig()), header["model"]
     differing = [
         f"{section}.{key}={value}"
@@ -136,3 +135,25 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
             "a .pt file needs the released layout, from which this model differs "
             f"({', '.join(differing)}); write a .safetensors file instead"
         )
+
+
+@dataclass(frozen=True)
+class _ReleasedForm:
+    """The names of a released model, and the check that a model has its layout."""
+
+    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    check: Callable[[Mapping[str, Any]], None]
+
+
+_RELEASED = {  # by the stage whose model is written
+    "finetune": _ReleasedForm(released_names, _check_released_layout),
+    "classify": _ReleasedForm(mae_names, lambda header: None),
+}
+
+
+def _released_form(header: Mapping[str, Any]) -> _ReleasedForm:
+    form = _RELEASED.get(header["stage"])
+    if form is None:
+        raise UserError("a .pt file is for a finetuned model; an encoder goes to .safetensors")
+    form.check(header)
+    return form

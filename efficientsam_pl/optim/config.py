@@ -40,6 +40,18 @@ class OptimConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlooredOptimConfig(OptimConfig):
+    """AdamW with linear warm-up from 0 and decay to `min_lr`, as in MAE's finetuning."""
+
+    min_lr: float = 1e-6  # at the last step, times the group's factor; MAE, util/lr_sched.py
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.min_lr <= self.peak_lr:
+            raise ValueError(f"min_lr={self.min_lr} must lie in [0, peak_lr={self.peak_lr}]")
+
+
 def sami_optim() -> OptimConfig:
     """Pretraining (paper, 4.1): lr 2.4e-3 at batch 4096, 40 of 400 epochs of warm-up."""
     return OptimConfig(
@@ -55,3 +67,15 @@ def sami_optim() -> OptimConfig:
 def finetune_optim() -> OptimConfig:
     """Finetuning (paper, 4.1): lr 4e-4 at batch 128, linear to zero; warm-up is ours."""
     return OptimConfig()
+
+
+def classify_optim() -> FlooredOptimConfig:
+    """Classification (paper, 4.1): lr 1e-3 at batch 1024, 5 of 100 epochs of warm-up, decay .75."""
+    return FlooredOptimConfig(
+        peak_lr=1e-3,
+        peak_lr_batch=1024,
+        weight_decay=0.05,
+        decay="cosine",
+        warmup_steps=6255,
+        layer_decay=0.75,
+    )

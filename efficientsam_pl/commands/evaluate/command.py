@@ -4,7 +4,6 @@ Any number of ranks share the images by their places, and meet in a folder of fi
 evaluation continues where it stopped. The rank that ends last writes the result.
 """
 
-import os
 import platform
 import sys
 import time
@@ -13,17 +12,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 
-from efficientsam_pl.cluster.devices import chosen_device
 from efficientsam_pl.cluster.launch import Launch, launch, note_progress
 from efficientsam_pl.cluster.signals import Request, StopRequests, catch_signals
-from efficientsam_pl.cluster.slurm import requeue
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.commands.evaluate.dataset import EvaluationSet, name_of, open_set
 from efficientsam_pl.commands.evaluate.plots import draw
+from efficientsam_pl.commands.evaluate.ranks import (
+    device_name,
+    device_of,
+    start_name,
+    stop_on_request,
+)
 from efficientsam_pl.commands.evaluate.result import RunNotes, merged, settings_of
 from efficientsam_pl.commands.evaluate.summary import check_scored, summary
 from efficientsam_pl.commands.evaluate.table import result_table
@@ -31,14 +33,14 @@ from efficientsam_pl.commands.evaluate.verification import changed_images
 from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.datasets.image_sources import LoadedImage, prefetch
 from efficientsam_pl.data.images.stated import exif_line
-from efficientsam_pl.errors import SavedAndStopped, UserError
+from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.baselines import FilledBox, GroundTruth
 from efficientsam_pl.evaluation.evaluator import ImageEvaluator
 from efficientsam_pl.evaluation.interfaces import PromptableModel
 from efficientsam_pl.evaluation.protocols.detector_boxes import DetectorBoxes
 from efficientsam_pl.evaluation.protocols.registry import protocol
 from efficientsam_pl.evaluation.results.journal import Finished, ResultJournal
-from efficientsam_pl.evaluation.results.record import ImageRecord
+from efficientsam_pl.evaluation.results.record import ImageRecord, from_line
 from efficientsam_pl.evaluation.results.result_file import write_result
 from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
 from efficientsam_pl.inference.hub import load_model, weights_sha256
@@ -57,7 +59,7 @@ class _Work:
     config: EvaluateConfig
     photos: EvaluationSet
     evaluator: ImageEvaluator
-    parts: ResultJournal
+    parts: ResultJournal[ImageRecord]
     rank: Launch
     requests: StopRequests
     read: set[int] = field(default_factory=set)  # images that this process has read and hashed
@@ -65,7 +67,7 @@ class _Work:
 
 def run(config: EvaluateConfig) -> None:
     """Evaluate the model or the baseline that the config names."""
-    device = _device(config)
+    device = device_of(config)
     if config.baseline != "none":
         baseline = FilledBox() if config.baseline == "filled_box" else GroundTruth()
         evaluate(
@@ -128,8 +130,8 @@ def evaluate(
         )
         evaluator.check()
         out = Path(config.out)
-        parts = ResultJournal(out.with_suffix(".parts"))
-        parts.begin(settings_of(config, photos, evaluator, about), _start(), config.fresh)
+        parts = ResultJournal(out.with_suffix(".parts"), from_line)
+        parts.begin(settings_of(config, photos, evaluator, about), start_name(), config.fresh)
         work = _Work(config, photos, evaluator, parts, launch(), requests)
         try:
             _score_images(work)
@@ -203,7 +205,7 @@ def _describe_kept(work: _Work) -> str:
 
 def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
     """Write the result, if every image has a record and no other rank of this start has done it."""
-    out, start = Path(work.config.out), _start()
+    out, start = Path(work.config.out), start_name()
     with work.parts.merging():
         finished = work.parts.finished()
         left = len(set(work.photos.numbers) - finished.places.keys())
@@ -223,7 +225,7 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
             seconds=time.monotonic() - begun,
             ranks=work.rank.nodes * work.rank.ranks_per_node,
             host=platform.node(),
-            device=_device_name(work.config),
+            device=device_name(work.config),
         )
         whole = merged(work.config, work.photos, work.evaluator, finished, about, notes)
         try:
@@ -244,42 +246,10 @@ def _merge(work: _Work, about: Mapping[str, Any], begun: float) -> Path | None:
 
 
 def _stop(work: _Work, done: int) -> None:
-    """Stop a rank on request, and requeue its SLURM job if the request says so.
-
-    Raises:
-        SavedAndStopped: The same command continues.
-        RuntimeError: SLURM refused to requeue the job.
-    """
-    request, job = work.requests.strongest, work.rank.job
-    every = counted(len(work.photos.numbers), "photo")
-    message = f"{done} of {every} are done; stopped, since {request.reason()}"
-    if request is Request.SIGINT:
-        message += "; the same command continues"
-    if job is None or not request.requeues():
-        raise SavedAndStopped(message, request.exit_code())
-    with work.parts.merging():  # one rank requeues for all: the request ends this start of the job
-        mark = f"requeued {job} {work.rank.restarts}"
-        why_not = "" if work.parts.mark() == mark else requeue(job)
-        if why_not:
-            raise RuntimeError(f"{message}, but job {job} could not be requeued: {why_not}")
-        work.parts.set_mark(mark)
-    raise SavedAndStopped(f"{message}; job {job} is requeued")
+    stop_on_request(work.requests, work.rank, work.parts, done, len(work.photos.numbers))
 
 
-def _start() -> str:
-    """Name this start of all ranks, alike on each of them."""
-    rank = launch()
-    if rank.kind == "slurm":
-        return f"slurm {rank.job}.{os.environ['SLURM_STEP_ID']}"
-    if rank.kind == "torchrun" and rank.nodes > 1:
-        where = [os.environ.get(f"MASTER_{name}", "") for name in ("ADDR", "PORT")]
-        return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {':'.join(where)}"
-    if rank.kind == "torchrun":  # which has started all of them; its port may be any other's too
-        return f"torchrun {platform.node()} {os.getppid()}"
-    return f"process {platform.node()} {os.getpid()}"
-
-
-def _warn_torn(work: _Work, finished: Finished) -> None:
+def _warn_torn(work: _Work, finished: Finished[ImageRecord]) -> None:
     for name, lines in finished.torn.items():
         mine = name == f"rank-{work.rank.rank}.jsonl"
         if mine or (work.rank.rank == 0 and not _written_now(name, work.rank)):
@@ -293,12 +263,3 @@ def _warn_torn(work: _Work, finished: Finished) -> None:
 def _written_now(name: str, rank: Launch) -> bool:
     """Return whether another rank of this start may be writing the file at this moment."""
     return name in {f"rank-{other}.jsonl" for other in range(rank.nodes * rank.ranks_per_node)}
-
-
-def _device(config: EvaluateConfig) -> torch.device:
-    return chosen_device(config.accelerator, "accelerator", launch().local_rank)
-
-
-def _device_name(config: EvaluateConfig) -> str:
-    device = _device(config)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -70,7 +70,7 @@ def merged(
     config: EvaluateConfig,
     photos: EvaluationSet,
     evaluator: ImageEvaluator,
-    finished: Finished,
+    finished: Finished[ImageRecord],
     about: Mapping[str, Any],
     notes: RunNotes,
 ) -> Merged:

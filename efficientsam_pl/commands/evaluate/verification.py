@@ -1,9 +1,9 @@
 """Check that the images of an evaluation are those that its records were made of."""
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
 
-from efficientsam_pl.commands.evaluate.dataset import EvaluationSet
-from efficientsam_pl.data.datasets.image_sources import prefetch
+from efficientsam_pl.data.datasets.image_sources import ImageFingerprint, prefetch
 from efficientsam_pl.plural import counted
 
 # threads that read and hash, and results that may wait; a hash takes 1.3 ms/MB of a thread
@@ -11,8 +11,20 @@ _READERS, _AHEAD = 4, 64
 _NAMED = 3  # files in a message
 
 
+class ReadAgain(Protocol):
+    """Images whose stored bytes can be read again by their numbers."""
+
+    def is_there(self, number: int) -> bool:
+        """Return whether the image is at hand."""
+        ...
+
+    def fingerprint(self, number: int) -> ImageFingerprint:
+        """Read and hash the stored bytes of an image."""
+        ...
+
+
 def changed_images(
-    photos: EvaluationSet,
+    photos: ReadAgain,
     hashes: Mapping[int, str],
     numbers: Collection[int],
     each: Callable[[], None] = lambda: None,

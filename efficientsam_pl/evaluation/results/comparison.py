@@ -8,7 +8,7 @@ part of its row's name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from efficientsam_pl.evaluation.results.result_file import Result
 from efficientsam_pl.plural import counted, noun
 
 DETECTOR_BOXES = "detector_boxes"
-_KINDS = {"coco": "COCO", "lvis": "LVIS", "shards": "shards"}
+_KINDS = {"coco": "COCO", "lvis": "LVIS", "shards": "shards", "classes": "classes"}
 _AP = {
     "ap": "AP",
     "ap_small": "AP S",
@@ -30,6 +30,7 @@ _AP = {
     "ap_common": "AP c",
     "ap_frequent": "AP f",
 }
+_ACCURACY = {"top1": "top-1", "top5": "top-5"}
 _IMAGES = "images_sha256"  # of a result's data
 _COUNTED = ("photo", "instance")
 _NO_TERMS = ("source", "description")  # describe a protocol without changing its numbers
@@ -40,7 +41,7 @@ _CHOICES = (
 
 
 class Column(NamedTuple):
-    """Identity of a column; `number` is "miou", or a name of AP's numbers."""
+    """Identity of a column; `number` is "miou", or a name of AP's numbers or of an accuracy."""
 
     kind: str
     protocol: str
@@ -48,7 +49,7 @@ class Column(NamedTuple):
 
     def title(self) -> str:
         """Format the column for the table's head."""
-        of = self.protocol if self.number == "miou" else _AP[self.number]
+        of = self.protocol if self.number == "miou" else (_AP | _ACCURACY)[self.number]
         return f"{_KINDS.get(self.kind, self.kind)} {of}"
 
 
@@ -100,10 +101,7 @@ def compare(files: Sequence[str], results: Sequence[Result], paper: bool = True)
         rows += theirs
         notes += left_out
         if theirs:
-            sets = sorted({published.DATA[c.kind] for row in theirs for c in row.cells})
-            notes.insert(
-                0, f"Rows of the paper: {published.SOURCE}; on {'; '.join(sets)}; ViTDet's boxes."
-            )
+            notes[:0] = _paper_notes({column.kind for row in theirs for column in row.cells})
     return Comparison(tuple(columns), tuple(rows), tuple(notes))
 
 
@@ -136,11 +134,14 @@ def _numbers(result: Result) -> Iterator[tuple[Column, float]]:
             value = numbers.get("ap", {}).get(name)
             if value is not None and value >= 0:  # -1 where there is nothing to find
                 yield Column(kind, protocol, name), 100 * value
+        for name in _ACCURACY:
+            if name in numbers.get("accuracy", {}):
+                yield Column(kind, protocol, name), 100 * numbers["accuracy"][name]
 
 
 def _columns(sources: Sequence[_Source]) -> list[Column]:
     columns = {column for source in sources for column, _ in _numbers(source.result)}
-    kinds, names = list(_KINDS), ["miou", *_AP]
+    kinds, names = list(_KINDS), ["miou", *_AP, *_ACCURACY]
     return sorted(
         columns,
         key=lambda c: (
@@ -238,7 +239,11 @@ def _notes(sources: Sequence[_Source]) -> list[str]:
     for kind in dict.fromkeys(str(source.result.data["kind"]) for source in sources):
         results = [source.result for source in sources if source.result.data["kind"] == kind]
         counts = [
-            ", ".join(f"{(n := r.counts[f'{unit}s']):,} {noun(n, unit)}" for unit in _COUNTED)
+            ", ".join(
+                f"{(n := r.counts[f'{unit}s']):,} {noun(n, unit)}"
+                for unit in _COUNTED
+                if f"{unit}s" in r.counts
+            )
             for r in results
         ]
         boxes = [
@@ -295,13 +300,26 @@ def _paper_rows(
     return [Row(model, row, of_paper=True) for model, row in rows.items()], notes
 
 
+def _paper_notes(kinds: Collection[str]) -> list[str]:
+    """Say where the paper's rows are from, by their section."""
+    notes = []
+    if segmented := sorted(published.DATA[kind] for kind in kinds if kind != "classes"):
+        sets = "; ".join(segmented)
+        notes.append(f"Rows of the paper: {published.SOURCE}; on {sets}; ViTDet's boxes.")
+    if "classes" in kinds:
+        source, images = published.ACCURACY_SOURCE, published.DATA["classes"]
+        notes.append(f"Rows of the paper: {source}; on {images}.")
+    return notes
+
+
 def _published(column: Column) -> Iterator[tuple[PublishedRow, float]]:
+    wanted = column.protocol if column.number == "miou" else column.number
     if column.number == "miou":
         table, names = published.MIOU, list(published.PROTOCOLS)
-        wanted = column.protocol
+    elif column.number in _ACCURACY:
+        table, names = published.ACCURACY, list(published.ACCURACY_NAMES)
     else:
         table, names = published.AP, list(published.AP_NAMES)
-        wanted = column.number
     if wanted in names:
         for row in table:
             yield row, row.values(column.kind)[names.index(wanted)]
@@ -309,6 +327,9 @@ def _published(column: Column) -> Iterator[tuple[PublishedRow, float]]:
 
 def _unlike(row: PublishedRow, column: Column, protocol: dict[str, Any]) -> str | None:
     """Explain why the paper's number does not belong in our column; None if it does."""
+    if column.number in _ACCURACY:
+        ours, theirs = protocol["classes"], published.CLASSES
+        return None if ours == theirs else f"it is of {theirs} classes, ours of {ours}"
     rule = "predicted_iou" if column.number == "miou" else "box_iou"
     if protocol["mask_rule"] != rule:
         return f"its mask_rule is {rule}, ours {protocol['mask_rule']}"

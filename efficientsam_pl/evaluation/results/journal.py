@@ -10,23 +10,49 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
 from efficientsam_pl.config.diff import diff, join_first, shorten
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.results.record import VERSION, ImageRecord, RecordError, from_line
+from efficientsam_pl.evaluation.results.record import VERSION, RecordError
 from efficientsam_pl.storage.atomic import atomic_write_bytes
 from efficientsam_pl.storage.jsonl import truncate_torn_line
 
 _SYNC_S = 5.0  # at most this much is lost if the machine crashes; nothing if the process is killed
 _PATIENCE_S = 10.0  # wait for a process that SLURM is still ending
 _SHOWN = 40  # characters of a value
+
+
+class JournalRecord(Protocol):
+    """The record of one image: a line of JSON with whatever its scores are made of."""
+
+    @property
+    def photo(self) -> int:
+        """Number of the image in its set."""
+        ...
+
+    @property
+    def damage(self) -> tuple[str, str, str] | None:
+        """The fault of a corrupt image, which has no results."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the image's stored bytes."""
+        ...
+
+    def line(self) -> str:
+        """Format the record as one line, line end included."""
+        ...
+
+
+R = TypeVar("R", bound=JournalRecord)
 
 
 @dataclass(frozen=True)
@@ -40,11 +66,12 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(Generic[R]):
     """Locations of the images' records by image number, and counts of unreadable lines."""
 
     places: Mapping[int, _Place]
     torn: Mapping[str, int]  # by file
+    parse: Callable[[str], R]
 
     def whole(self) -> set[int]:
         """Return the images that have results; corrupt ones are tried again."""
@@ -54,7 +81,7 @@ class Finished:
         """Map the images that have results to the hashes of their bytes."""
         return {photo: p.sha256 for photo, p in self.places.items() if not p.damaged}
 
-    def records(self) -> Iterator[ImageRecord]:
+    def records(self) -> Iterator[R]:
         """Yield the records in the order of `photo`, reading each on demand."""
         files: dict[Path, IO[bytes]] = {}
         try:
@@ -62,21 +89,22 @@ class Finished:
                 if place.file not in files:
                     files[place.file] = place.file.open("rb")
                 files[place.file].seek(place.offset)
-                yield from_line(files[place.file].readline().decode())
+                yield self.parse(files[place.file].readline().decode())
         finally:
             for file in files.values():
                 file.close()
 
 
-class ResultJournal:
+class ResultJournal(Generic[R]):
     """The folder with the records of an evaluation.
 
     Args:
         folder: Created if it does not exist.
+        parse: Parses a record's line; raises RecordError for any other.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, parse: Callable[[str], R]) -> None:
+        self.folder, self._parse = folder, parse
 
     def begin(self, settings: Mapping[str, Any], started: str, fresh: bool) -> None:
         """Start this evaluation in the folder, or resume it.
@@ -122,7 +150,7 @@ class ResultJournal:
             "or fresh=true to throw them away"
         )
 
-    def finished(self) -> Finished:
+    def finished(self) -> Finished[R]:
         """Collect the records of all ranks; a record with results replaces one without."""
         places: dict[int, _Place] = {}
         torn: dict[str, int] = {}
@@ -132,7 +160,7 @@ class ResultJournal:
                 for line in lines:
                     begin, offset = offset, offset + len(line)
                     try:
-                        record = from_line(line.decode())
+                        record = self._parse(line.decode())
                     except (RecordError, UnicodeDecodeError):
                         torn[file.name] = torn.get(file.name, 0) + 1
                         continue
@@ -140,10 +168,10 @@ class ResultJournal:
                     if known is None or known.damaged:
                         damaged = record.damage is not None
                         places[record.photo] = _Place(file, begin, damaged, record.sha256)
-        return Finished(places, torn)
+        return Finished(places, torn, self._parse)
 
     @contextmanager
-    def writer(self, rank: int) -> Iterator[Writer]:
+    def writer(self, rank: int) -> Iterator[Writer[R]]:
         """Open this rank's file for appending; a torn last line is truncated.
 
         Raises:
@@ -155,7 +183,7 @@ class ResultJournal:
             with lock:
                 truncate_torn_line(file)
                 with file.open("ab") as lines:
-                    writer = Writer(lines)
+                    writer = Writer[R](lines)
                     try:
                         yield writer
                     finally:
@@ -212,13 +240,13 @@ class ResultJournal:
             file.unlink(missing_ok=True)
 
 
-class Writer:
+class Writer(Generic[R]):
     """Appends lines: visible to other processes at once, synced to disk every few seconds."""
 
     def __init__(self, lines: IO[bytes]) -> None:
         self._lines, self._synced = lines, time.monotonic()
 
-    def add(self, record: ImageRecord) -> bool:
+    def add(self, record: R) -> bool:
         """Write a record; return whether the file was synced to disk."""
         self._lines.write(record.line().encode())
         self._lines.flush()

@@ -1,10 +1,11 @@
-"""Zero-shot segmentation results of the paper, for comparison with ours.
+"""Results of the paper, for comparison with ours: zero-shot segmentation, classification.
 
 Source:
     EfficientSAM, arXiv 2312.00863v1, section 4.3: mIoU on COCO val2017 and LVIS val for a tight
     box and for uniform random clicks, the candidate with the highest predicted IoU scored; AP
     with ViTDet's boxes, the candidate with the highest IoU with the box. SAM's AP uses a
-    second pass that feeds the mask back (SAM, 2304.02643).
+    second pass that feeds the mask back (SAM, 2304.02643). Table 1: top-1 on ImageNet-1K of
+    encoders pretrained by MAE and by SAMI.
 """
 
 from __future__ import annotations
@@ -12,23 +13,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SOURCE = "EfficientSAM, arXiv 2312.00863v1, 4.3"
-DATA = {"coco": "COCO val2017, 5,000 photos", "lvis": "LVIS v1 val, 19,809 photos"}
+ACCURACY_SOURCE = "EfficientSAM, arXiv 2312.00863v1, table 1"
+DATA = {
+    "coco": "COCO val2017, 5,000 photos",
+    "lvis": "LVIS v1 val, 19,809 photos",
+    "classes": "ImageNet-1K val, 50,000 photos",
+}
 PROTOCOLS = ("box", "click_random_1", "click_random_3")
 AP_NAMES = ("ap", "ap_small", "ap_medium", "ap_large")
+ACCURACY_NAMES = ("top1",)
+CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A model's row of a table: mIoU by PROTOCOLS, or AP by AP_NAMES, in percent."""
+    """A model's row of a table: by PROTOCOLS, AP_NAMES or ACCURACY_NAMES, in percent."""
 
     model: str
-    coco: tuple[float, ...]
-    lvis: tuple[float, ...]
+    coco: tuple[float, ...] = ()
+    lvis: tuple[float, ...] = ()
     second_pass: bool = False
+    classes: tuple[float, ...] = ()
 
     def values(self, kind: str) -> tuple[float, ...]:
-        """Return the numbers on COCO or on LVIS."""
-        return {"coco": self.coco, "lvis": self.lvis}[kind]
+        """Return the numbers on COCO, on LVIS or on ImageNet."""
+        return {"coco": self.coco, "lvis": self.lvis, "classes": self.classes}[kind]
 
 
 MIOU = (
@@ -44,4 +53,12 @@ AP = (
     PublishedRow("FastSAM", (37.9, 23.9, 43.4, 50.0), (34.5, 24.6, 46.2, 50.8)),
     PublishedRow("EfficientSAM-Ti", (42.3, 26.7, 46.2, 57.4), (39.9, 28.9, 51.0, 59.9)),
     PublishedRow("EfficientSAM-S", (44.4, 28.4, 48.3, 60.1), (42.3, 30.8, 54.0, 62.3)),
+)
+ACCURACY = (
+    PublishedRow("MAE-Ti", classes=(75.2,)),
+    PublishedRow("SAMI-Ti", classes=(76.8,)),
+    PublishedRow("MAE-S", classes=(81.5,)),
+    PublishedRow("SAMI-S", classes=(82.7,)),
+    PublishedRow("MAE-B", classes=(83.6,)),
+    PublishedRow("SAMI-B", classes=(84.8,)),
 )

@@ -12,13 +12,13 @@ import pytest
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.evaluation.results import journal as parts_module
 from efficientsam_pl.evaluation.results.journal import ResultJournal
-from efficientsam_pl.evaluation.results.record import VERSION, ImageRecord
+from efficientsam_pl.evaluation.results.record import VERSION, ImageRecord, from_line
 
 SETTINGS = {"model": {"name": "tiny", "weights_sha256": "abc"}, "seed": 0, "protocols": ("box",)}
 
 
 def begun(folder: Path, started: str = "one", fresh: bool = False) -> ResultJournal:
-    parts = ResultJournal(folder / "a.parts")
+    parts = ResultJournal(folder / "a.parts", from_line)
     parts.begin(SETTINGS, started, fresh)
     return parts
 
@@ -84,7 +84,7 @@ def test_hashes_of_the_images_with_results_are_known(tmp_path: Path) -> None:
 def test_another_evaluation_is_refused_with_what_differs(tmp_path: Path) -> None:
     add(begun(tmp_path), 0, 1)
     other = {**SETTINGS, "model": {"name": "tiny", "weights_sha256": "def"}, "seed": 1}
-    parts = ResultJournal(tmp_path / "a.parts")
+    parts = ResultJournal(tmp_path / "a.parts", from_line)
     with pytest.raises(UserError) as caught:
         parts.begin(other, "two", fresh=False)
     told = str(caught.value)
@@ -147,14 +147,14 @@ def test_two_processes_never_write_one_file(
     with (
         parts.writer(0),
         pytest.raises(UserError, match="another process is adding to it"),
-        ResultJournal(parts.folder).writer(0),
+        ResultJournal(parts.folder, from_line).writer(0),
     ):
         pass
     add(parts, 0, 1)
 
 
 def _write_for_ever(folder: Path) -> None:
-    with ResultJournal(folder).writer(0) as writer:
+    with ResultJournal(folder, from_line).writer(0) as writer:
         for photo in range(10**9):
             writer.add(ImageRecord(photo))
 

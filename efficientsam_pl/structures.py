@@ -239,23 +239,15 @@ class PromptSampler(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ClassBatch(_OnDevice):
+@dataclass(frozen=True, kw_only=True)
+class ClassBatch(ImageBatch):
     """Images with their class numbers, and how each is mixed with another of the batch.
 
     `own_share` of a label is the image's own, the rest its partner's. `mix_box` (y0, y1, x0, x1) is
     replaced by the partner's pixels; where it is empty, pixels are blended in the same shares.
     """
 
-    image: UInt8[Tensor, "b 3 h w"]
     label: Int64[Tensor, "b"]
     partner: Int64[Tensor, "b"]
     own_share: Float[Tensor, "b"]
     mix_box: Int64[Tensor, "b 4"]
-    sample_key: Int64[Tensor, "b"]
-    valid: Bool[Tensor, "b"]
-    key: tuple[str, ...]
-    corrupt: tuple[CorruptSample, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.key)

@@ -20,6 +20,7 @@ from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.load import find_config
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.recipes.classification.config import ClassifyConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 
@@ -35,6 +36,7 @@ ROOTS: dict[str, type[Any]] = {
     "pretrain": PretrainConfig,
     "embed-teacher": PretrainConfig,
     "finetune": FinetuneConfig,
+    "classify": ClassifyConfig,
     "evaluate": EvaluateConfig,
 }
 PLACEHOLDERS = re.compile(

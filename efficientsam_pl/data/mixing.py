@@ -89,6 +89,7 @@ def _random_box(draw: np.random.RandomState, own: float, side: int) -> Box:
     """Draw a box that leaves the share `own`, with its centre anywhere, and clip it."""
     cut = int(side * np.sqrt(1 - own))
     y, x = int(draw.randint(0, side)), int(draw.randint(0, side))
-    edges = (y - cut // 2, y + cut // 2, x - cut // 2, x + cut // 2)
+    before, after = cut // 2, (cut + 1) // 2
+    edges = (y - before, y + after, x - before, x + after)
     y0, y1, x0, x1 = (min(max(edge, 0), side) for edge in edges)
     return y0, y1, x0, x1

@@ -15,7 +15,7 @@ def build_floored_schedule(
     return LambdaLR(optimizer, lambda step: floored_multiplier(step, config, total_steps))
 
 
-def floored_multiplier(step: float, config: FlooredOptimConfig, total_steps: int) -> float:
+def floored_multiplier(step: int | float, config: FlooredOptimConfig, total_steps: int) -> float:
     """Learning rate over its peak; MAE's is this at every step (util/lr_sched.py)."""
     if step < config.warmup_steps:
         return step / config.warmup_steps

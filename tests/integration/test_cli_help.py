@@ -18,6 +18,7 @@ from efficientsam_pl.commands.info import EXTRAS
 from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.fields import leaves
+from efficientsam_pl.recipes.classification.config import ClassifyConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOTS = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
+    "classify": ClassifyConfig,
     "evaluate": EvaluateConfig,
     "quickstart": QuickstartConfig,
     "embed-teacher": PretrainConfig,
@@ -76,10 +78,11 @@ def test_help_of_a_stage_lists_main_keys_configs_and_an_example(name: str, say: 
     for key in root.HELP.keys:
         [line] = [line for line in told.splitlines() if line.startswith(f"  {key} ")]
         assert line.split()[1] == meaning[key].split()[0], "each is described"
-    for file in (ROOT / "configs" / name).glob("*.yaml"):
-        assert f"  {name}/{file.stem} " in told
+    folder = root.HELP.folders[0]
+    for file in (ROOT / "configs" / folder).glob("*.yaml"):
+        assert f"  {folder}/{file.stem} " in told
     example = told[told.index("example:\n") :]
-    assert f"efficientsam {name} -c {name}/" in example
+    assert f"efficientsam {name} -c {folder}/" in example
 
 
 @pytest.mark.parametrize("name", [*STAGES, "evaluate"])

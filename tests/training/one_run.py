@@ -18,6 +18,8 @@ import torch
 
 from benchmarks.scaling.collectives import Collectives
 from efficientsam_pl.config import load as configs
+from efficientsam_pl.recipes.classification.config import ClassifyConfig
+from efficientsam_pl.recipes.classification.recipe import ClassificationRecipe
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe
 from efficientsam_pl.recipes.sami.config import PretrainConfig
@@ -47,6 +49,7 @@ def run(stage: str, file: str, counts: str, *overrides: str) -> None:
     recipe, root = {
         "pretrain": (SamiRecipe, PretrainConfig),
         "finetune": (PromptableRecipe, FinetuneConfig),
+        "classify": (ClassificationRecipe, ClassifyConfig),
     }[stage]
     standard = training.standard_callbacks
     counter = [] if counts == "-" else [CountedCollectives(Path(counts))]

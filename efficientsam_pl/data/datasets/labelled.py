@@ -27,7 +27,7 @@ from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.structures import ClassBatch
 
 LABELLED_SUFFIXES = (*IMAGE_SUFFIXES, CLASS_SUFFIX)
-_UNMIXED = MixConfig(mixup=0, cutmix=0)
+_UNMIXED = MixConfig(mixup=0.0, cutmix=0.0)
 
 
 @dataclass(frozen=True)

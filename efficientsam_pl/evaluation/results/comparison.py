@@ -283,6 +283,7 @@ def _paper_rows(
     """Build the paper's rows in columns with its terms, and notes on the numbers left out."""
     rows: dict[str, dict[Column, float]] = {}
     left_out: dict[tuple[str, str], list[str]] = {}
+    accuracies: dict[str, list[str]] = {}
     for column in columns:
         if column.kind not in published.DATA:
             continue
@@ -291,11 +292,17 @@ def _paper_rows(
             why = _unlike(row, column, source.result.protocols[column.protocol])
             if why is None:
                 rows.setdefault(row.model, {})[column] = value
+            elif column.number in _ACCURACY:
+                accuracies.setdefault(why, []).append(f"{row.model} {value}")
             else:
                 left_out.setdefault((row.model, why), []).append(f"{column.title()} {value}")
     notes = [
         f"The paper's {model} stands in no column with {', '.join(values)}: {why}."
         for (model, why), values in left_out.items()
+    ]
+    notes += [
+        f"The paper's top-1 stands in no column: {why}. It is {', '.join(values)}."
+        for why, values in accuracies.items()
     ]
     return [Row(model, row, of_paper=True) for model, row in rows.items()], notes
 

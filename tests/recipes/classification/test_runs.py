@@ -1,0 +1,214 @@
+"""Runs of the stage: accumulation, ranks, resumption, accuracy, exported files."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from efficientsam_pl.checkpoints.reader import CheckpointReader
+from efficientsam_pl.checkpoints.state import join_state
+from efficientsam_pl.data.datasets.labelled_images import LabelledImage, LabelledImages
+from efficientsam_pl.data.shards import open_shards
+from efficientsam_pl.errors import UserError
+from efficientsam_pl.export.consolidate import consolidate
+from efficientsam_pl.inference.classifier import load_classifier, scoring_view
+from efficientsam_pl.models.classifier import Classifier
+from efficientsam_pl.models.classifier_config import ClassifierConfig
+from efficientsam_pl.models.classifier_weights import load_classifier_file
+from tests.recipes.classification.conftest import CLASSES, Run
+
+PROGRAM = Path(__file__).parents[2] / "training/one_run.py"
+BETA = 0.9
+TWO = ("trainer.micro_batch=4", "trainer.devices=2")
+
+
+def checkpoint(folder: Path, step: int) -> dict[str, Any]:
+    stored = CheckpointReader(folder / f"checkpoints/step-{step:08d}")
+    return join_state(stored.load_all(), stored.values)
+
+
+def gradients(folder: Path) -> Tensor:
+    """All gradients of the second step: the first has a rate of 0, as in MAE."""
+    state = checkpoint(folder, 1)["optimizer_states"][0]["state"]
+    return torch.cat([state[name]["exp_avg"].flatten() for name in sorted(state)]) / (1 - BETA)
+
+
+def assert_same_step(folder: Path, alone: Path) -> None:
+    measured, expected = gradients(folder), gradients(alone)
+    assert expected.any()
+    assert float((measured - expected).norm() / expected.norm()) <= 1e-6
+
+
+ONE_STEP = ("trainer.max_steps=2", "trainer.checkpoint_every_steps=1", "trainer.ema_decay=0.5")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("classify") / "alone"
+
+
+@pytest.fixture
+def one(alone: Path, classify: Run) -> Path:
+    """A run of one process."""
+    if not alone.exists():
+        classify(alone, *ONE_STEP)
+    return alone
+
+
+@pytest.mark.parametrize("micro_batch", [2, 4])
+def test_accumulated_step_is_that_of_the_whole_batch(
+    micro_batch: int, one: Path, classify: Run, tmp_path: Path
+) -> None:
+    """With corrupt images, mixing, smoothing, erasing, RandAugment and drop path."""
+    classify(tmp_path / "run", *ONE_STEP, f"trainer.micro_batch={micro_batch}")
+    assert_same_step(tmp_path / "run", one)
+
+
+def test_recomputed_activations_take_the_same_step(
+    one: Path, classify: Run, tmp_path: Path
+) -> None:
+    classify(tmp_path / "run", *ONE_STEP, "trainer.activations=recomputed")
+    assert_same_step(tmp_path / "run", one)
+
+
+def test_resumed_run_is_the_uninterrupted_one_to_the_bit(classify: Run, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    classify(whole)
+    classify(cut, stop_after=3)
+    classify(cut, "data.workers=1")
+    expected, resumed = (checkpoint(folder, 6)["state_dict"] for folder in (whole, cut))
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_micro_batch_that_cuts_a_group_is_refused(classify: Run, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"micro_batch=1 \(on 1 ranks\) cuts the groups of mix\.gro"
+    ):
+        classify(tmp_path / "run", "trainer.micro_batch=1")
+
+
+def test_odd_batch_in_one_piece_trains(classify: Run, tmp_path: Path) -> None:
+    result = classify(
+        tmp_path / "run", "trainer.global_batch=7", "trainer.micro_batch=7", "trainer.max_steps=2"
+    )
+    assert result.checkpoint.name == "step-00000002"
+
+
+def test_it_learns_colours_and_logs_what_its_file_scores(
+    classify: Run, labelled: Path, tmp_path: Path
+) -> None:
+    """The logged accuracy is that of the exported EMA weights, image by image."""
+    folder, out = tmp_path / "run", tmp_path / "classifier.safetensors"
+    longer = ("trainer.max_steps=40", "trainer.validate_every_steps=40", "trainer.ema_decay=0.5")
+    plain = ("mix.mixup=0", "mix.cutmix=0", "mix.group=16", "augment.rand_augment=null")
+    result = classify(folder, *longer, *plain, "trainer.checkpoint_every_steps=40")
+    consolidate(result.checkpoint, out)
+    model = load_classifier(str(out))
+    assert model.config.labels == CLASSES
+    images = LabelledImages(open_shards(f"{labelled}/heldout/*.tar"), scoring_view(model.config), 3)
+    read = [images.read(number) for number in range(len(images))]
+    good = [image for image in read if isinstance(image, LabelledImage)]
+    assert len(good) == 5
+    with torch.no_grad():
+        logits = model(torch.stack([image.image for image in good]))
+    hits = [int(row.argmax()) == image.label for row, image in zip(logits, good, strict=True)]
+    assert sum(hits) >= 4
+    best = (folder / "best").read_text().strip()
+    assert best == "checkpoints/step-00000040"
+    metrics = _logged(folder)
+    assert metrics["heldout/top1"] == pytest.approx(sum(hits) / len(hits))
+    assert metrics["heldout/top5"] == 1
+    assert metrics["heldout/photos"] == len(good)
+
+
+def test_exported_pt_file_has_maes_names_and_loads_back(classify: Run, tmp_path: Path) -> None:
+    result = classify(tmp_path / "run", "trainer.max_steps=2")
+    consolidate(result.checkpoint, tmp_path / "mae.pt")
+    consolidate(result.checkpoint, tmp_path / "ours.safetensors")
+    state = torch.load(tmp_path / "mae.pt")["model"]
+    assert {"blocks.1.attn.qkv.weight", "pos_embed", "fc_norm.weight", "head.bias"} <= state.keys()
+    ours = load_classifier(str(tmp_path / "ours.safetensors"))
+    again = Classifier(ClassifierConfig(**vars(ours.config)))
+    load_classifier_file(again, str(tmp_path / "mae.pt"))
+    for name, value in ours.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_pictures_show_held_out_images(classify: Run, tmp_path: Path) -> None:
+    classify(tmp_path / "run", "trainer.visualized_images=3", "trainer.max_steps=2")
+    assert (tmp_path / "run/pictures/step-00000002.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_take_the_step_of_one_and_count_each_image_once(
+    strategy: str, one: Path, classify: Run, labelled: Path, tiny: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    paths = (f"data.train={labelled}/train/*.tar", f"data.heldout={labelled}/heldout/*.tar")
+    keys = (*paths, *ONE_STEP, *TWO, f"trainer.strategy={strategy}")
+    validating = "trainer.validate_every_steps=2"
+    run_pair(["classify", str(tiny), "-", f"run.dir={whole}", *keys, validating])
+    assert_same_step(whole, one)
+    logged = _logged(whole)
+    assert logged["heldout/photos"] == 5
+    classify(tmp_path / "single", *ONE_STEP, validating)
+    expected = _logged(tmp_path / "single")
+    for name in ("heldout/top1", "heldout/top5", "heldout/loss"):
+        assert logged[name] == pytest.approx(expected[name], rel=1e-5)
+    # resumed on one rank: its state is that of the pair
+    begun = f"run.resume={whole}/checkpoints/step-00000001"
+    classify(tmp_path / "resumed", *ONE_STEP, begun)
+    resumed, straight = (
+        torch.cat([v.flatten() for _, v in sorted(checkpoint(at, 2)["state_dict"].items())])
+        for at in (tmp_path / "resumed", whole)
+    )
+    assert float((resumed - straight).norm() / straight.norm()) < 1e-4
+
+
+def run_pair(arguments: list[str]) -> None:
+    """Run in two processes, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    common |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"OMP_NUM_THREADS": "1"}
+    common["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[2]), *sys.path[1:]])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), "--", *arguments],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+            assert rank.stderr is not None
+            rank.stderr.close()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(e[-3000:] for e in errors)
+
+
+def _logged(folder: Path) -> dict[str, float]:
+    """Return the last value of each scalar in TensorBoard's file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [events] = sorted((folder / "log").rglob("events.out.tfevents.*"))[-1:]
+    reader = EventAccumulator(str(events))
+    reader.Reload()
+    return {name: reader.Scalars(name)[-1].value for name in reader.Tags()["scalars"]}

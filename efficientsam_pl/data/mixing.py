@@ -14,19 +14,19 @@ _PURPOSE = 0x6D6978  # keeps the draws apart from others of the same key
 
 @dataclass(frozen=True)
 class Mix:
-    """How the images of a group are mixed with their partners.
+    """The mix of a group: the weights of its images and their partners.
 
-    `own` is the share of an image's own label. `box` (y0, y1, x0, x1) is replaced by the partner's
+    `own_share` is the share of an image's own label. `box` (y0, y1, x0, x1) gets the partner's
     pixels; where it is empty, pixels are blended in the labels' shares.
     """
 
-    own: float = 1.0
+    own_share: float = 1.0
     box: Box = _EMPTY
 
 
 @dataclass(frozen=True)
 class SlotMix:
-    """How one image of a batch is mixed: the place of its partner, and the group's mix."""
+    """The place of an image's partner in its batch, and their mix."""
 
     partner: int
     mix: Mix
@@ -47,10 +47,10 @@ def draw_mix(draw: np.random.RandomState, config: MixConfig, side: int) -> Mix:
         return Mix()
     cuts = config.cutmix > 0 and (config.mixup == 0 or draw.rand() < config.switch)
     alpha = config.cutmix if cuts else config.mixup
-    own = float(draw.beta(alpha, alpha))
+    share = float(draw.beta(alpha, alpha))
     if not cuts:
-        return Mix(own)
-    box = _random_box(draw, own, side)
+        return Mix(share)
+    box = _random_box(draw, share, side)
     y0, y1, x0, x1 = box
     return Mix(1.0 - (y1 - y0) * (x1 - x0) / side**2, box)
 
@@ -85,9 +85,9 @@ def group_generator(key: int) -> np.random.RandomState:
     return np.random.RandomState(np.array([key & 0xFFFFFFFF, key >> 32, _PURPOSE], np.uint32))
 
 
-def _random_box(draw: np.random.RandomState, own: float, side: int) -> Box:
-    """Draw a box that leaves the share `own`, with its centre anywhere, and clip it."""
-    cut = int(side * np.sqrt(1 - own))
+def _random_box(draw: np.random.RandomState, share: float, side: int) -> Box:
+    """Draw a box that leaves a share of the image, with its centre anywhere, and clip it."""
+    cut = int(side * np.sqrt(1 - share))
     y, x = int(draw.randint(0, side)), int(draw.randint(0, side))
     before, after = cut // 2, (cut + 1) // 2
     edges = (y - before, y + after, x - before, x + after)

@@ -34,13 +34,13 @@ def test_the_middle_of_an_odd_batch_stays_as_it_is(count: int) -> None:
     slots = mixed(KEYS[:count], MixConfig(group=16))
     assert [slot.partner for slot in slots] == list(range(count))[::-1]
     middle = slots[count // 2]
-    assert (middle.mix.own, middle.mix.box) == (1, (0, 0, 0, 0))
+    assert (middle.mix.own_share, middle.mix.box) == (1, (0, 0, 0, 0))
 
 
 def test_an_image_whose_partner_is_missing_stays_as_it_is() -> None:
     slots = mixed(KEYS[:4], MixConfig(group=4), [True, True, True, False])
     assert [slot.partner for slot in slots] == [0, 2, 1, 3]
-    assert [slot.mix.own == 1 for slot in slots] == [True, False, False, True]
+    assert [slot.mix.own_share == 1 for slot in slots] == [True, False, False, True]
 
 
 def test_nothing_is_mixed_where_both_strengths_are_zero() -> None:
@@ -52,7 +52,7 @@ def test_draws_follow_probability_switch_and_strength() -> None:
     config = MixConfig(probability=0.5, switch=0.25)
     draws = [draw_mix(group_generator(key), config, SIDE) for key in range(4000)]
     cut = np.mean([mix.box != (0, 0, 0, 0) for mix in draws])
-    alone = np.mean([mix.own == 1 for mix in draws])
+    alone = np.mean([mix.own_share == 1 for mix in draws])
     assert alone == pytest.approx(0.5, abs=0.03)
     assert cut == pytest.approx(0.125, abs=0.02)
     for mix in draws:
@@ -60,9 +60,9 @@ def test_draws_follow_probability_switch_and_strength() -> None:
         assert 0 <= y0 <= y1 <= SIDE
         assert 0 <= x0 <= x1 <= SIDE
         if y1 > y0 and x1 > x0:
-            assert mix.own == pytest.approx(1 - (y1 - y0) * (x1 - x0) / SIDE**2)
+            assert mix.own_share == pytest.approx(1 - (y1 - y0) * (x1 - x0) / SIDE**2)
 
 
 def test_cutmix_alone_always_cuts() -> None:
     draws = [draw_mix(group_generator(key), MixConfig(mixup=0.0), SIDE) for key in range(50)]
-    assert np.mean([mix.own < 1 for mix in draws]) > 0.9
+    assert np.mean([mix.own_share < 1 for mix in draws]) > 0.9

@@ -38,10 +38,10 @@ def test_draws_images_labels_and_loss_are_timms(
     partner = torch.arange(b).flip(0)
     for number, record in enumerate(about["records"]):
         mix = draw_mix(np.random.RandomState(record["numpy_seed"]), MixConfig(), side)
-        assert mix.own == pytest.approx(record["lam"], abs=1e-12)
+        assert mix.own_share == pytest.approx(record["lam"], abs=1e-12)
         if record["kind"] == "cutmix":
             assert list(mix.box) == record["box_yl_yh_xl_xh"]
-        own = torch.full((b,), mix.own)
+        own = torch.full((b,), mix.own_share)
         box = torch.tensor([mix.box] * b)
         mixed = mix_images(image, partner, own, box)
         np.testing.assert_allclose(mixed[:, :, ::8, ::8], arrays["out"][number], atol=1e-5)

@@ -1,7 +1,7 @@
 """Check that the images of an evaluation are those that its records were made of."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from efficientsam_pl.data.datasets.image_sources import ImageFingerprint, prefetch
 from efficientsam_pl.plural import counted
@@ -11,6 +11,7 @@ _READERS, _AHEAD = 4, 64
 _NAMED = 3  # files in a message
 
 
+@runtime_checkable
 class ReadAgain(Protocol):
     """Images whose stored bytes can be read again by their numbers."""
 

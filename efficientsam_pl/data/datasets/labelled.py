@@ -109,7 +109,7 @@ class LabelledDataset(SampleDataset[PreparedLabelled]):
             image=stack_images([black if s.image is None else s.image for s in samples]),
             label=torch.tensor([sample.label for sample in samples]),
             partner=torch.tensor([slot.partner for slot in slots]),
-            own_share=torch.tensor([slot.mix.own for slot in slots]),
+            own_share=torch.tensor([slot.mix.own_share for slot in slots]),
             mix_box=torch.tensor([slot.mix.box for slot in slots]),
             sample_key=torch.tensor([sample.sample_key for sample in samples]),
             valid=torch.tensor(valid),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, TypeVar
+from typing import IO, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from filelock import FileLock, Timeout
 
@@ -29,6 +29,7 @@ _PATIENCE_S = 10.0  # wait for a process that SLURM is still ending
 _SHOWN = 40  # characters of a value
 
 
+@runtime_checkable
 class JournalRecord(Protocol):
     """The record of one image: a line of JSON with whatever its scores are made of."""
 

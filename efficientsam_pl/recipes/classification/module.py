@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from efficientsam_pl.losses.label_loss import label_losses, mix_images
@@ -36,6 +37,8 @@ class ImageClassification(TrainingModule):
         super().__init__(model, optim, steps, arrange, ema)
         self.smoothing = smoothing
         self.top1, self.top5 = (accuracy(model.config.classes, k) for k in (1, 5))
+        # Lightning's own mean over ranks rounds the count of images down to whole ones a rank
+        self.heldout_loss = MeanMetric()
 
     def batch_losses(self, batch: ClassBatch) -> LossTerms:
         """Classify mixed images."""
@@ -44,26 +47,30 @@ class ImageClassification(TrainingModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
-        for metric in (self.top1, self.top5):
+        for metric in (self.top1, self.top5, self.heldout_loss):
             metric.to(self.device).reset()
 
     def validation_step(self, batch: ClassBatch, batch_idx: int) -> None:
-        """Log `heldout/loss`, without mixing and smoothing, and count hits.
+        """Add up the loss, without mixing and smoothing, and the hits.
 
         `heldout/photos` counts the images it is over, all ranks together.
         """
         images = int(batch.valid.sum())
         logits = cast(Classifier, self.eval_model())(batch.image).float()
         losses = label_losses(logits, batch, smoothing=0.0)
-        self.log("heldout/loss", losses.total, batch_size=images, sync_dist=True)
+        self.heldout_loss.update(losses.total, float(images))
         self.log("heldout/photos", float(images), reduce_fx="sum", sync_dist=True)
         label = torch.where(batch.valid, batch.label, _IGNORED)
         for metric in (self.top1, self.top5):
             metric.update(logits, label)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracies over all ranks' images, each counted once."""
-        scores = {"heldout/top1": self.top1.compute(), "heldout/top5": self.top5.compute()}
+        """Log loss and accuracies over all ranks' images, each counted once."""
+        scores = {
+            "heldout/loss": self.heldout_loss.compute(),
+            "heldout/top1": self.top1.compute(),
+            "heldout/top5": self.top5.compute(),
+        }
         self.log_dict(scores, sync_dist=True)  # the same on all ranks already
 
     def configure_optimizers(self) -> dict[str, object]:

@@ -148,8 +148,8 @@ def describe_model(config: ClassifyConfig, splits: DatasetSplits) -> ClassifierC
     classes = config.model.classes
     if classes is None and not labels:
         raise UserError(
-            "model.classes= must be given: no class list lies beside data.train, and labels.names= "
-            "names none"
+            "model.classes= must be given: no class list is recorded for data.train, and "
+            "labels.names= names none"
         )
     if classes is not None and labels and len(labels) != classes:
         raise UserError(f"model.classes={classes}, but {source} lists {len(labels)} classes")

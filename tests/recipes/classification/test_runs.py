@@ -45,6 +45,7 @@ def assert_same_step(folder: Path, alone: Path) -> None:
     assert float((measured - expected).norm() / expected.norm()) <= 1e-6
 
 
+VALIDATED = "trainer.validate_every_steps=2"
 ONE_STEP = ("trainer.max_steps=2", "trainer.checkpoint_every_steps=1", "trainer.ema_decay=0.5")
 
 
@@ -147,35 +148,49 @@ def test_pictures_show_held_out_images(classify: Run, tmp_path: Path) -> None:
     assert (tmp_path / "run/pictures/step-00000002.png").is_file()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_take_the_step_of_one_and_count_each_image_once(
-    strategy: str, one: Path, classify: Run, labelled: Path, tiny: Path, tmp_path: Path
-) -> None:
-    whole = tmp_path / "whole"
+@pytest.fixture(scope="module")
+def pair(labelled: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run on two ranks, under DDP and under FSDP2, in one pair of processes."""
+    home = tmp_path_factory.mktemp("pair")
     paths = (f"data.train={labelled}/train/*.tar", f"data.heldout={labelled}/heldout/*.tar")
-    keys = (*paths, *ONE_STEP, *TWO, f"trainer.strategy={strategy}")
-    validating = "trainer.validate_every_steps=2"
-    run_pair(["classify", str(tiny), "-", f"run.dir={whole}", *keys, validating])
-    assert_same_step(whole, one)
-    logged = _logged(whole)
+    keys = (*paths, *ONE_STEP, *TWO, VALIDATED)
+    run_pair(
+        *(
+            ["classify", str(tiny), "-", f"run.dir={home}/{way}", *keys, f"trainer.strategy={way}"]
+            for way in ("ddp", "fsdp")
+        )
+    )
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_ranks_take_the_step_of_one_and_count_each_image_once(
+    way: str, pair: Path, one: Path, classify: Run, tmp_path: Path
+) -> None:
+    assert_same_step(pair / way, one)
+    classify(tmp_path / "single", *ONE_STEP, VALIDATED)
+    logged, expected = _logged(pair / way), _logged(tmp_path / "single")
     assert logged["heldout/photos"] == 5
-    classify(tmp_path / "single", *ONE_STEP, validating)
-    expected = _logged(tmp_path / "single")
     for name in ("heldout/top1", "heldout/top5", "heldout/loss"):
-        assert logged[name] == pytest.approx(expected[name], rel=1e-5)
-    # resumed on one rank: its state is that of the pair
-    begun = f"run.resume={whole}/checkpoints/step-00000001"
-    classify(tmp_path / "resumed", *ONE_STEP, begun)
+        assert logged[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_run_of_two_ranks_resumes_on_one(
+    way: str, pair: Path, classify: Run, tmp_path: Path
+) -> None:
+    classify(tmp_path, *ONE_STEP, f"run.resume={pair}/{way}/checkpoints/step-00000001")
     resumed, straight = (
         torch.cat([v.flatten() for _, v in sorted(checkpoint(at, 2)["state_dict"].items())])
-        for at in (tmp_path / "resumed", whole)
+        for at in (tmp_path, pair / way)
     )
     assert float((resumed - straight).norm() / straight.norm()) < 1e-4
 
 
-def run_pair(arguments: list[str]) -> None:
-    """Run in two processes, as torchrun starts them."""
+def run_pair(*runs: list[str]) -> None:
+    """Run one after the other in two processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -185,7 +200,7 @@ def run_pair(arguments: list[str]) -> None:
     common["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[2]), *sys.path[1:]])
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(PROGRAM), "--", *arguments],
+            [sys.executable, str(PROGRAM), *(word for run in runs for word in ("--", *run))],
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

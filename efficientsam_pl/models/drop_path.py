@@ -42,4 +42,5 @@ def branch_scales(
     rates = torch.linspace(0, rate, depth, device=sample_key.device)
     draws = uniform(sample_key, 2 * depth, "drop-path").unflatten(1, (depth, 2))
     survival = (1 - rates)[:, None]
-    return (draws < survival).float() / survival
+    scales: Tensor = (draws < survival).float() / survival
+    return scales

@@ -8,7 +8,7 @@ part of its row's name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -285,7 +285,7 @@ def _paper_rows(
     left_out: dict[tuple[str, str], list[str]] = {}
     accuracies: dict[str, list[str]] = {}
     for column in columns:
-        if column.kind not in published.DATA:
+        if column.kind not in published.DATA | published.ACCURACY_DATA:
             continue
         source = next(s for s in sources if column in dict(_numbers(s.result)))
         for row, value in _published(column):
@@ -307,19 +307,20 @@ def _paper_rows(
     return [Row(model, row, of_paper=True) for model, row in rows.items()], notes
 
 
-def _paper_notes(kinds: Collection[str]) -> list[str]:
+def _paper_notes(kinds: set[str]) -> list[str]:
     """Say where the paper's rows are from, by their section."""
     notes = []
-    if segmented := sorted(published.DATA[kind] for kind in kinds if kind != "classes"):
+    if segmented := sorted(published.DATA[kind] for kind in kinds if kind in published.DATA):
         sets = "; ".join(segmented)
         notes.append(f"Rows of the paper: {published.SOURCE}; on {sets}; ViTDet's boxes.")
-    if "classes" in kinds:
-        source, images = published.ACCURACY_SOURCE, published.DATA["classes"]
-        notes.append(f"Rows of the paper: {source}; on {images}.")
+    for kind in kinds & published.ACCURACY_DATA.keys():
+        images = published.ACCURACY_DATA[kind]
+        notes.append(f"Rows of the paper: {published.ACCURACY_SOURCE}; on {images}.")
     return notes
 
 
 def _published(column: Column) -> Iterator[tuple[PublishedRow, float]]:
+    table: Sequence[PublishedRow]
     wanted = column.protocol if column.number == "miou" else column.number
     if column.number == "miou":
         table, names = published.MIOU, list(published.PROTOCOLS)

@@ -14,11 +14,8 @@ from dataclasses import dataclass
 
 SOURCE = "EfficientSAM, arXiv 2312.00863v1, 4.3"
 ACCURACY_SOURCE = "EfficientSAM, arXiv 2312.00863v1, table 1"
-DATA = {
-    "coco": "COCO val2017, 5,000 photos",
-    "lvis": "LVIS v1 val, 19,809 photos",
-    "classes": "ImageNet-1K val, 50,000 photos",
-}
+DATA = {"coco": "COCO val2017, 5,000 photos", "lvis": "LVIS v1 val, 19,809 photos"}
+ACCURACY_DATA = {"classes": "ImageNet-1K val, 50,000 photos"}
 PROTOCOLS = ("box", "click_random_1", "click_random_3")
 AP_NAMES = ("ap", "ap_small", "ap_medium", "ap_large")
 ACCURACY_NAMES = ("top1",)

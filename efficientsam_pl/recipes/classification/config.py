@@ -25,7 +25,7 @@ class ClassifyModelConfig:
     """The classifier, and the file of its initial weights; without one it starts from scratch."""
 
     vit: EncoderConfig = field(default_factory=lambda: EncoderConfig(image_size=224))
-    classes: int | None = None  # None: as many as the class list has
+    classes: int | None = None  # size of the head; None: the number of names in the class list
     # mean: of the patch tokens, then a norm (MAE, models_vit.py, global_pool); class_token: the
     # last norm, then the class token, which the model then needs. The paper names neither
     pool: Pool = "mean"

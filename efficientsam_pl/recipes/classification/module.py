@@ -1,7 +1,7 @@
 """Classification: cross-entropy on mixed images, scored by top-1 and top-5 accuracy."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torchmetrics import MeanMetric
@@ -73,7 +73,7 @@ class ImageClassification(TrainingModule):
         }
         self.log_dict(scores, sync_dist=True)  # the same on all ranks already
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         """Build AdamW and MAE's schedule."""
         optimizer = build_optimizer(self.model, self.optim)
         schedule = build_floored_schedule(optimizer, self.optim, self.steps)

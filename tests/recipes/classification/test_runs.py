@@ -78,6 +78,15 @@ def test_recomputed_activations_take_the_same_step(
     assert_same_step(tmp_path / "run", one)
 
 
+def test_half_precision_takes_nearly_the_same_step(
+    one: Path, classify: Run, tmp_path: Path
+) -> None:
+    classify(tmp_path / "run", *ONE_STEP, "trainer.precision=bf16")
+    measured, expected = gradients(tmp_path / "run"), gradients(one)
+    assert measured.dtype == torch.float32
+    assert float((measured - expected).norm() / expected.norm()) < 0.03
+
+
 def test_resumed_run_is_the_uninterrupted_one_to_the_bit(classify: Run, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     classify(whole)

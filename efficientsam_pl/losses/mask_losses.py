@@ -3,7 +3,10 @@
 A further term is a field of `MaskLosses`, its value in `pixel_losses` (of each pixel) or `_terms`
 (of anything else), and its weight in `MaskLossConfig`, all under one name.
 
-Axes: b images, q prompts an image, k candidates a prompt, h w pixels of the loss resolution, n of
+Every term is computed for all mask tokens at once, then the trained ones are chosen among numbers a
+mask: compiled as a whole, the logits are read once, and once more with their gradient written.
+
+Axes: b images, q prompts an image, k mask tokens a prompt, h w pixels of the loss resolution, n of
 them all or some.
 """
 
@@ -13,11 +16,11 @@ from operator import add
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.losses.config import MaskLossConfig
+from efficientsam_pl.losses.pixel_sums import pixel_sums
 from efficientsam_pl.losses.point_sampling import sampled_cells
 from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.mask_overlap import mask_iou
@@ -60,17 +63,18 @@ def segmentation_losses(
     Raises:
         ValueError: The config samples points, and there is no key to draw them from.
     """
-    truth = target[:, :, None]
-    pixels = _LossPixels.of(truth, config, sample_key)
-    single = prediction.single()
-    terms = _terms(single, single, truth, pixels)
-    of_single = _weighted(terms, config)
+    trained = prediction.single() if tokens == "single" else prediction
+    pixels, others = _terms(trained, target[:, :, None], config, sample_key)
+    single = {name: value[..., 0] for name, value in (pixels | others).items()}
+    of_single = _weighted(single, config)
     if tokens == "single":
-        return MaskLosses(total=of_single, single=of_single, **terms)
-    candidates = prediction.candidates()
-    best = _take(candidates, _lowest_loss(candidates, pixels))
-    rated = best if config.iou_candidates == "best" else candidates
-    terms = _terms(best, rated, truth, pixels)
+        return MaskLosses(total=of_single, single=of_single, **single)
+    candidates = {name: value[..., 1:] for name, value in pixels.items()}
+    rated = {name: value[..., 1:] for name, value in others.items()}
+    best = _weighted(candidates, config).argmin(-1, keepdim=True)
+    terms = {name: _take(value, best) for name, value in candidates.items()}
+    for name, value in rated.items():
+        terms[name] = _take(value, best) if config.iou_candidates == "best" else value.mean(-1)
     total = _weighted(terms, config) + config.single_mask * of_single
     return MaskLosses(total=total, single=of_single, **terms)
 
@@ -99,56 +103,31 @@ def pixel_losses(
         Lin et al. 2017 (RetinaNet), section 3, mean over pixels as in SAM 2's code; Milletari et
         al. 2016 (V-Net), section 3. SAM, appendix A, weighs them 20 to 1.
     """
-    logits = logits.float()
-    against = torch.where(target, -logits, logits)
-    wrong = against.sigmoid()
-    alpha = torch.where(target, config.focal_alpha, 1 - config.focal_alpha)
-    focal = (wrong.pow(config.focal_gamma) * F.softplus(against) * alpha).mean(-1)
-    weight = pixels / target.shape[-1]
-    area = target.sum(-1)
-    missed = (wrong * target).sum(-1)
-    extra = wrong.sum(-1) - missed
-    overlap, both = area - missed, 2 * area - missed + extra
-    return {"focal": focal, "dice": 1 - (2 * weight * overlap + 1) / (weight * both + 1)}
-
-
-@dataclass(frozen=True)
-class _LossPixels:
-    """The target's pixels that `pixel_losses` compares: all, or some of each mask."""
-
-    config: MaskLossConfig
-    truth: Bool[Tensor, "b q 1 n"]
-    cells: Int64[Tensor, "b q 1 n"] | None
-    pixels: int
-
-    @staticmethod
-    def of(
-        truth: Bool[Tensor, "b q 1 h w"],
-        config: MaskLossConfig,
-        sample_key: Int64[Tensor, "b q"] | None,
-    ) -> "_LossPixels":
-        flat = truth.flatten(-2)
-        if config.sampled_points is None:
-            return _LossPixels(config, flat, None, flat.shape[-1])
-        if sample_key is None:
-            raise ValueError("sampled_points= needs a key a mask to draw them from")
-        cells = sampled_cells(sample_key, config.sampled_points, truth.shape[-2:])[:, :, None]
-        return _LossPixels(config, flat.gather(-1, cells), cells, flat.shape[-1])
-
-    def losses(self, prediction: Prediction) -> dict[str, Float[Tensor, "b q k"]]:
-        """`pixel_losses` of every mask of a prediction."""
-        logits = prediction.low_res_logits.flatten(-2)
-        if self.cells is not None:
-            logits = logits.gather(-1, self.cells.expand(-1, -1, logits.shape[2], -1))
-        return pixel_losses(logits, self.truth, self.config, self.pixels)
+    sums = pixel_sums(logits, target, config.focal_alpha, config.focal_gamma)
+    count = target.shape[-1]
+    weight, area = pixels / count, target.sum(-1)
+    overlap, both = area - sums.missed, 2 * area - sums.missed + sums.extra
+    dice = 1 - (2 * weight * overlap + 1) / (weight * both + 1)
+    return {"focal": sums.focal / count, "dice": dice}
 
 
 def _terms(
-    trained: Prediction, rated: Prediction, truth: Bool[Tensor, "b q 1 h w"], pixels: _LossPixels
-) -> dict[str, Float[Tensor, "b q"]]:
-    """Every term but token 0's, by name: masks of `trained`, predicted IoUs of `rated`."""
-    values = pixels.losses(trained) | {"iou": _iou_error(rated, truth)}
-    return {n: v[..., 0] if v.shape[-1] == 1 else v.mean(-1) for n, v in values.items()}
+    prediction: Prediction,
+    truth: Bool[Tensor, "b q 1 h w"],
+    config: MaskLossConfig,
+    sample_key: Int64[Tensor, "b q"] | None,
+) -> tuple[dict[str, Float[Tensor, "b q k"]], dict[str, Float[Tensor, "b q k"]]]:
+    """Every token's terms by name: those of pixels, which choose a candidate, and the others."""
+    logits, flat = prediction.low_res_logits.flatten(-2), truth.flatten(-2)
+    if config.sampled_points is None:
+        pixels = pixel_losses(logits, flat, config, flat.shape[-1])
+    else:
+        if sample_key is None:
+            raise ValueError("sampled_points= needs a key a mask to draw them from")
+        cells = sampled_cells(sample_key, config.sampled_points, truth.shape[-2:])[:, :, None]
+        chosen = logits.gather(-1, cells.expand(-1, -1, logits.shape[2], -1))
+        pixels = pixel_losses(chosen, flat.gather(-1, cells), config, flat.shape[-1])
+    return pixels, {"iou": _iou_error(prediction, truth)}
 
 
 def _weighted(
@@ -159,15 +138,8 @@ def _weighted(
     return total
 
 
-@torch.no_grad()
-def _lowest_loss(candidates: Prediction, pixels: _LossPixels) -> Int64[Tensor, "b q 1"]:
-    """Index of the candidate to train; the others are spared a gradient."""
-    return _weighted(pixels.losses(candidates), pixels.config).argmin(-1, keepdim=True)
-
-
-def _take(candidates: Prediction, which: Int64[Tensor, "b q 1"]) -> Prediction:
-    index = which[..., None, None].expand(-1, -1, -1, *candidates.low_res_logits.shape[-2:])
-    return Prediction(candidates.low_res_logits.gather(2, index), candidates.iou.gather(2, which))
+def _take(values: Float[Tensor, "b q k"], which: Int64[Tensor, "b q 1"]) -> Float[Tensor, "b q"]:
+    return values.gather(-1, which)[..., 0]
 
 
 def _iou_error(prediction: Prediction, truth: Bool[Tensor, "b q 1 h w"]) -> Float[Tensor, "b q k"]:

@@ -6,8 +6,8 @@ A further term is a field of `MaskLosses`, its value in `pixel_losses` (of each 
 Every term is computed for all mask tokens at once, then the trained ones are chosen among numbers a
 mask: compiled as a whole, the logits are read once, and once more with their gradient written.
 
-Axes: b images, q prompts an image, k mask tokens a prompt, h w pixels of the loss resolution, n of
-them all or some.
+Axes: b images, q masks an image, p prompts an image (one or more rounds of q), k mask tokens a
+prompt, h w pixels of the loss resolution, n of them all or some.
 """
 
 from dataclasses import dataclass
@@ -48,35 +48,33 @@ def segmentation_losses(
     tokens: Literal["candidates", "single"] = "candidates",
     sample_key: Int64[Tensor, "b q"] | None = None,
 ) -> MaskLosses:
-    """Compute each mask's losses (SAM, section 3 and appendix A).
+    """Compute the losses of each prompt's mask (SAM, section 3 and appendix A).
 
     candidates: only the candidate with the lowest loss is trained, and token 0 beside it with the
     weight `config.single_mask`. single: token 0 alone, as SAM does for prompts of several points.
 
     Args:
-        prediction: All mask tokens, token 0 first.
-        target: One mask a prompt, at the logits' resolution.
+        prediction: All mask tokens, token 0 first, of prompts for all masks, round after round.
+        target: The masks, at the logits' resolution; those of every round.
         config: Weights.
         tokens: Output tokens that are trained.
         sample_key: One key a mask, where the config samples points.
 
+    Returns:
+        One value a prompt.
+
     Raises:
         ValueError: The config samples points, and there is no key to draw them from.
     """
-    trained = prediction.single() if tokens == "single" else prediction
-    pixels, others = _terms(trained, target[:, :, None], config, sample_key)
-    single = {name: value[..., 0] for name, value in (pixels | others).items()}
-    of_single = _weighted(single, config)
-    if tokens == "single":
-        return MaskLosses(total=of_single, single=of_single, **single)
-    candidates = {name: value[..., 1:] for name, value in pixels.items()}
-    rated = {name: value[..., 1:] for name, value in others.items()}
-    best = _weighted(candidates, config).argmin(-1, keepdim=True)
-    terms = {name: _take(value, best) for name, value in candidates.items()}
-    for name, value in rated.items():
-        terms[name] = _take(value, best) if config.iou_candidates == "best" else value.mean(-1)
-    total = _weighted(terms, config) + config.single_mask * of_single
-    return MaskLosses(total=total, single=of_single, **terms)
+    masks, count = target.shape[1], 1 if tokens == "single" else prediction.iou.shape[2]
+    rounds = prediction.iou.shape[1] // max(1, masks)
+    logits, iou = (
+        values[:, :, :count].unflatten(1, (rounds, masks))
+        for values in (prediction.low_res_logits, prediction.iou)
+    )
+    pixels, others = _terms(logits, iou, target[:, None, :, None], config, sample_key)
+    losses = _trained(pixels, others, config, tokens)
+    return MaskLosses(**{name: value.flatten(1, 2) for name, value in losses.items()})
 
 
 def pixel_losses(
@@ -112,22 +110,44 @@ def pixel_losses(
 
 
 def _terms(
-    prediction: Prediction,
-    truth: Bool[Tensor, "b q 1 h w"],
+    logits: Float[Tensor, "b r q k h w"],
+    iou: Float[Tensor, "b r q k"],
+    truth: Bool[Tensor, "b 1 q 1 h w"],
     config: MaskLossConfig,
     sample_key: Int64[Tensor, "b q"] | None,
-) -> tuple[dict[str, Float[Tensor, "b q k"]], dict[str, Float[Tensor, "b q k"]]]:
+) -> tuple[dict[str, Float[Tensor, "b r q k"]], dict[str, Float[Tensor, "b r q k"]]]:
     """Every token's terms by name: those of pixels, which choose a candidate, and the others."""
-    logits, flat = prediction.low_res_logits.flatten(-2), truth.flatten(-2)
-    if config.sampled_points is None:
-        pixels = pixel_losses(logits, flat, config, flat.shape[-1])
-    else:
+    chosen, flat = logits.flatten(-2), truth.flatten(-2)
+    pixels = flat.shape[-1]
+    if config.sampled_points is not None:
         if sample_key is None:
             raise ValueError("sampled_points= needs a key a mask to draw them from")
-        cells = sampled_cells(sample_key, config.sampled_points, truth.shape[-2:])[:, :, None]
-        chosen = logits.gather(-1, cells.expand(-1, -1, logits.shape[2], -1))
-        pixels = pixel_losses(chosen, flat.gather(-1, cells), config, flat.shape[-1])
-    return pixels, {"iou": _iou_error(prediction, truth)}
+        cells = sampled_cells(sample_key, config.sampled_points, truth.shape[-2:])
+        cells = cells[:, None, :, None]
+        chosen = chosen.gather(-1, cells.expand(*chosen.shape[:-1], -1))
+        flat = flat.gather(-1, cells)
+    return pixel_losses(chosen, flat, config, pixels), {"iou": _iou_error(logits, iou, truth)}
+
+
+def _trained(
+    pixels: dict[str, Float[Tensor, "*prompt k"]],
+    others: dict[str, Float[Tensor, "*prompt k"]],
+    config: MaskLossConfig,
+    tokens: Literal["candidates", "single"],
+) -> dict[str, Float[Tensor, "*prompt"]]:
+    """Fields of `MaskLosses` of each prompt, from the terms of its tokens."""
+    single = {name: value[..., 0] for name, value in (pixels | others).items()}
+    of_single = _weighted(single, config)
+    if tokens == "single":
+        return {"total": of_single, "single": of_single, **single}
+    candidates = {name: value[..., 1:] for name, value in (pixels | others).items()}
+    chosen = _weighted({name: candidates[name] for name in pixels}, config)
+    best = chosen.argmin(-1, keepdim=True)
+    terms = {name: value.gather(-1, best)[..., 0] for name, value in candidates.items()}
+    if config.iou_candidates == "all":
+        terms |= {name: candidates[name].mean(-1) for name in others}
+    total = _weighted(terms, config) + config.single_mask * of_single
+    return {"total": total, "single": of_single, **terms}
 
 
 def _weighted(
@@ -138,11 +158,10 @@ def _weighted(
     return total
 
 
-def _take(values: Float[Tensor, "b q k"], which: Int64[Tensor, "b q 1"]) -> Float[Tensor, "b q"]:
-    return values.gather(-1, which)[..., 0]
-
-
-def _iou_error(prediction: Prediction, truth: Bool[Tensor, "b q 1 h w"]) -> Float[Tensor, "b q k"]:
+def _iou_error(
+    logits: Float[Tensor, "b r q k h w"],
+    iou: Float[Tensor, "b r q k"],
+    truth: Bool[Tensor, "b 1 q 1 h w"],
+) -> Float[Tensor, "b r q k"]:
     """Squared difference of the predicted IoU and that of the thresholded mask."""
-    masks = prediction.low_res_logits.detach() > 0
-    return (prediction.iou.float() - mask_iou(masks, truth)).square()
+    return (iou.float() - mask_iou(logits.detach() > 0, truth)).square()

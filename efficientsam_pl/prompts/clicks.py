@@ -91,9 +91,11 @@ def sample_point_from_errors(
     """
     wrong = (mask_logits > 0) ^ truth
     cell = _drawn_cell(wrong, share)
-    is_mask = truth.flatten(-2).gather(-1, cell[..., None])[..., 0]
+    is_mask, is_wrong = (
+        masks.flatten(-2).gather(-1, cell[..., None])[..., 0] for masks in (truth, wrong)
+    )
     labels = torch.where(is_mask, Label.POSITIVE, Label.NEGATIVE)
-    perfect = ~wrong.flatten(-2).any(-1)
+    perfect = ~is_wrong  # else a cell is drawn that is wrong
     points = _middle(cell, truth, side)
     return (
         torch.where(perfect[..., None], -1.0, points),

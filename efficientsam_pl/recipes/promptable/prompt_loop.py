@@ -111,13 +111,8 @@ class PromptLoop:
         tokens: Literal["candidates", "single"],
     ) -> Float[Tensor, "values"]:
         """Stack the terms of r rounds of all masks, summed over the valid ones."""
+        prediction = Prediction(logits, iou)
+        losses = segmentation_losses(prediction, masks, self.loss, tokens, sample_key)
         rounds = logits.shape[1] // max(1, masks.shape[1])
-        losses = segmentation_losses(
-            Prediction(logits, iou),
-            masks.repeat(1, rounds, 1, 1),
-            self.loss,
-            tokens,
-            sample_key.repeat(1, rounds),
-        )
         summed = losses.summed(valid.repeat(1, rounds))
         return summed.stacked() / self.prompt_sampler.rounds

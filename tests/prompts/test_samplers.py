@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from efficientsam_pl.keyed_random import sample_key
+from efficientsam_pl.keyed_random import sample_key, uniform
 from efficientsam_pl.prompts.clicks import sample_point_from_errors
 from efficientsam_pl.prompts.config import PromptingConfig
 from efficientsam_pl.prompts.samplers import build_prompt_sampler
@@ -237,8 +237,7 @@ def test_every_correction_lies_where_the_prediction_was_wrong(
                 point, label = sample_point_from_errors(
                     batch.masks[b : b + 1, mask],
                     predicted_logits(batch, number - 1)[b : b + 1, mask],
-                    keys[b : b + 1, mask],
-                    number,
+                    uniform(keys[b : b + 1, mask], 1, f"correction-{number}")[..., 0],
                     SIDE,
                 )
                 new = filled_slots(prompted[number], b, q)

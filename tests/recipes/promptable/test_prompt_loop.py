@@ -18,7 +18,15 @@ from efficientsam_pl.models.config import (
 )
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
-from efficientsam_pl.structures import Label, MaskBatch, MaskTargets, PreviousRound, Prompts
+from efficientsam_pl.structures import (
+    Label,
+    MaskBatch,
+    MaskTargets,
+    PreviousRound,
+    Prompts,
+    Region,
+    RoundGroup,
+)
 
 SIDE, MASKS = 64, 5
 CONFIG = SegmenterConfig(
@@ -51,8 +59,14 @@ class ThreeRounds:
             points, labels, mask_logits=None if previous is None else previous.mask_logits
         )
 
+    def groups(self) -> list[RoundGroup]:
+        return [RoundGroup(range(n, n + 1), corrected=n < 2) for n in range(3)]
+
     def output_tokens(self, number: int) -> Literal["candidates", "single"]:
         return "candidates" if number == 0 else "single"
+
+    def regions(self) -> list[Region]:
+        return []
 
 
 def batch_of(images: int = 2) -> MaskBatch:

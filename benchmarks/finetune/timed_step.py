@@ -19,7 +19,7 @@ from efficientsam_pl.structures import (
     Region,
     RoundGroup,
 )
-from efficientsam_pl.training.parallelize import apply_compile
+from efficientsam_pl.training.compilation import apply_compile
 
 
 @dataclass(frozen=True)

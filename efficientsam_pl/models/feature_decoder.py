@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import SamiConfig
-from efficientsam_pl.models.layers import Block, Mlp
+from efficientsam_pl.models.layers import Block, Mlp, normalise
 from efficientsam_pl.models.masking import TokenSplit
-from efficientsam_pl.models.position_encoding import grid_positions, positions_at
+from efficientsam_pl.models.position_encoding import grid_positions
 
 _norm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -34,12 +34,12 @@ class CrossAttentionBlock(nn.Module):
         self, masked: Float[Tensor, "b m c"], visible: Float[Tensor, "b v c"]
     ) -> Float[Tensor, "b m c"]:
         """Update the masked tokens; the visible tokens are normalised already."""
-        queries = self.norm_attention(masked)
+        queries = normalise(self.norm_attention, masked)
         keys = torch.cat([visible, queries], dim=1)
         k, v = map(self._heads, self.key_value(keys).chunk(2, dim=-1))
         attended = F.scaled_dot_product_attention(self._heads(self.query(queries)), k, v)
         masked = masked + self.out(attended.transpose(1, 2).flatten(-2))
-        updated: Tensor = masked + self.mlp(self.norm_mlp(masked))
+        updated: Tensor = masked + self.mlp(normalise(self.norm_mlp, masked))
         return updated
 
     def _heads(self, x: Float[Tensor, "b r c"]) -> Float[Tensor, "b heads r d"]:
@@ -72,12 +72,14 @@ class CrossAttentionDecoder(nn.Module):
         self, encoded: Float[Tensor, "b v c"], split: TokenSplit
     ) -> Float[Tensor, "b n target"]:
         """Predict features of every token, in image order."""
-        embedded = self.embed(encoded) + positions_at(self.position, split.visible)
-        visible = self.norm_visible(embedded)
-        masked = self.mask_token + positions_at(self.position, split.masked)
+        embedded = self.embed(encoded)
+        places = self.position.expand(len(encoded), -1, -1)
+        visible_places, masked_places = split.separate(places)
+        visible = normalise(self.norm_visible, embedded + visible_places, embedded.dtype)
+        masked = (self.mask_token + masked_places).to(embedded.dtype)
         for block in self.blocks:
             masked = block(masked, visible)
-        return split.restore(self.head(visible), self.head(self.norm_masked(masked)))
+        return self.head(split.restore(visible, normalise(self.norm_masked, masked)))
 
 
 class SelfAttentionDecoder(nn.Module):

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from typing import cast
 
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from efficientsam_pl.losses.config import FeatureLossConfig
 from efficientsam_pl.losses.feature_loss import FeatureLosses, feature_losses
+from efficientsam_pl.models.masking import TokenSplit
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target
 from efficientsam_pl.optim.config import OptimConfig
-from efficientsam_pl.structures import ImageBatch
+from efficientsam_pl.structures import ImageBatch, Region
 from efficientsam_pl.training.module import TrainingModule
 
 
@@ -48,7 +52,22 @@ class SamiPretraining(TrainingModule):
         self.log_dict(named, batch_size=images, sync_dist=True)
         self.log("heldout/photos", float(images), reduce_fx="sum", sync_dist=True)
 
+    def regions(self) -> list[Region]:
+        """List the student's encoder, and its decoder with the loss."""
+        return [Region(self.model, "encode"), Region(self, "_decode_losses")]
+
     def _losses(self, model: Sami, batch: ImageBatch) -> FeatureLosses:
-        target = self.target(batch)  # first: it needs nothing but the images
-        predicted, split = model(batch.image, batch.sample_key)
-        return feature_losses(predicted, target, split.masked, batch.valid, self.loss)
+        target = self.target(batch)
+        encoded, split = model.encode(batch.image, batch.sample_key)
+        return self._decode_losses(model, encoded, split, target, batch.valid)
+
+    def _decode_losses(
+        self,
+        model: Sami,
+        encoded: Float[Tensor, "b v c"],
+        split: TokenSplit,
+        target: Float[Tensor, "b n target"],
+        valid: Bool[Tensor, "b"],
+    ) -> FeatureLosses:
+        predicted = model.decode(encoded, split)
+        return feature_losses(predicted, target, split.masked, valid, self.loss)

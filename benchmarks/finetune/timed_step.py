@@ -12,7 +12,7 @@ from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import finetune_optim
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
 from efficientsam_pl.structures import MaskBatch, MaskTargets, PreviousRound, Prompts
-from efficientsam_pl.training.parallelize import apply_compile
+from efficientsam_pl.training.compilation import apply_compile
 
 
 @dataclass(frozen=True)

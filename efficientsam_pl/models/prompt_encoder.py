@@ -82,7 +82,7 @@ class PromptEncoder(nn.Module):
             points = points.where(points >= 0, -1.0)  # as released: below 0 is "no point"
         position = self.pe_layer((points + 0.5) / self.image_size)
         if self.config.padding_position == "zeroed":
-            position = position.masked_fill((labels == Label.PADDING)[..., None], 0.0)
+            position = position.masked_fill((labels == int(Label.PADDING))[..., None], 0.0)
         tokens = position + self._label_table()[labels + 1]
         return tokens, self._dense(prompts, self._drawn_prompts(points, labels))
 
@@ -112,7 +112,7 @@ class PromptEncoder(nn.Module):
             padding = 1  # SAM pads points without a box by one; a mask alone has no token
         points = F.pad(points, (0, 0, 0, padding), value=-1.0)
         labels = F.pad(labels, (0, padding), value=int(Label.PADDING))
-        return points.masked_fill((labels == Label.PADDING)[..., None], -1.0), labels
+        return points.masked_fill((labels == int(Label.PADDING))[..., None], -1.0), labels
 
     def unused_modules(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
         """List the modules that prompts of these labels, with or without masks, do not use."""

@@ -77,11 +77,8 @@ class Segmenter(nn.Module):
 
     def regions(self) -> list[Region]:
         """List what is compiled as a whole where no block is sharded."""
-        return [Region(self.image_encoder), Region(self, "_decode")]
-
-    def heads(self) -> list[nn.Module]:
-        """Modules after the blocks, each compiled as a whole."""
-        return [self.mask_decoder]
+        # in interactive rounds the number of points grows
+        return [Region(self.image_encoder), Region(self, "_decode", dynamic=None)]
 
     def freeze(self, parts: Iterable[str]) -> None:
         """Stop training the weights of these modules, named as in `get_submodule`.

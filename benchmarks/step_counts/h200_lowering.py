@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.step_counts.costs import OWN, touched_bytes
+
 _H200 = SimpleNamespace(
     name="NVIDIA H200",
     major=9,
@@ -34,7 +36,8 @@ _H200 = SimpleNamespace(
 )
 _TRITON_LAUNCH = re.compile(r"^\s+triton_\w+\.run\(", re.MULTILINE)
 _LIBRARY_LAUNCH = re.compile(
-    r"^\s+extern_kernels\.|= torch\.ops\.aten\.\w+\.default\(", re.MULTILINE
+    rf"^\s+extern_kernels\.|^\s+(?:\w+ = )?torch\.ops\.(?:aten|{OWN})\.\w+\.\w+\(",
+    re.MULTILINE,
 )
 
 
@@ -43,7 +46,7 @@ class Region:
     """The launches of a compiled graph, and the bytes that its kernels read and write."""
 
     triton: int
-    library: int  # matrix products, attention
+    library: int  # matrix products, attention, kernels of our own
     bytes: int
 
     def launches(self) -> int:
@@ -94,8 +97,21 @@ def _generated(
         with V.set_graph_handler(lowering):
             lowering.run(*inputs)
             code: Any = lowering.codegen()[0]
-            moved = int(lowering.count_bytes()[0])
+            moved = _moved(lowering, inputs)
     return code if isinstance(code, str) else code.value, moved
+
+
+def _moved(lowering: Any, inputs: Sequence[Any]) -> int:
+    """Sum the bytes of all kernels: buffers read once and written once, as torch counts them.
+
+    But of an input with a broadcast axis torch counts the whole shape.
+    """
+    most = dict(zip(lowering.graph_input_names, map(touched_bytes, inputs), strict=True))
+    return sum(
+        min(size, most.get(name, size)) if most.get(name) else size
+        for node in lowering.scheduler.nodes
+        for name, size in node.get_read_write_buffer_accesses(True, True).items()
+    )
 
 
 @contextlib.contextmanager

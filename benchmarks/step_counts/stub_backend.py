@@ -13,6 +13,8 @@ from torch import Tensor
 from benchmarks.step_counts.counter import OperationCounter, call_site
 from benchmarks.step_counts.h200_lowering import Region, lowered
 
+_MOST_ZEROS = 2**20  # values of an output that is zeroed though nothing is computed
+
 
 class StubBackend:
     """Count the graphs and calls of torch.compile, without computing them.
@@ -25,8 +27,8 @@ class StubBackend:
 
         Args:
             counter: Paused while a stub makes its outputs.
-            lower: Whether each graph is lowered for a GPU, in `regions`. Outputs are then
-                uninitialized, else zeros.
+            lower: Whether each graph is lowered for a GPU, in `regions`. Large outputs are then
+                not initialized, and take no memory until they are written; others are zeros.
         """
         self.regions: list[tuple[str, Region]] = []
         self.calls: Counter[str] = Counter()
@@ -102,7 +104,8 @@ def _made(value: Any, known: dict[Any, int], zeros: bool) -> Any:
     shape = [_number(size, known) for size in value.shape]
     stride = [_number(size, known) for size in value.stride()]
     tensor = torch.empty_strided(shape, stride, dtype=value.dtype)
-    return tensor.zero_() if zeros else tensor
+    is_large = tensor.is_floating_point() and tensor.numel() > _MOST_ZEROS
+    return tensor if is_large and not zeros else tensor.zero_()
 
 
 def _number(value: Any, known: dict[Any, int]) -> Any:

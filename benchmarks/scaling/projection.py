@@ -208,10 +208,10 @@ def tables(node: Node) -> str:
     shown = [work for work in result if not work.name.startswith("Pretraining Ti")]
     parts = []
     for work in shown:
+        teacher = f", teacher {1e3 * work.teacher_s:.2f} ms" if work.teacher_s else ""
         said = (
-            f"An image: {work.flop / 1e9:,.1f} GFLOP, {work.moved / 1e9:.3g} GB"
-            + (f", teacher {1e3 * work.teacher_s:.2f} ms" if work.teacher_s else "")
-            + f"; a step: {work.moved_once / 1e9:.3g} GB; a micro-batch: {work.launches:,} launches; "
+            f"An image: {work.flop / 1e9:,.1f} GFLOP, {work.moved / 1e9:.3g} GB{teacher}; "
+            f"a step: {work.moved_once / 1e9:.3g} GB; a micro-batch: {work.launches:,} launches; "
             f"batch {work.global_batch}, up to {work.micro_batch} at once."
         )
         parts.append(f"### {work.name}\n\n{said}")

@@ -21,7 +21,7 @@ _MASKS = 32
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large; a tiny one proves the program on a CPU."""
+    """Folder, device and sizes; a tiny profile proves the program on a CPU."""
 
     folder: Path
     device: Literal["cuda", "cpu"]

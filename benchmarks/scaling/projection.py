@@ -9,6 +9,7 @@ were not measured.
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from benchmarks.scaling.cluster import (
     Node,
@@ -35,6 +36,8 @@ _STORED_VIEW = 51_392  # bytes, int8
 _SA1B = {"image_bytes": 400_000, "images_a_core": 83, "shard_images": 11_185}
 _FILE_SYSTEM = 10e9  # bytes per second above which reading needs attention
 _HALF = 0.5  # of linear scaling
+_NEARLY = 1.1  # times the shortest step
+_FIRST_HEADING = "### Overview"
 
 
 def works() -> list[Work]:
@@ -107,6 +110,29 @@ def time_table(work: Work, node: Node) -> str:
         cells += [result.limit, f"{rate:,.0f}", f"{rate / nodes / alone:.0%}"]
         rows.append([*cells, f"{hours(work, result):.1f}"])
     return _markdown(head, rows)
+
+
+def overview_table(all_works: Sequence[Work], node: Node) -> str:
+    """Table of a GPU's step on one node, and of the hours on one node and on the fastest number."""
+    head = ["recipe", "images a GPU", "FLOPs, ms", "memory, ms", "host, ms", "limit on one node"]
+    head += ["images/s", "hours", "fastest", "hours there", "limit there"]
+    rows = []
+    for work in all_works:
+        results = dict(_steps(work, node))
+        one = results[1]
+        # more nodes that save less than a tenth are not worth it
+        best = next(n for n in NODES if n in results and _is_fast(work, results, n))
+        cells = [work.name, f"{one.images}"]
+        cells += [f"{1e3 * s:.1f}" for s in (one.flops, one.memory, one.host)]
+        cells += [one.limit, f"{image_rate(work, one):,.0f}", f"{hours(work, one):.1f}"]
+        cells += [f"{best} node{'s' if best > 1 else ''}", f"{hours(work, results[best]):.1f}"]
+        rows.append([*cells, results[best].limit])
+    return _markdown(head, rows)
+
+
+def _is_fast(work: Work, results: dict[int, Step], nodes: int) -> bool:
+    quickest = min(result.seconds for result in results.values())
+    return results[nodes].seconds <= _NEARLY * quickest
 
 
 def demands_table(work: Work, node: Node) -> str:
@@ -197,8 +223,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.projection")
     parser.description = (__doc__ or "").splitlines()[0]
-    parser.parse_args(argv)
-    print(tables(Node()))
+    parser.add_argument("--write", type=Path, help="a document whose tables are replaced")
+    options = parser.parse_args(argv)
+    printed = tables(Node())
+    if options.write is None:
+        print(printed)
+        return 0
+    text = options.write.read_text()
+    options.write.write_text(f"{text[: text.index(_FIRST_HEADING)]}{printed}\n")
     return 0
 
 
@@ -206,12 +238,12 @@ def tables(node: Node) -> str:
     """Format all tables, as in docs/scaling.md."""
     result = works()
     shown = [work for work in result if not work.name.startswith("Pretraining Ti")]
-    parts = []
+    parts = [f"{_FIRST_HEADING}\n\n{overview_table(result, node)}"]
     for work in shown:
+        teacher = f", teacher {1e3 * work.teacher_s:.2f} ms" if work.teacher_s else ""
         said = (
-            f"An image: {work.flop / 1e9:,.1f} GFLOP, {work.moved / 1e9:.3g} GB"
-            + (f", teacher {1e3 * work.teacher_s:.2f} ms" if work.teacher_s else "")
-            + f"; a step: {work.moved_once / 1e9:.3g} GB; a micro-batch: {work.launches:,} launches; "
+            f"An image: {work.flop / 1e9:,.1f} GFLOP, {work.moved / 1e9:.3g} GB{teacher}; "
+            f"a step: {work.moved_once / 1e9:.3g} GB; a micro-batch: {work.launches:,} launches; "
             f"batch {work.global_batch}, up to {work.micro_batch} at once."
         )
         parts.append(f"### {work.name}\n\n{said}")

@@ -13,7 +13,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,18 +169,34 @@ def _tuples(nested: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage's command with an additional callback."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.timed_run")
-    parser.description = (__doc__ or "").splitlines()[0]
+    options = run_arguments("scaling.timed_run", __doc__).parse_args(argv)
+    run_stage(options, lambda steps: Measured(options.folder, steps))
+    return 0
+
+
+def run_arguments(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Create the parser of a program that runs a stage."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}")
+    parser.description = (description or "").splitlines()[0]
     parser.add_argument("stage", choices=("pretrain", "finetune"))
     parser.add_argument("config", help="a YAML file")
     parser.add_argument("folder", type=Path, help="for the records of all ranks")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run_stage(options: argparse.Namespace, callback_of: Callable[[int], L.Callback]) -> None:
+    """Run a stage as a long run that a callback ends.
+
+    Args:
+        options: Those of `run_arguments`.
+        callback_of: Builds the callback from `trainer.max_steps` as given; it comes first.
+    """
     torch.set_num_threads(1)
     recipe: Any = SamiRecipe if options.stage == "pretrain" else PromptableRecipe
     root: Any = PretrainConfig if options.stage == "pretrain" else FinetuneConfig
     config = configs.load(root, [options.config], options.overrides)
-    measured = Measured(options.folder, config.trainer.max_steps)
+    callback = callback_of(config.trainer.max_steps)
     planned = replace(config, trainer=replace(config.trainer, max_steps=_PLANNED))
     standard: Any = training.standard_callbacks
     fit: Any = training.fit
@@ -191,13 +207,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with (
         mock.patch.object(
-            training, "standard_callbacks", lambda *given: [measured, *standard(*given)]
+            training, "standard_callbacks", lambda *given: [callback, *standard(*given)]
         ),
         mock.patch.object(training, "fit", fit_only),
         contextlib.suppress(_Ended),
     ):
         training.train(recipe(planned))
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 224) as fake tensors, uncompiled, under CUDA's autocast rules in bf16. `fused` lowers the compiled
 regions to Triton code for an H200, without running them, and adds the rest; it takes minutes.
 `loop` runs a small model in the real trainer, with compiled regions stubbed out: the host's time,
-compiled calls, recompiles, and reads of device values. `--quick` counts shallow models of 64 pixels.
+compiled calls, recompiles, and reads of device values. `--quick` counts shallow, small models.
 """
 
 import argparse

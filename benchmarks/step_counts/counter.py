@@ -5,6 +5,7 @@ import contextlib
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,7 @@ class OperationCounter(TorchDispatchMode):
             "parts": parts,
         }
 
-    @contextlib.contextmanager
-    def _replaced(self, label: Label) -> Iterator[None]:
+    def _replaced(self, label: Label) -> AbstractContextManager[None]:
         function: Callable[..., Any] = getattr(label.owner, label.attribute)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -130,16 +130,7 @@ class OperationCounter(TorchDispatchMode):
             finally:
                 self.enter(before)
 
-        attributes = vars(label.owner)  # an owner may be a frozen dataclass
-        was_set = label.attribute in attributes
-        attributes[label.attribute] = counted
-        try:
-            yield
-        finally:
-            if was_set:
-                attributes[label.attribute] = function
-            else:
-                del attributes[label.attribute]
+        return replaced_attribute(label.owner, label.attribute, counted)
 
     def _part_of_operation(self) -> str:
         node: Any = torch._C._current_autograd_node()
@@ -150,6 +141,22 @@ class OperationCounter(TorchDispatchMode):
             return "accumulate/bwd"
         started = bisect.bisect_right(self._starts, (number, "~")) - 1
         return f"{self._starts[max(started, 0)][1]}/bwd"
+
+
+@contextlib.contextmanager
+def replaced_attribute(owner: object, name: str, value: object) -> Iterator[None]:
+    """Set an attribute of a module, or of a record that may be frozen, until the context ends."""
+    attributes = vars(owner)
+    missing = object()
+    before = attributes.get(name, missing)
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del attributes[name]
+        else:
+            attributes[name] = before
 
 
 def call_site() -> str:

@@ -33,6 +33,7 @@ def whole(request: StepRequest) -> dict[str, Any]:
     """Count an uncompiled step on fake tensors: launches, bytes, FLOPs and device reads by part."""
     step = captured_step(request)
     module, counter = step.module, OperationCounter()
+    module.configure_model()
     with _fake_parameters(), FakeTensorMode(allow_non_fake_inputs=True):
         module.model.to_empty(device="cpu")
         batch = without_data(step.batch)
@@ -47,7 +48,7 @@ def fused(request: StepRequest) -> dict[str, Any]:
     """Count a compiled step: each region as inductor's kernels for an H200, the rest as in whole.
 
     Uncompiled operations are executed on real tensors; those of regions are never written, so that
-    they take no memory. With blocks alone much is uncompiled: finetuning then runs one image instead
+    they take no memory. With blocks much is uncompiled: finetuning then runs one image instead
     of a batch, and bytes are scaled.
     """
     in_blocks = request.compile == "blocks" and request.recipe != SAMI

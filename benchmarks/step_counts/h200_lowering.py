@@ -68,7 +68,8 @@ def lowered(graph: Any, example_inputs: Sequence[Any], is_backward: bool) -> Reg
     for node in graph.graph.nodes:
         node.kwargs = {name: _device(value) for name, value in node.kwargs.items()}
         node.args = tuple(map(_device, node.args))
-    with _pretended_h200(), mode:
+    # kernels would otherwise be handed to worker processes to compile while code is generated
+    with _pretended_h200(), torch._inductor.config.patch(compile_threads=1), mode:
         source, moved = _generated(graph, inputs, is_backward, mode)
     return Region(len(_TRITON_LAUNCH.findall(source)), len(_LIBRARY_LAUNCH.findall(source)), moved)
 
@@ -84,10 +85,11 @@ def _generated(
     from torch._inductor.virtualized import V
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+    # a convolution's layout on a GPU is another than on the CPU that traced it, and so its views
+    view_to_reshape(graph)
     graph.recompile()
     FakeTensorProp(graph, mode=mode).propagate_dont_convert_inputs(*inputs)
     record_original_output_strides(graph)
-    view_to_reshape(graph)
     with V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
         post_grad_passes(graph, is_inference=False)
         metrics.reset()

@@ -182,7 +182,7 @@ def test_operations_are_those_that_write() -> None:
 def test_document_holds_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert projection.main([]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("\n| --- |") == 13
+    assert printed.count("\n| --- |") == 14
     document = Path(__file__).parents[3] / "docs/scaling.md"
     assert printed.strip() in document.read_text()
 
@@ -237,3 +237,13 @@ def test_projection_takes_its_counts_from_the_table() -> None:
     assert work.moved == 1e9 * counts.image_gb
     assert work.moved_once == 1e9 * counts.step_gb
     assert work.host_s == counts.host_ms / 1e3
+
+
+def test_tables_of_a_document_are_replaced_and_its_text_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "tables", lambda _: "### Overview\n\nnew")
+    document = tmp_path / "scaling.md"
+    document.write_text("# Scaling\n\n### Overview\n\nold\n\n### Other\n")
+    assert projection.main(["--write", str(document)]) == 0
+    assert document.read_text() == "# Scaling\n\n### Overview\n\nnew\n"

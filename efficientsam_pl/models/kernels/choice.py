@@ -13,6 +13,7 @@ module with a fused operation has the attribute `kernels`, "plain" at first.
 import contextlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -56,3 +57,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return tensor.dtype
+
+
+def computable(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Convert what Triton's interpreter does not compute in, bf16 on a CPU, to float32."""
+    return [x.float() if x.device.type == "cpu" else x for x in tensors]

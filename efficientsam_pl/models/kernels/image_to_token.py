@@ -1,7 +1,7 @@
 """Attention from image to tokens, its residual and its layer norm in one operator.
 
-y = LayerNorm(x + softmax_t((x + position) K' + offset) V'), with the tokens folded into the space of
-the image (`K'` = W_q^T k, `V'` = W_out v), so that no image token is projected. Nothing but the
+y = LayerNorm(x + softmax_t((x + position) K' + offset) V'), with the tokens folded into the space
+of the image (`K'` = W_q^T k, `V'` = W_out v), so that no image token is projected. Nothing but the
 inputs is saved: going back, the operator recomputes, and writes the attention weights and the
 gradient of the scores, which are small; sums over the image are ordinary matrix products of these.
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from efficientsam_pl.models.kernels.choice import runs_triton
+from efficientsam_pl.models.kernels.choice import computable, runs_triton
 
 ROWS = 64  # image tokens of a tile
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -47,7 +47,8 @@ def image_to_token(
     if runs_triton(image):
         from efficientsam_pl.models.kernels.triton_kernels import image_to_token as kernels
 
-        return kernels.forward(image, position, keys, offset, values, (weight, bias, eps))
+        inputs = computable((image, position, keys, offset, values, weight, bias))
+        return kernels.forward(inputs, eps).to(image.dtype)
     updated = _updated(image, _weights(image, position, keys, offset), values)
     return F.layer_norm(updated, weight.shape, weight.float(), bias.float(), eps).to(image.dtype)
 
@@ -88,8 +89,10 @@ def image_to_token_backward(
     if runs_triton(image):
         from efficientsam_pl.models.kernels.triton_kernels import image_to_token as kernels
 
-        norm = weight, eps, ROWS
-        return kernels.backward(grad_out, image, position, keys, offset, values, norm)
+        inputs = computable((grad_out, image, position, keys, offset, values, weight))
+        grad, weights, through, *sums = kernels.backward(inputs, eps, ROWS)
+        grad, weights, through = (x.to(image.dtype) for x in (grad, weights, through))
+        return grad, weights, through, sums[0], sums[1]
     return _plain_backward(grad_out, (image, position, keys, offset, values), weight, eps)
 
 

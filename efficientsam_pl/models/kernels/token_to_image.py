@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientsam_pl.models.kernels.choice import runs_triton
+from efficientsam_pl.models.kernels.choice import computable, runs_triton
 
 
 @torch.library.custom_op("efficientsam_pl::token_to_image", mutates_args=())
@@ -30,7 +30,8 @@ def token_to_image(image: Tensor, position: Tensor, queries: Tensor) -> tuple[Te
     if runs_triton(image):
         from efficientsam_pl.models.kernels.triton_kernels import token_to_image as kernels
 
-        return kernels.forward(image, position, queries)
+        pooled, logsumexp = kernels.forward(computable((image, position, queries)))
+        return pooled.to(image.dtype), logsumexp
     scores = _scores(image, position, queries)
     pooled = scores.softmax(-1).to(image.dtype) @ image
     return pooled.view_as(queries), scores.logsumexp(-1).view(queries.shape[:3])
@@ -68,9 +69,9 @@ def token_to_image_backward(
     if runs_triton(image):
         from efficientsam_pl.models.kernels.triton_kernels import token_to_image as kernels
 
-        return kernels.backward(
-            grad_pooled, grad_passed, image, position, queries, logsumexp, inner
-        )
+        inputs = computable((grad_pooled, grad_passed, image, position, queries, logsumexp, inner))
+        grad_image, through = kernels.backward(inputs)
+        return grad_image.to(image.dtype), through.to(image.dtype)
     weights = (_scores(image, position, queries) - logsumexp.flatten(1)[..., None]).exp()
     grad, flat = grad_pooled.flatten(1, 2), queries.flatten(1, 2)
     through = weights * ((grad @ image.transpose(1, 2)) - inner.flatten(1)[..., None])

@@ -1,5 +1,7 @@
 """Triton kernels of the attention from image to tokens, with its residual and layer norm."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -154,24 +156,16 @@ def backward_kernel(
         tl.store(grad_image + of_prompt + places, grad.to(grad_image.dtype.element_ty), mask=inside)
 
 
-def forward(
-    image: Tensor,
-    position: Tensor,
-    keys: Tensor,
-    offset: Tensor,
-    values: Tensor,
-    norm: tuple[Tensor, Tensor, float],
-) -> Tensor:
+def forward(inputs: Sequence[Tensor], eps: float) -> Tensor:
     """Launch the forward kernel; arguments as of the operator."""
+    image, keys = inputs[0], inputs[2]
     images, n, channels = image.shape
     prompts = keys.shape[0]
     out = image.new_empty(prompts, n, channels)
     tiling = fitted(FORWARD, n)
-    weight, bias, eps = norm
     with on_device(image):
         forward_kernel[(prompts, tiling.chunks(n))](
-            *(image, position, keys, offset, values, weight, bias, out),
-            *(n, prompts // images, keys.shape[2], eps),
+            *(*inputs, out, n, prompts // images, keys.shape[2], eps),
             CHUNK=tiling.chunk,
             **constants(keys, tiling),
         )
@@ -179,18 +173,13 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    image: Tensor,
-    position: Tensor,
-    keys: Tensor,
-    offset: Tensor,
-    values: Tensor,
-    norm: tuple[Tensor, float, int],
+    inputs: Sequence[Tensor], eps: float, rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Launch the backward kernel; `norm`: weight, eps, rows of a tile; else as of the operator."""
+    """Launch the backward kernel with tiles of so many rows; else as of the operator."""
+    grad_out, image, _, keys = inputs[:4]
     images, n, channels = image.shape
     prompts, heads, tokens, _ = keys.shape
-    tiling = fitted(Tiling(norm[2], 512, warps=8), n)
+    tiling = fitted(Tiling(rows, 512, warps=8), n)
     tiles = -(-n // tiling.rows)
     grad_image = torch.empty_like(grad_out)
     weights = image.new_empty(prompts, heads * tokens, n)
@@ -199,9 +188,8 @@ def backward(
     grad_norm = image.new_empty(prompts, tiles, 2, channels, dtype=torch.float32)
     with on_device(image):
         backward_kernel[(prompts, tiling.chunks(n))](
-            *(grad_out, image, position, keys, offset, values, norm[0]),
-            *(grad_image, weights, grad_scores, grad_offset, grad_norm),
-            *(n, prompts // images, tokens, norm[1]),
+            *(*inputs, grad_image, weights, grad_scores, grad_offset, grad_norm),
+            *(n, prompts // images, tokens, eps),
             CHUNK=tiling.chunk,
             SHARED=prompts > images,
             **constants(keys, tiling),

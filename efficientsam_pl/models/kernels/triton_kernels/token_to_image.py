@@ -1,5 +1,7 @@
 """Triton kernels of the attention from tokens to image, whose scores stay on the chip."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -111,37 +113,30 @@ def backward_kernel(
         tl.store(grad_image + of_prompt + places, back.to(grad_image.dtype.element_ty), mask=inside)
 
 
-def forward(image: Tensor, position: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+def forward(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel; arguments and results as of the operator."""
+    image, _, queries = inputs
     prompts, n, _ = image.shape
     pooled = torch.empty_like(queries)
     logsumexp = queries.new_empty(queries.shape[:3], dtype=torch.float32)
     with on_device(image):
         forward_kernel[(prompts,)](
-            *(image, position, queries, pooled, logsumexp, n, queries.shape[2]),
+            *(*inputs, pooled, logsumexp, n, queries.shape[2]),
             **constants(queries, fitted(FORWARD, n)),
         )
     return pooled, logsumexp
 
 
-def backward(
-    grad_pooled: Tensor,
-    grad_passed: Tensor,
-    image: Tensor,
-    position: Tensor,
-    queries: Tensor,
-    logsumexp: Tensor,
-    inner: Tensor,
-) -> tuple[Tensor, Tensor]:
+def backward(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Launch the backward kernel; arguments and results as of the operator."""
+    image, queries = inputs[2], inputs[4]
     prompts, n, _ = image.shape
     tiling = fitted(BACKWARD, n)
     grad_image = torch.empty_like(image)
     grad_scores = image.new_empty(prompts, queries.shape[1] * queries.shape[2], n)
     with on_device(image):
         backward_kernel[(prompts, tiling.chunks(n))](
-            *(grad_pooled, grad_passed, image, position, queries, logsumexp, inner),
-            *(grad_image, grad_scores, n, queries.shape[2]),
+            *(*inputs, grad_image, grad_scores, n, queries.shape[2]),
             CHUNK=tiling.chunk,
             **constants(queries, tiling),
         )

@@ -177,9 +177,7 @@ class ImageToToken(Attention):
                 x.flatten(0, 1).to(image.dtype).contiguous()
                 for x in (self._folded(split, self.q_proj), offset, projected)
             ]
-            updated = image_to_token(
-                image, position[0], *folded, norm.weight, norm.bias, norm.eps
-            )
+            updated = image_to_token(image, position[0], *folded, norm.weight, norm.bias, norm.eps)
             return updated.unflatten(0, keys.shape[:2])
         if keys.shape[1] != 1:
             queries = self.q_proj(image + position).unflatten(-1, (self.heads, -1))

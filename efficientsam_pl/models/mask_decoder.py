@@ -22,9 +22,10 @@ from efficientsam_pl.structures import Prediction
 class MaskDecoder(nn.Module):
     """Predicts a single mask (token 0) and candidates for ambiguous prompts (tokens 1..)."""
 
+    kernels: Kernels = "plain"
+
     def __init__(self, channels: int, config: MaskDecoderConfig) -> None:
         super().__init__()
-        self.kernels: Kernels = "plain"
         tokens = config.candidates + 1
         activation = ACTIVATIONS[config.activation]
         self.iou_token = nn.Embedding(1, channels)

@@ -101,7 +101,7 @@ class _GradientSum:
 def _widened(gradient: Tensor | None) -> Tensor:
     """At least float32: many small gradients added up in bf16 would stop counting."""
     assert gradient is not None
-    return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return gradient.float() if gradient.element_size() < 4 else gradient
 
 
 def _total(chunks: Iterable[Tensor]) -> Tensor | None:

@@ -39,6 +39,7 @@ from efficientsam_pl.training.module import TrainingModule
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_UNIT_WEIGHTS = 8_000_000  # that are gathered together, at most, unless a block has more
 _FULL_PRECISION = MixedPrecisionPolicy(cast_forward_inputs=False)
 
 
@@ -58,6 +59,9 @@ def parallelize(
     """
     mesh = None if stage.device_mesh is None else stage.device_mesh["data_parallel"]
     models = [model for model in (stage.model, stage.average) if model is not None]
+    if mesh is not None and mesh.size() == 1:  # there is nobody to share with
+        mesh, shard_teacher = None, False
+        stage.to(stage.trainer.strategy.root_device)
     set_kernels(stage, kernels_of(config))
     for model in models if config.activations == "recomputed" else ():
         apply_activation_checkpointing(model)
@@ -96,14 +100,32 @@ def apply_activation_checkpointing(model: nn.Module) -> None:
 
 
 def apply_fsdp(model: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
-    """Shard by FSDP2: each block is a unit, and so is the rest, which is small, in float32."""
-    for block in blocks_of(model):
-        norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
+    """Shard by FSDP2: blocks in units, and the rest, which is small, as a unit in float32."""
+    for unit in _units(model):
+        norms = [m for block in unit for m in block.modules() if isinstance(m, nn.LayerNorm)]
         for norm in norms if policy.param_dtype is not None else ():
             norm.forward = partial(_float_norm, norm)  # type: ignore[method-assign]
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
     # by default a root stays gathered until a backward pass, which EMA weights never have
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def _units(model: nn.Module) -> list[list[nn.Module]]:
+    """Group successive small blocks: gathering a unit takes about a millisecond of the host.
+
+    Blocks of different lists are apart, since they may run without each other.
+    """
+    parents = {module: name.rpartition(".")[0] for name, module in model.named_modules()}
+    units: list[list[nn.Module]] = []
+    size, parent = 0, None
+    for block in blocks_of(model):
+        weights = sum(parameter.numel() for parameter in block.parameters())
+        if not units or parents[block] != parent or size + weights > _UNIT_WEIGHTS:
+            units.append([])
+            size, parent = 0, parents[block]
+        units[-1].append(block)
+        size += weights
+    return units
 
 
 def as_forward_of(model: nn.Module, function: Callable[P, T]) -> Callable[P, T]:

@@ -19,7 +19,7 @@ from unittest import mock
 import lightning as L  # noqa: N812
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.scaling.inputs import write_images
 from efficientsam_pl.config.command_help import CommandHelp
@@ -81,7 +81,7 @@ class EmptyStage(TrainingModule):
 
     def batch_losses(self, batch: ImageBatch) -> EmptyLosses:
         """Compute terms that are all the same."""
-        loss = self.model.weight.sum()  # type: ignore[union-attr,operator]
+        loss = self.model.weight.sum()  # type: ignore[operator]
         return EmptyLosses(loss, loss, loss, loss, loss)
 
 
@@ -181,7 +181,7 @@ def bare_milliseconds() -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(BareStage(), DataLoader(torch.zeros(_STEPS, 1), batch_size=None))
+    trainer.fit(BareStage(), DataLoader(TensorDataset(torch.zeros(_STEPS, 1)), batch_size=None))
     return times.milliseconds()
 
 

@@ -30,4 +30,4 @@ def _reduce(tensor: Tensor) -> tuple[Any, ...]:
     )
     if by_value:
         return torch.from_numpy, (tensor.numpy(),)
-    return reduce_tensor(tensor)  # type: ignore[no-untyped-call,no-any-return]
+    return reduce_tensor(tensor)  # type: ignore[no-any-return]

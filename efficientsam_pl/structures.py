@@ -26,13 +26,15 @@ class Region:
     """A method that may be compiled as a whole: shapes are static, no device value is read.
 
     `owner.method` is replaced by its compiled form, so that names of parameters stay as they are.
-    The `forward` of a module runs the blocks in it; no other method does. `dynamic` is
-    torch.compile's: False: code for each shape; None: a size that changes becomes a variable.
+    The `forward` of a module runs the blocks in it; another method does if `runs_blocks` is set.
+    `dynamic` is torch.compile's: False: code for each shape; None: a size that changes becomes a
+    variable.
     """
 
     owner: Any
     method: str = "forward"
     dynamic: bool | None = False
+    runs_blocks: bool = False
 
 
 class Label(IntEnum):

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
-from efficientsam_pl.models.config import NAMED, SamiConfig
 from efficientsam_pl.models.cast_weights import call_with_cast_weights
+from efficientsam_pl.models.config import NAMED, SamiConfig
 from efficientsam_pl.models.feature_decoder import build_decoder
 from efficientsam_pl.models.masking import TokenSplit, random_split
 from efficientsam_pl.models.position_encoding import sine_positions
@@ -68,7 +68,7 @@ class Sami(nn.Module):
 
     def regions(self) -> list[Region]:
         """List what is compiled as a whole where no block is sharded."""
-        return [Region(self, "encode"), Region(self, "decode")]
+        return [Region(self, "encode", runs_blocks=True), Region(self, "decode", runs_blocks=True)]
 
     def blocks(self) -> list[nn.Module]:
         """List the blocks, encoder first: the units of compile, FSDP and checkpointing."""

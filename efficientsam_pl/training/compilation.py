@@ -73,7 +73,11 @@ def regions_of(stage: TrainingModule) -> list[Region]:
 def regions_without_blocks(stage: TrainingModule) -> list[Region]:
     """List the regions in which none of the model's blocks runs."""
     blocks = set(blocks_of(stage.model))
-    return [region for region in regions_of(stage) if blocks.isdisjoint(_modules_run_by(region))]
+    return [
+        region
+        for region in regions_of(stage)
+        if not region.runs_blocks and blocks.isdisjoint(_modules_run_by(region))
+    ]
 
 
 def blocks_of(model: Any) -> list[nn.Module]:

@@ -1,10 +1,12 @@
 """The decoders, beside plain loops over tokens and heads."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from efficientsam_pl.keyed_random import sample_key
@@ -16,6 +18,7 @@ from efficientsam_pl.models.feature_decoder import (
     build_decoder,
 )
 from efficientsam_pl.models.masking import TokenSplit, random_split
+from efficientsam_pl.models.position_encoding import positions_at
 
 CROSS = SamiConfig(
     student=EncoderConfig(width=24, depth=2, heads=2, image_size=64, position_grid=4),
@@ -125,3 +128,53 @@ def test_the_order_in_which_tokens_are_given_does_not_matter(config: SamiConfig)
     torch.testing.assert_close(
         decoder(encoded[:, seen], shuffled), decoder(encoded, split), rtol=1e-4, atol=1e-4
     )
+
+
+def test_the_decoders_error_in_half_precision_is_that_of_a_float32_residual_stream() -> None:
+    """Tokens in bf16 between blocks: the products, which are in bf16 either way, decide."""
+    deep = replace(CROSS, decoder_depth=8, decoder_width=64)
+    decoder = build_decoder(deep, 16)
+    assert isinstance(decoder, CrossAttentionDecoder)
+    generator = torch.Generator().manual_seed(3)
+    encoded = torch.randn(8, 4, 24, generator=generator)
+    target = torch.randn(8, 16, 16, generator=generator)
+    split = split_of(*"abcdefgh")
+
+    def gradients(predict: Callable[[], Tensor], low: bool) -> tuple[Tensor, Tensor]:
+        decoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            predicted = predict()
+        loss = (predicted.float() - target).square().mean()
+        loss.backward()
+        flat = [p.grad.flatten() for p in decoder.parameters() if p.grad is not None]
+        return loss.detach(), torch.cat(flat)
+
+    def in_float32_stream() -> Tensor:
+        embedded = decoder.embed(encoded).float() + positions_at(decoder.position, split.visible)
+        visible = decoder.norm_visible(embedded)
+        masked = decoder.mask_token + positions_at(decoder.position, split.masked)
+        for block in decoder.blocks:
+            masked = float32_block(block, masked, visible)
+        return split.restore(decoder.head(visible), decoder.head(decoder.norm_masked(masked)))
+
+    loss, exact = gradients(lambda: decoder(encoded, split), low=False)
+    _, same = gradients(in_float32_stream, low=False)
+    torch.testing.assert_close(exact, same, rtol=1e-4, atol=1e-6)
+    low_loss, ours = gradients(lambda: decoder(encoded, split), low=True)
+    float_loss, reference = gradients(in_float32_stream, low=True)
+    reference_error = (reference - exact).norm() / exact.norm()
+    assert (ours - exact).norm() / exact.norm() < 1.1 * reference_error < 0.02
+    assert (low_loss - loss).abs() / loss < 2e-3
+    assert (float_loss - loss).abs() / loss < 2e-3
+
+
+def float32_block(block: nn.Module, masked: Tensor, visible: Tensor) -> Tensor:
+    """Repeat the block with a GPU's autocast rules: float32 norms and residuals."""
+    assert isinstance(block, CrossAttentionBlock)
+    queries = block.norm_attention(masked.float()).float()
+    k, v = block.key_value(torch.cat([visible, queries], dim=1)).chunk(2, dim=-1)
+    split_heads = [x.unflatten(-1, (4, -1)).transpose(1, 2) for x in (block.query(queries), k, v)]
+    attended = F.scaled_dot_product_attention(*split_heads).transpose(1, 2).flatten(-2)
+    masked = masked.float() + block.out(attended)
+    updated: Tensor = masked + block.mlp(block.norm_mlp(masked).float())
+    return updated

@@ -49,3 +49,17 @@ def test_every_token_is_seen_equally_often() -> None:
     counts = torch.bincount(split.visible.flatten(), minlength=16)
     # 2000 draws with a chance of 1/4: mean 500, standard deviation 19
     assert (counts - 500).abs().max() < 5 * 19.4
+
+
+def test_separating_undoes_restoring_and_gradients_follow_their_tokens() -> None:
+    split = random_split(keys("a", "b"), 16, 4)
+    tokens = torch.randn(2, 16, 3, dtype=torch.double, requires_grad=True)
+    visible, masked = split.separate(tokens)
+    for image, place in ((0, 2), (1, 3)):
+        assert torch.equal(visible[image, place], tokens[image, split.visible[image, place]])
+        assert torch.equal(masked[image, place], tokens[image, split.masked[image, place]])
+    assert torch.equal(split.restore(visible, masked), tokens)
+    weights = torch.randn(2, 16, 3)
+    (gradient,) = torch.autograd.grad((split.restore(visible, masked) * weights).sum(), tokens)
+    assert torch.equal(gradient, weights.double())
+    assert torch.autograd.gradcheck(split.separate, tokens)

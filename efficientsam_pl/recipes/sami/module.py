@@ -1,6 +1,7 @@
 """SAMI pretraining: the student predicts the teacher's features."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from jaxtyping import Bool, Float
@@ -12,6 +13,7 @@ from efficientsam_pl.models.masking import TokenSplit
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target
 from efficientsam_pl.optim.config import OptimConfig
+from efficientsam_pl.recipes.sami.side_stream import SideStream
 from efficientsam_pl.structures import ImageBatch, Region
 from efficientsam_pl.training.module import TrainingModule
 
@@ -36,6 +38,8 @@ class SamiPretraining(TrainingModule):
     ) -> None:
         super().__init__(model, optim, steps, arrange, ema)
         self.target, self.loss = target, loss
+        overlaps = target.teacher is not None and target.teacher.overlap
+        self._side_stream = SideStream() if overlaps else None
 
     def batch_losses(self, batch: ImageBatch) -> FeatureLosses:
         """Predict the target of every token."""
@@ -54,12 +58,22 @@ class SamiPretraining(TrainingModule):
 
     def regions(self) -> list[Region]:
         """List the student's encoder, and its decoder with the loss."""
-        return [Region(self.model, "encode"), Region(self, "_decode_losses")]
+        return [
+            Region(self.model, "encode", runs_blocks=True),
+            Region(self, "_decode_losses", runs_blocks=True),
+        ]
 
     def _losses(self, model: Sami, batch: ImageBatch) -> FeatureLosses:
-        target = self.target(batch)
+        collect_target = self._start_target(batch)
         encoded, split = model.encode(batch.image, batch.sample_key)
-        return self._decode_losses(model, encoded, split, target, batch.valid)
+        return self._decode_losses(model, encoded, split, collect_target(), batch.valid)
+
+    def _start_target(self, batch: ImageBatch) -> Callable[[], Float[Tensor, "b n target"]]:
+        compute = partial(self.target, batch)
+        if self._side_stream is None:
+            target = compute()
+            return lambda: target
+        return self._side_stream.start(compute, batch.image.device)
 
     def _decode_losses(
         self,

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 
 def call_with_cast_weights(module: nn.Module, *inputs: Any) -> Any:
-    """Call a module whose linear layers get weights that are cast together, where that is faster.
+    """Call a module whose linear layers and convolutions get weights that are cast together, where that is faster.
 
     Autocast casts weight by weight, and the gradients likewise: two launches for each of a
     transformer's hundred weights. The numbers are the same. Only a compiled region casts together:
@@ -21,7 +21,7 @@ def call_with_cast_weights(module: nn.Module, *inputs: Any) -> Any:
     named = {
         f"{prefix}.{name}": weight
         for prefix, layer in module.named_modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d))
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
         for name, weight in layer.named_parameters(recurse=False)
     }
     dtype = torch.get_autocast_dtype(device)

@@ -39,7 +39,7 @@ def capture_check() -> Iterator[None]:
     Raises:
         NotCapturableError: Names the operation and the line that calls it.
     """
-    with _Calls(), _Operations():
+    with _Calls(), _Operations():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -82,12 +82,12 @@ def _has_dynamic_shape(func: Any, args: Any, kwargs: Any) -> bool:
         return bool(masks) and not fills
     if func.overloadpacket is _aten.repeat_interleave:
         return kwargs.get("output_size") is None
-    return torch.Tag.dynamic_output_shape in func.tags
+    return bool(torch.Tag.dynamic_output_shape in func.tags)
 
 
 def _copies_from_host(func: Any, args: Any, kwargs: Any) -> bool:
     if func is _aten.copy_.default:
-        return args[0].device.type != "cpu" and args[1].device.type == "cpu"
+        return bool(args[0].device.type != "cpu" and args[1].device.type == "cpu")
     return func is _aten._to_copy.default and _device_types(args, kwargs) == ("from", "cpu")
 
 

@@ -69,8 +69,9 @@ def parallelize(
         _compile(stage, config.compile, sharded=mesh is not None)
     if config.compile == "step":
         capture_steps(stage)
-    for model in models if mesh is not None else ():
-        apply_fsdp(model, mesh, _policy(config))
+    if mesh is not None:
+        for model in models:
+            apply_fsdp(model, mesh, _policy(config))
     _run_steps_as_forward(stage)
     if teacher is not None:
         teacher.to(stage.trainer.strategy.root_device)

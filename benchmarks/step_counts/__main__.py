@@ -4,7 +4,8 @@
 224) as fake tensors, uncompiled, under CUDA's autocast rules in bf16. `fused` lowers the compiled
 regions to Triton code for an H200, without running them, and adds the rest; it takes minutes.
 `loop` runs a small model in the real trainer, with compiled regions stubbed out: the host's time,
-compiled calls, recompiles, and reads of device values. `--quick` counts shallow, small models.
+compiled calls, recompiles, and reads of device values. `--quick` counts shallow, small models, and
+does not lower their regions.
 """
 
 import argparse
@@ -28,6 +29,7 @@ NAME = "step_counts"
 COUNTS = ("whole", "fused", "loop")
 STEPS = 14  # of the loop
 _QUICK_RECIPES = ("finetune-each", "sami-stored")
+_QUICK_COUNTS = ("whole", "loop")
 _QUICK_IMAGES, _QUICK_STEPS = 2, 10
 _UNITS = {
     "launches": "launches",
@@ -123,7 +125,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="a JSON file with the figures of every part")
     options = parser.parse_args(argv)
     options.recipes = options.recipes or (_QUICK_RECIPES if options.quick else RECIPES)
-    options.only = options.only or COUNTS
+    options.only = options.only or (_QUICK_COUNTS if options.quick else COUNTS)
     options.steps = options.steps or (_QUICK_STEPS if options.quick else STEPS)
     for option, known in (("recipes", RECIPES), ("only", COUNTS)):
         for value in getattr(options, option):

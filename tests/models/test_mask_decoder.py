@@ -144,7 +144,7 @@ def test_the_images_gradient_is_summed_over_prompts_that_share_it() -> None:
 
 @pytest.mark.parametrize("kernels", ["plain", "triton"])
 def test_bf16_predicts_nearly_as_float32(kernels: Kernels) -> None:
-    """The error's norm is 0.0046 of the logits', fused 0.0038; with a float32 image it is 0.0051."""
+    """The error's norm is 0.0046 of the logits', fused 0.0038; with a float32 image 0.0051."""
     if kernels == "triton":
         pytest.importorskip("triton")
     decoder = random_decoder(MaskDecoderConfig())

@@ -85,7 +85,8 @@ class PromptLoop:
                 if group.corrected:
                     # SAM feeds the candidate with the highest predicted IoU back
                     mask = prediction.select(tokens).low_res_logits[:, :, 0]
-                    previous = PreviousRound(prompts, mask.detach())
+                    # one layout for either kind of token, so one compiled form; the others are freed
+                    previous = PreviousRound(prompts, mask.detach().contiguous())
                 yield self.summed_losses(
                     prediction.low_res_logits,
                     prediction.iou,

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -54,13 +54,19 @@ class Region:
         return self.triton + self.library
 
 
-def lowered(graph: Any, example_inputs: Sequence[Any], is_backward: bool) -> Region:
+def lowered(
+    graph: Any,
+    example_inputs: Sequence[Any],
+    is_backward: bool,
+    options: Mapping[str, Any] | None = None,
+) -> Region:
     """Lower a graph of ATen operations with inductor, without running or compiling its kernels.
 
     Args:
         graph: A GraphModule; its constants move to the device.
         example_inputs: Tensors and sizes of its inputs.
         is_backward: Whether it is the backward pass of a region.
+        options: Inductor's, as given to torch.compile.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
@@ -69,7 +75,8 @@ def lowered(graph: Any, example_inputs: Sequence[Any], is_backward: bool) -> Reg
         node.kwargs = {name: _device(value) for name, value in node.kwargs.items()}
         node.args = tuple(map(_device, node.args))
     # kernels would otherwise be handed to worker processes to compile while code is generated
-    with _pretended_h200(), torch._inductor.config.patch(compile_threads=1), mode:
+    configured = torch._inductor.config.patch({**(options or {}), "compile_threads": 1})
+    with _pretended_h200(), configured, mode:
         source, moved = _generated(graph, inputs, is_backward, mode)
     return Region(len(_TRITON_LAUNCH.findall(source)), len(_LIBRARY_LAUNCH.findall(source)), moved)
 

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 
 def call_with_cast_weights(module: nn.Module, *inputs: Any) -> Any:
-    """Call a module whose linear layers and convolutions get weights that are cast together, where that is faster.
+    """Call a module with the weights of its linear layers and convolutions cast together.
 
     Autocast casts weight by weight, and the gradients likewise: two launches for each of a
     transformer's hundred weights. The numbers are the same. Only a compiled region casts together:

@@ -247,6 +247,8 @@ class SamiConfig:
                 f"mask_ratio={self.mask_ratio} leaves {self.visible_tokens()} of "
                 f"{self.student.grid() ** 2} tokens visible; some must be visible and some masked"
             )
+        if self.decoder_depth < 1:
+            raise ValueError(f"decoder_depth={self.decoder_depth} must be at least 1")
         if self.decoder_width % self.decoder_heads:
             raise ValueError(
                 f"decoder_width={self.decoder_width} must be a multiple of "

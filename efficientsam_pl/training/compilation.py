@@ -21,6 +21,8 @@ T = TypeVar("T")
 # Shapes of a region in a step, such as one a round of prompts; beyond the limit torch would stop
 # compiling, without an error
 _SHAPES_OF_A_REGION = 64
+# Independent kernels are launched as one: a backward pass has a hundred small sums over tokens
+INDUCTOR_OPTIONS = {"combo_kernels": True}
 
 
 @dataclass
@@ -56,7 +58,7 @@ def apply_region_compile(stage: TrainingModule, regions: Sequence[Region]) -> No
     flag = TrainingFlag()
     for region in regions:
         plain = getattr(region.owner, region.method)
-        compiled = torch.compile(plain, dynamic=region.dynamic)
+        compiled = torch.compile(plain, dynamic=region.dynamic, options=INDUCTOR_OPTIONS)
         # an owner may be a frozen dataclass
         object.__setattr__(
             region.owner, region.method, partial(_compiled_in_training, flag, compiled, plain)

@@ -193,12 +193,13 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from efficientsam_pl.models.config import MaskDecoderConfig
 from efficientsam_pl.models.mask_decoder import MaskDecoder
-from efficientsam_pl.training.parallelize import _compiled_in_training
+from efficientsam_pl.training.compilation import TrainingFlag, _compiled_in_training
 
 counter = CompileCounter()
 decoder = MaskDecoder(32, MaskDecoderConfig(mlp_width=32))
 compiled = torch.compile(decoder.forward, backend=counter, fullgraph=True)
-call = partial(_compiled_in_training, compiled, decoder.forward)
+flag = TrainingFlag()
+call = partial(_compiled_in_training, flag, compiled, decoder.forward)
 
 
 def score():  # any number of masks, with and without a mask prompt
@@ -215,7 +216,8 @@ with torch.no_grad():
 for slots in range(6, 13):  # SAM's loop: the first prompt without a mask, then one click more
     features = torch.randn(2, 32, 4, 4, requires_grad=True)
     dense = torch.randn(1, 1, 32, 1, 1) if slots == 6 else torch.randn(2, 8, 32, 4, 4)
-    call(features, position, torch.randn(2, 8, slots, 32), dense).iou.sum().backward()
+    step = flag.while_running(call)
+    step(features, position, torch.randn(2, 8, slots, 32), dense).iou.sum().backward()
 with torch.inference_mode():
     score()
 assert 0 < counter.frame_count <= 3, counter.frame_count

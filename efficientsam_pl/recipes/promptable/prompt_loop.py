@@ -85,7 +85,7 @@ class PromptLoop:
                 if group.corrected:
                     # SAM feeds the candidate with the highest predicted IoU back
                     mask = prediction.select(tokens).low_res_logits[:, :, 0]
-                    # one layout for either kind of token, so one compiled form; the others are freed
+                    # one layout for either kind of token, so one compiled form
                     previous = PreviousRound(prompts, mask.detach().contiguous())
                 yield self.summed_losses(
                     prediction.low_res_logits,

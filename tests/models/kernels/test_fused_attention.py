@@ -87,5 +87,4 @@ def test_the_image_stays_in_the_dtype_of_products_and_the_error_is_no_larger() -
         image = transformer(*inputs)[1]
     assert image.dtype == torch.bfloat16
     error = (image.float() - exact).norm() / exact.norm()
-    print("error", float(error))
     assert 0 < error < 0.012

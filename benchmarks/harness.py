@@ -178,7 +178,9 @@ def report(benchmark: str, rows: Sequence[Row], options: Options) -> None:
             f"{row.value:.4g} {row.unit}",
             _number(row.reference),
             _number(row.ratio()),
-            f"{'<=' if row.better == 'lower' else '>='} {row.goal:g}" if row.goal else "",
+            f"{'<=' if row.better == 'lower' else '>='} {row.goal:g}"
+            if row.goal is not None
+            else "",
             {True: "yes", False: "no", None: ""}[row.met()],
         )
     Console().print(table)

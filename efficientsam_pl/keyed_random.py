@@ -57,9 +57,17 @@ def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{coun
     return (mixed >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
 
 
-@lru_cache(maxsize=256)
 def _salt(purpose: str) -> int:
+    return _cached_salt(purpose)
+
+
+@lru_cache(maxsize=256)
+def _cached_salt(purpose: str) -> int:
     return sample_key(0, 0, purpose)
+
+
+# A constant in compiled code: torch.compiler.assume_constant_result, without importing the compiler
+_salt._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _mix_array(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:

@@ -26,10 +26,15 @@ class Region:
     """A method that may be compiled as a whole: shapes are static, no device value is read.
 
     `owner.method` is replaced by its compiled form, so that names of parameters stay as they are.
+    The `forward` of a module runs the blocks in it; another method does if `runs_blocks` is set.
+    `dynamic` is torch.compile's: False: code for each shape; None: a size that changes becomes a
+    variable.
     """
 
     owner: Any
     method: str = "forward"
+    dynamic: bool | None = False
+    runs_blocks: bool = False
 
 
 class Label(IntEnum):
@@ -163,6 +168,18 @@ class Prompts(_OnDevice):
     mask_logits: Float[Tensor, "b q mh mw"] | None = None
 
     @staticmethod
+    def together(rounds: list[Prompts]) -> Prompts:
+        """Join prompts of equal length along q, one round after the other."""
+        if len(rounds) == 1:
+            return rounds[0]
+        joined = {
+            field.name: torch.cat([getattr(prompts, field.name) for prompts in rounds], dim=1)
+            for field in fields(rounds[0])
+            if getattr(rounds[0], field.name) is not None
+        }
+        return Prompts(**joined)
+
+    @staticmethod
     def of_boxes(boxes_xyxy_px: Float[Tensor, "b q 4"]) -> Prompts:
         """Prompt with a box each, no clicks."""
         b, q, _ = boxes_xyxy_px.shape
@@ -174,6 +191,26 @@ class Prompts(_OnDevice):
         """Prompt with positive clicks only."""
         labels = torch.full(points_px.shape[:3], Label.POSITIVE, device=points_px.device)
         return Prompts(points_px, labels)
+
+
+@dataclass(frozen=True)
+class RoundGroup:
+    """Successive rounds whose prompts are decoded together, since they are equally long.
+
+    `corrected`: the next round depends on the predictions of this one, which is then alone.
+    """
+
+    numbers: range
+    corrected: bool = False
+
+    def split(self, rounds: int) -> list[Self]:
+        """Split into groups of at most that many rounds, as equal as possible."""
+        count = len(self.numbers)
+        step = -(-count // -(-count // rounds))
+        return [
+            replace(self, numbers=self.numbers[first : first + step])
+            for first in range(0, count, step)
+        ]
 
 
 @dataclass(frozen=True)
@@ -230,12 +267,23 @@ class PromptSampler(Protocol):
         """Masks to prompt for, each with a key for its random draws."""
         ...
 
+    def groups(self) -> list[RoundGroup]:
+        """List all rounds in their order, in groups that are decoded together."""
+        ...
+
     def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
-        """Sample the prompts of round `number`; `previous` is the round before, if any."""
+        """Sample the prompts of round `number`.
+
+        `previous` is the round before where that is corrected; other samplers may be given it too.
+        """
         ...
 
     def output_tokens(self, number: int) -> Literal["candidates", "single"]:
-        """Output tokens that are used in round `number`."""
+        """Output tokens that are used in round `number`; the same in all rounds of a group."""
+        ...
+
+    def regions(self) -> list[Region]:
+        """List what is compiled as a whole."""
         ...
 
 

@@ -1,3 +1,4 @@
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -112,3 +113,15 @@ def test_things_of_one_sample_draw_independently() -> None:
     assert correlation.triu(1).abs().max() < 6 / 4096**0.5  # six standard errors, 210 pairs
     first = uniform(split_key(torch.arange(4096), 2), 1, "clicks")[..., 0].T
     assert torch.corrcoef(first)[0, 1].abs() < 5 / 4096**0.5
+
+
+def test_compiled_draws_are_equal_and_have_no_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # checks cannot be compiled
+
+    def draws(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return uniform(split_key(keys, 4), 3, "clicks"), uniform(keys, 2, "boxes")
+
+    keys = torch.tensor([sample_key(0, 0, str(i)) for i in range(6)])
+    compiled = torch.compile(draws, backend="aot_eager", fullgraph=True, dynamic=False)
+    for value, expected in zip(compiled(keys), draws(keys), strict=True):
+        assert torch.equal(value, expected)

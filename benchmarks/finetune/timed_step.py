@@ -11,8 +11,15 @@ from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import finetune_optim
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
-from efficientsam_pl.structures import MaskBatch, MaskTargets, PreviousRound, Prompts
-from efficientsam_pl.training.parallelize import apply_compile
+from efficientsam_pl.structures import (
+    MaskBatch,
+    MaskTargets,
+    PreviousRound,
+    Prompts,
+    Region,
+    RoundGroup,
+)
+from efficientsam_pl.training.compilation import apply_compile
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,10 @@ class BoxPromptSampler:
         keys = batch.sample_key[:, None].expand(batch.valid.shape)
         return MaskTargets(batch.masks, batch.boxes_xyxy_px, batch.clicks_px, batch.valid, keys)
 
+    def groups(self) -> list[RoundGroup]:
+        """List the only round."""
+        return [RoundGroup(range(1))]
+
     def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
         """Give the boxes as they are."""
         return Prompts.of_boxes(targets.boxes_xyxy_px)
@@ -33,6 +44,10 @@ class BoxPromptSampler:
     def output_tokens(self, number: int) -> Literal["candidates", "single"]:
         """Use the candidates, since a box is ambiguous."""
         return "candidates"
+
+    def regions(self) -> list[Region]:
+        """List nothing: boxes are given as they are."""
+        return []
 
 
 PROMPT_LOOP = PromptLoop(BoxPromptSampler(), MaskLossConfig())

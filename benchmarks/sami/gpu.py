@@ -18,8 +18,8 @@ from benchmarks.sami.flop import step_flop, teacher_flop
 from benchmarks.sami.timed_step import CHANNELS, STUDENTS, StudentStep
 from efficientsam_pl.models.config import SamiConfig, TeacherConfig
 from efficientsam_pl.models.teacher import FrozenTeacher
+from efficientsam_pl.training.compilation import apply_compile
 from efficientsam_pl.training.flops import matmul_rate
-from efficientsam_pl.training.parallelize import apply_compile
 
 _FIRST_BATCH = 64
 _ROUNDS, _CALLS = 5, 4  # rounds, of which the median is used, and calls per round

@@ -14,7 +14,7 @@ from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import sami_optim
-from efficientsam_pl.training.parallelize import apply_compile
+from efficientsam_pl.training.compilation import apply_compile
 
 CHANNELS = 256  # of the target, SAM's neck
 STUDENTS = {

@@ -1,6 +1,6 @@
-"""Model of a step on many nodes: computation, Python, network, decoding.
+"""Model of a step on many nodes: FLOPs, memory, host, network, decoding.
 
-Pure arithmetic. Assumptions are the defaults of `Node`; none was measured on a GPU.
+Pure arithmetic. Assumptions are the defaults of `Node`.
 """
 
 import math
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.scaling.traffic import Payload, Weights, ddp, fsdp
+
+Limit = Literal["FLOPs", "memory", "teacher", "host", "network", "decoding"]
 
 _BF16 = 2  # bytes per parameter when FSDP2 gathers a block in the recipes' precision
 # The backward pass is two thirds of a step, and DDP's reductions overlap the last micro-batch's
@@ -19,15 +21,15 @@ class Node:
     """A DGX H200 with eight H200; bytes and operations per second, each way."""
 
     gpus: int = 8
-    flops: float = 989e12  # per GPU, dense bf16 (NVIDIA's H200 data sheet)
-    nvlink: float = 450e9  # per GPU: 900 GB/s both ways together (same source)
+    flops: float = 790e12  # per GPU, measured: a large bf16 product
+    memory: float = 4.3e12  # per GPU, measured: a copy, read and written
+    memory_reached: float = 0.5  # measured: its share reached by the kernels of a step
+    nvlink: float = 450e9  # per GPU: 900 GB/s both ways together (NVIDIA's H200 data sheet)
     network: float = 50e9  # per GPU: a ConnectX-7 of 400 Gbit/s (DGX H200 data sheet)
     reached: float = 0.8  # assumed: share of both links' rates achieved by large collectives
     collective_s: float = 20e-6  # assumed: fixed time of a collective in a node
     hop_s: float = 10e-6  # assumed: additional time for each doubling of the nodes
-    loop_s: float = 11e-3  # per micro-batch, on a CPU (scaling.loop): all except the model
-    kernel_s: float = 5e-6  # assumed: to launch a kernel
-    operations_a_kernel: float = 3  # assumed: fused by torch.compile
+    launch_s: float = 5e-6  # assumed: of the host, for a kernel
     decoding_cores: float = 12  # per GPU: 112 cores per node (same source), two of 14 for the rest
     file_rate: float = 1e9  # assumed: from one shard, for all readers together
     writing: float = 2e9  # assumed: to a shared file system
@@ -38,8 +40,12 @@ class Work:
     """A recipe and its data."""
 
     name: str
-    parts: tuple[tuple[int, float], ...]  # FLOPs of an image, and the MFU
-    operations: int  # per micro-batch
+    flop: float  # of an image, trained model only
+    moved: float  # bytes read and written by the kernels for an image
+    moved_once: float  # by those of the optimizer, per step
+    teacher_s: float  # of an image
+    launches: int  # per micro-batch
+    host_s: float  # per micro-batch, of everything but these launches
     weights: Weights
     global_batch: int
     micro_batch: int  # maximum; a rank's part of the batch is split into equal ones
@@ -54,8 +60,11 @@ class Step:
     """Cost of a step, in seconds."""
 
     images: int  # per GPU
-    computing: float
-    python: float  # training loop and kernel launches, concurrent with the GPU
+    flops: float  # of the FLOPs alone
+    memory: float  # of the bytes alone
+    computing: float  # the longer of both, and the teacher
+    host: float  # loop and launches, concurrent with the GPU
+    host_captured: float  # with the launches of a micro-batch captured as one graph
     ddp: float  # of all its collectives without overlap
     fsdp: float
     seconds: float  # of the whole step under DDP
@@ -64,7 +73,7 @@ class Step:
     gpu_sends: float  # bytes over NVLink, under DDP
     node_sends: float  # bytes over the network, under DDP
     node_sends_fsdp: float
-    limit: Literal["computing", "Python", "network", "decoding"]
+    limit: Limit
 
 
 def step(work: Work, nodes: int, node: Node) -> Step | None:
@@ -75,30 +84,39 @@ def step(work: Work, nodes: int, node: Node) -> Step | None:
     images = work.global_batch // ranks
     at_once = max(n for n in range(1, min(images, work.micro_batch) + 1) if images % n == 0)
     turns = images // at_once
-    computing = images * sum(flop / (share * node.flops) for flop, share in work.parts)
-    context = work.operations / node.operations_a_kernel * node.kernel_s
-    python = turns * (node.loop_s + context)
-    busy = max(computing, python)
+    flops, memory = images * work.flop / node.flops, memory_seconds(work, images, node)
+    teacher = images * work.teacher_s
+    computing = max(flops, memory) + teacher
+    host = turns * (work.host_s + work.launches * node.launch_s)
+    busy = max(computing, host)
     decoding = images / (work.images_a_core * node.decoding_cores)
     plain = ddp(work.weights)
     sums = network_seconds(plain, nodes, node)
     shards = turns_of(fsdp(work.weights, ranks, _BF16), turns)
     sharded = network_seconds(shards, nodes, node)
     waiting = max(0.0, sums - _BACKWARD * busy / turns)
-    seconds = max(busy + waiting, decoding)
-    if decoding > busy + waiting:
-        limit: Literal["computing", "Python", "network", "decoding"] = "decoding"
-    elif waiting > busy:
+    longest: dict[Limit, float] = {
+        "FLOPs": flops,
+        "memory": memory,
+        "teacher": teacher,
+    }
+    limit: Limit = max(longest, key=lambda name: longest[name])
+    if host > computing:
+        limit = "host"
+    if waiting > busy:
         limit = "network"
-    else:
-        limit = "Python" if python > computing else "computing"
+    if decoding > busy + waiting:
+        limit = "decoding"
     return Step(
         images=images,
+        flops=flops,
+        memory=memory,
         computing=computing,
-        python=python,
+        host=host,
+        host_captured=turns * work.host_s,
         ddp=sums,
         fsdp=sharded,
-        seconds=seconds,
+        seconds=max(busy + waiting, decoding),
         seconds_fsdp=max(busy, sharded, decoding),  # gathered ahead while blocks are computed
         decoding=decoding,
         gpu_sends=plain.sent(node.gpus),
@@ -106,6 +124,11 @@ def step(work: Work, nodes: int, node: Node) -> Step | None:
         node_sends_fsdp=shards.sent(nodes),
         limit=limit,
     )
+
+
+def memory_seconds(work: Work, images: int, node: Node) -> float:
+    """Time of a GPU's memory traffic in a step."""
+    return (images * work.moved + work.moved_once) / (node.memory * node.memory_reached)
 
 
 def turns_of(payload: Payload, turns: int) -> Payload:

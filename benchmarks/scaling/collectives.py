@@ -36,6 +36,14 @@ class Collectives(TorchDispatchMode):
         self._calls: Counter[Kind] = Counter()
         self._bytes: Counter[Kind] = Counter()
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Leave compiled functions compiled: torch skips them in any other mode.
+
+        A function that torch 2.11 has skipped once is never compiled again.
+        """
+        return True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

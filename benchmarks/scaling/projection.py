@@ -1,13 +1,15 @@
 """Project both stages onto 1 to 128 nodes of eight H200: the tables of docs/scaling.md.
 
-`Node`'s defaults are the assumptions; FLOPs and shapes are counted by torch, bytes of images and
-decoding rates were measured (benchmarks/results/data.md and sami.md), the MFU on one H200 (gpu.md).
-Several GPUs were not measured.
+`Node`'s defaults are the assumptions; FLOPs and shapes are counted by torch, launches and bytes by
+`benchmarks.step_counts.table`, whose file is read; bytes of images and decoding rates were measured
+(benchmarks/results/data.md and sami.md), and so was the teacher on one H200 (gpu.md). Several GPUs
+were not measured.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from benchmarks.scaling.cluster import (
     Node,
@@ -21,23 +23,21 @@ from benchmarks.scaling.cluster import (
     step,
 )
 from benchmarks.scaling.recipes import Learner, Teaching, finetuning, pretraining, teaching
+from benchmarks.step_counts.recipes import SAMI
+from benchmarks.step_counts.table import StepCounts, read_table
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
-# Of 989 TFLOP/s, by model, loss and optimizer alone on one H200 (benchmarks/results/gpu.md)
-SHARES = {
-    "pretrain ti": 0.205,  # assumed: its goal, 0.24, times S's share of its goal, 0.855
-    "pretrain s": 270.5 / 989,  # measured, stored features, batch 4096
-    "finetune ti": 116.4 / 989,  # measured, 32 boxes per image in one round, batch 16
-    "finetune s": 177.0 / 989,  # measured likewise
-}
 # Measured at 224, batch 512: 1 s / 869.39 images less a student's 31.5 GFLOP at 270.5 TFLOP/s
-_TEACHER_SHARE = 245.8 / 989
+TEACHER_RATE = 245.8e12
+_OPERATIONS_A_LAUNCH = 3  # assumed of the teacher's compiled blocks
 _IMAGENET = {"image_bytes": 110_000, "images_a_core": 1113, "shard_images": 1000}
 _STORED_VIEW = 51_392  # bytes, int8
 # packed with --long-side 1024: JPEG and run-lengths; 165.6 per second by two workers
 _SA1B = {"image_bytes": 400_000, "images_a_core": 83, "shard_images": 11_185}
 _FILE_SYSTEM = 10e9  # bytes per second above which reading needs attention
 _HALF = 0.5  # of linear scaling
+_NEARLY = 1.1  # times the shortest step
+_FIRST_HEADING = "### Overview"
 
 
 def works() -> list[Work]:
@@ -50,36 +50,34 @@ def works() -> list[Work]:
             result.append(_pretraining(size, f"teacher online at {side}", learner, teacher))
         result.append(_pretraining(size, "stored features", learner, None))
     for size in ("ti", "s"):
-        learner = finetuning(size)
-        share = SHARES[f"finetune {size}"]
-        name = f"Finetuning {size.capitalize()}"
-        result.append(_work(name, ((learner.flop, share),), learner.operations, learner, _SA1B))
+        name, counts = f"Finetuning {size.capitalize()}", read_table("finetune-each", size)
+        result.append(_work(name, counts, finetuning(size), None, _SA1B))
     return result
 
 
 def _pretraining(size: str, target: str, learner: Learner, teacher: Teaching | None) -> Work:
-    parts: tuple[tuple[int, float], ...] = ((learner.flop, SHARES[f"pretrain {size}"]),)
     data = dict(_IMAGENET)
-    operations = learner.operations
-    if teacher is None:
-        data["image_bytes"] += _STORED_VIEW
-    else:
-        parts += ((teacher.flop, _TEACHER_SHARE),)
-        operations += teacher.operations
-    return _work(f"Pretraining {size.capitalize()}, {target}", parts, operations, learner, data)
+    data["image_bytes"] += _STORED_VIEW if teacher is None else 0
+    name = f"Pretraining {size.capitalize()}, {target}"
+    return _work(name, read_table(SAMI, size), learner, teacher, data)
 
 
 def _work(
     name: str,
-    parts: tuple[tuple[int, float], ...],
-    operations: int,
+    counts: StepCounts,
     learner: Learner,
+    teacher: Teaching | None,
     data: dict[str, int],
 ) -> Work:
+    teacher_launches = 0 if teacher is None else teacher.operations // _OPERATIONS_A_LAUNCH
     return Work(
         name=name,
-        parts=parts,
-        operations=operations,
+        flop=learner.flop,
+        moved=1e9 * counts.image_gb,
+        moved_once=1e9 * counts.step_gb,
+        teacher_s=0.0 if teacher is None else teacher.flop / TEACHER_RATE,
+        launches=counts.launches + teacher_launches,
+        host_s=counts.host_ms / 1e3,
         weights=learner.weights,
         global_batch=learner.global_batch,
         micro_batch=learner.micro_batch,
@@ -90,17 +88,51 @@ def _work(
 
 def time_table(work: Work, node: Node) -> str:
     """Table of step times, for each number of nodes that can split the batch."""
-    head = ["nodes", "GPUs", "images a GPU", "computing, ms", "Python, ms", "DDP, ms", "FSDP2, ms"]
-    head += ["step, ms", "under FSDP2, ms", "limit", "images/s", "of linear", "hours"]
+    head = ["nodes", "GPUs", "images a GPU", "FLOPs, ms", "memory, ms", "GPU, ms", "host, ms"]
+    head += [
+        "host, captured, ms",
+        "DDP, ms",
+        "FSDP2, ms",
+        "step, ms",
+        "under FSDP2, ms",
+        "limit",
+        "images/s",
+        "of linear",
+        "hours",
+    ]
     rows, alone = [], _rate(work, 1, node)
     for nodes, result in _steps(work, node):
         rate = image_rate(work, result)
-        parts = (result.computing, result.python, result.ddp, result.fsdp)
+        parts = (result.flops, result.memory, result.computing, result.host)
+        parts += (result.host_captured, result.ddp, result.fsdp)
         cells = [f"{nodes}", f"{nodes * node.gpus}", f"{result.images}"]
         cells += [f"{1e3 * s:.2f}" for s in (*parts, result.seconds, result.seconds_fsdp)]
         cells += [result.limit, f"{rate:,.0f}", f"{rate / nodes / alone:.0%}"]
         rows.append([*cells, f"{hours(work, result):.1f}"])
     return _markdown(head, rows)
+
+
+def overview_table(all_works: Sequence[Work], node: Node) -> str:
+    """Table of a GPU's step on one node, and of the hours on one node and on the fastest number."""
+    head = ["recipe", "images a GPU", "FLOPs, ms", "memory, ms", "host, ms", "limit on one node"]
+    head += ["images/s", "hours", "fastest", "hours there", "limit there"]
+    rows = []
+    for work in all_works:
+        results = dict(_steps(work, node))
+        one = results[1]
+        # more nodes that save less than a tenth are not worth it
+        best = next(n for n in NODES if n in results and _is_fast(work, results, n))
+        cells = [work.name, f"{one.images}"]
+        cells += [f"{1e3 * s:.1f}" for s in (one.flops, one.memory, one.host)]
+        cells += [one.limit, f"{image_rate(work, one):,.0f}", f"{hours(work, one):.1f}"]
+        cells += [f"{best} node{'s' if best > 1 else ''}", f"{hours(work, results[best]):.1f}"]
+        rows.append([*cells, results[best].limit])
+    return _markdown(head, rows)
+
+
+def _is_fast(work: Work, results: dict[int, Step], nodes: int) -> bool:
+    quickest = min(result.seconds for result in results.values())
+    return results[nodes].seconds <= _NEARLY * quickest
 
 
 def demands_table(work: Work, node: Node) -> str:
@@ -135,7 +167,7 @@ def _steps(work: Work, node: Node) -> Iterator[tuple[int, Step]]:
 
 def limits_table(all_works: Sequence[Work], node: Node) -> str:
     """Table of the first number of nodes at which each limit is reached."""
-    head = ["recipe", "GPUs that the batch can feed", "Python takes longer than computing"]
+    head = ["recipe", "GPUs that the batch can feed", "the host takes longer than the GPU"]
     head += ["half of linear", "FSDP2 sends twice what DDP does"]
     head += ["reads above 10 GB/s", "decoding takes longer than the step"]
     rows = [[work.name, f"{work.global_batch}", *_firsts(work, node)] for work in all_works]
@@ -145,7 +177,7 @@ def limits_table(all_works: Sequence[Work], node: Node) -> str:
 def _firsts(work: Work, node: Node) -> list[str]:
     alone = _rate(work, 1, node)
     tests: list[Callable[[int, Step], bool]] = [
-        lambda _, result: result.python > result.computing,
+        lambda _, result: result.host > result.computing,
         lambda nodes, result: image_rate(work, result) < _HALF * alone * nodes,
         lambda _, result: result.node_sends_fsdp > 2 * result.node_sends,
         lambda _, result: image_rate(work, result) * work.image_bytes > _FILE_SYSTEM,
@@ -165,7 +197,7 @@ def teacher_table(at_224: Teaching, at_1024: Teaching, batch: int, node: Node) -
     rows = []
     for nodes in NODES:
         images = batch // (nodes * node.gpus)
-        rate = node.flops * _TEACHER_SHARE
+        rate = TEACHER_RATE
         gather = gathering_seconds(2 * at_224.numbers, _TEACHER_GROUPS, nodes, node)
         seconds = (images * at_224.flop / rate, images * at_1024.flop / rate, gather)
         rows.append([f"{nodes}", f"{images}", *(f"{1e3 * s:.1f}" for s in seconds)])
@@ -191,8 +223,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.projection")
     parser.description = (__doc__ or "").splitlines()[0]
-    parser.parse_args(argv)
-    print(tables(Node()))
+    parser.add_argument("--write", type=Path, help="a document whose tables are replaced")
+    options = parser.parse_args(argv)
+    printed = tables(Node())
+    if options.write is None:
+        print(printed)
+        return 0
+    text = options.write.read_text()
+    options.write.write_text(f"{text[: text.index(_FIRST_HEADING)]}{printed}\n")
     return 0
 
 
@@ -200,11 +238,13 @@ def tables(node: Node) -> str:
     """Format all tables, as in docs/scaling.md."""
     result = works()
     shown = [work for work in result if not work.name.startswith("Pretraining Ti")]
-    parts = []
+    parts = [f"{_FIRST_HEADING}\n\n{overview_table(result, node)}"]
     for work in shown:
-        flop = ", ".join(f"{f / 1e9:,.1f} at {share:.0%} MFU" for f, share in work.parts)
+        teacher = f", teacher {1e3 * work.teacher_s:.2f} ms" if work.teacher_s else ""
         said = (
-            f"GFLOP per image: {flop}; batch {work.global_batch}, up to {work.micro_batch} at once."
+            f"An image: {work.flop / 1e9:,.1f} GFLOP, {work.moved / 1e9:.3g} GB{teacher}; "
+            f"a step: {work.moved_once / 1e9:.3g} GB; a micro-batch: {work.launches:,} launches; "
+            f"batch {work.global_batch}, up to {work.micro_batch} at once."
         )
         parts.append(f"### {work.name}\n\n{said}")
         parts += [time_table(work, node), demands_table(work, node)]

@@ -1,10 +1,11 @@
 """Count launches, bytes, FLOPs and device reads of a GPU training step, without a GPU.
 
 `whole` runs the real step's shapes (8 images of 1024 with 32 masks; SAMI of ViT-S, 256 images of
-224) as fake tensors, uncompiled, under CUDA's autocast rules in bf16. `fused` lowers the
-compiled regions to Triton for an H200, without running them, and adds the rest; it takes minutes.
+224) as fake tensors, uncompiled, under CUDA's autocast rules in bf16. `fused` lowers the compiled
+regions to Triton code for an H200, without running them, and adds the rest; it takes minutes.
 `loop` runs a small model in the real trainer, with compiled regions stubbed out: the host's time,
-compiled calls, recompiles, and reads of device values.
+compiled calls, recompiles, and reads of device values. `--quick` counts shallow, small models, and
+does not lower their regions.
 """
 
 import argparse
@@ -12,19 +13,24 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from benchmarks.harness import Options, Row, common_parser, report
 from benchmarks.step_counts import counts
 from benchmarks.step_counts.cuda_autocast import cuda_autocast_on_cpu
-from benchmarks.step_counts.recipes import RECIPES, StepRequest, images_of
+from benchmarks.step_counts.goals import goal_rows
+from benchmarks.step_counts.recipes import RECIPES, Compile, StepRequest, default_request
 
 NAME = "step_counts"
 COUNTS = ("whole", "fused", "loop")
+STEPS = 14  # of the loop
 _QUICK_RECIPES = ("finetune-each", "sami-stored")
+_QUICK_COUNTS = ("whole", "loop")
+_QUICK_IMAGES, _QUICK_STEPS = 2, 10
 _UNITS = {
     "launches": "launches",
     "GB": "GB",
@@ -41,54 +47,86 @@ _UNITS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Count and print; also write all figures to a file if requested."""
     options = _parsed(argv)
-    torch.set_num_threads(1)
     counted: dict[str, dict[str, Any]] = {}
-    with warnings.catch_warnings(), cuda_autocast_on_cpu():
-        warnings.simplefilter("ignore")
-        for recipe in options.recipes:
-            counted[recipe] = {"images": options.images or images_of(recipe)}
-            request = StepRequest(recipe, counted[recipe]["images"], overrides=options.set)
-            for name in options.only:
-                print(f"{recipe}: {name}", file=sys.stderr, flush=True)
-                counted[recipe][name] = _count(name, request, options.steps)
+    for recipe in options.recipes:
+        request = _request(recipe, options)
+        print(f"{recipe}: {', '.join(options.only)}", file=sys.stderr, flush=True)
+        counted[recipe] = {"images": request.images, **count(request, options.only, options.steps)}
     if options.out is not None:
         options.out.write_text(json.dumps(counted, indent=1) + "\n")
-    report(NAME, list(rows(counted)), Options(json=options.json, quick=options.quick))
+    result = [] if options.quick else list(goal_rows(counted, _described(options)))
+    result += rows(counted, f"{NAME}.tiny" if options.quick else NAME)
+    report(NAME, result, Options(json=options.json, quick=options.quick))
     return 0
 
 
-def rows(counted: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+def count(request: StepRequest, only: Sequence[str], steps: int = STEPS) -> dict[str, Any]:
+    """Make the named counts of a step.
+
+    Args:
+        request: The step; `whole` counts it uncompiled.
+        only: Names from COUNTS.
+        steps: Length of the loop.
+    """
+    torch.set_num_threads(1)
+    functions = {
+        "whole": lambda: counts.whole(replace(request, compile="none")),
+        "fused": lambda: counts.fused(request),
+        "loop": lambda: counts.loop(request, steps),
+    }
+    with warnings.catch_warnings(), cuda_autocast_on_cpu():
+        warnings.simplefilter("ignore")
+        return {name: functions[name]() for name in only}
+
+
+def rows(counted: Mapping[str, Mapping[str, Any]], prefix: str) -> Iterator[Row]:
     """Turn the totals of every count into rows."""
     for recipe, recipe_counts in counted.items():
         work = f"{recipe}, a step of {recipe_counts['images']} images"
         for name in COUNTS:
             figures = recipe_counts.get(name, {})
             for figure in filter(figures.__contains__, _UNITS):
-                row_id = f"{NAME}.{recipe}.{name}.{figure}"
+                row_id = f"{prefix}.{recipe}.{name}.{figure}"
                 yield Row(id=row_id, work=work, value=figures[figure], unit=_UNITS[figure])
             reads = figures.get("device_reads", figures.get("device_reads_in_a_steady_step"))
             if reads is not None:
-                row_id = f"{NAME}.{recipe}.{name}.device_reads"
+                row_id = f"{prefix}.{recipe}.{name}.device_reads"
                 yield Row(id=row_id, work=work, value=sum(reads.values()), unit="reads")
 
 
-def _count(name: str, request: StepRequest, steps: int) -> dict[str, Any]:
-    if name == "loop":
-        return counts.loop(request, steps)
-    return counts.whole(request) if name == "whole" else counts.fused(request)
+def _request(recipe: str, options: argparse.Namespace) -> StepRequest:
+    request = default_request(recipe)
+    images = options.images or (_QUICK_IMAGES if options.quick else request.images)
+    return replace(
+        request,
+        images=images,
+        scale="tiny" if options.quick else "full",
+        compile=options.compile,
+        kernels=options.kernels,
+        overrides=options.set,
+    )
+
+
+def _described(options: argparse.Namespace) -> str:
+    return f"compile={options.compile}, kernels={options.kernels}"
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common_parser(NAME, (__doc__ or "").splitlines()[0])
     parser.add_argument("--recipes", type=_listed, help=f"of {','.join(RECIPES)}; default all")
-    parser.add_argument("--only", type=_listed, help="of whole,fused,loop; default whole,loop")
+    parser.add_argument("--only", type=_listed, help=f"of {','.join(COUNTS)}; default all")
     parser.add_argument("--images", type=int, help="of a step; default 8, or 256 in pretraining")
-    parser.add_argument("--steps", type=int, default=14, help="of the loop")
+    parser.add_argument("--steps", type=int, help=f"of the loop; default {STEPS}")
+    forms = [form for form in get_args(Compile) if form != "none"]
+    parser.add_argument("--compile", choices=forms, default="regions", help="default regions")
+    kernels = ("plain", "triton")
+    parser.add_argument("--kernels", choices=kernels, default="triton", help="default triton")
     parser.add_argument("--set", action="append", default=[], metavar="key=value")
     parser.add_argument("--out", type=Path, help="a JSON file with the figures of every part")
     options = parser.parse_args(argv)
     options.recipes = options.recipes or (_QUICK_RECIPES if options.quick else RECIPES)
-    options.only = options.only or (("whole",) if options.quick else ("whole", "loop"))
+    options.only = options.only or (_QUICK_COUNTS if options.quick else COUNTS)
+    options.steps = options.steps or (_QUICK_STEPS if options.quick else STEPS)
     for option, known in (("recipes", RECIPES), ("only", COUNTS)):
         for value in getattr(options, option):
             if value not in known:

@@ -5,6 +5,7 @@ import contextlib
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 import efficientsam_pl
+from benchmarks.step_counts.costs import is_kernel, launches, moved_bytes, name_of
 
 _PACKAGE = Path(efficientsam_pl.__file__).parent
-# These write nothing: they allocate memory or return views
-_VIEWS_AND_ALLOCATIONS = {
-    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias"),
-    *("_unsafe_view", "lift_fresh", "expand", "view", "_local_scalar_dense", "set_", "resize_"),
-}
 # The host waits for the device's result of these
 _DEVICE_READS = {
     *("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"),
@@ -72,13 +69,13 @@ class OperationCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if self.enabled:
-            name = func._schema.name.split("::")[1]
+            name = name_of(func)
             if name in _DEVICE_READS or (name == "index" and _has_mask(args[1])):
                 self.device_reads[call_site()] += 1
-            if func.namespace == "aten" and not func.is_view and name not in _VIEWS_AND_ALLOCATIONS:
+            if is_kernel(func):
                 part = self._part_of_operation()
-                self.launches[part] += 1
-                self.bytes[part] += sum(map(touched_bytes, tree_leaves((args, kwargs, result))))
+                self.launches[part] += launches(func, args, result)
+                self.bytes[part] += moved_bytes(func, args, kwargs, result)
                 self.flop[part] += _flop(func, name, args, kwargs, result)
         return result
 
@@ -123,8 +120,7 @@ class OperationCounter(TorchDispatchMode):
             "parts": parts,
         }
 
-    @contextlib.contextmanager
-    def _replaced(self, label: Label) -> Iterator[None]:
+    def _replaced(self, label: Label) -> AbstractContextManager[None]:
         function: Callable[..., Any] = getattr(label.owner, label.attribute)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -134,16 +130,7 @@ class OperationCounter(TorchDispatchMode):
             finally:
                 self.enter(before)
 
-        attributes = vars(label.owner)
-        was_set = label.attribute in attributes
-        attributes[label.attribute] = counted
-        try:
-            yield
-        finally:
-            if was_set:
-                attributes[label.attribute] = function
-            else:
-                del attributes[label.attribute]
+        return replaced_attribute(label.owner, label.attribute, counted)
 
     def _part_of_operation(self) -> str:
         node: Any = torch._C._current_autograd_node()
@@ -156,15 +143,20 @@ class OperationCounter(TorchDispatchMode):
         return f"{self._starts[max(started, 0)][1]}/bwd"
 
 
-def touched_bytes(value: object) -> int:
-    """Count the bytes of a tensor, counting a broadcast axis once; 0 for anything else."""
-    if not isinstance(value, Tensor):
-        return 0
-    elements = value.numel()
-    for size, stride in zip(value.shape, value.stride(), strict=True):
-        if stride == 0 and size > 1:
-            elements //= size
-    return elements * value.element_size()
+@contextlib.contextmanager
+def replaced_attribute(owner: object, name: str, value: object) -> Iterator[None]:
+    """Set an attribute of a module, or of a record that may be frozen, until the context ends."""
+    attributes = vars(owner)
+    missing = object()
+    before = attributes.get(name, missing)
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del attributes[name]
+        else:
+            attributes[name] = before
 
 
 def call_site() -> str:

@@ -19,6 +19,7 @@ from benchmarks.step_counts.step import (
     count_step,
     fit_through,
     labels_of,
+    region_labels,
     use_stored_features,
     without_data,
 )
@@ -32,6 +33,7 @@ def whole(request: StepRequest) -> dict[str, Any]:
     """Count an uncompiled step on fake tensors: launches, bytes, FLOPs and device reads by part."""
     step = captured_step(request)
     module, counter = step.module, OperationCounter()
+    module.configure_model()
     with _fake_parameters(), FakeTensorMode(allow_non_fake_inputs=True):
         module.model.to_empty(device="cpu")
         batch = without_data(step.batch)
@@ -45,11 +47,13 @@ def whole(request: StepRequest) -> dict[str, Any]:
 def fused(request: StepRequest) -> dict[str, Any]:
     """Count a compiled step: each region as inductor's kernels for an H200, the rest as in whole.
 
-    Tensors are real, since uncompiled operations are executed; so finetuning runs one image instead
+    Uncompiled operations are executed on real tensors; those of regions are never written, so that
+    they take no memory. With blocks much is uncompiled: finetuning then runs one image instead
     of a batch, and bytes are scaled.
     """
-    images = request.images if request.recipe == SAMI else 1
-    step = captured_step(replace(request, images=images, compiled=True))
+    in_blocks = request.compile == "blocks" and request.recipe != SAMI
+    images = 1 if in_blocks else request.images
+    step = captured_step(replace(request, images=images))
     module, counter = step.module, OperationCounter()
     backend = StubBackend(counter, lower=True)
     # each length of the prompts is lowered separately
@@ -58,7 +62,8 @@ def fused(request: StepRequest) -> dict[str, Any]:
         module.configure_model()
         if request.recipe == SAMI:
             use_stored_features(module, images)
-        with counter.labelled(labels_of(request.recipe, module, inside=False)):
+        labels = labels_of(request.recipe, module, inside=False)
+        with counter.labelled(labels if request.compile == "blocks" else region_labels(module)):
             count_step(module, step.batch, counter)
     return _fused_summary(counter.summary(), backend, images, request.images)
 
@@ -67,7 +72,7 @@ def loop(request: StepRequest, steps: int) -> dict[str, Any]:
     """Time and count the host's work in steady steps of the real trainer, regions stubbed out.
 
     Args:
-        request: The step, of a small model.
+        request: The step; a small model takes it.
         steps: Length of the run; the first three and the last four are not timed.
     """
     counter = OperationCounter()
@@ -80,7 +85,8 @@ def loop(request: StepRequest, steps: int) -> dict[str, Any]:
         trainer.callbacks.append(watch)
         original(trainer, module, *args, **kwargs)
 
-    small = replace(request, images=LOOP_IMAGES, small=True, compiled=True)
+    scale: Any = "small" if request.scale == "full" else request.scale
+    small = replace(request, images=LOOP_IMAGES, scale=scale)
     with compiling_with(backend):
         torch._dynamo.utils.counters.clear()
         fit_through(small, fit)

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.step_counts.costs import OWN, touched_bytes
 
 _H200 = SimpleNamespace(
     name="NVIDIA H200",
@@ -34,7 +36,8 @@ _H200 = SimpleNamespace(
 )
 _TRITON_LAUNCH = re.compile(r"^\s+triton_\w+\.run\(", re.MULTILINE)
 _LIBRARY_LAUNCH = re.compile(
-    r"^\s+extern_kernels\.|= torch\.ops\.aten\.\w+\.default\(", re.MULTILINE
+    rf"^\s+extern_kernels\.|^\s+(?:\w+ = )?torch\.ops\.(?:aten|{OWN})\.\w+\.\w+\(",
+    re.MULTILINE,
 )
 
 
@@ -43,7 +46,7 @@ class Region:
     """The launches of a compiled graph, and the bytes that its kernels read and write."""
 
     triton: int
-    library: int  # matrix products, attention
+    library: int  # matrix products, attention, kernels of our own
     bytes: int
 
     def launches(self) -> int:
@@ -51,13 +54,19 @@ class Region:
         return self.triton + self.library
 
 
-def lowered(graph: Any, example_inputs: Sequence[Any], is_backward: bool) -> Region:
+def lowered(
+    graph: Any,
+    example_inputs: Sequence[Any],
+    is_backward: bool,
+    options: Mapping[str, Any] | None = None,
+) -> Region:
     """Lower a graph of ATen operations with inductor, without running or compiling its kernels.
 
     Args:
         graph: A GraphModule; its constants move to the device.
         example_inputs: Tensors and sizes of its inputs.
         is_backward: Whether it is the backward pass of a region.
+        options: Inductor's, as given to torch.compile.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
@@ -65,7 +74,9 @@ def lowered(graph: Any, example_inputs: Sequence[Any], is_backward: bool) -> Reg
     for node in graph.graph.nodes:
         node.kwargs = {name: _device(value) for name, value in node.kwargs.items()}
         node.args = tuple(map(_device, node.args))
-    with _pretended_h200(), mode:
+    # kernels would otherwise be handed to worker processes to compile while code is generated
+    configured = torch._inductor.config.patch({**(options or {}), "compile_threads": 1})
+    with _pretended_h200(), configured, mode:
         source, moved = _generated(graph, inputs, is_backward, mode)
     return Region(len(_TRITON_LAUNCH.findall(source)), len(_LIBRARY_LAUNCH.findall(source)), moved)
 
@@ -81,10 +92,11 @@ def _generated(
     from torch._inductor.virtualized import V
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+    # a convolution's layout on a GPU is another than on the CPU that traced it, and so its views
+    view_to_reshape(graph)
     graph.recompile()
     FakeTensorProp(graph, mode=mode).propagate_dont_convert_inputs(*inputs)
     record_original_output_strides(graph)
-    view_to_reshape(graph)
     with V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
         post_grad_passes(graph, is_inference=False)
         metrics.reset()
@@ -94,8 +106,21 @@ def _generated(
         with V.set_graph_handler(lowering):
             lowering.run(*inputs)
             code: Any = lowering.codegen()[0]
-            moved = int(lowering.count_bytes()[0])
+            moved = _moved(lowering, inputs)
     return code if isinstance(code, str) else code.value, moved
+
+
+def _moved(lowering: Any, inputs: Sequence[Any]) -> int:
+    """Sum the bytes of all kernels: buffers read once and written once, as torch counts them.
+
+    But of an input with a broadcast axis torch counts the whole shape.
+    """
+    most = dict(zip(lowering.graph_input_names, map(touched_bytes, inputs), strict=True))
+    return sum(
+        min(size, most.get(name, size)) if most.get(name) else size
+        for node in lowering.scheduler.nodes
+        for name, size in node.get_read_write_buffer_accesses(True, True).items()
+    )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.scaling.inputs import write_images
 from efficientsam_pl.config import load as configs
@@ -21,8 +21,13 @@ _TEACHER = {
     "encoder": {"width": 24, "depth": 1, "heads": 3, "global_blocks": [0], "neck_channels": 256},
     "precision": "fp32",
 }
+_STUDENTS = {"ti": {"width": 192, "heads": 3}, "s": {"width": 384, "heads": 6}}
 _SMALL_ENCODER = {"width": 48, "depth": 12, "heads": 3, "image_size": 64, "position_grid": 4}
+_TINY_DEPTH = 2
 _INTERACTIVE = {"negative_clicks": True, "mask_prompts": True, "max_points": 12, "min_points": 6}
+
+
+Compile = Literal["none", "blocks", "regions", "step"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,17 @@ class StepRequest:
 
     recipe: str
     images: int  # of the micro-batch
-    small: bool = False  # a model of the same depth, fast on a CPU
-    compiled: bool = False
+    student: Literal["ti", "s"] = "ti"
+    # small: of the same depth, fast on a CPU; tiny: shallow, too
+    scale: Literal["full", "small", "tiny"] = "full"
+    compile: Compile = "none"
+    kernels: Literal["plain", "triton"] = "triton"
     overrides: Sequence[str] = ()
+
+
+def default_request(recipe: str) -> StepRequest:
+    """Build the request for the shipped recipe of which the goals are set."""
+    return StepRequest(recipe, images_of(recipe), "s" if recipe == SAMI else "ti")
 
 
 def images_of(recipe: str) -> int:
@@ -64,12 +77,13 @@ def _common(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:
     masks = _masks(request)
     shards = write_images(home / "shards", max(_MIN_IMAGES, request.images), masks)
     return {
-        "data": {"train": shards, "workers": 1 if request.small else 0},
+        "data": {"train": shards, "workers": 0 if request.scale == "full" else 1},
         "trainer": {
             "accelerator": "cpu",
             "devices": 1,
             "precision": "bf16",
-            "compile": "blocks" if request.compiled else "none",
+            "compile": request.compile,
+            "kernels": request.kernels,
             "global_batch": request.images,
             "micro_batch": request.images,
             "max_steps": 100_000,
@@ -83,31 +97,33 @@ def _masks(request: StepRequest) -> int:
     """Choose the masks per image in the shards; pretraining reads none."""
     if request.recipe == SAMI:
         return 1
-    return 8 if request.small else 32
+    return 32 if request.scale == "full" else 8
 
 
 def _sami(request: StepRequest) -> dict[str, dict[str, Any]]:
-    if not request.small:
-        student: dict[str, Any] = {"width": 384, "heads": 6, "image_size": 224}
+    if request.scale == "full":
+        student: dict[str, Any] = {**_STUDENTS[request.student], "image_size": 224}
         return {"sami": {"student": student}, "teacher": {**_TEACHER, "image_size": 224}}
-    decoder = {"decoder_depth": 8, "decoder_width": 32, "decoder_heads": 4}
+    depth = _TINY_DEPTH if request.scale == "tiny" else 8
+    decoder = {"decoder_depth": depth, "decoder_width": 32, "decoder_heads": 4}
     return {
-        "sami": {"student": _SMALL_ENCODER, **decoder},
+        "sami": {"student": _small_encoder(request), **decoder},
         "teacher": {**_TEACHER, "image_size": 64},
     }
 
 
 def _finetune(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:
     interactive = request.recipe == "finetune-interactive"
-    model: dict[str, Any] = {"encoder": {}, "prompts": _INTERACTIVE if interactive else {}}
-    if request.small:
-        model["encoder"] = {**_SMALL_ENCODER, "neck_channels": 32}
+    encoder: dict[str, Any] = dict(_STUDENTS[request.student])
+    model: dict[str, Any] = {"encoder": encoder, "prompts": _INTERACTIVE if interactive else {}}
+    if request.scale != "full":
+        model["encoder"] = {**_small_encoder(request), "neck_channels": 32}
         model["decoder"] = {"mlp_width": 64, "iou_head_width": 32, "heads": 4}
     (home / "model.yaml").write_text(json.dumps(model))
     stage: dict[str, dict[str, Any]] = {
         "model": {"name": str(home / "model.yaml")},
         "masks": {
-            "masks_per_image": 4 if request.small else 32,
+            "masks_per_image": 32 if request.scale == "full" else 4,
             "max_area": 1.0,
             "clicks": 1 if interactive else 6,
         },
@@ -117,3 +133,7 @@ def _finetune(request: StepRequest, home: Path) -> dict[str, dict[str, Any]]:
     if interactive:
         stage["validation"] = {"clicks": [1, 3], "later_clicks": "corrections"}
     return stage
+
+
+def _small_encoder(request: StepRequest) -> dict[str, int]:
+    return _SMALL_ENCODER | ({"depth": _TINY_DEPTH} if request.scale == "tiny" else {})

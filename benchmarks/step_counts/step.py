@@ -96,6 +96,13 @@ def labels_of(recipe: str, module: Any, inside: bool) -> Iterator[Label]:
         yield Label(prompt_loop, "segmentation_losses", "loss")
 
 
+def region_labels(module: Any) -> Iterator[Label]:
+    """Name a module's regions; labels inside of them would break their graphs."""
+    for region in module.regions():
+        owner = type(region.owner).__name__
+        yield Label(region.owner, region.method, f"{owner}.{region.method}")
+
+
 def use_stored_features(module: Any, images: int) -> None:
     """Let pretraining read its target from memory, as from a feature store."""
     tokens = module.model.config.student.grid() ** 2

@@ -13,6 +13,8 @@ from torch import Tensor
 from benchmarks.step_counts.counter import OperationCounter, call_site
 from benchmarks.step_counts.h200_lowering import Region, lowered
 
+_MOST_ZEROS = 2**20  # values of an output that is zeroed though nothing is computed
+
 
 class StubBackend:
     """Count the graphs and calls of torch.compile, without computing them.
@@ -25,29 +27,38 @@ class StubBackend:
 
         Args:
             counter: Paused while a stub makes its outputs.
-            lower: Whether each graph is lowered for a GPU, in `regions`. Outputs are then
-                uninitialized, else zeros.
+            lower: Whether each graph is lowered for a GPU, in `regions`. Large outputs are then
+                not initialized, and take no memory until they are written; others are zeros.
         """
         self.regions: list[tuple[str, Region]] = []
         self.calls: Counter[str] = Counter()
         self._counter, self._lower, self._graphs = counter, lower, 0
 
-    def __call__(self, graph: Any, inputs: Any, **_: Any) -> Any:
-        """Compile a graph, as torch.compile's backend."""
+    def __call__(
+        self, graph: Any, inputs: Any, *, options: dict[str, Any] | None = None, **_: Any
+    ) -> Any:
+        """Compile a graph, as torch.compile's backend, with inductor's options."""
         from torch._inductor.compile_fx import compile_fx
 
         name = f"region {self._graphs} ({call_site()})"
         self._graphs += 1
-        inner_compile: Any = partial(self._stub, name)
+        inner_compile: Any = partial(self._stub, name, options or {})
         return compile_fx(graph, inputs, inner_compile=inner_compile)
 
     def _stub(
-        self, name: str, graph: Any, example_inputs: Any, *, is_backward: bool = False, **_: Any
+        self,
+        name: str,
+        options: dict[str, Any],
+        graph: Any,
+        example_inputs: Any,
+        *,
+        is_backward: bool = False,
+        **_: Any,
     ) -> Callable[[list[Any]], list[Any]]:
         key = f"{name} {'bw' if is_backward else 'fw'}"
         outputs = _outputs(graph)
         if self._lower:
-            self.regions.append((key, lowered(graph, example_inputs, is_backward)))
+            self.regions.append((key, lowered(graph, example_inputs, is_backward, options)))
         symbols = [
             (place, value.node.expr)
             for place, value in enumerate(example_inputs)
@@ -86,7 +97,7 @@ def compiling_with(backend: StubBackend) -> Iterator[None]:
 def _compiled(
     torch_compile: Any, backend: StubBackend, function: Callable[..., Any], **options: Any
 ) -> Any:
-    kept = {name: options[name] for name in ("dynamic", "fullgraph") if name in options}
+    kept = {name: options[name] for name in ("dynamic", "fullgraph", "options") if name in options}
     return torch_compile(function, backend=backend, **kept)
 
 
@@ -102,7 +113,8 @@ def _made(value: Any, known: dict[Any, int], zeros: bool) -> Any:
     shape = [_number(size, known) for size in value.shape]
     stride = [_number(size, known) for size in value.stride()]
     tensor = torch.empty_strided(shape, stride, dtype=value.dtype)
-    return tensor.zero_() if zeros else tensor
+    is_large = tensor.is_floating_point() and tensor.numel() > _MOST_ZEROS
+    return tensor if is_large and not zeros else tensor.zero_()
 
 
 def _number(value: Any, known: dict[Any, int]) -> Any:

@@ -28,7 +28,7 @@ from efficientsam_pl.recipes.sami.feature_store import (
     views_of,
 )
 from efficientsam_pl.storage.retries import set_store_patience
-from efficientsam_pl.training.parallelize import apply_compile
+from efficientsam_pl.training.compilation import apply_compile
 
 
 def run(config: PretrainConfig, share: ArrayShare) -> None:
@@ -41,7 +41,7 @@ def run(config: PretrainConfig, share: ArrayShare) -> None:
             is_claimed(part.folder, describe(config, part.heldout))
             written_features(part.folder, part.images)
     teacher = FrozenTeacher(config.teacher, config.sami.student.grid()).to(device)
-    if config.trainer.compile == "blocks":
+    if config.trainer.compile != "none":
         apply_compile(teacher)
     for part in parts:
         source = FeatureSource(

@@ -176,9 +176,10 @@ class MaskSelectionConfig:
     min_stability: float = 0.0  # SA-1B's stability_score; masks that state none pass
     min_predicted_iou: float = 0.0  # SA-1B's predicted_iou; masks that state none pass
     clicks: int = 6  # foreground points drawn a mask; the released model takes up to six
-    # Masks of an image whose predictions and gradients are computed together; the gradients are the
-    # same, memory is that of so many. None: all
-    decoded_at_once: int | None = free(None)
+    # Prompts of an image (a mask in a round each) that are decoded and differentiated together; the
+    # gradients are the same, memory is that of so many: at 1024 pixels about 50 MB a prompt if
+    # compiled, else 70 MB, so 96 of 8 images need 40 or 55 GB. None: all independent ones
+    decoded_at_once: int | None = free(96)
     flip: float = 0.0  # probability; the paper finetunes without augmentation (4.1)
 
     def __post_init__(self) -> None:

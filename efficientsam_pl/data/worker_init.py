@@ -16,6 +16,8 @@ from collections.abc import Callable
 from functools import cache, partial
 from multiprocessing.connection import Connection
 
+from efficientsam_pl.data.tensor_transfer import send_small_tensors_by_value
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes: of one piece, and of all that is free
 _IGNORED = (
@@ -41,6 +43,7 @@ def _pipe_of(process: int) -> tuple[Connection, Connection]:
 
 def _begin(read_end: Connection, write_end: Connection, number: int) -> None:
     keep_memory()
+    send_small_tensors_by_value()
     for signal_number in _IGNORED:
         signal.signal(signal_number, signal.SIG_IGN)
     write_end.close()  # only the parent's counts

@@ -3,8 +3,11 @@
 A further term is a field of `MaskLosses`, its value in `pixel_losses` (of each pixel) or `_terms`
 (of anything else), and its weight in `MaskLossConfig`, all under one name.
 
-Axes: b images, q prompts an image, k candidates a prompt, h w pixels of the loss resolution, n of
-them all or some.
+Every term is computed for all mask tokens at once, then the trained ones are chosen among numbers a
+mask: compiled as a whole, the logits are read once, and once more with their gradient written.
+
+Axes: b images, q masks an image, p prompts an image (one or more rounds of q), k mask tokens a
+prompt, h w pixels of the loss resolution, n of them all or some.
 """
 
 from dataclasses import dataclass
@@ -13,11 +16,11 @@ from operator import add
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.losses.config import MaskLossConfig
+from efficientsam_pl.losses.pixel_sums import pixel_sums
 from efficientsam_pl.losses.point_sampling import sampled_cells
 from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.mask_overlap import mask_iou
@@ -45,34 +48,33 @@ def segmentation_losses(
     tokens: Literal["candidates", "single"] = "candidates",
     sample_key: Int64[Tensor, "b q"] | None = None,
 ) -> MaskLosses:
-    """Compute each mask's losses (SAM, section 3 and appendix A).
+    """Compute the losses of each prompt's mask (SAM, section 3 and appendix A).
 
     candidates: only the candidate with the lowest loss is trained, and token 0 beside it with the
     weight `config.single_mask`. single: token 0 alone, as SAM does for prompts of several points.
 
     Args:
-        prediction: All mask tokens, token 0 first.
-        target: One mask a prompt, at the logits' resolution.
+        prediction: All mask tokens, token 0 first, of prompts for all masks, round after round.
+        target: The masks, at the logits' resolution; those of every round.
         config: Weights.
         tokens: Output tokens that are trained.
         sample_key: One key a mask, where the config samples points.
 
+    Returns:
+        One value a prompt.
+
     Raises:
         ValueError: The config samples points, and there is no key to draw them from.
     """
-    truth = target[:, :, None]
-    pixels = _LossPixels.of(truth, config, sample_key)
-    single = prediction.single()
-    terms = _terms(single, single, truth, pixels)
-    of_single = _weighted(terms, config)
-    if tokens == "single":
-        return MaskLosses(total=of_single, single=of_single, **terms)
-    candidates = prediction.candidates()
-    best = _take(candidates, _lowest_loss(candidates, pixels))
-    rated = best if config.iou_candidates == "best" else candidates
-    terms = _terms(best, rated, truth, pixels)
-    total = _weighted(terms, config) + config.single_mask * of_single
-    return MaskLosses(total=total, single=of_single, **terms)
+    masks, count = target.shape[1], 1 if tokens == "single" else prediction.iou.shape[2]
+    rounds = prediction.iou.shape[1] // max(1, masks)
+    logits, iou = (
+        values[:, :, :count].unflatten(1, (rounds, masks))
+        for values in (prediction.low_res_logits, prediction.iou)
+    )
+    pixels, others = _terms(logits, iou, target[:, None, :, None], config, sample_key)
+    losses = _trained(pixels, others, config, tokens)
+    return MaskLosses(**{name: value.flatten(1, 2) for name, value in losses.items()})
 
 
 def pixel_losses(
@@ -99,56 +101,53 @@ def pixel_losses(
         Lin et al. 2017 (RetinaNet), section 3, mean over pixels as in SAM 2's code; Milletari et
         al. 2016 (V-Net), section 3. SAM, appendix A, weighs them 20 to 1.
     """
-    logits = logits.float()
-    against = torch.where(target, -logits, logits)
-    wrong = against.sigmoid()
-    alpha = torch.where(target, config.focal_alpha, 1 - config.focal_alpha)
-    focal = (wrong.pow(config.focal_gamma) * F.softplus(against) * alpha).mean(-1)
-    weight = pixels / target.shape[-1]
-    area = target.sum(-1)
-    missed = (wrong * target).sum(-1)
-    extra = wrong.sum(-1) - missed
-    overlap, both = area - missed, 2 * area - missed + extra
-    return {"focal": focal, "dice": 1 - (2 * weight * overlap + 1) / (weight * both + 1)}
-
-
-@dataclass(frozen=True)
-class _LossPixels:
-    """The target's pixels that `pixel_losses` compares: all, or some of each mask."""
-
-    config: MaskLossConfig
-    truth: Bool[Tensor, "b q 1 n"]
-    cells: Int64[Tensor, "b q 1 n"] | None
-    pixels: int
-
-    @staticmethod
-    def of(
-        truth: Bool[Tensor, "b q 1 h w"],
-        config: MaskLossConfig,
-        sample_key: Int64[Tensor, "b q"] | None,
-    ) -> "_LossPixels":
-        flat = truth.flatten(-2)
-        if config.sampled_points is None:
-            return _LossPixels(config, flat, None, flat.shape[-1])
-        if sample_key is None:
-            raise ValueError("sampled_points= needs a key a mask to draw them from")
-        cells = sampled_cells(sample_key, config.sampled_points, truth.shape[-2:])[:, :, None]
-        return _LossPixels(config, flat.gather(-1, cells), cells, flat.shape[-1])
-
-    def losses(self, prediction: Prediction) -> dict[str, Float[Tensor, "b q k"]]:
-        """`pixel_losses` of every mask of a prediction."""
-        logits = prediction.low_res_logits.flatten(-2)
-        if self.cells is not None:
-            logits = logits.gather(-1, self.cells.expand(-1, -1, logits.shape[2], -1))
-        return pixel_losses(logits, self.truth, self.config, self.pixels)
+    sums = pixel_sums(logits, target, config.focal_alpha, config.focal_gamma)
+    count = target.shape[-1]
+    weight, area = pixels / count, target.sum(-1)
+    overlap, both = area - sums.missed, 2 * area - sums.missed + sums.extra
+    dice = 1 - (2 * weight * overlap + 1) / (weight * both + 1)
+    return {"focal": sums.focal / count, "dice": dice}
 
 
 def _terms(
-    trained: Prediction, rated: Prediction, truth: Bool[Tensor, "b q 1 h w"], pixels: _LossPixels
-) -> dict[str, Float[Tensor, "b q"]]:
-    """Every term but token 0's, by name: masks of `trained`, predicted IoUs of `rated`."""
-    values = pixels.losses(trained) | {"iou": _iou_error(rated, truth)}
-    return {n: v[..., 0] if v.shape[-1] == 1 else v.mean(-1) for n, v in values.items()}
+    logits: Float[Tensor, "b r q k h w"],
+    iou: Float[Tensor, "b r q k"],
+    truth: Bool[Tensor, "b 1 q 1 h w"],
+    config: MaskLossConfig,
+    sample_key: Int64[Tensor, "b q"] | None,
+) -> tuple[dict[str, Float[Tensor, "b r q k"]], dict[str, Float[Tensor, "b r q k"]]]:
+    """Every token's terms by name: those of pixels, which choose a candidate, and the others."""
+    chosen, flat = logits.flatten(-2), truth.flatten(-2)
+    pixels = flat.shape[-1]
+    if config.sampled_points is not None:
+        if sample_key is None:
+            raise ValueError("sampled_points= needs a key a mask to draw them from")
+        cells = sampled_cells(sample_key, config.sampled_points, truth.shape[-2:])
+        cells = cells[:, None, :, None]
+        chosen = chosen.gather(-1, cells.expand(*chosen.shape[:-1], -1))
+        flat = flat.gather(-1, cells)
+    return pixel_losses(chosen, flat, config, pixels), {"iou": _iou_error(logits, iou, truth)}
+
+
+def _trained(
+    pixels: dict[str, Float[Tensor, "*prompt k"]],
+    others: dict[str, Float[Tensor, "*prompt k"]],
+    config: MaskLossConfig,
+    tokens: Literal["candidates", "single"],
+) -> dict[str, Float[Tensor, "*prompt"]]:
+    """Fields of `MaskLosses` of each prompt, from the terms of its tokens."""
+    single = {name: value[..., 0] for name, value in (pixels | others).items()}
+    of_single = _weighted(single, config)
+    if tokens == "single":
+        return {"total": of_single, "single": of_single, **single}
+    candidates = {name: value[..., 1:] for name, value in (pixels | others).items()}
+    chosen = _weighted({name: candidates[name] for name in pixels}, config)
+    best = chosen.argmin(-1, keepdim=True)
+    terms = {name: value.gather(-1, best)[..., 0] for name, value in candidates.items()}
+    if config.iou_candidates == "all":
+        terms |= {name: candidates[name].mean(-1) for name in others}
+    total = _weighted(terms, config) + config.single_mask * of_single
+    return {"total": total, "single": of_single, **terms}
 
 
 def _weighted(
@@ -159,18 +158,10 @@ def _weighted(
     return total
 
 
-@torch.no_grad()
-def _lowest_loss(candidates: Prediction, pixels: _LossPixels) -> Int64[Tensor, "b q 1"]:
-    """Index of the candidate to train; the others are spared a gradient."""
-    return _weighted(pixels.losses(candidates), pixels.config).argmin(-1, keepdim=True)
-
-
-def _take(candidates: Prediction, which: Int64[Tensor, "b q 1"]) -> Prediction:
-    index = which[..., None, None].expand(-1, -1, -1, *candidates.low_res_logits.shape[-2:])
-    return Prediction(candidates.low_res_logits.gather(2, index), candidates.iou.gather(2, which))
-
-
-def _iou_error(prediction: Prediction, truth: Bool[Tensor, "b q 1 h w"]) -> Float[Tensor, "b q k"]:
+def _iou_error(
+    logits: Float[Tensor, "b r q k h w"],
+    iou: Float[Tensor, "b r q k"],
+    truth: Bool[Tensor, "b 1 q 1 h w"],
+) -> Float[Tensor, "b r q k"]:
     """Squared difference of the predicted IoU and that of the thresholded mask."""
-    masks = prediction.low_res_logits.detach() > 0
-    return (prediction.iou.float() - mask_iou(masks, truth)).square()
+    return (iou.float() - mask_iou(logits.detach() > 0, truth)).square()

@@ -185,6 +185,8 @@ class TeacherConfig:
     batch: int | None = free(None)  # images per forward; None: 256 at 224 pixels, 12 at 1024
     # sharded: with trainer.strategy=fsdp
     sharding: Literal["replicated", "sharded"] = free("replicated")
+    # on a GPU beside the student's encoder, which takes the memory of the teacher's activations
+    overlap: bool = free(False)
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size():
@@ -194,6 +196,8 @@ class TeacherConfig:
             )
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch={self.batch} must be at least 1")
+        if self.overlap and self.sharding == "sharded":
+            raise ValueError("overlap=true needs sharding=replicated, which is sharded")
         if self.kind == "pixels" and self.weights is not None:
             raise ValueError(f"weights={self.weights} has no meaning with kind=pixels")
 
@@ -243,6 +247,8 @@ class SamiConfig:
                 f"mask_ratio={self.mask_ratio} leaves {self.visible_tokens()} of "
                 f"{self.student.grid() ** 2} tokens visible; some must be visible and some masked"
             )
+        if self.decoder_depth < 1:
+            raise ValueError(f"decoder_depth={self.decoder_depth} must be at least 1")
         if self.decoder_width % self.decoder_heads:
             raise ValueError(
                 f"decoder_width={self.decoder_width} must be a multiple of "

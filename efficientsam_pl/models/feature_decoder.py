@@ -7,13 +7,13 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import SamiConfig
-from efficientsam_pl.models.layers import Block, Mlp
-from efficientsam_pl.models.masking import TokenSplit
-from efficientsam_pl.models.position_encoding import grid_positions, positions_at
+from efficientsam_pl.models.layers import Block, Mlp, normalise
+from efficientsam_pl.models.masking import TokenSplit, permute_tokens
+from efficientsam_pl.models.position_encoding import grid_positions
 
 _norm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -31,16 +31,48 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(width, 4 * width)
 
     def forward(
-        self, masked: Float[Tensor, "b m c"], visible: Float[Tensor, "b v c"]
+        self,
+        masked: Float[Tensor, "#b _ c"],
+        visible: Float[Tensor, "b v c"],
+        *order_and_inverse: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b m c"]:
-        """Update the masked tokens; the visible tokens are normalised already."""
-        queries = self.norm_attention(masked)
-        keys = torch.cat([visible, queries], dim=1)
-        k, v = map(self._heads, self.key_value(keys).chunk(2, dim=-1))
-        attended = F.scaled_dot_product_attention(self._heads(self.query(queries)), k, v)
-        masked = masked + self.out(attended.transpose(1, 2).flatten(-2))
-        updated: Tensor = masked + self.mlp(self.norm_mlp(masked))
+        """Update the masked tokens; the visible tokens are normalised already.
+
+        Args:
+            masked: Those of each image; in the first block those of every place, which all images
+                share, so that they are projected once.
+            visible: The keys and values besides the masked tokens.
+            order_and_inverse: Of the first block: the permutation of each image's tokens that puts
+                the visible ones first, and its inverse.
+        """
+        queries = normalise(self.norm_attention, masked)
+        project = partial(F.linear, weight=self.key_value.weight)
+        if order_and_inverse:
+            masked, query, key_value = (
+                permute_tokens(
+                    x.expand(len(visible), -1, -1), *order_and_inverse, first=visible.shape[1]
+                )
+                for x in (masked, self.query(queries), project(queries))
+            )
+            key_value = torch.cat([project(visible), key_value], dim=1)
+        else:
+            query = self.query(queries)
+            key_value = project(torch.cat([visible, queries], dim=1))
+        k, v = map(self._heads, key_value.chunk(2, dim=-1))
+        attended = F.scaled_dot_product_attention(self._heads(query), k, v)
+        masked = masked + self._projected(attended.transpose(1, 2).flatten(-2))
+        updated: Tensor = masked + self.mlp(normalise(self.norm_mlp, masked))
         return updated
+
+    def _projected(self, attended: Float[Tensor, "b m c"]) -> Float[Tensor, "b m c"]:
+        """Project what was attended without the biases of keys and values.
+
+        A bias of all keys changes no attention weight, and since these add up to 1, that of the
+        values passes through them: it is added here, and its gradient needs no sum over all keys.
+        """
+        value_bias = self.key_value.bias.chunk(2)[1]
+        bias = F.linear(value_bias, self.out.weight, self.out.bias)
+        return F.linear(attended, self.out.weight, bias)
 
     def _heads(self, x: Float[Tensor, "b r c"]) -> Float[Tensor, "b heads r d"]:
         heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -72,12 +104,15 @@ class CrossAttentionDecoder(nn.Module):
         self, encoded: Float[Tensor, "b v c"], split: TokenSplit
     ) -> Float[Tensor, "b n target"]:
         """Predict features of every token, in image order."""
-        embedded = self.embed(encoded) + positions_at(self.position, split.visible)
-        visible = self.norm_visible(embedded)
-        masked = self.mask_token + positions_at(self.position, split.masked)
-        for block in self.blocks:
-            masked = block(masked, visible)
-        return split.restore(self.head(visible), self.head(self.norm_masked(masked)))
+        embedded = self.embed(encoded)
+        order, inverse = split.order_and_inverse()
+        of_images = self.position.expand(len(encoded), -1, -1)
+        places = permute_tokens(of_images, order, inverse, last=embedded.shape[1])
+        visible = normalise(self.norm_visible, embedded + places, embedded.dtype)
+        masked = (self.mask_token + self.position).to(embedded.dtype)
+        for number, block in enumerate(self.blocks):
+            masked = block(masked, visible) if number else block(masked, visible, order, inverse)
+        return split.restore(self.head(visible), self.head(normalise(self.norm_masked, masked)))
 
 
 class SelfAttentionDecoder(nn.Module):

@@ -27,6 +27,22 @@ class LayerNorm2d(nn.LayerNorm):
         return normed.permute(0, 3, 1, 2)
 
 
+def normalise(
+    norm: nn.Module, x: Float[Tensor, "*any c"], dtype: torch.dtype | None = None
+) -> Float[Tensor, "*any c"]:
+    """Apply a layer norm in float32, and return its result in the type that products compute in.
+
+    Autocast's layer norm returns float32, which a residual stream in half precision would take on.
+
+    Args:
+        norm: The layer norm.
+        x: Tokens in any precision.
+        dtype: Type of the result; None: that of `x`.
+    """
+    normed: Tensor = norm(x.float())
+    return normed.to(dtype or x.dtype)
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation between them."""
 

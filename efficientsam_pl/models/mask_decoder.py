@@ -4,12 +4,16 @@ Axes: b images, q prompts per image, t prompt tokens, c channels, g image tokens
 m prompts of all images, k mask tokens, e channels of a kernel.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import MaskDecoderConfig
+from efficientsam_pl.models.kernels.choice import Kernels
+from efficientsam_pl.models.kernels.mask_upscaling import UpscalingWeights, fused_mask_logits
 from efficientsam_pl.models.layers import LayerNorm2d
 from efficientsam_pl.models.two_way import ACTIVATIONS, TwoWayTransformer
 from efficientsam_pl.structures import Prediction
@@ -17,6 +21,8 @@ from efficientsam_pl.structures import Prediction
 
 class MaskDecoder(nn.Module):
     """Predicts a single mask (token 0) and candidates for ambiguous prompts (tokens 1..)."""
+
+    kernels: Kernels = "plain"
 
     def __init__(self, channels: int, config: MaskDecoderConfig) -> None:
         super().__init__()
@@ -48,24 +54,37 @@ class MaskDecoder(nn.Module):
     ) -> Prediction:
         """Predict logits [b, q, tokens, 4g, 4g] and IoU [b, q, tokens] of every mask token."""
         b, q = prompt_tokens.shape[:2]
-        image = features[:, None] if dense is None else features[:, None] + dense
+        image = features.permute(0, 2, 3, 1)[:, None]
+        if dense is not None:
+            image = image + dense.permute(0, 1, 3, 4, 2)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(b, q, -1, -1), prompt_tokens], dim=2)
         prompts_per_image = q if image.shape[1] == 1 else 1  # dense prompts: one image per prompt
         tokens, attended = self.transformer(
             tokens.reshape(b * image.shape[1], prompts_per_image, *tokens.shape[2:]),
-            image.flatten(0, 1).flatten(2).transpose(1, 2).contiguous(),
+            image.flatten(2, 3).flatten(0, 1).contiguous(),
             position.flatten(2).transpose(1, 2).contiguous(),
         )
         tokens = tokens.flatten(0, 1)
-        kernels = torch.stack(
-            [head(tokens[:, 1 + i]) for i, head in enumerate(self.hypernetworks)], dim=1
-        )
+        kernels = self._kernels_of(tokens[:, 1 : 1 + len(self.hypernetworks)])
         logits = self._mask_logits(kernels, attended.unflatten(1, features.shape[-2:]))
         return Prediction(
             low_res_logits=logits.unflatten(0, (b, q)),
             iou=self.iou_head(tokens[:, 0]).unflatten(0, (b, q)),
         )
+
+    def _kernels_of(self, mask_tokens: Float[Tensor, "m k c"]) -> Float[Tensor, "m k e"]:
+        """Apply each mask token's own head, all heads in one batched product per layer."""
+        x = mask_tokens.transpose(0, 1)
+        heads = [cast(nn.Sequential, head) for head in self.hypernetworks]
+        for layers in zip(*heads, strict=True):
+            if isinstance(layers[0], nn.Linear):
+                weight = torch.stack([layer.weight for layer in layers])
+                bias = torch.stack([layer.bias for layer in layers])
+                x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+            else:
+                x = layers[0](x)
+        return x.transpose(0, 1)
 
     def _mask_logits(
         self, kernels: Float[Tensor, "m k e"], attended: Float[Tensor, "m gh gw c"]
@@ -76,9 +95,14 @@ class MaskDecoder(nn.Module):
         pixels are rearranged only once, when they are logits instead of channels.
         """
         first, norm, activation, second, last = self.upscaling
-        quarters = _as_linear(first, attended.flatten(1, 2)).unflatten(-1, (4, -1))
+        (w1, b1), (w2, b2) = _as_linear(first), _as_linear(second)
+        if self.kernels == "triton":
+            weights = UpscalingWeights(w1, b1, norm.weight, norm.bias, w2, b2)
+            per_pixel = isinstance(norm, LayerNorm2d)
+            return fused_mask_logits(attended, kernels, weights, per_pixel, norm.eps)
+        quarters = F.linear(attended.flatten(1, 2), w1, b1.repeat(4)).unflatten(-1, (4, -1))
         quarters = norm(quarters.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        pixels = last(_as_linear(second, activation(quarters))).unflatten(-1, (4, -1))
+        pixels = last(F.linear(activation(quarters), w2, b2.repeat(4))).unflatten(-1, (4, -1))
         logits = kernels @ pixels.flatten(1, 3).transpose(1, 2)
         split = logits.unflatten(2, (*attended.shape[1:3], 2, 2, 2, 2))
         rows_then_columns = split.permute(0, 1, 2, 4, 6, 3, 5, 7)
@@ -86,12 +110,14 @@ class MaskDecoder(nn.Module):
         return mask_logits
 
 
-def _as_linear(convolution: nn.Module, x: Float[Tensor, "*x c"]) -> Float[Tensor, "*x outputs"]:
-    """Apply a transposed convolution of kernel and stride 2 per token: rows, columns, channels."""
+def _as_linear(convolution: nn.Module) -> tuple[Float[Tensor, "rows c"], Float[Tensor, "o"]]:
+    """Return a transposed convolution of kernel and stride 2 as a layer on every token.
+
+    Its outputs are ordered by row, column and channel; the bias is that of every pixel.
+    """
     assert isinstance(convolution, nn.ConvTranspose2d)
     assert convolution.bias is not None
-    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return F.linear(x, weight, convolution.bias.repeat(4))
+    return convolution.weight.permute(2, 3, 1, 0).flatten(0, 2), convolution.bias
 
 
 def _head(inside: int, hidden: int, outside: int, activation: type[nn.Module]) -> nn.Sequential:

@@ -13,7 +13,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import EncoderConfig, PromptEncoderConfig
-from efficientsam_pl.models.prompt_maps import LOGITS_PER_TOKEN, downscaling, draw_prompts
+from efficientsam_pl.models.prompt_maps import (
+    LOGITS_PER_TOKEN,
+    downscale,
+    downscaling,
+    draw_prompts,
+)
 from efficientsam_pl.structures import Label, Prompts
 
 
@@ -29,9 +34,9 @@ class RandomFourierPosition(nn.Module):
 
     def forward(self, points_unit: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p c"]:
         """Encode (x, y) in [0, 1]; always in float32, since bf16 cannot resolve a pixel of 1024."""
-        with torch.autocast(points_unit.device.type, enabled=False):
-            matrix = self.positional_encoding_gaussian_matrix.float()
-            angle = 2 * math.pi * ((2 * points_unit.float() - 1) @ matrix)
+        turns = self.positional_encoding_gaussian_matrix.float()
+        x, y = (2 * points_unit.float() - 1)[..., None].unbind(-2)
+        angle = 2 * math.pi * (x * turns[0] + y * turns[1])  # no product that autocast would round
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
     def grid(self, side: int) -> Float[Tensor, "1 c side side"]:
@@ -82,8 +87,8 @@ class PromptEncoder(nn.Module):
             points = points.where(points >= 0, -1.0)  # as released: below 0 is "no point"
         position = self.pe_layer((points + 0.5) / self.image_size)
         if self.config.padding_position == "zeroed":
-            position = position.masked_fill((labels == Label.PADDING)[..., None], 0.0)
-        tokens = position + self._label_table()[labels + 1]
+            position = position.masked_fill((labels == int(Label.PADDING))[..., None], 0.0)
+        tokens = self._with_labels(position, labels)
         return tokens, self._dense(prompts, self._drawn_prompts(points, labels))
 
     def padded_points(
@@ -99,8 +104,9 @@ class PromptEncoder(nn.Module):
         points, labels = prompts.points_px, prompts.labels
         if prompts.boxes_xyxy_px is not None:
             points = torch.cat([points, prompts.boxes_xyxy_px.unflatten(-1, (2, 2))], dim=2)
-            corner = labels.new_tensor([Label.TOP_LEFT, Label.BOTTOM_RIGHT])
-            labels = torch.cat([labels, corner.expand(*labels.shape[:2], 2)], dim=2)
+            top_left = torch.full_like(points[:, :, :1, 0], int(Label.TOP_LEFT), dtype=labels.dtype)
+            bottom_right = torch.full_like(top_left, int(Label.BOTTOM_RIGHT))
+            labels = torch.cat([labels, top_left, bottom_right], dim=2)
         count, limit = labels.shape[-1], self.config.max_points
         if limit is not None and count > limit:
             raise ValueError(
@@ -112,7 +118,7 @@ class PromptEncoder(nn.Module):
             padding = 1  # SAM pads points without a box by one; a mask alone has no token
         points = F.pad(points, (0, 0, 0, padding), value=-1.0)
         labels = F.pad(labels, (0, padding), value=int(Label.PADDING))
-        return points.masked_fill((labels == Label.PADDING)[..., None], -1.0), labels
+        return points.masked_fill((labels == int(Label.PADDING))[..., None], -1.0), labels
 
     def unused_modules(self, labels: Iterable[Label], mask_logits: bool) -> list[str]:
         """List the modules that prompts of these labels, with or without masks, do not use."""
@@ -129,12 +135,20 @@ class PromptEncoder(nn.Module):
         """Encode the position of every image token, as for the points."""
         return self.pe_layer.grid(self.grid_size)
 
-    def _label_table(self) -> Float[Tensor, "5 c"]:
-        rows = {
-            name: cast(nn.Embedding, vector).weight for name, vector in self.label_vectors.items()
-        }
-        zero = torch.zeros_like(rows["positive"])  # an unsupported label adds nothing
-        return torch.cat([rows.get(label.name.lower(), zero) for label in Label])
+    def _with_labels(
+        self, position: Float[Tensor, "b q t c"], labels: Int64[Tensor, "b q t"]
+    ) -> Float[Tensor, "b q t c"]:
+        """Add each label's vector; a label that is not supported adds nothing.
+
+        As sums of masked vectors, whose gradients are plain sums: those of an indexed table would
+        be added in an arbitrary order on a GPU.
+        """
+        for label in Label:
+            name = label.name.lower()
+            if name in self.label_vectors:
+                vector = cast(nn.Embedding, self.label_vectors[name]).weight[0]
+                position = position + (labels == int(label))[..., None] * vector
+        return position
 
     def _drawn_prompts(
         self, points: Float[Tensor, "b q t 2"], labels: Int64[Tensor, "b q t"]
@@ -143,7 +157,9 @@ class PromptEncoder(nn.Module):
             return None
         maps = draw_prompts(points, labels, self.image_size, LOGITS_PER_TOKEN * self.grid_size)
         maps = maps.to(cast(nn.Embedding, self.label_vectors["positive"]).weight.dtype)
-        drawn: Tensor = self.map_downscaling(maps.flatten(0, 1)).unflatten(0, labels.shape[:2])
+        drawn: Tensor = downscale(self.map_downscaling, maps.flatten(0, 1)).unflatten(
+            0, labels.shape[:2]
+        )
         return drawn
 
     def _dense(
@@ -157,5 +173,7 @@ class PromptEncoder(nn.Module):
             dense: Tensor = self.no_mask_embed.weight[None, None, 0, :, None, None]
         else:
             masks = prompts.mask_logits.to(self.no_mask_embed.weight.dtype).flatten(0, 1)[:, None]
-            dense = self.mask_downscaling(masks).unflatten(0, prompts.mask_logits.shape[:2])
+            dense = downscale(self.mask_downscaling, masks).unflatten(
+                0, prompts.mask_logits.shape[:2]
+            )
         return dense if drawn is None else dense + drawn

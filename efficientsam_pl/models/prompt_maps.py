@@ -8,6 +8,7 @@ logits.
 """
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -32,6 +33,25 @@ def downscaling(maps: int, hidden: tuple[int, int], channels: int) -> nn.Sequent
     )
 
 
+def downscale(
+    layers: nn.Sequential, maps: Float[Tensor, "m maps h w"]
+) -> Float[Tensor, "m c h//4 w//4"]:
+    """Apply `downscaling`, its convolutions as linear layers on every token.
+
+    The maps are rearranged only once, while they have few channels: a token's 16 cells are 4
+    patches (rows, columns) of 2 x 2. The result is a view of [m, h/4, w/4, c], as the image tokens
+    to which it is added.
+    """
+    first, first_norm, activation, second, second_norm, last_activation, last = layers
+    split = maps.unflatten(3, (-1, 2, 2)).unflatten(2, (-1, 2, 2))
+    patches = split.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(5)
+    x = _normed(first_norm, F.linear(patches, first.weight.flatten(1), first.bias))
+    weight = second.weight.permute(0, 2, 3, 1).flatten(1)
+    x = _normed(second_norm, F.linear(activation(x).flatten(3), weight, second.bias))
+    tokens = F.linear(last_activation(x), last.weight.flatten(1), last.bias)
+    return tokens.permute(0, 3, 1, 2)
+
+
 def draw_prompts(
     points_px: Float[Tensor, "b q t 2"],
     labels: Int64[Tensor, "b q t"],
@@ -46,9 +66,9 @@ def draw_prompts(
     cell = image_size / cells
     low = torch.arange(cells, device=points_px.device) * cell - 0.5  # pixel centres are integers
     top_left, bottom_right = (
-        _corner(points_px, labels == label) for label in (Label.TOP_LEFT, Label.BOTTOM_RIGHT)
+        _corner(points_px, labels == int(label)) for label in (Label.TOP_LEFT, Label.BOTTOM_RIGHT)
     )
-    has_box = (labels == Label.TOP_LEFT).any(-1)[..., None, None]
+    has_box = (labels == int(Label.TOP_LEFT)).any(-1)[..., None, None]
     upper = torch.minimum(low + cell, bottom_right[..., None] + 0.5)
     lower = torch.maximum(low, top_left[..., None] - 0.5)
     covered = ((upper - lower) / cell).clamp(0, 1)
@@ -57,10 +77,15 @@ def draw_prompts(
     offset = (centre - points_px[..., None]) / (cell * _CLICK_RADIUS_CELLS)
     gaussian = torch.exp(-(offset[..., 1, :, None] ** 2 + offset[..., 0, None, :] ** 2) / 2)
     clicks = [
-        (gaussian * (labels == label)[..., None, None]).amax(2)
+        (gaussian * (labels == int(label))[..., None, None]).amax(2)
         for label in (Label.POSITIVE, Label.NEGATIVE)
     ]
     return torch.stack([box, *clicks], dim=2)
+
+
+def _normed(norm: LayerNorm2d, x: Float[Tensor, "*place c"]) -> Float[Tensor, "*place c"]:
+    """Normalize the last axis."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def _corner(points_px: Float[Tensor, "b q t 2"], is_corner: Tensor) -> Float[Tensor, "b q 2"]:

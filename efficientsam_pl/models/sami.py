@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
+from efficientsam_pl.models.cast_weights import call_with_cast_weights
 from efficientsam_pl.models.config import NAMED, SamiConfig
 from efficientsam_pl.models.feature_decoder import build_decoder
 from efficientsam_pl.models.masking import TokenSplit, random_split
@@ -45,15 +46,29 @@ class Sami(nn.Module):
             image: Images at the student's size, values 0..255.
             sample_key: Determines the mask of each image.
         """
+        encoded, split = self.encode(image, sample_key)
+        return self.decode(encoded, split), split
+
+    def encode(
+        self, image: Num[Tensor, "b 3 s s"], sample_key: Int64[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b v c"], TokenSplit]:
+        """Split the tokens of each image, and encode the visible ones."""
         split = random_split(
             sample_key, self.config.student.grid() ** 2, self.config.visible_tokens()
         )
-        encoded = self.encoder_norm(self.encoder(self.pixel_norm(image), split.visible))
-        return self.decoder(encoded, split), split
+        encoded = call_with_cast_weights(self.encoder, self.pixel_norm(image), split.visible)
+        return self.encoder_norm(encoded), split
+
+    def decode(
+        self, encoded: Float[Tensor, "b v c"], split: TokenSplit
+    ) -> Float[Tensor, "b n target"]:
+        """Predict the target of every token, in image order."""
+        predicted: Tensor = call_with_cast_weights(self.decoder, encoded, split)
+        return predicted
 
     def regions(self) -> list[Region]:
         """List what is compiled as a whole where no block is sharded."""
-        return [Region(self.encoder), Region(self.decoder)]
+        return [Region(self, "encode", runs_blocks=True), Region(self, "decode", runs_blocks=True)]
 
     def blocks(self) -> list[nn.Module]:
         """List the blocks, encoder first: the units of compile, FSDP and checkpointing."""

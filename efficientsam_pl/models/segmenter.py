@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
+from efficientsam_pl.models.cast_weights import call_with_cast_weights
 from efficientsam_pl.models.config import SegmenterConfig
 from efficientsam_pl.models.mask_decoder import MaskDecoder
 from efficientsam_pl.models.prompt_encoder import PromptEncoder
@@ -77,11 +78,8 @@ class Segmenter(nn.Module):
 
     def regions(self) -> list[Region]:
         """List what is compiled as a whole where no block is sharded."""
-        return [Region(self.image_encoder), Region(self, "_decode")]
-
-    def heads(self) -> list[nn.Module]:
-        """Modules after the blocks, each compiled as a whole."""
-        return [self.mask_decoder]
+        # in interactive rounds the number of points grows
+        return [Region(self, "_encode", runs_blocks=True), Region(self, "_decode", dynamic=None)]
 
     def freeze(self, parts: Iterable[str]) -> None:
         """Stop training the weights of these modules, named as in `get_submodule`.
@@ -116,7 +114,10 @@ class Segmenter(nn.Module):
             content_hw: Size of each frame without its padding; None: no padding.
         """
         pixels = self.pixel_norm(image, content_hw).to(self.dtype)
-        features: Tensor = self.image_encoder(pixels)
+        return self._encode(pixels)
+
+    def _encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
+        features: Tensor = call_with_cast_weights(self.image_encoder, pixels)
         return features
 
     def decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
@@ -142,10 +143,11 @@ class Segmenter(nn.Module):
         return max(1, tokens // features[:, 0].numel())
 
     def _decode(self, features: Float[Tensor, "b c g g"], prompts: Prompts) -> Prediction:
-        tokens, dense = self.prompt_encoder(prompts)  # positions are float32 in any precision
-        position = self.prompt_encoder.dense_position()
-        prediction: Prediction = self.mask_decoder(
-            features, position.to(self.dtype), tokens.to(self.dtype), dense
+        # positions are float32 in any precision
+        tokens, dense = call_with_cast_weights(self.prompt_encoder, prompts)
+        position = self.prompt_encoder.dense_position().to(self.dtype)
+        prediction: Prediction = call_with_cast_weights(
+            self.mask_decoder, features, position, tokens.to(self.dtype), dense
         )
         return prediction
 

@@ -44,7 +44,7 @@ class FrozenTeacher(nn.Module):
         )
         self.pixel_norm = PixelNorm(mean, std)
         self.image_size, self.output, self.grid = config.image_size, config.output, grid
-        self.chunk_size = config.chunk_size()
+        self.chunk_size, self.overlap = config.chunk_size(), config.overlap
         self.dtype = _DTYPES[config.precision]
         self.encoder.to(self.dtype)
         self.requires_grad_(False)

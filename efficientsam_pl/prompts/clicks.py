@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from efficientsam_pl.keyed_random import uniform
 from efficientsam_pl.structures import Label
 
 
@@ -72,8 +71,7 @@ def squared_distance(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h
 def sample_point_from_errors(
     truth: Bool[Tensor, "b q h w"],
     mask_logits: Float[Tensor, "b q h w"],
-    sample_key: Int64[Tensor, "b q"],
-    number: int,
+    share: Float[Tensor, "b q"],
     side: int,
 ) -> tuple[Float[Tensor, "b q 2"], Int64[Tensor, "b q"]]:
     """Draw a click uniformly from the cells that are predicted wrong (SAM, appendix A).
@@ -84,8 +82,7 @@ def sample_point_from_errors(
     Args:
         truth: The masks.
         mask_logits: Predicted at the masks' resolution; above 0 is mask.
-        sample_key: One key a mask.
-        number: The round's; each round has its own draw.
+        share: In [0, 1), how far through the errors in row-major order; one draw a mask and round.
         side: The model's square in pixels.
 
     Returns:
@@ -93,10 +90,12 @@ def sample_point_from_errors(
         is too much; -1 and PADDING for a perfect prediction.
     """
     wrong = (mask_logits > 0) ^ truth
-    cell = _drawn_cell(wrong, uniform(sample_key, 1, f"correction-{number}")[..., 0])
-    is_mask = truth.flatten(-2).gather(-1, cell[..., None])[..., 0]
+    cell = _drawn_cell(wrong, share)
+    is_mask, is_wrong = (
+        masks.flatten(-2).gather(-1, cell[..., None])[..., 0] for masks in (truth, wrong)
+    )
     labels = torch.where(is_mask, Label.POSITIVE, Label.NEGATIVE)
-    perfect = ~wrong.flatten(-2).any(-1)
+    perfect = ~is_wrong  # else a cell is drawn that is wrong
     points = _middle(cell, truth, side)
     return (
         torch.where(perfect[..., None], -1.0, points),
@@ -107,11 +106,18 @@ def sample_point_from_errors(
 def _drawn_cell(
     region: Bool[Tensor, "*mask h w"], share: Float[Tensor, "*mask"]
 ) -> Int64[Tensor, "*mask"]:
-    so_far = region.flatten(-2).cumsum(-1, dtype=torch.int32)
+    """Draw the row, then the cell in it: only the rows' counts are summed up."""
+    so_far = region.sum(-1, dtype=torch.int32).cumsum(-1, dtype=torch.int32)
     count = so_far[..., -1:]
     # float32 may round a share just below 1 up to the whole
     rank = (share[..., None] * count).int().minimum(count - 1)
-    return torch.searchsorted(so_far, rank + 1)[..., 0]
+    row = torch.searchsorted(so_far, rank + 1)
+    above = so_far.gather(-1, (row - 1).clamp(min=0)).where(row > 0, 0)
+    width = region.shape[-1]
+    cells = region.gather(-2, row[..., None].expand(*row.shape, width))[..., 0, :]
+    along = cells.cumsum(-1, dtype=torch.int32)
+    column = torch.searchsorted(along, rank - above + 1)
+    return (row * width + column)[..., 0]
 
 
 def _to_nearest(masks: Bool[Tensor, "*mask h w"]) -> Float[Tensor, "*mask h w"]:

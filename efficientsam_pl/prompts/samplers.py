@@ -1,13 +1,15 @@
 """Prompt samplers: prompts for a batch's masks, round by round; `PromptingConfig` names three.
 
-Every tensor's shape follows from the config and the round's number, whatever the masks are: nothing
-is recompiled and the device is never waited for.
+Everything that no prediction decides is drawn once a batch, for all rounds together. Every tensor's
+shape follows from the config and the round's number, whatever the masks are: nothing is recompiled
+and the device is never waited for.
 
-Axes: b images, q masks an image, p point slots a prompt.
+Axes: b images, q masks an image, r rounds, p points, slots of a prompt.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,64 +20,111 @@ from efficientsam_pl.keyed_random import split_key, uniform
 from efficientsam_pl.prompts.boxes import jitter_boxes, side_noise
 from efficientsam_pl.prompts.clicks import centre_click, sample_point_from_errors
 from efficientsam_pl.prompts.config import PromptingConfig
-from efficientsam_pl.structures import Label, MaskBatch, MaskTargets, PreviousRound, Prompts
+from efficientsam_pl.structures import (
+    Label,
+    MaskBatch,
+    MaskTargets,
+    PreviousRound,
+    Prompts,
+    Region,
+    RoundGroup,
+)
 
 
 @dataclass(frozen=True)
+class _DrawnTargets(MaskTargets):
+    """Masks with the prompts of the rounds that no prediction decides."""
+
+    points_px: Float[Tensor, "b q r slots 2"]
+    labels: Int64[Tensor, "b q r slots"]
+
+
+@dataclass(eq=False)
 class _BoxOrClicks:
     """Prompts each mask with a box or with clicks; the mask's key decides which.
 
     A box is written as two labelled corners, so that both kinds fit one tensor. `side` is that of
-    the model's square in pixels.
+    the model's square in pixels. Prompts are padded to `padded_length`, to which the model would
+    pad them itself: rounds of equal length may be decoded together, and need one compiled form.
     """
 
     config: PromptingConfig
     side: int
+    padded_length: int = 0
+    _record: ClassVar[type[_DrawnTargets]] = _DrawnTargets
 
-    def targets(self, batch: MaskBatch) -> MaskTargets:
-        """Masks of the batch, each with a key and its clicks."""
+    def targets(self, batch: MaskBatch) -> _DrawnTargets:
+        """Masks of the batch, each with a key, its clicks, and what is drawn for it."""
         clicks = batch.clicks_px
         if self.config.first_click == "centre":
             centre = centre_click(batch.masks, self.side).to(clicks.dtype)
             clicks = torch.cat([centre[:, :, None], clicks[:, :, 1:]], dim=2)
-        keys = split_key(batch.sample_key, batch.valid.shape[1])
-        return MaskTargets(batch.masks, batch.boxes_xyxy_px, clicks, batch.valid, keys)
+        drawn = self.draw(batch.sample_key, batch.boxes_xyxy_px, clicks)
+        return self._record(batch.masks, batch.boxes_xyxy_px, clicks, batch.valid, **drawn)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        sample_key: Int64[Tensor, "b"],
+        boxes_xyxy_px: Float[Tensor, "b q 4"],
+        clicks_px: Float[Tensor, "b q p 2"],
+    ) -> dict[str, Tensor]:
+        """Draw the fields that the sampler's targets have beside the masks."""
+        keys = split_key(sample_key, boxes_xyxy_px.shape[1])
+        is_box = uniform(keys, 1, "prompt-kind")[..., 0] < self.config.box_share
+        points, labels = self._first_points(keys, is_box, boxes_xyxy_px, clicks_px)
+        slot = torch.arange(labels.shape[-1], device=labels.device)
+        given = slot < self._counts(keys, is_box)[..., None]
+        return {
+            "sample_key": keys,
+            "points_px": torch.where(given[..., None], points[:, :, None], -1.0),
+            "labels": torch.where(given, labels[:, :, None], Label.PADDING),
+        }
 
     def output_tokens(self, number: int) -> Literal["candidates", "single"]:
         """Use the candidates in every round, as with the released model."""
         return "candidates"
 
+    def regions(self) -> list[Region]:
+        """List what is compiled as a whole: all draws of a batch."""
+        return [Region(self, "draw")]
+
+    def _counts(
+        self, keys: Int64[Tensor, "b q"], is_box: Bool[Tensor, "b q"]
+    ) -> Int64[Tensor, "b q r"]:
+        """Count the first points that each drawn round shows; a box is two."""
+        raise NotImplementedError
+
     def _corners(self) -> int:
         """Count the slots of the first prompt: a box takes two, where there are boxes."""
         return 2 if self.config.box_share > 0 else 1
 
-    def _is_box(self, targets: MaskTargets) -> Bool[Tensor, "b q"]:
-        return uniform(targets.sample_key, 1, "prompt-kind")[..., 0] < self.config.box_share
+    def _padded(self, slots: int) -> int:
+        return max(slots, self.padded_length)
 
     def _first_points(
-        self, targets: MaskTargets, count: Int64[Tensor, "b q"], slots: int
-    ) -> Prompts:
-        """First `count` points of each mask: its clicks, or its box's corners and clicks."""
+        self,
+        keys: Int64[Tensor, "b q"],
+        is_box: Bool[Tensor, "b q"],
+        boxes_xyxy_px: Float[Tensor, "b q 4"],
+        clicks_px: Float[Tensor, "b q clicks 2"],
+    ) -> tuple[Float[Tensor, "b q p 2"], Int64[Tensor, "b q p"]]:
+        """Fill all slots with the mask's clicks, or with its box's corners and clicks."""
+        config, slots = self.config, self._padded(self.config.points())
+        noise = side_noise(keys)
         boxes = jitter_boxes(
-            targets.boxes_xyxy_px,
-            side_noise(targets.sample_key),
-            self.config.box_jitter,
-            self.config.box_jitter_max_px,
-            self.side,
+            boxes_xyxy_px, noise, config.box_jitter, config.box_jitter_max_px, self.side
         )
-        clicks = targets.clicks_px
-        is_box = self._is_box(targets)[..., None]
-        with_corners = torch.cat([boxes.unflatten(-1, (2, 2)), clicks], dim=2)
-        points = torch.where(is_box[..., None], _slots(with_corners, slots), _slots(clicks, slots))
-        slot = torch.arange(slots, device=clicks.device)
-        labels = torch.where(is_box & (slot < 2), Label.TOP_LEFT + slot, Label.POSITIVE)
-        given = slot < count[..., None]
-        return Prompts(
-            torch.where(given[..., None], points, -1.0), torch.where(given, labels, Label.PADDING)
+        with_corners = torch.cat([boxes.unflatten(-1, (2, 2)), clicks_px], dim=2)
+        is_box = is_box[..., None]
+        points = torch.where(
+            is_box[..., None], _slots(with_corners, slots), _slots(clicks_px, slots)
         )
+        slot = torch.arange(slots, device=points.device)
+        return points, torch.where(is_box & (slot < 2), Label.TOP_LEFT + slot, Label.POSITIVE)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RandomPromptSampler(_BoxOrClicks):
     """A single round: a box, or a random number of clicks."""
 
@@ -84,31 +133,70 @@ class RandomPromptSampler(_BoxOrClicks):
         """A single one."""
         return 1
 
-    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
-        """Sample a box, or 1..max_clicks clicks."""
-        share = uniform(targets.sample_key, 1, "clicks-shown")[..., 0]
-        clicks = 1 + (share * self.config.max_clicks).long()
-        count = torch.where(self._is_box(targets), 2, clicks)
-        return self._first_points(targets, count, self.config.points())
+    def groups(self) -> list[RoundGroup]:
+        """List the only round."""
+        return [RoundGroup(range(1))]
+
+    def sample(
+        self, targets: _DrawnTargets, number: int, previous: PreviousRound | None
+    ) -> Prompts:
+        """Give a box, or 1..max_clicks clicks."""
+        return Prompts(targets.points_px[:, :, 0], targets.labels[:, :, 0])
+
+    def _counts(
+        self, keys: Int64[Tensor, "b q"], is_box: Bool[Tensor, "b q"]
+    ) -> Int64[Tensor, "b q r"]:
+        clicks = 1 + (uniform(keys, 1, "clicks-shown") * self.config.max_clicks).long()
+        return torch.where(is_box[..., None], 2, clicks)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class IncrementalClickSampler(_BoxOrClicks):
-    """A prediction after each of the first points."""
+    """A prediction after each of the first points; all rounds are independent."""
 
     @property
     def rounds(self) -> int:
         """Number of points of the last round."""
         return self.config.max_clicks
 
-    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
+    def groups(self) -> list[RoundGroup]:
+        """List successive rounds with prompts of equal length together."""
+        by_length = groupby(range(self.rounds), self._length)
+        rounds = [list(numbers) for _, numbers in by_length]
+        return [RoundGroup(range(numbers[0], numbers[-1] + 1)) for numbers in rounds]
+
+    def sample(
+        self, targets: _DrawnTargets, number: int, previous: PreviousRound | None
+    ) -> Prompts:
         """Give the first `number` + 1 points; a box is two, and complete in the first round too."""
-        points = number + 1
-        count = torch.where(self._is_box(targets), max(points, 2), points)
-        return self._first_points(targets, count, max(points, self._corners()))
+        slots = self._length(number)
+        return Prompts(
+            targets.points_px[:, :, number, :slots], targets.labels[:, :, number, :slots]
+        )
+
+    def _length(self, number: int) -> int:
+        return self._padded(max(number + 1, self._corners()))
+
+    def _counts(
+        self, keys: Int64[Tensor, "b q"], is_box: Bool[Tensor, "b q"]
+    ) -> Int64[Tensor, "b q r"]:
+        points = torch.arange(1, self.rounds + 1, device=keys.device)
+        return torch.where(is_box[..., None], points.clamp(min=2), points)
 
 
 @dataclass(frozen=True)
+class _InteractiveTargets(_DrawnTargets):
+    """Masks with their first prompts, and how each later round corrects them, if it does.
+
+    `place` is the slot of the round's new point, or -1 where there is none. `share` chooses the
+    point among the errors.
+    """
+
+    place: Int64[Tensor, "b q later"]
+    share: Float[Tensor, "b q later"]
+
+
+@dataclass(eq=False)
 class InteractiveSampler(_BoxOrClicks):
     """SAM's loop: a box or a click, then clicks where the prediction is wrong (SAM, appendix A).
 
@@ -116,36 +204,83 @@ class InteractiveSampler(_BoxOrClicks):
     point: the last, and others at random places among each mask's corrections.
     """
 
+    _record: ClassVar[type[_DrawnTargets]] = _InteractiveTargets
+
     @property
     def rounds(self) -> int:
         """First prompt, corrections, and rounds without a new point."""
         return 1 + self.config.corrections + self.config.repeats
 
+    def groups(self) -> list[RoundGroup]:
+        """List every round on its own, since it corrects the one before."""
+        last = self.rounds - 1
+        return [RoundGroup(range(n, n + 1), corrected=n < last) for n in range(self.rounds)]
+
     def output_tokens(self, number: int) -> Literal["candidates", "single"]:
         """Use the candidates for an ambiguous first prompt, token 0 for several points."""
         return "candidates" if number == 0 else "single"
 
-    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
+    def regions(self) -> list[Region]:
+        """List what is compiled as a whole: all draws of a batch, and a correction."""
+        return [*super().regions(), Region(self, "correct")]
+
+    @torch.no_grad()
+    def draw(
+        self,
+        sample_key: Int64[Tensor, "b"],
+        boxes_xyxy_px: Float[Tensor, "b q 4"],
+        clicks_px: Float[Tensor, "b q p 2"],
+    ) -> dict[str, Tensor]:
+        """Draw first prompts, the rounds that bring a new point, and the points' places."""
+        drawn = super().draw(sample_key, boxes_xyxy_px, clicks_px)
+        keys, later = drawn["sample_key"], self.rounds - 1
+        adds = self._adds(keys)
+        place = torch.where(adds, self._corners() - 1 + adds.cumsum(-1), -1)
+        shares = [uniform(keys, 1, f"correction-{n}") for n in range(1, later + 1)]
+        share = torch.cat(shares, dim=-1) if shares else place.float()
+        return drawn | {"place": place, "share": share}
+
+    def sample(
+        self, targets: _InteractiveTargets, number: int, previous: PreviousRound | None
+    ) -> Prompts:
         """Give the previous points, perhaps a new one, and the previous prediction."""
-        first = self._corners()
+        slots = self._padded(self._corners() + min(number, self.config.corrections))
         if previous is None:
-            count = torch.where(self._is_box(targets), 2, 1)
-            return self._first_points(targets, count, first)
-        slots = first + min(number, self.config.corrections)
-        points, labels = _slots(previous.prompts.points_px, slots), previous.prompts.labels
-        labels = F.pad(labels, (0, slots - labels.shape[-1]), value=int(Label.PADDING))
-        adds = self._adds(targets.sample_key)
-        place = first + adds[..., :number].sum(-1) - 1
-        slot = torch.arange(slots, device=labels.device)
-        here = adds[..., number - 1, None] & (slot == place[..., None])
-        click, label = sample_point_from_errors(
-            targets.masks, previous.mask_logits, targets.sample_key, number, self.side
+            return Prompts(targets.points_px[:, :, 0, :slots], targets.labels[:, :, 0, :slots])
+        before, most = previous.prompts, targets.labels.shape[-1]
+        missing = most - before.labels.shape[-1]  # one compiled form serves all rounds
+        points, labels = self.correct(
+            _slots(before.points_px, most),
+            F.pad(before.labels, (0, missing), value=int(Label.PADDING)),
+            targets.masks,
+            previous.mask_logits,
+            targets.place[..., number - 1],
+            targets.share[..., number - 1],
         )
-        return Prompts(
-            torch.where(here[..., None], click[:, :, None].to(points.dtype), points),
+        return Prompts(points[:, :, :slots], labels[:, :, :slots], mask_logits=previous.mask_logits)
+
+    @torch.no_grad()
+    def correct(
+        self,
+        points_px: Float[Tensor, "b q p 2"],
+        labels: Int64[Tensor, "b q p"],
+        masks: Bool[Tensor, "b q h w"],
+        mask_logits: Float[Tensor, "b q h w"],
+        place: Int64[Tensor, "b q"],
+        share: Float[Tensor, "b q"],
+    ) -> tuple[Float[Tensor, "b q p 2"], Int64[Tensor, "b q p"]]:
+        """Write a click on an error of the prediction to the slot `place`, unless that is -1."""
+        click, label = sample_point_from_errors(masks, mask_logits, share, self.side)
+        here = torch.arange(labels.shape[-1], device=labels.device) == place[..., None]
+        return (
+            torch.where(here[..., None], click[:, :, None].to(points_px.dtype), points_px),
             torch.where(here, label[..., None], labels),
-            mask_logits=previous.mask_logits,
         )
+
+    def _counts(
+        self, keys: Int64[Tensor, "b q"], is_box: Bool[Tensor, "b q"]
+    ) -> Int64[Tensor, "b q r"]:
+        return torch.where(is_box, 2, 1)[..., None]
 
     def _adds(self, sample_key: Int64[Tensor, "b q"]) -> Bool[Tensor, "b q rounds"]:
         """Draw whether the second and every later round brings a new point."""
@@ -157,13 +292,19 @@ class InteractiveSampler(_BoxOrClicks):
 
 
 def build_prompt_sampler(
-    config: PromptingConfig, side: int
+    config: PromptingConfig, side: int, padded_length: int = 0
 ) -> RandomPromptSampler | IncrementalClickSampler | InteractiveSampler:
-    """Build the prompt sampler of `config.rounds` for a model of `side` pixels."""
+    """Build the prompt sampler of `config.rounds`.
+
+    Args:
+        config: Kinds and numbers of prompts.
+        side: The model's square in pixels.
+        padded_length: Length to which the model pads shorter prompts; 0: it does not.
+    """
     if config.rounds == "drawn":
-        return RandomPromptSampler(config, side)
+        return RandomPromptSampler(config, side, padded_length)
     return (IncrementalClickSampler if config.rounds == "each" else InteractiveSampler)(
-        config, side
+        config, side, padded_length
     )
 
 

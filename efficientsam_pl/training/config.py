@@ -72,7 +72,11 @@ class TrainerConfig:
     # auto: ddp where there are several ranks. fsdp: FSDP2, parameters and optimizer in shards
     strategy: Literal["auto", "ddp", "fsdp"] = free("auto")
     precision: Literal["fp32", "bf16"] = free("fp32")  # of the computation; parameters stay float32
-    compile: Literal["none", "blocks"] = free("none")  # every block, teacher's and mask decoder too
+    # blocks: every block and what follows them; regions: encoder, decoder and loss as a whole each,
+    # where nothing is sharded; step: the same, launched as a CUDA graph. Teachers: every block
+    compile: Literal["none", "blocks", "regions", "step"] = free("none")
+    # own GPU kernels or torch's operations. auto: triton on a GPU where it is installed, else plain
+    kernels: Literal["auto", "plain", "triton"] = free("auto")
     # recomputed: in the backward pass, block by block, which spares their memory
     activations: Literal["kept", "recomputed"] = free("kept")
     ema_decay: float | None = None  # a step; None: no averaged weights
@@ -98,6 +102,11 @@ class TrainerConfig:
                 raise ValueError(f"{name}={value} must be at least {least}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in (0, 1)")
+        if self.compile == "step" and self.strategy == "fsdp":
+            raise ValueError(
+                "compile=step cannot capture the gathers of strategy=fsdp; choose compile=regions, "
+                "or strategy=ddp"
+            )
         together = self.micro_batch * self.world_size()
         if self.global_batch % together:
             raise ValueError(

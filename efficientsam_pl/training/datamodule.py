@@ -35,6 +35,7 @@ from efficientsam_pl.storage.retries import SourceLostError
 from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.lookahead import LookaheadLoader, steps_ahead
+from efficientsam_pl.training.side_stream import CopiedBatch, SideStream
 
 _STATE_VERSION = 2
 
@@ -91,7 +92,10 @@ class TrainingDataModule(L.LightningDataModule):
         loader = training_loader(self._streams.train, batches, self._data, self._pinned())
         per_step = self._config.accumulate()
         needed = (self._config.max_steps - step) * per_step
-        return LookaheadLoader(loader, per_step, needed, _note_lost_store)
+        if not self._pinned():
+            return LookaheadLoader(loader, per_step, needed, _note_lost_store)
+        side_stream = SideStream(self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        return LookaheadLoader(loader, per_step, needed, _note_lost_store, side_stream.start)
 
     def first_batches(self) -> DataLoader[Any]:
         """Micro-batches of this rank from the start of the first epoch, read in this process."""
@@ -136,9 +140,12 @@ class TrainingDataModule(L.LightningDataModule):
         )
 
     def transfer_batch_to_device(
-        self, batch: ImageBatch | MaskBatch, device: torch.device, dataloader_idx: int
+        self, batch: ImageBatch | MaskBatch | CopiedBatch, device: torch.device, dataloader_idx: int
     ) -> ImageBatch | MaskBatch:
-        """Copy from pinned memory asynchronously."""
+        """Copy from pinned memory asynchronously, unless a copy was started before."""
+        if isinstance(batch, CopiedBatch):
+            arrived: ImageBatch | MaskBatch = batch.arrived(torch.cuda.current_stream(device))
+            return arrived
         return batch.to(device, non_blocking=self._pinned())
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class LookaheadLoader(Iterable[Any]):
         per_step: Micro-batches of an optimizer step.
         needed: Micro-batches until the run's last step; none is waited for beyond it.
         on_lost: Called once with the error of a store that stays away or refuses access.
+        prepare: Applied to each batch as it is handed out.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class LookaheadLoader(Iterable[Any]):
         per_step: int,
         needed: int,
         on_lost: Callable[[Exception], None],
+        prepare: Callable[[Any], Any] = lambda batch: batch,
     ) -> None:
         self._loader, self._needed, self._on_lost = loader, needed, on_lost
+        self._prepare = prepare
         self._ahead = steps_ahead(per_step)
 
     def __iter__(self) -> Iterator[Any]:
@@ -58,7 +61,7 @@ class LookaheadLoader(Iterable[Any]):
                     ready.append(next(batches))
                     fetched += 1
                 except StopIteration:
-                    yield from ready
+                    yield from map(self._prepare, ready)
                     return
                 except (SourceLostError, StoreRefusedError) as error:
                     lost = error
@@ -69,7 +72,7 @@ class LookaheadLoader(Iterable[Any]):
                 raise lost
             # else the last batch again: Lightning fetches one beyond the last step, and drops it
             delivered += 1
-            yield batch
+            yield self._prepare(batch)
 
     @property
     def _iterator(self) -> Any:

@@ -6,15 +6,13 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 
 from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.optim.adamw import optimizer_config, parameter_names
 from efficientsam_pl.optim.config import OptimConfig
+from efficientsam_pl.optim.gradients import Gradients
 from efficientsam_pl.optim.state_keys import key_by_index, key_by_name
 from efficientsam_pl.structures import Region
 
@@ -47,9 +45,12 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.model, self.optim, self.steps, self._arrange = model, optim, steps, arrange
         self.average = deepcopy(model).requires_grad_(False) if ema else None
-        self.gradient_norm: Tensor | None = None  # of the last step, before it was clipped
+        # Loss and gradient norm (before clipping) of the last step, over all ranks
+        self.step_values: Float[Tensor, "2"] | None = None
         # Valid slots, all slots, and the valid ones' summed loss of a step on this rank
-        self._sums: Tensor | None = None
+        self._sums: Float[Tensor, "3"] | None = None
+        self._slots: Tensor | None = None  # of a micro-batch: a constant on the device
+        self._terms: dict[str, Tensor] = {}  # of the last micro-batch's loss
         self._arranged = False
 
     def batch_losses(self, batch: Any) -> LossTerms:
@@ -66,9 +67,9 @@ class TrainingModule(L.LightningModule):
         return regions
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Log the terms of this micro-batch's loss under `train/`."""
+        """Compute the loss; `step_metrics` names its terms for the log."""
         losses = self.batch_losses(batch)
-        self.log_dict(losses.named("train/"), batch_size=len(batch))
+        self._terms = losses.named("train/")
         return self.step_output(losses.total, batch.valid)
 
     def configure_model(self) -> None:
@@ -109,11 +110,15 @@ class TrainingModule(L.LightningModule):
         The accumulated gradient is then the mean over all of them; see
         `configure_gradient_clipping`.
         """
-        real = valid.sum().float()
-        sums = torch.stack([real, torch.full_like(real, valid.numel()), mean.detach() * real])
+        real = valid.sum(dtype=torch.float32)
+        if self._slots is None or self._slots.device != real.device:
+            self._slots = torch.full_like(real, valid.numel())
+        weighted = mean * real
+        sums = torch.stack([real, self._slots, weighted.detach()])
         self._sums = sums if self._sums is None else self._sums + sums
-        return {"loss": mean * real / valid.numel(), "mean": mean.detach()}
+        return {"loss": weighted / valid.numel(), "mean": mean.detach()}
 
+    @torch.no_grad()
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -122,31 +127,27 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         """Divide by the valid slots instead of all slots, then clip by `optim.clip_norm`.
 
-        Logs `train/loss`, the mean over the valid slots of the global batch, and
-        `train/gradient_norm`, that of its gradient before it is clipped.
+        Leaves loss and gradient norm in `step_values`; nothing is read or logged.
         """
         assert self._sums is not None, "a step follows a training step"
-        sums, self._sums = self._sums, None
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        valid, slots, loss = sums.unbind()
+        gradients = Gradients(optimizer)
+        (valid, slots, loss), norm = gradients.reduce(self._sums)
+        self._sums = None
         valid = valid.clamp(min=1)
         rescale = slots / valid
-        gradients = [
-            p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
-        ]
-        norm = rescale * _full(get_total_norm(gradients))
+        norm = rescale * norm
         if self.optim.clip_norm is not None:
             rescale = rescale * (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1)
-        torch._foreach_mul_([_local(gradient) for gradient in gradients], rescale)
-        self.gradient_norm = norm
-        self.log_dict({"train/loss": loss / valid, "train/gradient_norm": norm})
+        gradients.scale(rescale)
+        self.step_values = torch.stack([loss / valid, norm])
 
+    def step_metrics(self) -> dict[str, Tensor]:
+        """Name what is logged of the last step.
 
-def _full(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a tensor, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        `train/loss` is the mean over the valid slots of the global batch, `train/gradient_norm`
+        that of its gradient before it was clipped; the terms of the loss are those of this rank's
+        last micro-batch.
+        """
+        assert self.step_values is not None, "there was a step"
+        loss, norm = self.step_values.unbind()
+        return {**self._terms, "train/loss": loss, "train/gradient_norm": norm}

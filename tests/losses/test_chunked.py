@@ -1,11 +1,14 @@
 """Chunks against plain autograd of their sum."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from efficientsam_pl.losses.chunked import chunked_loss
 
@@ -221,3 +224,49 @@ def test_a_chunk_that_raises_leaves_nothing_behind(head: Head) -> None:
     expected_gradients = gradients(head)
     chunked_loss(chunks_of(head), features, list(head.parameters()))[0].backward()
     assert_equal_gradients(gradients(head), expected_gradients)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.counts[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_gradients_of_many_parameters_are_added_and_scaled_together(chunks: int) -> None:
+    parameters = [torch.ones(3, requires_grad=True) for _ in range(40)]
+    features = torch.ones(3, requires_grad=True)
+
+    def values(shared: Tensor) -> Iterator[Tensor]:
+        return ((shared * torch.cat(parameters).view(40, 3)).sum()[None] for _ in range(chunks))
+
+    with Operations() as operations:
+        (2 * chunked_loss(values, features, parameters)[0]).backward()
+    assert all(torch.equal(p.grad, torch.full((3,), 2.0 * chunks)) for p in parameters)
+    assert operations.counts["aten::_foreach_add"] == chunks - 1
+    assert (
+        operations.counts["aten::_foreach_mul"] == 2
+    )  # features, which may be bf16, and parameters
+    assert operations.counts["aten::add"] + operations.counts["aten::add_"] == chunks - 1  # the sum
+    assert operations.counts["aten::zeros_like"] == 0
+
+
+def test_inputs_that_share_a_gradient_tensor_are_summed_apart() -> None:
+    """Autograd returns one tensor as the gradient of both terms of a sum."""
+    features, parameter = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    total = chunked_loss(
+        lambda shared: ((shared + parameter).square().sum()[None] for _ in range(3)),
+        features,
+        [parameter],
+    )
+    total[0].backward()
+    for gradient in (features.grad, parameter.grad):
+        torch.testing.assert_close(gradient, torch.full((2,), 12.0))

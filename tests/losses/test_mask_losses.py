@@ -265,3 +265,21 @@ def test_every_term_has_a_weight_of_its_name() -> None:
     names = {field.name for field in fields(MaskLosses)} - {"total", "single"}
     weighted = sum(getattr(config, name) * getattr(losses, name) for name in names)
     torch.testing.assert_close(losses.total, weighted + 7.0 * losses.single)
+
+
+@pytest.mark.parametrize("tokens", ["candidates", "single"])
+@pytest.mark.parametrize("sampled_points", [None, 9])
+def test_rounds_of_the_same_masks_cost_what_they_cost_alone(
+    tokens: Literal["candidates", "single"], sampled_points: int | None
+) -> None:
+    """Also of masks that are empty."""
+    prediction, target, _ = random_case(prompts=6)
+    target = target[:, :3]
+    target[0, 1] = False
+    config = MaskLossConfig(sampled_points=sampled_points)
+    keys = torch.arange(6).view(2, 3)
+    together = segmentation_losses(prediction, target, config, tokens, keys).stacked()
+    for rows in (slice(0, 3), slice(3, 6)):
+        alone = Prediction(prediction.low_res_logits[:, rows], prediction.iou[:, rows])
+        expected = segmentation_losses(alone, target, config, tokens, keys).stacked()
+        torch.testing.assert_close(together[:, :, rows], expected)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.keyed_random import sample_key
-from efficientsam_pl.models.masking import TokenSplit, random_split
+from efficientsam_pl.models.masking import TokenSplit, permute_tokens, random_split
 
 
 def keys(*samples: str, epoch: int = 0) -> Tensor:
@@ -49,3 +49,20 @@ def test_every_token_is_seen_equally_often() -> None:
     counts = torch.bincount(split.visible.flatten(), minlength=16)
     # 2000 draws with a chance of 1/4: mean 500, standard deviation 19
     assert (counts - 500).abs().max() < 5 * 19.4
+
+
+def test_gradients_of_permuted_tokens_follow_them() -> None:
+    order, inverse = random_split(keys("a", "b"), 16, 4).order_and_inverse()
+    tokens = torch.randn(2, 16, 3, dtype=torch.double, requires_grad=True)
+    permuted = permute_tokens(tokens, order, inverse)
+    for image, place in ((0, 2), (1, 13)):
+        assert torch.equal(permuted[image, place], tokens[image, order[image, place]])
+    assert torch.equal(permute_tokens(permuted, inverse, order), tokens)
+    assert torch.autograd.gradcheck(lambda x: permute_tokens(x, order, inverse), tokens)
+    shared = torch.randn(1, 16, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x: permute_tokens(x.expand(2, -1, -1), order, inverse), shared
+    )
+    middle = permute_tokens(tokens, order, inverse, first=4, last=9)
+    assert torch.equal(middle, permuted[:, 4:9])
+    assert torch.autograd.gradcheck(lambda x: permute_tokens(x, order, inverse, 4, 9), tokens)

@@ -139,6 +139,11 @@ def slow_correction(truth: Tensor, logits: Tensor, key: Tensor, number: int) -> 
     return torch.tensor([4 * x + 1.5, 4 * y + 1.5]), label
 
 
+def shares(key: Tensor, number: int) -> Tensor:
+    """Where each mask's click of a round lies among its errors."""
+    return uniform(key, 1, f"correction-{number}")[..., 0]
+
+
 @pytest.mark.parametrize("number", [1, 8])
 def test_a_correction_agrees_with_a_slow_loop(number: int) -> None:
     truth = torch.stack([torch.cat([blobs(i), special()]) for i in range(3)])
@@ -146,7 +151,7 @@ def test_a_correction_agrees_with_a_slow_loop(number: int) -> None:
     logits[:, ::3] = torch.where(truth[:, ::3], 2.0, -2.0)  # right
     logits[:, 1::3] = -1.0  # empty
     key = keys(truth[:, :, 0, 0].numel()).view(truth.shape[:2])
-    points, labels = sample_point_from_errors(truth, logits, key, number, SIDE)
+    points, labels = sample_point_from_errors(truth, logits, shares(key, number), SIDE)
     for b in range(truth.shape[0]):
         for q in range(truth.shape[1]):
             point, label = slow_correction(truth[b, q], logits[b, q], key[b, q], number)
@@ -163,7 +168,7 @@ def test_corrections_are_uniform_over_wrong_cells() -> None:
     many = keys(20_000)[None]
     shape = (1, many.shape[1], 16, 16)
     points, labels = sample_point_from_errors(
-        truth.expand(shape), logits.expand(shape), many, 1, SIDE
+        truth.expand(shape), logits.expand(shape), shares(many, 1), SIDE
     )
     counts = torch.zeros(16, 16)
     for (y, x), label in zip(cells(points), labels[0].tolist(), strict=True):
@@ -176,7 +181,7 @@ def test_corrections_are_uniform_over_wrong_cells() -> None:
 def test_a_perfect_prediction_is_not_corrected() -> None:
     truth = special()[None]
     points, labels = sample_point_from_errors(
-        truth, torch.where(truth, 1.0, -1.0), keys(5)[None], 1, SIDE
+        truth, torch.where(truth, 1.0, -1.0), shares(keys(5)[None], 1), SIDE
     )
     assert bool((points == -1).all())
     assert bool((labels == Label.PADDING).all())
@@ -187,7 +192,7 @@ def test_a_mask_that_covers_padding_is_too_large() -> None:
     truth = torch.zeros(1, 500, 16, 16, dtype=torch.bool)
     truth[..., :8, :] = True
     points, labels = sample_point_from_errors(
-        truth, torch.ones(truth.shape), keys(500)[None], 1, SIDE
+        truth, torch.ones(truth.shape), shares(keys(500)[None], 1), SIDE
     )
     assert bool((points[..., 1] > 31).all())
     assert bool((labels == Label.NEGATIVE).all())
@@ -197,7 +202,7 @@ def test_every_round_has_its_own_reproducible_draw() -> None:
     truth = blobs(5, 1).expand(1, 50, 16, 16)
     logits = torch.full(truth.shape, -1.0)
     first, again, second = (
-        sample_point_from_errors(truth, logits, keys(50)[None], number, SIDE)[0]
+        sample_point_from_errors(truth, logits, shares(keys(50)[None], number), SIDE)[0]
         for number in (1, 1, 2)
     )
     assert torch.equal(first, again)

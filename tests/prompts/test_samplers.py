@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from efficientsam_pl.keyed_random import sample_key
+from efficientsam_pl.keyed_random import sample_key, uniform
 from efficientsam_pl.prompts.clicks import sample_point_from_errors
 from efficientsam_pl.prompts.config import PromptingConfig
 from efficientsam_pl.prompts.samplers import build_prompt_sampler
-from efficientsam_pl.structures import Label, MaskBatch, PreviousRound, Prompts
+from efficientsam_pl.structures import Label, MaskBatch, PreviousRound, Prompts, RoundGroup
 
 SIDE = 128
 BOX = [int(Label.TOP_LEFT), int(Label.BOTTOM_RIGHT)]
@@ -237,8 +237,7 @@ def test_every_correction_lies_where_the_prediction_was_wrong(
                 point, label = sample_point_from_errors(
                     batch.masks[b : b + 1, mask],
                     predicted_logits(batch, number - 1)[b : b + 1, mask],
-                    keys[b : b + 1, mask],
-                    number,
+                    uniform(keys[b : b + 1, mask], 1, f"correction-{number}")[..., 0],
                     SIDE,
                 )
                 new = filled_slots(prompted[number], b, q)
@@ -330,3 +329,46 @@ def test_a_slot_without_a_mask_gives_finite_prompts() -> None:
     for prompts in all_rounds(PromptingConfig(rounds="interactive", first_click="centre"), batch):
         assert bool(prompts.points_px.isfinite().all())
         assert bool((prompts.points_px < SIDE).all())
+
+
+@pytest.mark.parametrize("rounds", ["drawn", "each", "interactive"])
+def test_prompts_may_be_padded_to_the_length_of_a_model(rounds: str) -> None:
+    config, batch = PromptingConfig(rounds=rounds, corrections=5), masked()  # type: ignore[arg-type]
+    sampler = build_prompt_sampler(config, SIDE, padded_length=5)
+    targets, previous = sampler.targets(batch), None
+    for number, short in enumerate(all_rounds(config, batch)):
+        prompts = sampler.sample(targets, number, previous)
+        previous = PreviousRound(prompts, predicted_logits(batch, number))
+        given = short.labels.shape[-1]
+        assert prompts.labels.shape[-1] == max(given, 5)
+        assert torch.equal(prompts.labels[..., :given], short.labels)
+        assert torch.equal(prompts.points_px[:, :, :given], short.points_px)
+        assert bool((prompts.labels[..., given:] == Label.PADDING).all())
+        assert bool((prompts.points_px[:, :, given:] == -1).all())
+
+
+@pytest.mark.parametrize(
+    ("rounds", "padded_length", "groups"),
+    [
+        ("drawn", 0, [[0]]),
+        ("each", 0, [[0, 1], [2], [3], [4], [5]]),
+        ("each", 4, [[0, 1, 2, 3], [4], [5]]),
+        ("each", 6, [[0, 1, 2, 3, 4, 5]]),
+        ("interactive", 6, [[0], [1], [2], [3]]),
+    ],
+)
+def test_independent_rounds_of_equal_length_are_a_group(
+    rounds: str, padded_length: int, groups: list[list[int]]
+) -> None:
+    config = PromptingConfig(rounds=rounds, corrections=2, repeats=1)  # type: ignore[arg-type]
+    sampler = build_prompt_sampler(config, SIDE, padded_length)
+    assert [list(group.numbers) for group in sampler.groups()] == groups
+    corrected = [group.corrected for group in sampler.groups()]
+    assert corrected == [rounds == "interactive" and n < 3 for n in range(len(groups))]
+
+
+def test_a_group_is_split_into_equal_parts() -> None:
+    group = RoundGroup(range(2, 8))
+    assert [list(part.numbers) for part in group.split(4)] == [[2, 3, 4], [5, 6, 7]]
+    assert [list(part.numbers) for part in group.split(6)] == [[2, 3, 4, 5, 6, 7]]
+    assert [len(part.numbers) for part in group.split(1)] == 6 * [1]

@@ -40,7 +40,7 @@ CONFIG = SegmenterConfig(
 FSDP = TrainerConfig(
     accelerator="cpu", devices=2, strategy="fsdp", precision="fp32", max_steps=9, micro_batch=4
 )
-UNITS = BLOCKS + 1  # each block, and everything else
+UNITS = 1 + 1  # both blocks, which are small, and everything else
 
 
 @pytest.fixture
@@ -96,14 +96,18 @@ def validate(stage: Any) -> None:
     stage.validation_step(batch(), 0)
 
 
+@pytest.mark.parametrize(("weights", "units"), [(0, BLOCKS + 1), (8_000_000, UNITS)])
 @pytest.mark.parametrize("ema", [False, True])
-def test_a_step_gathers_each_unit_twice_whatever_its_rounds(mesh: DeviceMesh, ema: bool) -> None:
+def test_a_step_gathers_each_unit_twice_whatever_its_rounds(
+    mesh: DeviceMesh, ema: bool, weights: int, units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Forward and backward; eight chunks of masks are decoded in between."""
+    monkeypatch.setattr("efficientsam_pl.training.parallelize._UNIT_WEIGHTS", weights)
     stage = sharded(mesh, ema)
     for _ in range(2):
-        expected = {"all_gather": 2 * UNITS, "reduce_scatter": UNITS}
+        expected = {"all_gather": 2 * units, "reduce_scatter": units}
         assert collectives(lambda: train(stage)) == expected
-        assert collectives(lambda: validate(stage)) == {"all_gather": UNITS}
+        assert collectives(lambda: validate(stage)) == {"all_gather": units}
 
 
 def test_gradients_of_the_decoder_are_reduced_though_the_encoder_is_frozen(

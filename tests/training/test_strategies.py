@@ -27,7 +27,7 @@ WAYS = {
 }
 HALF = ["trainer.precision=bf16", "teacher.precision=bf16", "trainer.ema_decay=0.9"]
 HALF += ["trainer.activations=recomputed"]
-COMPILED = ["trainer.activations=recomputed", "trainer.ema_decay=0.9", "trainer.compile=blocks"]
+COMPILED = ["trainer.activations=recomputed", "trainer.ema_decay=0.9", "trainer.compile=regions"]
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def test_gpu_computes_the_same_in_half_precision(
     strategy: str, engine: Engine, alone: dict[str, Path]
 ) -> None:
     folder, name = engine.folder("pretrain", f"gpu-{strategy}"), f"gpu-{strategy}"
-    gpu = ("trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.compile=blocks")
+    gpu = ("trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.compile=regions")
     engine.elsewhere(engine.arguments("pretrain", name, *gpu, f"trainer.strategy={strategy}"))
     measured = gradients(folder, 0.95)
     for name, gradient in gradients(alone["pretrain"], 0.95).items():

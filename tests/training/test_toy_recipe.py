@@ -124,6 +124,38 @@ def test_checkpoint_of_another_model_is_refused(
 
 
 @pytest.mark.slow
+def test_a_single_rank_shards_nothing_and_its_checkpoints_fit_any_strategy(
+    alone: Path, shards: Path, tmp_path: Path
+) -> None:
+    fsdp = "trainer.strategy=fsdp"
+    sharded, to_plain, to_fsdp = (tmp_path / name for name in ("fsdp", "to-plain", "to-fsdp"))
+    runs = [
+        arguments(shards, sharded, fsdp),
+        arguments(shards, to_plain, f"run.resume={sharded}/checkpoints/step-00000003"),
+        arguments(shards, to_fsdp, fsdp, f"run.resume={alone}/checkpoints/step-00000003"),
+    ]
+    places = os.pathsep.join([str(PROGRAM.parents[2]), *sys.path[1:]])
+    words = [word for run in runs for word in ("--", *run)]
+    subprocess.run(
+        [sys.executable, str(PROGRAM), *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places},
+        check=True,
+        timeout=300,
+    )
+    run_pair(
+        arguments(
+            shards, tmp_path / "pair", fsdp, f"run.resume={sharded}/checkpoints/step-00000003"
+        )
+    )
+    expected = weights(alone)
+    for folder in (sharded, to_plain, to_fsdp):
+        for name, value in weights(folder).items():
+            assert torch.equal(value, expected[name]), name
+    for name, value in weights(tmp_path / "pair").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_take_the_steps_of_one_and_resume_to_the_bit(
     strategy: str, alone: Path, shards: Path, tmp_path: Path

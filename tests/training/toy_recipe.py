@@ -18,6 +18,7 @@ from efficientsam_pl.config.load import as_dict, load
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader
 from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
+from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.structures import ImageBatch
 from efficientsam_pl.training.config import RecipeConfig
 from efficientsam_pl.training.context import RunContext
@@ -64,8 +65,8 @@ class ColourModel(nn.Module):
 
 
 class ColourRegression(TrainingModule):
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        return self.step_output(self._loss(batch, self.model), batch.valid)
+    def batch_losses(self, batch: ImageBatch) -> LossTerms:
+        return LossTerms(self._loss(batch, self.model))
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         loss, images = self._loss(batch, self.eval_model()), int(batch.valid.sum())

@@ -46,7 +46,7 @@ class FinetuneConfig(RecipeConfig):
     trainer: TrainerConfig = field(
         # 5 epochs of SA-1B at batch 128 (paper, 4.1)
         default_factory=lambda: TrainerConfig(
-            max_steps=437_000, global_batch=128, micro_batch=2, best_metric="heldout/box_miou"
+            max_steps=437_000, global_batch=128, micro_batch=8, best_metric="heldout/box_miou"
         )
     )
     validation: ValidationConfig = field(

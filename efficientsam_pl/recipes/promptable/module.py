@@ -7,7 +7,7 @@ from efficientsam_pl.losses.mask_losses import MaskLosses
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
-from efficientsam_pl.structures import MaskBatch
+from efficientsam_pl.structures import MaskBatch, Region
 from efficientsam_pl.training.module import TrainingModule
 
 
@@ -32,6 +32,10 @@ class PromptedSegmentation(TrainingModule):
         """Encode once, then prompt in rounds."""
         features = self.model.encode(batch.image, batch.content_hw)
         return self.prompt_loop.losses(self.model, features, batch)
+
+    def regions(self) -> list[Region]:
+        """Add the prompt sampler and the loss to the model's regions."""
+        return [*super().regions(), *self.prompt_loop.regions()]
 
     def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
         """Log `heldout/loss` over prompts that stay the same from step to step.

@@ -67,8 +67,10 @@ class PromptableRecipe(Recipe[FinetuneConfig, FinetuneResult]):
     @cached_property
     def prompt_loop(self) -> PromptLoop:
         """Prompt rounds of a training step."""
-        config = self.config
-        sampler = build_prompt_sampler(config.prompts, self.shape.encoder.image_size)
+        config, shape = self.config, self.shape
+        sampler = build_prompt_sampler(
+            config.prompts, shape.encoder.image_size, shape.prompts.padded_length()
+        )
         return PromptLoop(sampler, config.loss, config.masks.decoded_at_once)
 
     def datasets(self, splits: DatasetSplits) -> TrainingDatasets:

@@ -54,6 +54,10 @@ class PretrainConfig(RecipeConfig):
         if self.features.dir is None:
             keys = ("kind", "views", "seed", "numbers", "grid")
             refuse_unused(self, "without features.dir=", *(f"features.{key}" for key in keys))
+        else:
+            refuse_unused(self, "with features.dir=", "teacher.overlap")
+        if self.teacher.kind == "pixels":
+            refuse_unused(self, "with teacher.kind=pixels", "teacher.overlap")
         for kind, key in (("timm", "teacher.timm_name"), ("sam", "teacher.output")):
             if self.teacher.kind != kind:
                 refuse_unused(self, f"with teacher.kind={self.teacher.kind}", key)

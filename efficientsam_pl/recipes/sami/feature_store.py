@@ -35,8 +35,8 @@ from efficientsam_pl.storage.files import full_path
 _MARKS = ",*?[{"  # special characters of shard patterns
 # Keys that do not change a feature, or that belong to teachers of another kind
 _UNUSED = {
-    "sam": ("kind", "sharding", "batch", "weights", "timm_name"),
-    "timm": ("kind", "sharding", "batch", "weights", "encoder", "output"),
+    "sam": ("kind", "sharding", "overlap", "batch", "weights", "timm_name"),
+    "timm": ("kind", "sharding", "overlap", "batch", "weights", "encoder", "output"),
 }
 
 

@@ -1,6 +1,7 @@
 """Save checkpoints on schedule, with a header that describes the run."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -10,6 +11,7 @@ from efficientsam_pl.checkpoints.writer import CheckpointWriter
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.weights import FORMAT
 from efficientsam_pl.training.config import TrainerConfig
+from efficientsam_pl.training.module import TrainingModule
 from efficientsam_pl.training.run.retention import CheckpointRetention
 from efficientsam_pl.versions import versions
 
@@ -41,7 +43,7 @@ class RunCheckpoints(L.Callback):
         self._config, self._header = config, header
         self._retention, self._writer = retention, writer
         self._saved_step = 0
-        self._loaded_loss = math.nan  # from the loaded checkpoint, until the next step logs its own
+        self._loaded_loss = math.nan  # from the loaded checkpoint, until the next step has its own
         self._best: float | None = None
         self._heldout: dict[str, float] = {}  # metrics of the current step's validation
 
@@ -49,8 +51,7 @@ class RunCheckpoints(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the header."""
-        loss = trainer.callback_metrics.get("train/loss", self._loaded_loss)
-        losses = {"train/loss": float(loss)} | self._heldout
+        losses = {"train/loss": last_loss(pl_module, self._loaded_loss)} | self._heldout
         checkpoint[FORMAT] = {
             "versions": versions(*_REPORTED),
             "losses": losses,
@@ -87,13 +88,13 @@ class RunCheckpoints(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         step = trainer.global_step
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = nameable_metrics(trainer, pl_module)
         self._heldout = {
             name: value
             for name, value in values.items()
             if name.startswith("heldout/") and not math.isnan(value)
         }
-        best = self._is_best(trainer)
+        best = self._is_best(trainer, values)
         if best or step == self._saved_step:
             self._save(trainer, step)
         if best and self._writer.finish() and trainer.is_global_zero:
@@ -149,19 +150,34 @@ class RunCheckpoints(L.Callback):
             self._retention.checkpoint_path(step)
         )  # collective: every rank calls it
 
-    def _is_best(self, trainer: L.Trainer) -> bool:
+    def _is_best(self, trainer: L.Trainer, values: Mapping[str, float]) -> bool:
         """Whether this validation's value is the best so far; records it."""
         name = self._config.best_metric
         if name is None:
             return False
-        if name not in trainer.callback_metrics:
-            logged = ", ".join(sorted(trainer.callback_metrics))
+        if name not in values:
+            logged = ", ".join(sorted(values))
             raise UserError(f"trainer.best_metric={name} is not logged; logged are {logged}")
-        value = float(trainer.strategy.broadcast(float(trainer.callback_metrics[name])))
+        value = float(trainer.strategy.broadcast(values[name]))
         if math.isnan(value) or (self._best is not None and not _better(name, value, self._best)):
             return False
         self._best = value
         return True
+
+
+def nameable_metrics(trainer: L.Trainer, pl_module: Any) -> dict[str, float]:
+    """Values that can choose the best checkpoint: a validation's, and those of the last step."""
+    values: dict[str, Any] = dict(trainer.callback_metrics)
+    if isinstance(pl_module, TrainingModule) and pl_module.step_values is not None:
+        values |= pl_module.step_metrics()
+    return {name: float(value) for name, value in values.items()}
+
+
+def last_loss(pl_module: Any, default: float) -> float:
+    """Loss of the last step, read from the device; the default before the first."""
+    if not isinstance(pl_module, TrainingModule) or pl_module.step_values is None:
+        return default
+    return float(pl_module.step_values[0])
 
 
 def _better(name: str, value: float, other: float) -> bool:

@@ -17,6 +17,7 @@ from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.files import atomic_write
 from efficientsam_pl.structures import ImageBatch, MaskBatch
 from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
+from efficientsam_pl.training.late_value import LateValues
 from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 
 _LISTED = 10_000  # entries of the list at most; the counts are always complete
@@ -106,6 +107,8 @@ class DataReport(L.Callback):
             _LOGGED, f"further corrupt samples are listed only in {self._path}"
         )
         self._written = False
+        self._sums = LateValues(torch.int64)  # samples seen and corrupt ones, over all ranks
+        self._sent = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what is known to be corrupt before any sample is read."""
@@ -128,13 +131,34 @@ class DataReport(L.Callback):
         """
         self._local.add(sum(bool(key) for key in batch.key), batch.corrupt)
         self._corrupt_samples.warn(batch.corrupt)
+        if self._sent:
+            self._check(trainer)
         due = (batch_idx + 1) % (_CHECK_EVERY_STEPS * trainer.accumulate_grad_batches) == 0
-        if not due and trainer.global_step < trainer.max_steps:
-            return
-        counts = torch.tensor(
-            [self._local.seen, self._local.bad], device=trainer.strategy.root_device
-        )
-        seen, bad = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        is_last = trainer.global_step >= trainer.max_steps
+        if due or is_last:
+            self._send(trainer)
+            if is_last or self._sums.at_once:
+                self._check(trainer)
+
+    def _send(self, trainer: L.Trainer) -> None:
+        """Sum the counts of all ranks; on a GPU the sums are read after the next micro-batch."""
+        counts = [self._local.seen, self._local.bad]
+        if trainer.world_size == 1:
+            self._sums.send(torch.tensor(counts))
+        else:
+            device = trainer.strategy.root_device
+            summed = trainer.strategy.reduce(torch.tensor(counts, device=device), reduce_op="sum")
+            self._sums.send(summed)
+        self._sent = True
+
+    def _check(self, trainer: L.Trainer) -> None:
+        """Stop the run if the summed counts are above the limit; the same on all ranks.
+
+        Raises:
+            UserError: They are.
+        """
+        self._sent = False
+        seen, bad = map(int, self._sums.read())
         seen, bad = seen + self._before.seen, bad + self._before.bad
         if bad >= _MIN_CORRUPT and bad > self._max_bad_fraction * seen:
             self._write(trainer, self._full_report())

@@ -1,31 +1,31 @@
 """Stop a run on a non-finite loss, name the images, and keep the last good checkpoint."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.training.late_value import LateValues
 
 _NAMED = 8  # images in the message
 
 
 @dataclass
 class _Step:
-    """The micro-batches of one optimizer step on this rank, and its gradient norm."""
+    """The micro-batches of one optimizer step on this rank."""
 
     number: int
     keys: list[tuple[str, ...]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
-    norm: Tensor | None = None
 
 
 class NanGuard(L.Callback):
-    """Check each step's gradient norm one step later, to avoid waiting for the device.
+    """Check each step's gradient norm when the next step is queued, without waiting for the device.
 
     The norm is over all ranks, so all of them stop at the same step. It is also checked before a
     checkpoint is written: nothing is saved after a non-finite step.
@@ -36,9 +36,7 @@ class NanGuard(L.Callback):
         self._folder = folder
         self._open: _Step | None = None
         self._ended: _Step | None = None
-        self._copied: torch.cuda.Event | None = (
-            None  # recorded when the norm of `_ended` is on the CPU
-        )
+        self._values = LateValues()  # of `_ended`: its loss and gradient norm
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
@@ -61,11 +59,7 @@ class NanGuard(L.Callback):
         if trainer.global_step == self._open.number:
             return
         self._check()
-        norm: Tensor = pl_module.gradient_norm
-        self._open.norm = norm.detach().to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event() if norm.is_cuda else None
-        if self._copied is not None:
-            self._copied.record()
+        self._values.send(pl_module.step_values)
         self._ended, self._open = self._open, None
 
     def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
@@ -85,12 +79,11 @@ class NanGuard(L.Callback):
         self._check()
 
     def _check(self) -> None:
-        step = self._ended
-        if step is None or step.norm is None:
+        step, self._ended = self._ended, None
+        if step is None:
             return
-        if self._copied is not None:
-            self._copied.synchronize()
-        if not step.norm.isfinite():
+        _, norm = self._values.read()
+        if not math.isfinite(norm):
             _stop(step, self._folder)
 
 

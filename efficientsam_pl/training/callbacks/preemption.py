@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import lightning as L  # noqa: N812
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -199,17 +200,16 @@ class _Vote:
     """Asynchronous maximum over all ranks: started by the constructor, awaited by `outcome`."""
 
     def __init__(self, group: Any, number: int) -> None:
-        self._largest = torch.tensor([int(number)], device="cpu")
+        self._largest = np.array([int(number)])
         self._work = None
         if group is not None:
-            self._work = dist.all_reduce(
-                self._largest, op=dist.ReduceOp.MAX, group=group, async_op=True
-            )
+            shared = torch.from_numpy(self._largest)
+            self._work = dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=group, async_op=True)
 
     def outcome(self) -> int:
         if self._work is not None:
             self._work.wait()
-        return int(self._largest.item())
+        return int(self._largest[0])
 
 
 def _nothing() -> None:

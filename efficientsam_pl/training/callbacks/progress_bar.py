@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from efficientsam_pl.plural import counted
+from efficientsam_pl.training.late_value import LateValues
 
-_REFRESH_S = 0.5  # between two updates of the bar: reading a loss waits for the GPU
+_REFRESH_S = 0.5  # between two updates of the bar
 _FIRST_LINES_S = (5.0, 15.0, 30.0)  # when a log gets its first lines, after training started
 _LINES_S = (30.0, 900.0)  # shortest and longest interval between later lines
 
@@ -18,13 +19,16 @@ class TrainingProgressBar(L.Callback):
     """A bar on a terminal; elsewhere, a line of progress at growing intervals.
 
     A log gets its first line at once, three in the first half minute, then one every half minute
-    for some minutes, and finally one every quarter of an hour.
+    for some minutes, and finally one every quarter of an hour. On a GPU a due update is shown when
+    the next step is queued, so that reading its loss does not wait; that of the last step waits.
     """
 
     def __init__(self, stage: str, images_per_step: int) -> None:
         self._stage, self._images_per_step = stage, images_per_step
         self.console = Console()
         self._task: TaskID | None = None
+        self._loss = LateValues()
+        self._sent: int | None = None  # step whose loss is to be shown
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,16 +62,28 @@ class TrainingProgressBar(L.Callback):
     ) -> None:
         """Update the bar, or print a line when due."""
         step, now = trainer.global_step, time.monotonic()
-        is_last = step == trainer.max_steps
-        if self._task is None or step == self._shown_step or not (is_last or now >= self._due):
+        if self._task is None or step == self._shown_step:
             return
-        self._shown_step = step  # a step may have several micro-batches
+        is_last = step == trainer.max_steps
+        if self._sent is not None:
+            if step == self._sent:
+                return  # a step may have several micro-batches
+            self._show(trainer, self._sent, now)
+        if is_last or now >= self._due:
+            self._loss.send(outputs["mean"])
+            self._sent = step
+            if is_last or self._loss.at_once:
+                self._show(trainer, step, now)
+
+    def _show(self, trainer: L.Trainer, step: int, now: float) -> None:
+        """Show a step whose loss is sent, and set the time of the next update."""
+        assert self._task is not None
+        self._shown_step, self._sent = step, None
+        [loss] = self._loss.read()
         seconds = max(now - self._started, 1e-9)
-        rate = (step - self._first) * self._images_per_step / seconds
+        rate = (trainer.global_step - self._first) * self._images_per_step / seconds
         left = (trainer.max_steps - step) * self._images_per_step / rate
-        status = (
-            f"{rate:.1f} images/s  loss {float(outputs['mean']):.4f}  time left {_duration(left)}"
-        )
+        status = f"{rate:.1f} images/s  loss {loss:.4f}  time left {_duration(left)}"
         self._bar.update(self._task, completed=step, status=status)
         if self.console.is_terminal:
             self._due = now + _REFRESH_S

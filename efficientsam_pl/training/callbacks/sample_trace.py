@@ -1,6 +1,7 @@
 """Trace of the samples that each micro-batch consumed."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning as L  # noqa: N812
 import torch.distributed as dist
 
 from efficientsam_pl.storage.jsonl import append_lines
+from efficientsam_pl.training.late_value import LateValues
 from efficientsam_pl.training.run.disk_guard import BestEffortWriter
 from efficientsam_pl.training.run.rewind import truncate_jsonl
 
@@ -21,13 +23,16 @@ class SampleTrace(L.Callback):
 
     Ranks of the first node share the file. Other nodes send their lines to rank 0 when a checkpoint
     is saved, as no network file system has an append that is safe from several hosts. Lines that a
-    full disk rejects stay in memory.
+    full disk rejects stay in memory. On a GPU a line is written when the next micro-batch is
+    queued, so that reading its loss does not wait.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "consumed.jsonl"
         self._step = 0
         self._pending: list[bytes] = []
+        self._loss = LateValues()
+        self._open: dict[str, Any] | None = None  # a line whose loss is sent
         self._writer = BestEffortWriter(
             str(self._path), "its lines stay in memory while the disk is full"
         )
@@ -35,6 +40,7 @@ class SampleTrace(L.Callback):
     def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
         """Remove lines later than the run's checkpoint, before any rank adds a line."""
         self._pending.clear()
+        self._open = None
         if trainer.is_global_zero:
             self._pending += truncate_jsonl(self._path, trainer.global_step)
         trainer.strategy.barrier()
@@ -47,13 +53,15 @@ class SampleTrace(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Append a line for the micro-batch."""
-        line = {
+        self._close_line()
+        self._open = {
             "step": self._step,
             "rank": trainer.global_rank,
             "keys": list(batch.key),
-            "loss": float(outputs["mean"]),
         }
-        self._pending.append(json.dumps(line).encode() + b"\n")
+        self._loss.send(outputs["mean"])
+        if self._loss.at_once:
+            self._close_line()
         if trainer.node_rank == 0 and self._writer.is_due():
             self._write()
 
@@ -67,10 +75,21 @@ class SampleTrace(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
         """Write this node's lines; other nodes may be gone."""
+        with suppress(RuntimeError):  # the device may have failed
+            self._close_line()
         if trainer.node_rank == 0:
             self._write()
 
+    def _close_line(self) -> None:
+        """Add the open line, with its loss, to those that are to be written."""
+        if self._open is None:
+            return
+        line, self._open = self._open, None
+        [loss] = self._loss.read()
+        self._pending.append(json.dumps(line | {"loss": loss}).encode() + b"\n")
+
     def _gather(self, trainer: L.Trainer) -> None:
+        self._close_line()
         if trainer.num_nodes > 1:
             remote_lines = self._pending if trainer.node_rank > 0 else []
             gathered: list[list[bytes]] = [[] for _ in range(trainer.world_size)]

@@ -32,8 +32,11 @@ class Throughput(L.Callback):
 
     `images_per_second` is the sum over all ranks. `mfu` is the FLOPs of the images over those that
     all ranks could have done in this time at the rate of a large matrix product in the run's
-    precision, which is measured once, between two steps. `data_wait` is the share of time between
-    the end of a batch and the start of the next. `memory_gib` is the peak: allocated by torch on a
+    precision, which is measured once, between two steps. `data_wait` is the share of time that the
+    host spends between the end of a batch and the start of the next: on getting the next batch
+    from its workers and starting its copy. Copies to a GPU, on whichever stream, are not waited
+    for, and the host runs ahead of the GPU, so a GPU idles for lack of data at most for this share.
+    `memory_gib` is the peak: allocated by torch on a
     GPU, else resident in the process.
 
     The GPU is synchronised once every n steps. Validation, checkpoints and whatever runs inside

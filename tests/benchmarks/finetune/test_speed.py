@@ -168,9 +168,10 @@ def test_a_step_on_a_gpu_learns_in_bf16() -> None:
     code = """
 import torch
 from benchmarks.finetune.timed_step import PromptedStep
-from efficientsam_pl.models.config import NAMED
+from efficientsam_pl.models.config import EncoderConfig, SegmenterConfig
 from efficientsam_pl.models.segmenter import Segmenter
-step = PromptedStep(Segmenter(NAMED["efficient_sam_ti"]), 2, 3, "cuda")
+encoder = EncoderConfig(width=24, depth=1, heads=3, image_size=64, position_grid=4)
+step = PromptedStep(Segmenter(SegmenterConfig(encoder=encoder)), 2, 3, "cuda")
 weight = step.model.mask_decoder.iou_token.weight.clone()
 step()
 assert not torch.equal(step.model.mask_decoder.iou_token.weight, weight)

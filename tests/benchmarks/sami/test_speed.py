@@ -263,8 +263,11 @@ def test_a_step_on_a_gpu_learns_in_bf16() -> None:
     """In a process of its own, where shapes are not checked: what checks them does not compile."""
     code = """
 import torch
-from benchmarks.sami.timed_step import STUDENTS, StudentStep
-step = StudentStep(STUDENTS["S"], 2, "cuda")
+from benchmarks.sami.timed_step import StudentStep
+from efficientsam_pl.models.config import EncoderConfig, SamiConfig
+student = EncoderConfig(width=24, depth=1, heads=3, image_size=64, position_grid=4)
+config = SamiConfig(student=student, decoder_depth=1, decoder_width=32, decoder_heads=2)
+step = StudentStep(config, 2, "cuda")
 weight = step.model.decoder.head.weight.clone()
 step.with_stored()
 assert not torch.equal(step.model.decoder.head.weight, weight)

@@ -23,30 +23,36 @@ from benchmarks.scaling.cluster import (
 from benchmarks.scaling.recipes import finetuning, operations, pretraining, teaching
 from benchmarks.scaling.timed_run import Record
 from benchmarks.scaling.traffic import Payload, Weights
+from benchmarks.step_counts.table import read_table
 from efficientsam_pl.models.config import NAMED, SamiConfig, TeacherConfig
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
 
-# Two GPUs a node of 1 TFLOP/s, 10 GB/s inside, 1 GB/s each outside; nothing else takes time
+# Two GPUs a node of 0.5 TFLOP/s and 100 GB/s, half of which is reached, 10 GB/s inside, 1 GB/s
+# each outside; nothing else takes time
 NODE = Node(
     gpus=2,
-    flops=1e12,
+    flops=0.5e12,
+    memory=100e9,
+    memory_reached=0.5,
     nvlink=10e9,
     network=1e9,
     reached=1.0,
     collective_s=0.0,
     hop_s=0.0,
-    loop_s=0.0,
-    kernel_s=0.0,
-    operations_a_kernel=1,
+    launch_s=0.0,
     decoding_cores=1,
     file_rate=1e6,
 )
-# 0.1 s a photo at half the rate; 250 M parameters are 1 GB of gradients
+# 0.1 s an image by FLOPs; 250 M parameters are 1 GB of gradients
 WORK = Work(
     name="w",
-    parts=((5 * 10**10, 0.5),),
-    operations=1000,
+    flop=5e10,
+    moved=0.0,
+    moved_once=0.0,
+    teacher_s=0.0,
+    launches=1000,
+    host_s=0.0,
     weights=Weights(blocks=(((250_000, 1000),),), learning=()),
     global_batch=8,
     micro_batch=2,
@@ -61,7 +67,7 @@ def test_a_node_computes_its_share_and_sums_inside() -> None:
     """4 photos a GPU are 0.4 s; 2 (2 - 1) / 2 of 1 GB at 10 GB/s run beside the last backward."""
     found = step(WORK, 1, NODE)
     assert found is not None
-    assert (found.images, found.limit) == (4, "computing")
+    assert (found.images, found.limit) == (4, "FLOPs")
     assert found.seconds == pytest.approx(0.4)
     assert found.ddp == pytest.approx(0.1)
     assert (found.gpu_sends, found.node_sends) == (pytest.approx(1e9), 0)
@@ -91,16 +97,28 @@ def test_a_batch_of_eight_feeds_no_sixteen_gpus() -> None:
     assert step(WORK, 8, NODE) is None
 
 
-def test_python_is_paid_for_each_micro_batch() -> None:
-    """4 photos in micro-batches of 2: twice 0.1 s of loop, and 1000 kernels of 0.2 ms."""
-    slow = replace(NODE, loop_s=0.1, kernel_s=2e-4)
-    found = step(WORK, 1, slow)
-    assert found is not None
-    assert found.python == pytest.approx(2 * (0.1 + 0.2))
-    assert (found.limit, found.seconds) == ("Python", pytest.approx(0.6))
-    fused = step(WORK, 1, replace(slow, operations_a_kernel=4))
-    assert fused is not None
-    assert fused.python == pytest.approx(2 * (0.1 + 0.05))
+def test_memory_at_the_share_that_is_reached_sets_the_pace() -> None:
+    """4 images of 10 GB and 2 GB once, at 50 GB/s; the FLOPs run beside them."""
+    result = step(replace(WORK, moved=10e9, moved_once=2e9), 1, NODE)
+    assert result is not None
+    assert result.flops == pytest.approx(0.4)
+    assert result.computing == result.memory == pytest.approx(42 / 50)
+    assert (result.limit, result.seconds) == ("memory", pytest.approx(0.84))
+
+
+def test_teacher_runs_before_the_student() -> None:
+    result = step(replace(WORK, teacher_s=0.2), 1, NODE)
+    assert result is not None
+    assert (result.limit, result.computing) == ("teacher", pytest.approx(4 * (0.1 + 0.2)))
+
+
+def test_host_is_paid_for_each_micro_batch_and_launches_unless_captured() -> None:
+    """4 images in micro-batches of 2: twice 0.1 s of loop, and 1000 kernels of 0.2 ms."""
+    result = step(replace(WORK, host_s=0.1), 1, replace(NODE, launch_s=2e-4))
+    assert result is not None
+    assert result.host == pytest.approx(2 * (0.1 + 0.2))
+    assert result.host_captured == pytest.approx(2 * 0.1)
+    assert (result.limit, result.seconds) == ("host", pytest.approx(0.6))
 
 
 def test_cores_that_decode_too_slowly_set_the_pace() -> None:
@@ -164,7 +182,7 @@ def test_operations_are_those_that_write() -> None:
 def test_document_holds_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert projection.main([]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("\n| --- |") == 13
+    assert printed.count("\n| --- |") == 14
     document = Path(__file__).parents[3] / "docs/scaling.md"
     assert printed.strip() in document.read_text()
 
@@ -198,14 +216,34 @@ def test_checkpoints_are_written_and_read_on_one_rank(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_gpu_by_hand() -> None:
-    """494.5 TFLOP in 2 s are a quarter of 989 TFLOP/s; assumed was a fifth."""
+    """494.5 TFLOP in 2 s are a quarter of 989 TFLOP/s; FSDP2 takes 2.5 s, projected was 1.6."""
     nothing = Payload({}, {})
 
     def ran(seconds: float, gib: int) -> Record:
         return Record([seconds] * 3, gib * 2**30, 0.0, nothing, WORK.weights)
 
-    flop = int(494.5e12)
-    step_row, memory, share = gpu.gpu_rows("s", ran(2.0, 3), ran(1.6, 4), flop, 0.2)
+    rows = gpu.gpu_rows("s", ran(2.5, 3), ran(2.0, 4), 494.5e12, projected=1.6)
+    step_row, projected, memory, share = rows
     assert step_row.ratio() == pytest.approx(1.25)
+    assert projected.ratio() == pytest.approx(1.25)
     assert (memory.value, memory.reference) == (3, 4)
-    assert (share.value, share.ratio()) == (pytest.approx(0.25), pytest.approx(1.25))
+    assert share.value == pytest.approx(0.25)
+
+
+def test_projection_takes_its_counts_from_the_table() -> None:
+    counts = read_table("finetune-each", "ti")
+    [work] = [work for work in projection.works() if work.name == "Finetuning Ti"]
+    assert work.launches == counts.launches
+    assert work.moved == 1e9 * counts.image_gb
+    assert work.moved_once == 1e9 * counts.step_gb
+    assert work.host_s == counts.host_ms / 1e3
+
+
+def test_tables_of_a_document_are_replaced_and_its_text_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "tables", lambda _: "### Overview\n\nnew")
+    document = tmp_path / "scaling.md"
+    document.write_text("# Scaling\n\n### Overview\n\nold\n\n### Other\n")
+    assert projection.main(["--write", str(document)]) == 0
+    assert document.read_text() == "# Scaling\n\n### Overview\n\nnew\n"

@@ -1,11 +1,15 @@
 """The prompt loop has the gradients of plain autograd over all rounds and masks together."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from efficientsam_pl.keyed_random import sample_key, split_key
 from efficientsam_pl.losses.config import MaskLossConfig
@@ -17,8 +21,18 @@ from efficientsam_pl.models.config import (
     SegmenterConfig,
 )
 from efficientsam_pl.models.segmenter import Segmenter
+from efficientsam_pl.prompts.config import PromptingConfig
+from efficientsam_pl.prompts.samplers import build_prompt_sampler
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
-from efficientsam_pl.structures import Label, MaskBatch, MaskTargets, PreviousRound, Prompts
+from efficientsam_pl.structures import (
+    Label,
+    MaskBatch,
+    MaskTargets,
+    PreviousRound,
+    Prompts,
+    Region,
+    RoundGroup,
+)
 
 SIDE, MASKS = 64, 5
 CONFIG = SegmenterConfig(
@@ -51,12 +65,18 @@ class ThreeRounds:
             points, labels, mask_logits=None if previous is None else previous.mask_logits
         )
 
+    def groups(self) -> list[RoundGroup]:
+        return [RoundGroup(range(n, n + 1), corrected=n < 2) for n in range(3)]
+
     def output_tokens(self, number: int) -> Literal["candidates", "single"]:
         return "candidates" if number == 0 else "single"
 
+    def regions(self) -> list[Region]:
+        return []
 
-def batch_of(images: int = 2) -> MaskBatch:
-    draw = torch.Generator().manual_seed(0)
+
+def batch_of(images: int = 2, clicks: int = 3, seed: int = 0) -> MaskBatch:
+    draw = torch.Generator().manual_seed(seed)
     valid = torch.ones(images, MASKS, dtype=torch.bool)
     valid[0, 3:] = False
     return MaskBatch(
@@ -64,7 +84,7 @@ def batch_of(images: int = 2) -> MaskBatch:
         content_hw=torch.full((images, 2), SIDE),
         masks=torch.rand(images, MASKS, 16, 16, generator=draw) > 0.6,
         boxes_xyxy_px=torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(images, MASKS, 4),
-        clicks_px=SIDE * torch.rand(images, MASKS, 3, 2, generator=draw),
+        clicks_px=SIDE * torch.rand(images, MASKS, clicks, 2, generator=draw),
         valid=valid,
         sample_key=torch.tensor([sample_key(0, 0, str(i)) for i in range(images)]),
         key=tuple(map(str, range(images))),
@@ -176,3 +196,120 @@ def test_sampled_points_are_the_same_in_chunks_of_the_masks(model: Segmenter) ->
         )
     torch.testing.assert_close(chunked, whole)
     assert not torch.allclose(whole, all_pixels, rtol=1e-3)
+
+
+RELEASED = PromptEncoderConfig(max_points=6)
+LONGER = PromptEncoderConfig(max_points=6, min_points=4)
+SAM = PromptEncoderConfig(max_points=None)
+
+
+def model_with(prompts: PromptEncoderConfig) -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(replace(CONFIG, prompts=prompts))
+
+
+def loop_of(model: Segmenter, config: PromptingConfig, chunk_size: int | None = None) -> PromptLoop:
+    sampler = build_prompt_sampler(config, SIDE, model.config.prompts.padded_length())
+    return PromptLoop(sampler, MaskLossConfig(), chunk_size)
+
+
+def round_after_round(model: Segmenter, batch: MaskBatch, config: PromptingConfig) -> Tensor:
+    """Mean loss with the prompts of each round in their own length, in a decoder call of their own.
+
+    The gradient of each round is taken before the next one is computed.
+    """
+    sampler = build_prompt_sampler(config, SIDE)
+    targets, total = sampler.targets(batch), torch.zeros(())
+    for number in range(sampler.rounds):
+        prompts = sampler.sample(targets, number, None)
+        prediction = model.decode(model.encode(batch.image, batch.content_hw), prompts)
+        losses = segmentation_losses(prediction, targets.masks, MaskLossConfig())
+        mean = losses.total[batch.valid].sum() / batch.valid.sum() / sampler.rounds
+        mean.backward()
+        total = total + mean.detach()
+    return total
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 4, 12, 17])
+@pytest.mark.parametrize("prompts", [RELEASED, LONGER, SAM], ids=["released", "longer", "sam"])
+def test_rounds_together_have_the_gradients_of_one_after_the_other(
+    prompts: PromptEncoderConfig, chunk_size: int | None
+) -> None:
+    model, batch = model_with(prompts), batch_of(clicks=6)
+    config = PromptingConfig(rounds="each")
+    expected = round_after_round(model, batch, config)
+    sequential = gradients(model)
+    model.zero_grad(set_to_none=True)
+    losses = losses_of(model, batch, loop_of(model, config, chunk_size))
+    losses.total.backward()
+    together = gradients(model)
+    torch.testing.assert_close(losses.total, expected)
+    assert together.keys() >= sequential.keys()
+    difference = sum(
+        float((gradient - sequential.get(name, 0.0)).double().square().sum())
+        for name, gradient in together.items()
+    )
+    size = sum(float(gradient.double().square().sum()) for gradient in sequential.values())
+    assert difference**0.5 <= 1e-6 * size**0.5
+
+
+@pytest.mark.parametrize(
+    ("prompts", "chunk_size", "calls"),
+    [
+        (RELEASED, None, [30]),
+        (RELEASED, 15, [15, 15]),
+        (RELEASED, 3, 6 * [3] + 6 * [2]),  # a round of three masks, of the other two
+        (LONGER, None, [20, 5, 5]),  # up to four points are padded to four
+        (SAM, None, [10, 5, 5, 5, 5]),  # a box has two points, in the first two rounds
+    ],
+)
+def test_rounds_of_equal_length_are_decoded_together(
+    prompts: PromptEncoderConfig, chunk_size: int | None, calls: list[int]
+) -> None:
+    model, batch = model_with(prompts), batch_of(clicks=6)
+    decoded: list[int] = []
+    decode = model.decode
+
+    def counted(features: Tensor, given: Prompts) -> Any:
+        decoded.append(given.labels.shape[1])
+        return decode(features, given)
+
+    model.decode = counted  # type: ignore[method-assign]
+    losses_of(model, batch, loop_of(model, PromptingConfig(rounds="each"), chunk_size))
+    assert decoded == calls
+
+
+def compare_compiled() -> None:
+    """Compare compiled regions with plain ones; graph breaks raise.
+
+    Eleven rounds need a graph for the draws, one for all corrections, and two for the loss.
+    """
+    model, batch = model_with(CONFIG.prompts), batch_of(clicks=1)
+    config = PromptingConfig(rounds="interactive")
+    expected = losses_of(model, batch, loop_of(model, config))
+    expected.total.backward()
+    plain = gradients(model)
+    model.zero_grad(set_to_none=True)
+    counter, prompt_loop = CompileCounter(), loop_of(model, config)
+    for region in prompt_loop.regions():
+        method = getattr(region.owner, region.method)
+        compiled = torch.compile(method, backend=counter, fullgraph=True, dynamic=False)
+        setattr(region.owner, region.method, compiled)
+    losses = losses_of(model, batch, prompt_loop)
+    losses.total.backward()
+    assert counter.frame_count == 4, counter.frame_count
+    torch.testing.assert_close(losses.stacked(), expected.stacked())
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, plain[name], msg=name)
+    losses_of(model, batch_of(clicks=1, seed=1), prompt_loop)
+    assert counter.frame_count == 4, "another batch is not compiled again"
+
+
+def test_compiled_regions_give_the_same_losses_with_few_graphs() -> None:
+    """In a process of its own: the checks of shapes cannot be compiled."""
+    script = f"import {__name__} as module; module.compare_compiled()"
+    root = Path(__file__).parents[3]
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

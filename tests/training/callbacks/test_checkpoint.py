@@ -15,6 +15,7 @@ from efficientsam_pl.models.weights import FORMAT, read_weights
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.training import train as training
+from efficientsam_pl.training.callbacks.checkpoint import nameable_metrics
 
 NAN = float("nan")
 
@@ -117,7 +118,7 @@ class LoggedNames(L.Callback):
         self.names: set[str] = set()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.names |= set(trainer.callback_metrics)
+        self.names |= set(nameable_metrics(trainer, pl_module))
 
 
 @pytest.mark.parametrize(

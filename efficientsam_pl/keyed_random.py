@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int64, UInt64
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
+_GOLDEN_INVERSE = -1018231460777725123  # their product is 1 modulo 2**64
 _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
 
@@ -38,15 +39,13 @@ def uniform(
         count: Numbers per sample.
         purpose: Name of the use; two uses of one key draw independently.
     """
-    counter = torch.arange(1, count + 1, device=key.device)
-    mixed = _mix(_mix(key ^ _salt(purpose))[..., None] + counter * _GOLDEN)
+    mixed = _mix(_states(_mix(key ^ _salt(purpose)), count))
     return _shift_right(mixed, 40).float() / 2**24
 
 
 def split_key(key: Int64[Tensor, "*batch"], count: int) -> Int64[Tensor, "*batch {count}"]:
     """Derive `count` independent keys from each sample's key, for instance one per mask."""
-    number = torch.arange(1, count + 1, device=key.device)
-    return _mix(_mix(key ^ _salt("apart"))[..., None] + number * _GOLDEN)
+    return _mix(_states(_mix(key ^ _salt("apart")), count))
 
 
 def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{count}"]:
@@ -75,6 +74,16 @@ def _mix_array(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_B % 2**64)
     mixed: UInt64[np.ndarray, "n"] = x ^ (x >> np.uint64(31))
     return mixed
+
+
+def _states(first: Int64[Tensor, "*any"], count: int) -> Int64[Tensor, "*any {count}"]:
+    """Add 1, 2, ... times the generator's step.
+
+    The step is factored out, since torch's compiler takes multiples of a counter for indices, which
+    do not wrap around in its arithmetic: it fails on those beyond 64 bits.
+    """
+    number = torch.arange(1, count + 1, device=first.device)
+    return (first[..., None] * _GOLDEN_INVERSE + number) * _GOLDEN
 
 
 def _mix(x: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:

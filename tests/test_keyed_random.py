@@ -33,6 +33,17 @@ def test_draws_equal_unbounded_integers(key: int) -> None:
     assert uniform(torch.tensor(key), 9, "clicks").tolist() == slow_uniform(key, 9, "clicks")
 
 
+@pytest.mark.slow
+def test_compiled_draws_in_another_shape_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # checks cannot be compiled
+
+    def pairs(key: torch.Tensor) -> torch.Tensor:
+        return uniform(key, 4, "clicks").unflatten(1, (2, 2)) * torch.arange(2)[:, None]
+
+    key = torch.tensor([12345, -1])
+    assert torch.equal(torch.compile(pairs, dynamic=False)(key), pairs(key))
+
+
 def test_draws_do_not_depend_on_the_batch() -> None:
     keys = torch.tensor([sample_key(0, 0, f"sample {index}") for index in range(6)])
     together = uniform(keys, 5, "masks")

@@ -39,7 +39,9 @@ def soft_labels(
     smoothing: float,
 ) -> Float[Tensor, "b k"]:
     """Mix smoothed one-hot labels: off smoothing / k, on 1 - smoothing + off."""
-    smoothed = (1 - smoothing) * F.one_hot(label, classes).float() + smoothing / classes
+    # one_hot checks its labels on the host; those outside the list are corrupt samples already
+    one_hot = (label[:, None] == torch.arange(classes, device=label.device)).float()
+    smoothed = (1 - smoothing) * one_hot + smoothing / classes
     return own_share[:, None] * smoothed + (1 - own_share[:, None]) * smoothed[partner]
 
 

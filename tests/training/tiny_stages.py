@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from efficientsam_pl.losses.config import FeatureLossConfig, MaskLossConfig
+from efficientsam_pl.models.classifier import Classifier
+from efficientsam_pl.models.classifier_config import ClassifierConfig
 from efficientsam_pl.models.config import (
     EncoderConfig,
     MaskDecoderConfig,
@@ -17,18 +19,19 @@ from efficientsam_pl.models.config import (
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.targets import PixelTarget, StoredTarget, Target
-from efficientsam_pl.optim.config import OptimConfig
+from efficientsam_pl.optim.config import FlooredOptimConfig, OptimConfig
 from efficientsam_pl.prompts.config import PromptingConfig
 from efficientsam_pl.prompts.samplers import build_prompt_sampler
+from efficientsam_pl.recipes.classification.module import ImageClassification
 from efficientsam_pl.recipes.promptable.module import PromptedSegmentation
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
 from efficientsam_pl.recipes.sami.module import SamiPretraining
-from efficientsam_pl.structures import ImageBatch, MaskBatch
+from efficientsam_pl.structures import ClassBatch, ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.module import TrainingModule
 from efficientsam_pl.training.parallelize import parallelize
 
-SIDE, IMAGES, MASKS, CHANNELS = 32, 2, 3, 16
+SIDE, IMAGES, MASKS, CHANNELS, CLASSES = 32, 2, 3, 16, 5
 ENCODER = EncoderConfig(
     width=12, depth=2, heads=3, image_size=SIDE, position_grid=2, neck_channels=16
 )
@@ -46,7 +49,8 @@ TARGETS: dict[str, Target] = {
     "sami-stored": StoredTarget(CHANNELS),
     "mae": PixelTarget(ENCODER.patch_size),
 }
-RECIPES = (*PROMPTING, *TARGETS)
+CLASSIFICATION = "classify"
+RECIPES = (*PROMPTING, *TARGETS, CLASSIFICATION)
 
 
 def tiny_stage(recipe: str, **trainer: Any) -> TrainingModule:
@@ -63,6 +67,9 @@ def tiny_stage(recipe: str, **trainer: Any) -> TrainingModule:
             stage = PromptedSegmentation(
                 Segmenter(SEGMENTER), prompt_loop, OptimConfig(), 9, arrange
             )
+        elif recipe == CLASSIFICATION:
+            classifier = Classifier(ClassifierConfig(vit=ENCODER, classes=CLASSES, drop_path=0.5))
+            stage = ImageClassification(classifier, 0.1, FlooredOptimConfig(), 9, arrange)
         else:
             target = TARGETS[recipe]
             model = Sami(SAMI, target.width)
@@ -77,6 +84,18 @@ def tiny_batch(recipe: str, seed: int, images: int = IMAGES) -> Any:
     draw = torch.Generator().manual_seed(seed)
     image = torch.randint(256, (images, 3, SIDE, SIDE), generator=draw).to(torch.uint8)
     names, numbers = tuple(f"{seed}-{i}" for i in range(images)), torch.arange(images) + 99 * seed
+    if recipe == CLASSIFICATION:
+        box = torch.tensor([4, 8, 12, 30]) if seed % 2 else torch.zeros(4, dtype=torch.long)
+        return ClassBatch(
+            image=image,
+            sample_key=numbers,
+            valid=torch.arange(images) <= seed,
+            key=names,
+            label=(torch.arange(images) + seed) % CLASSES,
+            partner=torch.arange(images).flip(0),
+            own_share=torch.full((images,), 0.6),
+            mix_box=box.repeat(images, 1),
+        )
     if recipe not in PROMPTING:
         features = torch.randn(images, ENCODER.grid() ** 2, CHANNELS, generator=draw)
         valid = torch.arange(images) <= seed

@@ -1,6 +1,7 @@
 """Classification: cross-entropy on mixed images, scored by top-1 and top-5 accuracy."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -9,11 +10,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from efficientsam_pl.losses.label_loss import label_losses, mix_images
 from efficientsam_pl.losses.terms import LossTerms
+from efficientsam_pl.models.cast_weights import call_with_cast_weights
 from efficientsam_pl.models.classifier import Classifier
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import FlooredOptimConfig
 from efficientsam_pl.optim.floored_schedule import build_floored_schedule
-from efficientsam_pl.structures import ClassBatch
+from efficientsam_pl.structures import ClassBatch, Region
 from efficientsam_pl.training.module import TrainingModule
 
 _IGNORED = -1  # label of padding and corrupt images
@@ -42,8 +44,17 @@ class ImageClassification(TrainingModule):
 
     def batch_losses(self, batch: ClassBatch) -> LossTerms:
         """Classify mixed images."""
+        # names differ in every batch: a compiled function would be compiled for each of them
+        return self._losses(replace(batch, key=(), corrupt=()))
+
+    def regions(self) -> list[Region]:
+        """List mixing, model and loss, as one."""
+        return [Region(self, "_losses", runs_blocks=True)]
+
+    def _losses(self, batch: ClassBatch) -> LossTerms:
         image = mix_images(batch.image, batch.partner, batch.own_share, batch.mix_box)
-        return label_losses(self.model(image, batch.sample_key), batch, self.smoothing)
+        logits = call_with_cast_weights(self.model, image, batch.sample_key)
+        return label_losses(logits, batch, self.smoothing)
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""

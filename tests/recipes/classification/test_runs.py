@@ -26,6 +26,11 @@ from tests.recipes.classification.conftest import CLASSES, Run
 PROGRAM = Path(__file__).parents[2] / "training/one_run.py"
 BETA = 0.9
 TWO = ("trainer.micro_batch=4", "trainer.devices=2")
+WAYS = {
+    "ddp": ("trainer.strategy=ddp",),
+    "fsdp": ("trainer.strategy=fsdp",),
+    "compiled": ("trainer.strategy=ddp", "trainer.compile=step", "trainer.activations=recomputed"),
+}
 
 
 def checkpoint(folder: Path, step: int) -> dict[str, Any]:
@@ -98,6 +103,22 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(classify: Run, tmp_path
         assert torch.equal(resumed[name], value), name
 
 
+def test_replayed_steps_are_the_steps_and_resume(
+    classify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with torch._dynamo.config.patch(recompile_limit=8, optimize_ddp=True):
+        classify(tmp_path / "plain")
+        classify(tmp_path / "replayed", "trainer.compile=step", stop_after=3)
+        classify(tmp_path / "replayed", "trainer.compile=step")
+    expected, replayed = (
+        checkpoint(tmp_path / name, 6)["state_dict"] for name in ("plain", "replayed")
+    )
+    assert expected.keys() == replayed.keys()
+    for name, value in expected.items():
+        assert torch.equal(replayed[name], value), name
+
+
 def test_micro_batch_that_cuts_a_group_is_refused(classify: Run, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"micro_batch=1 \(on 1 ranks\) cuts the groups of mix\.gro"
@@ -159,21 +180,18 @@ def test_pictures_show_held_out_images(classify: Run, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pair(labelled: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run on two ranks, under DDP and under FSDP2, in one pair of processes."""
+    """The same run on two ranks in several ways, in one pair of processes."""
     home = tmp_path_factory.mktemp("pair")
     paths = (f"data.train={labelled}/train/*.tar", f"data.heldout={labelled}/heldout/*.tar")
     keys = (*paths, *ONE_STEP, *TWO, VALIDATED)
     run_pair(
-        *(
-            ["classify", str(tiny), "-", f"run.dir={home}/{way}", *keys, f"trainer.strategy={way}"]
-            for way in ("ddp", "fsdp")
-        )
+        *(["classify", str(tiny), "-", f"run.dir={home}/{way}", *keys, *WAYS[way]] for way in WAYS)
     )
     return home
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_take_the_step_of_one_and_count_each_image_once(
     way: str, pair: Path, one: Path, classify: Run, tmp_path: Path
 ) -> None:
@@ -186,7 +204,7 @@ def test_two_ranks_take_the_step_of_one_and_count_each_image_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_run_of_two_ranks_resumes_on_one(
     way: str, pair: Path, classify: Run, tmp_path: Path
 ) -> None:
@@ -205,7 +223,7 @@ def run_pair(*runs: list[str]) -> None:
         port = str(free.getsockname()[1])
     common = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     common |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": "1"}
+    common |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     common["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[2]), *sys.path[1:]])
     ranks = [
         subprocess.Popen(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from efficientsam_pl.keyed_random import uniform_of
@@ -29,14 +29,17 @@ class RandAugment:
 
     def __init__(self, policy: str, side: int) -> None:
         """Build a policy by timm's name for images of `side` pixels."""
-        from timm.data.auto_augment import rand_augment_transform  # slow: see models/layers
+        from timm.data import auto_augment  # slow: see models/layers
 
         settings = {
             "translate_const": int(0.45 * side),
             "img_mean": _MEAN,
             "interpolation": Image.Resampling.BICUBIC,
         }
-        self._policy: Any = rand_augment_transform(policy, settings)
+        self._policy: Any = auto_augment.rand_augment_transform(policy, settings)
+        for operation in self._policy.ops:
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
 
     def __call__(self, image: UInt8[Tensor, "3 s s"], key: int) -> UInt8[Tensor, "3 s s"]:
         """Apply the key's operations."""
@@ -80,6 +83,13 @@ def seeded_globals(key: int) -> Iterator[None]:
     finally:
         random.setstate(before)
         np.random.set_state(numpy_before)  # noqa: NPY002
+
+
+def _posterize(picture: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits; at the greatest magnitude none, which newer Pillow refuses."""
+    if bits < 1:
+        return Image.new(picture.mode, picture.size)
+    return ImageOps.posterize(picture, bits) if bits < 8 else picture
 
 
 def _noise(height: int, width: int, key: int) -> UInt8[np.ndarray, "3 h w"]:

@@ -44,6 +44,13 @@ def test_the_policy_is_timms_with_generators_seeded_by_the_key(
     assert changed > 10
 
 
+def test_posterizing_to_no_bits_is_black_with_any_pillow(image: UInt8[Tensor, "3 s s"]) -> None:
+    """As Pillow did before it refused: values & ~255. The usual policy draws it now and then."""
+    augment = RandAugment("rand-m10-n1-inc1", SIDE)  # one of 15 operations
+    black = sum(not augment(image, key).any() for key in range(150))
+    assert 2 <= black <= 22  # four standard deviations
+
+
 def test_the_global_generators_are_left_as_they_were(image: UInt8[Tensor, "3 s s"]) -> None:
     augment = RandAugment("rand-m9-mstd0.5-inc1", SIDE)
     states = []

@@ -96,8 +96,9 @@ def test_regions_are_compiled_as_a_whole_for_training_alone(compiler: Compiler) 
     stage = prepared(compile="regions", ema=True)
     stage.training_step(torch.ones(2), 0)
     assert compiler.calls == [TRUNK, DECODE, SCALED]
-    assert compiler.options[DECODE] == {"dynamic": None}
-    assert compiler.options[TRUNK] == compiler.options[SCALED] == {"dynamic": False}
+    launched = {"options": {"combo_kernels": True}}
+    assert compiler.options[DECODE] == {"dynamic": None, **launched}
+    assert compiler.options[TRUNK] == compiler.options[SCALED] == {"dynamic": False, **launched}
     compiler.calls.clear()
     stage.batch_losses(torch.ones(2))  # as a captured step calls it
     assert compiler.calls == [TRUNK, DECODE, SCALED]

@@ -304,6 +304,8 @@ def fits_kernels(tokens: Float[Tensor, "p r h t d"], image: Float[Tensor, "p n c
     each head's padded to a power of two, at most 64 KiB: with SAM's 256 channels and 8 heads 16
     tokens in bf16, 8 in float32.
     """
+    if 0 in tokens.shape:  # no prompt
+        return False
     heads, channels = tokens.shape[2], image.shape[-1]
     most = _FOLDED_BYTES // (heads * channels * image.element_size())
     if most < 1 or channels < 16 or heads & (heads - 1) or channels & (channels - 1):

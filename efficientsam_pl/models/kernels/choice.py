@@ -60,5 +60,5 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def computable(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Convert what Triton's interpreter does not compute in, bf16 on a CPU, to float32."""
-    return [x.float() if x.device.type == "cpu" else x for x in tensors]
+    """Convert to what a kernel takes: row by row in memory, and on a CPU, interpreted, float32."""
+    return [(x.float() if x.device.type == "cpu" else x).contiguous() for x in tensors]

@@ -58,7 +58,8 @@ def fused_mask_logits(
     """
     dtype, width = compute_dtype(attended), attended.shape[2]
     x = attended.flatten(1, 2).to(dtype).contiguous()
-    weights = weights._replace(w1=weights.w1.to(dtype), w2=weights.w2.to(dtype))
+    w1, w2 = (w.to(dtype).contiguous() for w in (weights.w1, weights.w2))
+    weights = weights._replace(w1=w1, w2=w2)
     moments = None
     if not per_pixel:  # their gradient is part of the operator's
         moments = _map_moments(x.detach(), [w.detach() for w in weights[:2]], eps)

@@ -102,7 +102,7 @@ def apply_activation_checkpointing(model: nn.Module) -> None:
 
 def apply_fsdp(model: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     """Shard by FSDP2: blocks in units, and the rest, which is small, as a unit in float32."""
-    for unit in _units(model):
+    for unit in units_of(model):
         norms = [m for block in unit for m in block.modules() if isinstance(m, nn.LayerNorm)]
         for norm in norms if policy.param_dtype is not None else ():
             norm.forward = partial(_float_norm, norm)  # type: ignore[method-assign]
@@ -111,7 +111,7 @@ def apply_fsdp(model: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
-def _units(model: nn.Module) -> list[list[nn.Module]]:
+def units_of(model: nn.Module) -> list[list[nn.Module]]:
     """Group successive small blocks: gathering a unit takes about a millisecond of the host.
 
     Blocks of different lists are apart, since they may run without each other.

@@ -1,8 +1,8 @@
 """Time the host's work that FSDP2 adds to a step, with blocks gathered one by one and in units.
 
 SAMI with the depth of ViT-S and narrow blocks, forward and backward on a CPU, as one rank of eight
-of which torch plays the others, so that nothing is sent. Blocks are grouped as those of the model at
-its real width are.
+of which torch plays the others, so that nothing is sent. Blocks are grouped as those of the model
+at its real width are.
 """
 
 import sys

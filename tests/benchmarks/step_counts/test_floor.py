@@ -13,7 +13,7 @@ def test_block_reads_and_writes_each_tensor_of_a_product_once() -> None:
 
 
 def test_masked_tokens_read_the_visible_ones_too() -> None:
-    """Three masked tokens and one visible of two channels: 45 * 3 + 11 * 4 + 3 numbers a channel."""
+    """Three masked tokens, one visible, two channels: 45 * 3 + 11 * 4 + 3 numbers a channel."""
     assert floor.cross_block_bytes(masked=3, visible=1, width=2) == 2 * 2 * 182
 
 

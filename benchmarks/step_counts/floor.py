@@ -78,8 +78,8 @@ def round_bytes(image_tokens: int, channels: int, mask_prompt: bool, tokens: int
         mask_prompt: Whether the previous mask is a prompt, so that no block is shared.
         tokens: Mask tokens whose logits have a loss; a token of the image has 16 logits of each.
     """
-    own = _OWN_TOKENS + (_OWN_TOKENS_OF_MASK_PROMPTS if mask_prompt else 0)
-    return BF16 * image_tokens * (own * channels + _LOGITS * 16 * tokens)
+    per_channel = _OWN_TOKENS + (_OWN_TOKENS_OF_MASK_PROMPTS if mask_prompt else 0)
+    return BF16 * image_tokens * (per_channel * channels + _LOGITS * 16 * tokens)
 
 
 def sami_floor(config: SamiConfig, images: int) -> dict[str, float]:

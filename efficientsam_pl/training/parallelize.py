@@ -63,6 +63,8 @@ def parallelize(
         mesh, shard_teacher = None, False
         stage.to(stage.trainer.strategy.root_device)
     set_kernels(stage, kernels_of(config))
+    if config.kernels == "triton" and not _on_gpu(config) and stage.global_rank == 0:
+        _log.warning("trainer.kernels=triton without a GPU: torch evaluates the kernels' formulas")
     for model in models if config.activations == "recomputed" else ():
         apply_activation_checkpointing(model)
     if config.compile != "none":
@@ -87,8 +89,12 @@ def kernels_of(config: TrainerConfig) -> Kernels:
     """Return the kernels of a run on this machine."""
     if config.kernels != "auto":
         return config.kernels
-    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    return "triton" if on_gpu and find_spec("triton") is not None else "plain"
+    return "triton" if _on_gpu(config) and find_spec("triton") is not None else "plain"
+
+
+def _on_gpu(config: TrainerConfig) -> bool:
+    """Tell whether the run computes on a GPU."""
+    return config.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def apply_activation_checkpointing(model: nn.Module) -> None:

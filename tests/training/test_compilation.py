@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.structures import Region
+from efficientsam_pl.training.compilation import INDUCTOR_OPTIONS
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.module import TrainingModule
 from efficientsam_pl.training.parallelize import kernels_of, parallelize
@@ -96,9 +97,9 @@ def test_regions_are_compiled_as_a_whole_for_training_alone(compiler: Compiler) 
     stage = prepared(compile="regions", ema=True)
     stage.training_step(torch.ones(2), 0)
     assert compiler.calls == [TRUNK, DECODE, SCALED]
-    launched = {"options": {"combo_kernels": True}}
-    assert compiler.options[DECODE] == {"dynamic": None, **launched}
-    assert compiler.options[TRUNK] == compiler.options[SCALED] == {"dynamic": False, **launched}
+    assert compiler.options[DECODE] == {"dynamic": None, "options": INDUCTOR_OPTIONS}
+    fixed = {"dynamic": False, "options": INDUCTOR_OPTIONS}
+    assert compiler.options[TRUNK] == compiler.options[SCALED] == fixed
     compiler.calls.clear()
     stage.batch_losses(torch.ones(2))  # as a captured step calls it
     assert compiler.calls == [TRUNK, DECODE, SCALED]
@@ -163,8 +164,17 @@ def test_kernels_follow_the_config_and_the_device(
     assert kernels_of(TrainerConfig(kernels=kernels)) == chosen
 
 
-def test_chosen_kernels_reach_the_model() -> None:
-    assert prepared(kernels="triton").model.kernels == "triton"
+def test_chosen_kernels_reach_the_model_and_a_missing_gpu_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("triton")
+    with caplog.at_level(logging.WARNING):
+        assert prepared().model.kernels == "plain"
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING):
+        assert prepared(kernels="triton").model.kernels == "triton"
+    [message] = caplog.messages
+    assert message.startswith("trainer.kernels=triton without a GPU")
 
 
 def test_a_step_is_not_captured_where_parameters_are_sharded() -> None:

@@ -84,7 +84,9 @@ class Interpreter:
 
 def main(recipe: str) -> None:
     """Compare the interpreted step with the plain one."""
-    triton_helpers.libdevice = SimpleNamespace(**vars(tl.math), log1p=_log1p)
+    # CUDA's library is not interpreted; Triton's own functions are
+    triton_helpers.libdevice = tl.math
+    tl.math.log1p = _log1p
     plain = losses_and_gradients(recipe)
     interpreter, torch_compile = Interpreter(), torch.compile
 

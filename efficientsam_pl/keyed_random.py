@@ -38,15 +38,13 @@ def uniform(
         count: Numbers per sample.
         purpose: Name of the use; two uses of one key draw independently.
     """
-    counter = torch.arange(1, count + 1, device=key.device)
-    mixed = _mix(_mix(key ^ _salt(purpose))[..., None] + counter * _GOLDEN)
+    mixed = _mix(_mix(key ^ _salt(purpose))[..., None] + _steps(count, key.device))
     return _shift_right(mixed, 40).float() / 2**24
 
 
 def split_key(key: Int64[Tensor, "*batch"], count: int) -> Int64[Tensor, "*batch {count}"]:
     """Derive `count` independent keys from each sample's key, for instance one per mask."""
-    number = torch.arange(1, count + 1, device=key.device)
-    return _mix(_mix(key ^ _salt("apart"))[..., None] + number * _GOLDEN)
+    return _mix(_mix(key ^ _salt("apart"))[..., None] + _steps(count, key.device))
 
 
 def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{count}"]:
@@ -55,6 +53,14 @@ def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{coun
     salted = np.array([key ^ _salt(purpose)], dtype=np.uint64)
     mixed = _mix_array(_mix_array(salted) + counter * np.uint64(_GOLDEN % 2**64))
     return (mixed >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+
+
+def _steps(count: int, device: torch.device) -> Int64[Tensor, "{count}"]:
+    """Multiples of the golden number, from 1: how far the generator's state is from the key.
+
+    Compiled for a GPU, a multiple of `arange` itself would be an index, of 32 bits. `~n` is -n - 1.
+    """
+    return ~torch.arange(count, device=device) * -_GOLDEN
 
 
 def _salt(purpose: str) -> int:

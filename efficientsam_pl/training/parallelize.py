@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from efficientsam_pl.models.kernels.choice import Kernels, set_kernels
+from efficientsam_pl.models.kernels.choice import Kernels, holds_kernels, set_kernels
 from efficientsam_pl.training.captured_step import capture_steps
 from efficientsam_pl.training.compilation import (
     apply_compile,
@@ -89,7 +89,8 @@ def kernels_of(config: TrainerConfig) -> Kernels:
     """Return the kernels of a run on this machine."""
     if config.kernels != "auto":
         return config.kernels
-    return "triton" if _on_gpu(config) and find_spec("triton") is not None else "plain"
+    fused = _on_gpu(config) and find_spec("triton") is not None and holds_kernels()
+    return "triton" if fused else "plain"
 
 
 def _on_gpu(config: TrainerConfig) -> bool:

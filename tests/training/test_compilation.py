@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,13 +154,21 @@ def test_recomputed_blocks_keep_regions_and_gradients(compiler: Compiler) -> Non
 
 
 @pytest.mark.parametrize(
-    ("kernels", "gpus", "chosen"),
-    [("auto", 1, "triton"), ("auto", 0, "plain"), ("plain", 1, "plain"), ("triton", 0, "triton")],
+    ("kernels", "shared_kib", "chosen"),
+    [
+        *(("auto", 227, "triton"), ("auto", 163, "plain"), ("auto", 99, "plain")),
+        *(("auto", None, "plain"), ("plain", 227, "plain"), ("triton", 99, "triton")),
+        ("triton", None, "triton"),
+    ],
 )
 def test_kernels_follow_the_config_and_the_device(
-    kernels: Any, gpus: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+    kernels: Any, shared_kib: int | None, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    """H200; A100; a GPU of a workstation; none."""
+    device = SimpleNamespace(shared_memory_per_block_optin=1024 * (shared_kib or 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: shared_kib is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
     monkeypatch.setattr("efficientsam_pl.training.parallelize.find_spec", lambda _: "installed")
     assert kernels_of(TrainerConfig(kernels=kernels)) == chosen
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.structures import Region
-from efficientsam_pl.training.compilation import INDUCTOR_OPTIONS
+from efficientsam_pl.training.compilation import inductor_options
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.module import TrainingModule
 from efficientsam_pl.training.parallelize import kernels_of, parallelize
@@ -98,8 +98,8 @@ def test_regions_are_compiled_as_a_whole_for_training_alone(compiler: Compiler) 
     stage = prepared(compile="regions", ema=True)
     stage.training_step(torch.ones(2), 0)
     assert compiler.calls == [TRUNK, DECODE, SCALED]
-    assert compiler.options[DECODE] == {"dynamic": None, "options": INDUCTOR_OPTIONS}
-    fixed = {"dynamic": False, "options": INDUCTOR_OPTIONS}
+    assert compiler.options[DECODE] == {"dynamic": None, "options": inductor_options()}
+    fixed = {"dynamic": False, "options": inductor_options()}
     assert compiler.options[TRUNK] == compiler.options[SCALED] == fixed
     compiler.calls.clear()
     stage.batch_losses(torch.ones(2))  # as a captured step calls it

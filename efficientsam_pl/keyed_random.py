@@ -16,7 +16,6 @@ from jaxtyping import Float, Float32, Int64, UInt64
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
-_GOLDEN_INVERSE = -1018231460777725123  # their product is 1 modulo 2**64
 _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
 
@@ -39,13 +38,13 @@ def uniform(
         count: Numbers per sample.
         purpose: Name of the use; two uses of one key draw independently.
     """
-    mixed = _mix(_states(_mix(key ^ _salt(purpose)), count))
+    mixed = _mix(_mix(key ^ _salt(purpose))[..., None] + _steps(count, key.device))
     return _shift_right(mixed, 40).float() / 2**24
 
 
 def split_key(key: Int64[Tensor, "*batch"], count: int) -> Int64[Tensor, "*batch {count}"]:
     """Derive `count` independent keys from each sample's key, for instance one per mask."""
-    return _mix(_states(_mix(key ^ _salt("apart")), count))
+    return _mix(_mix(key ^ _salt("apart"))[..., None] + _steps(count, key.device))
 
 
 def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{count}"]:
@@ -54,6 +53,14 @@ def uniform_of(key: int, count: int, purpose: str) -> Float32[np.ndarray, "{coun
     salted = np.array([key ^ _salt(purpose)], dtype=np.uint64)
     mixed = _mix_array(_mix_array(salted) + counter * np.uint64(_GOLDEN % 2**64))
     return (mixed >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+
+
+def _steps(count: int, device: torch.device) -> Int64[Tensor, "{count}"]:
+    """Multiples of the golden number, from 1: how far the generator's state is from the key.
+
+    Compiled for a GPU, a multiple of `arange` itself would be an index, of 32 bits. `~n` is -n - 1.
+    """
+    return ~torch.arange(count, device=device) * -_GOLDEN
 
 
 def _salt(purpose: str) -> int:
@@ -74,16 +81,6 @@ def _mix_array(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_B % 2**64)
     mixed: UInt64[np.ndarray, "n"] = x ^ (x >> np.uint64(31))
     return mixed
-
-
-def _states(first: Int64[Tensor, "*any"], count: int) -> Int64[Tensor, "*any {count}"]:
-    """Add 1, 2, ... times the generator's step.
-
-    The step is factored out, since torch's compiler takes multiples of a counter for indices, which
-    do not wrap around in its arithmetic: it fails on those beyond 64 bits.
-    """
-    number = torch.arange(1, count + 1, device=first.device)
-    return (first[..., None] * _GOLDEN_INVERSE + number) * _GOLDEN
 
 
 def _mix(x: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:

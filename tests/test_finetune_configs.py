@@ -62,7 +62,9 @@ def test_losses_are_sams(name: str) -> None:
     assert loss.sampled_points is None
     assert loss.single_mask > 0, "token 0 learns in both recipes"
     assert masks.max_area == 0.9
-    assert masks.masks_per_image * load(name).trainer.micro_batch <= 64  # of a GPU
+    assert masks.decoded_at_once is not None
+    # 70 MB a prompt uncompiled: three quarters of 80 GB
+    assert masks.decoded_at_once * load(name).trainer.micro_batch * 0.070 <= 60
 
 
 @pytest.mark.parametrize(("name", "width"), [("ti", 192), ("s", 384)])

@@ -1,7 +1,9 @@
 """FLOPs of SAMI's parts for one image, by formulas.
 
 A product of [n, a] and [a, b] counts 2 n a b. Norms, softmax, GELU, positions and the resizing of
-images are ignored: below 1 %. Axes: n tokens, v visible ones, c the width.
+images are ignored: below 1 %. Queries, keys and values of the first block's masked tokens count for
+each image, as in the paper, though a batch shares them: 2 % of S. Axes: n tokens, v visible ones, c
+the width.
 """
 
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig

@@ -5,6 +5,7 @@ JSON, `LoopTimes`. The model is one weight, whose loss has four terms; everythin
 `train` with the standard callbacks, and images of 32 pixels from a worker process.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -187,9 +188,13 @@ def bare_milliseconds() -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Time both, and print the times as the last line."""
-    [folder, *overrides] = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.empty_loop")
+    parser.description = (__doc__ or "").splitlines()[0]
+    parser.add_argument("folder", type=Path, help="for shards and the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the config")
+    options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    times = LoopTimes(loop_milliseconds(Path(folder), *overrides), bare_milliseconds())
+    times = LoopTimes(loop_milliseconds(options.folder, *options.overrides), bare_milliseconds())
     print(json.dumps(asdict(times)))
     return 0
 

@@ -1,4 +1,4 @@
-"""Time both stages and their checkpoints on one GPU: FSDP2 over NCCL, bf16, compiled.
+"""Time both stages, in bf16 and compiled, and FSDP2's checkpoints on one GPU.
 
 The steps run through the commands, as `benchmarks.scaling` does; beside them stands what
 `benchmarks.scaling.projection` computes for them from counts.
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def step_rows(home: Path) -> list[Row]:
-    """Measure both stages, sharded and unsharded."""
+    """Measure both stages, with FSDP2's strategy, which shards nothing here, and without."""
     shards = write_images(home / "shards")
     runner = Runner(home, write_configs(home / "configs", shards, RECIPES))
     projected = {work.name: work for work in works()}
@@ -109,7 +109,7 @@ def gpu_rows(
 
     Args:
         row_id: Prefix of the rows' ids.
-        sharded: Under FSDP2 on a mesh of one GPU.
+        sharded: With FSDP2's strategy on one GPU.
         single: Without a strategy.
         flop: FLOPs of a step.
         projected: Seconds of a step without FSDP2, from counts.
@@ -119,7 +119,8 @@ def gpu_rows(
     return [
         Row(
             id=f"{row_id}.step",
-            work=f"FSDP2 over NCCL, {here}; reference: without FSDP2",
+            work=f"trainer.strategy=fsdp, which shards nothing on one GPU, {here}; "
+            "reference: without it",
             value=median_seconds([sharded]),
             unit="s",
             reference=seconds,

@@ -32,6 +32,7 @@ from efficientsam_pl.recipes.sami.recipe import SamiRecipe
 from efficientsam_pl.training import train as training
 from efficientsam_pl.training.callbacks.throughput import peak_memory
 from efficientsam_pl.training.flops import wait_for
+from efficientsam_pl.training.parallelize import units_of
 
 UNTIMED = 3  # steps before the first timed one; the last of them is counted
 _PLANNED = 100_000  # steps of the run, for everything that depends on its length
@@ -142,11 +143,11 @@ def _forget_peak(device: torch.device) -> None:
 
 def weights_of(model: Any) -> Weights:
     """Full shapes of a model that lists its blocks, also if it is sharded."""
-    blocks = [list(block.parameters()) for block in model.blocks()]
-    inside = {id(parameter) for block in blocks for parameter in block}
+    units = [[p for block in unit for p in block.parameters()] for unit in units_of(model)]
+    inside = {id(parameter) for unit in units for parameter in unit}
     others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     return Weights(
-        blocks=tuple(tuple(tuple(p.shape) for p in block) for block in blocks),
+        units=tuple(tuple(tuple(p.shape) for p in unit) for unit in units),
         learning=tuple(tuple(p.shape) for p in others if p.requires_grad),
         frozen=tuple(tuple(p.shape) for p in others if not p.requires_grad),
     )

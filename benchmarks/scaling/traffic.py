@@ -33,13 +33,13 @@ class Payload:
 class Weights:
     """Shapes of a model's parameters, as FSDP2 gathers them."""
 
-    blocks: tuple[tuple[Shape, ...], ...]  # all are trained
+    units: tuple[tuple[Shape, ...], ...]  # of blocks that are gathered together; all are trained
     learning: tuple[Shape, ...]  # trained, outside the blocks, gathered together
     frozen: tuple[Shape, ...] = ()  # with them
 
     def learned(self) -> int:
         """Count the trained parameters."""
-        return _numbers([*(shape for block in self.blocks for shape in block), *self.learning])
+        return _numbers([*(shape for unit in self.units for shape in unit), *self.learning])
 
 
 def ddp(weights: Weights) -> Payload:
@@ -50,7 +50,7 @@ def ddp(weights: Weights) -> Payload:
 
 
 def fsdp(weights: Weights, ranks: int, gathered: int = _FLOAT32) -> Payload:
-    """Communication of FSDP2: a block is gathered for forward and backward, then reduced.
+    """Communication of FSDP2: a unit is gathered for forward and backward, then reduced.
 
     Args:
         weights: All are sharded.
@@ -59,9 +59,9 @@ def fsdp(weights: Weights, ranks: int, gathered: int = _FLOAT32) -> Payload:
         gathered: Bytes per value when a block is gathered; everything else, including all
             gradients, is in float32.
     """
-    blocks = sum(padded(block, ranks) for block in weights.blocks)
+    blocks = sum(padded(unit, ranks) for unit in weights.units)
     learning, frozen = padded(weights.learning, ranks), padded(weights.frozen, ranks)
-    groups = len(weights.blocks) + 1
+    groups = len(weights.units) + 1
     return Payload(
         {"all_gather": 2 * groups, "reduce_scatter": groups, "all_reduce": 1},
         {

@@ -48,6 +48,7 @@ class Region:
     triton: int
     library: int  # matrix products, attention, kernels of our own
     bytes: int
+    source: str  # Python, with the Triton kernels as text
 
     def launches(self) -> int:
         """Count both kinds."""
@@ -78,7 +79,8 @@ def lowered(
     configured = torch._inductor.config.patch({**(options or {}), "compile_threads": 1})
     with _pretended_h200(), configured, mode:
         source, moved = _generated(graph, inputs, is_backward, mode)
-    return Region(len(_TRITON_LAUNCH.findall(source)), len(_LIBRARY_LAUNCH.findall(source)), moved)
+    triton, library = (len(launch.findall(source)) for launch in (_TRITON_LAUNCH, _LIBRARY_LAUNCH))
+    return Region(triton, library, moved, source)
 
 
 def _generated(

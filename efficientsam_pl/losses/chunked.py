@@ -64,7 +64,7 @@ class _ChunkedSum(torch.autograd.Function):
         return (None, *scaled) if ctx.features_require_grad else (None, None, *scaled)
 
 
-def _scaled(gradients: Sequence[Tensor], scale: Tensor) -> Sequence[Tensor]:
+def _scaled(gradients: tuple[Tensor, ...], scale: Tensor) -> Sequence[Tensor]:
     return torch._foreach_mul(gradients, scale) if gradients else ()
 
 

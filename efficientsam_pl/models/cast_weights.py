@@ -24,6 +24,8 @@ def call_with_cast_weights(module: nn.Module, *inputs: Any) -> Any:
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
         for name, weight in layer.named_parameters(recurse=False)
     }
+    if not named:  # such as a prompt encoder without mask prompts
+        return module(*inputs)
     dtype = torch.get_autocast_dtype(device)
     cast = _CastTogether.apply(dtype, *named.values())
     return functional_call(module, dict(zip(named, cast, strict=True)), inputs)

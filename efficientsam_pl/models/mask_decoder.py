@@ -96,7 +96,8 @@ class MaskDecoder(nn.Module):
         """
         first, norm, activation, second, last = self.upscaling
         (w1, b1), (w2, b2) = _as_linear(first), _as_linear(second)
-        if self.kernels == "triton":
+        if self.kernels == "triton" and len(attended) > 0:
+            norm = cast(LayerNorm2d | nn.GroupNorm, norm)
             weights = UpscalingWeights(w1, b1, norm.weight, norm.bias, w2, b2)
             per_pixel = isinstance(norm, LayerNorm2d)
             return fused_mask_logits(attended, kernels, weights, per_pixel, norm.eps)

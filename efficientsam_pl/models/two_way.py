@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of tokens, optionally with a smaller inner width."""
+    """Multi-head projections, optionally with a smaller inner width."""
 
     def __init__(self, channels: int, heads: int, shrink: int = 1) -> None:
         super().__init__()
@@ -42,16 +42,6 @@ class Attention(nn.Module):
             nn.init.uniform_(projection.weight, -bound, bound)
             nn.init.zeros_(projection.bias)
         nn.init.zeros_(self.out_proj.bias)
-
-    def forward(
-        self, q: Float[Tensor, "p r t c"], k: Float[Tensor, "p r t c"], v: Float[Tensor, "p r t c"]
-    ) -> Float[Tensor, "p r t c"]:
-        """Attend within the tokens of each prompt."""
-        q, k, v = (
-            self._split(projection(x))
-            for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
-        )
-        return self._merge_heads(F.scaled_dot_product_attention(q, k, v))
 
     def _split(self, projected: Float[Tensor, "p r t inner"]) -> Float[Tensor, "p r h t d"]:
         split: Tensor = projected.unflatten(-1, (self.heads, -1)).transpose(2, 3)
@@ -93,13 +83,29 @@ class Attention(nn.Module):
         return per_head
 
     def _scaled(self, tokens: Float[Tensor, "p r h t d"]) -> Float[Tensor, "p r h t d"]:
-        return tokens * tokens.shape[-1] ** -0.5
+        scaled: Tensor = tokens * tokens.shape[-1] ** -0.5
+        return scaled
 
     def _per_head(
         self, projection: nn.Linear
     ) -> tuple[Float[Tensor, "h d c"], Float[Tensor, "h d"]]:
-        split = (self.heads, -1)
-        return projection.weight.unflatten(0, split), projection.bias.unflatten(0, split)
+        weight: Tensor = projection.weight.unflatten(0, (self.heads, -1))
+        bias: Tensor = projection.bias.unflatten(0, (self.heads, -1))
+        return weight, bias
+
+
+class SelfAttention(Attention):
+    """Attention of a prompt's tokens to each other."""
+
+    def forward(
+        self, q: Float[Tensor, "p r t c"], k: Float[Tensor, "p r t c"], v: Float[Tensor, "p r t c"]
+    ) -> Float[Tensor, "p r t c"]:
+        """Attend within the tokens of each prompt."""
+        q, k, v = (
+            self._split(projection(x))
+            for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        )
+        return self._merge_heads(F.scaled_dot_product_attention(q, k, v))
 
 
 class TokenToImage(Attention):
@@ -184,8 +190,9 @@ class ImageToToken(Attention):
                 x.flatten(0, 1).to(image.dtype).contiguous()
                 for x in (self._folded(split, self.q_proj), offset, projected)
             ]
-            updated = image_to_token(image, position[0], *folded, norm.weight, norm.bias, norm.eps)
-            return updated.unflatten(0, keys.shape[:2])
+            flat = image_to_token(image, position[0], *folded, norm.weight, norm.bias, norm.eps)
+            updated: Tensor = flat.unflatten(0, keys.shape[:2])
+            return updated
         if keys.shape[1] != 1:
             queries = self.q_proj(image + position).unflatten(-1, (self.heads, -1))
             scores = torch.einsum("prhtd,pnhd->prhtn", self._scaled(split), queries)
@@ -208,7 +215,7 @@ class TwoWayBlock(nn.Module):
         super().__init__()
         self.first = first
         self.token_position = config.token_position
-        self.self_attn = Attention(channels, config.heads)
+        self.self_attn = SelfAttention(channels, config.heads)
         self.norm1 = nn.LayerNorm(channels)
         self.cross_attn_token_to_image = TokenToImage(channels, config.heads, shrink=2)
         self.norm2 = nn.LayerNorm(channels)
@@ -297,6 +304,8 @@ def fits_kernels(tokens: Float[Tensor, "p r h t d"], image: Float[Tensor, "p n c
     each head's padded to a power of two, at most 64 KiB: with SAM's 256 channels and 8 heads 16
     tokens in bf16, 8 in float32.
     """
+    if 0 in tokens.shape:  # no prompt
+        return False
     heads, channels = tokens.shape[2], image.shape[-1]
     most = _FOLDED_BYTES // (heads * channels * image.element_size())
     if most < 1 or channels < 16 or heads & (heads - 1) or channels & (channels - 1):

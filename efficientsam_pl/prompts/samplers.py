@@ -137,10 +137,9 @@ class RandomPromptSampler(_BoxOrClicks):
         """List the only round."""
         return [RoundGroup(range(1))]
 
-    def sample(
-        self, targets: _DrawnTargets, number: int, previous: PreviousRound | None
-    ) -> Prompts:
+    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
         """Give a box, or 1..max_clicks clicks."""
+        assert isinstance(targets, _DrawnTargets)
         return Prompts(targets.points_px[:, :, 0], targets.labels[:, :, 0])
 
     def _counts(
@@ -165,10 +164,9 @@ class IncrementalClickSampler(_BoxOrClicks):
         rounds = [list(numbers) for _, numbers in by_length]
         return [RoundGroup(range(numbers[0], numbers[-1] + 1)) for numbers in rounds]
 
-    def sample(
-        self, targets: _DrawnTargets, number: int, previous: PreviousRound | None
-    ) -> Prompts:
+    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
         """Give the first `number` + 1 points; a box is two, and complete in the first round too."""
+        assert isinstance(targets, _DrawnTargets)
         slots = self._length(number)
         return Prompts(
             targets.points_px[:, :, number, :slots], targets.labels[:, :, number, :slots]
@@ -240,10 +238,9 @@ class InteractiveSampler(_BoxOrClicks):
         share = torch.cat(shares, dim=-1) if shares else place.float()
         return drawn | {"place": place, "share": share}
 
-    def sample(
-        self, targets: _InteractiveTargets, number: int, previous: PreviousRound | None
-    ) -> Prompts:
+    def sample(self, targets: MaskTargets, number: int, previous: PreviousRound | None) -> Prompts:
         """Give the previous points, perhaps a new one, and the previous prediction."""
+        assert isinstance(targets, _InteractiveTargets)
         slots = self._padded(self._corners() + min(number, self.config.corrections))
         if previous is None:
             return Prompts(targets.points_px[:, :, 0, :slots], targets.labels[:, :, 0, :slots])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -24,7 +25,10 @@ _HOST_READS = {
     *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__contains__),
     *(Tensor.__array__, torch.equal, torch.allclose, torch.is_nonzero),
 }
-_HOST_TENSORS = {torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor}
+_HOST_TENSORS = {
+    *(torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor),
+}
+_INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 _PINNED = {Tensor.pin_memory}
 
 
@@ -54,7 +58,19 @@ class _Calls(TorchFunctionMode):
             _refuse(resolve_name(func), "a tensor is made on the host and copied")
         if func in _PINNED or kwargs.get("pin_memory"):
             _refuse(resolve_name(func), "pinned memory is allocated")
+        if func in _INDEXING:
+            _check_index(func, *args[1:])
         return func(*args, **kwargs)
+
+
+def _check_index(func: Any, index: Any, value: Any = None) -> None:
+    """Refuse what is an index of a static shape on a CPU alone."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, (list, np.ndarray)) for part in parts):
+        _refuse(resolve_name(func), "a tensor is made on the host and copied")
+    masks = [part for part in parts if isinstance(part, Tensor) and part.dtype == torch.bool]
+    if masks and isinstance(value, Tensor):  # a number would be a fill
+        _refuse(resolve_name(func), "the result's shape depends on values")
 
 
 class _Operations(TorchDispatchMode):

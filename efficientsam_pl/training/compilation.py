@@ -21,8 +21,8 @@ T = TypeVar("T")
 # Shapes of a region in a step, such as one a round of prompts; beyond the limit torch would stop
 # compiling, without an error
 _SHAPES_OF_A_REGION = 64
-# Independent kernels are launched as one: a backward pass has a hundred small sums over tokens
-INDUCTOR_OPTIONS = {"combo_kernels": True}
+InductorOptions = dict[str, str | int | bool | Callable[..., Any]]
+_MEMORY_LIMIT_OF_COMBINED = "combo_kernel_peak_memory_pct_threshold"  # in torch >= 2.13
 
 
 @dataclass
@@ -58,13 +58,23 @@ def apply_region_compile(stage: TrainingModule, regions: Sequence[Region]) -> No
     flag = TrainingFlag()
     for region in regions:
         plain = getattr(region.owner, region.method)
-        compiled = torch.compile(plain, dynamic=region.dynamic, options=INDUCTOR_OPTIONS)
+        compiled = torch.compile(plain, dynamic=region.dynamic, options=inductor_options())
         # an owner may be a frozen dataclass
         object.__setattr__(
             region.owner, region.method, partial(_compiled_in_training, flag, compiled, plain)
         )
     for name in ("batch_losses", "training_step"):
         setattr(stage, name, flag.while_running(getattr(stage, name)))
+
+
+def inductor_options() -> InductorOptions:
+    """Return inductor's options for regions: independent kernels are launched as one.
+
+    A backward pass has a hundred small sums over tokens. torch 2.11 also combines kernels, but does
+    not look at the memory that their results take while they wait for each other.
+    """
+    config = torch._inductor.config
+    return {"combo_kernels": True} if hasattr(config, _MEMORY_LIMIT_OF_COMBINED) else {}
 
 
 def regions_of(stage: TrainingModule) -> list[Region]:

@@ -31,6 +31,7 @@ def step_flops(
     Both are built for the count, so the builders must read no file, and should give plain modules:
     not compiled, not sharded, and with all activations kept. A large model's step runs on fake
     tensors, which have a shape and no content; a small one's is computed, which is quicker.
+    What a batch computes once for all its images counts in full.
 
     Args:
         build: Builds the module that is trained.

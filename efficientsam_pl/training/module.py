@@ -49,7 +49,8 @@ class TrainingModule(L.LightningModule):
         self.step_values: Float[Tensor, "2"] | None = None
         # Valid slots, all slots, and the valid ones' summed loss of a step on this rank
         self._sums: Float[Tensor, "3"] | None = None
-        self._slots: Tensor | None = None  # of a micro-batch: a constant on the device
+        self._slots = torch.empty(())  # of a micro-batch: a constant on the device,
+        self._slots_of: tuple[int, torch.device] | None = None  # which was made for these
         self._terms: dict[str, Tensor] = {}  # of the last micro-batch's loss
         self._arranged = False
 
@@ -111,7 +112,8 @@ class TrainingModule(L.LightningModule):
         `configure_gradient_clipping`.
         """
         real = valid.sum(dtype=torch.float32)
-        if self._slots is None or self._slots.device != real.device:
+        if (valid.numel(), real.device) != self._slots_of:
+            self._slots_of = (valid.numel(), real.device)
             self._slots = torch.full_like(real, valid.numel())
         weighted = mean * real
         sums = torch.stack([real, self._slots, weighted.detach()])

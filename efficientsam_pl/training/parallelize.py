@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from efficientsam_pl.models.kernels.choice import Kernels, set_kernels
+from efficientsam_pl.models.kernels.choice import Kernels, holds_kernels, set_kernels
 from efficientsam_pl.training.captured_step import capture_steps
 from efficientsam_pl.training.compilation import (
     apply_compile,
@@ -63,6 +63,8 @@ def parallelize(
         mesh, shard_teacher = None, False
         stage.to(stage.trainer.strategy.root_device)
     set_kernels(stage, kernels_of(config))
+    if config.kernels == "triton" and not _on_gpu(config) and stage.global_rank == 0:
+        _log.warning("trainer.kernels=triton without a GPU: torch evaluates the kernels' formulas")
     for model in models if config.activations == "recomputed" else ():
         apply_activation_checkpointing(model)
     if config.compile != "none":
@@ -87,8 +89,13 @@ def kernels_of(config: TrainerConfig) -> Kernels:
     """Return the kernels of a run on this machine."""
     if config.kernels != "auto":
         return config.kernels
-    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    return "triton" if on_gpu and find_spec("triton") is not None else "plain"
+    fused = _on_gpu(config) and find_spec("triton") is not None and holds_kernels()
+    return "triton" if fused else "plain"
+
+
+def _on_gpu(config: TrainerConfig) -> bool:
+    """Tell whether the run computes on a GPU."""
+    return config.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def apply_activation_checkpointing(model: nn.Module) -> None:
@@ -102,7 +109,7 @@ def apply_activation_checkpointing(model: nn.Module) -> None:
 
 def apply_fsdp(model: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     """Shard by FSDP2: blocks in units, and the rest, which is small, as a unit in float32."""
-    for unit in _units(model):
+    for unit in units_of(model):
         norms = [m for block in unit for m in block.modules() if isinstance(m, nn.LayerNorm)]
         for norm in norms if policy.param_dtype is not None else ():
             norm.forward = partial(_float_norm, norm)  # type: ignore[method-assign]
@@ -111,7 +118,7 @@ def apply_fsdp(model: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
-def _units(model: nn.Module) -> list[list[nn.Module]]:
+def units_of(model: nn.Module) -> list[list[nn.Module]]:
     """Group successive small blocks: gathering a unit takes about a millisecond of the host.
 
     Blocks of different lists are apart, since they may run without each other.

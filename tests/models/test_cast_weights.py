@@ -55,3 +55,13 @@ def test_code_that_is_not_compiled_keeps_autocasts_own_casts() -> None:
     with Operations() as operations:
         results(Block(16, 2, nn.LayerNorm), torch.randn(2, 5, 16), torch.bfloat16)
     assert operations.counts["_foreach_copy_"] == 0
+
+
+def test_module_without_layers_to_cast_for_is_called_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    embedding, numbers = nn.Embedding(3, 4), torch.tensor([0, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = call_with_cast_weights(embedding, numbers)
+    assert torch.equal(output, embedding.weight[[0, 2]])

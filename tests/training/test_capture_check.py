@@ -1,16 +1,18 @@
-"""What breaks a recording is named; the steps of all recipes can be recorded."""
+"""A message names what breaks a recording; the steps of all recipes can be recorded."""
 
 # ruff: noqa: PLW0108  the line of a lambda is the one to be named
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from efficientsam_pl.keyed_random import uniform
+from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.training.capture_check import NotCapturableError, capture_check
-from tests.training.tiny_stages import RECIPES, tiny_batch, tiny_stage
+from tests.training.tiny_stages import ALL_RECIPES, tiny_batch, tiny_stage
 
 READ, SHAPE = "the host reads", "shape depends on values"
 HOST, PINNED, RANDOM = "made on the host", "pinned memory", "drawn from a generator"
@@ -30,11 +32,15 @@ BROKEN: dict[str, tuple[str, Callable[[], object]]] = {
     "masked_select": (SHAPE, lambda: x.masked_select(mask)),
     "boolean index": (SHAPE, lambda: x[mask]),
     "boolean index put": (SHAPE, lambda: x.clone().index_put_((mask,), x[:2])),
+    "boolean index put of a device's number": (SHAPE, lambda: x.clone().__setitem__(mask, x[0])),
     "unique": (SHAPE, lambda: x.unique()),
     "repeat_interleave": (SHAPE, lambda: x.repeat_interleave(counts)),
     "tensor": (HOST, lambda: torch.tensor([1.0, 2.0], device=x.device)),
     "new_tensor": (HOST, lambda: x.new_tensor([1, 2])),
     "as_tensor": (HOST, lambda: torch.as_tensor([1.0], device=x.device)),
+    "asarray": (HOST, lambda: torch.asarray([1.0], device=x.device)),
+    "index by a list": (HOST, lambda: x[[0, 2]]),
+    "index put by a list": (HOST, lambda: x.clone().__setitem__([0, 2], 0.0)),
     "copy to a device": (HOST, lambda: x.to("meta")),
     "pin_memory": (PINNED, lambda: x.pin_memory()),
     "pinned empty": (PINNED, lambda: torch.empty(2, pin_memory=True)),
@@ -80,13 +86,41 @@ def test_static_operations_pass() -> None:
         F.scaled_dot_product_attention(*3 * [x.view(1, 1, 3, 1)])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_steps_of_all_recipes_can_be_recorded(recipe: str) -> None:
-    stage, batch = tiny_stage(recipe), tiny_batch(recipe, seed=1)
-    stage.batch_losses(batch)  # constants are made once
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recipe", ALL_RECIPES)
+def test_steps_of_all_recipes_can_be_recorded(
+    recipe: str, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training step of `compile=step`, its backward pass and clipping; uncompiled regions."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with torch._dynamo.config.patch(recompile_limit=8, optimize_ddp=True):
+        stage, batch = tiny_stage(recipe, compile="step"), tiny_batch(recipe, seed=1)
+    optimizer = torch.optim.SGD(stage.model.parameters())
+
+    def step() -> None:
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            loss = stage.training_step(batch, 0)["loss"]
+        loss.backward()
+        stage.configure_gradient_clipping(optimizer)
+
+    step()  # constants are made once
     with capture_check():
-        stage.batch_losses(batch).total.backward()
-    assert any(parameter.grad is not None for parameter in stage.parameters())
+        step()
+    assert stage.step_values is not None
+    assert all(value > 0 for value in stage.step_values)
+
+
+def test_recording_a_step_that_reads_a_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, batch = tiny_stage("mae"), tiny_batch("mae", seed=1)
+    losses = stage.batch_losses
+
+    def reading(images: Any) -> LossTerms:
+        assert images.valid.any()
+        return losses(images)
+
+    monkeypatch.setattr(stage, "batch_losses", reading)
+    with pytest.raises(NotCapturableError, match=READ), capture_check():
+        stage.training_step(batch, 0)
 
 
 def test_recomputed_steps_can_be_recorded() -> None:

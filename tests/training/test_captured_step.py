@@ -14,7 +14,12 @@ from efficientsam_pl.checkpoints.state import is_weight
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.training import captured_step
-from efficientsam_pl.training.captured_step import CapturedStep, EagerRecorder, recorder_for
+from efficientsam_pl.training.captured_step import (
+    CapturedStep,
+    EagerRecorder,
+    Recorder,
+    recorder_for,
+)
 from tests.training import test_toy_recipe
 from tests.training.replayed_operations import OperationRecorder
 from tests.training.tiny_stages import RECIPES, tiny_batch, tiny_stage
@@ -73,11 +78,13 @@ class Batch:
     key: tuple[str, ...] = ("a",)
 
 
-def captured_square(weight: torch.nn.Parameter) -> CapturedStep:
+def captured_square(
+    weight: torch.nn.Parameter, recorder: type[Recorder] = EagerRecorder
+) -> CapturedStep:
     return CapturedStep(
         lambda batch: LossTerms((batch.scale * batch.x * weight).square().sum()),
         [weight],
-        lambda _: EagerRecorder(),
+        lambda _: recorder(),
     )
 
 
@@ -113,15 +120,18 @@ def test_a_pass_is_differentiated_before_the_next_begins() -> None:
         first.total.backward()
 
 
-def test_gradients_of_a_pass_outlive_the_next() -> None:
+def test_losses_and_gradients_of_a_pass_outlive_the_next() -> None:
+    """Callbacks read them a step late, when the replayed memory holds those of the next."""
     weight = torch.nn.Parameter(torch.ones(2))
-    step = captured_square(weight)
-    step(Batch(torch.ones(2))).total.backward()
+    step = captured_square(weight, OperationRecorder)
+    losses = step(Batch(torch.ones(2)))
+    losses.total.backward()
     kept = weight.grad
     weight.grad = None
     step(Batch(torch.zeros(2))).total.backward()
     assert kept is not None
     assert torch.equal(kept, torch.full((2,), 2.0))
+    assert losses.total == 2
 
 
 def test_a_stage_that_has_no_losses_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

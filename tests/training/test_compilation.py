@@ -1,9 +1,10 @@
-"""Which methods of a stage are compiled, and when they run; torch.compile itself is replaced."""
+"""Methods of a stage that are compiled, and when they run; torch.compile itself is replaced."""
 
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from efficientsam_pl.losses.terms import LossTerms
 from efficientsam_pl.optim.config import OptimConfig
 from efficientsam_pl.structures import Region
+from efficientsam_pl.training.compilation import inductor_options
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.module import TrainingModule
 from efficientsam_pl.training.parallelize import kernels_of, parallelize
@@ -96,8 +98,9 @@ def test_regions_are_compiled_as_a_whole_for_training_alone(compiler: Compiler) 
     stage = prepared(compile="regions", ema=True)
     stage.training_step(torch.ones(2), 0)
     assert compiler.calls == [TRUNK, DECODE, SCALED]
-    assert compiler.options[DECODE] == {"dynamic": None}
-    assert compiler.options[TRUNK] == compiler.options[SCALED] == {"dynamic": False}
+    assert compiler.options[DECODE] == {"dynamic": None, "options": inductor_options()}
+    fixed = {"dynamic": False, "options": inductor_options()}
+    assert compiler.options[TRUNK] == compiler.options[SCALED] == fixed
     compiler.calls.clear()
     stage.batch_losses(torch.ones(2))  # as a captured step calls it
     assert compiler.calls == [TRUNK, DECODE, SCALED]
@@ -151,19 +154,36 @@ def test_recomputed_blocks_keep_regions_and_gradients(compiler: Compiler) -> Non
 
 
 @pytest.mark.parametrize(
-    ("kernels", "gpus", "chosen"),
-    [("auto", 1, "triton"), ("auto", 0, "plain"), ("plain", 1, "plain"), ("triton", 0, "triton")],
+    ("kernels", "shared_kib", "chosen"),
+    [
+        *(("auto", 227, "triton"), ("auto", 163, "plain"), ("auto", 99, "plain")),
+        *(("auto", None, "plain"), ("plain", 227, "plain"), ("triton", 99, "triton")),
+        ("triton", None, "triton"),
+    ],
 )
 def test_kernels_follow_the_config_and_the_device(
-    kernels: Any, gpus: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+    kernels: Any, shared_kib: int | None, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    """H200; A100; a GPU of a workstation; none."""
+    device = SimpleNamespace(shared_memory_per_block_optin=1024 * (shared_kib or 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: shared_kib is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
     monkeypatch.setattr("efficientsam_pl.training.parallelize.find_spec", lambda _: "installed")
     assert kernels_of(TrainerConfig(kernels=kernels)) == chosen
 
 
-def test_chosen_kernels_reach_the_model() -> None:
-    assert prepared(kernels="triton").model.kernels == "triton"
+def test_chosen_kernels_reach_the_model_and_a_missing_gpu_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("triton")
+    with caplog.at_level(logging.WARNING):
+        assert prepared().model.kernels == "plain"
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING):
+        assert prepared(kernels="triton").model.kernels == "triton"
+    [message] = caplog.messages
+    assert message.startswith("trainer.kernels=triton without a GPU")
 
 
 def test_a_step_is_not_captured_where_parameters_are_sharded() -> None:

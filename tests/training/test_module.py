@@ -49,6 +49,12 @@ def test_full_batch_is_its_plain_mean() -> None:
     assert float(step(stage(), [([1, 2], [True, True]), ([3, 4], [True, True])])) == 2.5
 
 
+def test_each_step_may_have_its_own_number_of_slots() -> None:
+    made = stage()
+    assert float(step(made, [([1, 2, 3, 4], 4 * [True])])) == 2.5
+    assert float(step(made, [([1, 2], 2 * [True])])) == 1.5
+
+
 def test_nothing_valid_is_no_gradient() -> None:
     made = stage()
     assert float(step(made, [([1, 2], [False, False])])) == 0

@@ -187,6 +187,8 @@ def test_log_holds_what_the_guide_names(run: Run, shards: Path, tmp_path: Path) 
         *("lr-AdamW/pg1", "lr-AdamW/pg2", "epoch"),
     }
     assert all(0 < waited.value < 1 for waited in logged.Scalars("speed/data_wait"))
+    losses_at, epochs_at = ([e.step for e in logged.Scalars(n)] for n in ("train/loss", "epoch"))
+    assert epochs_at == losses_at
     losses_there = logged.Scalars("heldout/loss")
     assert losses_there[-1].value == pytest.approx(left.history.heldout[-1][1])
 

@@ -15,10 +15,12 @@ from efficientsam_pl.models.config import (
     PromptEncoderConfig,
     SamiConfig,
     SegmenterConfig,
+    TeacherConfig,
 )
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
-from efficientsam_pl.models.targets import PixelTarget, StoredTarget, Target
+from efficientsam_pl.models.targets import OnlineTarget, PixelTarget, StoredTarget, Target
+from efficientsam_pl.models.teacher import FrozenTeacher
 from efficientsam_pl.optim.config import FlooredOptimConfig, OptimConfig
 from efficientsam_pl.prompts.config import PromptingConfig
 from efficientsam_pl.prompts.samplers import build_prompt_sampler
@@ -41,16 +43,26 @@ SEGMENTER = SegmenterConfig(
     decoder=MaskDecoderConfig(depth=1, heads=2, mlp_width=16, iou_head_width=16),
 )
 SAMI = SamiConfig(student=ENCODER, decoder_depth=1, decoder_width=16, decoder_heads=2)
+TEACHER = TeacherConfig(
+    encoder=EncoderConfig(width=12, depth=1, heads=3, global_blocks=(0,), neck_channels=CHANNELS),
+    image_size=SIDE,
+    precision="fp32",
+    overlap=True,
+)
 PROMPTING = {
     "finetune-each": PromptingConfig(rounds="each", max_clicks=2),
     "finetune-interactive": PromptingConfig(rounds="interactive", corrections=2, repeats=1),
+    "finetune-drawn": PromptingConfig(rounds="drawn", max_clicks=2, first_click="centre"),
 }
-TARGETS: dict[str, Target] = {
-    "sami-stored": StoredTarget(CHANNELS),
-    "mae": PixelTarget(ENCODER.patch_size),
+LOSSES = {"finetune-drawn": MaskLossConfig(sampled_points=16)}
+TARGETS: dict[str, Callable[[], Target]] = {
+    "sami-stored": lambda: StoredTarget(CHANNELS),
+    "mae": lambda: PixelTarget(ENCODER.patch_size),
+    "sami-online": lambda: OnlineTarget(FrozenTeacher(TEACHER, ENCODER.grid())),
 }
 CLASSIFICATION = "classify"
-RECIPES = (*PROMPTING, *TARGETS, CLASSIFICATION)
+ALL_RECIPES = (*PROMPTING, *TARGETS, CLASSIFICATION)
+RECIPES = ("finetune-each", "finetune-interactive", "sami-stored", "mae", CLASSIFICATION)
 
 
 def tiny_stage(recipe: str, **trainer: Any) -> TrainingModule:
@@ -63,7 +75,7 @@ def tiny_stage(recipe: str, **trainer: Any) -> TrainingModule:
         torch.manual_seed(0)
         if recipe in PROMPTING:
             sampler = build_prompt_sampler(PROMPTING[recipe], SIDE)
-            prompt_loop = PromptLoop(sampler, MaskLossConfig(), 2)
+            prompt_loop = PromptLoop(sampler, LOSSES.get(recipe, MaskLossConfig()), 2)
             stage = PromptedSegmentation(
                 Segmenter(SEGMENTER), prompt_loop, OptimConfig(), 9, arrange
             )
@@ -71,7 +83,7 @@ def tiny_stage(recipe: str, **trainer: Any) -> TrainingModule:
             classifier = Classifier(ClassifierConfig(vit=ENCODER, classes=CLASSES, drop_path=0.5))
             stage = ImageClassification(classifier, 0.1, FlooredOptimConfig(), 9, arrange)
         else:
-            target = TARGETS[recipe]
+            target = TARGETS[recipe]()
             model = Sami(SAMI, target.width)
             stage = SamiPretraining(model, target, FeatureLossConfig(), OptimConfig(), 9, arrange)
     stage.log = stage.log_dict = lambda *_, **__: None  # type: ignore[method-assign]

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from efficientsam_pl.errors import UserError
 
 Kernels = Literal["plain", "triton"]
+# Shared memory of a program at most, bytes: Hopper's. Compiled for earlier GPUs, which have 99 or
+# 163 KiB, a kernel would take 288
+_SHARED_MEMORY = 227 * 2**10
 
 
 def set_kernels(model: nn.Module, kernels: Kernels) -> None:
@@ -34,7 +37,7 @@ def set_kernels(model: nn.Module, kernels: Kernels) -> None:
         raise UserError("kernels=triton needs the package triton: install it, or use kernels=plain")
     for module in model.modules():
         if hasattr(module, "kernels"):
-            module.kernels = kernels
+            module.kernels = kernels  # type: ignore[assignment]
 
 
 def runs_triton(tensor: Tensor) -> bool:
@@ -42,6 +45,12 @@ def runs_triton(tensor: Tensor) -> bool:
     if tensor.device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
     return tensor.device.type == "cuda"
+
+
+def holds_kernels() -> bool:
+    """Check whether the current GPU has the shared memory that the kernels are made for."""
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return bool(getattr(device, "shared_memory_per_block_optin", 0) >= _SHARED_MEMORY)
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
@@ -60,5 +69,5 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def computable(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Convert what Triton's interpreter does not compute in, bf16 on a CPU, to float32."""
-    return [x.float() if x.device.type == "cpu" else x for x in tensors]
+    """Convert to what a kernel takes: row by row in memory, and on a CPU, interpreted, float32."""
+    return [(x.float() if x.device.type == "cpu" else x).contiguous() for x in tensors]

@@ -58,7 +58,8 @@ def fused_mask_logits(
     """
     dtype, width = compute_dtype(attended), attended.shape[2]
     x = attended.flatten(1, 2).to(dtype).contiguous()
-    weights = weights._replace(w1=weights.w1.to(dtype), w2=weights.w2.to(dtype))
+    w1, w2 = (w.to(dtype).contiguous() for w in (weights.w1, weights.w2))
+    weights = weights._replace(w1=w1, w2=w2)
     moments = None
     if not per_pixel:  # their gradient is part of the operator's
         moments = _map_moments(x.detach(), [w.detach() for w in weights[:2]], eps)
@@ -281,7 +282,7 @@ mask_upscaling.register_autograd(_backward, setup_context=_setup_context)
 
 
 class _Stages(NamedTuple):
-    """What the forward pass computes per token, quarter (and pixel), in float32."""
+    """Results of the forward pass per token, quarter (and pixel), in float32."""
 
     normed: Float[Tensor, "m n 4 c1"]
     rstd: Float[Tensor, "*any"]
@@ -305,7 +306,7 @@ def _recomputed(
     w1, b1, norm_w, norm_b, w2, b2 = weights
     quarters = _quarters(x, w1, b1)
     if moments is None:
-        variance, mean = torch.var_mean(quarters, dim=-1, keepdim=True, correction=0)
+        variance, mean = torch.var_mean(quarters, dim=-1, unbiased=False, keepdim=True)
         rstd = (variance + eps).rsqrt()
     else:
         mean, rstd = moments[:, :, None, None, None].unbind(1)
@@ -322,14 +323,19 @@ def _rounded(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _gelu_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward.default(gradient, inputs)
+    d_inputs: Tensor = torch.ops.aten.gelu_backward.default(gradient, inputs)
+    return d_inputs
 
 
 def _placed(logits: Float[Tensor, "m n 4 4 k"], width: int) -> Float[Tensor, "m k h w"]:
     split = logits.unflatten(3, (2, 2)).unflatten(2, (2, 2)).unflatten(1, (-1, width))
-    return split.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4).contiguous()
+    rows_then_columns = split.permute(0, 7, 1, 3, 5, 2, 4, 6)
+    placed: Tensor = rows_then_columns.flatten(5, 7).flatten(2, 4).contiguous()
+    return placed
 
 
 def _gathered(d_logits: Float[Tensor, "m k h w"], width: int) -> Float[Tensor, "m n 4 4 k"]:
     split = d_logits.unflatten(3, (width, 2, 2)).unflatten(2, (-1, 2, 2))
-    return split.permute(0, 2, 5, 3, 6, 4, 7, 1).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    tokens_first = split.permute(0, 2, 5, 3, 6, 4, 7, 1)
+    gathered: Tensor = tokens_first.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    return gathered

@@ -39,7 +39,8 @@ def token_to_image(image: Tensor, position: Tensor, queries: Tensor) -> tuple[Te
 
 @token_to_image.register_fake
 def _(image: Tensor, position: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(queries), queries.new_empty(queries.shape[:3], dtype=torch.float32)
+    pooled = queries.new_empty(queries.shape)
+    return pooled, queries.new_empty(queries.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("efficientsam_pl::token_to_image_backward", mutates_args=())
@@ -91,7 +92,8 @@ def _(
     inner: Tensor,
 ) -> tuple[Tensor, Tensor]:
     rows = queries.shape[1] * queries.shape[2]
-    return torch.empty_like(image), image.new_empty(image.shape[0], rows, image.shape[1])
+    grad_image = image.new_empty(image.shape)
+    return grad_image, image.new_empty(image.shape[0], rows, image.shape[1])
 
 
 def attend_and_pass(image: Tensor, position: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +109,7 @@ def attend_and_pass(image: Tensor, position: Tensor, queries: Tensor) -> tuple[T
     Returns:
         The pooled image [m, h, t, c], and the image.
     """
-    pooled, passed = _AttendAndPass.apply(image, position, queries)  # type: ignore[no-untyped-call]
+    pooled, passed = _AttendAndPass.apply(image, position, queries)
     return pooled, passed
 
 

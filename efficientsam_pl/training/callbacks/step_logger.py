@@ -84,9 +84,6 @@ class StepLogger(LearningRateMonitor):
 
 
 def _log_at_step(connector: Any, metrics: dict[str, Any], step: int | None = None) -> None:
-    trainer = connector.trainer
-    if step is None:
-        step = trainer.global_step
-        if metrics and trainer.training:  # once per step, not again at its validation
-            metrics = metrics | {"epoch": trainer.current_epoch}
+    """Log at the global step. With one, Lightning adds no epoch: a step's metrics have it."""
+    step = connector.trainer.global_step if step is None else step
     type(connector).log_metrics(connector, metrics, step)

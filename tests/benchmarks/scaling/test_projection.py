@@ -53,7 +53,7 @@ WORK = Work(
     teacher_s=0.0,
     launches=1000,
     host_s=0.0,
-    weights=Weights(blocks=(((250_000, 1000),),), learning=()),
+    weights=Weights(units=(((250_000, 1000),),), learning=()),
     global_batch=8,
     micro_batch=2,
     steps=3600,
@@ -146,7 +146,7 @@ def test_shards_open_for_the_read_rate_or_for_the_pool() -> None:
 
 
 def test_checkpoint_is_three_numbers_a_parameter_or_four() -> None:
-    weights = Weights(blocks=(((2, 3),),), learning=((4,),), frozen=((9,),))
+    weights = Weights(units=(((2, 3),),), learning=((4,),), frozen=((9,),))
     assert checkpoint_bytes(weights) == 120
     assert checkpoint_bytes(weights, with_ema=True) == 160
 

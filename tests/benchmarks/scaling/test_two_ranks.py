@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.harness import Options
@@ -20,9 +20,10 @@ from benchmarks.scaling.timed_run import Record, weights_of
 from benchmarks.scaling.traffic import Payload, Weights, ddp, fsdp, padded, through_gloo
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.sami import Sami
+from efficientsam_pl.training.parallelize import apply_fsdp
 
-# two blocks of a 6 x 4 matrix and its bias, a vector that learns and one that does not
-WEIGHTS = Weights(blocks=(((6, 4), (6,)),) * 2, learning=((3,),), frozen=((1, 5),))
+# two units of a 6 x 4 matrix and its bias, a vector that learns and one that does not
+WEIGHTS = Weights(units=(((6, 4), (6,)),) * 2, learning=((3,),), frozen=((1, 5),))
 
 
 def test_ddp_sends_every_learning_number_once_in_float32() -> None:
@@ -44,7 +45,7 @@ def test_rows_are_filled_up_to_the_ranks() -> None:
 
 
 def test_fsdp_gathers_twice_and_reduces_once() -> None:
-    """On 4 ranks a block has 8 * 4 + 8 = 40 numbers, what learns beside them 4, the rest 20."""
+    """On 4 ranks a unit has 8 * 4 + 8 = 40 numbers, what learns beside them 4, the rest 20."""
     payload = fsdp(WEIGHTS, 4, gathered=2)
     assert payload.calls == {"all_gather": 6, "reduce_scatter": 3, "all_reduce": 1}
     assert payload.bytes["all_gather"] == 2 * (2 * 80 + 4 * 24)
@@ -88,9 +89,7 @@ def test_theory_is_what_torch_asks_for_on_many_ranks(many_ranks: int) -> None:
     model = Sami(SamiConfig(student=student, decoder_depth=1, decoder_width=32, decoder_heads=2), 7)
     mesh = init_device_mesh("cpu", (many_ranks,))
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    for block in model.blocks():
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    apply_fsdp(model, mesh, policy)
     with Collectives() as collectives:
         image = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         model(image, torch.arange(2))[0].sum().backward()

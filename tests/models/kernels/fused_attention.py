@@ -88,6 +88,9 @@ def compare_operators(device: str, dtype: torch.dtype) -> None:
         assert_close(gradients([actual], update), gradients([expected], exact), tolerance)
         again = gradients([actual_of(update, position)], update)
         assert all(map(torch.equal, again, gradients([actual_of(update, position)], update)))
+        by_columns = [x.mT.contiguous().mT for x in (update[0], position, *update[1:4:2])]
+        strided = [by_columns[0], by_columns[2], update[2], by_columns[3], *update[4:]]
+        assert torch.allclose(actual_of(strided, by_columns[1]), actual, atol=tolerance)
 
         exact = in_float32(pool)
         pooled = pooled_by_formula(exact[0], position.float(), exact[1])
@@ -95,6 +98,10 @@ def compare_operators(device: str, dtype: torch.dtype) -> None:
         assert_close(outputs, [pooled, exact[0]], tolerance)
         expected_gradients = gradients([pooled, exact[0] * 1], exact)
         assert_close(gradients(outputs, pool), expected_gradients, tolerance)
+        image, placed, queries = (x.mT.contiguous().mT for x in (pool[0], position, pool[1]))
+        strided_outputs = attend_and_pass(image, placed, queries)
+        assert_close(strided_outputs, [pooled, exact[0]], tolerance)
+        assert_close(gradients(strided_outputs, pool), expected_gradients, tolerance)
 
 
 def actual_of(update: list[Tensor], position: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ def time_table(work: Work, node: Node) -> str:
     rows, alone = [], _rate(work, 1, node)
     for nodes, result in _steps(work, node):
         rate = image_rate(work, result)
-        parts = (result.flops, result.memory, result.computing, result.host)
-        parts += (result.host_captured, result.ddp, result.fsdp)
+        parts = [result.flops, result.memory, result.computing, result.host]
+        parts += [result.host_captured, result.ddp, result.fsdp]
         cells = [f"{nodes}", f"{nodes * node.gpus}", f"{result.images}"]
         cells += [f"{1e3 * s:.2f}" for s in (*parts, result.seconds, result.seconds_fsdp)]
         cells += [result.limit, f"{rate:,.0f}", f"{rate / nodes / alone:.0%}"]
@@ -119,12 +119,12 @@ def overview_table(all_works: Sequence[Work], node: Node) -> str:
     rows = []
     for work in all_works:
         results = dict(_steps(work, node))
-        one = results[1]
+        single = results[1]
         # more nodes that save less than a tenth are not worth it
         best = next(n for n in NODES if n in results and _is_fast(work, results, n))
-        cells = [work.name, f"{one.images}"]
-        cells += [f"{1e3 * s:.1f}" for s in (one.flops, one.memory, one.host)]
-        cells += [one.limit, f"{image_rate(work, one):,.0f}", f"{hours(work, one):.1f}"]
+        cells = [work.name, f"{single.images}"]
+        cells += [f"{1e3 * s:.1f}" for s in (single.flops, single.memory, single.host)]
+        cells += [single.limit, f"{image_rate(work, single):,.0f}", f"{hours(work, single):.1f}"]
         cells += [f"{best} node{'s' if best > 1 else ''}", f"{hours(work, results[best]):.1f}"]
         rows.append([*cells, results[best].limit])
     return _markdown(head, rows)

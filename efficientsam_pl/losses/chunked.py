@@ -65,7 +65,7 @@ class _ChunkedSum(torch.autograd.Function):
 
 
 def _scaled(gradients: Sequence[Tensor], scale: Tensor) -> Sequence[Tensor]:
-    return torch._foreach_mul(gradients, scale) if gradients else ()
+    return torch._foreach_mul([*gradients], scale) if gradients else ()
 
 
 class _GradientSum:

@@ -48,10 +48,9 @@ class CrossAttentionBlock(nn.Module):
         queries = normalise(self.norm_attention, masked)
         project = partial(F.linear, weight=self.key_value.weight)
         if order_and_inverse:
+            order, inverse = order_and_inverse
             masked, query, key_value = (
-                permute_tokens(
-                    x.expand(len(visible), -1, -1), *order_and_inverse, first=visible.shape[1]
-                )
+                permute_tokens(x.expand(len(visible), -1, -1), order, inverse, visible.shape[1])
                 for x in (masked, self.query(queries), project(queries))
             )
             key_value = torch.cat([project(visible), key_value], dim=1)

@@ -7,6 +7,8 @@ Axes: b images, q prompts per image, t points per prompt, c channels, l cells pe
 logits.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int64
@@ -42,7 +44,8 @@ def downscale(
     patches (rows, columns) of 2 x 2. The result is a view of [m, h/4, w/4, c], as the image tokens
     to which it is added.
     """
-    first, first_norm, activation, second, second_norm, last_activation, last = layers
+    parts: Any = layers
+    first, first_norm, activation, second, second_norm, last_activation, last = parts
     split = maps.unflatten(3, (-1, 2, 2)).unflatten(2, (-1, 2, 2))
     patches = split.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(5)
     x = _normed(first_norm, F.linear(patches, first.weight.flatten(1), first.bias))

@@ -93,7 +93,8 @@ class Attention(nn.Module):
         return per_head
 
     def _scaled(self, tokens: Float[Tensor, "p r h t d"]) -> Float[Tensor, "p r h t d"]:
-        return tokens * tokens.shape[-1] ** -0.5
+        scaled: Tensor = tokens * tokens.shape[-1] ** -0.5
+        return scaled
 
     def _per_head(
         self, projection: nn.Linear
@@ -107,7 +108,7 @@ class TokenToImage(Attention):
 
     kernels: Kernels = "plain"
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         tokens: Float[Tensor, "p r t c"],
         image: Float[Tensor, "p n c"],
@@ -156,7 +157,7 @@ class ImageToToken(Attention):
 
     kernels: Kernels = "plain"
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         image: Float[Tensor, "p n c"],
         position: Float[Tensor, "1 n c"],
@@ -184,8 +185,10 @@ class ImageToToken(Attention):
                 x.flatten(0, 1).to(image.dtype).contiguous()
                 for x in (self._folded(split, self.q_proj), offset, projected)
             ]
-            updated = image_to_token(image, position[0], *folded, norm.weight, norm.bias, norm.eps)
-            return updated.unflatten(0, keys.shape[:2])
+            updated: Tensor = image_to_token(
+                image, position[0], *folded, norm.weight, norm.bias, norm.eps
+            ).unflatten(0, keys.shape[:2])
+            return updated
         if keys.shape[1] != 1:
             queries = self.q_proj(image + position).unflatten(-1, (self.heads, -1))
             scores = torch.einsum("prhtd,pnhd->prhtn", self._scaled(split), queries)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 # compiling, without an error
 _SHAPES_OF_A_REGION = 64
 # Independent kernels are launched as one: a backward pass has a hundred small sums over tokens
-INDUCTOR_OPTIONS = {"combo_kernels": True}
+INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"combo_kernels": True}
 
 
 @dataclass

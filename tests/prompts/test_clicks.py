@@ -140,7 +140,7 @@ def slow_correction(truth: Tensor, logits: Tensor, key: Tensor, number: int) -> 
 
 
 def shares(key: Tensor, number: int) -> Tensor:
-    """Where each mask's click of a round lies among its errors."""
+    """Place of each mask's click of a round among its errors, in [0, 1)."""
     return uniform(key, 1, f"correction-{number}")[..., 0]
 
 

@@ -1,4 +1,4 @@
-"""What breaks a recording is named; the steps of all recipes can be recorded."""
+"""Operations that break a recording are named; the steps of all recipes can be recorded."""
 
 # ruff: noqa: PLW0108  the line of a lambda is the one to be named
 

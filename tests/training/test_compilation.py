@@ -1,4 +1,4 @@
-"""Which methods of a stage are compiled, and when they run; torch.compile itself is replaced."""
+"""Methods of a stage that are compiled, and when they run; torch.compile itself is replaced."""
 
 import logging
 from collections.abc import Callable, Iterator

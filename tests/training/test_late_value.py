@@ -60,7 +60,7 @@ def test_values_of_a_gpu_are_those_of_the_moment_they_were_sent() -> None:
 
 
 def records(folder: Path, left: Any) -> dict[str, Any]:
-    """What a run leaves that depends on values of its steps."""
+    """Everything a run leaves that depends on values of its steps."""
     curves = EventAccumulator(str(folder / "log"))
     curves.Reload()
     trained = [name for name in curves.Tags()["scalars"] if name.startswith("train/")]

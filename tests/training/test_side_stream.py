@@ -56,12 +56,12 @@ def batch(number: int) -> ImageBatch:
 def test_a_copy_is_started_on_the_side_stream_and_waited_for_when_it_is_used() -> None:
     side = SideStream(torch.device("cpu"))
     loader = LookaheadLoader(map(batch, range(9)), 1, 9, pytest.fail, side.start)
-    ahead = next(iter(loader))
-    assert isinstance(ahead, CopiedBatch)
+    copied = next(iter(loader))
+    assert isinstance(copied, CopiedBatch)
     assert QUEUED == [("side", "enter"), ("side", "leave"), ("side", "record")]
     QUEUED.clear()
     module = object.__new__(TrainingDataModule)
-    used = module.transfer_batch_to_device(ahead, torch.device("cpu"), 0)
+    used = module.transfer_batch_to_device(copied, torch.device("cpu"), 0)
     assert torch.equal(used.image, batch(0).image)
     assert QUEUED[0] == ("compute", "wait copied")
     kept = [("compute", f"keep {shape}") for shape in ([1, 3, 2, 2], [1], [1])]

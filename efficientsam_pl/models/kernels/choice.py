@@ -14,7 +14,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def set_kernels(model: nn.Module, kernels: Kernels) -> None:
         raise UserError("kernels=triton needs the package triton: install it, or use kernels=plain")
     for module in model.modules():
         if hasattr(module, "kernels"):
-            module.kernels = kernels
+            cast(Any, module).kernels = kernels
 
 
 def runs_triton(tensor: Tensor) -> bool:

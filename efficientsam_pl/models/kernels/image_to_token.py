@@ -128,7 +128,8 @@ def _weights(image: Tensor, position: Tensor, keys: Tensor, offset: Tensor) -> T
     """Compute the softmax over the tokens of each head, [m, h, t, n]."""
     placed = _per_prompt(image + position, keys).transpose(1, 2)
     scores = keys.flatten(1, 2) @ placed + offset.flatten(1)[..., None]
-    return scores.unflatten(1, keys.shape[1:3]).float().softmax(2)
+    weights: Tensor = scores.unflatten(1, keys.shape[1:3]).float().softmax(2)
+    return weights
 
 
 def _updated(image: Tensor, weights: Tensor, values: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def _plain_backward(
     image, position, keys, offset, values = inputs
     weights = _weights(image, position, keys, offset)
     updated = _updated(image, weights, values)
-    scale = (updated.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+    scale = (updated.var(-1, unbiased=False, keepdim=True) + eps).rsqrt()
     normed = (updated - updated.mean(-1, keepdim=True)) * scale
     grad = grad_out.float()
     sums = torch.stack([(grad * normed).sum(1), grad.sum(1)], dim=1)

@@ -306,7 +306,7 @@ def _recomputed(
     w1, b1, norm_w, norm_b, w2, b2 = weights
     quarters = _quarters(x, w1, b1)
     if moments is None:
-        variance, mean = torch.var_mean(quarters, dim=-1, keepdim=True, correction=0)
+        variance, mean = torch.var_mean(quarters, dim=-1, unbiased=False, keepdim=True)
         rstd = (variance + eps).rsqrt()
     else:
         mean, rstd = moments[:, :, None, None, None].unbind(1)
@@ -323,14 +323,17 @@ def _rounded(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _gelu_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward.default(gradient, inputs)
+    before: Tensor = torch.ops.aten.gelu_backward.default(gradient, inputs)
+    return before
 
 
 def _placed(logits: Float[Tensor, "m n 4 4 k"], width: int) -> Float[Tensor, "m k h w"]:
     split = logits.unflatten(3, (2, 2)).unflatten(2, (2, 2)).unflatten(1, (-1, width))
-    return split.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4).contiguous()
+    rows_then_columns: Tensor = split.permute(0, 7, 1, 3, 5, 2, 4, 6)
+    return rows_then_columns.flatten(5, 7).flatten(2, 4).contiguous()
 
 
 def _gathered(d_logits: Float[Tensor, "m k h w"], width: int) -> Float[Tensor, "m n 4 4 k"]:
     split = d_logits.unflatten(3, (width, 2, 2)).unflatten(2, (-1, 2, 2))
-    return split.permute(0, 2, 5, 3, 6, 4, 7, 1).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    by_token: Tensor = split.permute(0, 2, 5, 3, 6, 4, 7, 1)
+    return by_token.flatten(5, 6).flatten(3, 4).flatten(1, 2)

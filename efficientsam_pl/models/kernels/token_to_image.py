@@ -109,7 +109,7 @@ def attend_and_pass(image: Tensor, position: Tensor, queries: Tensor) -> tuple[T
     Returns:
         The pooled image [m, h, t, c], and the image.
     """
-    pooled, passed = _AttendAndPass.apply(image, position, queries)  # type: ignore[no-untyped-call]
+    pooled, passed = _AttendAndPass.apply(image, position, queries)
     return pooled, passed
 
 

@@ -86,7 +86,7 @@ def test_moments_of_a_map_far_from_zero_are_exact() -> None:
     mean, rstd = mask_upscaling._map_moments(x, [w1, b1], 0.0)[0]
     exact = (x.double() @ w1.double().T) + 1000
     assert mean.item() == pytest.approx(exact.mean().item(), rel=1e-6)
-    assert rstd.item() == pytest.approx(1 / exact.std(correction=0).item(), rel=1e-3)
+    assert rstd.item() == pytest.approx(1 / exact.std(unbiased=False).item(), rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck reads those of a list's copies

@@ -25,6 +25,7 @@ def _reduce(tensor: Tensor) -> tuple[Any, ...]:
         tensor.device.type == "cpu"
         and tensor.nbytes <= _LARGEST_COPIED
         and tensor.layout == torch.strided
+        and tensor.is_contiguous()  # numpy would lose another order, on which sums depend
         and not tensor.requires_grad
         and tensor.dtype != torch.bfloat16  # numpy has none
     )

@@ -17,6 +17,7 @@ BATCH = {
     "number": torch.tensor(0.1),
     "empty": torch.zeros(0, 4),
     "transposed": torch.arange(6).reshape(2, 3).T,
+    "channels last": torch.arange(96).reshape(2, 4, 4, 3).permute(0, 3, 1, 2),
     "brain": torch.tensor([0.5], dtype=torch.bfloat16),
     "image": torch.arange(3 * 256 * 256).remainder(251).to(torch.uint8).reshape(3, 256, 256),
 }
@@ -41,6 +42,7 @@ def test_batches_of_a_worker_are_those_it_made() -> None:
         for name, tensor in BATCH.items():
             assert batch[name].dtype == tensor.dtype
             assert torch.equal(batch[name], tensor)
+            assert batch[name].stride() == tensor.stride()
             batch[name].zero_()  # may be written to
 
 

@@ -4,7 +4,7 @@ Axes: b images, q prompts per image, t prompt tokens, c channels, g image tokens
 m prompts of all images, k mask tokens, e channels of a kernel.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -94,7 +94,8 @@ class MaskDecoder(nn.Module):
         A transposed convolution with kernel = stride is a linear layer on every token, so the
         pixels are rearranged only once, when they are logits instead of channels.
         """
-        first, norm, activation, second, last = self.upscaling
+        layers: Any = self.upscaling
+        first, norm, activation, second, last = layers
         (w1, b1), (w2, b2) = _as_linear(first), _as_linear(second)
         if self.kernels == "triton" and len(attended) > 0:
             norm = cast(LayerNorm2d | nn.GroupNorm, norm)

@@ -7,9 +7,10 @@ and the device is never waited for.
 Axes: b images, q masks an image, r rounds, p points, slots of a prompt.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -26,6 +27,7 @@ from efficientsam_pl.structures import (
     MaskTargets,
     PreviousRound,
     Prompts,
+    PromptSampler,
     Region,
     RoundGroup,
 )
@@ -290,19 +292,21 @@ class InteractiveSampler(_BoxOrClicks):
 
 def build_prompt_sampler(
     config: PromptingConfig, side: int, padded_length: int = 0
-) -> RandomPromptSampler | IncrementalClickSampler | InteractiveSampler:
-    """Build the prompt sampler of `config.rounds`.
+) -> PromptSampler:
+    """Build the prompt sampler of `config.rounds`, which samples for targets that it has made.
 
     Args:
         config: Kinds and numbers of prompts.
         side: The model's square in pixels.
         padded_length: Length to which the model pads shorter prompts; 0: it does not.
     """
-    if config.rounds == "drawn":
-        return RandomPromptSampler(config, side, padded_length)
-    return (IncrementalClickSampler if config.rounds == "each" else InteractiveSampler)(
-        config, side, padded_length
-    )
+    kinds: dict[str, Callable[..., Any]] = {
+        "drawn": RandomPromptSampler,
+        "each": IncrementalClickSampler,
+        "interactive": InteractiveSampler,
+    }
+    sampler: PromptSampler = kinds[config.rounds](config, side, padded_length)
+    return sampler
 
 
 def _slots(points: Float[Tensor, "b q p 2"], slots: int) -> Float[Tensor, "b q slots 2"]:

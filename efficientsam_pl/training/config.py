@@ -75,8 +75,8 @@ class TrainerConfig:
     # blocks: every block and what follows them; regions: encoder, decoder and loss as a whole each,
     # where nothing is sharded; step: the same, launched as a CUDA graph. Teachers: every block
     compile: Literal["none", "blocks", "regions", "step"] = free("none")
-    # own GPU kernels or torch's operations. auto: triton, where installed, on Hopper and later data
-    # centre GPUs, whose shared memory the kernels need; else plain
+    # own GPU kernels or torch's operations. auto: in bf16 triton, if installed, on Hopper and later
+    # data centre GPUs, whose shared memory the kernels need; else plain
     kernels: Literal["auto", "plain", "triton"] = free("auto")
     # recomputed: in the backward pass, block by block, which spares their memory
     activations: Literal["kept", "recomputed"] = free("kept")

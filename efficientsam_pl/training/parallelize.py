@@ -86,9 +86,14 @@ def parallelize(
 
 
 def kernels_of(config: TrainerConfig) -> Kernels:
-    """Return the kernels of a run on this machine."""
+    """Return the kernels of a run on this machine.
+
+    Those of float32 take more shared memory than is known to be there, so they are not automatic.
+    """
     if config.kernels != "auto":
         return config.kernels
+    if config.precision == "fp32":
+        return "plain"
     fused = _on_gpu(config) and find_spec("triton") is not None and holds_kernels()
     return "triton" if fused else "plain"
 

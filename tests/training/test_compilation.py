@@ -170,7 +170,9 @@ def test_kernels_follow_the_config_and_the_device(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
     monkeypatch.setattr("efficientsam_pl.training.parallelize.find_spec", lambda _: "installed")
-    assert kernels_of(TrainerConfig(kernels=kernels)) == chosen
+    assert kernels_of(TrainerConfig(kernels=kernels, precision="bf16")) == chosen
+    in_float32 = kernels if kernels != "auto" else "plain"
+    assert kernels_of(TrainerConfig(kernels=kernels)) == in_float32
 
 
 def test_chosen_kernels_reach_the_model_and_a_missing_gpu_is_said(

@@ -5,6 +5,7 @@ All are counted by torch on meta or fake tensors, as in `training/flops.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@cache
 def pretraining(name: str) -> Learner:
     """Count for a file in configs/pretrain."""
     config = configs.load(PretrainConfig, [f"pretrain/{name}"], ["data.train=none"])
@@ -85,6 +87,7 @@ def pretraining(name: str) -> Learner:
     )
 
 
+@cache
 def finetuning(name: str) -> Learner:
     """Count for a file in configs/finetune."""
     config = configs.load(FinetuneConfig, [f"finetune/{name}"], ["data.train=none"])
@@ -111,6 +114,7 @@ def finetuning(name: str) -> Learner:
     )
 
 
+@cache
 def teaching(image_size: int) -> Teaching:
     """Count for SAM ViT-H's encoder on images of a given side, for students of 224."""
     config = TeacherConfig(image_size=image_size)

@@ -14,6 +14,7 @@ from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.load import ConfigError
 from efficientsam_pl.models.config import NAMED, SegmenterConfig
 from efficientsam_pl.models.registry import segmenter_config
+from efficientsam_pl.recipes.classification.config import ClassifyConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 
@@ -22,6 +23,7 @@ BOTH_STAGES = (PretrainConfig, FinetuneConfig)
 ROOTS_OF = {
     "pretrain": (PretrainConfig,),
     "finetune": (FinetuneConfig,),
+    "downstream": (ClassifyConfig,),
     "evaluate": (EvaluateConfig,),
     "debug": BOTH_STAGES,
     "cluster": BOTH_STAGES,

@@ -10,6 +10,7 @@ import pytest
 from efficientsam_pl.cli.main import build_parser
 from efficientsam_pl.commands.evaluate.config import EvaluateConfig
 from efficientsam_pl.config import load as configs
+from efficientsam_pl.recipes.classification.config import ClassifyConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 
@@ -25,6 +26,7 @@ COMMANDS = {
     "embed-teacher",
     "pretrain",
     "finetune",
+    "classify",
     "evaluate",
     "compare",
     "consolidate",
@@ -55,11 +57,16 @@ def test_every_command_helps(command: str, process: "OwnProcess") -> None:
     assert f"usage: efficientsam {command}" in told.replace("__main__.py", "efficientsam")
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate"])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "classify", "evaluate"])
 def test_printed_config_is_the_whole_config(
     name: str, tmp_path: Path, process: "OwnProcess"
 ) -> None:
-    roots = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig}
+    roots = {
+        "pretrain": PretrainConfig,
+        "finetune": FinetuneConfig,
+        "classify": ClassifyConfig,
+        "evaluate": EvaluateConfig,
+    }
     override = "seed=7" if name == "evaluate" else "run.seed=7"
     told = process.done(name, "--print-config", override, folder=tmp_path)
     (tmp_path / "printed.yaml").write_text(told)

@@ -11,12 +11,13 @@ import torch
 from efficientsam_pl.models.classifier_config import ClassifierConfig
 from efficientsam_pl.structures import ClassBatch
 from efficientsam_pl.training.callbacks.image_logger import ImageLogger
+from efficientsam_pl.training.callbacks.periodic_drawing import PeriodicDrawing
 from efficientsam_pl.visualization.classes import ClassifiedImage, ClassShare, class_sheet
 
 _CLASSES = 3  # an image's most probable ones
 
 
-class ClassVisualizer(L.Callback):
+class ClassVisualizer(PeriodicDrawing):
     """Write `pictures/step-N.png` every n steps and at the end, and to the run's logger.
 
     Every rank classifies the same images, since under FSDP2 the others would wait for a rank that
@@ -40,24 +41,10 @@ class ClassVisualizer(L.Callback):
             shape: The model's config, with the names of its classes.
             paused: Context of the work, such as a paused clock.
         """
+        super().__init__(every_steps, paused)
         self._image_logger = ImageLogger(folder / "pictures", "pictures/classes")
-        self._every, self._shape = every_steps, shape
-        self._read, self._paused = images, paused
+        self._read, self._shape = images, shape
         self._images: ClassBatch | None = None
-        self._drawn_step = 0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Remember the step from which the run resumes."""
-        self._drawn_step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Draw at the steps that are due, once a step even with several micro-batches."""
-        step = trainer.global_step
-        due = step % self._every == 0 or step == trainer.max_steps
-        if due and step != self._drawn_step:
-            self._drawn_step = step
-            with self._paused():
-                self._draw(trainer, pl_module, step)
 
     @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
     def _draw(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:

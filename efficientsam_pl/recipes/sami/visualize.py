@@ -15,13 +15,14 @@ from torch import Tensor
 
 from efficientsam_pl.structures import ImageBatch
 from efficientsam_pl.training.callbacks.image_logger import ImageLogger
+from efficientsam_pl.training.callbacks.periodic_drawing import PeriodicDrawing
 from efficientsam_pl.visualization.features import feature_sheet, reconstruction_sheet
 
 # Predicted patches as pixels: Float[b n c] and their images -> UInt8[b 3 s s]
 Paint = Callable[[Tensor, Tensor], Tensor]
 
 
-class FeatureVisualizer(L.Callback):
+class FeatureVisualizer(PeriodicDrawing):
     """Write `pictures/step-N.png` every n steps and at the end, and to the run's logger.
 
     The module's `eval_model()` maps images and keys to predicted features and a split of the
@@ -46,24 +47,10 @@ class FeatureVisualizer(L.Callback):
             paint: Converts a target of pixels to images; None: features as colours.
             paused: Context of the work, such as a paused clock.
         """
+        super().__init__(every_steps, paused)
         self._image_logger = ImageLogger(folder / "pictures", "pictures/features")
-        self._every = every_steps
-        self._read, self._paint, self._paused = images, paint, paused
+        self._read, self._paint = images, paint
         self._images: ImageBatch | None = None
-        self._drawn_step = 0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Remember the step from which the run resumes."""
-        self._drawn_step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Draw at the steps that are due, once a step even with several micro-batches."""
-        step = trainer.global_step
-        due = step % self._every == 0 or step == trainer.max_steps
-        if due and step != self._drawn_step:
-            self._drawn_step = step
-            with self._paused():
-                self._draw(trainer, pl_module, step)
 
     @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
     def _draw(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:

@@ -5,7 +5,7 @@ float32. The plain loop is given normalised floats; our step normalises bytes.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -18,9 +18,7 @@ from torch import Tensor
 from benchmarks.harness import (
     Row,
     alternate,
-    parse_options,
     peak_memory_rise,
-    report,
     timed_rows,
 )
 from efficientsam_pl.data.class_config import MixConfig
@@ -39,17 +37,13 @@ CONFIG = ClassifierConfig(vit=EncoderConfig(width=384, heads=6, image_size=224),
 _SMOOTHING = 0.1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and report; the exit code does not depend on the goals."""
-    start = time.perf_counter()
-    options = parse_options(NAME, (__doc__ or "").splitlines()[0], argv)
-    batch, rounds = (4, 7) if options.quick else (16, 11)
-    left = 38 - (time.perf_counter() - start) if options.quick else 600
-    report(NAME, measure(CONFIG, batch, rounds, left, memory=not options.quick), options)
-    return 0
+def measure(quick: bool, seconds: float) -> list[Row]:
+    """Rows of a step of ViT-S; the quick ones have a smaller batch and no memory."""
+    batch, rounds = (4, 7) if quick else (16, 11)
+    return measure_step(CONFIG, batch, rounds, seconds, memory=not quick)
 
 
-def measure(
+def measure_step(
     config: ClassifierConfig, batch: int, rounds: int, seconds: float, memory: bool
 ) -> list[Row]:
     """Rows of a step's time and memory, and of the difference between the models.

@@ -1,6 +1,6 @@
 """The benchmark's two steps are of one model, and it reports what it promises."""
 
-from benchmarks.downstream.classification import measure
+from benchmarks.downstream.classification import measure_step
 from efficientsam_pl.models.classifier_config import ClassifierConfig
 from efficientsam_pl.models.config import EncoderConfig
 
@@ -12,7 +12,7 @@ TINY = ClassifierConfig(
 
 
 def test_rows_have_references_and_the_models_agree() -> None:
-    rows = {row.id: row for row in measure(TINY, 4, rounds=2, seconds=60, memory=False)}
+    rows = {row.id: row for row in measure_step(TINY, 4, rounds=2, seconds=60, memory=False)}
     assert rows["downstream.classify_step"].reference is not None
     assert rows["downstream.classify_step"].goal == 1.05
     assert rows["downstream.classify_difference"].value < 1e-5

@@ -308,7 +308,8 @@ class DetectionBatch(_OnDevice):
     The resized image is at the top left of the frame, zeros elsewhere; `content_hw` is its size.
     The objects of all images follow each other. Coordinates are frame pixels by detectron2's rule:
     they count edges of pixels, so that x1 is the last column of an object plus 1. `classes` are
-    numbers from 0, in the order of the category list.
+    numbers from 0, in the order of the category list. `annotations` are those of images that are
+    scored: crowds too, at the image's own size, with class numbers as categories; else None.
     """
 
     image: UInt8[Tensor, "b 3 s s"]
@@ -321,6 +322,7 @@ class DetectionBatch(_OnDevice):
     sample_key: Int64[Tensor, "b"]
     key: tuple[str, ...]
     corrupt: tuple[CorruptSample, ...] = ()
+    annotations: tuple[InstanceImage | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.key)

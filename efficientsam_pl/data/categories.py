@@ -61,8 +61,8 @@ def _recorded(folder: str, key: str) -> tuple[Category, ...]:
     if not found or () in found:
         of = f" ({found[()]} lists none)" if found else ""
         raise UserError(
-            f"{key}: the shards of {folder} have no categories{of}; pack the set with `efficientsam "
-            "pack coco`"
+            f"{key}: the shards of {folder} have no categories{of}; pack the set with "
+            "`efficientsam pack coco`"
         )
     if len(found) > 1:
         first, second = list(found)[:2]

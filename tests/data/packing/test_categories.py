@@ -87,7 +87,7 @@ def test_shards_without_categories_and_with_other_ones_are_refused(tmp_path: Pat
     with pytest.raises(UserError, match=r"data\.train: .*none have no categories"):
         listed(tmp_path / "out/none")
     both = open_shards(f"{tmp_path}/out/set/*.tar,{tmp_path}/out/swapped/*.tar")
-    with pytest.raises(UserError, match="class 0 is 'cat' .id 3. in the first and 'dog'"):
+    with pytest.raises(UserError, match=r"class 0 is 'cat' .id 3. in the first and 'dog'"):
         packed_categories(both, "data.train")
 
 

@@ -32,7 +32,7 @@ class _Group:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
-    """Build AdamW over the trainable parameters; no decay on norms, biases, positions, tokens.
+    """Build AdamW over the trainable parameters; `config.decayed` says which have weight decay.
 
     With `layer_decay` the learning rate of the image encoder's blocks falls towards the pixels;
     the patch embedding and the positions are one layer below the first block.
@@ -43,23 +43,24 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
             "weight_decay": config.weight_decay if group.decays else 0.0,
             "lr": config.peak_lr * group.lr_multiplier,
         }
-        for group in _grouped(module, config.layer_decay)
+        for group in _grouped(module, config)
     ]
     return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
 
 
 def parameter_names(module: nn.Module, config: OptimConfig) -> list[str]:
     """List the names of `build_optimizer`'s parameters, in torch's order of indices."""
-    return [name for group in _grouped(module, config.layer_decay) for name, _ in group.named]
+    return [name for group in _grouped(module, config) for name, _ in group.named]
 
 
-def _grouped(module: nn.Module, layer_decay: float | None) -> list[_Group]:
+def _grouped(module: nn.Module, config: OptimConfig) -> list[_Group]:
     """Parameter groups: with weight decay, then without, each from input to output layers."""
+    layer_decay, decays = config.layer_decay, _DECAYS[config.decayed]
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     above = 1 + max((_layer(name) or 0 for name, _ in module.named_parameters()), default=0)
     members: dict[tuple[bool, int], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trained:
-        plain = parameter.ndim < 2 or any(pattern in name for pattern in _NO_DECAY)
+        plain = not decays(name, parameter)
         layer = _layer(name)
         depth = above if layer is None or layer_decay is None else layer
         members.setdefault((plain, depth), []).append((name, parameter))
@@ -67,6 +68,17 @@ def _grouped(module: nn.Module, layer_decay: float | None) -> list[_Group]:
         _Group((layer_decay or 1.0) ** (above - depth), not plain, tuple(members[plain, depth]))
         for plain, depth in sorted(members)
     ]
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and not any(pattern in name for pattern in _NO_DECAY)
+
+
+def _decays_in_detectron2(name: str, parameter: nn.Parameter) -> bool:
+    return not re.search(r"(^|\.)(pos_embed|cls_token)$|blocks\.\d+\.norm\d\.", name)
+
+
+_DECAYS = {"matrices": _is_matrix, "detectron2": _decays_in_detectron2}  # by OptimConfig.decayed
 
 
 def _layer(name: str) -> int | None:

@@ -299,3 +299,22 @@ class ClassBatch(ImageBatch):
     partner: Int64[Tensor, "b"]
     own_share: Float[Tensor, "b"]
     mix_box: Int64[Tensor, "b 4"]
+
+
+@dataclass(frozen=True)
+class SemanticBatch(_OnDevice):
+    """Square crops with a class number for every pixel, 0..K-1, or 255: ignored.
+
+    Beyond the image's content a crop is grey (128) and its labels are 255; a missing image has
+    no other label.
+    """
+
+    image: UInt8[Tensor, "b 3 s s"]
+    labels: UInt8[Tensor, "b s s"]
+    valid: Bool[Tensor, "b"]
+    sample_key: Int64[Tensor, "b"]
+    key: tuple[str, ...]
+    corrupt: tuple[CorruptSample, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.key)

@@ -311,6 +311,24 @@ class SemanticBatch(_OnDevice):
 
     image: UInt8[Tensor, "b 3 s s"]
     labels: UInt8[Tensor, "b s s"]
+
+
+class DetectionBatch(_OnDevice):
+    """Images in a square frame with the objects to detect, as detectron2's ViTDet is trained.
+
+    The resized image is at the top left of the frame, zeros elsewhere; `content_hw` is its size.
+    The objects of all images follow each other. Coordinates are frame pixels by detectron2's rule:
+    they count edges of pixels, so that x1 is the last column of an object plus 1. `classes` are
+    numbers from 0, in the order of the category list. `annotations` are those of images that are
+    scored: crowds too, at the image's own size, with class numbers as categories; else None.
+    """
+
+    image: UInt8[Tensor, "b 3 s s"]
+    content_hw: Int64[Tensor, "b 2"]
+    boxes_xyxy_px: Float[Tensor, "objects 4"]
+    classes: Int64[Tensor, "objects"]
+    masks: Bool[Tensor, "objects s s"]
+    objects_per_image: tuple[int, ...]
     valid: Bool[Tensor, "b"]
     sample_key: Int64[Tensor, "b"]
     key: tuple[str, ...]
@@ -318,3 +336,24 @@ class SemanticBatch(_OnDevice):
 
     def __len__(self) -> int:
         return len(self.key)
+
+    annotations: tuple[InstanceImage | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class Detections(_OnDevice):
+    """The objects found in one image, highest score first; coordinates as in DetectionBatch.
+
+    `mask_probs` are over the box, of the object's own class.
+    """
+
+    boxes_xyxy_px: Float[Tensor, "n 4"]
+    scores: Float[Tensor, "n"]
+    classes: Int64[Tensor, "n"]
+    mask_probs: Float[Tensor, "n m m"]
+
+    def __len__(self) -> int:
+        return len(self.scores)

@@ -14,7 +14,8 @@ label maps      `KEY.jpg` and `KEY.label.png`, an 8-bit grey PNG of the image's 
 
 A box is XYWH with w = xmax - xmin, as in SA-1B. Masked images written here add a top-level
 "efficientsam_pl": {"version": 1}, where the image was shrunk with its "original_width" and
-"original_height", and "iscrowd" to an annotation that COCO calls a crowd.
+"original_height", "iscrowd" to an annotation that COCO calls a crowd, and its "category_id" where
+the set has categories, whose names are in the pack-summary.json beside the shards.
 
 An image may also be a `.jpeg` or `.png`. A reader takes the suffixes it knows and ignores the
 others, so further kinds of files get new suffixes. A teacher's features (their format:
@@ -63,6 +64,7 @@ class Annotation(NamedTuple):
     crowd: bool = False
     predicted_iou: float | None = None  # SA-1B's: of the model that drew the mask
     stability: float | None = None
+    category_id: int | None = None  # COCO's number; None where the set has no categories
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,9 @@ def from_json(data: bytes) -> Record:
     return Record(width, height, annotations, original)
 
 
-def annotation_of(rle: Rle, crowd: bool = False) -> Annotation:
+def annotation_of(rle: Rle, crowd: bool = False, category_id: int | None = None) -> Annotation:
     """Build an annotation whose area is counted from its runs."""
-    return Annotation(rle, area(rle), crowd)
+    return Annotation(rle, area(rle), crowd, category_id=category_id)
 
 
 def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
@@ -167,6 +169,7 @@ def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
         crowd=bool(entry.get("iscrowd", 0)),
         predicted_iou=_score(entry.get("predicted_iou")),
         stability=_score(entry.get("stability_score")),
+        category_id=None if (number := entry.get("category_id")) is None else int(number),
     )
 
 
@@ -186,4 +189,6 @@ def _entry(index: int, annotation: Annotation, box: list[float]) -> dict[str, An
         entry["predicted_iou"] = annotation.predicted_iou
     if annotation.stability is not None:
         entry["stability_score"] = annotation.stability
+    if annotation.category_id is not None:
+        entry["category_id"] = annotation.category_id
     return entry | ({"iscrowd": 1} if annotation.crowd else {})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from efficientsam_pl.models.classifier_config import ClassifierConfig
 from efficientsam_pl.models.config import EncoderConfig
-from efficientsam_pl.models.drop_path import DropPathBlock, branch_scales
+from efficientsam_pl.models.drop_path import branch_scales
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.vit import PlainViT
 from efficientsam_pl.structures import Region
@@ -22,11 +22,7 @@ _NORM_EPS = 1e-6
 
 
 class ClassifierViT(PlainViT):
-    """A plain ViT that returns its class token too and whose branches can be left out."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(config)
-        self.blocks = nn.ModuleList(DropPathBlock(block) for block in self.blocks)  # type: ignore[arg-type]
+    """A plain ViT that returns its class token too."""
 
     def tokens(
         self, pixels: Float[Tensor, "b 3 s s"], scales: Float[Tensor, "b d 2"] | None

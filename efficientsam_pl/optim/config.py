@@ -13,17 +13,18 @@ class OptimConfig:
     # 2017, as MAE does). None: peak_lr whatever the batch.
     peak_lr_batch: int | None = None
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.1  # not on norms, biases, positions and tokens
+    weight_decay: float = 0.1
+    # What it leaves out. vectors: norms, biases, positions and tokens (MAE); norms: norms, learned
+    # embeddings and absolute positions, so that biases decay (detectron2, Mask2Former)
+    no_decay: Literal["vectors", "norms"] = "vectors"
     decay: Literal["cosine", "linear"] = "linear"
     warmup_steps: int = 250
     clip_norm: float | None = None  # limit of the whole gradient's norm; None: not clipped
     # Factor from a block of the image encoder to the one before it (BEiT; EfficientTAM has 0.8);
     # the neck and everything after it have peak_lr. None: all layers have
     layer_decay: float | None = None
-    # matrices: no weight decay on what has one dimension, on positions and tokens (MAE).
-    # detectron2: none on the norms of the encoder's blocks and its absolute positions, but on
-    # biases, relative positions and the norms over channels, as its programs do
-    decayed: Literal["matrices", "detectron2"] = "matrices"
+    # Learning rate of the image encoder's trunk, over that of the rest (Mask2Former: 0.1)
+    backbone_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         if self.peak_lr <= 0:
@@ -32,6 +33,8 @@ class OptimConfig:
             raise ValueError(f"peak_lr_batch={self.peak_lr_batch} must be at least 1")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]")
+        if not 0 < self.backbone_multiplier <= 1:
+            raise ValueError(f"backbone_multiplier={self.backbone_multiplier} must lie in (0, 1]")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
 
@@ -71,6 +74,20 @@ class DetectionOptimConfig(OptimConfig):
             raise ValueError(f"warmup_factor={self.warmup_factor} must lie in [0, 1]")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones={list(self.milestones)} must increase")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolyOptimConfig(OptimConfig):
+    """AdamW with an optional linear warm-up and polynomial decay to zero, as in Mask2Former."""
+
+    power: float = 0.9  # Mask2Former, ADE20K's configs
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.power <= 0:
+            raise ValueError(f"power={self.power} must be above 0")
+        if self.decay != "linear":
+            raise ValueError(f"decay={self.decay} has no effect: power={self.power} shapes it")
 
 
 def sami_optim() -> OptimConfig:
@@ -116,5 +133,17 @@ def detect_optim() -> DetectionOptimConfig:
         decay="cosine",
         warmup_steps=18_437,
         layer_decay=0.7,
-        decayed="detectron2",
+        no_decay="norms",
+    )
+
+
+def semantic_optim() -> PolyOptimConfig:
+    """Semantic segmentation: lr 2e-4 (paper, 4.3) at batch 16; the rest is Mask2Former's."""
+    return PolyOptimConfig(
+        peak_lr=2e-4,
+        weight_decay=0.05,
+        no_decay="norms",
+        warmup_steps=0,
+        clip_norm=0.01,
+        backbone_multiplier=0.1,
     )

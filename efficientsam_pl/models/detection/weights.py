@@ -7,11 +7,12 @@ from torch import Tensor
 
 from efficientsam_pl.models.backbone_weights import TRUNK, check_heads
 from efficientsam_pl.models.detection.detector import Detector
+from efficientsam_pl.models.detection.pyramid import detectron2_level_name
 from efficientsam_pl.models.weights import WeightsFile, load_strictly, read_weights
 from efficientsam_pl.models.weights_source import WeightsError
 
 _BACKBONE = "backbone.net."
-_RESAMPLING = (4, 1, 0, 1)  # layers before the convolutions of p2..p5
+_PYRAMID = "pyramid."
 _PREFIXES = {  # ours, detectron2's
     TRUNK: _BACKBONE,
     "rpn_head.conv": "proposal_generator.rpn_head.conv.conv",
@@ -82,23 +83,15 @@ def load_detector_file(
 
 
 def _theirs(name: str) -> str:
-    if level := re.match(r"pyramid\.levels\.(\d+)\.(\d+)\.(\w+)$", name):
-        number, layer = int(level[1]), int(level[2])
-        resampling = _RESAMPLING[number]
-        place = str(layer) if layer < resampling else _normed(layer - resampling, 2, resampling)
-        return f"backbone.simfp_{number + 2}.{place}.{level[3]}"
+    if name.startswith(_PYRAMID):
+        return f"backbone.{detectron2_level_name(name.removeprefix(_PYRAMID))}"
     if head := re.match(r"(\w+)\.convolutions\.(\d+)\.(\w+)$", name):
-        return f"{_CONVOLUTIONS[head[1]]}{_normed(int(head[2]), 3, 1)}.{head[3]}"
+        number, offset = divmod(int(head[2]), 3)  # a convolution, its norm and ReLU
+        return f"{_CONVOLUTIONS[head[1]]}{number + 1}.{'norm.' if offset else ''}{head[3]}"
     for ours, theirs in _PREFIXES.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
-
-
-def _normed(layer: int, period: int, first: int) -> str:
-    """Name a convolution, or its norm, of a sequence that repeats the two after `period` layers."""
-    number, offset = divmod(layer, period)
-    return f"{first + number}" + (".norm" if offset else "")
 
 
 def _without_module(name: str) -> str:

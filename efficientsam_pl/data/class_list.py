@@ -1,6 +1,7 @@
-"""Names of classes: of a text file, or as `efficientsam pack imagenet` recorded them."""
+"""Names of classes: of a text file, or as `efficientsam pack` recorded them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from efficientsam_pl.data.index_places import folder_of
@@ -18,19 +19,29 @@ def read_class_names(path: str) -> tuple[str, ...]:
         UserError: It cannot be read, has no name, an empty one, or one twice.
     """
     try:
-        names = tuple(line.strip() for line in Path(path).read_text("utf-8").splitlines())
+        lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"labels.names: {path} cannot be read as text: {error}") from error
+    return check_names(lines, f"labels.names: {path}")
+
+
+def check_names(lines: Sequence[str], place: str) -> tuple[str, ...]:
+    """Return the names on the lines of a class list; `place` begins the errors.
+
+    Raises:
+        UserError: There is no name, an empty one, or one twice.
+    """
+    names = tuple(line.strip() for line in lines)
     while names and not names[-1]:
         names = names[:-1]
     if not names:
-        raise UserError(f"labels.names: {path} names no class")
+        raise UserError(f"{place} names no class")
     seen: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
         if not name:
-            raise UserError(f"labels.names: {path}: line {line} is empty")
+            raise UserError(f"{place}: line {line} is empty")
         if name in seen:
-            raise UserError(f"labels.names: {path}: {name} stands in lines {seen[name]} and {line}")
+            raise UserError(f"{place}: {name} stands in lines {seen[name]} and {line}")
         seen[name] = line
     return names
 

@@ -1,7 +1,7 @@
 """The layout of a shard, defined once.
 
 A shard is a WebDataset tar: the files of a sample follow each other and share a key, which is the
-name up to its first dot. There are two kinds of samples, and room for more:
+name up to its first dot. There are three kinds of samples, and room for more:
 
 masked images   `KEY.jpg` and `KEY.json`, the JSON in SA-1B's form, so that Meta's own `sa_*.tar`
                 are shards as they are:
@@ -9,6 +9,8 @@ masked images   `KEY.jpg` and `KEY.json`, the JSON in SA-1B's form, so that Meta
                  "annotations": [{"id", "segmentation": COCO run-lengths, "bbox": [x, y, w, h],
                                   "area", "predicted_iou", "stability_score", ...}]}
 plain images    `KEY.jpg` and, where the class is known, `KEY.cls`: its number as text.
+label maps      `KEY.jpg` and `KEY.label.png`, an 8-bit grey PNG of the image's size: a class number
+                for every pixel, 255 where it is ignored.
 
 A box is XYWH with w = xmax - xmin, as in SA-1B. Masked images written here add a top-level
 "efficientsam_pl": {"version": 1}, where the image was shrunk with its "original_width" and
@@ -33,8 +35,9 @@ from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco, run_lengths
 
 VERSION = 1
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
-RECORD_SUFFIX, CLASS_SUFFIX = "json", "cls"
+RECORD_SUFFIX, CLASS_SUFFIX, LABEL_SUFFIX = "json", "cls", "label.png"
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, RECORD_SUFFIX)  # the files of a masked image
+IGNORED = 255  # value of a label map where no class counts; so classes are at most 255
 CENTRE_SUFFIX, WHOLE_SUFFIX = "centre.safetensors", "photo.safetensors"
 _VIEW_SUFFIX = re.compile(r"view\d+\.safetensors")
 _PACKING_KEY = "efficientsam_pl"

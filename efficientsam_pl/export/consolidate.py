@@ -126,9 +126,15 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
     layout = {
         "encoder.kind": encoder["kind"],
         "encoder.global_attention": encoder.get("global_attention", "all"),
+        "encoder.relative_positions": encoder.get("relative_positions", "none"),
         "resize": model["resize"],
     }
-    expected = {"encoder.kind": "vit", "encoder.global_attention": "all", "resize": "squash"}
+    expected = {
+        "encoder.kind": "vit",
+        "encoder.global_attention": "all",
+        "encoder.relative_positions": "none",
+        "resize": "squash",
+    }
     differing += [f"{key}={value}" for key, value in layout.items() if value != expected[key]]
     if differing:
         raise UserError(

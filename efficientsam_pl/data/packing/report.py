@@ -20,6 +20,7 @@ from efficientsam_pl.storage.files import atomic_write
 
 _MASK_COUNTS = {"crowds": "of crowds", "empty_masks": "empty"}  # see MaskCounts
 _NAMED = 3  # categories that are printed
+_IMAGE_COUNTS = {"ignored_images": "wholly ignored"}  # see label_maps
 _PRINTED = 20  # skipped samples that are printed; all of them are in the summary file
 
 
@@ -58,15 +59,16 @@ def pack_source(
             lambda weight: progress.advance(task, weight),
             again,
         )
-    others = {key: sum(note.get(key, 0) for note in summary.notes) for key in _MASK_COUNTS}
+    kinds = _MASK_COUNTS | _IMAGE_COUNTS
+    others = {key: sum(note.get(key, 0) for note in summary.notes) for key in kinds}
     others = {key: count for key, count in others.items() if count}
     inventory = source.inventory() if isinstance(source, Inventoried) else Inventory()
     categories, told = _categories(source, summary)
     more = others | inventory.summary() | categories
     written = report_packing(summary, out, share, "packed", more)
-    among = [f"{count} {_MASK_COUNTS[key]}" for key, count in others.items()]
-    masks = counted(summary.masks, "mask") + (f" ({', '.join(among)})" if among else "")
-    print(f"{counted(summary.samples, 'image')}, {masks}, {written}{inventory.closing()}{told}")
+    images = counted(summary.samples, "image") + _among(others, _IMAGE_COUNTS)
+    masks = counted(summary.masks, "mask") + _among(others, _MASK_COUNTS)
+    print(f"{images}, {masks}, {written}{inventory.closing()}{told}")
     return summary
 
 
@@ -87,6 +89,12 @@ def _categories(source: Source, summary: PackSummary) -> tuple[dict[str, Any], s
     count = "1 category" if len(listed) == 1 else f"{len(listed)} categories"
     more = ", ..." if len(listed) > _NAMED else ""
     return {CATEGORIES: entries}, f"; {count}: {names}{more}"
+
+
+def _among(counts: Mapping[str, int], names: Mapping[str, str]) -> str:
+    """Format the special ones among images or masks in brackets; "" where there are none."""
+    parts = [f"{counts[key]} {name}" for key, name in names.items() if key in counts]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def report_packing(

@@ -20,7 +20,7 @@ from efficientsam_pl.data.datasets.labelled import (
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.classifier import Classifier
 from efficientsam_pl.models.classifier_config import ClassifierConfig
-from efficientsam_pl.models.classifier_weights import load_backbone, load_classifier_file
+from efficientsam_pl.models.classifier_weights import load_classifier_backbone, load_classifier_file
 from efficientsam_pl.recipes.classification.config import ClassifyConfig, check_groups
 from efficientsam_pl.recipes.classification.module import ImageClassification
 from efficientsam_pl.recipes.classification.visualize import ClassVisualizer
@@ -177,5 +177,5 @@ def starting_classifier(config: ClassifyConfig, shape: ClassifierConfig) -> Clas
     if config.model.weights is not None:
         load_classifier_file(model, config.model.weights)
     if config.model.encoder is not None:
-        load_backbone(model, config.model.encoder)
+        load_classifier_backbone(model, config.model.encoder)
     return model

@@ -6,7 +6,7 @@ from typing import Any, cast
 from torchmetrics import MeanMetric
 
 from efficientsam_pl.evaluation.metrics.detection_ap import DetectionAp
-from efficientsam_pl.inference.detector import to_image
+from efficientsam_pl.inference.detections import detected_objects, to_image
 from efficientsam_pl.losses.detection_losses import DetectionLosses
 from efficientsam_pl.models.detection.detector import Detector
 from efficientsam_pl.optim.adamw import build_optimizer
@@ -62,8 +62,8 @@ class InstanceDetection(TrainingModule):
             batch.key, found, batch.content_hw.tolist(), batch.annotations, strict=True
         ):
             if truth is not None:
-                objects = to_image(detections, (height, width), truth.image_hw)
-                self.ap.update(key, truth, objects)
+                in_image = to_image(detections, (height, width), truth.image_hw)
+                self.ap.update(key, truth, detected_objects(in_image, truth.image_hw))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and AP over all ranks' images, each counted once."""

@@ -44,6 +44,7 @@ STAGES = {
         "efficientsam_pl.recipes.detection.recipe:DetectionRecipe",
         evaluate="efficientsam_pl.commands.detection.evaluate:run",
         predict="efficientsam_pl.commands.detection.predict:run",
+        predict_options=("rle",),
     ),
 }
 _SEGMENTERS = STAGES["finetune"]  # released files name no stage

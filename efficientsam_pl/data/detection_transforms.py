@@ -123,7 +123,7 @@ def tight_edges(masks: Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 4"]:
     """Return the edges of masks that have a pixel: x1 is the last column plus 1."""
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
     for axis in (0, 1):
-        lines: np.ndarray = masks.any(axis + 1)
+        lines = np.asarray(masks.any(axis + 1))
         boxes[:, axis] = lines.argmax(1)
         boxes[:, axis + 2] = lines.shape[1] - lines[:, ::-1].argmax(1)
     return boxes

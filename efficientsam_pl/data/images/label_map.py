@@ -58,10 +58,10 @@ def packed_label_map(data: Data, classes: int) -> UInt8[np.ndarray, "h w"]:
     return labels.astype(np.uint8)
 
 
-def check_same_size(labels: UInt16[np.ndarray, "h w"], image_hw: tuple[int, int]) -> None:
+def check_same_size(map_hw: tuple[int, ...], image_hw: tuple[int, int]) -> None:
     """Raise CorruptSampleError where a label map has another size than its image."""
-    if labels.shape != image_hw:
-        raise CorruptSampleError("size mismatch", f"image {image_hw}, label map {labels.shape}")
+    if map_hw != image_hw:
+        raise CorruptSampleError("size mismatch", f"image {image_hw}, label map {map_hw}")
 
 
 def encode_label_map(labels: UInt8[np.ndarray, "h w"]) -> bytes:

@@ -306,9 +306,9 @@ class SemanticBatch(_OnDevice):
     """Square crops with a class number for every pixel, 0..K-1, or 255: ignored.
 
     Beyond the image's content a crop is grey (128) and its labels are 255; a missing image has
-    no other label. `present` are the classes of each image, ascending: none of a missing one; on the
-    host, so that a loss knows its shapes without reading the device. `step_counts` are what the
-    training loader counted in this rank's batches of a step.
+    no other label. `present` are the classes of each image, ascending, none of a missing one: on
+    the host, so that a loss knows its shapes without reading the device. `step_counts` are what
+    the training loader counted in this rank's batches of a step.
     """
 
     image: UInt8[Tensor, "b 3 s s"]

@@ -1,7 +1,8 @@
 """Backbones of other files as initial weights: of any model that keeps a plain ViT.
 
 A backbone comes from `efficientsam pretrain`, from a segmenter (ours or the released EfficientSAM),
-from a downstream model, or from a file in the names of timm's and MAE's ViTs.
+from a downstream model, from detectron2's ViTDet, or from a file in the names of timm's and MAE's
+ViTs.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ TRUNK = "image_encoder.trunk."  # what the names of a backbone begin with in all
 # MAE's and timm's parts that a new model has no use for: heads, norms, the pretraining decoder
 _OTHER_PARTS = ("norm.", "fc_norm.", "head.", "mask_token", "decoder_")
 _CLASS_TOKEN = "cls_token"
+_DETECTRON2 = "backbone.net."  # the same of its ViTDet
 
 
 def load_backbone(
@@ -44,7 +46,7 @@ def load_backbone(
     """
     file = read_weights(path)
     check_heads(vit, file, path)
-    state = strip_prefix(file.state, TRUNK)
+    state = strip_prefix(file.state, TRUNK) or strip_prefix(file.state, _DETECTRON2)
     if not state:
         # of a ViT without a head all names begin with one of these
         state = {k: v for k, v in file.state.items() if not k.startswith(_OTHER_PARTS)}

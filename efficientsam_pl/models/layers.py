@@ -111,8 +111,7 @@ class Block(nn.Module):
             return out
         attention, mlp = scale.view(len(x), 2, *(x.ndim - 1) * [1]).unbind(1)
         x = x + attention * self.attend(x)
-        out = x + mlp * self.mlp(self.norm2(x))
-        return out
+        return x + mlp * self.mlp(self.norm2(x))
 
     def attend(self, x: Float[Tensor, "b *n c"]) -> Float[Tensor, "b *n c"]:
         """Compute the branch of attention."""

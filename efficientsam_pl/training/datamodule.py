@@ -1,6 +1,8 @@
 """Lightning data module; its position in the data is that of the last optimizer step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -44,7 +46,10 @@ _STATE_VERSION = 2
 class TrainingDatasets:
     """Datasets for training and validation, and the order of training samples.
 
-    `scored`: the held-out images at scoring size; None: they are not scored.
+    `scored`: the held-out images at scoring size; None: they are not scored. `of_step` replaces this
+    rank's training batches of an optimizer step, all of them together and on the host, before the
+    first is used: where a loss is divided by what the global batch holds (see
+    `TrainingModule.step_counts`).
     """
 
     train: Stream
@@ -52,6 +57,7 @@ class TrainingDatasets:
     sets: DatasetSplits
     heldout: Stream | None
     scored: Stream | None = None
+    of_step: Callable[[list[Any]], list[Any]] | None = None
 
 
 class TrainingDataModule(L.LightningDataModule):
@@ -92,10 +98,15 @@ class TrainingDataModule(L.LightningDataModule):
         loader = training_loader(self._streams.train, batches, self._data, self._pinned())
         per_step = self._config.accumulate()
         needed = (self._config.max_steps - step) * per_step
+        ahead = partial(
+            LookaheadLoader,
+            *(loader, per_step, needed, _note_lost_store),
+            of_step=self._streams.of_step,
+        )
         if not self._pinned():
-            return LookaheadLoader(loader, per_step, needed, _note_lost_store)
+            return ahead()
         side_stream = SideStream(self.trainer.strategy.root_device)  # type: ignore[union-attr]
-        return LookaheadLoader(loader, per_step, needed, _note_lost_store, side_stream.start)
+        return ahead(prepare=side_stream.start)
 
     def first_batches(self) -> DataLoader[Any]:
         """Micro-batches of this rank from the start of the first epoch, read in this process."""

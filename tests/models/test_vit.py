@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.vit import (
+    GridBlock,
     ImageEncoder,
     PlainViT,
     SamImageEncoder,
-    GridBlock,
     build_encoder,
 )
 

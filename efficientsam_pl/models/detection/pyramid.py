@@ -3,11 +3,16 @@
 Axes: b images, c channels of the backbone, k channels of the pyramid, h w places at stride 16.
 """
 
+import re
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from efficientsam_pl.models.layers import LayerNorm2d
 from efficientsam_pl.models.neck import neck
+
+
+_RESAMPLING = (4, 1, 0, 1)  # layers before the convolutions of p2..p5
 
 
 class SimpleFeaturePyramid(nn.Module):
@@ -42,3 +47,17 @@ class SimpleFeaturePyramid(nn.Module):
         """Compute the maps of all levels, the finest first."""
         maps: list[Tensor] = [level(features) for level in self.levels]
         return [*maps, maps[-1][:, :, ::2, ::2]]
+
+
+def detectron2_level_name(name: str) -> str:
+    """Rename a parameter of the pyramid as detectron2: levels.0.4.weight is simfp_2.4.weight.
+
+    Its convolutions contain their norms: levels.0.5.weight is simfp_2.4.norm.weight.
+    """
+    match = re.fullmatch(r"levels\.(\d+)\.(\d+)\.(\w+)", name)
+    assert match is not None, f"{name} is a parameter of the pyramid"
+    level, layer = int(match[1]), int(match[2])
+    before = _RESAMPLING[level]
+    convolution, offset = divmod(max(layer - before, 0), 2)
+    place = layer if layer < before else before + convolution
+    return f"simfp_{level + 2}.{place}." + ("norm." if offset else "") + match[3]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from efficientsam_pl.models.classifier import ClassifierViT
 from efficientsam_pl.models.config import EncoderConfig
+from efficientsam_pl.models.detection.pyramid import SimpleFeaturePyramid
 from efficientsam_pl.models.drop_path import branch_scales
-from efficientsam_pl.models.feature_pyramid import SimpleFeaturePyramid, as_map
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.semantic.config import SemanticConfig
 from efficientsam_pl.models.semantic.mask_decoder import MaskTransformerDecoder, SegmentLogits
@@ -81,9 +81,14 @@ class SemanticSegmenter(nn.Module):
         grid = [side // config.vit.patch_size for side in pixels.shape[-2:]]
         used, first = config.used_blocks(), 1 if config.vit.class_token else 0
         outputs = self.image_encoder.trunk.outputs(pixels, scales, used)
-        maps = [as_map(outputs[block][:, first:], grid) for block in used]
-        pyramid: tuple[Tensor, ...] = self.pyramid(maps)
-        return pyramid
+        maps = [
+            outputs[block][:, first:].transpose(1, 2).unflatten(2, tuple(grid)) for block in used
+        ]
+        levels = self.pyramid.levels
+        return tuple(
+            level(features)
+            for level, features in zip(levels, maps * (len(levels) // len(maps)), strict=True)
+        )
 
     @torch.no_grad()
     def segment(self, image: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:

@@ -11,7 +11,6 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from efficientsam_pl.models.feature_pyramid import NormedConv
 from efficientsam_pl.models.semantic.config import MaskHeadConfig
 from efficientsam_pl.models.semantic.deformable_attention import (
     DeformableAttention,
@@ -36,6 +35,20 @@ class PixelFeatures:
     tokens: tuple[Float[Tensor, "b _ c"], ...]
     grids: tuple[Grid, ...]
     positions: tuple[Float[Tensor, "_ c"], ...]
+
+
+class NormedConv(nn.Conv2d):
+    """A convolution without a bias and its group norm, named as in detectron2: `.weight`, `.norm`."""
+
+    def __init__(self, in_channels: int, channels: int, size: int) -> None:
+        super().__init__(in_channels, channels, size, padding=size // 2, bias=False)
+        self.norm = nn.GroupNorm(_GROUPS, channels)
+        nn.init.kaiming_uniform_(self.weight, a=1)  # detectron2's c2_xavier_fill
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """Convolve, then normalise."""
+        normed: Tensor = self.norm(super().forward(x))
+        return normed
 
 
 class DeformableLayer(nn.Module):
@@ -108,8 +121,8 @@ class PixelDecoder(nn.Module):
             nn.init.xavier_uniform_(projection[0].weight)  # type: ignore[index]
             nn.init.zeros_(projection[0].bias)  # type: ignore[index]
         self.transformer = DeformableEncoder(config)
-        self.adapter_1 = NormedConv(channels, nn.GroupNorm(_GROUPS, width), width, 1)
-        self.layer_1 = NormedConv(width, nn.GroupNorm(_GROUPS, width), width, 3)
+        self.adapter_1 = NormedConv(channels, width, 1)
+        self.layer_1 = NormedConv(width, width, 3)
         self.mask_features = nn.Conv2d(width, width, 1)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
         nn.init.zeros_(self.mask_features.bias)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from efficientsam_pl.models.config import EncoderConfig
-from efficientsam_pl.models.feature_pyramid import SimpleFeaturePyramid
 from efficientsam_pl.models.semantic.config import MaskHeadConfig, SemanticConfig
 from efficientsam_pl.models.semantic.deformable_attention import DeformableAttention
 from efficientsam_pl.models.semantic.mask2former import MaskHead, SemanticSegmenter, class_scores
@@ -92,23 +91,6 @@ def test_the_heads_predictions_are_mask2formers(head: dict[str, Any]) -> None:
     }
     for name, values in found.items():
         np.testing.assert_allclose(values, numbers[name], atol=1e-4, rtol=0, err_msg=name)
-
-
-def test_the_pyramid_is_vitdets(golden: Path) -> None:
-    """From maps that the golden backbone computed, of which every eighth channel is stored."""
-    keys = json.loads((golden / "downstream/vitdet.keys.json").read_text())
-    shapes = {
-        name.removeprefix("backbone."): tuple(shape)
-        for name, shape in keys["tensors"].items()
-        if ".simfp_" in name
-    }
-    width, channels = keys["config"]["dim"], keys["config"]["ch"]
-    pyramid = SimpleFeaturePyramid(width, channels)
-    assert {k: tuple(v.shape) for k, v in pyramid.state_dict().items()} == shapes
-    maps = pyramid([torch.randn(1, width, 6, 4)])
-    assert [tuple(p.shape) for p in maps] == [
-        (1, channels, rows, columns) for rows, columns in ((24, 16), (12, 8), (6, 4), (3, 2))
-    ]
 
 
 def test_deformable_attention_is_a_loop_over_places() -> None:

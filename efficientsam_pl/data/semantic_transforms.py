@@ -8,9 +8,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from efficientsam_pl.data.schema import IGNORED
+from efficientsam_pl.data.detection_transforms import shortest_edge
 from efficientsam_pl.data.semantic_config import SemanticCropConfig
 from efficientsam_pl.keyed_random import uniform_of
+from efficientsam_pl.records import IGNORED
 
 PADDING = 128  # of images (Mask2Former, mask_former_semantic_dataset_mapper.py)
 _TRIES = 10
@@ -26,21 +27,6 @@ class ResizedCrop:
     height: int
     width: int
     flip: bool = False
-
-
-def shortest_edge(image_hw: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
-    """Return the size with the shorter side `short`, unless the longer one exceeds `longest`.
-
-    Source:
-        detectron2, ResizeShortestEdge.get_output_shape: rounded half up, in its order.
-    """
-    height, width = image_hw
-    scale = short / min(height, width)
-    new_h, new_w = (float(short), scale * width) if height < width else (scale * height, short)
-    if max(new_h, new_w) > longest:
-        scale = longest / max(new_h, new_w)
-        new_h, new_w = new_h * scale, new_w * scale
-    return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
 
 
 def resized_hw(

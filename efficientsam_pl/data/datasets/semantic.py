@@ -10,13 +10,14 @@ from torch import Tensor
 
 from efficientsam_pl.data.collate import stack_images
 from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_sample
+from efficientsam_pl.data.detection_transforms import shortest_edge
 from efficientsam_pl.data.images.decode import decode_smaller, image_size_of, jpeg_scale
 from efficientsam_pl.data.images.label_map import check_same_size, packed_label_map
 from efficientsam_pl.data.images.orientation import Data
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import encoded_image
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.schema import IGNORED, IMAGE_SUFFIXES, LABEL_SUFFIX, CorruptSampleError
+from efficientsam_pl.data.schema import IMAGE_SUFFIXES, LABEL_SUFFIX, CorruptSampleError
 from efficientsam_pl.data.semantic_config import SemanticCropConfig
 from efficientsam_pl.data.semantic_transforms import (
     PADDING,
@@ -28,9 +29,8 @@ from efficientsam_pl.data.semantic_transforms import (
     padded,
     padded_labels,
     resized_hw,
-    shortest_edge,
 )
-from efficientsam_pl.records import CorruptSample
+from efficientsam_pl.records import IGNORED, CorruptSample
 from efficientsam_pl.structures import SemanticBatch
 
 SEMANTIC_SUFFIXES = (*IMAGE_SUFFIXES, LABEL_SUFFIX)

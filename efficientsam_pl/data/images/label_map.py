@@ -11,7 +11,8 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from efficientsam_pl.data.images.orientation import Data, is_png
-from efficientsam_pl.data.schema import IGNORED, CorruptSampleError
+from efficientsam_pl.data.schema import CorruptSampleError
+from efficientsam_pl.records import IGNORED
 
 BAD_MAP, UNKNOWN_CLASS = "bad label map", "unknown class"
 _GREY, _INDEXED = 0, 3  # colour types of PNG

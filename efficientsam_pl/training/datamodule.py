@@ -34,7 +34,7 @@ from efficientsam_pl.data.sampler import (
 )
 from efficientsam_pl.errors import UserError, one_line
 from efficientsam_pl.storage.retries import SourceLostError
-from efficientsam_pl.structures import ImageBatch, MaskBatch
+from efficientsam_pl.structures import Batch
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.lookahead import LookaheadLoader, steps_ahead
 from efficientsam_pl.training.side_stream import CopiedBatch, SideStream
@@ -120,7 +120,7 @@ class TrainingDataModule(L.LightningDataModule):
         if heldout is None or shards is None:
             heldout, shards = self._streams.train, self._streams.sets.train[0]
         samples = [SampleRef(0, number) for number in range(min(count, len(shards)))]
-        batch: ImageBatch | MaskBatch = heldout.collate(heldout.__getitems__(samples))
+        batch: Batch = heldout.collate(heldout.__getitems__(samples))
         return batch
 
     def samples(self) -> int:
@@ -151,11 +151,11 @@ class TrainingDataModule(L.LightningDataModule):
         )
 
     def transfer_batch_to_device(
-        self, batch: ImageBatch | MaskBatch | CopiedBatch, device: torch.device, dataloader_idx: int
-    ) -> ImageBatch | MaskBatch:
+        self, batch: Batch | CopiedBatch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
         """Copy from pinned memory asynchronously, unless a copy was started before."""
         if isinstance(batch, CopiedBatch):
-            arrived: ImageBatch | MaskBatch = batch.arrived(torch.cuda.current_stream(device))
+            arrived: Batch = batch.arrived(torch.cuda.current_stream(device))
             return arrived
         return batch.to(device, non_blocking=self._pinned())
 

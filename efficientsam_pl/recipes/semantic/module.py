@@ -53,13 +53,13 @@ class SemanticSegmentation(TrainingModule):
 
         `step_output` takes it for a mean over the valid images, and scales it by their share.
         """
-        sums = self._sums(self.model(batch.image, batch.sample_key), batch)
+        sums = self._sums_over(self.model(batch.image, batch.sample_key), batch)
         assert batch.step_counts is not None, "the loader has stamped the step's counts"
         counts = self.step_counts(batch.step_counts)
         share = counts[0] / batch.valid.sum().clamp(min=1)
         return weighted_terms(sums * share, counts, self.loss)
 
-    def _sums(
+    def _sums_over(
         self, predictions: Sequence[SegmentLogits], batch: SemanticBatch
     ) -> Float[Tensor, "l 3"]:
         segments = segments_of(batch.labels, batch.present)
@@ -79,7 +79,7 @@ class SemanticSegmentation(TrainingModule):
         predictions = cast(SemanticSegmenter, self.eval_model())(batch.image)
         images = int(batch.valid.sum())
         counts = batch_counts(batch, self.model.config.head.queries, self.loss)
-        self.heldout_loss.update(self._sums(predictions, batch), counts.to(self.device))
+        self.heldout_loss.update(self._sums_over(predictions, batch), counts.to(self.device))
         scores = class_scores(predictions[-1], batch.image.shape[-2:])
         self.miou.update(scores.argmax(1).to(torch.uint8), batch.labels)
         self.log("heldout/photos", float(images), reduce_fx="sum", sync_dist=True)

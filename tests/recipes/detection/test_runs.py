@@ -149,7 +149,7 @@ def test_a_file_of_other_classes_is_named(
     ("override", "message"),
     [
         ("trainer.compile=step", "trainer.compile=step cannot capture a detector's step"),
-        ("model.vit.class_token=true", "class_token=true needs global_attention=all"),
+        ("model.vit.class_token=true", r"class_token=true needs model\.vit\.global_attention=all"),
         ("optim.milestones=[2,9]", r"optim\.milestones=\[2, 9\] must be below trainer\.max_ste"),
     ],
 )

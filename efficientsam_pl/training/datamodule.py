@@ -46,9 +46,9 @@ _STATE_VERSION = 2
 class TrainingDatasets:
     """Datasets for training and validation, and the order of training samples.
 
-    `scored`: the held-out images at scoring size; None: they are not scored. `of_step` replaces this
-    rank's training batches of an optimizer step, all of them together and on the host, before the
-    first is used: where a loss is divided by what the global batch holds (see
+    `scored`: the held-out images at scoring size; None: they are not scored. `of_step` replaces
+    this rank's training batches of an optimizer step, all together and on the host, before the
+    first is used: for a loss that is divided by what the global batch holds (see
     `TrainingModule.step_counts`).
     """
 

@@ -23,7 +23,7 @@ LabelMap = UInt8[np.ndarray, "h w"]
 
 
 @dataclass(frozen=True)
-class SegmentedImage:
+class SegmentedPicture:
     """An image with a class for every pixel, and the true ones where they are known.
 
     `names` are those of the classes by number; 255 is no class, and keeps the image's colours.
@@ -43,7 +43,7 @@ class _Entry:
     colour: Rgb | None = None
 
 
-def label_card(segmented: SegmentedImage) -> Image.Image:
+def label_map_card(segmented: SegmentedPicture) -> Image.Image:
     """Draw one image at about its own size, its classes in a legend to the right, largest first."""
     longest = max(segmented.labels.shape)
     side = min(max(longest, _LEAST_SIDE), _MOST_SIDE)
@@ -61,7 +61,7 @@ def label_card(segmented: SegmentedImage) -> Image.Image:
     return card
 
 
-def label_sheet(images: Sequence[SegmentedImage], cell_px: int = 256) -> Image.Image:
+def label_map_sheet(images: Sequence[SegmentedPicture], cell_px: int = 256) -> Image.Image:
     """Arrange images in rows: the image, the predicted and, where known, the true map; a legend."""
     rows = [
         [Image.fromarray(s.image), coloured_map(s.image, s.labels, cell_px)]
@@ -107,7 +107,7 @@ def _borders(labels: LabelMap) -> Bool[np.ndarray, "h w"]:
     return borders
 
 
-def _entries(segmented: SegmentedImage, room: int) -> list[_Entry]:
+def _entries(segmented: SegmentedPicture, room: int) -> list[_Entry]:
     """List the classes of an image with their shares, the largest first, in so many lines."""
     counts = np.bincount(segmented.labels.ravel(), minlength=256)
     order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
@@ -130,14 +130,14 @@ def _entries(segmented: SegmentedImage, room: int) -> list[_Entry]:
     return entries
 
 
-def _shown_classes(images: Sequence[SegmentedImage]) -> list[_Entry]:
+def _shown_classes(images: Sequence[SegmentedPicture]) -> list[_Entry]:
     """List the classes in predicted or true maps, by number."""
     maps = [m for s in images for m in (s.labels, s.truth) if m is not None]
     present = sorted({int(number) for labels in maps for number in np.unique(labels)} - {IGNORED})
     return [_Entry(_name(images[0], number), object_colour(number)) for number in present]
 
 
-def _name(segmented: SegmentedImage, number: int) -> str:
+def _name(segmented: SegmentedPicture, number: int) -> str:
     known = number < len(segmented.names)
     return segmented.names[number] if known else f"class {number}"
 

@@ -2,18 +2,18 @@ import numpy as np
 from PIL import Image
 
 from efficientsam_pl.visualization.label_map import (
-    SegmentedImage,
+    SegmentedPicture,
     coloured_map,
-    label_card,
-    label_sheet,
+    label_map_card,
+    label_map_sheet,
 )
 from efficientsam_pl.visualization.palette import object_colour
 
 NAMES = ("sky", "road", "car")
 
 
-def segmented(image: np.ndarray, labels: np.ndarray) -> SegmentedImage:
-    return SegmentedImage(image, labels, NAMES, labels[:, ::-1].copy())
+def segmented(image: np.ndarray, labels: np.ndarray) -> SegmentedPicture:
+    return SegmentedPicture(image, labels, NAMES, labels[:, ::-1].copy())
 
 
 def halves(left: int, right: int) -> np.ndarray:
@@ -36,16 +36,16 @@ def test_ignored_pixels_keep_the_image_and_classes_their_colour_on_any_image() -
 
 def test_card_and_sheet_show_each_class_in_its_legend() -> None:
     image = np.zeros((40, 60, 3), np.uint8)
-    card = label_card(segmented(image, halves(0, 2)))
+    card = label_map_card(segmented(image, halves(0, 2)))
     assert _colours(card) >= {object_colour(0), object_colour(2)}
     assert object_colour(1) not in _colours(card)
-    sheet = label_sheet([segmented(image, halves(0, 2)), segmented(image, halves(1, 255))])
+    sheet = label_map_sheet([segmented(image, halves(0, 2)), segmented(image, halves(1, 255))])
     assert _colours(sheet) >= {object_colour(number) for number in range(3)}
 
 
 def test_a_hundred_classes_are_summed_up_where_the_legend_has_no_room() -> None:
     labels = np.repeat(np.arange(100, dtype=np.uint8)[None], 60, axis=0)
-    card = label_card(SegmentedImage(np.zeros((60, 100, 3), np.uint8), labels, ()))
+    card = label_map_card(SegmentedPicture(np.zeros((60, 100, 3), np.uint8), labels, ()))
     shown = _colours(card) & {object_colour(number) for number in range(100)}
     assert 8 < len(shown) < 60
     assert card.height < 500

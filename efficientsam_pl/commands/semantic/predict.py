@@ -9,7 +9,7 @@ from efficientsam_pl.data.images.label_map import encode_label_map
 from efficientsam_pl.data.images.stated import exif_line
 from efficientsam_pl.inference.semantic import load_semantic, segment_image
 from efficientsam_pl.storage.atomic import atomic_write_bytes
-from efficientsam_pl.visualization.label_map import SegmentedImage, label_card
+from efficientsam_pl.visualization.label_map import SegmentedPicture, label_map_card
 
 _PRINTED = 10  # classes
 
@@ -35,5 +35,5 @@ def run(weights: str, image: Path, out: Path) -> None:
         print(f"{100 * rest:5.1f} %  {len(order) - _PRINTED} more")
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(out / "labels.png", encode_label_map(labels))
-    label_card(SegmentedImage(file.pixels, labels, names)).save(out / "classes.png")
+    label_map_card(SegmentedPicture(file.pixels, labels, names)).save(out / "classes.png")
     print(f"-> {out / 'classes.png'}; class numbers in {out / 'labels.png'}")

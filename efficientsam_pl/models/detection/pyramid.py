@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from efficientsam_pl.models.layers import LayerNorm2d
 from efficientsam_pl.models.neck import neck
 
-
 _RESAMPLING = (4, 1, 0, 1)  # layers before the convolutions of p2..p5
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from efficientsam_pl.models.backbone_weights import check_heads
-from efficientsam_pl.models.detection.weights import detectron2_names
+from efficientsam_pl.models.detection.names import detectron2_names
 from efficientsam_pl.models.semantic.mask2former import SemanticSegmenter
 from efficientsam_pl.models.weights import WeightsFile, load_strictly, read_weights
 from efficientsam_pl.models.weights_source import WeightsError

@@ -68,6 +68,30 @@ class _OnDevice:
         return self._map("pin_memory")
 
 
+@runtime_checkable
+class Batch(Protocol):
+    """What every training stage's batch has; `valid` is True for slots that are trained on."""
+
+    @property
+    def valid(self) -> Tensor:
+        """Slots that hold a sample, or one of its masks."""
+        ...
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Names of the samples; "" for padding."""
+        ...
+
+    @property
+    def corrupt(self) -> tuple[CorruptSample, ...]:
+        """Samples that could not be used."""
+        ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Copy the record with every tensor moved as by `Tensor.to`."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageBatch(_OnDevice):
     """Images for pretraining, already cropped to the student's size.

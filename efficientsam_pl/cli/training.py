@@ -11,6 +11,7 @@ from efficientsam_pl.recipes.classification.config import ClassifyConfig
 from efficientsam_pl.recipes.detection.config import DetectConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.semantic.config import SemanticTrainingConfig
 from efficientsam_pl.training.config import RecipeConfig
 
 
@@ -45,6 +46,12 @@ STAGES = {
         evaluate="efficientsam_pl.commands.detection.evaluate:run",
         predict="efficientsam_pl.commands.detection.predict:run",
         predict_options=("rle",),
+    ),
+    "semantic": Stage(
+        SemanticTrainingConfig,
+        "efficientsam_pl.recipes.semantic.recipe:SemanticRecipe",
+        evaluate="efficientsam_pl.commands.semantic.evaluate:run",
+        predict="efficientsam_pl.commands.semantic.predict:run",
     ),
 }
 _SEGMENTERS = STAGES["finetune"]  # released files name no stage

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.data.index_places import folder_of
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.errors import UserError
@@ -61,6 +62,59 @@ def packed_class_names(shards: ShardSet, key: str) -> tuple[str, ...]:
         first, second = list(recorded.values())[:2]
         raise UserError(f"{key}: the shards of {first} and {second} were packed with other classes")
     return next(iter(recorded), ())
+
+
+def trained_classes(
+    splits: DatasetSplits, names_file: str | None, classes: int | None
+) -> tuple[int, tuple[str, ...]]:
+    """Return the number of classes that a run trains, and their names by number, if known.
+
+    Args:
+        splits: The training and held-out shards.
+        names_file: Value of the key `labels.names`.
+        classes: Value of the key `model.classes`.
+
+    Raises:
+        UserError: The number of classes is unknown or contradicts the list, or training and
+            held-out shards have other lists.
+    """
+    trained = [packed_class_names(shards, "data.train") for shards in splits.train]
+    recorded = next(filter(None, trained), ())
+    heldout = () if splits.heldout is None else packed_class_names(splits.heldout, "data.heldout")
+    for key, names in (("data.train", n) for n in trained if n):
+        _check_same(recorded, names, key)
+    if heldout and recorded:
+        _check_same(recorded, heldout, "data.heldout")
+    labels = recorded if names_file is None else read_class_names(names_file)
+    source = (
+        f"labels.names={names_file}" if names_file else "the record of `pack` beside data.train"
+    )
+    if names_file is not None and recorded and len(labels) != len(recorded):
+        raise UserError(
+            f"{source} names {len(labels)} classes, data.train was packed with {len(recorded)}"
+        )
+    if classes is None and not labels:
+        raise UserError(
+            "model.classes= must be given: no class list is recorded for data.train, and "
+            "labels.names= names none"
+        )
+    if classes is not None and labels and len(labels) != classes:
+        raise UserError(f"model.classes={classes}, but {source} lists {len(labels)} classes")
+    return classes or len(labels), labels
+
+
+def _check_same(names: tuple[str, ...], others: tuple[str, ...], key: str) -> None:
+    if names == others:
+        return
+    pairs = zip(names, others, strict=False)
+    first = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(names), len(others)))
+    here, there = (
+        f"{of[first]}" if first < len(of) else f"missing, of {len(of)}" for of in (names, others)
+    )
+    raise UserError(
+        f"{key}: its shards number other classes than those of data.train: class {first} is "
+        f"{there}, there {here}; pack both with the same names"
+    )
 
 
 def _recorded(folder: str) -> tuple[str, ...]:

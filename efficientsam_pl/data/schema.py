@@ -37,7 +37,6 @@ VERSION = 1
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 RECORD_SUFFIX, CLASS_SUFFIX, LABEL_SUFFIX = "json", "cls", "label.png"
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, RECORD_SUFFIX)  # the files of a masked image
-IGNORED = 255  # value of a label map where no class counts; so classes are at most 255
 CENTRE_SUFFIX, WHOLE_SUFFIX = "centre.safetensors", "photo.safetensors"
 _VIEW_SUFFIX = re.compile(r"view\d+\.safetensors")
 _PACKING_KEY = "efficientsam_pl"

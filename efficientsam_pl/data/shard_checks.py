@@ -141,7 +141,8 @@ def _check_files(files: dict[str, memoryview], needed: set[str]) -> None:
     if CLASS_SUFFIX in files and not bytes(files[CLASS_SUFFIX]).strip().isdigit():
         raise CorruptSampleError("bad class", repr(bytes(files[CLASS_SUFFIX])[:20]))
     if LABEL_SUFFIX in files:
-        check_same_size(decode_label_map(files[LABEL_SUFFIX]), image_size_of(encoded_image(files)))
+        map_hw = decode_label_map(files[LABEL_SUFFIX]).shape
+        check_same_size(map_hw, image_size_of(encoded_image(files)))
 
 
 def _check_features(features: dict[str, memoryview]) -> None:

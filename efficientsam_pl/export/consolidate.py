@@ -15,8 +15,9 @@ from efficientsam_pl.export.output_format import output_format
 from efficientsam_pl.export.streamed import write_streamed
 from efficientsam_pl.models.classifier_weights import mae_names
 from efficientsam_pl.models.config import SegmenterConfig
-from efficientsam_pl.models.detection.weights import detectron2_names
+from efficientsam_pl.models.detection.names import detectron2_names
 from efficientsam_pl.models.released_names import released_names
+from efficientsam_pl.models.semantic.weights import mask2former_names
 from efficientsam_pl.models.weights import FORMAT, safetensors_header, strip_prefix
 from efficientsam_pl.storage.atomic import atomic_write_local
 
@@ -33,7 +34,7 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
 
     A .pt file gets a whole model under the names of a released one (without provenance), for
     programs that read such files: a segmenter under EfficientSAM's, a classifier under MAE's, a
-    detector under detectron2's.
+    detector under detectron2's, a semantic segmenter under Mask2Former's.
 
     A finetuning checkpoint gives the whole segmenter, a pretraining checkpoint the student's
     encoder under the names that finetuning reads.
@@ -157,6 +158,7 @@ _RELEASED = {  # by the stage whose model is written
     "finetune": _ReleasedForm(released_names, _check_released_layout),
     "classify": _ReleasedForm(mae_names, lambda header: None),
     "detect": _ReleasedForm(detectron2_names, lambda header: None),
+    "semantic": _ReleasedForm(mask2former_names, lambda header: None),
 }
 
 

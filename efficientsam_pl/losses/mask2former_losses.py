@@ -14,19 +14,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from efficientsam_pl.keyed_random import split_key, uniform
-from efficientsam_pl.losses.matching import Matches, Segments, Weights, match, sample_masks
+from efficientsam_pl.losses.config import SegmentLossConfig
+from efficientsam_pl.losses.matching import Matches, Segments, match, sample_masks
 from efficientsam_pl.losses.terms import LossTerms
-
-_NO_OBJECT = 0.1  # weight of that class (Mask2Former, section 4.1)
-
-
-@dataclass(frozen=True)
-class PointSampling:
-    """Points at which masks are compared (PointRend; Mask2Former, section 3.3)."""
-
-    points: int = 12_544  # 112 x 112
-    oversampling: float = 3.0  # candidates for a point
-    importance: float = 0.75  # share of the points that are the least certain candidates
 
 
 @dataclass(frozen=True)
@@ -64,11 +54,11 @@ class KeyedPoints:
 
     sample_key: Int64[Tensor, "b"]
     classes: Int64[Tensor, "n"]  # of the segments: which segment of an image it is
-    sampling: PointSampling
+    config: SegmentLossConfig
 
     def matching(self) -> Float[Tensor, "b p 2"]:
         """Draw as `Points` says."""
-        return uniform(self.sample_key, 2 * self.sampling.points, "matching-points").unflatten(
+        return uniform(self.sample_key, 2 * self.config.points, "matching-points").unflatten(
             -1, (-1, 2)
         )
 
@@ -76,10 +66,10 @@ class KeyedPoints:
         self, layer: int, matches: Matches, logits: Float[Tensor, "m 1 h w"]
     ) -> Float[Tensor, "m p 2"]:
         """Draw as `Points` says: uncertain places first, the rest anywhere."""
-        sampling = self.sampling
-        chosen = int(sampling.importance * sampling.points)
-        candidates = int(sampling.oversampling * sampling.points)
-        drawn = candidates + sampling.points - chosen
+        config = self.config
+        chosen = int(config.importance * config.points)
+        candidates = int(config.oversampling * config.points)
+        drawn = candidates + config.points - chosen
         patterns = uniform(self.sample_key, 2 * drawn, "loss-points")
         # class numbers fit a byte
         keys = split_key(self.sample_key, 256)[matches.image, self.classes[matches.segment]]
@@ -117,7 +107,7 @@ def prediction_sums(
     segments: Segments,
     valid: Bool[Tensor, "b"],
     points: Points,
-    weights: Weights,
+    config: SegmentLossConfig,
 ) -> Float[Tensor, "l 3"]:
     """Sum cross-entropy over queries, mask and dice loss over segments, for every prediction.
 
@@ -126,21 +116,21 @@ def prediction_sums(
         segments: What is to be found; an image may have none.
         valid: False for empty slots, whose queries do not count.
         points: Where masks are compared.
-        weights: Those of the matching costs.
+        config: Weights of the matching costs, and of the class that means no object.
     """
     if not sum(segments.per_image):
-        zero = [_class_sum(classes, None, segments, valid) for classes, _ in predictions]
+        zero = [_class_sum(classes, None, segments, valid, config) for classes, _ in predictions]
         # zero times the masks: every weight has a gradient, which ranks that share them expect
         none = [masks.float().sum() * 0 for _, masks in predictions]
         return torch.stack([torch.stack([z, n, n]) for z, n in zip(zero, none, strict=True)])
-    matched = match(predictions, segments, points.matching(), weights)
+    matched = match(predictions, segments, points.matching(), config)
     rows = []
     for layer, ((classes, masks), pairs) in enumerate(zip(predictions, matched, strict=True)):
         logits = masks[pairs.image, pairs.query][:, None].float()
         places = points.loss(layer, pairs, logits)
         truth = sample_masks(segments.masks[pairs.segment][:, None].float(), places)[:, 0]
         sampled = sample_masks(logits, places)[:, 0]
-        class_sum = _class_sum(classes, pairs, segments, valid)
+        class_sum = _class_sum(classes, pairs, segments, valid, config)
         rows.append(torch.stack([class_sum, mask_loss(sampled, truth), dice_loss(sampled, truth)]))
     return torch.stack(rows)
 
@@ -162,6 +152,7 @@ def _class_sum(
     pairs: Matches | None,
     segments: Segments,
     valid: Bool[Tensor, "b"],
+    config: SegmentLossConfig,
 ) -> Float[Tensor, ""]:
     """Sum the weighted cross-entropy over the queries of valid images; unmatched: no object."""
     b, queries, classes = logits.shape
@@ -169,17 +160,20 @@ def _class_sum(
     if pairs is not None:
         target[pairs.image, pairs.query] = segments.classes[pairs.segment]
     entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
-    weight = torch.where(target == classes - 1, _NO_OBJECT, 1.0) * valid[:, None]
+    weight = torch.where(target == classes - 1, config.no_object, 1.0) * valid[:, None]
     return (entropy.view_as(target) * weight).sum()
 
 
-def target_counts(per_image: Sequence[int], images: int, queries: int) -> list[float]:
+def target_counts(
+    per_image: Sequence[int], images: int, queries: int, config: SegmentLossConfig
+) -> list[float]:
     """Count what a step's losses are divided by, from host numbers.
 
     Args:
         per_image: Segments of every image; 0 for empty slots.
         images: Valid images.
         queries: Of the model.
+        config: Weight of the class that means no object.
 
     Returns:
         Valid images, segments, and the summed class weights of all queries. Each is a sum over
@@ -187,18 +181,18 @@ def target_counts(per_image: Sequence[int], images: int, queries: int) -> list[f
     """
     matched = sum(min(count, queries) for count in per_image)
     unmatched = images * queries - matched
-    return [float(images), float(sum(per_image)), matched + _NO_OBJECT * unmatched]
+    return [float(images), float(sum(per_image)), matched + config.no_object * unmatched]
 
 
 def weighted_terms(
-    sums: Float[Tensor, "l 3"], counts: Float[Tensor, "3"], weights: Weights
+    sums: Float[Tensor, "l 3"], counts: Float[Tensor, "3"], config: SegmentLossConfig
 ) -> SegmentationTerms:
     """Divide sums by `target_counts`, segments being at least 1, and weight them."""
     _, segments, class_weight = counts.unbind()
     segments = segments.clamp(min=1)
-    divisors = torch.stack([class_weight.clamp(min=_NO_OBJECT), segments, segments])
+    divisors = torch.stack([class_weight.clamp(min=config.no_object), segments, segments])
     means = sums / divisors
-    scale = means.new_tensor([weights.classification, weights.mask, weights.dice])
+    scale = means.new_tensor([config.classification, config.mask, config.dice])
     return SegmentationTerms((means * scale).sum(), *means[-1].unbind())
 
 

@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from efficientsam_pl.losses.config import SegmentLossConfig
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -37,15 +39,6 @@ class Matches:
     image: Int64[Tensor, "m"]
     query: Int64[Tensor, "m"]
     segment: Int64[Tensor, "m"]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights of the three terms, in the matching costs and in the loss."""
-
-    classification: float = 2.0  # Mask2Former, ADE20K's config: 2, 5, 5
-    mask: float = 5.0
-    dice: float = 5.0
 
 
 def sample_masks(
@@ -76,7 +69,7 @@ def matching_costs(
     mask_logits: Float[Tensor, "b q h w"],
     segments: Segments,
     points_unit: Float[Tensor, "b p 2"],
-    weights: Weights,
+    config: SegmentLossConfig,
 ) -> list[Float[Tensor, "q _"]]:
     """Compute the cost of every query for every segment of its image, in float32.
 
@@ -85,13 +78,13 @@ def matching_costs(
         mask_logits: At any size.
         segments: Those of the same images.
         points_unit: (x, y) in [0, 1] at which masks are compared, shared by an image's queries.
-        weights: Of the three terms.
+        config: Weights of the three terms.
 
     Source:
         Mask2Former, matcher.py.
     """
     truth = segments_at(segments, points_unit)
-    return _costs(class_logits, mask_logits, segments, truth, points_unit, weights)
+    return _costs(class_logits, mask_logits, segments, truth, points_unit, config)
 
 
 def _costs(
@@ -100,7 +93,7 @@ def _costs(
     segments: Segments,
     truth: Float[Tensor, "b t p"],
     points_unit: Tensor,
-    weights: Weights,
+    config: SegmentLossConfig,
 ) -> list[Tensor]:
     logits = sample_masks(mask_logits.float(), points_unit)  # b, q, p
     probs, points = logits.sigmoid(), logits.shape[-1]
@@ -109,11 +102,11 @@ def _costs(
     entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ other) / points
     overlap = 2 * (probs @ other) + 1
     dice = 1 - overlap / (probs.sum(-1, keepdim=True) + truth.sum(-1)[:, None] + 1)
-    shape_cost = weights.mask * entropy + weights.dice * dice
+    shape_cost = config.mask * entropy + config.dice * dice
     shares = class_logits.float().softmax(-1)
     by_image = segments.classes.split(list(segments.per_image))
     return [
-        shape_cost[image, :, : len(classes)] - weights.classification * shares[image][:, classes]
+        shape_cost[image, :, : len(classes)] - config.classification * shares[image][:, classes]
         for image, classes in enumerate(by_image)
     ]
 
@@ -122,7 +115,7 @@ def match(
     predictions: Sequence[tuple[Tensor, Tensor]],
     segments: Segments,
     points_unit: Float[Tensor, "b p 2"],
-    weights: Weights,
+    config: SegmentLossConfig,
 ) -> list[Matches]:
     """Match the queries of several predictions of the same images, with one read of the device.
 
@@ -130,14 +123,14 @@ def match(
         predictions: Class logits [b, q, k + 1] and mask logits [b, q, h, w].
         segments: What is to be found.
         points_unit: As in `matching_costs`; the same for every prediction.
-        weights: Of the three terms of the cost.
+        config: Weights of the three terms of the cost.
     """
     with torch.no_grad():
         truth = segments_at(segments, points_unit)
         costs = [
             cost
             for classes, masks in predictions
-            for cost in _costs(classes, masks, segments, truth, points_unit, weights)
+            for cost in _costs(classes, masks, segments, truth, points_unit, config)
         ]
         flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
     bounds = np.cumsum([cost.numel() for cost in costs])[:-1]

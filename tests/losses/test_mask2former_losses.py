@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from efficientsam_pl.losses.config import SegmentLossConfig
 from efficientsam_pl.losses.mask2former_losses import (
     KeyedPoints,
-    PointSampling,
     important_points,
     prediction_sums,
     segments_of,
@@ -22,13 +22,12 @@ from efficientsam_pl.losses.mask2former_losses import (
 from efficientsam_pl.losses.matching import (
     Matches,
     Segments,
-    Weights,
     assign,
     match,
     matching_costs,
 )
 
-WEIGHTS = Weights()
+CONFIG = SegmentLossConfig()
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,9 @@ def loss(golden: Path) -> dict[str, Any]:
 def test_costs_and_matches_are_mask2formers(loss: dict[str, Any]) -> None:
     predictions, segments, points = loss["of"]
     first = np.cumsum([0, *segments.per_image])
-    matched = match(predictions, segments, points.matching(), WEIGHTS)
+    matched = match(predictions, segments, points.matching(), CONFIG)
     for number, (logits, pairs) in enumerate(zip(predictions, matched, strict=True)):
-        costs = matching_costs(*logits, segments, points.matching(), WEIGHTS)
+        costs = matching_costs(*logits, segments, points.matching(), CONFIG)
         for image, cost in enumerate(costs):
             expected = loss["numbers"][f"cost_{number}_{image}"]
             np.testing.assert_allclose(cost, expected, atol=1e-5, rtol=0)
@@ -84,18 +83,18 @@ def test_losses_are_mask2formers(loss: dict[str, Any]) -> None:
     predictions, segments, points = loss["of"]
     images, queries = len(segments.per_image), predictions[0][0].shape[1]
     valid = torch.ones(images, dtype=torch.bool)
-    sums = prediction_sums(predictions, segments, valid, points, WEIGHTS)
-    counts = torch.tensor(target_counts(segments.per_image, images, queries))
+    sums = prediction_sums(predictions, segments, valid, points, CONFIG)
+    counts = torch.tensor(target_counts(segments.per_image, images, queries, CONFIG))
     expected = loss["about"]["losses"]
     for layer, suffix in enumerate(("_0", "_1", "")):
-        terms = weighted_terms(sums[layer : layer + 1], counts, WEIGHTS)
+        terms = weighted_terms(sums[layer : layer + 1], counts, CONFIG)
         for name, value in (
             ("ce", terms.classification),
             ("mask", terms.mask),
             ("dice", terms.dice),
         ):
             assert float(value) == pytest.approx(expected[f"loss_{name}{suffix}"], abs=1e-5)
-    total = weighted_terms(sums, counts, WEIGHTS).total
+    total = weighted_terms(sums, counts, CONFIG).total
     assert float(total) == pytest.approx(expected["total_weighted"], abs=1e-4)
 
 
@@ -115,7 +114,7 @@ LABELS = torch.full((3, 16, 16), 255, dtype=torch.uint8)
 LABELS[0, :8], LABELS[0, 8:, :4] = 2, 0  # image 1 has no class at all
 LABELS[2, 3:9, 3:9] = 1
 PRESENT = ((0, 2), (), (1,))
-FEW = PointSampling(points=32)
+FEW = SegmentLossConfig(points=32)
 
 
 def of_images(chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,10 +130,10 @@ def of_images(chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     keys = torch.tensor([11, 12, 13])[chosen]
     points = KeyedPoints(keys, segments.classes, FEW)
     valid = torch.ones(len(chosen), dtype=torch.bool)
-    sums = prediction_sums(leaves, segments, valid, points, WEIGHTS)
+    sums = prediction_sums(leaves, segments, valid, points, CONFIG)
     sums.sum().backward()
     grads = torch.cat([leaf.grad.flatten(1) for pair in leaves for leaf in pair], 1)  # type: ignore[union-attr]
-    counts = torch.tensor(target_counts(segments.per_image, len(chosen), 5))
+    counts = torch.tensor(target_counts(segments.per_image, len(chosen), 5, CONFIG))
     return sums.detach(), counts, grads
 
 
@@ -153,9 +152,9 @@ def test_empty_slots_cost_nothing_and_costs_of_a_diverged_model_can_be_matched()
     classes, masks = torch.randn(1, 5, 4), torch.randn(1, 5, 8, 8)
     segments = segments_of(LABELS[1:2], [()])
     points = KeyedPoints(torch.tensor([1]), segments.classes, FEW)
-    sums = prediction_sums([(classes, masks)], segments, torch.tensor([False]), points, WEIGHTS)
+    sums = prediction_sums([(classes, masks)], segments, torch.tensor([False]), points, CONFIG)
     assert sums.tolist() == [[0, 0, 0]]
-    terms = weighted_terms(sums, torch.tensor(target_counts((0,), 0, 5)), WEIGHTS)
+    terms = weighted_terms(sums, torch.tensor(target_counts((0,), 0, 5, CONFIG)), CONFIG)
     assert float(terms.total) == 0
     queries, found = assign(np.array([[np.nan, 1.0], [0.5, np.inf], [2.0, 3.0]]))
     assert sorted(found.tolist()) == [0, 1]

@@ -9,7 +9,7 @@ import torch
 from efficientsam_pl.models.config import EncoderConfig
 from efficientsam_pl.models.detection.config import DetectorConfig
 from efficientsam_pl.models.detection.detector import Detector
-from efficientsam_pl.models.detection.weights import detectron2_names
+from efficientsam_pl.models.detection.names import detectron2_names
 from efficientsam_pl.optim.adamw import build_optimizer
 from efficientsam_pl.optim.config import DetectionOptimConfig, detect_optim
 from efficientsam_pl.optim.detection_schedule import (

@@ -20,7 +20,7 @@ HEAD = MaskHeadConfig(width=32, heads=2, queries=3, pixel_layers=1, pixel_ffn=8,
 
 def test_schedule_is_mask2formers(golden: Path) -> None:
     schedule = json.loads((golden / "downstream/schedules.json").read_text())["mask2former_poly"]
-    p = schedule["parameters"] if "parameters" in schedule else schedule
+    p = schedule
     config = PolyOptimConfig(power=p["power"], warmup_steps=0)
     for step, factor in schedule["rows_iter_factor"]:
         assert poly_multiplier(step, config, p["max_iter"]) == pytest.approx(factor, abs=1e-9)

@@ -26,6 +26,8 @@ from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.recipes.sami.recipe import SamiRecipe
+from efficientsam_pl.recipes.semantic.config import SemanticTrainingConfig
+from efficientsam_pl.recipes.semantic.recipe import SemanticRecipe
 from efficientsam_pl.training import train as training
 
 
@@ -53,6 +55,7 @@ def run(stage: str, file: str, counts: str, *overrides: str) -> None:
         "finetune": (PromptableRecipe, FinetuneConfig),
         "classify": (ClassificationRecipe, ClassifyConfig),
         "detect": (DetectionRecipe, DetectConfig),
+        "semantic": (SemanticRecipe, SemanticTrainingConfig),
     }[stage]
     standard = training.standard_callbacks
     counter = [] if counts == "-" else [CountedCollectives(Path(counts))]

@@ -11,7 +11,8 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from efficientsam_pl.data.images.orientation import Data, is_png
-from efficientsam_pl.data.schema import IGNORED, CorruptSampleError
+from efficientsam_pl.data.schema import CorruptSampleError
+from efficientsam_pl.records import IGNORED
 
 BAD_MAP, UNKNOWN_CLASS = "bad label map", "unknown class"
 _GREY, _INDEXED = 0, 3  # colour types of PNG
@@ -58,10 +59,10 @@ def packed_label_map(data: Data, classes: int) -> UInt8[np.ndarray, "h w"]:
     return labels.astype(np.uint8)
 
 
-def check_same_size(labels: UInt16[np.ndarray, "h w"], image_hw: tuple[int, int]) -> None:
+def check_same_size(map_hw: tuple[int, ...], image_hw: tuple[int, int]) -> None:
     """Raise CorruptSampleError where a label map has another size than its image."""
-    if labels.shape != image_hw:
-        raise CorruptSampleError("size mismatch", f"image {image_hw}, label map {labels.shape}")
+    if map_hw != image_hw:
+        raise CorruptSampleError("size mismatch", f"image {image_hw}, label map {map_hw}")
 
 
 def encode_label_map(labels: UInt8[np.ndarray, "h w"]) -> bytes:

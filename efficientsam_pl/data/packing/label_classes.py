@@ -8,8 +8,9 @@ from jaxtyping import UInt8, UInt16
 
 from efficientsam_pl.data.class_list import check_names
 from efficientsam_pl.data.images.label_map import UNKNOWN_CLASS
-from efficientsam_pl.data.schema import IGNORED, CorruptSampleError
+from efficientsam_pl.data.schema import CorruptSampleError
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.records import IGNORED
 from efficientsam_pl.storage.files import read_file
 
 _ADE20K_COLUMNS = ("Idx", "Name")  # first and last of objectInfo150.txt

@@ -39,8 +39,9 @@ from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
 from efficientsam_pl.data.packing.sample_keys import file_keys
 from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import IndexNote, PackedSample, Skipped
-from efficientsam_pl.data.schema import IGNORED, LABEL_SUFFIX, CorruptSampleError
+from efficientsam_pl.data.schema import LABEL_SUFFIX, CorruptSampleError
 from efficientsam_pl.errors import UserError
+from efficientsam_pl.records import IGNORED
 from efficientsam_pl.storage.files import full_path, read_file
 
 _NO_IMAGE = "label map without an image"

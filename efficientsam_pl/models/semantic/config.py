@@ -6,7 +6,8 @@ from typing import Literal
 from efficientsam_pl.models.config import EncoderConfig
 
 Features = Literal["pyramid", "blocks"]
-IGNORED = 255  # label of a pixel without a class
+
+_MOST_CLASSES = 255  # a label map's bytes, less `records.IGNORED`, which needs numpy to import
 _NORM_GROUPS = 32  # of the pixel decoder's group norms
 
 
@@ -89,14 +90,19 @@ def check_segmenter(
             raise ValueError(f"feature_blocks={list(blocks)} must be four, one for each stride")
         if not all(0 <= block < vit.depth for block in blocks):
             raise ValueError(f"feature_blocks={list(blocks)} must be below vit.depth={vit.depth}")
+        if max(blocks) != vit.depth - 1:
+            raise ValueError(
+                f"feature_blocks={list(blocks)} must have the last block, {vit.depth - 1}: what "
+                "follows them would not be trained"
+            )
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path={drop_path} must lie in [0, 1)")
 
 
 def check_classes(classes: int) -> None:
     """Raise ValueError for a number of classes that label maps cannot hold."""
-    if not 1 <= classes <= IGNORED:
+    if not 1 <= classes <= _MOST_CLASSES:
         raise ValueError(
-            f"classes={classes} must lie in [1, {IGNORED}]: a label map holds one byte a pixel, "
-            f"and {IGNORED} marks ignored ones"
+            f"classes={classes} must lie in [1, {_MOST_CLASSES}]: a label map holds one byte a "
+            "pixel, and one value marks ignored pixels"
         )

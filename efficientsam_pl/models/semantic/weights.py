@@ -6,30 +6,40 @@ from typing import Any
 from torch import Tensor
 
 from efficientsam_pl.models.backbone_weights import check_heads
+from efficientsam_pl.models.detection.names import detectron2_names
 from efficientsam_pl.models.semantic.mask2former import SemanticSegmenter
 from efficientsam_pl.models.weights import WeightsFile, load_strictly, read_weights
 from efficientsam_pl.models.weights_source import WeightsError
 
-_PARTS = (  # ours, theirs; the backbone's are those of detectron2's ViTDet
-    ("head.", "sem_seg_head."),
-    ("image_encoder.trunk.", "backbone.net."),
-    ("pyramid.", "backbone."),
-)
+_HEAD, _THEIR_HEAD = "head.", "sem_seg_head."
 _CLASSES = "head.predictor.class_embed.weight"
 # of Mask2Former's files: the weights of its loss, and a constant of detectron2's normalisation
 _CONSTANTS = ("criterion.", "pixel_mean", "pixel_std")
 
 
 def mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a segmenter's state dict, or a part of it, to the names of Mask2Former's files."""
-    return {_renamed(name, _PARTS): tensor for name, tensor in state.items()}
+    """Rename a segmenter's state dict, or a part of it, to the names of Mask2Former's files.
 
-
-def from_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `mask2former_names`; our names pass unchanged."""
-    ours = [(theirs, own) for own, theirs in _PARTS]
+    Backbone and pyramid get those of detectron2's ViTDet, since Mask2Former has no plain ViT.
+    """
     return {
-        _renamed(name, ours): tensor
+        _THEIR_HEAD + name.removeprefix(_HEAD) if name.startswith(_HEAD) else theirs: tensor
+        for (name, tensor), theirs in zip(state.items(), detectron2_names(state), strict=True)
+    }
+
+
+def from_mask2former_names(
+    state: Mapping[str, Tensor], ours: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Undo `mask2former_names`; other names pass unchanged.
+
+    Args:
+        state: A file's tensors.
+        ours: State dict of a segmenter, for its names.
+    """
+    names = dict(zip(mask2former_names(ours), ours, strict=True))
+    return {
+        names.get(name, name): tensor
         for name, tensor in state.items()
         if not name.startswith(_CONSTANTS)
     }
@@ -54,7 +64,7 @@ def load_semantic_file(
             classes.
     """
     file = file or read_weights(path)
-    state = from_mask2former_names(file.state)
+    state = from_mask2former_names(file.state, model.state_dict())
     if _CLASSES not in state:
         raise WeightsError(
             f"{path} holds no semantic segmenter: it has no {_CLASSES}; model.encoder= takes a "
@@ -70,13 +80,6 @@ def load_semantic_file(
         )
     _check_labels(model, file, path)
     load_strictly(model, state, path)
-
-
-def _renamed(name: str, parts: Any) -> str:
-    for begin, other in parts:
-        if name.startswith(begin):
-            return f"{other}{name.removeprefix(begin)}"
-    return name
 
 
 def _check_settings(model: SemanticSegmenter, file: WeightsFile, path: str) -> None:

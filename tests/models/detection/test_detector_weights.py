@@ -8,11 +8,8 @@ import torch
 
 from efficientsam_pl.models.backbone_weights import load_backbone
 from efficientsam_pl.models.detection.detector import Detector
-from efficientsam_pl.models.detection.weights import (
-    detectron2_names,
-    from_detectron2_names,
-    load_detector_file,
-)
+from efficientsam_pl.models.detection.names import detectron2_names, from_detectron2_names
+from efficientsam_pl.models.detection.weights import load_detector_file
 from efficientsam_pl.models.vit import PlainViT
 from efficientsam_pl.models.weights_source import WeightsError
 from tests.models.detection.conftest import Golden, small_config

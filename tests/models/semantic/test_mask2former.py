@@ -69,7 +69,7 @@ def test_the_heads_predictions_are_mask2formers(head: dict[str, Any]) -> None:
     state = {f"head.{name}": tensor for name, tensor in model.state_dict().items()}
     theirs = {name: list(tensor.shape) for name, tensor in mask2former_names(state).items()}
     assert theirs == {name: list(tensor.shape) for name, tensor in head["state"].items()}
-    ours = from_mask2former_names(head["state"])
+    ours = from_mask2former_names(head["state"], state)
     model.load_state_dict({name.removeprefix("head."): tensor for name, tensor in ours.items()})
     draw = np.random.RandomState(sizes["seed"])
     rows, columns = sizes["image_hw"]

@@ -155,10 +155,10 @@ def paste_in_a_loop(probs: Tensor, boxes: Tensor, image_hw: tuple[int, int]) -> 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An image with what is there and what was found."""
+    """An image with what is there and what was detected."""
 
     truth: InstanceImage
-    found: DetectedObjects
+    detected: DetectedObjects
 
 
 def evaluated_images(count: int) -> list[Evaluated]:
@@ -166,21 +166,26 @@ def evaluated_images(count: int) -> list[Evaluated]:
     draw, made = np.random.default_rng(0), []
     drawn = [_ellipses(draw) for _ in range(_DRAWN)]
     for number in range(count):
-        masks, found = drawn[number % _DRAWN]
-        own = draw.permutation(CATEGORIES)[:_OF_OWN]
-        classes = own[draw.integers(_OF_OWN, size=_OBJECTS)]
+        masks, detected = drawn[number % _DRAWN]
+        drawn_from = draw.permutation(CATEGORIES)[:_OF_OWN]
+        classes = drawn_from[draw.integers(_OF_OWN, size=_OBJECTS)]
         pixels = areas(masks)
         instances = tuple(
             Instance(place, int(classes[place]), mask, float(pixels[place]), crowd=place == 6)
             for place, mask in enumerate(masks)
         )
         right = draw.random(_FOUND) < 0.7
-        guessed = np.where(right, classes[np.arange(_FOUND) % _OBJECTS], draw.choice(own, _FOUND))
+        guessed = np.where(
+            right, classes[np.arange(_FOUND) % _OBJECTS], draw.choice(drawn_from, _FOUND)
+        )
         made.append(
             Evaluated(
                 InstanceImage(number, f"{number:06d}", _HW, instances),
                 DetectedObjects(
-                    guessed.tolist(), draw.random(_FOUND).tolist(), coco_mask.toBbox(found), found
+                    guessed.tolist(),
+                    draw.random(_FOUND).tolist(),
+                    coco_mask.toBbox(detected),
+                    detected,
                 ),
             )
         )
@@ -213,7 +218,7 @@ def by_us(made: Sequence[Evaluated]) -> np.ndarray:
     """Score images one by one, as an evaluation does."""
     metric = DetectionAp(CATEGORIES)
     for image in made:
-        metric.update(image.truth.path, image.truth, image.found)
+        metric.update(image.truth.path, image.truth, image.detected)
     scores = metric.compute()
     return np.array([*scores.box, *scores.mask])
 
@@ -262,9 +267,9 @@ def _results(made: Sequence[Evaluated], kind: str) -> list[dict[str, Any]]:
         {"image_id": n, "category_id": category, "score": score, key: shape}
         for n, image in enumerate(made)
         for category, score, shape in zip(
-            image.found.classes,
-            image.found.scores,
-            image.found.boxes_xywh.tolist() if kind == "bbox" else image.found.masks,
+            image.detected.classes,
+            image.detected.scores,
+            image.detected.boxes_xywh.tolist() if kind == "bbox" else image.detected.masks,
             strict=True,
         )
     ]

@@ -42,7 +42,7 @@ class DetectedImage:
     """An image with what was found in it, and what is there, if that is known."""
 
     image: UInt8[np.ndarray, "h w 3"]
-    found: tuple[DrawnObject, ...]
+    detected: tuple[DrawnObject, ...]
     truth: tuple[DrawnObject, ...] | None = None
 
 
@@ -70,7 +70,7 @@ def detection_sheet(images: Sequence[DetectedImage], cell_px: int = 384) -> Imag
     """Arrange images with what was found, each beside what is there."""
     rows = []
     for drawn in (_enlarged(image, cell_px) for image in images):
-        sides = [drawn.found, *([] if drawn.truth is None else [drawn.truth])]
+        sides = [drawn.detected, *([] if drawn.truth is None else [drawn.truth])]
         rows.append([draw_objects(drawn.image, objects, cell_px) for objects in sides])
     titles = ["found", "annotated"][: max(map(len, rows), default=1)]
     return contact_sheet(rows, titles, cell_px=cell_px)
@@ -84,11 +84,11 @@ def _enlarged(drawn: DetectedImage, least_px: int) -> DetectedImage:
         return drawn
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     large = Image.fromarray(drawn.image).resize(size, Image.Resampling.BICUBIC)
-    found, truth = (
-        None if objects is None else tuple(_scaled(one, size, scale) for one in objects)
-        for objects in (drawn.found, drawn.truth)
+    detected, truth = (
+        None if objects is None else tuple(_scaled(each, size, scale) for each in objects)
+        for objects in (drawn.detected, drawn.truth)
     )
-    return DetectedImage(np.array(large), found or (), truth)
+    return DetectedImage(np.array(large), detected or (), truth)
 
 
 def _scaled(drawn: DrawnObject, size: tuple[int, int], scale: float) -> DrawnObject:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from efficientsam_pl.rle import Rle
 
+IGNORED = 255  # value of a label map where no class counts; so there are at most 255 classes
+
 
 @dataclass(frozen=True)
 class CorruptSample:
@@ -17,13 +19,17 @@ class CorruptSample:
 
 @dataclass(frozen=True)
 class Instance:
-    """An annotated object of an image; `area` is that of the annotation file, in pixels."""
+    """An annotated object of an image; `area` is that of the annotation file, in pixels.
+
+    `box_xywh` is the file's too, edges of pixels; None where it states none: the mask's.
+    """
 
     id: int
     category_id: int
     mask: Rle
     area: float
     crowd: bool = False
+    box_xywh: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)

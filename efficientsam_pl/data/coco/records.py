@@ -44,11 +44,16 @@ def load_json(content: bytes) -> Any:
 
 
 def record_lists(
-    content: bytes, path: str, keys: Sequence[str], optional: Sequence[str] = ()
+    content: bytes,
+    path: str,
+    keys: Sequence[str],
+    optional: Sequence[str] = (),
+    lenient: bool = False,
 ) -> dict[str, list[Record]]:
     """Read the lists of records that an annotation file holds under these keys.
 
-    Lists under `optional` keys may be missing or null and are then empty.
+    Lists under `optional` keys may be missing or null and are then empty; if `lenient`, also where
+    they are no lists of records.
 
     Raises:
         CocoError: The content is no JSON, or lacks one of the keys.
@@ -60,7 +65,7 @@ def record_lists(
     if not isinstance(loaded, dict):
         kind = next(name for types, name in _KINDS if isinstance(loaded, types))
         raise not_coco(path, f"it holds a {kind}, not a record of lists")
-    lists = {}
+    lists: dict[str, list[Record]] = {}
     for key in (*keys, *optional):
         if key in keys and key not in loaded:
             raise not_coco(path, f"it has no {key!r}")
@@ -68,6 +73,9 @@ def record_lists(
         if records is None and key in optional:
             records = []
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            if lenient and key in optional:
+                lists[key] = []
+                continue
             raise not_coco(path, f"its {key!r} is no list of records")
         lists[key] = records
     return lists

@@ -221,6 +221,20 @@ def test_mistakes_of_the_command_are_one_line(
     assert message in line
 
 
+def test_a_packing_of_nothing_is_mended_in_the_same_folder(
+    folders: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders({"a": png(np.full((40, 60), 7, np.uint8))})
+    (root / "c.txt").write_text("sky\nroad\n")
+    pair = [f"--images={root}/images", f"--labels={root}/labels", f"--classes={root}/c.txt"]
+    command = ["pack", "ade20k", *pair, f"--out={root}/out", "--workers=0"]
+    assert cli.main(command) == 2
+    assert "unknown class: value 7" in capsys.readouterr().err
+    assert cli.main([*command, "--ignored=7"]) == 0
+    assert cli.main([*command, "--ignored=8"]) == 2
+    assert "holds shards of another packing" in capsys.readouterr().err
+
+
 def test_class_list_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     listed = tmp_path / "c.txt"
     listed.write_text("sky\nroad\nsky\n")

@@ -45,6 +45,7 @@ STAGES = {
         "efficientsam_pl.recipes.detection.recipe:DetectionRecipe",
         evaluate="efficientsam_pl.commands.detection.evaluate:run",
         predict="efficientsam_pl.commands.detection.predict:run",
+        predict_options=("rle",),
     ),
     "semantic": Stage(
         SemanticTrainingConfig,

@@ -62,8 +62,8 @@ class LabelMapVisualizer(PeriodicDrawing):
                 SegmentedPicture(
                     image.permute(1, 2, 0).cpu().numpy(),
                     labels.to(torch.uint8).cpu().numpy(),
-                    truth.cpu().numpy(),
                     names,
+                    truth.cpu().numpy(),
                 )
                 for image, labels, truth, valid in zip(
                     batch.image, scores.argmax(1), batch.labels, batch.valid, strict=True

@@ -7,8 +7,6 @@ import torch
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.consolidate import consolidate
-from efficientsam_pl.models.semantic.mask2former import SemanticSegmenter
-from efficientsam_pl.models.semantic.weights import load_semantic_file
 from efficientsam_pl.models.weights import read_weights
 from tests.recipes.classification.test_runs import (
     _logged,

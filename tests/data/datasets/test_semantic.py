@@ -18,6 +18,7 @@ from efficientsam_pl.data.datasets.semantic import (
     SemanticTrainingView,
 )
 from efficientsam_pl.data.images.label_map import encode_label_map
+from efficientsam_pl.data.limits import batches_in_flight
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.semantic_config import SemanticCropConfig
@@ -168,6 +169,13 @@ def test_corrupt_label_maps_are_counted_and_an_ignored_one_is_not(mapped: ShardS
         ("b3", "bad label map"),
     ]
     assert (seen.labels[4:] == 255).all()
+
+
+def test_padding_is_measured_before_a_run_begins(mapped: ShardSet) -> None:
+    data = dataset(mapped, SemanticTrainingView(SIDE, SemanticCropConfig()))
+    assert batches_in_flight(data, samples=4, count=2).bytes >= 4 * 4 * SIDE**2
+    empty = data.collate(data.__getitems__([SampleRef(0, None)]))
+    assert (empty.valid.tolist(), empty.labels.unique().tolist()) == ([False], [255])
 
 
 def test_scoring_view_holds_the_whole_image(mapped: ShardSet, noise: Noise) -> None:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -164,6 +165,22 @@ def test_mended_label_map_is_packed_again(
     again = PackAgain("repack")
     run_packing(source(root), str(out), ArrayShare(), 0, lambda _: None, again)
     assert labels_in(unpacked(out))["a"] == np.ones((40, 60)).tolist()
+
+
+def test_folders_in_a_store_are_paired_like_local_ones(
+    folders: Callable[..., Path], pack: Pack, unpacked: Unpacked, tmp_path: Path
+) -> None:
+    root = folders({"x/a": png(HALVES), "y/a": png(HALVES), "b": png(HALVES)})
+    store = fsspec.filesystem("memory")
+    store.put(str(root / "images"), "/maps/images", recursive=True)
+    store.put(str(root / "labels"), "/maps/labels", recursive=True)
+    remote = LabelMaps("memory://maps/images", "memory://maps/labels", PairSettings(CLASSES), 9)
+    pack(source(root), tmp_path / "local")
+    pack(remote, tmp_path / "remote")
+    store.rm("/maps", recursive=True)
+    files = unpacked(tmp_path / "remote")
+    assert files == unpacked(tmp_path / "local")
+    assert {name.split(".")[0] for name in files} == {"x_a", "y_a", "b"}
 
 
 def test_label_map_belongs_to_the_upright_image(

@@ -1,7 +1,7 @@
 """Model configs, without torch. The defaults are the released EfficientSAM-Ti."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from efficientsam_pl.config.fields import free, path
@@ -228,8 +228,9 @@ class SamiConfig:
     positions: Literal["learned", "fixed"] = "learned"  # the released positions are a parameter
     encoder_norm: Literal["none", "layer_norm"] = "none"  # the released encoder ends without one
     # cross_attention: the paper's (3.2), updates only the masked tokens. self_attention: MAE's,
-    # updates all tokens; about 3 points worse (4.4)
-    decoder: Literal["cross_attention", "self_attention"] = "cross_attention"
+    # updates all tokens; about 3 points worse (4.4). none: plain distillation, in which the student
+    # sees all tokens and its neck predicts the features (MobileSAM, EfficientViT-SAM)
+    decoder: Literal["cross_attention", "self_attention", "none"] = "cross_attention"
     decoder_depth: int = 8  # 4.1
     decoder_width: int = 512  # 4.1
     decoder_heads: int = 16  # MAE's
@@ -242,7 +243,9 @@ class SamiConfig:
                 f"student.global_attention={self.student.global_attention} must be all: windows "
                 "have no meaning where most tokens are masked"
             )
-        if not 0 < self.visible_tokens() < self.student.grid() ** 2:
+        if self.decoder == "none":
+            self._check_distillation()
+        elif not 0 < self.visible_tokens() < self.student.grid() ** 2:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio} leaves {self.visible_tokens()} of "
                 f"{self.student.grid() ** 2} tokens visible; some must be visible and some masked"
@@ -254,6 +257,22 @@ class SamiConfig:
                 f"decoder_width={self.decoder_width} must be a multiple of "
                 f"decoder_heads={self.decoder_heads}"
             )
+
+    def _check_distillation(self) -> None:
+        if self.mask_ratio != 0:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} must be 0 with decoder=none: nothing predicts "
+                "masked tokens"
+            )
+        if self.encoder_norm != "none":
+            raise ValueError(
+                f"encoder_norm={self.encoder_norm} has no effect with decoder=none: the neck has "
+                "norms of its own"
+            )
+        plain = {f.name: f.default for f in fields(self)}
+        for name in ("decoder_depth", "decoder_width", "decoder_heads"):
+            if getattr(self, name) != plain[name]:
+                raise ValueError(f"{name}={getattr(self, name)} has no effect with decoder=none")
 
     def visible_tokens(self) -> int:
         """Return the number of tokens that the student encoder sees."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from efficientsam_pl.config.fields import free, path
 
+HIERA_PREFIX, HIERA_STRIDE = "sam2_hiera_", 16  # SAM 2's encoders in timm, and the stage taken
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -167,7 +169,8 @@ NAMED: dict[str, SegmenterConfig] = {
 class TeacherConfig:
     """The teacher whose features are the target: frozen SAM (paper, 3.2), or a baseline.
 
-    `sam`: SAM's image encoder. `timm`: the patch tokens of a timm ViT (CLIP: ablation of 4.4).
+    `sam`: SAM's image encoder. `timm`: the patch tokens of a timm ViT (CLIP: ablation of 4.4;
+    DINOv3), or the features of stride 16 of SAM 2's Hiera (`sam2_hiera_*`).
     `pixels`: no teacher; the target is each patch's normalised pixels (MAE, 3).
     """
 
@@ -202,9 +205,11 @@ class TeacherConfig:
             raise ValueError(f"weights={self.weights} has no meaning with kind=pixels")
 
     def patch_size(self) -> int:
-        """Return the pixels per side of a patch; for timm it is parsed from the model's name."""
+        """Return the pixels per side of a feature; timm's ViTs have it in their names."""
         if self.kind != "timm":
             return self.encoder.patch_size
+        if self.timm_name.startswith(HIERA_PREFIX):
+            return HIERA_STRIDE
         match = re.search(r"patch(\d+)", self.timm_name)
         if match is None:
             raise ValueError(f"timm_name={self.timm_name} must contain its patch size, as patch16")

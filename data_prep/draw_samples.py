@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from efficientsam_pl.data.config import MaskSelectionConfig
-from efficientsam_pl.data.datasets.masks import LOSS_FACTOR, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import EpochOrder, SampleRef
 from efficientsam_pl.data.schema import MASK_SUFFIXES
@@ -58,8 +58,9 @@ def draw(batch: MaskBatch, place: int, path: Path) -> None:
     """Draw one image of a batch, in the model's frame."""
     count = int(batch.valid[place].sum())
     masks = batch.masks[place, :count]
+    factor = batch.image.shape[-1] // masks.shape[-1]
     for axis in (-2, -1):
-        masks = torch.repeat_interleave(masks, LOSS_FACTOR, dim=axis)
+        masks = torch.repeat_interleave(masks, factor, dim=axis)
     clicks, boxes = batch.clicks_px[place, :count], batch.boxes_xyxy_px[place, :count]
     prompts = [
         DrawnPrompt(

@@ -37,7 +37,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class VerticalPieces:
     """Foreground as vertical pieces within one column; `mask` is the index of the mask."""
 
     mask: Int[np.ndarray, "n"]
@@ -88,13 +88,15 @@ def half_covered_runs(
             edges = np.diff(np.pad(covered, ((0, 0), (1, 1))).astype(np.int8), axis=1)
             column, row = np.nonzero(edges)
             flat = (window.column + column) * height + window.row + row
-            cell_runs[window.mask] = _runs_between(flat, height * width)
+            cell_runs[window.mask] = runs_between(flat, height * width)
     return cell_runs
 
 
-def _runs_between(edges: Int[np.ndarray, "n"], pixels: int) -> Int[np.ndarray, "_"]:
-    """Convert the positions where background and foreground alternate to run lengths."""
-    # a run that continues from a column's end into the next has two edges at one position
+def runs_between(edges: Int[np.ndarray, "n"], pixels: int) -> Int[np.ndarray, "_"]:
+    """Convert the positions where background and foreground alternate to run lengths.
+
+    A run that continues from a column's end into the next may have two edges at one position.
+    """
     repeated = np.flatnonzero(edges[1:] == edges[:-1])
     edges = np.delete(edges, np.concatenate([repeated, repeated + 1]))
     runs = np.diff(np.concatenate([[0], edges, [pixels]]))
@@ -122,7 +124,7 @@ class _Window:
 
 
 def _windows(runs: Sequence[Int[np.ndarray, "_"]], grid: Grid) -> Iterator[_Window]:
-    pieces = _pieces(runs, grid.image_hw[0])
+    pieces = vertical_pieces(runs, grid.image_hw[0])
     if len(pieces.mask) == 0:
         return
     down, across = grid.cells_per_pixel
@@ -172,16 +174,17 @@ def _span(
     return last - begin, begin
 
 
-def _pieces(runs: Sequence[Int[np.ndarray, "_"]], height: int) -> _Pieces:
+def vertical_pieces(runs: Sequence[Int[np.ndarray, "_"]], height: int) -> VerticalPieces:
+    """Split the foreground of masks of one height at the ends of columns."""
     whole = foreground_runs(runs)
     column = whole.begin // height
     further = (whole.end - 1) // height - column  # further columns that a run extends into
     top, bottom = whole.begin - column * height, whole.end - column * height
     if not further.any():
-        return _Pieces(whole.mask, column, top, bottom)
+        return VerticalPieces(whole.mask, column, top, bottom)
     run = np.repeat(np.arange(len(column)), further + 1)
     step = np.arange(len(run)) - np.repeat(np.cumsum(further + 1) - (further + 1), further + 1)
-    return _Pieces(
+    return VerticalPieces(
         mask=whole.mask[run],
         column=column[run] + step,
         top=np.where(step == 0, top[run], 0),

@@ -15,10 +15,13 @@ MAE = {
     "teacher.kind": "pixels",
     "loss.tokens": "masked",
 }
+DISTILL = {"sami.decoder": "none", "sami.mask_ratio": 0.0}
 MEANT: dict[tuple[str, str], dict[str, Any]] = {
     ("mae_ti", "ti"): MAE,
     ("mae_s", "s"): MAE,
     ("mae_b", "b"): MAE,
+    ("distill_ti", "ti"): DISTILL,
+    ("distill_s", "s"): DISTILL,
     ("cosine_ti", "ti"): {"loss.kind": "cosine"},
     ("cosine_s", "s"): {"loss.kind": "cosine"},
     ("clip_ti", "ti"): {"teacher.kind": "timm"},

@@ -142,6 +142,36 @@ class CropConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskCropConfig:
+    """Random resized crop of masked images; by default none is cropped, as in the paper (4.1)."""
+
+    min_area: float = 1.0  # of the image; 1: the whole image, whatever its aspect
+    max_area: float = 1.0
+    min_aspect: float = 3 / 4  # width over height
+    max_aspect: float = 4 / 3
+    min_visible: float = 0.25  # of a mask's pixels: with fewer in the crop it is left out
+
+    def __post_init__(self) -> None:
+        self.rectangle()
+        if not 0 <= self.min_visible <= 1:
+            raise ValueError(f"min_visible={self.min_visible} must lie in [0, 1]")
+
+    def crops(self) -> bool:
+        """Return whether images are cropped."""
+        return self.min_area < 1
+
+    def rectangle(self) -> CropConfig:
+        """Return how the rectangle is drawn."""
+        return CropConfig(
+            min_area=self.min_area,
+            max_area=self.max_area,
+            min_aspect=self.min_aspect,
+            max_aspect=self.max_aspect,
+            flip=0.0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureStoreConfig:
     """Teacher features written once by `efficientsam embed-teacher` and read while training.
 
@@ -181,6 +211,7 @@ class MaskSelectionConfig:
     # compiled, else 70 MB, so 96 of 8 images need 40 or 55 GB. None: all independent ones
     decoded_at_once: int | None = free(96)
     flip: float = 0.0  # probability; the paper finetunes without augmentation (4.1)
+    crop: MaskCropConfig = field(default_factory=MaskCropConfig)  # of the image, before the flip
 
     def __post_init__(self) -> None:
         if self.masks_per_image < 1:

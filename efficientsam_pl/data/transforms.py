@@ -67,12 +67,17 @@ def resized_crop(image: DecodedImage, crop: Crop, side: int) -> UInt8[Tensor, "3
 
     If the image was decoded smaller, the crop's edges are up to half a decoded pixel off.
     """
+    pixels = torch.from_numpy(cropped(image, crop))[None].permute(0, 3, 1, 2)
+    resized = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)[0]
+    return resized.flip(-1) if crop.flip else resized
+
+
+def cropped(image: DecodedImage, crop: Crop) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the pixels of a crop, which is given in pixels of the full-size image."""
     scale = image.scale
     top, left = round(crop.top / scale), round(crop.left / scale)
     bottom, right = round((crop.top + crop.height) / scale), round((crop.left + crop.width) / scale)
-    pixels = torch.from_numpy(image.pixels)[None].permute(0, 3, 1, 2)[..., top:bottom, left:right]
-    resized = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)[0]
-    return resized.flip(-1) if crop.flip else resized
+    return image.pixels[top:bottom, left:right]
 
 
 def frame(

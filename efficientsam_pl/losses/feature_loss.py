@@ -16,7 +16,7 @@ from efficientsam_pl.losses.terms import LossTerms
 
 @dataclass(frozen=True)
 class FeatureLosses(LossTerms):
-    """Means over the valid images, named as they are logged."""
+    """Means over the valid images, named as they are logged; 0 over no token."""
 
     loss_all: Float[Tensor, ""]
     loss_masked: Float[Tensor, ""]
@@ -48,7 +48,7 @@ def feature_losses(
     over_all = per_token.sum(-1)
     over_masked = per_token.gather(1, masked).sum(-1)
     loss_all = mean_over_valid(over_all / tokens, valid)
-    loss_masked = mean_over_valid(over_masked / hidden, valid)
+    loss_masked = mean_over_valid(over_masked / max(hidden, 1), valid)  # none in distillation
     return FeatureLosses(
         total=loss_all if config.tokens == "all" else loss_masked,
         loss_all=loss_all,

@@ -1,10 +1,12 @@
 """Model configs, without torch. The defaults are the released EfficientSAM-Ti."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from efficientsam_pl.config.fields import free, path
+
+HIERA_PREFIX, HIERA_STRIDE = "sam2_hiera_", 16  # SAM 2's encoders in timm, and the stage taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +177,8 @@ NAMED: dict[str, SegmenterConfig] = {
 class TeacherConfig:
     """The teacher whose features are the target: frozen SAM (paper, 3.2), or a baseline.
 
-    `sam`: SAM's image encoder. `timm`: the patch tokens of a timm ViT (CLIP: ablation of 4.4).
+    `sam`: SAM's image encoder. `timm`: the patch tokens of a timm ViT (CLIP: ablation of 4.4;
+    DINOv3), or the features of stride 16 of SAM 2's Hiera (`sam2_hiera_*`).
     `pixels`: no teacher; the target is each patch's normalised pixels (MAE, 3).
     """
 
@@ -210,9 +213,11 @@ class TeacherConfig:
             raise ValueError(f"weights={self.weights} has no meaning with kind=pixels")
 
     def patch_size(self) -> int:
-        """Return the pixels per side of a patch; for timm it is parsed from the model's name."""
+        """Return the pixels per side of a feature; timm's ViTs have it in their names."""
         if self.kind != "timm":
             return self.encoder.patch_size
+        if self.timm_name.startswith(HIERA_PREFIX):
+            return HIERA_STRIDE
         match = re.search(r"patch(\d+)", self.timm_name)
         if match is None:
             raise ValueError(f"timm_name={self.timm_name} must contain its patch size, as patch16")
@@ -236,8 +241,9 @@ class SamiConfig:
     positions: Literal["learned", "fixed"] = "learned"  # the released positions are a parameter
     encoder_norm: Literal["none", "layer_norm"] = "none"  # the released encoder ends without one
     # cross_attention: the paper's (3.2), updates only the masked tokens. self_attention: MAE's,
-    # updates all tokens; about 3 points worse (4.4)
-    decoder: Literal["cross_attention", "self_attention"] = "cross_attention"
+    # updates all tokens; about 3 points worse (4.4). none: plain distillation, in which the student
+    # sees all tokens and its neck predicts the features (MobileSAM, EfficientViT-SAM)
+    decoder: Literal["cross_attention", "self_attention", "none"] = "cross_attention"
     decoder_depth: int = 8  # 4.1
     decoder_width: int = 512  # 4.1
     decoder_heads: int = 16  # MAE's
@@ -255,7 +261,9 @@ class SamiConfig:
                 f"student.relative_positions={self.student.relative_positions} must be none: they "
                 "need the whole grid"
             )
-        if not 0 < self.visible_tokens() < self.student.grid() ** 2:
+        if self.decoder == "none":
+            self._check_distillation()
+        elif not 0 < self.visible_tokens() < self.student.grid() ** 2:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio} leaves {self.visible_tokens()} of "
                 f"{self.student.grid() ** 2} tokens visible; some must be visible and some masked"
@@ -267,6 +275,22 @@ class SamiConfig:
                 f"decoder_width={self.decoder_width} must be a multiple of "
                 f"decoder_heads={self.decoder_heads}"
             )
+
+    def _check_distillation(self) -> None:
+        if self.mask_ratio != 0:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} must be 0 with decoder=none: nothing predicts "
+                "masked tokens"
+            )
+        if self.encoder_norm != "none":
+            raise ValueError(
+                f"encoder_norm={self.encoder_norm} has no effect with decoder=none: the neck has "
+                "norms of its own"
+            )
+        plain = {f.name: f.default for f in fields(self)}
+        for name in ("decoder_depth", "decoder_width", "decoder_heads"):
+            if getattr(self, name) != plain[name]:
+                raise ValueError(f"{name}={getattr(self, name)} has no effect with decoder=none")
 
     def visible_tokens(self) -> int:
         """Return the number of tokens that the student encoder sees."""

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from efficientsam_pl.models.config import NAMED, TeacherConfig
 from efficientsam_pl.models.segmenter import PixelNorm
-from efficientsam_pl.models.timm_vit import TimmPatches
+from efficientsam_pl.models.timm_teacher import (
+    TimmTeacher,
+    build_timm_teacher,
+    timm_feature_width,
+)
 from efficientsam_pl.models.vit import SamImageEncoder
 from efficientsam_pl.models.weights import load_strictly, read_weights, strip_prefix
 
@@ -39,7 +43,7 @@ class FrozenTeacher(nn.Module):
             self.encoder = _timm_encoder(config) if config.kind == "timm" else _sam_encoder(config)
         mean, std = (
             (self.encoder.pixel_mean, self.encoder.pixel_std)
-            if isinstance(self.encoder, TimmPatches)
+            if isinstance(self.encoder, TimmTeacher)
             else (NAMED["sam_vit_h"].pixel_mean, NAMED["sam_vit_h"].pixel_std)
         )
         self.pixel_norm = PixelNorm(mean, std)
@@ -52,7 +56,7 @@ class FrozenTeacher(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """List the encoder's blocks: the units of compile and FSDP."""
-        return list(cast(nn.ModuleList, self.encoder.trunk.blocks))
+        return list(cast(nn.ModuleList, self.encoder.trunk.blocks))  # of Hiera a Sequential
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stay in eval mode, whatever mode the student is put in."""
@@ -106,7 +110,7 @@ class FrozenTeacher(nn.Module):
 def feature_width(config: TeacherConfig) -> int:
     """Return the channels of a `sam` or `timm` teacher's features without building it."""
     if config.kind == "timm":
-        return TimmPatches.feature_width(config.timm_name)
+        return timm_feature_width(config.timm_name)
     return config.encoder.neck_channels if config.output == "neck" else config.encoder.width
 
 
@@ -120,8 +124,8 @@ def _sam_encoder(config: TeacherConfig) -> SamImageEncoder:
     return encoder
 
 
-def _timm_encoder(config: TeacherConfig) -> TimmPatches:
-    encoder = TimmPatches(config.timm_name, config.image_size)
+def _timm_encoder(config: TeacherConfig) -> TimmTeacher:
+    encoder = build_timm_teacher(config.timm_name, config.image_size)
     if config.weights is not None:
         encoder.load(config.weights)
     return encoder

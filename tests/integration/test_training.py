@@ -1,8 +1,10 @@
 """`pretrain`, `finetune` and `consolidate`: a run to a model, and runs that cannot begin."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,3 +68,25 @@ def test_consolidating_what_is_no_checkpoint_names_it(
     assert name in line
     assert "checkpoint" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_patch_sizes_and_crops_are_trained_scored_and_predicted(
+    tiny: "TinyModel", shards: Path, tmp_path: Path, here: "InProcess"
+) -> None:
+    """The grid of the loss is that of the model's logits, four times its tokens."""
+    model = tmp_path / "fine.yaml"
+    model.write_text(
+        tiny.model.read_text().replace("position_grid", "patch_size: 8, position_grid")
+    )
+    shard, out = shards / "set-000000.tar", tmp_path / "fine.safetensors"
+    heldout = shutil.copy(shard, tmp_path / "heldout.tar")
+    options = ("masks.masks_per_image=2", "masks.crop.min_area=0.5", f"run.dir={tmp_path / 'run'}")
+    here.done(
+        *("finetune", "-c", "debug/cpu", f"data.train={shard}", f"data.heldout={heldout}"),
+        *("data.workers=0", f"model.name={model}", *options),
+    )
+    here.done("consolidate", tmp_path / "run", out)
+    npz = tmp_path / "out.npz"
+    here.done(*tiny.predict("--point", "20,20", "--npz", npz, weights=out, out=tmp_path / "masks"))
+    with np.load(npz) as arrays:
+        assert arrays["low_res_logits"].shape[-2:] == (32, 32)  # of 64 pixels

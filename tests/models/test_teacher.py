@@ -172,6 +172,50 @@ def test_timm_teacher_gives_the_patches_of_timm(timm_tiny: tuple[nn.Module, Path
     assert len(teacher.blocks()) == 12
 
 
+def test_dinov3_teacher_gives_its_patches_without_class_and_register_tokens() -> None:
+    config = replace(CLIP, timm_name="vit_small_patch16_dinov3", image_size=96, seed=3)
+    teacher = FrozenTeacher(config, grid=6)
+    image = images(side=96)
+    with torch.inference_mode():
+        model = teacher.encoder.trunk
+        pixels = teacher.pixel_norm(image)
+        tokens = model.forward_features(pixels)  # one class and four register tokens come first
+        assert tokens.shape[1] == 5 + 36
+        by_timm = model.forward_intermediates(pixels, 1, norm=True, intermediates_only=True)[0]
+    torch.testing.assert_close(teacher(image), tokens[:, 5:])
+    torch.testing.assert_close(teacher(image), by_timm.flatten(2).transpose(1, 2))
+    assert teacher.width == feature_width(config) == 384
+
+
+@pytest.mark.parametrize("meta", [False, True], ids=["timm's names", "Meta's names"])
+def test_sam2_teacher_gives_the_stage_of_stride_16(meta: bool, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = timm.create_model("sam2_hiera_tiny", pretrained=False).eval()
+    state = model.state_dict()
+    if meta:
+        names = {"mlp.fc1": "mlp.layers.0", "mlp.fc2": "mlp.layers.1"}
+        for ours, theirs in names.items():
+            state = {name.replace(ours, theirs): value for name, value in state.items()}
+        state = {"model": {f"image_encoder.trunk.{n}": v for n, v in state.items()}}
+    torch.save(state, tmp_path / "hiera.pt")
+    config = replace(
+        CLIP, timm_name="sam2_hiera_tiny", image_size=128, weights=str(tmp_path / "hiera.pt")
+    )
+    teacher = FrozenTeacher(config, grid=8)
+    image = images(side=128)
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    with torch.inference_mode():
+        stages = model.forward_intermediates((image / 255 - mean) / std, intermediates_only=True)
+    torch.testing.assert_close(
+        teacher(image), stages[2].flatten(2).transpose(1, 2), rtol=0, atol=1e-4
+    )
+    assert teacher.width == feature_width(config) == 384
+    assert config.grid() == 8
+    assert len(teacher.blocks()) == 12
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -17,7 +17,6 @@ from efficientsam_pl.models.config import (
     SegmenterConfig,
     TeacherConfig,
 )
-from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.targets import OnlineTarget, PixelTarget, StoredTarget, Target
 from efficientsam_pl.models.teacher import FrozenTeacher
@@ -28,6 +27,7 @@ from efficientsam_pl.recipes.classification.module import ImageClassification
 from efficientsam_pl.recipes.promptable.module import PromptedSegmentation
 from efficientsam_pl.recipes.promptable.prompt_loop import PromptLoop
 from efficientsam_pl.recipes.sami.module import SamiPretraining
+from efficientsam_pl.recipes.sami.recipe import build_student
 from efficientsam_pl.structures import ClassBatch, ImageBatch, MaskBatch
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.module import TrainingModule
@@ -43,6 +43,7 @@ SEGMENTER = SegmenterConfig(
     decoder=MaskDecoderConfig(depth=1, heads=2, mlp_width=16, iou_head_width=16),
 )
 SAMI = SamiConfig(student=ENCODER, decoder_depth=1, decoder_width=16, decoder_heads=2)
+DISTILLED = SamiConfig(student=ENCODER, mask_ratio=0.0, decoder="none")
 TEACHER = TeacherConfig(
     encoder=EncoderConfig(width=12, depth=1, heads=3, global_blocks=(0,), neck_channels=CHANNELS),
     image_size=SIDE,
@@ -57,6 +58,7 @@ PROMPTING = {
 LOSSES = {"finetune-drawn": MaskLossConfig(sampled_points=16)}
 TARGETS: dict[str, Callable[[], Target]] = {
     "sami-stored": lambda: StoredTarget(CHANNELS),
+    "distill-stored": lambda: StoredTarget(CHANNELS),
     "mae": lambda: PixelTarget(ENCODER.patch_size),
     "sami-online": lambda: OnlineTarget(FrozenTeacher(TEACHER, ENCODER.grid())),
 }
@@ -84,7 +86,8 @@ def tiny_stage(recipe: str, **trainer: Any) -> TrainingModule:
             stage = ImageClassification(classifier, 0.1, FlooredOptimConfig(), 9, arrange)
         else:
             target = TARGETS[recipe]()
-            model = Sami(SAMI, target.width)
+            config = DISTILLED if recipe.startswith("distill") else SAMI
+            model = build_student(config, target.width)
             stage = SamiPretraining(model, target, FeatureLossConfig(), OptimConfig(), 9, arrange)
     stage.log = stage.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     stage.configure_model()
@@ -111,7 +114,7 @@ def tiny_batch(recipe: str, seed: int, images: int = IMAGES) -> Any:
     if recipe not in PROMPTING:
         features = torch.randn(images, ENCODER.grid() ** 2, CHANNELS, generator=draw)
         valid = torch.arange(images) <= seed
-        stored = features if recipe == "sami-stored" else None
+        stored = features if recipe.endswith("-stored") else None
         return ImageBatch(image, numbers, valid, names, features=stored)
     return MaskBatch(
         image=image,

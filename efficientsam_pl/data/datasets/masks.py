@@ -11,6 +11,7 @@ from efficientsam_pl.data.datasets.base import SampleDataset, catch_corrupt_samp
 from efficientsam_pl.data.images.decode import decode_smaller
 from efficientsam_pl.data.images.stated import orientation_to_apply
 from efficientsam_pl.data.mask_sampling import (
+    crop_record,
     nonempty_masks,
     random_clicks,
     select_masks,
@@ -19,13 +20,20 @@ from efficientsam_pl.data.mask_sampling import (
 from efficientsam_pl.data.reader import ReadSample, SampleReader
 from efficientsam_pl.data.sample_files import encoded_image, read_record
 from efficientsam_pl.data.sampler import SampleRef
-from efficientsam_pl.data.transforms import frame, mirror_boxes, mirror_points
+from efficientsam_pl.data.transforms import (
+    Crop,
+    cropped,
+    frame,
+    mirror_boxes,
+    mirror_points,
+    random_crop,
+)
 from efficientsam_pl.geometry import Resize, ResizeRule
 from efficientsam_pl.keyed_random import uniform_of
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.structures import MaskBatch
 
-LOSS_FACTOR = 4  # the mask decoder's logits are a quarter of the model's side
+_CELLS_PER_PATCH = 4  # the mask decoder upscales an image token to 4 x 4 logits
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,11 @@ class Frame:
     side: int
     rule: ResizeRule
     exact: bool = False
+    patch_size: int = 16
+
+    def mask_cells(self) -> int:
+        """Return the cells per side of the grid that masks are compared on: the logits'."""
+        return _CELLS_PER_PATCH * (self.side // self.patch_size)
 
 
 class MaskDataset(SampleDataset[PreparedMaskedImage]):
@@ -48,7 +61,7 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
 
     def collate(self, samples: Sequence[PreparedMaskedImage]) -> MaskBatch:
         """Collate the samples that `__getitems__` returns."""
-        side, low = self._to.side, self._to.side // LOSS_FACTOR
+        side, low = self._to.side, self._to.mask_cells()
         empty = PreparedMasks(
             image=torch.zeros(3, side, side, dtype=torch.uint8),
             content_hw=(side, side),
@@ -69,6 +82,10 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
         data, record = encoded_image(read.files), read_record(read.files)
         image_hw = (record.height, record.width)
         orientation, _ = orientation_to_apply(data, image_hw)
+        crop = self._crop(image_hw, key)
+        if crop is not None:
+            record = crop_record(record, crop, self._selection.crop.min_visible)
+            image_hw = (crop.height, crop.width)
         rles, runs = nonempty_masks(select_masks(record, self._selection, key))
         boxes = tight_boxes(rles)
         clicks = random_clicks(runs, record.height, self._selection.clicks, key)
@@ -76,15 +93,21 @@ class MaskDataset(SampleDataset[PreparedMaskedImage]):
         if mirrored:
             boxes, clicks = mirror_boxes(boxes, record.width), mirror_points(clicks, record.width)
         resize = Resize.fit(image_hw, self._to.side, self._to.rule)
-        grid = resize.mask_grid(self._to.side // LOSS_FACTOR, mirrored)
+        grid = resize.mask_grid(self._to.mask_cells(), mirrored)
         decoded = decode_smaller(data, self._largest_scale(resize), orientation)
+        pixels = decoded.pixels if crop is None else cropped(decoded, crop)
         return PreparedMasks(
-            image=frame(decoded.pixels, resize, mirrored),
+            image=frame(pixels, resize, mirrored),
             content_hw=resize.content_hw,
             masks=torch.from_numpy(half_covered(runs, grid)),
             boxes_xyxy_px=resize.boxes_forward(boxes),
             clicks_px=resize.points_forward(clicks),
         )
+
+    def _crop(self, image_hw: tuple[int, int], key: int) -> Crop | None:
+        """Draw the rectangle that is seen of an image; None: the whole image."""
+        config = self._selection.crop
+        return random_crop(image_hw, config.rectangle(), key) if config.crops() else None
 
     def _largest_scale(self, resize: Resize) -> float:
         """Return 1 where the resize has no antialiasing: decoding smaller would smooth it."""

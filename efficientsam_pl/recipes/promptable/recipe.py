@@ -11,9 +11,9 @@ from torch import Tensor
 
 from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader
-from efficientsam_pl.data.config import DataConfig
+from efficientsam_pl.data.config import DataConfig, MaskCropConfig
 from efficientsam_pl.data.datasets.eval import EvalDataset
-from efficientsam_pl.data.datasets.masks import LOSS_FACTOR, Frame, MaskDataset
+from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
 from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.inference.load import starting_segmenter
 from efficientsam_pl.models.config import SegmenterConfig
@@ -75,14 +75,12 @@ class PromptableRecipe(Recipe[FinetuneConfig, FinetuneResult]):
 
     def datasets(self, splits: DatasetSplits) -> TrainingDatasets:
         """Build images in the model's frame with some of their masks."""
-        config, shape = self.config, self.shape
-        seed, exact = config.run.seed, config.data.decoding == "exact"
-        frame = Frame(shape.encoder.image_size, shape.resize, exact=exact)
+        config, frame, seed = self.config, self._frame(), self.config.run.seed
         heldout, scored = None, None
         if splits.heldout:
             reader = build_reader((splits.heldout,), MASK_SUFFIXES, config.data)
-            unflipped = replace(config.masks, flip=0.0)
-            heldout = MaskDataset(reader, unflipped, replace(frame, exact=True), seed)
+            whole = replace(config.masks, flip=0.0, crop=MaskCropConfig())
+            heldout = MaskDataset(reader, whole, replace(frame, exact=True), seed)
             scored = EvalDataset(reader, frame)
         train_reader = build_reader(splits.train, MASK_SUFFIXES, config.data)
         return TrainingDatasets(
@@ -92,6 +90,10 @@ class PromptableRecipe(Recipe[FinetuneConfig, FinetuneResult]):
             heldout=heldout,
             scored=scored,
         )
+
+    def _frame(self) -> Frame:
+        encoder, exact = self.shape.encoder, self.config.data.decoding == "exact"
+        return Frame(encoder.image_size, self.shape.resize, exact, encoder.patch_size)
 
     def module(self) -> PromptedSegmentation:
         """Build the segmenter and the loop of its prompts."""
@@ -113,6 +115,7 @@ class PromptableRecipe(Recipe[FinetuneConfig, FinetuneResult]):
     def flops_per_image(self) -> int:
         """Count an image with as many masks as a batch has room for."""
         config, shape, prompt_loop = self.config, self.shape, self.prompt_loop
+        cells = self._frame().mask_cells()
 
         def build() -> Segmenter:
             model = Segmenter(shape)
@@ -120,7 +123,7 @@ class PromptableRecipe(Recipe[FinetuneConfig, FinetuneResult]):
             return model
 
         def loss(model: Segmenter, image: Tensor) -> Tensor:
-            batch = _blank(image, config.masks.masks_per_image, config.masks.clicks)
+            batch = _blank(image, cells, config.masks.masks_per_image, config.masks.clicks)
             return prompt_loop.loss_for_flops(model, model.encode(image), batch)
 
         return step_flops(build, loss, shape.encoder.image_size)
@@ -186,9 +189,8 @@ def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _blank(image: Tensor, masks: int, clicks: int) -> MaskBatch:
-    """Build an image's batch without content."""
-    low = image.shape[-1] // LOSS_FACTOR
+def _blank(image: Tensor, low: int, masks: int, clicks: int) -> MaskBatch:
+    """Build an image's batch without content, with masks of `low` cells a side."""
     return MaskBatch(
         image=image,
         content_hw=torch.full((1, 2), image.shape[-1]),

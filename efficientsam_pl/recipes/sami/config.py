@@ -41,6 +41,8 @@ class PretrainConfig(RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_teacher(self)
+        if self.sami.decoder == "none":
+            _check_distillation(self)
         if self.data.coco.annotations:
             raise ValueError(
                 f"data.coco.annotations={self.data.coco.annotations} is for finetuning; "
@@ -69,6 +71,20 @@ class PretrainConfig(RecipeConfig):
     def files(self) -> dict[str, str | None]:
         """Files that are read, by key."""
         return {"teacher.weights": self.teacher.weights}
+
+
+def _check_distillation(config: PretrainConfig) -> None:
+    """Raise ValueError where plain distillation has no target or no tokens to learn from."""
+    if config.teacher.kind == "pixels":
+        raise ValueError(
+            "sami.decoder=none needs a teacher: teacher.kind=pixels is MAE's target, whose pixels "
+            "the student sees"
+        )
+    if config.loss.tokens != "all":
+        raise ValueError(
+            f"loss.tokens={config.loss.tokens} must be all with sami.decoder=none: no token is "
+            "masked"
+        )
 
 
 def _check_teacher(config: PretrainConfig) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from efficientsam_pl.losses.config import FeatureLossConfig
 from efficientsam_pl.losses.feature_loss import FeatureLosses, feature_losses
+from efficientsam_pl.models.distillation import Distillation
 from efficientsam_pl.models.masking import TokenSplit
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target
@@ -24,11 +25,11 @@ class SamiPretraining(TrainingModule):
     The target is no part of the module: its weights are neither trained nor saved.
     """
 
-    model: Sami
+    model: Sami | Distillation
 
     def __init__(
         self,
-        model: Sami,
+        model: Sami | Distillation,
         target: Target,
         loss: FeatureLossConfig,
         optim: OptimConfig,
@@ -51,7 +52,7 @@ class SamiPretraining(TrainingModule):
         `heldout/photos` counts the images it is over, all ranks together.
         """
         images = int(batch.valid.sum())
-        losses = self._losses(cast(Sami, self.eval_model()), batch)
+        losses = self._losses(cast(Sami | Distillation, self.eval_model()), batch)
         named = {"heldout/loss": losses.total, **losses.named("heldout/")}
         self.log_dict(named, batch_size=images, sync_dist=True)
         self.log("heldout/photos", float(images), reduce_fx="sum", sync_dist=True)
@@ -63,7 +64,7 @@ class SamiPretraining(TrainingModule):
             Region(self, "_decode_losses", runs_blocks=True),
         ]
 
-    def _losses(self, model: Sami, batch: ImageBatch) -> FeatureLosses:
+    def _losses(self, model: Sami | Distillation, batch: ImageBatch) -> FeatureLosses:
         collect_target = self._start_target(batch)
         encoded, split = model.encode(batch.image, batch.sample_key)
         return self._decode_losses(model, encoded, split, collect_target(), batch.valid)
@@ -77,7 +78,7 @@ class SamiPretraining(TrainingModule):
 
     def _decode_losses(
         self,
-        model: Sami,
+        model: Sami | Distillation,
         encoded: Float[Tensor, "b v c"],
         split: TokenSplit,
         target: Float[Tensor, "b n target"],

@@ -13,6 +13,8 @@ from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader
 from efficientsam_pl.data.datasets.crops import CropDataset
 from efficientsam_pl.data.schema import IMAGE_SUFFIXES
 from efficientsam_pl.export.consolidate import consolidate
+from efficientsam_pl.models.config import SamiConfig
+from efficientsam_pl.models.distillation import Distillation
 from efficientsam_pl.models.patchify import unpatchify
 from efficientsam_pl.models.sami import Sami
 from efficientsam_pl.models.targets import Target, build_target
@@ -85,7 +87,7 @@ class SamiRecipe(Recipe[PretrainConfig, PretrainResult]):
         """Build the student with its decoder, and its target beside it."""
         config, target = self.config, self.target
         return SamiPretraining(
-            Sami(config.sami, target.width),
+            build_student(config.sami, target.width),
             target,
             config.loss,
             config.optim,
@@ -113,7 +115,7 @@ class SamiRecipe(Recipe[PretrainConfig, PretrainResult]):
         config, target = self.config, self.target
         teacher = replace(config.teacher, weights=None)
         return step_flops(
-            lambda: Sami(config.sami, target.width),
+            lambda: build_student(config.sami, target.width),
             lambda student, image: student(image, torch.zeros(1, dtype=torch.int64))[0],
             config.sami.student.image_size,
             None
@@ -147,7 +149,12 @@ class SamiRecipe(Recipe[PretrainConfig, PretrainResult]):
         return [self.baseline, visualizer]
 
     def export_prefix(self) -> tuple[str, str]:
-        """Export the student's encoder under the names that finetuning reads."""
+        """Export the student's encoder under the names that finetuning reads.
+
+        Plain distillation has trained the neck as well.
+        """
+        if self.config.sami.decoder == "none":
+            return "image_encoder.", "image_encoder."
         return "encoder.", "image_encoder.trunk."
 
     def finish(self, trainer: L.Trainer, run: RunContext) -> PretrainResult:
@@ -163,3 +170,14 @@ class SamiRecipe(Recipe[PretrainConfig, PretrainResult]):
             losses = {"heldout/loss": heldout_loss, "heldout/mean_feature_loss": self.baseline.loss}
             consolidate(run.last_checkpoint(), encoder, losses)
         return PretrainResult(encoder, run.history, heldout_loss, self.baseline.loss)
+
+
+def build_student(config: SamiConfig, target_width: int) -> Sami | Distillation:
+    """Build the student with what predicts the target from it, freshly initialised.
+
+    Raises:
+        WeightsError: The target does not fit a student without a decoder.
+    """
+    if config.decoder == "none":
+        return Distillation(config, target_width)
+    return Sami(config, target_width)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientsam_pl.data.config import MaskSelectionConfig
+from efficientsam_pl.data.config import MaskCropConfig, MaskSelectionConfig
 from efficientsam_pl.data.dataloaders import inference_loader
 from efficientsam_pl.data.datasets.base import SampleFaultError
 from efficientsam_pl.data.datasets.masks import Frame, MaskDataset
@@ -17,6 +17,7 @@ from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import RankShard, SampleRef
 from efficientsam_pl.data.schema import MASK_SUFFIXES
 from efficientsam_pl.data.shards import ShardSet, open_shards
+from efficientsam_pl.data.transforms import random_crop
 
 TarOf = Callable[[Path, dict[str, bytes]], Path]
 HW = (40, 60)
@@ -251,3 +252,64 @@ def test_masks_without_a_pixel_are_left_out_whatever_area_is_stated(
     content = masked(open_shards(str(tmp_path / "a.tar")))[SampleRef(0, 0)].content
     assert content is not None
     assert len(content.masks) == len(content.clicks_px) == 1
+
+
+CROPPED = MaskSelectionConfig(
+    masks_per_image=4, clicks=5, max_area=1.0, crop=MaskCropConfig(min_area=0.3, min_visible=0.3)
+)
+
+
+@pytest.mark.parametrize("rule", ["squash", "pad"])
+def test_masks_boxes_and_clicks_follow_the_crop(
+    rings: tuple[ShardSet, list[list[np.ndarray]]], rule: str
+) -> None:
+    """A slow reference crops the decoded image and masks, and knows no run lengths."""
+    index, masks = rings
+    dataset = masked(index, CROPPED, rule)
+    sizes = set()
+    for epoch in range(12):
+        ref = SampleRef(epoch, 3)
+        content, key = dataset[ref].content, dataset[ref].sample_key
+        assert content is not None
+        crop = random_crop(HW, CROPPED.crop.rectangle(), key)
+        window = np.s_[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        seen = [m[window] for m in masks[3] if m[window].sum() >= 0.3 * m.sum()]
+        assert len(content.masks) == len(seen)
+        scale = np.array(content.content_hw[::-1]) / (crop.width, crop.height)
+        for clicks, box, mask in zip(
+            content.clicks_px.numpy() / scale,
+            content.boxes_xyxy_px.numpy().reshape(-1, 2, 2) / scale,
+            seen,
+            strict=True,
+        ):
+            assert all(mask[y, x] for x, y in clicks.round().astype(int))
+            ys, xs = np.nonzero(mask)
+            np.testing.assert_allclose(box, [[xs.min(), ys.min()], [xs.max(), ys.max()]], atol=1e-3)
+        sizes.add((crop.height, crop.width))
+    assert len(sizes) > 6
+
+
+def test_crop_of_the_image_is_that_of_the_masks(
+    tmp_path: Path,
+    tar_of: TarOf,
+    jpeg_of: Callable[..., bytes],
+    json_of: Callable[..., bytes],
+) -> None:
+    """The image is white where the mask is: they stay together through crop, flip and resize."""
+    mask = np.zeros(HW, dtype=bool)
+    mask[10:30, 20:45] = True
+    files = {"x.jpg": jpeg_of(np.repeat(mask[..., None], 3, 2).astype(np.uint8) * 255)}
+    tar_of(tmp_path / "a.tar", files | {"x.json": json_of([mask])})
+    selection = MaskSelectionConfig(
+        masks_per_image=1, clicks=1, max_area=1.0, flip=0.5, crop=MaskCropConfig(min_area=0.2)
+    )
+    dataset = masked(open_shards(str(tmp_path / "a.tar")), selection)
+    shares = []
+    for epoch in range(12):
+        content = dataset[SampleRef(epoch, 0)].content
+        assert content is not None
+        for grid in content.masks:
+            white = torch.nn.functional.avg_pool2d(content.image[:1].float(), 4)[0] > 127
+            shares.append(float((white == grid).float().mean()))
+    assert len(shares) > 8
+    assert min(shares) > 0.93  # but for cells on the outline

@@ -8,11 +8,16 @@ import time
 from collections.abc import Sequence
 from types import ModuleType
 
-from benchmarks.downstream import classification
+from benchmarks.downstream import classification, detection, evaluation, semantic
 from benchmarks.harness import Options, Row, common_parser, report
 
 NAME = "downstream"
-PARTS: dict[str, ModuleType] = {"classification": classification}
+PARTS: dict[str, ModuleType] = {
+    "classification": classification,
+    "detection": detection,
+    "semantic": semantic,
+    "evaluation": evaluation,
+}
 _QUICK_S, _WHOLE_S = 38.0, 600.0  # of rounds: of all parts together; of each
 
 

@@ -20,9 +20,10 @@ from efficientsam_pl.data.packing.split import split_heldout
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.evaluation.config import ValidationConfig
 from efficientsam_pl.evaluation.evaluator import validation_evaluator
+from efficientsam_pl.evaluation.metrics.reachable import grid_ious
 from efficientsam_pl.evaluation.prompt_metrics import ImageScores, Scores
 from efficientsam_pl.geometry import Resize
-from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel
+from efficientsam_pl.inference.evaluator_adapter import EvaluatorModel, GridValues
 from efficientsam_pl.inference.hub import load_model
 from efficientsam_pl.mask_coverage import half_covered
 from efficientsam_pl.mask_overlap import mask_iou
@@ -173,6 +174,7 @@ def scored(
     clicks: tuple[int, ...] = (1,),
     corrected: bool = False,
     smallest: float = 0.0,
+    grid_values: GridValues = grid_ious,
 ) -> Scores:
     """Score a model on the images of shards.
 
@@ -182,10 +184,12 @@ def scored(
         clicks: Numbers of clicks after which to score.
         corrected: Whether the clicks are those of `click_iterative_K`, not of `click_random_K`.
         smallest: Minimum area of scored masks, as a share of their image.
+        grid_values: Scores masks after the model's mask grid; a cache, for several models.
     """
     later: Literal["random", "corrections"] = "corrections" if corrected else "random"
     config = ValidationConfig(clicks=clicks, later_clicks=later)
-    evaluator = validation_evaluator(EvaluatorModel(model), config, seed=0)
+    adapted = EvaluatorModel(model, grid_values=grid_values)
+    evaluator = validation_evaluator(adapted, config, seed=0)
     images, scores = image_sources.PackedImages(open_shards(pattern)), ImageScores(config)
     for place in images.numbers:
         read = images.read(place)

@@ -185,9 +185,10 @@ def untrained(shape: EncoderConfig, seed: int) -> PlainViT:
 
 @torch.inference_mode()
 def encoder_features(trunk: PlainViT, images: UInt8[Tensor, "k 3 s s"]) -> Float[np.ndarray, "k c"]:
-    """Compute the mean over the tokens of the last block."""
-    norm = PixelNorm(NAMED["sam_vit_h"].pixel_mean, NAMED["sam_vit_h"].pixel_std)
-    means = [trunk(norm(batch)).mean(1) for batch in images.split(_BATCH)]
+    """Compute the mean over the tokens of the last block, on the encoder's device."""
+    device = trunk.pos_embed.device
+    norm = PixelNorm(NAMED["sam_vit_h"].pixel_mean, NAMED["sam_vit_h"].pixel_std).to(device)
+    means = [trunk(norm(batch.to(device))).mean(1).cpu() for batch in images.split(_BATCH)]
     features: Float[np.ndarray, "k c"] = torch.cat(means).double().numpy()
     return features
 

@@ -86,7 +86,10 @@ class DetectorEncoder(nn.Module):
 
 
 class Detector(nn.Module):
-    """Proposes regions on a pyramid of a plain ViT, classifies them, and draws their masks."""
+    """Proposes regions on a pyramid of a plain ViT, classifies them, and draws their masks.
+
+    It has methods instead of `forward`: FSDP2 would let go of the heads' weights after it.
+    """
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class Detector(nn.Module):
         self.box_head = BoxHead(config.channels, regions.box_pool, regions.fc_width, config.classes)
         self.mask_head = MaskHead(config.channels, config.classes)
 
-    def forward(
+    def encode(
         self,
         image: UInt8[Tensor, "b 3 s s"],
         content_hw: Int64[Tensor, "b 2"],
@@ -239,7 +242,7 @@ class Detector(nn.Module):
         self, image: UInt8[Tensor, "b 3 s s"], content_hw: Int64[Tensor, "b 2"]
     ) -> list[Detections]:
         """Detect objects; boxes in frame pixels, clipped to the part that is image."""
-        return self.detect_in(*self(image, content_hw), content_hw)
+        return self.detect_in(*self.encode(image, content_hw), content_hw)
 
     @torch.no_grad()
     def detect_in(

@@ -38,7 +38,7 @@ class InstanceDetection(TrainingModule):
 
     def batch_losses(self, batch: DetectionBatch) -> DetectionLosses:
         """Compute the losses; their shapes depend on what is sampled."""
-        maps, anchors = self.model(batch.image, batch.content_hw, batch.sample_key)
+        maps, anchors = self.model.encode(batch.image, batch.content_hw, batch.sample_key)
         return sampled_losses(self.model, maps, anchors, batch)
 
     def on_validation_epoch_start(self) -> None:
@@ -53,7 +53,7 @@ class InstanceDetection(TrainingModule):
         """
         model = cast(Detector, self.eval_model())
         images = int(batch.valid.sum())
-        maps, anchors = model(batch.image, batch.content_hw)
+        maps, anchors = model.encode(batch.image, batch.content_hw)
         losses = sampled_losses(model, maps, anchors, batch)
         self.heldout_loss.update(losses.total, float(images))
         self.log("heldout/photos", float(images), reduce_fx="sum", sync_dist=True)

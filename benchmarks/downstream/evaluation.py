@@ -9,7 +9,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -168,7 +168,8 @@ class Evaluated:
     detected: DetectedObjects
 
 
-def evaluated_images(count: int) -> list[Evaluated]:
+@cache
+def evaluated_images(count: int) -> tuple[Evaluated, ...]:
     """Make images with ellipses and detections near them, of a few of the categories each."""
     draw, made = np.random.default_rng(0), []
     drawn = [_ellipses(draw) for _ in range(_DRAWN)]
@@ -196,7 +197,7 @@ def evaluated_images(count: int) -> list[Evaluated]:
                 ),
             )
         )
-    return made
+    return tuple(made)
 
 
 def _ellipses(draw: np.random.Generator) -> tuple[list[Any], list[Any]]:

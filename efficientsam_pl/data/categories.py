@@ -52,25 +52,25 @@ def describe_difference(first: Sequence[Category], second: Sequence[Category]) -
 
 
 def _recorded(folder: str, key: str) -> tuple[Category, ...]:
-    found: dict[tuple[Category, ...], str] = {}
+    listed: dict[tuple[Category, ...], str] = {}
     for pattern in _SUMMARIES:
         for file in list_files(f"{folder}/{pattern}"):
-            found.setdefault(_in_summary(read_json_file(file.path)), file.path)
-        if found:
+            listed.setdefault(_in_summary(read_json_file(file.path)), file.path)
+        if listed:
             break
-    if not found or () in found:
-        of = f" ({found[()]} lists none)" if found else ""
+    if not listed or () in listed:
+        of = f" ({listed[()]} lists none)" if listed else ""
         raise UserError(
             f"{key}: the shards of {folder} have no categories{of}; pack the set with "
             "`efficientsam pack coco`"
         )
-    if len(found) > 1:
-        first, second = list(found)[:2]
+    if len(listed) > 1:
+        first, second = list(listed)[:2]
         raise UserError(
-            f"{key}: {found[first]} and {found[second]} list other categories: "
+            f"{key}: {listed[first]} and {listed[second]} list other categories: "
             f"{describe_difference(first, second)}"
         )
-    return next(iter(found))
+    return next(iter(listed))
 
 
 def _in_summary(data: bytes | None) -> tuple[Category, ...]:

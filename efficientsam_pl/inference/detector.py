@@ -46,5 +46,5 @@ def detect_image(model: Detector, image: UInt8[np.ndarray, "h w 3"]) -> Detectio
     frame = torch.from_numpy(place_image(image, placement, side)).permute(2, 0, 1)
     device = next(model.parameters()).device
     content_hw = torch.tensor([placement.content_hw], device=device)
-    [found] = model.detect(frame[None].to(device), content_hw)
-    return to_image(found, placement.content_hw, image_hw)
+    [detections] = model.detect(frame[None].to(device), content_hw)
+    return to_image(detections, placement.content_hw, image_hw)

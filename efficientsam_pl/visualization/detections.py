@@ -6,13 +6,13 @@ Coordinates are edges of pixels: a box ends behind the last column of its object
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from efficientsam_pl.rle import Rle
+from efficientsam_pl.rle import Rle, decode, encode
 from efficientsam_pl.visualization.contact_sheet import contact_sheet
 from efficientsam_pl.visualization.marks import Box
 from efficientsam_pl.visualization.overlay import DrawnPrompt, overlay_runs
@@ -42,7 +42,7 @@ class DetectedImage:
     """An image with what was found in it, and what is there, if that is known."""
 
     image: UInt8[np.ndarray, "h w 3"]
-    found: tuple[DrawnObject, ...]
+    detected: tuple[DrawnObject, ...]
     truth: tuple[DrawnObject, ...] | None = None
 
 
@@ -69,11 +69,34 @@ def draw_objects(
 def detection_sheet(images: Sequence[DetectedImage], cell_px: int = 384) -> Image.Image:
     """Arrange images with what was found, each beside what is there."""
     rows = []
-    for drawn in images:
-        sides = [drawn.found, *([] if drawn.truth is None else [drawn.truth])]
+    for drawn in (_enlarged(image, cell_px) for image in images):
+        sides = [drawn.detected, *([] if drawn.truth is None else [drawn.truth])]
         rows.append([draw_objects(drawn.image, objects, cell_px) for objects in sides])
     titles = ["found", "annotated"][: max(map(len, rows), default=1)]
     return contact_sheet(rows, titles, cell_px=cell_px)
+
+
+def _enlarged(drawn: DetectedImage, least_px: int) -> DetectedImage:
+    """Enlarge a small image, so that lines and letters have pixels enough."""
+    height, width = drawn.image.shape[:2]
+    scale = least_px / max(height, width)
+    if scale <= 1:
+        return drawn
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    large = Image.fromarray(drawn.image).resize(size, Image.Resampling.BICUBIC)
+    detected, truth = (
+        None if objects is None else tuple(_scaled(each, size, scale) for each in objects)
+        for objects in (drawn.detected, drawn.truth)
+    )
+    return DetectedImage(np.array(large), detected or (), truth)
+
+
+def _scaled(drawn: DrawnObject, size: tuple[int, int], scale: float) -> DrawnObject:
+    grey = Image.fromarray(decode(drawn.mask) * np.uint8(255))
+    mask = np.asarray(grey.resize(size, Image.Resampling.BILINEAR)) >= 128
+    x0, y0, x1, y1 = drawn.box_xyxy
+    box = (scale * x0, scale * y0, scale * x1, scale * y1)
+    return replace(drawn, box_xyxy=box, mask=encode(mask))
 
 
 def _last_pixels(box: Box) -> Box:

@@ -104,8 +104,8 @@ class DetectionScoring(ImageScoring[LoadedImage, DetectionRecord]):
                 yield DetectionRecord(number, damage=damage)
                 continue
             with torch.no_grad(), autocast(self._config):
-                found = detect_image(self._model, image.image)
-            objects = detected_objects(found, image.about.image_hw)
+                detections = detect_image(self._model, image.image)
+            objects = detected_objects(detections, image.about.image_hw)
             yield DetectionRecord(
                 number, compared(image.about, objects), sha256=image.sha256, turn=image.turn
             )
@@ -146,7 +146,9 @@ def _open(
     else:
         assert photos.annotated is not None, "a set is packed or annotated"
         if not photos.annotated.has_categories:
-            raise UserError(f"{config.annotations} lists no category, which a detector tells apart")
+            raise UserError(
+                f"{config.annotations} lists no category, and a detector is scored by category"
+            )
         categories = photos.categories
         numbers = class_numbers(categories)
     _check_categories(categories, model, config.annotations or config.shards, weights)
@@ -158,7 +160,7 @@ def _check_categories(
 ) -> None:
     if len(categories) != model.classes:
         raise UserError(
-            f"{where} has {len(categories)} categories, and {weights} tells {model.classes} apart"
+            f"{where} has {len(categories)} categories, and {weights} has {model.classes}"
         )
     ids = model.category_ids or tuple(category.id for category in categories)
     names = model.labels or tuple(category.name for category in categories)

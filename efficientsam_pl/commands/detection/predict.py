@@ -33,35 +33,36 @@ def run(weights: str, image: Path, out: Path, rle: Path | None = None) -> None:
     file = read_image_file(image)
     image_hw = (file.pixels.shape[0], file.pixels.shape[1])
     model = load_detector(weights)
-    found = detected_objects(detect_image(model, file.pixels), image_hw)
+    detected = detected_objects(detect_image(model, file.pixels), image_hw)
     rotated = exif_line({} if file.turn is None else {file.turn: 1})
     if rotated is not None:
         print(rotated)
-    shown = shown_objects(found, model.config)
+    shown = shown_objects(detected, model.config)
     for drawn in shown:
         box = ", ".join(f"{edge:.1f}" for edge in drawn.box_xyxy)
         print(f"{drawn.text()}: box {box}, mask of {counted(area(drawn.mask), 'pixel')}")
-    hidden = len(found.scores) - len(shown)
+    hidden = len(detected.scores) - len(shown)
     if hidden:
         print(f"not shown: {counted(hidden, 'detection')} of lower score")
-    if not found.scores:
+    if not detected.scores:
         print(f"no detection above {100 * model.config.regions.score_threshold:.0f} %")
     picture = draw_objects(file.pixels, shown)
     out.mkdir(parents=True, exist_ok=True)
     picture.save(out / "detections.png")
     if rle is not None:
-        record = _rle_file(image.name, image_hw, found, model.config)
+        record = _rle_file(image.name, image_hw, detected, model.config)
         atomic_write_bytes(rle, json.dumps(record, allow_nan=False).encode() + b"\n")
     print(f"-> {out / 'detections.png'}")
 
 
-def shown_objects(found: DetectedObjects, config: DetectorConfig) -> list[DrawnObject]:
+def shown_objects(detected: DetectedObjects, config: DetectorConfig) -> list[DrawnObject]:
     """Return the detections that are shown: of a score of one half, or at least the first ones."""
-    likely = sum(score >= _LIKELY for score in found.scores)
+    likely = sum(score >= _LIKELY for score in detected.scores)
     corners = np.concatenate(
-        [found.boxes_xywh[:, :2], found.boxes_xywh[:, :2] + found.boxes_xywh[:, 2:]], axis=1
+        [detected.boxes_xywh[:, :2], detected.boxes_xywh[:, :2] + detected.boxes_xywh[:, 2:]],
+        axis=1,
     )
-    columns = zip(found.classes, found.scores, corners.tolist(), found.masks, strict=True)
+    columns = zip(detected.classes, detected.scores, corners.tolist(), detected.masks, strict=True)
     return [
         DrawnObject(config.label(number), number, (x0, y0, x1, y1), mask, score)
         for number, score, (x0, y0, x1, y1), mask in columns
@@ -69,13 +70,15 @@ def shown_objects(found: DetectedObjects, config: DetectorConfig) -> list[DrawnO
 
 
 def _rle_file(
-    name: str, image_hw: tuple[int, int], found: DetectedObjects, config: DetectorConfig
+    name: str, image_hw: tuple[int, int], detected: DetectedObjects, config: DetectorConfig
 ) -> dict[str, Any]:
     """Make a COCO-style record of an image: masks as run-lengths, boxes as x, y, width, height."""
     height, width = image_hw
-    used = sorted(set(found.classes))
+    used = sorted(set(detected.classes))
     ids = config.category_ids or range(config.classes)
-    columns = zip(found.classes, found.scores, found.boxes_xywh.tolist(), found.masks, strict=True)
+    columns = zip(
+        detected.classes, detected.scores, detected.boxes_xywh.tolist(), detected.masks, strict=True
+    )
     return {
         "version": _RLE_VERSION,
         "image": {"file_name": name, "height": height, "width": width},

@@ -6,6 +6,7 @@ images on any number of ranks, so that every number is the same to the last digi
 """
 
 import platform
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from efficientsam_pl.cluster.launch import Launch, launch, note_progress
@@ -165,10 +167,12 @@ def _score(work: _Work[Loaded, R]) -> None:
     mine = [number for batch in batches for number in batch]
     left = [batch for batch in batches if not set(batch) <= done.keys()]
     places = [number for batch in left for number in batch]
+    bar = work.rank.rank == 0 and sys.stdout.isatty()
     images = iter(prefetch(scoring.read, places, _DECODERS, 2 * scoring.batch))
     with work.requests.saving(work.kept), work.journal.writer(work.rank.rank) as writer:
         _verify(work, done, [number for number in mine if number in done])
-        for count, batch in enumerate(left, 1):
+        shown = track(left, "Evaluating", len(left), transient=True, disable=not bar)
+        for count, batch in enumerate(shown, 1):
             for record in scoring.score(batch, [next(images) for _ in batch]):
                 if record.photo not in done:
                     writer.add(record)

@@ -63,12 +63,12 @@ def pack_source(
     others = {key: sum(note.get(key, 0) for note in summary.notes) for key in kinds}
     others = {key: count for key, count in others.items() if count}
     inventory = source.inventory() if isinstance(source, Inventoried) else Inventory()
-    categories, told = _categories(source, summary)
+    categories, line = _categories(source, summary)
     more = others | inventory.summary() | categories
     written = report_packing(summary, out, share, "packed", more)
     images = counted(summary.samples, "image") + _among(others, _IMAGE_COUNTS)
     masks = counted(summary.masks, "mask") + _among(others, _MASK_COUNTS)
-    print(f"{images}, {masks}, {written}{inventory.closing()}{told}")
+    print(f"{images}, {masks}, {written}{inventory.closing()}{line}")
     return summary
 
 

@@ -75,44 +75,46 @@ class DetectionAp(ImageLines):
         super().__init__()
         self.classes = classes
 
-    def update(self, image_id: str, truth: InstanceImage, found: DetectedObjects) -> None:
+    def update(self, image_id: str, truth: InstanceImage, predicted: DetectedObjects) -> None:
         """Add an image; the categories of its instances are class numbers.
 
         Raises:
             ValueError: A mask differs from the image in size.
         """
-        self.add_line(image_id, [compared(truth, found)])
+        self.add_line(image_id, [compared(truth, predicted)])
 
     def compute(self) -> DetectionScores:
         """Compute the numbers so far, the same on every rank."""
         return detection_scores((json.loads(line)[1] for line in self.lines_once()), self.classes)
 
 
-def compared(truth: InstanceImage, found: DetectedObjects) -> dict[str, Any]:
+def compared(truth: InstanceImage, predicted: DetectedObjects) -> dict[str, Any]:
     """Compare the detections in an image with its objects; the result is plain values.
 
     An object has the box that its file states, else its mask's.
 
     Args:
         truth: The objects; their categories are class numbers.
-        found: The detections.
+        predicted: The detections.
 
     Raises:
         ValueError: A mask differs from the image in size.
     """
     masks = [instance.mask for instance in truth.instances]
-    if odd := {tuple(mask["size"]) for mask in (*masks, *found.masks)} - {truth.image_hw}:
+    if odd := {tuple(mask["size"]) for mask in (*masks, *predicted.masks)} - {truth.image_hw}:
         raise ValueError(f"masks of size {min(odd)} in image {truth.path} of size {truth.image_hw}")
     objects = Objects(
         np.array([instance.category_id for instance in truth.instances], dtype=np.int64),
         np.array([instance.area for instance in truth.instances], dtype=np.float64),
         np.array([instance.crowd for instance in truth.instances], dtype=bool),
     )
-    boxes = np.asarray(found.boxes_xywh, dtype=np.float64).reshape(-1, 4)
-    pardoned = np.isin(np.array(found.classes, dtype=np.int64), list(truth.incomplete))
+    boxes = np.asarray(predicted.boxes_xywh, dtype=np.float64).reshape(-1, 4)
+    pardoned = np.isin(np.array(predicted.classes, dtype=np.int64), list(truth.incomplete))
     shapes = list(boxes), _boxes(truth, masks)
-    by_box = _overlaps(objects, found, boxes[:, 2] * boxes[:, 3], pardoned, shapes)
-    by_mask = _overlaps(objects, found, areas(found.masks), pardoned, (found.masks, masks))
+    by_box = _overlaps(objects, predicted, boxes[:, 2] * boxes[:, 3], pardoned, shapes)
+    by_mask = _overlaps(
+        objects, predicted, areas(predicted.masks), pardoned, (predicted.masks, masks)
+    )
     return {
         "objects": [array.tolist() for array in vars(objects).values()],
         "classes": by_box.detected.category_ids.tolist(),  # the same order in both
@@ -142,15 +144,15 @@ def _boxes(truth: InstanceImage, masks: Sequence[Rle]) -> list[Any]:
 
 def _overlaps(
     objects: Objects,
-    found: DetectedObjects,
-    found_areas: Float[np.ndarray, "d"],
+    predicted: DetectedObjects,
+    detected_areas: Float[np.ndarray, "d"],
     pardoned: Bool[np.ndarray, "d"],
     shapes: tuple[Sequence[Any], Sequence[Any]],
 ) -> ImageOverlaps:
     detected = Detected(
-        np.array(found.classes, dtype=np.int64),
-        np.array(found.scores, dtype=np.float64),
-        found_areas,
+        np.array(predicted.classes, dtype=np.int64),
+        np.array(predicted.scores, dtype=np.float64),
+        detected_areas,
         pardoned,
     )
     compare = compare_shapes(*shapes, objects.crowd)

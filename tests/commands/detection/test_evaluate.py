@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,17 @@ def test_shards_are_scored_alike_on_ranks_and_resumed(
     assert ours["ap"]["ap50"] == pytest.approx(theirs["ap"]["ap50"], abs=0.02)
 
 
+def test_an_image_that_cannot_be_decoded_is_counted(home: Home, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "result.json"
+    shutil.copytree(home.images, images)
+    (images / "3.png").write_bytes((home.images / "3.png").read_bytes()[:200])
+    run(coco(home, out, images=str(images)))
+    result = numbers(out)
+    assert result["counts"]["photos"] == 6
+    assert result["counts"]["damaged_photos"] == 1
+    assert [entry["kind"] for entry in result["damaged"]] == ["bad photo"]
+
+
 def test_the_paper_stands_beside_detectors_of_eighty_classes(
     home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +172,7 @@ def test_other_categories_than_the_detectors_are_refused(home: Home, tmp_path: P
     with pytest.raises(UserError, match=r"other categories than .*tiny\.safetensors"):
         run(config(home, out, shards=pack(other, tmp_path / "shards")))
     fewer = write_annotations(tmp_path / "fewer", CATEGORIES[:2])
-    with pytest.raises(UserError, match=r"has 2 categories, and .* tells 3 apart"):
+    with pytest.raises(UserError, match=r"has 2 categories, and .* has 3"):
         run(coco(home, out, annotations=str(fewer)))
     none = write_annotations(tmp_path / "none", [])
     with pytest.raises(UserError, match="lists no category"):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from efficientsam_pl import rle
+from efficientsam_pl.cli import main as cli
 from efficientsam_pl.commands.detection.predict import run
 from efficientsam_pl.data.images.files import read_image
 from efficientsam_pl.inference.detections import to_image
@@ -47,3 +48,14 @@ def test_boxes_return_to_the_image(home: Home) -> None:
     frame = to_image(found, (40, 90), (80, 45))
     expected = np.clip(found.boxes_xyxy_px.numpy() * [0.5, 2, 0.5, 2], 0, [45, 80, 45, 80])
     np.testing.assert_allclose(frame.boxes_xyxy_px, expected, rtol=1e-5)
+
+
+def test_the_command_takes_run_lengths_and_no_prompt(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["predict", "--weights", home.weights, "--image", home.images / "4.png"]
+    line = [*map(str, given), "--out", f"{tmp_path}/out"]
+    assert cli.main([*line, "--rle", f"{tmp_path}/found.json"]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["annotations"]
+    assert cli.main([*line, "--point", "1,2"]) == 2
+    assert "--point has no effect" in capsys.readouterr().err

@@ -28,7 +28,7 @@ class Made:
 
 
 def ellipse(draw: np.random.Generator, around: np.ndarray | None = None) -> np.ndarray:
-    """Draw a mask's centre and radii, anew or near another's."""
+    """Draw a mask's centre and radii, or move another's."""
     if around is not None:
         return around * draw.uniform(0.85, 1.15, 4)
     return draw.uniform((10, 10, 2, 2), (50, 65, 25, 25))

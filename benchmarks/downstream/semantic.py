@@ -52,7 +52,7 @@ def measure(quick: bool, seconds: float) -> list[Row]:
     """
     config, ways = tiny_config(), list(reference_ways())
     start = time.perf_counter()
-    steps = {way: prepare(config, way) for way in ways}
+    steps: dict[str, Callable[[], object]] = {way: prepare(config, way) for way in ways}
     left = seconds - (time.perf_counter() - start)
     taken = alternate(steps, 5 if quick else 11, 0.6 * left)
     work = (
@@ -190,7 +190,8 @@ def transformers_model(config: SemanticConfig) -> Any:
         id2label={number: str(number) for number in range(config.classes)},
         label2id={str(number): number for number in range(config.classes)},
     )
-    with mock.patch.object(modeling_mask2former, "load_backbone", lambda _: _Backbone(config)):
+    backbone = _Backbone(config)
+    with mock.patch.object(modeling_mask2former, "load_backbone", return_value=backbone):
         return Mask2FormerForUniversalSegmentation(described)
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from efficientsam_pl.rle import Rle
 
+IGNORED = 255  # value of a label map where no class counts; so there are at most 255 classes
+
 
 @dataclass(frozen=True)
 class CorruptSample:

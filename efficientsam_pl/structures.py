@@ -68,6 +68,30 @@ class _OnDevice:
         return self._map("pin_memory")
 
 
+@runtime_checkable
+class Batch(Protocol):
+    """What every training stage's batch has; `valid` is True for slots that are trained on."""
+
+    @property
+    def valid(self) -> Tensor:
+        """Slots that hold a sample, or one of its masks."""
+        ...
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Names of the samples; "" for padding."""
+        ...
+
+    @property
+    def corrupt(self) -> tuple[CorruptSample, ...]:
+        """Samples that could not be used."""
+        ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Copy the record with every tensor moved as by `Tensor.to`."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageBatch(_OnDevice):
     """Images for pretraining, already cropped to the student's size.
@@ -299,3 +323,69 @@ class ClassBatch(ImageBatch):
     partner: Int64[Tensor, "b"]
     own_share: Float[Tensor, "b"]
     mix_box: Int64[Tensor, "b 4"]
+
+
+@dataclass(frozen=True)
+class SemanticBatch(_OnDevice):
+    """Square crops with a class number for every pixel, 0..K-1, or 255: ignored.
+
+    Beyond the image's content a crop is grey (128) and its labels are 255; a missing image has
+    no other label. `present` are the classes of each image, ascending, none of a missing one: on
+    the host, so that a loss knows its shapes without reading the device. `step_counts` are what
+    the training loader counted in this rank's batches of a step.
+    """
+
+    image: UInt8[Tensor, "b 3 s s"]
+    labels: UInt8[Tensor, "b s s"]
+    valid: Bool[Tensor, "b"]
+    sample_key: Int64[Tensor, "b"]
+    key: tuple[str, ...]
+    corrupt: tuple[CorruptSample, ...] = ()
+    present: tuple[tuple[int, ...], ...] = ()
+    step_counts: Float[Tensor, " counts"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class DetectionBatch(_OnDevice):
+    """Images in a square frame with the objects to detect, as detectron2's ViTDet is trained.
+
+    The resized image is at the top left of the frame, zeros elsewhere; `content_hw` is its size.
+    The objects of all images follow each other. Coordinates are frame pixels by detectron2's rule:
+    they count edges of pixels, so that x1 is the last column of an object plus 1. `classes` are
+    numbers from 0, in the order of the category list. `annotations` are those of images that are
+    scored: crowds too, at the image's own size, with class numbers as categories; else None.
+    """
+
+    image: UInt8[Tensor, "b 3 s s"]
+    content_hw: Int64[Tensor, "b 2"]
+    boxes_xyxy_px: Float[Tensor, "objects 4"]
+    classes: Int64[Tensor, "objects"]
+    masks: Bool[Tensor, "objects s s"]
+    objects_per_image: tuple[int, ...]
+    valid: Bool[Tensor, "b"]
+    sample_key: Int64[Tensor, "b"]
+    key: tuple[str, ...]
+    corrupt: tuple[CorruptSample, ...] = ()
+    annotations: tuple[InstanceImage | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class Detections(_OnDevice):
+    """The objects found in one image, highest score first; coordinates as in DetectionBatch.
+
+    `mask_probs` are over the box, of the object's own class.
+    """
+
+    boxes_xyxy_px: Float[Tensor, "n 4"]
+    scores: Float[Tensor, "n"]
+    classes: Int64[Tensor, "n"]
+    mask_probs: Float[Tensor, "n m m"]
+
+    def __len__(self) -> int:
+        return len(self.scores)

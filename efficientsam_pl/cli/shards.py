@@ -75,6 +75,49 @@ def add_pack(commands: Any) -> None:
         "their EXIF orientation (%(default)s)",
     )
     _pack_options(coco, _pack_coco)
+    _add_ade20k(sources)
+
+
+def _add_ade20k(sources: Any) -> None:
+    ade20k = command(sources, "ade20k", "photos with a label map each: ADE20K, CamVid, your own")
+    folders = (
+        ("--source", "DIR", "ADEChallengeData2016 as its site gives it, with --split"),
+        ("--images", "DIR", "photos, in subfolders too; with --labels and --classes"),
+        (
+            "--labels",
+            "DIR",
+            "grey or palette PNGs under the photos' names; a value or palette index is a class",
+        ),
+        (
+            "--classes",
+            "FILE",
+            "a class name a line, in the order of the values; or ADE20K's objectInfo150.txt, where "
+            "values begin with 1 and 0 is ignored",
+        ),
+    )
+    for option, metavar, text in folders:
+        ade20k.add_argument(option, type=path_text, metavar=metavar, help=text)
+    ade20k.add_argument("--split", choices=("training", "validation"), help="part of --source")
+    ade20k.add_argument(
+        "--first-class", type=natural, metavar="N", help="value of the first class (0)"
+    )
+    ade20k.add_argument(
+        "--ignored",
+        type=natural,
+        action="append",
+        default=[],
+        metavar="N",
+        help="a value that is no class, such as 11 of CamVid; repeatable (255 is one always)",
+    )
+    ade20k.add_argument(
+        "--exif-orientation",
+        choices=("apply", "ignore"),
+        default="apply",
+        help="ignore: label maps belong to the pixels as stored where their size fits both frames "
+        "(%(default)s)",
+    )
+    _pack_options(ade20k, _pack_ade20k)
+    ade20k.epilog = f"{_KEYS} {ade20k.epilog}"
 
 
 def add_check(commands: Any) -> None:
@@ -184,6 +227,46 @@ def _pack_coco(arguments: argparse.Namespace) -> None:
         arguments.exif_orientation,
         arguments.crowds,
     )
+
+
+def _pack_ade20k(arguments: argparse.Namespace) -> None:
+    images, labels, classes = _label_map_folders(arguments)
+    for named in (images, labels, classes):
+        if "://" not in named and not Path(named).exists():
+            raise UserError(f"no such file or folder: {named}")
+    from efficientsam_pl.commands import pack
+
+    folders = pack.LabelMapFolders(
+        images,
+        labels,
+        classes,
+        arguments.first_class,
+        tuple(arguments.ignored),
+        arguments.exif_orientation,
+    )
+    pack.run_label_maps(folders, _pack_config(arguments))
+
+
+def _label_map_folders(arguments: argparse.Namespace) -> tuple[str, str, str]:
+    """Return the folders of images and of label maps, and the class list."""
+    pair = {f"--{name}": getattr(arguments, name) for name in ("images", "labels", "classes")}
+    given = [option for option, value in pair.items() if value is not None]
+    if arguments.source is None:
+        missing = [option for option in pair if option not in given]
+        if missing:
+            raise UserError(
+                f"{missing[0]} is missing: give --images, --labels and --classes, or --source and "
+                "--split of ADE20K"
+            )
+        if arguments.split is not None:
+            raise UserError("--split has no effect without --source")
+        return pair["--images"], pair["--labels"], pair["--classes"]
+    if given:
+        raise UserError(f"{given[0]} has no effect with --source, which names ADE20K's folders")
+    if arguments.split is None:
+        raise UserError("--split is missing: training or validation of --source")
+    root, split = arguments.source.rstrip("/"), arguments.split
+    return f"{root}/images/{split}", f"{root}/annotations/{split}", f"{root}/objectInfo150.txt"
 
 
 def _pack_config(arguments: argparse.Namespace) -> Any:

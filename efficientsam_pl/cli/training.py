@@ -8,8 +8,10 @@ from efficientsam_pl.cli.config_options import add_config_command
 from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.models.weights_stage import stage_of
 from efficientsam_pl.recipes.classification.config import ClassifyConfig
+from efficientsam_pl.recipes.detection.config import DetectConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.semantic.config import SemanticTrainingConfig
 from efficientsam_pl.training.config import RecipeConfig
 
 
@@ -35,6 +37,18 @@ STAGES = {
         "efficientsam_pl.recipes.classification.recipe:ClassificationRecipe",
         evaluate="efficientsam_pl.commands.classification.evaluate:run",
         predict="efficientsam_pl.commands.classification.predict:run",
+    ),
+    "detect": Stage(
+        DetectConfig,
+        "efficientsam_pl.recipes.detection.recipe:DetectionRecipe",
+        evaluate="efficientsam_pl.commands.detection.evaluate:run",
+        predict="efficientsam_pl.commands.detection.predict:run",
+    ),
+    "semantic": Stage(
+        SemanticTrainingConfig,
+        "efficientsam_pl.recipes.semantic.recipe:SemanticRecipe",
+        evaluate="efficientsam_pl.commands.semantic.evaluate:run",
+        predict="efficientsam_pl.commands.semantic.predict:run",
     ),
 }
 _SEGMENTERS = STAGES["finetune"]  # released files name no stage

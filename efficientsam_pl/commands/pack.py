@@ -7,11 +7,27 @@ from efficientsam_pl.data.coco.annotations import Crowds
 from efficientsam_pl.data.images.stated import ExifOrientation
 from efficientsam_pl.data.packing.coco import Coco
 from efficientsam_pl.data.packing.imagenet import Imagenet
+from efficientsam_pl.data.packing.label_classes import read_label_classes
+from efficientsam_pl.data.packing.label_maps import CLASS_IMAGES, LabelMaps, PairSettings
 from efficientsam_pl.data.packing.report import pack_source
 from efficientsam_pl.data.packing.runner import ArrayShare, PackAgain
 from efficientsam_pl.data.packing.sa1b import Sa1b
 from efficientsam_pl.data.packing.writer import PackSummary
 from efficientsam_pl.errors import UserError
+
+_CLASSES_NAMED = 5  # of those in no image
+
+
+@dataclass(frozen=True)
+class LabelMapFolders:
+    """The two folders of a set of label maps, its class list and the values of its maps."""
+
+    images: str
+    labels: str
+    classes: str
+    first_class: int | None = None
+    ignored: tuple[int, ...] = ()
+    exif_orientation: ExifOrientation = "apply"
 
 
 @dataclass(frozen=True)
@@ -82,3 +98,23 @@ def run_imagenet(source: str, options: PackOptions) -> PackSummary:
     if left_out is not None:
         print(left_out)
     return pack_source(images, options.out, options.share, options.workers, options.again)
+
+
+def run_label_maps(folders: LabelMapFolders, options: PackOptions) -> PackSummary:
+    """Pack images with label maps."""
+    classes = read_label_classes(folders.classes, folders.first_class, folders.ignored)
+    settings = PairSettings(classes, options.long_side, folders.exif_orientation)
+    source = LabelMaps(folders.images, folders.labels, settings, options.samples_per_shard)
+    left_out = source.inventory().left_out(named=True)
+    if left_out is not None:
+        print(left_out)
+    summary = pack_source(source, options.out, options.share, options.workers, options.again)
+    counts = [note[CLASS_IMAGES] for note in summary.notes if CLASS_IMAGES in note]
+    unseen = [name for name, *images in zip(classes.names, *counts, strict=True) if not any(images)]
+    if unseen and options.share.count == 1:
+        more = ", ..." if len(unseen) > _CLASSES_NAMED else ""
+        print(
+            f"in no image: {len(unseen)} of {len(classes.names)} classes: "
+            f"{', '.join(unseen[:_CLASSES_NAMED])}{more}"
+        )
+    return summary

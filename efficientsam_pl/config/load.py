@@ -212,6 +212,9 @@ def _merge(config: Any, over: Any, source: str) -> Any:
     except OmegaConfBaseException as error:
         key = error.full_key or ", ".join(_keys(over))
         reason = str(error.msg or error).splitlines()[0]
+        if "is not a TupleConfig, ListConfig" in reason:
+            value = OmegaConf.select(over, key)
+            reason = f"{value} is no list; write {key}=[{value}]"
         if "$VALUE" in reason:  # a template that OmegaConf does not fill in for lists
             reason = f"{OmegaConf.select(over, key)} has entries of a wrong type"
         if "not in" in reason and key not in _keys(config):

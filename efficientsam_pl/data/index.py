@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from efficientsam_pl.data.schema import CLASS_SUFFIX, MASK_SUFFIXES, key_and_suffix
+from efficientsam_pl.data.schema import CLASS_SUFFIX, LABEL_SUFFIX, MASK_SUFFIXES, key_and_suffix
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.filesystems import describe_error
@@ -108,7 +108,8 @@ def _too_many_rare(counts: Counter[str], samples: int) -> set[str]:
     rare = {
         suffix
         for suffix, count in counts.items()
-        if count * _MOST_RARE < samples and suffix not in (*MASK_SUFFIXES, CLASS_SUFFIX)
+        if count * _MOST_RARE < samples
+        and suffix not in (*MASK_SUFFIXES, CLASS_SUFFIX, LABEL_SUFFIX)
     }
     return rare if len(rare) > _MOST_RARE else set()
 

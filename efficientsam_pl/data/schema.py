@@ -1,7 +1,7 @@
 """The layout of a shard, defined once.
 
 A shard is a WebDataset tar: the files of a sample follow each other and share a key, which is the
-name up to its first dot. There are two kinds of samples, and room for more:
+name up to its first dot. There are three kinds of samples, and room for more:
 
 masked images   `KEY.jpg` and `KEY.json`, the JSON in SA-1B's form, so that Meta's own `sa_*.tar`
                 are shards as they are:
@@ -9,10 +9,13 @@ masked images   `KEY.jpg` and `KEY.json`, the JSON in SA-1B's form, so that Meta
                  "annotations": [{"id", "segmentation": COCO run-lengths, "bbox": [x, y, w, h],
                                   "area", "predicted_iou", "stability_score", ...}]}
 plain images    `KEY.jpg` and, where the class is known, `KEY.cls`: its number as text.
+label maps      `KEY.jpg` and `KEY.label.png`, an 8-bit grey PNG of the image's size: a class number
+                for every pixel, 255 where it is ignored.
 
 A box is XYWH with w = xmax - xmin, as in SA-1B. Masked images written here add a top-level
 "efficientsam_pl": {"version": 1}, where the image was shrunk with its "original_width" and
-"original_height", and "iscrowd" to an annotation that COCO calls a crowd.
+"original_height", "iscrowd" to an annotation that COCO calls a crowd, and its "category_id" where
+the set has categories, whose names are in the pack-summary.json beside the shards.
 
 An image may also be a `.jpeg` or `.png`. A reader takes the suffixes it knows and ignores the
 others, so further kinds of files get new suffixes. A teacher's features (their format:
@@ -32,7 +35,7 @@ from efficientsam_pl.rle import Rle, area, boxes_xyxy, from_coco, run_lengths
 
 VERSION = 1
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
-RECORD_SUFFIX, CLASS_SUFFIX = "json", "cls"
+RECORD_SUFFIX, CLASS_SUFFIX, LABEL_SUFFIX = "json", "cls", "label.png"
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, RECORD_SUFFIX)  # the files of a masked image
 CENTRE_SUFFIX, WHOLE_SUFFIX = "centre.safetensors", "photo.safetensors"
 _VIEW_SUFFIX = re.compile(r"view\d+\.safetensors")
@@ -60,6 +63,7 @@ class Annotation(NamedTuple):
     crowd: bool = False
     predicted_iou: float | None = None  # SA-1B's: of the model that drew the mask
     stability: float | None = None
+    category_id: int | None = None  # COCO's number; None where the set has no categories
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,9 @@ def from_json(data: bytes) -> Record:
     return Record(width, height, annotations, original)
 
 
-def annotation_of(rle: Rle, crowd: bool = False) -> Annotation:
+def annotation_of(rle: Rle, crowd: bool = False, category_id: int | None = None) -> Annotation:
     """Build an annotation whose area is counted from its runs."""
-    return Annotation(rle, area(rle), crowd)
+    return Annotation(rle, area(rle), crowd, category_id=category_id)
 
 
 def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
@@ -164,6 +168,7 @@ def _annotation(entry: dict[str, Any], width: int, height: int) -> Annotation:
         crowd=bool(entry.get("iscrowd", 0)),
         predicted_iou=_score(entry.get("predicted_iou")),
         stability=_score(entry.get("stability_score")),
+        category_id=None if (number := entry.get("category_id")) is None else int(number),
     )
 
 
@@ -183,4 +188,6 @@ def _entry(index: int, annotation: Annotation, box: list[float]) -> dict[str, An
         entry["predicted_iou"] = annotation.predicted_iou
     if annotation.stability is not None:
         entry["stability_score"] = annotation.stability
+    if annotation.category_id is not None:
+        entry["category_id"] = annotation.category_id
     return entry | ({"iscrowd": 1} if annotation.crowd else {})

@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from efficientsam_pl.data.images.decode import decode_image
+from efficientsam_pl.data.images.decode import decode_image, image_size_of
+from efficientsam_pl.data.images.label_map import check_same_size, decode_label_map
 from efficientsam_pl.data.index import IndexFormatError, ShardIndex, from_bytes, index_of
 from efficientsam_pl.data.manifest import Shard
 from efficientsam_pl.data.sample_files import decode_annotated, encoded_image
 from efficientsam_pl.data.schema import (
     CLASS_SUFFIX,
     IMAGE_SUFFIXES,
+    LABEL_SUFFIX,
     RECORD_SUFFIX,
     CorruptSampleError,
     holds_features,
@@ -22,6 +24,8 @@ from efficientsam_pl.rle import run_lengths
 from efficientsam_pl.storage.files import consume_stream, read_file
 from efficientsam_pl.storage.ranges import RangeReader
 from efficientsam_pl.storage.tar import scan_tar
+
+_OF_IMAGE = {*IMAGE_SUFFIXES, RECORD_SUFFIX, CLASS_SUFFIX, LABEL_SUFFIX}
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def _corrupt_samples(
     path: str, index: ShardIndex, expected: dict[str, set[str]]
 ) -> Iterator[CorruptSample]:
     reader = RangeReader()
-    masked = {RECORD_SUFFIX} if RECORD_SUFFIX in index.places else set()
+    masked = {RECORD_SUFFIX, LABEL_SUFFIX} & index.places.keys()
     for number, key in enumerate(index.keys):
         sample = index.sample(path, number)
         needed = masked | expected.get(key, set())
@@ -124,7 +128,7 @@ def _corrupt_samples(
 def _check_files(files: dict[str, memoryview], needed: set[str]) -> None:
     """Raise CorruptSampleError for files that training could not use, and for lost files."""
     features = {suffix: data for suffix, data in files.items() if holds_features(suffix)}
-    of_image = {*IMAGE_SUFFIXES, RECORD_SUFFIX, CLASS_SUFFIX} & files.keys()
+    of_image = _OF_IMAGE & files.keys()
     if not of_image and not features:
         raise CorruptSampleError("unknown files", ", ".join(sorted(files)))
     if of_image:
@@ -136,6 +140,9 @@ def _check_files(files: dict[str, memoryview], needed: set[str]) -> None:
         raise CorruptSampleError(f"missing {min(lost)}", f"only {', '.join(sorted(files))}")
     if CLASS_SUFFIX in files and not bytes(files[CLASS_SUFFIX]).strip().isdigit():
         raise CorruptSampleError("bad class", repr(bytes(files[CLASS_SUFFIX])[:20]))
+    if LABEL_SUFFIX in files:
+        map_hw = decode_label_map(files[LABEL_SUFFIX]).shape
+        check_same_size(map_hw, image_size_of(encoded_image(files)))
 
 
 def _check_features(features: dict[str, memoryview]) -> None:

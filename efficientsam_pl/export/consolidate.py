@@ -15,7 +15,9 @@ from efficientsam_pl.export.output_format import output_format
 from efficientsam_pl.export.streamed import write_streamed
 from efficientsam_pl.models.classifier_weights import mae_names
 from efficientsam_pl.models.config import SegmenterConfig
+from efficientsam_pl.models.detection.names import detectron2_names
 from efficientsam_pl.models.released_names import released_names
+from efficientsam_pl.models.semantic.weights import mask2former_names
 from efficientsam_pl.models.weights import FORMAT, safetensors_header, strip_prefix
 from efficientsam_pl.storage.atomic import atomic_write_local
 
@@ -31,7 +33,8 @@ def consolidate(path: Path, out: Path, measured: Mapping[str, float | None] | No
     """Write the weights of a checkpoint with their provenance; EMA weights if it has them.
 
     A .pt file gets a whole model under the names of a released one (without provenance), for
-    programs that read such files: a segmenter under EfficientSAM's, a classifier under MAE's.
+    programs that read such files: a segmenter under EfficientSAM's, a classifier under MAE's, a
+    detector under detectron2's, a semantic segmenter under Mask2Former's.
 
     A finetuning checkpoint gives the whole segmenter, a pretraining checkpoint the student's
     encoder under the names that finetuning reads.
@@ -126,9 +129,15 @@ def _check_released_layout(header: Mapping[str, Any]) -> None:
     layout = {
         "encoder.kind": encoder["kind"],
         "encoder.global_attention": encoder.get("global_attention", "all"),
+        "encoder.relative_positions": encoder.get("relative_positions", "none"),
         "resize": model["resize"],
     }
-    expected = {"encoder.kind": "vit", "encoder.global_attention": "all", "resize": "squash"}
+    expected = {
+        "encoder.kind": "vit",
+        "encoder.global_attention": "all",
+        "encoder.relative_positions": "none",
+        "resize": "squash",
+    }
     differing += [f"{key}={value}" for key, value in layout.items() if value != expected[key]]
     if differing:
         raise UserError(
@@ -148,6 +157,8 @@ class _ReleasedForm:
 _RELEASED = {  # by the stage whose model is written
     "finetune": _ReleasedForm(released_names, _check_released_layout),
     "classify": _ReleasedForm(mae_names, lambda header: None),
+    "detect": _ReleasedForm(detectron2_names, lambda header: None),
+    "semantic": _ReleasedForm(mask2former_names, lambda header: None),
 }
 
 

@@ -53,3 +53,29 @@ class MaskLossConfig:
                 raise ValueError(
                     f"sampled_points={self.sampled_points} must be a square such as {64**2}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentLossConfig:
+    """Mask2Former's losses, of all predictions; the first three also weight the matching costs."""
+
+    classification: float = 2.0  # this one and all others: Mask2Former, config.py and section 4.1
+    mask: float = 5.0
+    dice: float = 5.0
+    no_object: float = 0.1  # weight of that class in the classification
+    points: int = 12_544  # a mask's points that are compared: 112 x 112
+    oversampling: float = 3.0  # candidates for a point (PointRend)
+    importance: float = 0.75  # share of the points that are the least certain candidates
+
+    def __post_init__(self) -> None:
+        for name in ("classification", "mask", "dice"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 < self.no_object <= 1:
+            raise ValueError(f"no_object={self.no_object} must lie in (0, 1]")
+        if self.points < 1:
+            raise ValueError(f"points={self.points} must be at least 1")
+        if not 0 <= self.importance <= 1:
+            raise ValueError(f"importance={self.importance} must lie in [0, 1]")
+        if self.oversampling < 1:
+            raise ValueError(f"oversampling={self.oversampling} must be at least 1")

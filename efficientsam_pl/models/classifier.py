@@ -4,13 +4,15 @@ Axes: b images, s pixels a side, n tokens (the class token first, where there is
 d blocks, k classes.
 """
 
+from collections.abc import Collection
+
 import torch
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
 from efficientsam_pl.models.classifier_config import ClassifierConfig
 from efficientsam_pl.models.config import EncoderConfig
-from efficientsam_pl.models.drop_path import DropPathBlock, branch_scales
+from efficientsam_pl.models.drop_path import branch_scales
 from efficientsam_pl.models.segmenter import PixelNorm
 from efficientsam_pl.models.vit import PlainViT
 from efficientsam_pl.structures import Region
@@ -20,11 +22,7 @@ _NORM_EPS = 1e-6
 
 
 class ClassifierViT(PlainViT):
-    """A plain ViT that returns its class token too and whose branches can be left out."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(config)
-        self.blocks = nn.ModuleList(DropPathBlock(block) for block in self.blocks)  # type: ignore[arg-type]
+    """A plain ViT that returns its class token too."""
 
     def tokens(
         self, pixels: Float[Tensor, "b 3 s s"], scales: Float[Tensor, "b d 2"] | None
@@ -35,13 +33,26 @@ class ClassifierViT(PlainViT):
             pixels: Normalised images.
             scales: Those of every block's branches; None: 1.
         """
+        last = len(self.blocks) - 1
+        return self.outputs(pixels, scales, (last,))[last]
+
+    def outputs(
+        self,
+        pixels: Float[Tensor, "b 3 h w"],
+        scales: Float[Tensor, "b d 2"] | None,
+        wanted: Collection[int],
+    ) -> dict[int, Float[Tensor, "b n c"]]:
+        """Return some blocks' tokens by the blocks' numbers, as `tokens` the last one's."""
         tokens = self._embed_all(pixels)
         if self.cls_token is not None:
             first = self.cls_token + self.pos_embed[:, :1]
             tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
+        outputs = {}
         for number, block in enumerate(self.blocks):
             tokens = block(tokens, None if scales is None else scales[:, number])
-        return tokens
+            if number in wanted:
+                outputs[number] = tokens
+        return outputs
 
 
 class ClassifierEncoder(nn.Module):

@@ -48,6 +48,8 @@ def check_classifier(
         raise ValueError(f"vit.kind={vit.kind}: a classifier is a plain vit")
     if vit.global_attention != "all":
         raise ValueError(f"vit.global_attention={vit.global_attention} must be all")
+    if vit.relative_positions != "none":
+        raise ValueError(f"vit.relative_positions={vit.relative_positions} must be none")
     if pool == "class_token" and not vit.class_token:
         raise ValueError("pool=class_token needs vit.class_token=true")
     if not 0 <= drop_path < 1:

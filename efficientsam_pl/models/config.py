@@ -30,6 +30,9 @@ class EncoderConfig:
     global_attention: Literal["all", "listed"] = "all"
     window: int = 14  # tokens per side
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks with global attention
+    # For vit: decomposed: every block adds learned terms of the vertical and the horizontal
+    # distance of two tokens to their attention (ViTDet); zero at initialisation. sam_vit has them
+    relative_positions: Literal["none", "decomposed"] = "none"
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -48,6 +51,11 @@ class EncoderConfig:
         if self.class_token and self.global_attention == "listed":
             raise ValueError(
                 "class_token=true needs global_attention=all, not listed: it has no window"
+            )
+        if self.class_token and self.relative_positions != "none":
+            raise ValueError(
+                f"class_token=true needs relative_positions=none, not {self.relative_positions}: "
+                "it has no place on the grid"
             )
 
     def grid(self) -> int:
@@ -241,6 +249,11 @@ class SamiConfig:
             raise ValueError(
                 f"student.global_attention={self.student.global_attention} must be all: windows "
                 "have no meaning where most tokens are masked"
+            )
+        if self.student.relative_positions != "none":
+            raise ValueError(
+                f"student.relative_positions={self.student.relative_positions} must be none: they "
+                "need the whole grid"
             )
         if not 0 < self.visible_tokens() < self.student.grid() ** 2:
             raise ValueError(

@@ -1,34 +1,13 @@
 """Stochastic depth: residual branches that are left out for some images of a batch.
 
-Axes: b images, n tokens, c channels, d blocks.
+Axes: b images, d blocks.
 """
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from efficientsam_pl.keyed_random import uniform
-from efficientsam_pl.models.layers import Block
-
-
-class DropPathBlock(Block):
-    """A block whose two branches are scaled for each image; its weights are a `Block`'s."""
-
-    def __init__(self, block: Block) -> None:
-        """Take over the layers of a block."""
-        nn.Module.__init__(self)
-        self.norm1, self.attn = block.norm1, block.attn
-        self.norm2, self.mlp = block.norm2, block.mlp
-
-    def forward(
-        self, x: Float[Tensor, "b n c"], scale: Float[Tensor, "b 2"] | None = None
-    ) -> Float[Tensor, "b n c"]:
-        """Update all tokens; `scale` is that of attention and of the MLP, 0 to leave it out."""
-        if scale is None:
-            return super().forward(x)
-        x = x + scale[:, 0, None, None] * self.attn(self.norm1(x))
-        out: Tensor = x + scale[:, 1, None, None] * self.mlp(self.norm2(x))
-        return out
 
 
 def branch_scales(

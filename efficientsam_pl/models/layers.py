@@ -96,11 +96,27 @@ class Block(nn.Module):
         self.norm2 = norm(width)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        """Update all tokens."""
-        x = x + self.attn(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+    def forward(
+        self, x: Float[Tensor, "b *n c"], scale: Float[Tensor, "b 2"] | None = None
+    ) -> Float[Tensor, "b *n c"]:
+        """Update all tokens.
+
+        Args:
+            x: The tokens.
+            scale: Of each image's attention and MLP, 0 to leave it out: drop path. None: 1.
+        """
+        if scale is None:
+            x = x + self.attend(x)
+            out: Tensor = x + self.mlp(self.norm2(x))
+            return out
+        attention, mlp = scale.view(len(x), 2, *(x.ndim - 1) * [1]).unbind(1)
+        x = x + attention * self.attend(x)
+        return x + mlp * self.mlp(self.norm2(x))
+
+    def attend(self, x: Float[Tensor, "b *n c"]) -> Float[Tensor, "b *n c"]:
+        """Compute the branch of attention."""
+        attended: Tensor = self.attn(self.norm1(x))
+        return attended
 
 
 class PatchEmbed(nn.Module):

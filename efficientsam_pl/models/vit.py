@@ -13,43 +13,72 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from efficientsam_pl.models.config import EncoderConfig
-from efficientsam_pl.models.layers import Block, PatchEmbed, resample_positions
+from efficientsam_pl.models.layers import Block, PatchEmbed, SelfAttention, resample_positions
 from efficientsam_pl.models.neck import neck
 from efficientsam_pl.models.patchify import patchify
 from efficientsam_pl.models.position_encoding import positions_at
+from efficientsam_pl.models.relative_positions import RelativeAttention
 
 _NORM_EPS = 1e-6
 
 
-class WindowedBlock(Block):
-    """A block with window attention; its weights are the same as those of a global block.
+class GridBlock(Block):
+    """A block on tokens laid out on their grid, which windows and relative positions need.
 
     Windows that cross the border of the grid are padded with zeros after the norm, and the padding
     takes part in attention, as in SAM (ViTDet; EfficientTAM).
     """
 
-    def __init__(self, *args: Any, window: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.window = window
+    attn: SelfAttention | RelativeAttention
 
-    def forward(self, tokens: Float[Tensor, "b gh gw c"]) -> Float[Tensor, "b gh gw c"]:
-        """Apply the block to tokens laid out on their grid."""
-        rows, columns = tokens.shape[1:3]
-        normed = self.norm1(tokens)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        norm: Callable[[int], nn.Module],
+        window: int | None = None,
+        table_side: int | None = None,
+    ) -> None:
+        """Build a block.
+
+        Args:
+            width: Channels.
+            heads: Attention heads.
+            norm: Builds a norm of so many channels.
+            window: Tokens a side of a window; None: attention is global.
+            table_side: Side of the grid that relative positions are learned for; None: there are
+                none.
+        """
+        super().__init__(width, heads, norm)
+        self.window = window
+        if table_side is not None:
+            self.attn = RelativeAttention(width, heads, table_side)
+
+    def attend(self, x: Float[Tensor, "b gh gw c"]) -> Float[Tensor, "b gh gw c"]:
+        """Compute the branch of attention, in windows or over the whole grid."""
+        rows, columns = x.shape[1:3]
+        normed = self.norm1(x)
+        if self.window is None:
+            return self._attention(normed)
         padded = F.pad(normed, (0, 0, 0, -columns % self.window, 0, -rows % self.window))
         windows = padded.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window))
         windows = windows.transpose(2, 3)  # b, windows down, windows across, rows, columns, c
-        attended = self.attn(windows.flatten(0, 2).flatten(1, 2)).view_as(windows)
+        attended = self._attention(windows.flatten(0, 2)).view_as(windows)
         attended = attended.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        tokens = tokens + attended[:, :rows, :columns]
-        output: Tensor = tokens + self.mlp(self.norm2(tokens))
-        return output
+        return attended[:, :rows, :columns]
+
+    def _attention(self, grids: Float[Tensor, "b gh gw c"]) -> Float[Tensor, "b gh gw c"]:
+        if isinstance(self.attn, RelativeAttention):
+            attended: Tensor = self.attn(grids)
+            return attended
+        return self.attn(grids.flatten(1, 2)).view_as(grids)
 
 
 class PlainViT(nn.Module):
     """Patch embedding, positions and blocks; no final norm, as released.
 
-    All blocks attend globally, as released, or some within windows (`EncoderConfig`).
+    All blocks attend globally, as released, or some within windows; relative positions make it
+    detectron2's ViTDet backbone (`EncoderConfig`).
 
     `pos_embed` keeps the class token's entry in front ([1, 1 + grid^2, c]) as the released file
     does, and is resized to the image's grid (bicubic, align_corners=False).
@@ -68,31 +97,37 @@ class PlainViT(nn.Module):
         _initialise_as_mae(self)
 
     def forward(
-        self, pixels: Float[Tensor, "b 3 h w"], visible: Int64[Tensor, "b v"] | None = None
+        self,
+        pixels: Float[Tensor, "b 3 h w"],
+        visible: Int64[Tensor, "b v"] | None = None,
+        scales: Float[Tensor, "b d 2"] | None = None,
     ) -> Float[Tensor, "b n c"]:
         """Encode all tokens, or only the visible ones in the order given.
 
         Args:
             pixels: Normalised images; both sides multiples of the patch size.
             visible: Indices of the tokens to encode, as in MAE; row-major over the grid.
+            scales: Those of every block's branches (`drop_path.branch_scales`); None: 1.
 
         Raises:
-            ValueError: `visible` is given but some blocks have windows, which need all tokens.
+            ValueError: `visible` is given but some blocks need all tokens.
         """
         grid = [side // self.patch_embed.proj.kernel_size[0] for side in pixels.shape[-2:]]
-        if visible is not None and any(isinstance(block, WindowedBlock) for block in self.blocks):
+        if visible is not None and any(isinstance(block, GridBlock) for block in self.blocks):
             raise ValueError(
-                "encoding only visible tokens needs global_attention=all, not blocks with windows"
+                "encoding only visible tokens needs global_attention=all, not blocks with windows, "
+                "and relative_positions=none"
             )
         tokens = self._embed_all(pixels) if visible is None else self._embed(pixels, visible)
         if self.cls_token is not None:
             first = self.cls_token + self.pos_embed[:, :1]
             tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
-        for block in self.blocks:
-            if isinstance(block, WindowedBlock):
-                tokens = block(tokens.unflatten(1, grid)).flatten(1, 2)
+        for number, block in enumerate(self.blocks):
+            scale = () if scales is None else (scales[:, number],)
+            if isinstance(block, GridBlock):
+                tokens = block(tokens.unflatten(1, grid), *scale).flatten(1, 2)
             else:
-                tokens = block(tokens)
+                tokens = block(tokens, *scale)
         return tokens if self.cls_token is None else tokens[:, 1:]
 
     def positions(self, grid: list[int]) -> Float[Tensor, "1 n c"]:
@@ -183,11 +218,19 @@ def build_encoder(config: EncoderConfig) -> ImageEncoder | SamImageEncoder:
 
 
 def _block(config: EncoderConfig, number: int) -> Block:
-    kind: Callable[..., Block] = Block
-    if config.global_attention == "listed" and number not in config.global_blocks:
-        kind = partial(WindowedBlock, window=config.window)
     norm = partial(nn.LayerNorm, eps=_NORM_EPS)
-    return kind(config.width, config.heads, norm)
+    windowed = config.global_attention == "listed" and number not in config.global_blocks
+    relative = config.relative_positions == "decomposed"
+    if not windowed and not relative:
+        return Block(config.width, config.heads, norm)
+    side = config.window if windowed else config.grid()
+    return GridBlock(
+        config.width,
+        config.heads,
+        norm,
+        config.window if windowed else None,
+        side if relative else None,
+    )
 
 
 def _set_attention(blocks: Iterable[Any], attention: str) -> None:

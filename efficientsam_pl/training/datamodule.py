@@ -1,6 +1,8 @@
 """Lightning data module; its position in the data is that of the last optimizer step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -32,7 +34,7 @@ from efficientsam_pl.data.sampler import (
 )
 from efficientsam_pl.errors import UserError, one_line
 from efficientsam_pl.storage.retries import SourceLostError
-from efficientsam_pl.structures import ImageBatch, MaskBatch
+from efficientsam_pl.structures import Batch
 from efficientsam_pl.training.config import TrainerConfig
 from efficientsam_pl.training.lookahead import LookaheadLoader, steps_ahead
 from efficientsam_pl.training.side_stream import CopiedBatch, SideStream
@@ -44,7 +46,10 @@ _STATE_VERSION = 2
 class TrainingDatasets:
     """Datasets for training and validation, and the order of training samples.
 
-    `scored`: the held-out images at scoring size; None: they are not scored.
+    `scored`: the held-out images at scoring size; None: they are not scored. `of_step` replaces
+    this rank's training batches of an optimizer step, all together and on the host, before the
+    first is used: for a loss that is divided by what the global batch holds (see
+    `TrainingModule.step_counts`).
     """
 
     train: Stream
@@ -52,6 +57,7 @@ class TrainingDatasets:
     sets: DatasetSplits
     heldout: Stream | None
     scored: Stream | None = None
+    of_step: Callable[[list[Any]], list[Any]] | None = None
 
 
 class TrainingDataModule(L.LightningDataModule):
@@ -92,10 +98,15 @@ class TrainingDataModule(L.LightningDataModule):
         loader = training_loader(self._streams.train, batches, self._data, self._pinned())
         per_step = self._config.accumulate()
         needed = (self._config.max_steps - step) * per_step
+        ahead = partial(
+            LookaheadLoader,
+            *(loader, per_step, needed, _note_lost_store),
+            of_step=self._streams.of_step,
+        )
         if not self._pinned():
-            return LookaheadLoader(loader, per_step, needed, _note_lost_store)
+            return ahead()
         side_stream = SideStream(self.trainer.strategy.root_device)  # type: ignore[union-attr]
-        return LookaheadLoader(loader, per_step, needed, _note_lost_store, side_stream.start)
+        return ahead(prepare=side_stream.start)
 
     def first_batches(self) -> DataLoader[Any]:
         """Micro-batches of this rank from the start of the first epoch, read in this process."""
@@ -109,7 +120,7 @@ class TrainingDataModule(L.LightningDataModule):
         if heldout is None or shards is None:
             heldout, shards = self._streams.train, self._streams.sets.train[0]
         samples = [SampleRef(0, number) for number in range(min(count, len(shards)))]
-        batch: ImageBatch | MaskBatch = heldout.collate(heldout.__getitems__(samples))
+        batch: Batch = heldout.collate(heldout.__getitems__(samples))
         return batch
 
     def samples(self) -> int:
@@ -140,11 +151,11 @@ class TrainingDataModule(L.LightningDataModule):
         )
 
     def transfer_batch_to_device(
-        self, batch: ImageBatch | MaskBatch | CopiedBatch, device: torch.device, dataloader_idx: int
-    ) -> ImageBatch | MaskBatch:
+        self, batch: Batch | CopiedBatch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
         """Copy from pinned memory asynchronously, unless a copy was started before."""
         if isinstance(batch, CopiedBatch):
-            arrived: ImageBatch | MaskBatch = batch.arrived(torch.cuda.current_stream(device))
+            arrived: Batch = batch.arrived(torch.cuda.current_stream(device))
             return arrived
         return batch.to(device, non_blocking=self._pinned())
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -51,6 +52,7 @@ class TrainingModule(L.LightningModule):
         self._sums: Float[Tensor, "3"] | None = None
         self._slots = torch.empty(())  # of a micro-batch: a constant on the device,
         self._slots_of: tuple[int, torch.device] | None = None  # which was made for these
+        self._step_counts: Float[Tensor, " counts"] | None = None  # of the global batch
         self._terms: dict[str, Tensor] = {}  # of the last micro-batch's loss
         self._arranged = False
 
@@ -119,6 +121,23 @@ class TrainingModule(L.LightningModule):
         sums = torch.stack([real, self._slots, weighted.detach()])
         self._sums = sums if self._sums is None else self._sums + sums
         return {"loss": weighted / valid.numel(), "mean": mean.detach()}
+
+    @torch.no_grad()
+    def step_counts(self, of_rank: Float[Tensor, " counts"]) -> Float[Tensor, " counts"]:
+        """Add up what the global batch holds: one small sum over the ranks in each optimizer step.
+
+        A loss that is divided by such counts, rather than by its valid slots, then has the same
+        gradient however the global batch is spread over ranks and micro-batches.
+
+        Args:
+            of_rank: Counted in all of this rank's micro-batches of the step by
+                `TrainingDatasets.of_step`, the same in each of them.
+        """
+        if self._sums is None or self._step_counts is None:  # the step's first micro-batch
+            self._step_counts = of_rank.clone()
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(self._step_counts)
+        return self._step_counts
 
     @torch.no_grad()
     def configure_gradient_clipping(

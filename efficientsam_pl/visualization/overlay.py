@@ -110,6 +110,7 @@ def overlay_runs(
     colours: Sequence[Rgb],
     prompts: Sequence[DrawnPrompt] = (),
     labels: Sequence[str] = (),
+    shown_px: int | None = None,
 ) -> Image.Image:
     """Draw very many masks as `overlay` does, decoding one at a time.
 
@@ -119,9 +120,10 @@ def overlay_runs(
         colours: Colour of each mask and its prompt.
         prompts: As in `overlay`.
         labels: Texts near the first masks.
+        shown_px: As in `overlay`.
     """
     canvas = Image.fromarray(image)
-    pen = Pen.for_image(*canvas.size)
+    pen = Pen.for_image(*canvas.size, shown_px)
     extents: list[_Extent | None] = [None] * len(masks)
     large_first = sorted(range(len(masks)), key=lambda index: -area(masks[index]))
     for index in large_first:

@@ -153,7 +153,8 @@ def test_predict_prints_and_draws_the_most_probable_classes(
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        (["protocols=[box]"], ["protocols", "no effect with a classifier"]),
+        (["protocols=box"], ["write protocols=[box]"]),
+        (["protocols=[box]"], ["protocols=[box]", "no effect with a classifier"]),
         (["seed=3"], ["seed=3", "no effect with a classifier"]),
         (["model.name=efficient_sam_ti"], ["model.name=efficient_sam_ti", "no effect"]),
         (["plots=true"], ["plots=true"]),

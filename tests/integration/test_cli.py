@@ -51,7 +51,9 @@ def test_help_lists_exactly_the_commands_that_work(process: "OwnProcess") -> Non
     assert {line.split()[0] for line in listed if re.match(" {4}[a-z]", line)} == COMMANDS
 
 
-@pytest.mark.parametrize("command", [*sorted(COMMANDS), "pack coco", "pack sa1b", "pack imagenet"])
+@pytest.mark.parametrize(
+    "command", [*sorted(COMMANDS), "pack coco", "pack sa1b", "pack imagenet", "pack ade20k"]
+)
 def test_every_command_helps(command: str, process: "OwnProcess") -> None:
     told = process.done(*command.split(), "--help")
     assert f"usage: efficientsam {command}" in told.replace("__main__.py", "efficientsam")

@@ -342,7 +342,9 @@ def test_real_set_is_packed_and_checked(
     assert efficientsam("check-shards", f"{tmp_path}/out/*.tar", "--workers", 0)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["pack_coco", "pack_sa1b", "pack_imagenet", "check_shards"])
+@pytest.mark.parametrize(
+    "name", ["pack_coco", "pack_sa1b", "pack_imagenet", "pack_ade20k", "check_shards"]
+)
 def test_script_in_data_prep_is_the_command(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

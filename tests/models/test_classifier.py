@@ -14,7 +14,7 @@ from efficientsam_pl.models.classifier import Classifier
 from efficientsam_pl.models.classifier_config import ClassifierConfig
 from efficientsam_pl.models.classifier_weights import (
     from_mae_names,
-    load_backbone,
+    load_classifier_backbone,
     load_classifier_file,
     mae_names,
 )
@@ -104,7 +104,7 @@ def test_a_backbone_comes_from_a_classifier_and_leaves_the_head(
 ) -> None:
     model = golden_model(mae, "mean", classes=7)
     head = model.head.weight.detach().clone()
-    load_backbone(model, mae_file)
+    load_classifier_backbone(model, mae_file)
     block = model.image_encoder.trunk.blocks[2].attn.qkv.weight
     assert torch.equal(block, mae["state"]["blocks.2.attn.qkv.weight"])
     assert torch.equal(model.head.weight, head)
@@ -112,7 +112,7 @@ def test_a_backbone_comes_from_a_classifier_and_leaves_the_head(
 
 def test_the_class_tokens_norm_comes_with_the_backbone(mae: dict[str, Any], mae_file: str) -> None:
     model = golden_model(mae, "class_token", classes=7)
-    load_backbone(model, mae_file)
+    load_classifier_backbone(model, mae_file)
     assert torch.equal(model.get_submodule("norm").weight, mae["state"]["norm.weight"])  # type: ignore[arg-type]
 
 
@@ -125,7 +125,7 @@ def test_a_file_without_a_head_is_no_classifier(tmp_path: Path) -> None:
 
 def test_released_efficientsams_encoder_is_a_backbone(released_ti: Path) -> None:
     model = Classifier(ClassifierConfig())
-    load_backbone(model, str(released_ti))
+    load_classifier_backbone(model, str(released_ti))
     expected = weight_by_rule("image_encoder.blocks.3.mlp.fc1.weight", (768, 192))
     assert torch.equal(model.image_encoder.trunk.blocks[3].mlp.fc1.weight, expected)
 
@@ -138,7 +138,7 @@ def test_a_samis_encoder_is_a_backbone(class_token: bool, tmp_path: Path) -> Non
     path = tmp_path / "encoder.pt"
     torch.save(state, path)
     model = classifier(vit=vit)
-    load_backbone(model, str(path))
+    load_classifier_backbone(model, str(path))
     trunk = model.image_encoder.trunk.state_dict()
     assert all(torch.equal(trunk[name], sami.encoder.state_dict()[name]) for name in trunk)
 
@@ -153,7 +153,7 @@ def test_timms_vit_gives_the_same_tokens(class_token: bool, tmp_path: Path) -> N
     path = tmp_path / "timm.pth"
     torch.save(theirs.state_dict(), path)
     model = classifier(vit=with_token() if class_token else SMALL)
-    load_backbone(model, str(path))
+    load_classifier_backbone(model, str(path))
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = theirs.blocks(theirs._pos_embed(theirs.patch_embed(pixels)))
@@ -170,7 +170,7 @@ def test_a_class_token_that_only_file_or_model_has_is_named(
     torch.save(classifier(vit=there).image_encoder.trunk.state_dict(), path)
     hint = rf"give model\.vit\.class_token={str(class_token).lower()}"
     with pytest.raises(WeightsError, match=hint):
-        load_backbone(classifier(vit=wanted), str(path))
+        load_classifier_backbone(classifier(vit=wanted), str(path))
 
 
 def test_a_backbone_of_another_width_is_refused(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_backbone_of_another_width_is_refused(tmp_path: Path) -> None:
     torch.save(classifier().image_encoder.trunk.state_dict(), path)
     wide = EncoderConfig(width=48, depth=2, heads=3, image_size=64, position_grid=4)
     with pytest.raises(WeightsError, match="of another shape"):
-        load_backbone(classifier(vit=wide), str(path))
+        load_classifier_backbone(classifier(vit=wide), str(path))
 
 
 def test_the_head_is_near_zero_at_the_start() -> None:

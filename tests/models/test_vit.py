@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from efficientsam_pl.models.config import EncoderConfig, SamiConfig
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.models.vit import (
+    GridBlock,
     ImageEncoder,
     PlainViT,
     SamImageEncoder,
-    WindowedBlock,
     build_encoder,
 )
 
@@ -171,7 +171,7 @@ def test_windows_take_the_weights_of_global_attention_and_predict_otherwise() ->
 def test_all_blocks_are_global_by_default_whatever_is_listed() -> None:
     torch.manual_seed(0)
     vit = PlainViT(replace(SMALL, global_blocks=()))
-    assert not any(isinstance(block, WindowedBlock) for block in vit.blocks)
+    assert not any(isinstance(block, GridBlock) for block in vit.blocks)
 
 
 def test_visible_tokens_and_class_tokens_have_no_windows() -> None:

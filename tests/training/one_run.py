@@ -20,10 +20,14 @@ from benchmarks.scaling.collectives import Collectives
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.recipes.classification.config import ClassifyConfig
 from efficientsam_pl.recipes.classification.recipe import ClassificationRecipe
+from efficientsam_pl.recipes.detection.config import DetectConfig
+from efficientsam_pl.recipes.detection.recipe import DetectionRecipe
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.promptable.recipe import PromptableRecipe
 from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.recipes.sami.recipe import SamiRecipe
+from efficientsam_pl.recipes.semantic.config import SemanticTrainingConfig
+from efficientsam_pl.recipes.semantic.recipe import SemanticRecipe
 from efficientsam_pl.training import train as training
 
 
@@ -50,6 +54,8 @@ def run(stage: str, file: str, counts: str, *overrides: str) -> None:
         "pretrain": (SamiRecipe, PretrainConfig),
         "finetune": (PromptableRecipe, FinetuneConfig),
         "classify": (ClassificationRecipe, ClassifyConfig),
+        "detect": (DetectionRecipe, DetectConfig),
+        "semantic": (SemanticRecipe, SemanticTrainingConfig),
     }[stage]
     standard = training.standard_callbacks
     counter = [] if counts == "-" else [CountedCollectives(Path(counts))]

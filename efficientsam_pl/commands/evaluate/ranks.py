@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ def start_name() -> str:
 def device_of(config: EvaluateConfig) -> torch.device:
     """Choose the device of this rank."""
     return chosen_device(config.accelerator, "accelerator", launch().local_rank)
+
+
+def autocast(config: EvaluateConfig) -> AbstractContextManager[Any]:
+    """Compute in the config's precision inside the context."""
+    if config.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device_of(config).type, torch.bfloat16)
 
 
 def device_name(config: EvaluateConfig) -> str:

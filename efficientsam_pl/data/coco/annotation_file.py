@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from efficientsam_pl.data.coco.annotations import Crowds, UnrasterizedInstance, read_annotations
-from efficientsam_pl.data.coco.categories import Category, Kind, read_categories
+from efficientsam_pl.data.coco.categories import (
+    Category,
+    Kind,
+    packed_categories,
+    read_categories,
+)
 from efficientsam_pl.data.coco.findings import Findings
 from efficientsam_pl.data.coco.images import ImageRules, read_images
 from efficientsam_pl.data.coco.records import CocoError, record_lists
@@ -25,7 +30,6 @@ _KEYS: Mapping[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {  # required, o
     "coco": (("images", "annotations"), ("categories",)),
     "lvis": (("images", "annotations", "categories"), ()),
 }
-_PACKED_KEYS: tuple[tuple[str, ...], tuple[str, ...]] = (("images", "annotations"), ())
 
 
 @dataclass(frozen=True)
@@ -162,17 +166,21 @@ def parse_annotation_file(
         kind: The format. LVIS's images lie by their `coco_url`, in train2017/ and val2017/ or in
             one folder, else by their `file_name`.
         crowds: Whether annotations with `iscrowd` are crowds or objects as any other.
-        purpose: "pack" takes images without a stated size and ignores categories.
+        purpose: "pack" takes images without a stated size, and annotations of any category.
 
     Raises:
         CocoError: The file has another form, lists no image, no annotation of a listed image, one
             id for two files or two sizes of one image.
     """
-    required, optional = _KEYS[kind] if purpose == "evaluate" else _PACKED_KEYS
-    lists = record_lists(content, path, required, optional)
+    packing = purpose == "pack"
+    required, optional = _KEYS["coco" if packing else kind]
+    lists = record_lists(content, path, required, optional, lenient=packing)
     findings = Findings(path)
-    categories = read_categories(lists.get("categories", ()), kind, findings)
-    rules = ImageRules(folder, kind, needs_size=purpose == "evaluate")
+    named = lists["categories"]
+    categories = (
+        packed_categories(named, findings) if packing else read_categories(named, kind, findings)
+    )
+    rules = ImageRules(folder, kind, needs_size=not packing)
     listed = read_images(lists["images"], rules, categories, findings)
     known = read_annotations(lists["annotations"], listed, categories, crowds, findings)
     images = tuple(

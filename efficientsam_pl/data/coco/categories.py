@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from efficientsam_pl.data.coco.findings import Findings
@@ -28,19 +28,21 @@ class Categories:
     """The categories by rising number, and their numbers by canonical id.
 
     A file without categories has one, "object", which all annotations belong to; `stated` is
-    False then.
+    False then. If `keeps_unknown`, annotations of an unknown category count as without one.
     """
 
     entries: tuple[Category, ...]
     numbers: Mapping[int | str, int]
     stated: bool = True
+    keeps_unknown: bool = False
 
     def number(self, value: Any) -> int | None:
         """Return the number for an annotation's `category_id`, None for an unknown category."""
         if not self.stated:
             return self.entries[0].id
         number = canonical_id(value)
-        return NO_CATEGORY if number is None else self.numbers.get(number)
+        unknown = NO_CATEGORY if self.keeps_unknown else None
+        return NO_CATEGORY if number is None else self.numbers.get(number, unknown)
 
     def concerned(self, number: int) -> frozenset[int]:
         """Return the categories that an annotation of this category number may belong to."""
@@ -82,6 +84,18 @@ def read_categories(records: Sequence[Record], kind: Kind, findings: Findings) -
         key=lambda category: category.id,
     )
     return Categories(tuple(entries), numbers)
+
+
+def packed_categories(records: Sequence[Record], findings: Findings) -> Categories:
+    """Parse the categories of a file to pack, whose masks are of use without them too.
+
+    Categories that cannot be used are noted, and the file then counts as one without categories.
+    """
+    try:
+        return replace(read_categories(records, "coco", findings), keeps_unknown=True)
+    except CocoError as error:
+        findings.note("categories", "packed without categories", str(error))
+        return ONE_CATEGORY
 
 
 def _category(number: int, name: str, frequency: Any, kind: Kind, path: str) -> Category:

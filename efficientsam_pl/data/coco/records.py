@@ -44,11 +44,16 @@ def load_json(content: bytes) -> Any:
 
 
 def record_lists(
-    content: bytes, path: str, keys: Sequence[str], optional: Sequence[str] = ()
+    content: bytes,
+    path: str,
+    keys: Sequence[str],
+    optional: Sequence[str] = (),
+    lenient: bool = False,
 ) -> dict[str, list[Record]]:
     """Read the lists of records that an annotation file holds under these keys.
 
-    Lists under `optional` keys may be missing or null and are then empty.
+    Lists under `optional` keys may be missing or null and are then empty; if `lenient`, also where
+    they are no lists of records.
 
     Raises:
         CocoError: The content is no JSON, or lacks one of the keys.
@@ -68,6 +73,9 @@ def record_lists(
         if records is None and key in optional:
             records = []
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            if lenient and key in optional:
+                lists[key] = []
+                continue
             raise not_coco(path, f"its {key!r} is no list of records")
         lists[key] = records
     return lists

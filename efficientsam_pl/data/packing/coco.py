@@ -12,6 +12,7 @@ from efficientsam_pl.data.coco.annotation_file import (
     parse_annotation_file,
 )
 from efficientsam_pl.data.coco.annotations import Crowds, UnrasterizedInstance
+from efficientsam_pl.data.coco.categories import NO_CATEGORY, Category
 from efficientsam_pl.data.coco.findings import MISSING_IMAGE, count_lines
 from efficientsam_pl.data.coco.segmentation import BROKEN, reason_of
 from efficientsam_pl.data.images.stated import ExifOrientation, decode_stated, exif_setting
@@ -31,12 +32,15 @@ from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.rle import from_coco, run_lengths
 from efficientsam_pl.storage.files import read_file
 
+CATEGORIES = "categories"  # of an index note and of the summary
+
 
 @dataclass(frozen=True)
 class CocoEntry:
     """An image of the set with the annotations that can be used, not rasterized yet.
 
-    `lost` are the kinds of its annotations that cannot be used.
+    `lost` are the kinds of its annotations that cannot be used. Without `has_categories` the
+    file lists no categories, and the annotations' numbers mean nothing.
     """
 
     key: str
@@ -45,15 +49,25 @@ class CocoEntry:
     stated_hw: tuple[int, int] | None = None
     exists: bool = True
     lost: frozenset[str] = frozenset()
+    has_categories: bool = False
+
+    def category_id(self, annotation: UnrasterizedInstance) -> int | None:
+        """Return the category's number; None where there is none."""
+        known = self.has_categories and annotation.category_id != NO_CATEGORY
+        return annotation.category_id if known else None
 
 
 @dataclass(frozen=True)
 class CocoSet:
-    """The images of an annotation file in its order, and what was noticed about the file."""
+    """The images of an annotation file in its order, and what was noticed about the file.
+
+    `categories` are by rising number; () for a file without.
+    """
 
     entries: tuple[CocoEntry, ...]
     corrupt: tuple[CorruptSample, ...] = ()
     notices: tuple[CorruptSample, ...] = ()
+    categories: tuple[Category, ...] = ()
 
     def skipped(self) -> list[Skipped]:
         """List the entries that cannot be used; missing images are noticed when they are read."""
@@ -92,10 +106,15 @@ def parse_coco(
     """
     file = parse_annotation_file(content, annotations, images, crowds=crowds, purpose="pack")
     file.check_any_exists(f"{option}={images}")
-    return CocoSet(_entries(file.images), tuple(file.corrupt), tuple(file.notices))
+    return CocoSet(
+        _entries(file.images, file.has_categories),
+        tuple(file.corrupt),
+        tuple(file.notices),
+        file.categories if file.has_categories else (),
+    )
 
 
-def _entries(images: Sequence[FileImage]) -> tuple[CocoEntry, ...]:
+def _entries(images: Sequence[FileImage], has_categories: bool) -> tuple[CocoEntry, ...]:
     """Give the images keys, from their names and, where those are equal, from their ids."""
     entries: dict[str, CocoEntry] = {}
     for image in images:
@@ -103,7 +122,13 @@ def _entries(images: Sequence[FileImage]) -> tuple[CocoEntry, ...]:
         while key in entries:  # a/1.jpg and b/1.jpg: one key would make them one sample
             key = f"{key}_{image.number}"
         entries[key] = CocoEntry(
-            key, image.path, image.instances, image.stated_hw, image.exists, image.lost
+            key,
+            image.path,
+            image.instances,
+            image.stated_hw,
+            image.exists,
+            image.lost,
+            has_categories,
         )
     return tuple(entries.values())
 
@@ -128,7 +153,7 @@ def masked_image(
             what = f"{entry.key} annotation {annotation.id}"
             skipped.append(Skipped(what, reason_of(error)))
             continue
-        masks.append(annotation_of(rle, annotation.crowd))
+        masks.append(annotation_of(rle, annotation.crowd, entry.category_id(annotation)))
     return MaskedImage(entry.key, image.pixels, tuple(masks), turn=image.turn), skipped
 
 
@@ -171,10 +196,11 @@ def coco_sources(entries: Iterable[CocoEntry]) -> list[SourcePart]:
 
 @dataclass
 class MaskCounts:
-    """Masks among those of a shard that are no objects to learn."""
+    """Masks among those of a shard that are no objects to learn, and whether all have numbers."""
 
     crowds: int = 0
     empty_masks: int = 0
+    categories: int = 0  # of the set, whose numbers the masks have
 
     def add(self, annotations: Iterable[Annotation]) -> None:
         """Count an image's."""
@@ -186,6 +212,8 @@ class MaskCounts:
         """Yield the note for the shard's index, if there is anything to note."""
         if self.crowds or self.empty_masks:
             yield IndexNote({"crowds": self.crowds, "empty_masks": self.empty_masks})
+        if self.categories:
+            yield IndexNote({CATEGORIES: self.categories})
 
 
 def crowds_setting(crowds: Crowds) -> dict[str, str]:
@@ -202,6 +230,7 @@ class CocoUnit:
     long_side: int | None
     exif_orientation: ExifOrientation = "apply"
     skipped: tuple[Skipped, ...] = ()  # entries of the file, reported with the first shard
+    categories: int = 0  # of the set
 
     @property
     def weight(self) -> int:
@@ -215,7 +244,7 @@ class CocoUnit:
     def samples(self) -> Iterator[PackedSample | Skipped | IndexNote | SourceNote]:
         """See Unit."""
         yield from self.skipped
-        counts, digests = MaskCounts(), SourceDigests()
+        counts, digests = MaskCounts(categories=self.categories), SourceDigests()
         for result in masked_images(self.entries, self.exif_orientation, digests):
             if isinstance(result, Skipped):
                 yield result
@@ -250,6 +279,10 @@ class Coco:
         """Count what was noticed about the file by kind, one line each with an example."""
         return self._set.findings()
 
+    def categories(self) -> tuple[Category, ...]:
+        """See Categorised."""
+        return self._set.categories
+
     def described(self) -> dict[str, Any]:
         """See Source."""
         return {
@@ -273,4 +306,11 @@ class Coco:
         for number, entries in cut_into_shards(self._set.entries, self._limit, share):
             first = () if number else skipped
             name = f"coco-{number:06d}"
-            yield CocoUnit(name, entries, self._long_side, self._exif_orientation, first)
+            yield CocoUnit(
+                name,
+                entries,
+                self._long_side,
+                self._exif_orientation,
+                first,
+                len(self._set.categories),
+            )

@@ -15,28 +15,21 @@ from typing import Any
 import numpy as np
 
 from efficientsam_pl.data.images.decode import decode_image, read_header
-from efficientsam_pl.data.images.files import FolderListing, is_image_name, list_folder, printable
+from efficientsam_pl.data.images.files import is_image_name
 from efficientsam_pl.data.images.orientation import UPRIGHT, is_jpeg, is_png, turned_hw
 from efficientsam_pl.data.images.stated import ExifTurn
-from efficientsam_pl.data.packing.class_folders import hidden_part, numbered
+from efficientsam_pl.data.packing.class_folders import numbered
+from efficientsam_pl.data.packing.image_tree import leave_out_of_tree, list_tree
 from efficientsam_pl.data.packing.images import (
     JPEG_QUALITY,
     encode_jpeg,
     limited_size,
     shrink_image,
 )
-from efficientsam_pl.data.packing.inventory import (
-    BROKEN_LINK,
-    HIDDEN_FOLDER,
-    REPEATED_FOLDER,
-    REPEATED_LINE,
-    UNREADABLE,
-    Inventory,
-    file_kind,
-)
+from efficientsam_pl.data.packing.inventory import REPEATED_LINE, Inventory
 from efficientsam_pl.data.packing.listed_images import ListedImage, labelled_images, list_tar
 from efficientsam_pl.data.packing.runner import ArrayShare, cut_into_shards
-from efficientsam_pl.data.packing.sample_keys import sample_key, unique_keys
+from efficientsam_pl.data.packing.sample_keys import file_keys
 from efficientsam_pl.data.packing.sources import SourceDigests, SourceNote, SourcePart
 from efficientsam_pl.data.packing.writer import PackedSample, Skipped
 from efficientsam_pl.data.schema import CLASS_SUFFIX, CorruptSampleError
@@ -45,8 +38,6 @@ from efficientsam_pl.storage.files import (
     consume_file,
     exists,
     full_path,
-    is_local,
-    local_path,
     read_file,
     read_head,
 )
@@ -176,16 +167,9 @@ def read_source(source: str) -> tuple[list[Item], Inventory]:
         UserError: There is no such source, or its list cannot be read.
     """
     listed, inventory = _list_images(source)
-    clash = len({image.stem for image in listed}) < len(listed)
-    names = [
-        f"{image.folder}_{image.stem}" if clash and image.folder else image.stem for image in listed
-    ]
-    keys = [sample_key(name) for name in names]
-    items = []
-    for image, key, unique in zip(listed, keys, unique_keys(keys), strict=True):
-        if unique != key:
-            inventory.renamed.append(f"{printable(image.name)} -> {unique}")
-        items.append(Item(unique, image.where, image.label))
+    keys, renamed = file_keys([(image.folder, image.stem, image.name) for image in listed])
+    inventory.renamed += renamed
+    items = [Item(key, image.where, image.label) for image, key in zip(listed, keys, strict=True)]
     return sorted(items, key=lambda item: item.key), inventory
 
 
@@ -215,41 +199,11 @@ def _in_tar(source: str) -> tuple[list[ListedImage], Inventory]:
 
 def _in_folder(source: str) -> tuple[list[ListedImage], Inventory]:
     root = full_path(source).rstrip("/")
-    listing, folders = _list_under(root)
+    listing, folders = list_tree(root)
     inventory = Inventory()
-    for name in listing.other:
-        inventory.leave_out(file_kind(name), name)
-    inventory.leave_out_all(BROKEN_LINK, listing.broken)
-    inventory.leave_out_all(UNREADABLE, listing.unreadable)
-    inventory.leave_out_all(HIDDEN_FOLDER, listing.hidden)
-    inventory.leave_out_all(REPEATED_FOLDER, listing.repeated)
+    leave_out_of_tree(listing, inventory)
     wholes = ((name, Range(f"{root}/{name}", 0, -1)) for name in sorted(listing.images))
     return labelled_images(wholes, numbered(folders), inventory), inventory
-
-
-def _list_under(root: str) -> tuple[FolderListing, list[str]]:
-    """List a folder recursively, and the names of the folders in it.
-
-    Links are followed, as by torchvision's ImageFolder.
-    """
-    if is_local(root):
-        folder = local_path(root)
-        listing = list_folder(folder, recursive=True)
-        return listing, [path.name for path in folder.iterdir() if path.is_dir()]
-    fs, path = store(root)
-    images, other = list[str](), list[str]()
-    hidden, folders = dict[str, None](), set[str]()
-    for full_name, status in fs.find(path, withdirs=True, detail=True).items():
-        name, is_folder = full_name[len(path) + 1 :].rstrip("/"), status["type"] == "directory"
-        if is_folder or "/" in name:
-            folders.add(name.split("/")[0])
-        outer = hidden_part(f"{name}/" if is_folder else name)
-        if outer is not None:
-            hidden[outer] = None
-        elif not is_folder:
-            (images if is_image_name(name) else other).append(name)
-    listing = FolderListing(tuple(images), tuple(other), hidden=tuple(hidden))
-    return listing, [name for name in folders if name]
 
 
 def _in_list(source: str) -> tuple[list[ListedImage], Inventory]:

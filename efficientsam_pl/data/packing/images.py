@@ -85,6 +85,7 @@ def shrink_masks(
             crowd=annotation.crowd,
             predicted_iou=annotation.predicted_iou,
             stability=annotation.stability,
+            category_id=annotation.category_id,
         )
         for annotation, counts in zip(real, small, strict=True)
         if counts[1::2].any()

@@ -7,7 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from efficientsam_pl.data.coco.categories import Category
+from efficientsam_pl.data.images.files import printable
 from efficientsam_pl.data.images.stated import exif_line
+from efficientsam_pl.data.packing.coco import CATEGORIES
 from efficientsam_pl.data.packing.inventory import Inventory
 from efficientsam_pl.data.packing.runner import ArrayShare, PackAgain, Source, run_packing
 from efficientsam_pl.data.packing.writer import PackSummary, Skipped
@@ -16,7 +19,17 @@ from efficientsam_pl.plural import counted
 from efficientsam_pl.storage.files import atomic_write
 
 _MASK_COUNTS = {"crowds": "of crowds", "empty_masks": "empty"}  # see MaskCounts
+_NAMED = 3  # categories that are printed
+_IMAGE_COUNTS = {"ignored_images": "wholly ignored"}  # see label_maps
 _PRINTED = 20  # skipped samples that are printed; all of them are in the summary file
+
+
+@runtime_checkable
+class Categorised(Protocol):
+    """A source whose annotations have categories."""
+
+    def categories(self) -> Sequence[Category]:
+        """Return the categories by rising number; empty where the source has none."""
 
 
 @runtime_checkable
@@ -46,15 +59,42 @@ def pack_source(
             lambda weight: progress.advance(task, weight),
             again,
         )
-    others = {key: sum(note.get(key, 0) for note in summary.notes) for key in _MASK_COUNTS}
+    kinds = _MASK_COUNTS | _IMAGE_COUNTS
+    others = {key: sum(note.get(key, 0) for note in summary.notes) for key in kinds}
     others = {key: count for key, count in others.items() if count}
     inventory = source.inventory() if isinstance(source, Inventoried) else Inventory()
-    more = others | inventory.summary()
+    categories, told = _categories(source, summary)
+    more = others | inventory.summary() | categories
     written = report_packing(summary, out, share, "packed", more)
-    among = [f"{count} {_MASK_COUNTS[key]}" for key, count in others.items()]
-    masks = counted(summary.masks, "mask") + (f" ({', '.join(among)})" if among else "")
-    print(f"{counted(summary.samples, 'image')}, {masks}, {written}{inventory.closing()}")
+    images = counted(summary.samples, "image") + _among(others, _IMAGE_COUNTS)
+    masks = counted(summary.masks, "mask") + _among(others, _MASK_COUNTS)
+    print(f"{images}, {masks}, {written}{inventory.closing()}{told}")
     return summary
+
+
+def _categories(source: Source, summary: PackSummary) -> tuple[dict[str, Any], str]:
+    """Return the summary's entry of a set's categories, and the end of the last line.
+
+    There is none where an earlier version packed one of the shards, without categories.
+    """
+    listed = source.categories() if isinstance(source, Categorised) else ()
+    if not listed:
+        return {}, ""
+    without = len(summary.shards) - sum(CATEGORIES in note for note in summary.notes)
+    if without:
+        shards = counted(without, "shard")
+        return {}, f"; {shards} packed by an earlier version without categories (see --redo)"
+    entries = [{"id": category.id, "name": category.name} for category in listed]
+    names = ", ".join(printable(category.name) for category in listed[:_NAMED])
+    count = "1 category" if len(listed) == 1 else f"{len(listed)} categories"
+    more = ", ..." if len(listed) > _NAMED else ""
+    return {CATEGORIES: entries}, f"; {count}: {names}{more}"
+
+
+def _among(counts: Mapping[str, int], names: Mapping[str, str]) -> str:
+    """Format the special ones among images or masks in brackets; "" where there are none."""
+    parts = [f"{counts[key]} {name}" for key, name in names.items() if key in counts]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def report_packing(

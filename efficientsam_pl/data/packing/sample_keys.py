@@ -15,6 +15,25 @@ def sample_key(name: str) -> str:
     return printable(name).replace("/", "_").replace(".", "_")
 
 
+def file_keys(files: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[str]]:
+    """Return the keys of files, and a description of each one that got a number.
+
+    Args:
+        files: Folder ("": none), name without suffix, and name for the description.
+    """
+    clash = len({stem for _, stem, _ in files}) < len(files)
+    keys = [
+        sample_key(f"{folder}_{stem}" if clash and folder else stem) for folder, stem, _ in files
+    ]
+    unique = unique_keys(keys)
+    renamed = [
+        f"{printable(name)} -> {new}"
+        for (_, _, name), key, new in zip(files, keys, unique, strict=True)
+        if new != key
+    ]
+    return unique, renamed
+
+
 def unique_keys(keys: Sequence[str]) -> list[str]:
     """Append a number, from 2 on, to all but the first of equal keys."""
     taken, used = set(keys), set[str]()

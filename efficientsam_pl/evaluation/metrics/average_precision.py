@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
+from efficientsam_pl.evaluation.metrics.image_lines import ImageLines
 from efficientsam_pl.evaluation.metrics.matching import AveragePrecision, averages
 from efficientsam_pl.evaluation.metrics.overlaps import (
     COCO_DETECTIONS,
@@ -26,7 +24,6 @@ from efficientsam_pl.evaluation.metrics.overlaps import (
 from efficientsam_pl.rle import Rle, areas, from_coco
 
 _ANY = 1  # the category of class-agnostic masks
-_ID = json.JSONDecoder()  # for the image id, the first entry of a line
 
 
 def coco_average_precision(
@@ -59,24 +56,13 @@ def coco_average_precision(
     )
 
 
-class MaskAp(Metric):
+class MaskAp(ImageLines):
     """Class-agnostic mask AP over all ranks, each image scored once even if several ranks saw it.
-
-    The state is one line of JSON an image, as bytes: run-lengths take a thousandth of the masks,
-    and ranks gather bytes of different lengths, even zero, in a single call.
 
     Source:
         Lin et al. 2014 (Microsoft COCO) by pycocotools, with a single category, no
         crowds, and areas counted in pixels at the size of the run-lengths.
     """
-
-    full_state_update = False
-    higher_is_better = True
-    lines: list[UInt8[Tensor, "bytes"]] | UInt8[Tensor, "bytes"]
-
-    def __init__(self) -> None:
-        super().__init__(dist_sync_fn=_gather_bytes)
-        self.add_state("lines", [], dist_reduce_fx="cat")
 
     def update(
         self,
@@ -95,19 +81,11 @@ class MaskAp(Metric):
         sizes = {tuple(rle["size"]) for rle in (*truth, *detections)}
         if len(sizes) > 1:
             raise ValueError(f"masks of image {image_id} have several sizes: {sorted(sizes)}")
-        line = json.dumps([image_id, truth, detections, scores.tolist()]) + "\n"
-        data = torch.frombuffer(bytearray(line.encode()), dtype=torch.uint8)
-        assert isinstance(self.lines, list)
-        self.lines.append(data.to(self.device))
+        self.add_line(image_id, [truth, detections, scores.tolist()])
 
     def compute(self) -> AveragePrecision:
         """Compute the twelve numbers so far, the same on every rank."""
-        parts = self.lines if isinstance(self.lines, list) else [self.lines]
-        text = b"".join(part.cpu().numpy().tobytes() for part in parts).decode()
-        # parsed line by line: garbage collection over all records at once would dominate
-        once = {_ID.raw_decode(line, 1)[0]: line for line in text.splitlines()}
-        # Sorted, since COCO breaks ties between scores by the order of images
-        return averages((_of_line(n, once[key]) for n, key in enumerate(sorted(once))), [_ANY])
+        return averages((_of_line(n, line) for n, line in enumerate(self.lines_once())), [_ANY])
 
 
 def _of_line(number: int, line: str) -> ImageOverlaps:
@@ -173,9 +151,3 @@ def _by_image(records: Sequence[Mapping[str, Any]]) -> dict[int, list[Any]]:
     for record in records:
         images[record["image_id"]].append(record)
     return images
-
-
-def _gather_bytes(data: Tensor, group: Any = None) -> list[Tensor]:
-    # For a rank without images torchmetrics makes up an empty float tensor
-    gathered: list[Tensor] = gather_all_tensors(data.to(torch.uint8), group)
-    return gathered

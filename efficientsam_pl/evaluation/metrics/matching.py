@@ -140,10 +140,17 @@ def averages(images: Iterable[ImageOverlaps], categories: Collection[int]) -> Av
         images: Results of `coco_overlaps`, one per image, in any order.
         categories: Ids of the categories to average over; others are left out.
     """
+    return class_averages(images, categories)[0]
+
+
+def class_averages(
+    images: Iterable[ImageOverlaps], categories: Collection[int]
+) -> tuple[AveragePrecision, tuple[float, ...]]:
+    """Compute COCO's twelve numbers, and the AP of each category in the given order."""
     matches = matched(images)
     by_category = curves(matches, categories)
     precision, recall = by_category.precision, by_category.recall
-    return AveragePrecision(
+    whole = AveragePrecision(
         mean(precision[:, 0]),
         mean(precision[:, 0, 0]),
         mean(precision[:, 0, 5]),
@@ -151,6 +158,7 @@ def averages(images: Iterable[ImageOverlaps], categories: Collection[int]) -> Av
         *[mean(_recall_of_first(matches, categories, most)) for most in (1, 10)],
         *[mean(recall[:, area]) for area in range(4)],
     )
+    return whole, tuple(mean(of_category[0]) for of_category in precision)
 
 
 def mean(values: Float[np.ndarray, "..."]) -> float:

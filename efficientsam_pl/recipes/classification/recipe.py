@@ -10,17 +10,16 @@ import torch
 
 from efficientsam_pl.config.load import as_dict
 from efficientsam_pl.data.build import DatasetSplits, build_order, build_reader
-from efficientsam_pl.data.class_list import packed_class_names, read_class_names
+from efficientsam_pl.data.class_list import trained_classes
 from efficientsam_pl.data.datasets.labelled import (
     LABELLED_SUFFIXES,
     LabelledDataset,
     ScoringView,
     TrainingView,
 )
-from efficientsam_pl.errors import UserError
 from efficientsam_pl.models.classifier import Classifier
 from efficientsam_pl.models.classifier_config import ClassifierConfig
-from efficientsam_pl.models.classifier_weights import load_backbone, load_classifier_file
+from efficientsam_pl.models.classifier_weights import load_classifier_backbone, load_classifier_file
 from efficientsam_pl.recipes.classification.config import ClassifyConfig, check_groups
 from efficientsam_pl.recipes.classification.module import ImageClassification
 from efficientsam_pl.recipes.classification.visualize import ClassVisualizer
@@ -50,7 +49,8 @@ class ClassificationRecipe(Recipe[ClassifyConfig, ClassifyResult]):
         """Build augmented crops for training, and centre crops of held-out images."""
         config = self.config
         check_groups(config.mix, config.trainer)
-        shape = describe_model(config, splits)
+        classes, labels = trained_classes(splits, config.labels.names, config.model.classes)
+        shape = config.model.classifier(classes, labels)
         self.__dict__["shape"] = shape  # the class list is the shards'
         side, seed = shape.vit.image_size, config.run.seed
         exact = config.data.decoding == "exact"
@@ -124,52 +124,6 @@ class ClassificationRecipe(Recipe[ClassifyConfig, ClassifyResult]):
         return ClassifyResult(run.last_checkpoint(), run.history)
 
 
-def describe_model(config: ClassifyConfig, splits: DatasetSplits) -> ClassifierConfig:
-    """Complete the model's config by the class list.
-
-    Raises:
-        UserError: The number of classes is unknown or contradicts the list, or training and
-            held-out shards have other lists.
-    """
-    trained = [packed_class_names(shards, "data.train") for shards in splits.train]
-    recorded = next(filter(None, trained), ())
-    heldout = () if splits.heldout is None else packed_class_names(splits.heldout, "data.heldout")
-    for key, names in (("data.train", n) for n in trained if n):
-        _check_same(recorded, names, key)
-    if heldout and recorded:
-        _check_same(recorded, heldout, "data.heldout")
-    given = config.labels.names
-    labels = recorded if given is None else read_class_names(given)
-    source = f"labels.names={given}" if given else "the record of `pack` beside data.train"
-    if given is not None and recorded and len(labels) != len(recorded):
-        raise UserError(
-            f"{source} names {len(labels)} classes, data.train was packed with {len(recorded)}"
-        )
-    classes = config.model.classes
-    if classes is None and not labels:
-        raise UserError(
-            "model.classes= must be given: no class list is recorded for data.train, and "
-            "labels.names= names none"
-        )
-    if classes is not None and labels and len(labels) != classes:
-        raise UserError(f"model.classes={classes}, but {source} lists {len(labels)} classes")
-    return config.model.classifier(classes or len(labels), labels)
-
-
-def _check_same(names: tuple[str, ...], others: tuple[str, ...], key: str) -> None:
-    if names == others:
-        return
-    pairs = zip(names, others, strict=False)
-    first = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(names), len(others)))
-    here, there = (
-        f"{of[first]}" if first < len(of) else f"missing, of {len(of)}" for of in (names, others)
-    )
-    raise UserError(
-        f"{key}: its shards number other classes than those of data.train: class {first} is "
-        f"{there}, there {here}; pack both from folders with the same names"
-    )
-
-
 def starting_classifier(config: ClassifyConfig, shape: ClassifierConfig) -> Classifier:
     """Build the model that a run begins with; what no file gives is drawn from the seed."""
     torch.manual_seed(config.run.seed)
@@ -177,5 +131,5 @@ def starting_classifier(config: ClassifyConfig, shape: ClassifierConfig) -> Clas
     if config.model.weights is not None:
         load_classifier_file(model, config.model.weights)
     if config.model.encoder is not None:
-        load_backbone(model, config.model.encoder)
+        load_classifier_backbone(model, config.model.encoder)
     return model

@@ -15,7 +15,7 @@ from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.records import CorruptSample
 from efficientsam_pl.storage.files import atomic_write
-from efficientsam_pl.structures import ImageBatch, MaskBatch
+from efficientsam_pl.structures import Batch
 from efficientsam_pl.training.callbacks.corrupt_sample_log import CorruptSampleLog
 from efficientsam_pl.training.late_value import LateValues
 from efficientsam_pl.training.run.disk_guard import BestEffortWriter
@@ -121,7 +121,7 @@ class DataReport(L.Callback):
         trainer: L.Trainer,
         pl_module: Any,
         outputs: Any,
-        batch: ImageBatch | MaskBatch,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         """Count the batch, and stop the run if too many samples are corrupt.

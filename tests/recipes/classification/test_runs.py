@@ -1,18 +1,10 @@
 """Runs of the stage: accumulation, ranks, resumption, accuracy, exported files."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from efficientsam_pl.checkpoints.reader import CheckpointReader
-from efficientsam_pl.checkpoints.state import join_state
 from efficientsam_pl.data.datasets.labelled_images import LabelledImage, LabelledImages
 from efficientsam_pl.data.shards import open_shards
 from efficientsam_pl.errors import UserError
@@ -22,32 +14,14 @@ from efficientsam_pl.models.classifier import Classifier
 from efficientsam_pl.models.classifier_config import ClassifierConfig
 from efficientsam_pl.models.classifier_weights import load_classifier_file
 from tests.recipes.classification.conftest import CLASSES, Run
+from tests.recipes.finished_runs import assert_same_step, checkpoint, gradients, logged, run_pair
 
-PROGRAM = Path(__file__).parents[2] / "training/one_run.py"
-BETA = 0.9
 TWO = ("trainer.micro_batch=4", "trainer.devices=2")
 WAYS = {
     "ddp": ("trainer.strategy=ddp",),
     "fsdp": ("trainer.strategy=fsdp",),
     "compiled": ("trainer.strategy=ddp", "trainer.compile=step", "trainer.activations=recomputed"),
 }
-
-
-def checkpoint(folder: Path, step: int) -> dict[str, Any]:
-    stored = CheckpointReader(folder / f"checkpoints/step-{step:08d}")
-    return join_state(stored.load_all(), stored.values)
-
-
-def gradients(folder: Path) -> Tensor:
-    """All gradients of the second step: the first has a rate of 0, as in MAE."""
-    state = checkpoint(folder, 1)["optimizer_states"][0]["state"]
-    return torch.cat([state[name]["exp_avg"].flatten() for name in sorted(state)]) / (1 - BETA)
-
-
-def assert_same_step(folder: Path, alone: Path) -> None:
-    measured, expected = gradients(folder), gradients(alone)
-    assert expected.any()
-    assert float((measured - expected).norm() / expected.norm()) <= 1e-6
 
 
 VALIDATED = "trainer.validate_every_steps=2"
@@ -154,7 +128,7 @@ def test_it_learns_colours_and_logs_what_its_file_scores(
     assert sum(hits) >= 4
     best = (folder / "best").read_text().strip()
     assert best == "checkpoints/step-00000040"
-    metrics = _logged(folder)
+    metrics = logged(folder)
     assert metrics["heldout/top1"] == pytest.approx(sum(hits) / len(hits))
     assert metrics["heldout/top5"] == 1
     assert metrics["heldout/photos"] == len(good)
@@ -197,10 +171,10 @@ def test_two_ranks_take_the_step_of_one_and_count_each_image_once(
 ) -> None:
     assert_same_step(pair / way, one)
     classify(tmp_path / "single", *ONE_STEP, VALIDATED)
-    logged, expected = _logged(pair / way), _logged(tmp_path / "single")
-    assert logged["heldout/photos"] == 5
+    measured, expected = logged(pair / way), logged(tmp_path / "single")
+    assert measured["heldout/photos"] == 5
     for name in ("heldout/top1", "heldout/top5", "heldout/loss"):
-        assert logged[name] == pytest.approx(expected[name], rel=1e-5), name
+        assert measured[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
 @pytest.mark.slow
@@ -214,43 +188,3 @@ def test_a_run_of_two_ranks_resumes_on_one(
         for at in (tmp_path, pair / way)
     )
     assert float((resumed - straight).norm() / straight.norm()) < 1e-4
-
-
-def run_pair(*runs: list[str]) -> None:
-    """Run one after the other in two processes, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    common |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    common["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[2]), *sys.path[1:]])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), *(word for run in runs for word in ("--", *run))],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-            assert rank.stderr is not None
-            rank.stderr.close()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(e[-3000:] for e in errors)
-
-
-def _logged(folder: Path) -> dict[str, float]:
-    """Return the last value of each scalar in TensorBoard's file."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    [events] = sorted((folder / "log").rglob("events.out.tfevents.*"))[-1:]
-    reader = EventAccumulator(str(events))
-    reader.Reload()
-    return {name: reader.Scalars(name)[-1].value for name in reader.Tags()["scalars"]}

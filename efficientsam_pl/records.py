@@ -19,13 +19,17 @@ class CorruptSample:
 
 @dataclass(frozen=True)
 class Instance:
-    """An annotated object of an image; `area` is that of the annotation file, in pixels."""
+    """An annotated object of an image; `area` is that of the annotation file, in pixels.
+
+    `box_xywh` is the file's too, edges of pixels; None where it states none: the mask's.
+    """
 
     id: int
     category_id: int
     mask: Rle
     area: float
     crowd: bool = False
+    box_xywh: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,7 @@ _WAYS: tuple[_Way, ...] = ("ours", "torchvision")
 
 def tiny_config(side: int = SIDE, sampled: int = 128) -> DetectorConfig:
     """Describe a detector of ViT-Ti's width with narrow heads, which a CPU trains in a second."""
-    vit = EncoderConfig(
-        image_size=side, global_attention="listed", relative_positions="decomposed"
-    )
+    vit = EncoderConfig(image_size=side, global_attention="listed", relative_positions="decomposed")
     regions = RegionConfig(fc_width=256, sampled=sampled)
     return DetectorConfig(vit=vit, channels=64, regions=regions)
 

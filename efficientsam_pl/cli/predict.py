@@ -21,7 +21,9 @@ _PROMPT_OPTIONS = ("model", "point", "box", "mask_input", "single_mask", "npz", 
 
 def add(commands: Any) -> None:
     """Add the `predict` command."""
-    parser = command(commands, "predict", "masks of one photo from prompts, or its classes")
+    parser = command(
+        commands, "predict", "masks of one photo from prompts, or its classes or objects"
+    )
     model_options(parser)
     parser.add_argument("--image", type=path, required=True, metavar="FILE", help="a photo")
     parser.add_argument(
@@ -52,11 +54,15 @@ def add(commands: Any) -> None:
         kind="folder",
         required=True,
         metavar="DIR",
-        help="where overlay.png and a mask_N.png of each prompt are written, or classes.png",
+        help="where overlay.png and a mask_N.png of each prompt are written, or classes.png, or "
+        "detections.png",
     )
     parser.add_output("--npz", kind="file", metavar="FILE", help="masks, logits and IoU as arrays")
     parser.add_output(
-        "--rle", kind="file", metavar="FILE", help="the masks as run-lengths, JSON as in SA-1B"
+        "--rle",
+        kind="file",
+        metavar="FILE",
+        help="the masks as run-lengths, JSON as in SA-1B or COCO",
     )
     parser.add_argument(
         "--chunk-size",
@@ -69,17 +75,20 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    place = stage_of_file(arguments.weights).predict
+    stage = stage_of_file(arguments.weights)
+    place = stage.predict
     if place is None:
         _run_prompts(arguments)
         return
-    given = [name for name in _PROMPT_OPTIONS if getattr(arguments, name) not in (None, [], False)]
+    without_effect = [name for name in _PROMPT_OPTIONS if name not in stage.predict_options]
+    given = [name for name in without_effect if getattr(arguments, name) not in (None, [], False)]
     if given:
         option = given[0].replace("_", "-")
         raise UserError(f"--{option} has no effect with {arguments.weights}, which takes an image")
     if not arguments.image.is_file():
         raise UserError(f"--image: no such file: {arguments.image}")
-    imported(place)(arguments.weights, arguments.image, arguments.out)
+    more = {name: getattr(arguments, name) for name in stage.predict_options}
+    imported(place)(arguments.weights, arguments.image, arguments.out, **more)
 
 
 def _run_prompts(arguments: argparse.Namespace) -> None:

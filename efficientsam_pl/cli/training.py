@@ -20,13 +20,15 @@ class Stage:
     """A stage's config, whose `HELP` is the command's, and its recipe as "module:class".
 
     `evaluate` and `predict`, as "module:function", are what these commands do with its exported
-    files; predict None: masks from prompts.
+    files; predict None: masks from prompts. `predict_options` are those that its `predict` takes
+    beside the file, the image and the folder.
     """
 
     config: type[RecipeConfig]
     recipe: str
     evaluate: str = "efficientsam_pl.commands.evaluate.command:run"
     predict: str | None = None
+    predict_options: tuple[str, ...] = ()
 
 
 STAGES = {
@@ -43,6 +45,7 @@ STAGES = {
         "efficientsam_pl.recipes.detection.recipe:DetectionRecipe",
         evaluate="efficientsam_pl.commands.detection.evaluate:run",
         predict="efficientsam_pl.commands.detection.predict:run",
+        predict_options=("rle",),
     ),
     "semantic": Stage(
         SemanticTrainingConfig,

@@ -6,13 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam_pl.evaluation.results.comparison import (
-    Column,
-    Comparison,
-    cells,
-    compare,
-    markdown,
-)
+from efficientsam_pl.evaluation.results.columns import Column
+from efficientsam_pl.evaluation.results.comparison import Comparison, cells, compare, markdown
 from efficientsam_pl.evaluation.results.result_file import read_result
 from efficientsam_pl.storage.atomic import atomic_write_bytes
 

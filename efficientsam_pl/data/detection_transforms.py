@@ -108,7 +108,8 @@ def place_masks(
     for index, rle in enumerate(rles):
         if not len(rows):
             rows, columns = _source_pixels((rle["size"][0], rle["size"][1]), placement)
-        inside = decode(rle)[rows[:, None], columns]
+        mask: np.ndarray = decode(rle)
+        inside = mask[rows[:, None], columns]
         if inside.any():
             frame = np.zeros((side, side), dtype=bool)
             frame[: inside.shape[0], : inside.shape[1]] = inside
@@ -121,7 +122,8 @@ def place_masks(
 def tight_edges(masks: Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 4"]:
     """Return the edges of masks that have a pixel: x1 is the last column plus 1."""
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
-    for axis, lines in enumerate((masks.any(1), masks.any(2))):
+    for axis in (0, 1):
+        lines: np.ndarray = masks.any(axis + 1)
         boxes[:, axis] = lines.argmax(1)
         boxes[:, axis + 2] = lines.shape[1] - lines[:, ::-1].argmax(1)
     return boxes

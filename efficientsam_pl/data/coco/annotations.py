@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from efficientsam_pl.data.coco.annotation_numbers import NumberedRecord, number_annotations
@@ -37,12 +37,13 @@ class UnrasterizedInstance:
     segmentation: Any  # run-lengths or polygons, see `check_segmentation`
     area: float | None
     crowd: bool
+    box_xywh: tuple[float, float, float, float] | None = None  # None: the file states none
 
     def rasterize(self, image_hw: tuple[int, int]) -> Instance:
         """Return the instance with its mask."""
         mask = from_coco(self.segmentation, *image_hw)
         stated = float(area(mask)) if self.area is None else self.area
-        return Instance(self.id, self.category_id, mask, stated, self.crowd)
+        return Instance(self.id, self.category_id, mask, stated, self.crowd, self.box_xywh)
 
 
 @dataclass
@@ -144,9 +145,7 @@ def _check_masks(
 def _with_segmentation(instance: UnrasterizedInstance, segmentation: Any) -> UnrasterizedInstance:
     if segmentation is instance.segmentation:
         return instance
-    return UnrasterizedInstance(
-        instance.id, instance.category_id, segmentation, instance.area, instance.crowd
-    )
+    return replace(instance, segmentation=segmentation)
 
 
 def _instance(
@@ -162,7 +161,18 @@ def _instance(
     size = None if stated is None else _area(stated)
     if stated is not None and size is None:
         findings.note(item.name, "area taken from the mask", f"area={shown(stated)}")
-    return UnrasterizedInstance(item.number, category, parsed.segmentation, size, crowd)
+    box = _box(record.get("bbox"))
+    return UnrasterizedInstance(item.number, category, parsed.segmentation, size, crowd, box)
+
+
+def _box(stated: Any) -> tuple[float, float, float, float] | None:
+    """Read a box; None where the value is none, for instance of negative size."""
+    try:
+        x, y, width, height = map(float, stated)
+    except BROKEN:
+        return None
+    sound = all(map(math.isfinite, (x, y, width, height))) and min(width, height) >= 0
+    return (x, y, width, height) if sound else None
 
 
 def _area(stated: Any) -> float | None:

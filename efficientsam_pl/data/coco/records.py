@@ -65,7 +65,7 @@ def record_lists(
     if not isinstance(loaded, dict):
         kind = next(name for types, name in _KINDS if isinstance(loaded, types))
         raise not_coco(path, f"it holds a {kind}, not a record of lists")
-    lists = {}
+    lists: dict[str, list[Record]] = {}
     for key in (*keys, *optional):
         if key in keys and key not in loaded:
             raise not_coco(path, f"it has no {key!r}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -132,10 +132,17 @@ class PackedImages:
     """Images in shards, numbered by their positions; random draws depend on an image's key.
 
     `exif_orientation` counts in old shards and Meta's tars; `pack` leaves no orientation.
+    `annotate` makes the annotations of a sample's key and record.
     """
 
-    def __init__(self, shards: ShardSet, exif_orientation: ExifOrientation = "apply") -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        exif_orientation: ExifOrientation = "apply",
+        annotate: Callable[[str, Record], InstanceImage] | None = None,
+    ) -> None:
         self._exif_orientation = exif_orientation
+        self._annotate = annotate or instance_image
         self._reader = SampleReader([shards], MASK_SUFFIXES)
         self._records = SampleReader([shards], [RECORD_SUFFIX])
         self._lock = threading.Lock()  # a reader is not for several threads; decoding is
@@ -149,7 +156,7 @@ class PackedImages:
         shard, key = read.sample.shard, read.sample.key
         try:
             image, record = decode_annotated(read.files, self._exif_orientation)
-            about = instance_image(key, record)
+            about = self._annotate(key, record)
             return LoadedImage(place, image.pixels, about, _packed_hash(read), image.turn)
         except CorruptSampleError as error:
             return CorruptSample(shard, key, error.kind, error.detail)
@@ -178,7 +185,7 @@ class PackedImages:
         with self._lock:
             [read] = self._records.read([SampleRef(0, place)])
         assert read is not None, "no reference is padding"
-        return instance_image(read.sample.key, read_record(read.files))
+        return self._annotate(read.sample.key, read_record(read.files))
 
 
 def annotations_sha256(images: Iterable[InstanceImage]) -> str:
@@ -238,7 +245,7 @@ def _canonical_json(annotated: InstanceImage) -> str:
         "id": annotated.id,
         "image_hw": annotated.image_hw,
         "instances": sorted(
-            (asdict(instance) for instance in annotated.instances),
+            (_without_box(instance) for instance in annotated.instances),
             key=lambda instance: instance["id"],
         ),
         "exhaustive": annotated.exhaustive,
@@ -246,6 +253,11 @@ def _canonical_json(annotated: InstanceImage) -> str:
         "incomplete": sorted(annotated.incomplete),
     }
     return json.dumps(content, sort_keys=True)
+
+
+def _without_box(instance: Instance) -> dict[str, Any]:
+    """Convert an instance to plain values; a mask's hash is that of results without boxes."""
+    return {key: value for key, value in asdict(instance).items() if key != "box_xywh"}
 
 
 def instance_image(key: str, record: Record) -> InstanceImage:

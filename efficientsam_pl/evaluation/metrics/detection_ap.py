@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
 from efficientsam_pl.evaluation.metrics.image_lines import ImageLines
@@ -88,15 +88,14 @@ class DetectionAp(ImageLines):
         return detection_scores((json.loads(line)[1] for line in self.lines_once()), self.classes)
 
 
-def compared(
-    truth: InstanceImage, found: DetectedObjects, boxes_xywh: Float[np.ndarray, "g 4"] | None = None
-) -> dict[str, Any]:
+def compared(truth: InstanceImage, found: DetectedObjects) -> dict[str, Any]:
     """Compare the detections in an image with its objects; the result is plain values.
+
+    An object has the box that its file states, else its mask's.
 
     Args:
         truth: The objects; their categories are class numbers.
         found: The detections.
-        boxes_xywh: Boxes of the objects as their file states them; None: those of the masks.
 
     Raises:
         ValueError: A mask differs from the image in size.
@@ -104,20 +103,21 @@ def compared(
     masks = [instance.mask for instance in truth.instances]
     if odd := {tuple(mask["size"]) for mask in (*masks, *found.masks)} - {truth.image_hw}:
         raise ValueError(f"masks of size {min(odd)} in image {truth.path} of size {truth.image_hw}")
-    if boxes_xywh is None:
-        boxes_xywh = coco_mask.toBbox(masks).reshape(-1, 4) if masks else np.zeros((0, 4))
     objects = Objects(
         np.array([instance.category_id for instance in truth.instances], dtype=np.int64),
         np.array([instance.area for instance in truth.instances], dtype=np.float64),
         np.array([instance.crowd for instance in truth.instances], dtype=bool),
     )
     boxes = np.asarray(found.boxes_xywh, dtype=np.float64).reshape(-1, 4)
-    by_box = _overlaps(objects, found, boxes[:, 2] * boxes[:, 3], (list(boxes), list(boxes_xywh)))
-    by_mask = _overlaps(objects, found, areas(found.masks), (found.masks, masks))
+    pardoned = np.isin(np.array(found.classes, dtype=np.int64), list(truth.incomplete))
+    shapes = list(boxes), _boxes(truth, masks)
+    by_box = _overlaps(objects, found, boxes[:, 2] * boxes[:, 3], pardoned, shapes)
+    by_mask = _overlaps(objects, found, areas(found.masks), pardoned, (found.masks, masks))
     return {
         "objects": [array.tolist() for array in vars(objects).values()],
         "classes": by_box.detected.category_ids.tolist(),  # the same order in both
         "scores": by_box.detected.scores.tolist(),
+        "pardoned": by_box.detected.pardoned.tolist(),
         "box": _plain(by_box),
         "mask": _plain(by_mask),
     }
@@ -134,17 +134,24 @@ def detection_scores(images: Iterable[_Plain], classes: int) -> DetectionScores:
     return DetectionScores(box, mask, box_by_class, mask_by_class)
 
 
+def _boxes(truth: InstanceImage, masks: Sequence[Rle]) -> list[Any]:
+    of_masks = coco_mask.toBbox(list(masks)).reshape(-1, 4) if masks else []
+    pairs = zip(truth.instances, of_masks, strict=True)
+    return [box if i.box_xywh is None else np.array(i.box_xywh) for i, box in pairs]
+
+
 def _overlaps(
     objects: Objects,
     found: DetectedObjects,
     found_areas: Float[np.ndarray, "d"],
+    pardoned: Bool[np.ndarray, "d"],
     shapes: tuple[Sequence[Any], Sequence[Any]],
 ) -> ImageOverlaps:
     detected = Detected(
         np.array(found.classes, dtype=np.int64),
         np.array(found.scores, dtype=np.float64),
         found_areas,
-        np.zeros(len(found.scores), dtype=bool),
+        pardoned,
     )
     compare = compare_shapes(*shapes, objects.crowd)
     return overlaps_of(0, detected, objects, compare, COCO_DETECTIONS)
@@ -168,7 +175,7 @@ def _restored(number: int, image: _Plain, kind: str) -> ImageOverlaps:
             classes,
             np.array(image["scores"], dtype=np.float64),
             np.array(pairs["areas"], dtype=np.float64),
-            np.zeros(len(classes), dtype=bool),
+            np.array(image["pardoned"], dtype=bool),
         ),
         _rank(classes),
         Objects(

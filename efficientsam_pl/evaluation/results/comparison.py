@@ -8,29 +8,26 @@ part of its row's name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.results import published
-from efficientsam_pl.evaluation.results.published import PublishedRow
+from efficientsam_pl.evaluation.results.columns import (
+    ACCURACY_TITLES,
+    AP_TITLES,
+    KINDS,
+    Column,
+    Row,
+    Source,
+    shown_numbers,
+)
+from efficientsam_pl.evaluation.results.paper_rows import paper_notes, paper_rows
 from efficientsam_pl.evaluation.results.result_file import Result
 from efficientsam_pl.plural import counted, noun
 
 DETECTOR_BOXES = "detector_boxes"
-_KINDS = {"coco": "COCO", "lvis": "LVIS", "shards": "shards", "classes": "classes"}
-_AP = {
-    "ap": "AP",
-    "ap_small": "AP S",
-    "ap_medium": "AP M",
-    "ap_large": "AP L",
-    "ap_rare": "AP r",
-    "ap_common": "AP c",
-    "ap_frequent": "AP f",
-}
-_ACCURACY = {"top1": "top-1", "top5": "top-5"}
 _IMAGES = "images_sha256"  # of a result's data
 _COUNTED = ("photo", "instance")
 _NO_TERMS = ("source", "description")  # describe a protocol without changing its numbers
@@ -40,28 +37,6 @@ _CHOICES = (
 )  # without effect for a baseline with a single mask per prompt
 
 
-class Column(NamedTuple):
-    """Identity of a column; `number` is "miou", or a name of AP's numbers or of an accuracy."""
-
-    kind: str
-    protocol: str
-    number: str
-
-    def title(self) -> str:
-        """Format the column for the table's head."""
-        of = self.protocol if self.number == "miou" else (_AP | _ACCURACY)[self.number]
-        return f"{_KINDS.get(self.kind, self.kind)} {of}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model's numbers, in percent."""
-
-    name: str
-    cells: dict[Column, float]
-    of_paper: bool = False
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A table and the notes needed to read it."""
@@ -69,13 +44,6 @@ class Comparison:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-
-
-class _Source(NamedTuple):
-    """A result and the file it was read from."""
-
-    file: str
-    result: Result
 
 
 def compare(files: Sequence[str], results: Sequence[Result], paper: bool = True) -> Comparison:
@@ -91,17 +59,17 @@ def compare(files: Sequence[str], results: Sequence[Result], paper: bool = True)
     Raises:
         UserError: Two results share a column and differ in its terms.
     """
-    sources = [_Source(file, result) for file, result in zip(files, results, strict=True)]
+    sources = [Source(file, result) for file, result in zip(files, results, strict=True)]
     columns = _columns(sources)
     for column in columns:
         _check_alike(column, sources)
     rows, notes = _our_rows(sources), _notes(sources)
     if paper:
-        theirs, left_out = _paper_rows(columns, sources)
+        theirs, left_out = paper_rows(columns, sources)
         rows += theirs
         notes += left_out
         if theirs:
-            notes[:0] = _paper_notes({column.kind for row in theirs for column in row.cells})
+            notes[:0] = paper_notes({column for row in theirs for column in row.cells})
     return Comparison(tuple(columns), tuple(rows), tuple(notes))
 
 
@@ -124,24 +92,9 @@ def _line(parts: Sequence[str]) -> str:
     return f"| {' | '.join(part.replace('|', '/') for part in parts)} |"
 
 
-def _numbers(result: Result) -> Iterator[tuple[Column, float]]:
-    """Yield the numbers of a result that the table shows, in percent."""
-    kind = str(result.data["kind"])
-    for protocol, numbers in result.numbers.items():
-        if "miou" in numbers and numbers["miou"]["all"] is not None:
-            yield Column(kind, protocol, "miou"), 100 * numbers["miou"]["all"]
-        for name in _AP:
-            value = numbers.get("ap", {}).get(name)
-            if value is not None and value >= 0:  # -1 where there is nothing to find
-                yield Column(kind, protocol, name), 100 * value
-        for name in _ACCURACY:
-            if name in numbers.get("accuracy", {}):
-                yield Column(kind, protocol, name), 100 * numbers["accuracy"][name]
-
-
-def _columns(sources: Sequence[_Source]) -> list[Column]:
-    columns = {column for source in sources for column, _ in _numbers(source.result)}
-    kinds, names = list(_KINDS), ["miou", *_AP, *_ACCURACY]
+def _columns(sources: Sequence[Source]) -> list[Column]:
+    columns = {column for source in sources for column, _ in shown_numbers(source.result)}
+    kinds, names = list(KINDS), ["miou", *AP_TITLES, *ACCURACY_TITLES]
     return sorted(
         columns,
         key=lambda c: (
@@ -153,7 +106,7 @@ def _columns(sources: Sequence[_Source]) -> list[Column]:
     )
 
 
-def _terms(source: _Source, column: Column) -> dict[str, Any]:
+def _terms(source: Source, column: Column) -> dict[str, Any]:
     """List the settings in which all results of a column must agree."""
     result = source.result
     left_out = (*_NO_TERMS, *(_CHOICES if result.model.get("baseline") else ()))
@@ -167,8 +120,8 @@ def _terms(source: _Source, column: Column) -> dict[str, Any]:
     return terms | {k: v for k, v in protocol.items() if k not in left_out}
 
 
-def _check_alike(column: Column, sources: Sequence[_Source]) -> None:
-    having = [s for s in sources if column in dict(_numbers(s.result))]
+def _check_alike(column: Column, sources: Sequence[Source]) -> None:
+    having = [s for s in sources if column in dict(shown_numbers(s.result))]
     for first, other in combinations(having, 2):
         ours, theirs = _terms(first, column), _terms(other, column)
         for key in ours:
@@ -179,10 +132,10 @@ def _check_alike(column: Column, sources: Sequence[_Source]) -> None:
                 )
 
 
-def _our_rows(sources: Sequence[_Source]) -> list[Row]:
+def _our_rows(sources: Sequence[Source]) -> list[Row]:
     rows: list[tuple[str, dict[Column, float], list[str]]] = []
     for source in sources:
-        name, numbers = _row_name(source.result), dict(_numbers(source.result))
+        name, numbers = _row_name(source.result), dict(shown_numbers(source.result))
         for known, row, from_files in rows:
             if known == name and not row.keys() & numbers.keys():
                 row.update(numbers)
@@ -198,7 +151,7 @@ def _our_rows(sources: Sequence[_Source]) -> list[Row]:
     return ours + _filled_box([row.name for row in ours], sources) + _of_grids(sources)
 
 
-def _of_grids(sources: Sequence[_Source]) -> list[Row]:
+def _of_grids(sources: Sequence[Source]) -> list[Row]:
     """Build rows for the filled box and the true masks after a model's mask grid, if known."""
     rows: dict[str, dict[Column, float]] = {}
     for title, key in (
@@ -215,7 +168,7 @@ def _of_grids(sources: Sequence[_Source]) -> list[Row]:
     return [Row(name, numbers) for name, numbers in rows.items()]
 
 
-def _filled_box(names: Sequence[str], sources: Sequence[_Source]) -> list[Row]:
+def _filled_box(names: Sequence[str], sources: Sequence[Source]) -> list[Row]:
     """Build the row of the filled box, unless a result of this baseline is in the table."""
     mious = {
         Column(str(r.data["kind"]), "box", "miou"): r.numbers["box"]["filled_box_miou"]["all"]
@@ -234,7 +187,7 @@ def _row_name(result: Result) -> str:
     return f"{name}, {model['resize']}" if model.get("resize") else name
 
 
-def _notes(sources: Sequence[_Source]) -> list[str]:
+def _notes(sources: Sequence[Source]) -> list[str]:
     notes = []
     for kind in dict.fromkeys(str(source.result.data["kind"]) for source in sources):
         results = [source.result for source in sources if source.result.data["kind"] == kind]
@@ -252,7 +205,7 @@ def _notes(sources: Sequence[_Source]) -> list[str]:
             if DETECTOR_BOXES in r.protocols
         ]
         facts = "; ".join(dict.fromkeys([*counts, *boxes]))
-        notes.append(f"Our rows on {_KINDS.get(kind, kind)}: {facts}.")
+        notes.append(f"Our rows on {KINDS.get(kind, kind)}: {facts}.")
     seeds = sorted({source.result.seed for source in sources})
     if len(seeds) > 1:
         named = ", ".join(f"{source.file} {source.result.seed}" for source in sources)
@@ -260,9 +213,9 @@ def _notes(sources: Sequence[_Source]) -> list[str]:
     return notes + _unverified_images(sources)
 
 
-def _unverified_images(sources: Sequence[_Source]) -> list[str]:
+def _unverified_images(sources: Sequence[Source]) -> list[str]:
     """Note results without a hash of their images that share a column with others."""
-    columns = [{column for column, _ in _numbers(source.result)} for source in sources]
+    columns = [{column for column, _ in shown_numbers(source.result)} for source in sources]
     files = [
         source.file
         for place, source in enumerate(sources)
@@ -275,72 +228,3 @@ def _unverified_images(sources: Sequence[_Source]) -> list[str]:
         f"No hash of the images is in {', '.join(files)}, of an earlier version: whether all rows "
         "saw the same images is unknown."
     ]
-
-
-def _paper_rows(
-    columns: Sequence[Column], sources: Sequence[_Source]
-) -> tuple[list[Row], list[str]]:
-    """Build the paper's rows in columns with its terms, and notes on the numbers left out."""
-    rows: dict[str, dict[Column, float]] = {}
-    left_out: dict[tuple[str, str], list[str]] = {}
-    accuracies: dict[str, list[str]] = {}
-    for column in columns:
-        if column.kind not in published.DATA | published.ACCURACY_DATA:
-            continue
-        source = next(s for s in sources if column in dict(_numbers(s.result)))
-        for row, value in _published(column):
-            why = _unlike(row, column, source.result.protocols[column.protocol])
-            if why is None:
-                rows.setdefault(row.model, {})[column] = value
-            elif column.number in _ACCURACY:
-                accuracies.setdefault(why, []).append(f"{row.model} {value}")
-            else:
-                left_out.setdefault((row.model, why), []).append(f"{column.title()} {value}")
-    notes = [
-        f"The paper's {model} stands in no column with {', '.join(values)}: {why}."
-        for (model, why), values in left_out.items()
-    ]
-    notes += [
-        f"The paper's top-1 stands in no column: {why}. It is {', '.join(values)}."
-        for why, values in accuracies.items()
-    ]
-    return [Row(model, row, of_paper=True) for model, row in rows.items()], notes
-
-
-def _paper_notes(kinds: set[str]) -> list[str]:
-    """Say where the paper's rows are from, by their section."""
-    notes = []
-    if segmented := sorted(published.DATA[kind] for kind in kinds if kind in published.DATA):
-        sets = "; ".join(segmented)
-        notes.append(f"Rows of the paper: {published.SOURCE}; on {sets}; ViTDet's boxes.")
-    for kind in kinds & published.ACCURACY_DATA.keys():
-        images = published.ACCURACY_DATA[kind]
-        notes.append(f"Rows of the paper: {published.ACCURACY_SOURCE}; on {images}.")
-    return notes
-
-
-def _published(column: Column) -> Iterator[tuple[PublishedRow, float]]:
-    table: Sequence[PublishedRow]
-    wanted = column.protocol if column.number == "miou" else column.number
-    if column.number == "miou":
-        table, names = published.MIOU, list(published.PROTOCOLS)
-    elif column.number in _ACCURACY:
-        table, names = published.ACCURACY, list(published.ACCURACY_NAMES)
-    else:
-        table, names = published.AP, list(published.AP_NAMES)
-    if wanted in names:
-        for row in table:
-            yield row, row.values(column.kind)[names.index(wanted)]
-
-
-def _unlike(row: PublishedRow, column: Column, protocol: dict[str, Any]) -> str | None:
-    """Explain why the paper's number does not belong in our column; None if it does."""
-    if column.number in _ACCURACY:
-        ours, theirs = protocol["classes"], published.CLASSES
-        return None if ours == theirs else f"it is of {theirs} classes, ours of {ours}"
-    rule = "predicted_iou" if column.number == "miou" else "box_iou"
-    if protocol["mask_rule"] != rule:
-        return f"its mask_rule is {rule}, ours {protocol['mask_rule']}"
-    if column.number != "miou" and bool(protocol.get("second_pass")) != row.second_pass:
-        return f"it was made {'with' if row.second_pass else 'without'} a second pass"
-    return None

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from efficientsam_pl.commands.compare import fitting_tables
 from efficientsam_pl.errors import UserError
-from efficientsam_pl.evaluation.results.comparison import Column, Comparison, compare, markdown
+from efficientsam_pl.evaluation.results.columns import Column
+from efficientsam_pl.evaluation.results.comparison import Comparison, compare, markdown
 from efficientsam_pl.evaluation.results.result_file import Result
 
 BOX = Column("coco", "box", "miou")

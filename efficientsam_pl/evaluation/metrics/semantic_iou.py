@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix

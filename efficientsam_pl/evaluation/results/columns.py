@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from efficientsam_pl.evaluation.results.published import DETECTION_BOXES, DETECTION_MASKS
+from efficientsam_pl.evaluation.results.published import DETECTION_BOXES, DETECTION_MASKS, SEMANTIC
 from efficientsam_pl.evaluation.results.result_file import Result
 
-KINDS = {"coco": "COCO", "lvis": "LVIS", "shards": "shards", "classes": "classes"}
+KINDS = {
+    "coco": "COCO",
+    "lvis": "LVIS",
+    "shards": "shards",
+    "classes": "classes",
+    "label maps": "label maps",
+}
 AP_TITLES = {
     "ap": "AP",
     "ap_small": "AP S",
@@ -20,6 +26,7 @@ AP_TITLES = {
     "ap_frequent": "AP f",
 }
 ACCURACY_TITLES = {"top1": "top-1", "top5": "top-5"}
+_MIOU = {SEMANTIC: "mIoU"}  # of other protocols it is the only number, and has their name
 _SHAPES = {DETECTION_BOXES: "box ", DETECTION_MASKS: "mask "}
 
 
@@ -32,7 +39,8 @@ class Column(NamedTuple):
 
     def title(self) -> str:
         """Format the column for the table's head."""
-        of = self.protocol if self.number == "miou" else (AP_TITLES | ACCURACY_TITLES)[self.number]
+        named = {"miou": _MIOU.get(self.protocol, self.protocol)} | AP_TITLES | ACCURACY_TITLES
+        of = named[self.number]
         return f"{KINDS.get(self.kind, self.kind)} {_SHAPES.get(self.protocol, '')}{of}"
 
 

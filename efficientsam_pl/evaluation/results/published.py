@@ -4,7 +4,7 @@ Source:
     EfficientSAM, arXiv 2312.00863v1, section 4.3: mIoU on COCO val2017 and LVIS val for a tight
     box and for uniform random clicks, the candidate with the highest predicted IoU scored; AP
     with ViTDet's boxes, the candidate with the highest IoU with the box. SAM's AP uses a
-    second pass that feeds the mask back (SAM, 2304.02643). Tables 1 and 2: downstream tasks of
+    second pass that feeds the mask back (SAM, 2304.02643). Tables 1 to 3: downstream tasks of
     encoders pretrained by MAE and by SAMI.
 """
 
@@ -20,6 +20,7 @@ PROTOCOLS = ("box", "click_random_1", "click_random_3")
 AP_NAMES = ("ap", "ap_small", "ap_medium", "ap_large")
 CLASSIFICATION = "classification"  # protocols
 DETECTION_BOXES, DETECTION_MASKS = "detection_boxes", "detection_masks"
+SEMANTIC = "semantic"
 
 
 @dataclass(frozen=True)
@@ -83,5 +84,12 @@ TASKS = {
     ),
     (DETECTION_MASKS, "ap"): TaskTable(
         "mask AP", "table 2", _COCO, 80, _rows(34.9, 40.0, 40.8, 44.2, 45.9, 46.5)
+    ),
+    (SEMANTIC, "miou"): TaskTable(
+        "mIoU",
+        "table 3",
+        "ADE20K val, 2,000 photos",
+        150,
+        _rows(39.0, 42.7, 44.1, 48.8, 49.3, 51.8),
     ),
 }

@@ -31,8 +31,8 @@ class SegmentedPicture:
 
     image: UInt8[np.ndarray, "h w 3"]
     labels: LabelMap
+    truth: LabelMap | None
     names: tuple[str, ...]
-    truth: LabelMap | None = None
 
 
 @dataclass(frozen=True)

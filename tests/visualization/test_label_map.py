@@ -13,7 +13,7 @@ NAMES = ("sky", "road", "car")
 
 
 def segmented(image: np.ndarray, labels: np.ndarray) -> SegmentedPicture:
-    return SegmentedPicture(image, labels, NAMES, labels[:, ::-1].copy())
+    return SegmentedPicture(image, labels, labels[:, ::-1].copy(), NAMES)
 
 
 def halves(left: int, right: int) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_card_and_sheet_show_each_class_in_its_legend() -> None:
 
 def test_a_hundred_classes_are_summed_up_where_the_legend_has_no_room() -> None:
     labels = np.repeat(np.arange(100, dtype=np.uint8)[None], 60, axis=0)
-    card = label_map_card(SegmentedPicture(np.zeros((60, 100, 3), np.uint8), labels, ()))
+    card = label_map_card(SegmentedPicture(np.zeros((60, 100, 3), np.uint8), labels, None, ()))
     shown = _colours(card) & {object_colour(number) for number in range(100)}
     assert 8 < len(shown) < 60
     assert card.height < 500

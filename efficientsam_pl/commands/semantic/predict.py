@@ -35,5 +35,5 @@ def run(weights: str, image: Path, out: Path) -> None:
         print(f"{100 * rest:5.1f} %  {len(order) - _PRINTED} more")
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(out / "labels.png", encode_label_map(labels))
-    label_map_card(SegmentedPicture(file.pixels, labels, names)).save(out / "classes.png")
+    label_map_card(SegmentedPicture(file.pixels, labels, None, names)).save(out / "classes.png")
     print(f"-> {out / 'classes.png'}; class numbers in {out / 'labels.png'}")

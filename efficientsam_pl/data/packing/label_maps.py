@@ -60,7 +60,7 @@ class LabelledPair:
 
 @dataclass(frozen=True)
 class PairSettings:
-    """What decides a sample's content, beside its two files."""
+    """Settings of a sample's content: its classes, size and frame."""
 
     classes: LabelClasses
     long_side: int | None = None

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import Options, common_parser, report
-from benchmarks.studies.downstream import classification, configs, data
+from benchmarks.studies.downstream import classification, configs, data, detection, semantic
 from benchmarks.studies.downstream.runs import SCRATCH, RunPlan, all_records, finish_run, stop_after
 from benchmarks.studies.downstream.table import rows, write_table
 from efficientsam_pl.errors import SavedAndStopped
@@ -64,6 +64,9 @@ def study(
             steps = long_steps = _QUICK_STEPS
         classification.run_short(out, encoders, seeds, steps)
         classification.run_long(out, long_steps)
+    for name, arm in (("detection", detection), ("semantic", semantic)):
+        if name in only:
+            arm.run(out, encoders, _QUICK_STEPS if quick else arm.STEPS)
 
 
 def pretrain_mae(out: Path, steps: int) -> str:
@@ -71,7 +74,7 @@ def pretrain_mae(out: Path, steps: int) -> str:
     plan = RunPlan("pretraining", MAE, 0, steps, configs.MAE_BATCH)
     shards = data.unlabelled_photos(out / "data")
     config = configs.pretraining(shards, plan, out)
-    finish_run(plan, out, lambda: SamiRecipe(config), ())
+    finish_run(plan, out, SamiRecipe(config), ())
     return str(plan.folder(out) / "encoder.safetensors")
 
 

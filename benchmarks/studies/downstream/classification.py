@@ -36,4 +36,4 @@ def run_long(out: Path, steps: int) -> None:
 def _run(plan: RunPlan, out: Path, encoder: str | None, validations: int) -> None:
     shards = data.labelled_photos(out / "data")
     config = configs.classification(shards, plan, out, encoder, validations)
-    finish_run(plan, out, lambda: ClassificationRecipe(config), _METRICS)
+    finish_run(plan, out, ClassificationRecipe(config), _METRICS)

@@ -7,7 +7,9 @@ from typing import Any
 from benchmarks.studies.downstream.runs import RunPlan
 from efficientsam_pl.config.load import from_dict
 from efficientsam_pl.recipes.classification.config import ClassifyConfig
+from efficientsam_pl.recipes.detection.config import DetectConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.semantic.config import SemanticTrainingConfig
 
 # Small enough for about 60 images a second of training on one core
 SIDE = 128  # pixels, of pretraining and classification
@@ -18,7 +20,10 @@ ENCODER: dict[str, Any] = {
     "image_size": SIDE,
     "position_grid": SIDE // 16,
 }
-MAE_BATCH, CLASSIFY_BATCH = 64, 32
+DETECT_SIDE, SEMANTIC_SIDE = 192, 224  # pixels
+# its own form of encoder, without ViTDet's windows
+EFFICIENTSAM = {"global_attention": "all", "relative_positions": "none"}
+MAE_BATCH, CLASSIFY_BATCH, DETECT_BATCH, SEMANTIC_BATCH = 64, 32, 2, 2
 
 
 def pretraining(shards: str, plan: RunPlan, out: Path) -> PretrainConfig:
@@ -73,6 +78,78 @@ def classification(
     )
 
 
+def detection(
+    shards: Mapping[str, str], plan: RunPlan, out: Path, encoder: str | None
+) -> DetectConfig:
+    """Mask R-CNN with thin heads and few regions, in small frames."""
+    return from_dict(
+        DetectConfig,
+        {
+            "run": {"dir": str(plan.folder(out)), "seed": plan.seed},
+            "data": {**shards, "workers": 0},
+            "jitter": {"min_scale": 0.6, "max_scale": 1.4},
+            "model": {
+                "vit": ENCODER | {"image_size": DETECT_SIDE, **EFFICIENTSAM},
+                "channels": 48,
+                "drop_path": 0.0,
+                "encoder": encoder,
+                "proposals": {
+                    "sampled": 128,
+                    "before_nms_training": 200,
+                    "before_nms": 200,
+                    "kept": 100,
+                },
+                "regions": {"sampled": 48, "fc_width": 256, "detections": 20},
+            },
+            "optim": {
+                "peak_lr": 1e-3,
+                "peak_lr_batch": None,
+                "warmup_steps": warmup(plan.steps),
+                "layer_decay": None,
+                "weight_decay": 0.05,
+            },
+            "trainer": trainer(plan.steps, plan.batch, validations=2),
+        },
+    )
+
+
+def semantic(
+    shards: Mapping[str, str], plan: RunPlan, out: Path, encoder: str | None
+) -> SemanticTrainingConfig:
+    """Mask2Former with thin decoders and few queries, in small crops."""
+    return from_dict(
+        SemanticTrainingConfig,
+        {
+            "run": {"dir": str(plan.folder(out)), "seed": plan.seed},
+            "data": {**shards, "workers": 0},
+            "crop": {"min_scale": 0.7, "max_scale": 1.3},
+            "model": {
+                "vit": ENCODER | {"image_size": SEMANTIC_SIDE, **EFFICIENTSAM},
+                "feature_channels": 64,
+                "drop_path": 0.0,
+                "encoder": encoder,
+                "head": {
+                    "width": 64,
+                    "heads": 4,
+                    "queries": 24,
+                    "pixel_layers": 2,
+                    "pixel_ffn": 128,
+                    "layers": 3,
+                    "ffn": 256,
+                },
+            },
+            "loss": {"points": 3136},
+            "optim": {
+                "peak_lr": 1e-3,
+                "peak_lr_batch": None,
+                "warmup_steps": warmup(plan.steps),
+                "backbone_multiplier": 1.0,
+            },
+            "trainer": trainer(plan.steps, plan.batch, validations=2),
+        },
+    )
+
+
 def trainer(steps: int, batch: int, validations: int) -> dict[str, Any]:
     """Length, batch and how often a run validates and saves."""
     every = -(-steps // validations)
@@ -89,5 +166,5 @@ def trainer(steps: int, batch: int, validations: int) -> dict[str, Any]:
 
 
 def warmup(steps: int) -> int:
-    """Steps of warm-up."""
+    """Return the steps of warm-up."""
     return max(1, steps // 12)

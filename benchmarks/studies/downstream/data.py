@@ -10,6 +10,12 @@ from efficientsam_pl.cli.main import main as efficientsam
 _ANNOTATIONS = "_annotations.coco.json"
 _PACKED = "pack-summary.json"  # written last
 _UNLABELLED_SIDE = "256"  # longer side of packed images for pretraining
+_ANIMALS_SIDE = "320"  # longer side; the detector's frame is smaller
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
+    *("pedestrian", "bicyclist"),
+)
+CAMVID_VOID = 11
 _EXPORT_MARK = ".rf."  # what precedes it in a file name of `animals` names the source photo
 
 
@@ -38,6 +44,45 @@ def unlabelled_photos(folder: Path) -> str:
     return f"{folder}/unlabelled/*.tar"
 
 
+def animals(folder: Path) -> dict[str, str]:
+    """Pack animals; the held-out part is its `valid`. Returns patterns of the shards."""
+    parts = {"train": "train", "heldout": "valid"}
+    for name, part in parts.items():
+        annotations = animals_annotations(
+            data_folder() / "animals", part, animals_file(folder, name)
+        )
+        images = ("--images", str(data_folder() / "animals" / part))
+        arguments = (
+            "coco",
+            "--annotations",
+            str(annotations),
+            *images,
+            "--long-side",
+            _ANIMALS_SIDE,
+        )
+        pack(*arguments, out=folder / f"animals-{name}")
+    return {name: f"{folder}/animals-{name}/*.tar" for name in parts}
+
+
+def animals_file(folder: Path, name: str = "train") -> Path:
+    """Return the place of the annotations that `animals` packs."""
+    return folder / f"animals-{name}.json"
+
+
+def camvid(folder: Path) -> dict[str, str]:
+    """Pack CamVid; the held-out part is its `val`. Returns patterns of the shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = folder / "camvid-classes.txt"
+    classes.write_text("".join(f"{name}\n" for name in CAMVID_CLASSES))
+    parts = {"train": "train", "heldout": "val"}
+    for name, part in parts.items():
+        source = data_folder() / "camvid"
+        where = ("--images", str(source / part), "--labels", str(source / f"{part}annot"))
+        ignored = ("--classes", str(classes), "--ignored", str(CAMVID_VOID))
+        pack("ade20k", *where, *ignored, out=folder / f"camvid-{name}")
+    return {name: f"{folder}/camvid-{name}/*.tar" for name in parts}
+
+
 def pack(*arguments: str, out: Path) -> None:
     """Run `efficientsam pack`, unless an earlier call of the study has.
 
@@ -46,7 +91,7 @@ def pack(*arguments: str, out: Path) -> None:
     """
     if (out / _PACKED).is_file():
         return
-    code = efficientsam(["pack", *arguments, "--out", str(out)])
+    code = efficientsam(["pack", *arguments, "--workers", "0", "--out", str(out)])
     if code:
         raise SystemExit(code)
 
@@ -66,7 +111,7 @@ def training_photos(data: Path) -> list[Path]:
 
 def source_of(file_name: str) -> str:
     """Name the photo that an image of `animals` was exported from."""
-    return file_name.split(_EXPORT_MARK)[0]
+    return file_name.split(_EXPORT_MARK, maxsplit=1)[0]
 
 
 def heldout_sources(animals: Path) -> set[str]:

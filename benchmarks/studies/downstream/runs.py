@@ -4,12 +4,11 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efficientsam_pl.checkpoints.select import latest_checkpoint
 from efficientsam_pl.training.recipe import Recipe
 from efficientsam_pl.training.train import train
 
@@ -23,14 +22,14 @@ class RunPlan:
     """What is trained: a task, from an encoder, for so many steps."""
 
     task: str
-    encoder: str  # scratch, mae, or a name that the command line gives
+    encoder: str  # scratch, mae, a name that the command line gives, or a baseline
     seed: int
     steps: int
     batch: int
 
     def folder(self, out: Path) -> Path:
         """Name the run's folder."""
-        return out / f"{self.task}-{self.encoder}-{self.seed}"
+        return out / f"{self.task}-{self.encoder}-{self.seed}".replace(" ", "_")
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,16 @@ def stop_after(minutes: float | None) -> None:
 def finish_run(
     plan: RunPlan,
     out: Path,
-    build: Callable[[], Recipe[Any, Any]],
+    recipe: Recipe[Any, Any],
     metrics: tuple[str, ...],
-    score: Callable[[Path], Mapping[str, float]] | None = None,
 ) -> RunRecord:
     """Train to the last step, unless an earlier call has, and record scores and time.
 
     Args:
         plan: The run.
         out: The study's folder.
-        build: Builds the recipe; its `run.resume` is `auto`.
+        recipe: What is trained; its `run.resume` is `auto`.
         metrics: Logged metrics whose curves are kept; their last values are scores.
-        score: Computes further scores from the run's folder.
 
     Raises:
         SavedAndStopped: The time was over; the next call goes on from there.
@@ -100,12 +97,12 @@ def finish_run(
                 f"{folder} holds a run of {known.steps} steps, not {plan.steps}: give another --out"
             )
         return known
-    _train(folder, build)
+    _train(folder, recipe)
     curves = {metric: curve(folder, metric) for metric in metrics}
     scores = {metric: values[max(values)] for metric, values in curves.items() if values}
     record = RunRecord(
         **asdict(plan),
-        scores=scores | dict(score(folder) if score else {}),
+        scores=scores,
         curve=curves,
         **asdict(spent_so_far(folder)),
     )
@@ -113,15 +110,21 @@ def finish_run(
     return record
 
 
-def _train(folder: Path, build: Callable[[], Recipe[Any, Any]]) -> None:
+def _train(folder: Path, recipe: Recipe[Any, Any]) -> None:
     """Train, and add this call's time to the run's even if it is stopped."""
     wall, processor = time.monotonic(), time.process_time()
     try:
-        train(build())
+        train(recipe)
     finally:
         now = Spent(time.monotonic() - wall, time.process_time() - processor)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _SPENT).write_text(json.dumps(asdict(spent_so_far(folder).plus(now))))
+
+
+def record_baseline(out: Path, task: str, name: str, scores: Mapping[str, float]) -> None:
+    """Record the scores of what is not trained, as a run of no steps."""
+    plan = RunPlan(task, name, 0, 0, 0)
+    write_record(plan.folder(out), RunRecord(**asdict(plan), scores=scores))
 
 
 def spent_so_far(folder: Path) -> Spent:
@@ -155,13 +158,6 @@ def all_records(out: Path) -> list[RunRecord]:
     """Read the records of all finished runs of a study, in the order of their folders' names."""
     found = (read_record(file.parent) for file in sorted(out.glob(f"*/{RECORD}")))
     return [record for record in found if record is not None]
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint of a finished run's last step."""
-    checkpoint = latest_checkpoint(folder)
-    assert checkpoint is not None, "a finished run has saved its last step"
-    return checkpoint
 
 
 def curve(folder: Path, metric: str) -> dict[int, float]:

@@ -122,7 +122,7 @@ def timed_rows(
     work: str,
     ours: Taken,
     reference: Taken,
-    goal: float,
+    goal: float | None,
     images: int | None = None,
 ) -> list[Row]:
     """Rows of wall time and of processor time, which other load affects less.
@@ -132,7 +132,7 @@ def timed_rows(
         work: Describes what was timed, and the reference.
         ours: Medians.
         reference: Medians of the same rounds.
-        goal: Goal for the ratio of the wall times.
+        goal: Goal for the ratio of the wall times; None: for information only.
         images: Images per round, if the rows give the time per image.
     """
     unit, parts = ("s", 1) if images is None else ("s/image", images)

@@ -70,7 +70,7 @@ class _OnDevice:
 
 @runtime_checkable
 class Batch(Protocol):
-    """What every training stage's batch has; `valid` is True for slots that are trained on."""
+    """The fields of every training stage's batch; `valid` is True for slots that are trained on."""
 
     @property
     def valid(self) -> Tensor:

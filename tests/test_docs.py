@@ -21,8 +21,10 @@ from efficientsam_pl.config.load import find_config
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.models.segmenter import Segmenter
 from efficientsam_pl.recipes.classification.config import ClassifyConfig
+from efficientsam_pl.recipes.detection.config import DetectConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.semantic.config import SemanticTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [
@@ -37,6 +39,8 @@ ROOTS: dict[str, type[Any]] = {
     "embed-teacher": PretrainConfig,
     "finetune": FinetuneConfig,
     "classify": ClassifyConfig,
+    "detect": DetectConfig,
+    "semantic": SemanticTrainingConfig,
     "evaluate": EvaluateConfig,
 }
 PLACEHOLDERS = re.compile(

@@ -103,43 +103,46 @@ def jitter_colour(
     """Change brightness, then contrast before or after saturation and hue, each half of the time.
 
     Source:
-        Liu et al. 2016 (SSD); detectron2, ColorAugSSDTransform, whose HSV has bytes, and 180 steps
-        of hue. Here it has floats.
+        Liu et al. 2016 (SSD); detectron2, ColorAugSSDTransform. HSV has bytes there too, but 180
+        steps of hue for our 256.
     """
     draws = uniform_of(key, 9, "semantic colour").tolist()
-    on = [draw < 0.5 for draw in draws[:5]]
+    brightness, contrast, saturation, hue, contrast_first = (draw < 0.5 for draw in draws[:5])
     spread = [2 * draw - 1 for draw in draws[5:]]
-    if on[0]:
-        image = _bytes(image.astype(np.float32) + config.brightness * spread[0])
-    contrast_first = on[4]
-    if on[1] and contrast_first:
-        image = _bytes(image.astype(np.float32) * (1 + config.contrast * spread[1]))
-    if on[2]:
-        image = saturated(image, 1 + config.saturation * spread[2])
-    if on[3] and config.hue:
-        steps = int(draws[8] * (2 * config.hue + 1)) - config.hue
-        image = hue_turned(image, steps / 180)
-    if on[1] and not contrast_first:
-        image = _bytes(image.astype(np.float32) * (1 + config.contrast * spread[1]))
-    return image
+    steps = int(draws[8] * (2 * config.hue + 1)) - config.hue if hue else 0
+    factor = 1 + config.contrast * spread[1] if contrast else 1.0
+    if brightness:
+        image = scaled(image, 1.0, config.brightness * spread[0])
+    if contrast_first:
+        image = scaled(image, factor)
+    image = shifted_hsv(
+        image, 1 + config.saturation * spread[2] if saturation else 1.0, steps / 180
+    )
+    return image if contrast_first else scaled(image, factor)
 
 
-def saturated(image: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
-    """Multiply the saturation of HSV, at most to 1; hue and value stay."""
-    pixels = image.astype(np.float32)
-    value = pixels.max(axis=2, keepdims=True)
-    distance = value - pixels
-    most = value / np.maximum(distance.max(axis=2, keepdims=True), 1)  # one over the saturation
-    return _bytes(value - distance * np.minimum(factor, most) + 0.5)
+def scaled(
+    image: UInt8[np.ndarray, "h w 3"], factor: float, offset: float = 0.0
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Multiply and add, clip and truncate."""
+    if factor == 1 and offset == 0:
+        return image
+    table = (np.arange(256, dtype=np.float32) * factor + offset).clip(0, 255).astype(np.uint8)
+    changed: UInt8[np.ndarray, "h w 3"] = table[image]
+    return changed
 
 
-def hue_turned(image: UInt8[np.ndarray, "h w 3"], turns: float) -> UInt8[np.ndarray, "h w 3"]:
-    """Turn the hue of HSV by a part of the circle, at most half of it."""
-    from torchvision.transforms import functional  # slow: see models/layers
-
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-    turned: np.ndarray = functional.adjust_hue(pixels, turns).permute(1, 2, 0).numpy()
-    return turned
+def shifted_hsv(
+    image: UInt8[np.ndarray, "h w 3"], saturation: float, turns: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Multiply the saturation, at most to 1, and turn the hue by a part of the circle."""
+    shift = round(256 * turns)
+    if saturation == 1 and shift == 0:
+        return image
+    hues, saturations, values = Image.fromarray(image).convert("HSV").split()
+    hues = hues.point([(hue + shift) % 256 for hue in range(256)])
+    saturations = saturations.point([min(255, int(s * saturation)) for s in range(256)])
+    return np.asarray(Image.merge("HSV", (hues, saturations, values)).convert("RGB"))
 
 
 def padded(image: UInt8[np.ndarray, "h w 3"], side_hw: tuple[int, int]) -> UInt8[Tensor, "3 ph pw"]:
@@ -156,9 +159,3 @@ def padded_labels(
     frame = np.full(side_hw, IGNORED, np.uint8)
     frame[: labels.shape[0], : labels.shape[1]] = labels
     return torch.from_numpy(frame)
-
-
-def _bytes(pixels: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    """Clip and truncate, as detectron2 does after each step."""
-    clipped: UInt8[np.ndarray, "h w 3"] = pixels.clip(0, 255).astype(np.uint8)
-    return clipped

@@ -30,7 +30,7 @@ class SegmentationTerms(LossTerms):
 
 @runtime_checkable
 class Points(Protocol):
-    """Where masks are read: (x, y) in [0, 1]."""
+    """Chooses the points (x, y), in [0, 1], at which masks are compared."""
 
     def matching(self) -> Float[Tensor, "b p 2"]:
         """Return each image's points for the matching costs, the same for all predictions."""
@@ -58,9 +58,9 @@ class KeyedPoints:
 
     def matching(self) -> Float[Tensor, "b p 2"]:
         """Draw as `Points` says."""
-        return uniform(self.sample_key, 2 * self.config.points, "matching-points").unflatten(
-            -1, (-1, 2)
-        )
+        draws = uniform(self.sample_key, 2 * self.config.points, "matching-points")
+        points: Tensor = draws.unflatten(-1, (-1, 2))
+        return points
 
     def loss(
         self, layer: int, matches: Matches, logits: Float[Tensor, "m 1 h w"]

@@ -98,15 +98,15 @@ class TrainingDataModule(L.LightningDataModule):
         loader = training_loader(self._streams.train, batches, self._data, self._pinned())
         per_step = self._config.accumulate()
         needed = (self._config.max_steps - step) * per_step
-        ahead = partial(
+        lookahead = partial(
             LookaheadLoader,
             *(loader, per_step, needed, _note_lost_store),
             of_step=self._streams.of_step,
         )
         if not self._pinned():
-            return ahead()
+            return lookahead()
         side_stream = SideStream(self.trainer.strategy.root_device)  # type: ignore[union-attr]
-        return ahead(prepare=side_stream.start)
+        return lookahead(prepare=side_stream.start)
 
     def first_batches(self) -> DataLoader[Any]:
         """Micro-batches of this rank from the start of the first epoch, read in this process."""

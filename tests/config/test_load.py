@@ -15,26 +15,34 @@ from efficientsam_pl.config.load import ConfigError
 from efficientsam_pl.models.config import NAMED, SegmenterConfig
 from efficientsam_pl.models.registry import segmenter_config
 from efficientsam_pl.recipes.classification.config import ClassifyConfig
+from efficientsam_pl.recipes.detection.config import DetectConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.semantic.config import SemanticTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH_STAGES = (PretrainConfig, FinetuneConfig)
 ROOTS_OF = {
     "pretrain": (PretrainConfig,),
     "finetune": (FinetuneConfig,),
-    "downstream": (ClassifyConfig,),
     "evaluate": (EvaluateConfig,),
     "debug": BOTH_STAGES,
     "cluster": BOTH_STAGES,
     "data": BOTH_STAGES,
     "models": (SegmenterConfig,),
 }
+DOWNSTREAM = {  # by the beginning of the file's name
+    "classify": ClassifyConfig,
+    "vitdet": DetectConfig,
+    "mask2former": SemanticTrainingConfig,
+}
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def roots_of(path: Path) -> tuple[type[Any], ...]:
     folder = path.relative_to(ROOT / "configs").parent
+    if folder.name == "downstream":
+        return (DOWNSTREAM[path.stem.partition("_")[0]],)
     return ROOTS_OF[folder.name] if folder.name else (QuickstartConfig,)
 
 

@@ -27,6 +27,8 @@ COMMANDS = {
     "pretrain",
     "finetune",
     "classify",
+    "detect",
+    "semantic",
     "evaluate",
     "compare",
     "consolidate",

@@ -19,14 +19,18 @@ from efficientsam_pl.commands.quickstart.config import QuickstartConfig
 from efficientsam_pl.config import load as configs
 from efficientsam_pl.config.fields import leaves
 from efficientsam_pl.recipes.classification.config import ClassifyConfig
+from efficientsam_pl.recipes.detection.config import DetectConfig
 from efficientsam_pl.recipes.promptable.config import FinetuneConfig
 from efficientsam_pl.recipes.sami.config import PretrainConfig
+from efficientsam_pl.recipes.semantic.config import SemanticTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOTS = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "classify": ClassifyConfig,
+    "detect": DetectConfig,
+    "semantic": SemanticTrainingConfig,
     "evaluate": EvaluateConfig,
     "quickstart": QuickstartConfig,
     "embed-teacher": PretrainConfig,

@@ -74,7 +74,7 @@ def detector() -> Detector:
 
 
 def losses_of(model: Detector, images: DetectionBatch) -> DetectionLosses:
-    maps, anchors = model(images.image, images.content_hw, images.sample_key)
+    maps, anchors = model.encode(images.image, images.content_hw, images.sample_key)
     return sampled_losses(model, maps, anchors, images)
 
 
@@ -92,7 +92,7 @@ def encoded(box: list[float], target: list[float], weights: tuple[float, ...]) -
 def reference(model: Detector, image: DetectionBatch) -> list[float]:
     """The five losses of one image, box by box, on the sets that its key draws."""
     config, regions = model.config.proposals, model.config.regions
-    maps, anchors = model(image.image, image.content_hw)
+    maps, anchors = model.encode(image.image, image.content_hw)
     [found] = split_objects(image.boxes_xyxy_px, image.classes, image.masks,
                             image.objects_per_image)  # fmt: skip
     truth = found.boxes_xyxy_px
@@ -180,7 +180,7 @@ def test_gradient_is_the_mean_of_the_images_own() -> None:
 
 def test_an_objects_best_anchors_are_its_own_and_nothing_matches_no_object() -> None:
     model, images = detector(), batch((1, 0))
-    _, anchors = model(images.image, images.content_hw)
+    _, anchors = model.encode(images.image, images.content_hw)
     one, none = split_objects(images.boxes_xyxy_px, images.classes, images.masks, (1, 0))
     matches = match_anchors(anchors.anchors, one, 0.99, 0.3)
     assert bool((matches == 0).any())

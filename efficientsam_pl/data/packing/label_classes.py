@@ -58,7 +58,7 @@ class LabelClasses:
             raise CorruptSampleError(
                 UNKNOWN_CLASS,
                 f"value {shown}, and the {len(self.names)} classes are {self.first} to "
-                f"{self.first + len(self.names) - 1}",
+                f"{self.values()[-1]}; --ignored takes a value that is no class",
             )
         by_pixel: UInt8[np.ndarray, "h w"] = numbers.astype(np.uint8)
         return by_pixel

@@ -45,6 +45,7 @@ from efficientsam_pl.storage.retries import SourceLostError
 
 T = TypeVar("T")
 NOTE = "pack.json"
+_SUMMARIES = "pack-summary*.json"
 _FORMAT, _VERSION = "efficientsam_pl pack", 1
 _LATER_KEYS = {"classes"}  # keys of a note that its first writers did not know
 _MARKS = ",*?["
@@ -312,6 +313,8 @@ def _claim(source: Source, out: str) -> None:
     tars = list_files(f"{out}/*.tar")  # before the note, which another job of the array may write
     with write_lock(place):  # against another job of the array, with another list
         before = read_pack_note(out)
+        if not tars and list_files(f"{out}/{_SUMMARIES}"):
+            before = None  # an earlier packing ended with nothing, as after a mistake
         if before is None and tars:
             raise UserError(f"{out} holds shards without a {NOTE}; name another folder")
         if before is not None:

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from efficientsam_pl.models.config import EncoderConfig
-from efficientsam_pl.records import IGNORED
 
 Features = Literal["pyramid", "blocks"]
 
+_MOST_CLASSES = 255  # a label map's bytes, less `records.IGNORED`, which needs numpy to import
 _NORM_GROUPS = 32  # of the pixel decoder's group norms
 
 
@@ -101,8 +101,8 @@ def check_segmenter(
 
 def check_classes(classes: int) -> None:
     """Raise ValueError for a number of classes that label maps cannot hold."""
-    if not 1 <= classes <= IGNORED:
+    if not 1 <= classes <= _MOST_CLASSES:
         raise ValueError(
-            f"classes={classes} must lie in [1, {IGNORED}]: a label map holds one byte a "
+            f"classes={classes} must lie in [1, {_MOST_CLASSES}]: a label map holds one byte a "
             "pixel, and one value marks ignored pixels"
         )

@@ -66,16 +66,18 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(query).view(b, n, self.heads, -1).softmax(-1).view(shape)
         values = self.value_proj(tokens).transpose(1, 2).unflatten(1, (self.heads, -1))
         parts = values.split([rows * columns for rows, columns in grids], dim=-1)
-        attended = torch.zeros((), device=query.device)
+        attended = []
         for level, ((rows, columns), value) in enumerate(zip(grids, parts, strict=True)):
-            size = torch.tensor([columns, rows], dtype=query.dtype, device=query.device)
-            places = reference_unit[:, None, None] + offsets[:, :, :, level] / size
+            # a tensor of both sizes would be a copy from the host
+            dx, dy = offsets[:, :, :, level].unbind(-1)
+            move = torch.stack([dx / columns, dy / rows], dim=-1)
+            places = reference_unit[:, None, None] + move
             grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)  # b * a, n, p, 2
             level_map = value.reshape(b * self.heads, -1, rows, columns)
             sampled = F.grid_sample(level_map, grid, padding_mode="zeros", align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
-            attended = attended + (sampled * weight).sum(-1)  # b * a, c / a, n
-        joined = attended.view(b, -1, n).transpose(1, 2)
+            attended.append((sampled * weight).sum(-1))  # b * a, c / a, n
+        joined = torch.stack(attended).sum(0).view(b, -1, n).transpose(1, 2)
         output: Tensor = self.output_proj(joined)
         return output
 

@@ -48,7 +48,7 @@ class Attention(nn.Module):
         attended: Bool[Tensor, "b q n"] | None = None,
     ) -> Float[Tensor, "b q c"]:
         """Attend to the tokens where `attended` is True; None: to all."""
-        projected = [
+        q, k, v = (
             F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x, weight, bias in zip(
                 (query, key, value),
@@ -56,9 +56,9 @@ class Attention(nn.Module):
                 self.in_proj_bias.chunk(3),
                 strict=True,
             )
-        ]
+        )
         mask = None if attended is None else attended[:, None]
-        out = F.scaled_dot_product_attention(*projected, attn_mask=mask)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return result
 
@@ -80,8 +80,9 @@ class CrossAttentionLayer(nn.Module):
         attended: Bool[Tensor, "b q n"],
     ) -> Float[Tensor, "b q c"]:
         """Update the queries."""
-        found = self.multihead_attn(queries + query_positions, values + positions, values, attended)
-        out: Tensor = self.norm(queries + found)
+        keys = values + positions
+        update = self.multihead_attn(queries + query_positions, keys, values, attended)
+        out: Tensor = self.norm(queries + update)
         return out
 
 

@@ -25,7 +25,7 @@ _LEVELS = 3
 
 @dataclass(frozen=True)
 class PixelFeatures:
-    """What the transformer decoder attends to and makes masks of.
+    """Inputs of the transformer decoder: features of masks, and tokens to attend to.
 
     `tokens` are row-major, `grids` their rows and columns, `positions` their codes; strides 32, 16
     and 8 in this order.
@@ -38,7 +38,7 @@ class PixelFeatures:
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution without a bias and its group norm, named as in detectron2: `.weight`, `.norm`."""
+    """A convolution without a bias and its group norm, `.norm`, named as in detectron2."""
 
     def __init__(self, in_channels: int, channels: int, size: int) -> None:
         super().__init__(in_channels, channels, size, padding=size // 2, bias=False)
@@ -79,7 +79,7 @@ class DeformableLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """The layers, and what tells the levels apart."""
+    """The layers, and an embedding of each level."""
 
     def __init__(self, config: MaskHeadConfig) -> None:
         super().__init__()
@@ -103,7 +103,8 @@ class DeformableEncoder(nn.Module):
         reference_unit = reference_points(grids, tokens)
         for layer in self.encoder.layers:  # type: ignore[union-attr]
             tokens = layer(tokens, codes, reference_unit, grids)
-        return tokens.split([level.shape[1] for level in levels], dim=1)
+        parts: tuple[Tensor, ...] = tokens.split([level.shape[1] for level in levels], dim=1)
+        return parts
 
 
 class PixelDecoder(nn.Module):
@@ -125,6 +126,7 @@ class PixelDecoder(nn.Module):
         self.layer_1 = NormedConv(width, width, 3)
         self.mask_features = nn.Conv2d(width, width, 1)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
+        assert self.mask_features.bias is not None, "it has one by default"
         nn.init.zeros_(self.mask_features.bias)
 
     def forward(self, pyramid: Sequence[Float[Tensor, "b d _ _"]]) -> PixelFeatures:

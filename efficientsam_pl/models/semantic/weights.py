@@ -86,15 +86,17 @@ def _check_settings(model: SemanticSegmenter, file: WeightsFile, path: str) -> N
     """Compare what shapes do not reveal, where the file states it."""
     stored: Mapping[str, Any] = file.config or {}
     head = stored.get("head")
-    pairs = [("features", stored.get("features"), model.config.features)]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("features", stored.get("features"), model.config.features)
+    ]
     if isinstance(head, Mapping):
         pairs.append(("head.heads", head.get("heads"), model.config.head.heads))
     if stored.get("features") == "blocks" and model.config.features == "blocks":
-        blocks, own = list(stored.get("feature_blocks", ())), list(model.config.feature_blocks)
-        pairs.append(("feature_blocks", str(blocks), str(own)))
-    for name, theirs, ours in pairs:
-        if theirs not in (None, ours):
-            raise WeightsError(f"{path} has {name}={theirs}, not {ours}")
+        theirs = list(stored.get("feature_blocks", ()))
+        pairs.append(("feature_blocks", theirs, list(model.config.feature_blocks)))
+    for name, value, ours in pairs:
+        if value not in (None, ours):
+            raise WeightsError(f"{path} has {name}={value}, not {ours}")
 
 
 def _check_labels(model: SemanticSegmenter, file: WeightsFile, path: str) -> None:

@@ -60,10 +60,10 @@ class LabelMapVisualizer(PeriodicDrawing):
             names = tuple(self._shape.label(number) for number in range(self._shape.classes))
             pictures = [
                 SegmentedPicture(
-                    image.permute(1, 2, 0).cpu().numpy(),
-                    labels.to(torch.uint8).cpu().numpy(),
-                    truth.cpu().numpy(),
-                    names,
+                    image=image.permute(1, 2, 0).cpu().numpy(),
+                    labels=labels.to(torch.uint8).cpu().numpy(),
+                    truth=truth.cpu().numpy(),
+                    names=names,
                 )
                 for image, labels, truth, valid in zip(
                     batch.image, scores.argmax(1), batch.labels, batch.valid, strict=True

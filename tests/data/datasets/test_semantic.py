@@ -18,6 +18,7 @@ from efficientsam_pl.data.datasets.semantic import (
     SemanticTrainingView,
 )
 from efficientsam_pl.data.images.label_map import encode_label_map
+from efficientsam_pl.data.limits import batches_in_flight
 from efficientsam_pl.data.reader import SampleReader
 from efficientsam_pl.data.sampler import SampleRef
 from efficientsam_pl.data.semantic_config import SemanticCropConfig
@@ -26,10 +27,10 @@ from efficientsam_pl.data.semantic_transforms import (
     crop_image,
     crop_labels,
     draw_crop,
-    hue_turned,
     jitter_colour,
     resized_hw,
-    saturated,
+    scaled,
+    shifted_hsv,
 )
 from efficientsam_pl.data.shards import ShardSet, open_shards
 from efficientsam_pl.keyed_random import sample_key
@@ -118,16 +119,22 @@ def test_crop_of_one_class_is_drawn_again() -> None:
 
 
 def test_hue_and_saturation_are_those_of_hsv() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    for changed, hue, saturation in (
-        (saturated(image, 1.3), 0.0, 1.3),
-        (saturated(image, 0.6), 0.0, 0.6),
-        (hue_turned(image, 0.1), 0.1, 1.0),
-    ):
-        for pixel, new in zip(image.reshape(-1, 3), changed.reshape(-1, 3), strict=True):
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    for hue, saturation in ((0.0, 1.3), (0.0, 0.6), (0.1, 1.0), (-0.1, 0.8)):
+        changed = shifted_hsv(image, saturation, hue).reshape(-1, 3)
+        for pixel, new in zip(image.reshape(-1, 3), changed, strict=True):
             h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
             expected = colorsys.hsv_to_rgb((h + hue) % 1, min(1.0, s * saturation), v)
-            assert np.abs(new - 255 * np.array(expected)).max() <= 1.01
+            # a 256th of the circle is 6 of 255, for the hue's rounding and for the turn's
+            assert np.abs(new - 255 * np.array(expected)).max() <= 9
+        assert np.array_equal(changed.max(1), image.reshape(-1, 3).max(1))  # the value stays
+
+
+def test_contrast_and_brightness_are_clipped_and_truncated() -> None:
+    image = np.array([[[0, 100, 255]]], np.uint8)
+    assert scaled(image, 1.0, 31.9).tolist() == [[[31, 131, 255]]]
+    assert scaled(image, 0.5, -10.0).tolist() == [[[0, 40, 117]]]
+    assert scaled(image, 1.499).tolist() == [[[0, 149, 255]]]
 
 
 def test_colours_change_about_as_often_as_each_step_says(noise: Noise) -> None:
@@ -168,6 +175,13 @@ def test_corrupt_label_maps_are_counted_and_an_ignored_one_is_not(mapped: ShardS
         ("b3", "bad label map"),
     ]
     assert (seen.labels[4:] == 255).all()
+
+
+def test_padding_is_measured_before_a_run_begins(mapped: ShardSet) -> None:
+    data = dataset(mapped, SemanticTrainingView(SIDE, SemanticCropConfig()))
+    assert batches_in_flight(data, samples=4, count=2).bytes >= 4 * 4 * SIDE**2
+    empty = data.collate(data.__getitems__([SampleRef(0, None)]))
+    assert (empty.valid.tolist(), empty.labels.unique().tolist()) == ([False], [255])
 
 
 def test_scoring_view_holds_the_whole_image(mapped: ShardSet, noise: Noise) -> None:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -166,6 +167,22 @@ def test_mended_label_map_is_packed_again(
     assert labels_in(unpacked(out))["a"] == np.ones((40, 60)).tolist()
 
 
+def test_folders_in_a_store_are_paired_like_local_ones(
+    folders: Callable[..., Path], pack: Pack, unpacked: Unpacked, tmp_path: Path
+) -> None:
+    root = folders({"x/a": png(HALVES), "y/a": png(HALVES), "b": png(HALVES)})
+    store = fsspec.filesystem("memory")
+    store.put(str(root / "images"), "/maps/images", recursive=True)
+    store.put(str(root / "labels"), "/maps/labels", recursive=True)
+    remote = LabelMaps("memory://maps/images", "memory://maps/labels", PairSettings(CLASSES), 9)
+    pack(source(root), tmp_path / "local")
+    pack(remote, tmp_path / "remote")
+    store.rm("/maps", recursive=True)
+    files = unpacked(tmp_path / "remote")
+    assert files == unpacked(tmp_path / "local")
+    assert {name.split(".")[0] for name in files} == {"x_a", "y_a", "b"}
+
+
 def test_label_map_belongs_to_the_upright_image(
     folders: Callable[..., Path], pack: Pack, unpacked: Unpacked, tmp_path: Path, noise: Noise
 ) -> None:
@@ -219,6 +236,20 @@ def test_mistakes_of_the_command_are_one_line(
     assert cli.main(["pack", "ade20k", *given, "--out", str(root / "out")]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_packing_of_nothing_is_mended_in_the_same_folder(
+    folders: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders({"a": png(np.full((40, 60), 7, np.uint8))})
+    (root / "c.txt").write_text("sky\nroad\n")
+    pair = [f"--images={root}/images", f"--labels={root}/labels", f"--classes={root}/c.txt"]
+    command = ["pack", "ade20k", *pair, f"--out={root}/out", "--workers=0"]
+    assert cli.main(command) == 2
+    assert "unknown class: value 7" in capsys.readouterr().err
+    assert cli.main([*command, "--ignored=7"]) == 0
+    assert cli.main([*command, "--ignored=8"]) == 2
+    assert "holds shards of another packing" in capsys.readouterr().err
 
 
 def test_class_list_that_contradicts_itself_is_refused(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_detections_are_inside_the_image_and_drop_path_depends_on_keys_alone() -
     model.train()
     key = torch.tensor([5, 6])
     with torch.no_grad():
-        dropped = model(image, content, key)[0][0]
-        assert not torch.allclose(dropped, model(image, content)[0][0])
-        alone = model(image[1:], content[1:], key[1:])[0][0]
+        dropped = model.encode(image, content, key)[0][0]
+        assert not torch.allclose(dropped, model.encode(image, content)[0][0])
+        alone = model.encode(image[1:], content[1:], key[1:])[0][0]
     torch.testing.assert_close(dropped[1:], alone, atol=1e-5, rtol=1e-5)

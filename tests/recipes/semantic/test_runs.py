@@ -7,15 +7,8 @@ import torch
 
 from efficientsam_pl.errors import UserError
 from efficientsam_pl.export.consolidate import consolidate
-from efficientsam_pl.models.semantic.mask2former import SemanticSegmenter
-from efficientsam_pl.models.semantic.weights import load_semantic_file
 from efficientsam_pl.models.weights import read_weights
-from tests.recipes.classification.test_runs import (
-    _logged,
-    assert_same_step,
-    checkpoint,
-    run_pair,
-)
+from tests.recipes.finished_runs import assert_same_step, checkpoint, logged, run_pair
 from tests.recipes.semantic.conftest import CLASSES, Run
 
 ONE_STEP = ("trainer.max_steps=2", "trainer.checkpoint_every_steps=1", "trainer.ema_decay=0.5")
@@ -57,13 +50,14 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(semantic: Run, tmp_path
         assert torch.equal(resumed[name], value), name
 
 
+@pytest.mark.slow
 def test_it_learns_stripes_and_its_file_is_a_segmenter(semantic: Run, tmp_path: Path) -> None:
     longer = ("trainer.max_steps=40", "trainer.validate_every_steps=40", "trainer.ema_decay=0.5")
     plain = ("model.drop_path=0", "optim.clip_norm=1", "optim.backbone_multiplier=1")
     saved = ("trainer.checkpoint_every_steps=40", "trainer.visualized_images=2")
     result = semantic(tmp_path / "run", *longer, *plain, *saved)
-    assert _logged(tmp_path / "run")["heldout/photos"] == 4
-    assert _logged(tmp_path / "run")["heldout/miou"] > 0.5
+    assert logged(tmp_path / "run")["heldout/photos"] == 4
+    assert logged(tmp_path / "run")["heldout/miou"] > 0.5
     assert (tmp_path / "run/pictures/step-00000040.png").is_file()
     assert (tmp_path / "run/best").read_text().strip() == "checkpoints/step-00000040"
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pt"
@@ -112,7 +106,7 @@ def test_two_ranks_take_the_step_of_one_and_count_each_image_once(
     way: str, pair: Path, one: Path
 ) -> None:
     assert_same_step(pair / way, one)
-    logged, expected = _logged(pair / way), _logged(one)
-    assert logged["heldout/photos"] == 4
+    found, expected = logged(pair / way), logged(one)
+    assert found["heldout/photos"] == 4
     for name in ("heldout/miou", "heldout/loss"):
-        assert logged[name] == pytest.approx(expected[name], rel=1e-5), name
+        assert found[name] == pytest.approx(expected[name], rel=1e-5), name

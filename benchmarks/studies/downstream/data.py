@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.studies.coco_folders import data_folder
 from efficientsam_pl.cli.main import main as efficientsam
@@ -140,7 +141,7 @@ def animals_annotations(animals: Path, part: str, out: Path) -> Path:
     return out
 
 
-def _box(annotation: dict) -> list[float]:
+def _box(annotation: dict[str, Any]) -> list[float]:
     """Enclose the polygons: left, top, width, height."""
     xs = [x for polygon in annotation["segmentation"] for x in polygon[::2]]
     ys = [y for polygon in annotation["segmentation"] for y in polygon[1::2]]

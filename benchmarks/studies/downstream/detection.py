@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def mean_box_scores(recipe: DetectionRecipe, annotations: Path) -> dict[str, flo
     }
 
 
-def mean_boxes(content: dict) -> tuple[np.ndarray, np.ndarray]:
+def mean_boxes(content: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Compute each class's mean box, as left, top, width and height over the image's size.
 
     Args:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is trained: a task, from an encoder, for so many steps."""
+    """Task, encoder, seed and length of a run."""
 
     task: str
     encoder: str  # scratch, mae, a name that the command line gives, or a baseline
@@ -86,7 +87,7 @@ def finish_run(
         metrics: Logged metrics whose curves are kept; their last values are scores.
 
     Raises:
-        SavedAndStopped: The time was over; the next call goes on from there.
+        SavedAndStopped: The time was over; the next call continues the run.
         SystemExit: The folder holds a run of another plan.
     """
     folder = plan.folder(out)
@@ -156,17 +157,17 @@ def read_record(folder: Path) -> RunRecord | None:
 
 def all_records(out: Path) -> list[RunRecord]:
     """Read the records of all finished runs of a study, in the order of their folders' names."""
-    found = (read_record(file.parent) for file in sorted(out.glob(f"*/{RECORD}")))
-    return [record for record in found if record is not None]
+    records = (read_record(file.parent) for file in sorted(out.glob(f"*/{RECORD}")))
+    return [record for record in records if record is not None]
 
 
 def curve(folder: Path, metric: str) -> dict[int, float]:
     """Read a logged metric by step; of a step logged twice, after resuming, the later value."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    accumulators = import_module("tensorboard.backend.event_processing.event_accumulator")
 
     values: dict[int, float] = {}
     for file in sorted((folder / "log").glob("events.*")):
-        events = EventAccumulator(str(file))
+        events = accumulators.EventAccumulator(str(file))
         events.Reload()
         if metric in events.Tags()["scalars"]:
             values |= {event.step: event.value for event in events.Scalars(metric)}

@@ -14,7 +14,7 @@ _ID = "downstream"
 
 @dataclass(frozen=True)
 class TaskTable:
-    """How a task's runs are shown: title, a paragraph, and the metrics, the main one first."""
+    """Title, paragraph and metrics of a task's table, the main metric first."""
 
     title: str
     words: str

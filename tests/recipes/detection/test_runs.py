@@ -69,11 +69,11 @@ def test_accumulated_step_is_that_of_the_whole_batch(
 
 
 @pytest.mark.slow
-def test_compiled_step_is_that_of_the_plain_program(
+def test_step_of_compiled_blocks_is_that_of_the_plain_program(
     one: Path, annotated: Path, tiny: Path, tmp_path: Path
 ) -> None:
     keys = (f"data.train={annotated}/train/*.tar", f"run.dir={tmp_path}/run", *ONE_STEP)
-    run_alone("detect", str(tiny), "-", *keys, UNVALIDATED, "trainer.compile=regions")
+    run_alone("detect", str(tiny), "-", *keys, UNVALIDATED, "trainer.compile=blocks")
     measured, expected = gradients(tmp_path / "run"), gradients(one)
     assert float((measured - expected).norm() / expected.norm()) < 1e-5
 

@@ -70,7 +70,7 @@ def measure_step(config: DetectorConfig, rounds: int, seconds: float, memory: bo
         seconds: No further round starts that would end later than this.
         memory: Whether to measure memory.
     """
-    steps = {way: prepare(config, way) for way in _WAYS}
+    steps: dict[str, Callable[[], object]] = {way: prepare(config, way) for way in _WAYS}
     taken = alternate(steps, rounds, seconds)
     work = (
         f"forward, losses, backward and AdamW of Mask R-CNN, float32, {IMAGES} images of "

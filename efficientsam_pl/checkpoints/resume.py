@@ -69,10 +69,11 @@ def _signature(header: dict[str, Any]) -> dict[str, Any]:
         "trainer.ema_decay": config["trainer"]["ema_decay"],
         "optim.layer_decay": config["optim"].get("layer_decay"),
     }
+    described = flatten(header["model"], "model.") | flatten(config.get("sami", {}), "sami.")
     return {
         "stage": header["stage"],
         "what is frozen": header.get("frozen"),
         **{key: None if value is None else "given" for key, value in given.items()},
-        **flatten(header["model"], "model."),
-        **flatten(config.get("sami", {}), "sami."),
+        # a checkpoint of before a part could be chosen has none of it
+        **{key: None if value == "none" else value for key, value in described.items()},
     }

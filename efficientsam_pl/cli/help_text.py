@@ -21,9 +21,9 @@ def explain_config(root: type[Any]) -> str:
     }
     shipped = [
         (config.name, config.about)
-        for folder in root.HELP.folders
+        for beginning in root.HELP.configs
         for config in shipped_configs()
-        if config.name.startswith(f"{folder}/")
+        if config.name.startswith(beginning)
     ]
     return "\n".join(
         (

@@ -52,7 +52,8 @@ EXTRAS = {
     "s3": Extra("shards and runs at s3://", ("s3fs",)),
     "wandb": Extra("trainer.logger=wandb", ("wandb",)),
     "bench": Extra(
-        "decoders and probe of the benchmarks", ("opencv-python-headless", "scikit-learn")
+        "decoders, probe and reference models of the benchmarks",
+        ("opencv-python-headless", "scikit-learn", "transformers"),
     ),
     "dev": Extra(
         "tests and checks",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 class CommandHelp:
     """Text of --help for a command that has a config.
 
-    `keys` are those listed with their comments, `folders` those below configs/ whose files are
-    listed for -c.
+    `keys` are those listed with their comments, `configs` the beginnings of the names of shipped
+    configs that are listed for -c.
     """
 
     summary: str
     keys: tuple[str, ...]
-    folders: tuple[str, ...]
+    configs: tuple[str, ...]
     example: str

@@ -52,8 +52,8 @@ def load_backbone(
         state = {k: v for k, v in file.state.items() if not k.startswith(_OTHER_PARTS)}
     state = {name: tensor for name, tensor in state.items() if name not in unused}
     _check_class_token(vit, state, path)
-    own = {name: tensor for name, tensor in trunk.state_dict().items() if ".rel_pos_" in name}
-    load_strictly(trunk, own | _with_class_position(state, vit), path)
+    relative = {name: tensor for name, tensor in trunk.state_dict().items() if ".rel_pos_" in name}
+    load_strictly(trunk, relative | _with_class_position(state, vit), path)
     return file
 
 

@@ -105,13 +105,15 @@ class Block(nn.Module):
             x: The tokens.
             scale: Of each image's attention and MLP, 0 to leave it out: drop path. None: 1.
         """
+        out: Tensor
         if scale is None:
             x = x + self.attend(x)
-            out: Tensor = x + self.mlp(self.norm2(x))
-            return out
-        attention, mlp = scale.view(len(x), 2, *(x.ndim - 1) * [1]).unbind(1)
-        x = x + attention * self.attend(x)
-        return x + mlp * self.mlp(self.norm2(x))
+            out = x + self.mlp(self.norm2(x))
+        else:
+            attention, mlp = scale.view(len(x), 2, *(x.ndim - 1) * [1]).unbind(1)
+            x = x + attention * self.attend(x)
+            out = x + mlp * self.mlp(self.norm2(x))
+        return out
 
     def attend(self, x: Float[Tensor, "b *n c"]) -> Float[Tensor, "b *n c"]:
         """Compute the branch of attention."""

@@ -68,10 +68,9 @@ class GridBlock(Block):
         return attended[:, :rows, :columns]
 
     def _attention(self, grids: Float[Tensor, "b gh gw c"]) -> Float[Tensor, "b gh gw c"]:
-        if isinstance(self.attn, RelativeAttention):
-            attended: Tensor = self.attn(grids)
-            return attended
-        return self.attn(grids.flatten(1, 2)).view_as(grids)
+        relative = isinstance(self.attn, RelativeAttention)
+        attended: Tensor = self.attn(grids if relative else grids.flatten(1, 2))
+        return attended.view_as(grids)
 
 
 class PlainViT(nn.Module):

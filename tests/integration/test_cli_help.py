@@ -82,11 +82,12 @@ def test_help_of_a_stage_lists_main_keys_configs_and_an_example(name: str, say: 
     for key in root.HELP.keys:
         [line] = [line for line in told.splitlines() if line.startswith(f"  {key} ")]
         assert line.split()[1] == meaning[key].split()[0], "each is described"
-    folder = root.HELP.folders[0]
+    folder, _, beginning = root.HELP.configs[0].partition("/")
     for file in (ROOT / "configs" / folder).glob("*.yaml"):
-        assert f"  {folder}/{file.stem} " in told
+        listed = f"  {folder}/{file.stem} " in told
+        assert listed == file.stem.startswith(beginning), file
     example = told[told.index("example:\n") :]
-    assert f"efficientsam {name} -c {folder}/" in example
+    assert f"efficientsam {name} -c {root.HELP.configs[0]}" in example
 
 
 @pytest.mark.parametrize("name", [*STAGES, "evaluate"])

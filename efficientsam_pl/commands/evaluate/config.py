@@ -22,7 +22,7 @@ class EvaluateConfig:
             *("model.name", "model.weights", "kind", "annotations", "images", "shards"),
             *("protocols", "detector.results", "baseline", "photos", "accelerator", "out"),
         ),
-        folders=("evaluate",),
+        configs=("evaluate/",),
         example="efficientsam evaluate -c evaluate/coco model.weights=model.safetensors \\\n"
         "    annotations=instances_val2017.json images=val2017",
     )

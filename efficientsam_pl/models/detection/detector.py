@@ -134,7 +134,8 @@ class Detector(nn.Module):
         patch = self.config.vit.patch_size
         rows, columns = (side // patch for side in pixels.shape[-2:])
         tokens: Tensor = self.image_encoder.trunk(pixels, scales=scales)
-        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        features: Tensor = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        return features
 
     def sample_anchors(
         self,
@@ -146,13 +147,13 @@ class Detector(nn.Module):
         """Draw the anchors that are trained on; images that are not valid have none."""
         config = self.config.proposals
         parts = []
-        for number, (found, key, real) in enumerate(
+        for number, (truth, key, real) in enumerate(
             zip(objects, sample_key, valid.tolist(), strict=True)
         ):
             if not real:
                 continue
             matches = match_anchors(
-                anchors.anchors, found, config.foreground_iou, config.background_iou
+                anchors.anchors, truth, config.foreground_iou, config.background_iou
             )
             index = sample_matches(
                 matches, key, config.sampled, config.foreground_fraction, "sampled-anchors"
@@ -164,7 +165,7 @@ class Detector(nn.Module):
                     anchors.logits[number, index],
                     anchors.deltas[number, index],
                     chosen >= 0,
-                    _target_deltas(ANCHOR_CODER, found, chosen, anchors.anchors[index]),
+                    _target_deltas(ANCHOR_CODER, truth, chosen, anchors.anchors[index]),
                 )
             )
         if not parts:
@@ -181,11 +182,11 @@ class Detector(nn.Module):
         sample_key: Int64[Tensor, "b"],
         valid: Bool[Tensor, "b"],
     ) -> SampledRegions:
-        """Draw the regions that are trained on, ground truth among them, and run the heads."""
+        """Draw the regions that are trained on, ground labels among them, and run the heads."""
         config, classes = self.config.regions, self.config.classes
         drawn = [
-            self._draw_regions(boxes, found, key if real else None)
-            for boxes, found, key, real in zip(
+            self._draw_regions(boxes, truth, key if real else None)
+            for boxes, truth, key, real in zip(
                 proposals, objects, sample_key, valid.tolist(), strict=True
             )
         ]
@@ -193,27 +194,27 @@ class Detector(nn.Module):
             pool_regions(maps, [regions.boxes for regions in drawn], config.box_pool)
         )
         pairs = list(zip(drawn, objects, strict=True))
-        truth = torch.cat([_classes(found, r.matches, classes) for r, found in pairs])
+        labels = torch.cat([_classes(truth, r.matches, classes) for r, truth in pairs])
         targets = torch.cat(
-            [_target_deltas(REGION_CODER, found, r.matches, r.boxes) for r, found in pairs]
+            [_target_deltas(REGION_CODER, truth, r.matches, r.boxes) for r, truth in pairs]
         )
-        [foreground] = torch.where(truth < classes)
-        own = truth[foreground]
+        [foreground] = torch.where(labels < classes)
+        inside_labels = labels[foreground]
         inside = [(r.boxes[r.matches >= 0], r.matches[r.matches >= 0]) for r in drawn]
         mask_logits = self.mask_head.of_classes(
-            pool_regions(maps, [boxes for boxes, _ in inside], config.mask_pool), own
+            pool_regions(maps, [boxes for boxes, _ in inside], config.mask_pool), inside_labels
         )
         masks = [
-            mask_targets(found.masks, matches, boxes, 2 * config.mask_pool)
-            for (boxes, matches), found in zip(inside, objects, strict=True)
+            mask_targets(truth.masks, matches, boxes, 2 * config.mask_pool)
+            for (boxes, matches), truth in zip(inside, objects, strict=True)
         ]
         image = [torch.full_like(r.matches, number) for number, r in enumerate(drawn)]
         return SampledRegions(
             image=torch.cat(image),
             logits=logits,
-            classes=truth,
+            classes=labels,
             foreground=foreground,
-            deltas=deltas[foreground, own],
+            deltas=deltas[foreground, inside_labels],
             target_deltas=targets[foreground],
             mask_logits=mask_logits,
             target_masks=torch.cat(masks),
@@ -257,7 +258,7 @@ class Detector(nn.Module):
         proposals = propose(anchors, content_hw, limits, limits.before_nms)
         logits, deltas = self.box_head(pool_regions(maps, proposals, config.box_pool))
         counts = [len(boxes) for boxes in proposals]
-        found = [
+        results = [
             self._final_boxes(*image)
             for image in zip(
                 proposals,
@@ -267,11 +268,11 @@ class Detector(nn.Module):
                 strict=True,
             )
         ]
-        boxes = [boxes for boxes, _, _ in found]
+        boxes = [boxes for boxes, _, _ in results]
         pooled = pool_regions(maps, boxes, config.mask_pool)
-        masks = self.mask_head.of_classes(pooled, torch.cat([classes for _, _, classes in found]))
+        masks = self.mask_head.of_classes(pooled, torch.cat([classes for _, _, classes in results]))
         probs = masks.sigmoid().split([len(image) for image in boxes])
-        return [Detections(*image, probs[number]) for number, image in enumerate(found)]
+        return [Detections(*image, probs[number]) for number, image in enumerate(results)]
 
     def _final_boxes(
         self,
@@ -316,6 +317,6 @@ def _target_deltas(
 ) -> Float[Tensor, "r 4"]:
     """Encode each box's object; a box without one is encoded itself."""
     padded = torch.cat([objects.boxes_xyxy_px, boxes])
-    own = len(objects.classes) + torch.arange(len(boxes), device=boxes.device)
-    targets: Tensor = coder.encode_single(padded[torch.where(matches >= 0, matches, own)], boxes)
+    itself = len(objects.classes) + torch.arange(len(boxes), device=boxes.device)
+    targets: Tensor = coder.encode_single(padded[torch.where(matches >= 0, matches, itself)], boxes)
     return targets

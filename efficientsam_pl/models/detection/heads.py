@@ -75,8 +75,9 @@ class MaskHead(nn.Module):
         features = self._features(pooled)
         assert self.predictor.bias is not None, "it has a bias"
         weights = self.predictor.weight[classes].flatten(1)[:, None].to(features.dtype)
-        logits = (weights @ features.flatten(2)).float()[:, 0].unflatten(1, features.shape[-2:])
-        return logits + self.predictor.bias[classes][:, None, None]
+        products = (weights @ features.flatten(2)).float()[:, 0].unflatten(1, features.shape[-2:])
+        logits: Tensor = products + self.predictor.bias[classes][:, None, None]
+        return logits
 
     def _features(self, pooled: Float[Tensor, "r c p p"]) -> Float[Tensor, "r c m m"]:
         return F.relu(self.deconv(self.convolutions(pooled)))

@@ -119,4 +119,5 @@ def mask_targets(
     used, index = objects.unique(return_inverse=True)
     regions = torch.cat([index[:, None].to(boxes.dtype), boxes], dim=1)
     bitmaps = masks[used][:, None].to(boxes.dtype)
-    return roi_align(bitmaps, regions, side, 1.0, sampling_ratio=0, aligned=True)[:, 0] >= 0.5
+    shares: Tensor = roi_align(bitmaps, regions, side, 1.0, sampling_ratio=0, aligned=True)
+    return shares[:, 0] >= 0.5

@@ -71,7 +71,7 @@ class ClassifyConfig(RecipeConfig):
             *("model.classes", "run.dir"),
             *TRAINING_KEYS,
         ),
-        folders=("downstream", "data", "cluster", "debug"),
+        configs=("downstream/classify_", "data/imagenet", "cluster/", "debug/"),
         example="efficientsam classify -c downstream/classify_ti 'data.train=train/*.tar' \\\n"
         "    'data.heldout=val/*.tar' model.encoder=runs/ti/encoder.safetensors",
     )

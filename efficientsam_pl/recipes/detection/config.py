@@ -69,7 +69,7 @@ class DetectConfig(RecipeConfig):
             *("data.train", "data.heldout", "model.encoder", "model.weights", "run.dir"),
             *TRAINING_KEYS,
         ),
-        folders=("downstream", "data", "cluster", "debug"),
+        configs=("downstream/vitdet_", "cluster/", "debug/"),
         example="efficientsam detect -c downstream/vitdet_ti 'data.train=train/*.tar' \\\n"
         "    'data.heldout=val/*.tar' model.encoder=runs/ti/encoder.safetensors",
     )

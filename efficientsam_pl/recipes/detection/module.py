@@ -57,9 +57,9 @@ class InstanceDetection(TrainingModule):
         losses = sampled_losses(model, maps, anchors, batch)
         self.heldout_loss.update(losses.total, float(images))
         self.log("heldout/photos", float(images), reduce_fx="sum", sync_dist=True)
-        found = model.detect_in(maps, anchors, batch.content_hw)
+        results = model.detect_in(maps, anchors, batch.content_hw)
         for key, detections, (height, width), truth in zip(
-            batch.key, found, batch.content_hw.tolist(), batch.annotations, strict=True
+            batch.key, results, batch.content_hw.tolist(), batch.annotations, strict=True
         ):
             if truth is not None:
                 in_image = to_image(detections, (height, width), truth.image_hw)
@@ -68,7 +68,7 @@ class InstanceDetection(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         """Log loss and AP over all ranks' images, each counted once."""
         box, mask, *_ = self.ap.compute()
-        scores = {
+        scores: dict[str, Any] = {
             "heldout/loss": self.heldout_loss.compute(),
             "heldout/box_ap": box.ap,
             "heldout/box_ap50": box.ap50,

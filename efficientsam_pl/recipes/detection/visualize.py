@@ -1,4 +1,4 @@
-"""Visualize the objects found in a few images during training."""
+"""Visualize the objects detected in a few images during training."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -61,32 +61,32 @@ class DetectionVisualizer(PeriodicDrawing):
         model.eval()
         detect = as_forward_of(model, model.detect)
         with trainer.precision_plugin.forward_context():
-            found = detect(batch.image, batch.content_hw)
+            results = detect(batch.image, batch.content_hw)
         model.train(training)
         if trainer.is_global_zero and batch.valid.any():
-            sheet = detection_sheet(drawn_images(batch, found, self._shape))
+            sheet = detection_sheet(drawn_images(batch, results, self._shape))
             self._image_logger.log(trainer, sheet, step)
 
 
 def drawn_images(
-    batch: DetectionBatch, found: list[Detections], shape: DetectorConfig
+    batch: DetectionBatch, results: list[Detections], shape: DetectorConfig
 ) -> list[DetectedImage]:
-    """Pair each valid image's objects with those that were found; without the frame's padding."""
+    """Pair each valid image's objects with those detected; without the frame's padding."""
     first, images = 0, []
-    for number, detections in enumerate(found):
+    for number, detections in enumerate(results):
         count = batch.objects_per_image[number]
-        own = slice(first, first + count)
+        objects = slice(first, first + count)
         first += count
         if not batch.valid[number]:
             continue
         height, width = (int(side) for side in batch.content_hw[number])
         pixels = batch.image[number, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-        masks = batch.masks[own, :height, :width].cpu().numpy()
+        masks = batch.masks[objects, :height, :width].cpu().numpy()
         truth = tuple(
             DrawnObject(shape.label(label), label, (x0, y0, x1, y1), mask)
             for label, (x0, y0, x1, y1), mask in zip(
-                batch.classes[own].tolist(),
-                batch.boxes_xyxy_px[own].tolist(),
+                batch.classes[objects].tolist(),
+                batch.boxes_xyxy_px[objects].tolist(),
                 encode_many(masks),
                 strict=True,
             )

@@ -32,7 +32,7 @@ class FinetuneConfig(RecipeConfig):
             *("model.name", "model.weights", "model.encoder", "run.dir"),
             *TRAINING_KEYS,
         ),
-        folders=("finetune", "data", "cluster", "debug"),
+        configs=("finetune/", "data/sa1b", "cluster/", "debug/"),
         example="efficientsam finetune -c finetune/ti 'data.train=shards/sa_*.tar' \\\n"
         "    model.encoder=runs/ti/encoder.safetensors run.dir=runs/ti_masks",
     )

@@ -22,7 +22,7 @@ class PretrainConfig(RecipeConfig):
             *("data.train", "data.heldout", "teacher.weights", "features.dir", "run.dir"),
             *TRAINING_KEYS,
         ),
-        folders=("pretrain", "data", "cluster", "debug"),
+        configs=("pretrain/", "data/", "cluster/", "debug/"),
         example="efficientsam pretrain -c pretrain/ti 'data.train=shards/*.tar' \\\n"
         "    teacher.weights=sam_vit_h_4b8939.pth run.dir=runs/ti",
     )

@@ -26,7 +26,7 @@ class SemanticModelConfig:
     """The segmenter, and the file of its initial weights; without one it starts from scratch."""
 
     vit: EncoderConfig = field(default_factory=lambda: EncoderConfig(image_size=512))
-    classes: int | None = None  # None: the number of names in the class list
+    classes: int | None = None  # size of the head; None: the number of names in the class list
     head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
     # What the maps of strides 4 to 32 come from; the paper does not say, and Mask2Former has no
     # plain ViT. pyramid: the last block's map, as in ViTDet; blocks: one of feature_blocks each,
@@ -76,7 +76,7 @@ class SemanticTrainingConfig(RecipeConfig):
             *("model.classes", "run.dir"),
             *TRAINING_KEYS,
         ),
-        folders=("downstream", "data", "cluster", "debug"),
+        configs=("downstream/mask2former_", "cluster/", "debug/"),
         example="efficientsam semantic -c downstream/mask2former_ti 'data.train=train/*.tar' \\\n"
         "    'data.heldout=val/*.tar' model.encoder=runs/ti/encoder.safetensors",
     )

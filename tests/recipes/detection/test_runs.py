@@ -21,7 +21,14 @@ from efficientsam_pl.inference.detector import load_detector
 from efficientsam_pl.models.detection.detector import Detector
 from efficientsam_pl.models.detection.weights import load_detector_file
 from tests.recipes.detection.conftest import CATEGORIES, Run, write_shards
-from tests.recipes.finished_runs import assert_same_step, checkpoint, logged, run_pair
+from tests.recipes.finished_runs import (
+    assert_same_step,
+    checkpoint,
+    gradients,
+    logged,
+    run_alone,
+    run_pair,
+)
 
 ONE_STEP = ("trainer.max_steps=2", "trainer.checkpoint_every_steps=1", "trainer.ema_decay=0.5")
 UNVALIDATED = "trainer.validate_every_steps=100"
@@ -29,7 +36,6 @@ TWO = ("trainer.micro_batch=2", "trainer.devices=2", "trainer.validate_every_ste
 WAYS = {
     "ddp": ("trainer.strategy=ddp",),
     "fsdp": ("trainer.strategy=fsdp", "trainer.activations=recomputed"),
-    "compiled": ("trainer.strategy=ddp", "trainer.compile=blocks"),
 }
 SCORES = ("box_ap", "box_ap50", "mask_ap", "mask_ap50", "loss")
 
@@ -60,6 +66,16 @@ def test_accumulated_step_is_that_of_the_whole_batch(
         "trainer.activations=recomputed",
     )
     assert_same_step(tmp_path / "run", one)
+
+
+@pytest.mark.slow
+def test_step_of_compiled_blocks_is_that_of_the_plain_program(
+    one: Path, annotated: Path, tiny: Path, tmp_path: Path
+) -> None:
+    keys = (f"data.train={annotated}/train/*.tar", f"run.dir={tmp_path}/run", *ONE_STEP)
+    run_alone("detect", str(tiny), "-", *keys, UNVALIDATED, "trainer.compile=blocks")
+    measured, expected = gradients(tmp_path / "run"), gradients(one)
+    assert float((measured - expected).norm() / expected.norm()) < 1e-5
 
 
 def test_resumed_run_is_the_uninterrupted_one_to_the_bit(detect: Run, tmp_path: Path) -> None:

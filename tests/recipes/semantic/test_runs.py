@@ -50,6 +50,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(semantic: Run, tmp_path
         assert torch.equal(resumed[name], value), name
 
 
+@pytest.mark.slow
 def test_it_learns_stripes_and_its_file_is_a_segmenter(semantic: Run, tmp_path: Path) -> None:
     longer = ("trainer.max_steps=40", "trainer.validate_every_steps=40", "trainer.ema_decay=0.5")
     plain = ("model.drop_path=0", "optim.clip_norm=1", "optim.backbone_multiplier=1")

@@ -21,12 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def programs() -> dict[str, str]:
-    """Map each module that `python -m` runs to the first line of its docstring.
+    """Map each module that `python -m` runs, at any depth, to the first line of its docstring.
 
     Files are parsed, not imported, so that the list needs no torch.
     """
     listed = {}
-    for path in sorted(_ROOT.glob("*/*.py")):
+    for path in sorted(_ROOT.glob("*/**/*.py")):
         text = path.read_text()
         if _GUARD in text:
             docstring = ast.get_docstring(ast.parse(text)) or ""

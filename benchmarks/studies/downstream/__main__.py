@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         code = stopped.code
     records = all_records(given.out)
-    write_table(given.out / f"{NAME}.md", records, f"python -m benchmarks.{PROGRAM}")
+    command = f"EFFICIENTSAM_SHARED=DIR python -m benchmarks.{PROGRAM}"
+    write_table(given.out / f"{NAME}.md", records, command, configs.description())
     report(NAME, rows(records), Options(json=given.json, quick=given.quick))
     return code
 

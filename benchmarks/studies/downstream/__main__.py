@@ -26,7 +26,11 @@ _QUICK_STEPS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what has not finished, then print and write the table of what has."""
+    """Train what has not finished, then print and write the table of what has.
+
+    Returns:
+        0, or the stopped run's code: the same command goes on.
+    """
     given = _parser().parse_args(argv)
     only = tuple(given.only.split(","))
     unknown = sorted(set(only) - set(TASKS))
@@ -34,14 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(f"--only {','.join(unknown)}: choose from {','.join(TASKS)}")
     encoders = {SCRATCH: None, MAE: None} | dict(named_file(text) for text in given.encoder)
     stop_after(given.minutes)
+    code = 0
     try:
         study(given.out, only, encoders, 1 if given.quick else given.seeds, given.quick)
     except SavedAndStopped as stopped:
         print(stopped, file=sys.stderr)
+        code = stopped.code
     records = all_records(given.out)
-    write_table(given.out / f"{NAME}.md", records, f"python -m benchmarks.{PROGRAM}")
+    command = f"EFFICIENTSAM_SHARED=DIR python -m benchmarks.{PROGRAM}"
+    write_table(given.out / f"{NAME}.md", records, command, configs.description())
     report(NAME, rows(records), Options(json=given.json, quick=given.quick))
-    return 0
+    return code
 
 
 def study(

@@ -26,6 +26,19 @@ EFFICIENTSAM = {"global_attention": "all", "relative_positions": "none"}
 MAE_BATCH, CLASSIFY_BATCH, DETECT_BATCH, SEMANTIC_BATCH = 64, 32, 2, 2
 
 
+def description() -> str:
+    """Describe the encoder and what is equal between runs."""
+    return (
+        f"One plain ViT for all tasks: width {ENCODER['width']}, depth {ENCODER['depth']}, "
+        f"{ENCODER['heads']} heads, patches of 16 pixels, global attention, no relative positions. "
+        f"Frames of {SIDE} pixels for pretraining and classification, {DETECT_SIDE} for detection, "
+        f"{SEMANTIC_SIDE} for semantic segmentation; heads far smaller than the paper's. Within a "
+        "task all encoders have the same steps, order and crops; seconds are of the processor, as "
+        "other programs ran beside. Scores are those of the last step on held-out images, without "
+        "choosing a checkpoint by them."
+    )
+
+
 def pretraining(shards: str, plan: RunPlan, out: Path) -> PretrainConfig:
     """MAE control: pixels of masked patches, over images that no task holds out."""
     return from_dict(

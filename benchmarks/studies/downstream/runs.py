@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from efficientsam_pl.cluster.signals import catch_signals
 from efficientsam_pl.training.recipe import Recipe
 from efficientsam_pl.training.train import train
 
@@ -67,6 +68,7 @@ class Spent:
 def stop_after(minutes: float | None) -> None:
     """Ask this process to save and stop after so many minutes; None: never."""
     if minutes is not None:
+        catch_signals()  # else the signal would end a process that is not training yet
         timer = threading.Timer(60 * minutes, signal.raise_signal, [signal.SIGTERM])
         timer.daemon = True
         timer.start()

@@ -67,13 +67,14 @@ TABLES = {
 }
 
 
-def write_table(path: Path, records: Sequence[RunRecord], command: str) -> None:
+def write_table(path: Path, records: Sequence[RunRecord], command: str, words: str) -> None:
     """Write the Markdown file: machine and versions, then a section for each task with records.
 
     Args:
         path: The file.
         records: Finished runs.
         command: Command line of the study.
+        words: A paragraph above the sections.
     """
     host = machine()
     packages = ", ".join(f"{name} {number}" for name, number in versions().items())
@@ -81,7 +82,7 @@ def write_table(path: Path, records: Sequence[RunRecord], command: str) -> None:
         f"{datetime.date.today().isoformat()}. {host['cpu']}, {host['cores']} cores, "
         f"{host['threads']} threads, load {host['load_1min']}; {packages}."
     )
-    blocks = ["# Do the downstream stages learn?", head, f"    {command}"]
+    blocks = ["# Do the downstream stages learn?", head, f"    {command}", words]
     for task, table in TABLES.items():
         members = [record for record in records if record.task == task]
         if members:

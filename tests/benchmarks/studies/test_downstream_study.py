@@ -44,7 +44,7 @@ def test_table_has_what_has_finished_and_gains_seed_by_seed(tmp_path: Path) -> N
         recorded(tmp_path, "mae", seed, mae)
     recorded(tmp_path, "sami", 1, 0.40)
     (tmp_path / "classification-sami-0").mkdir()  # not finished
-    write_table(tmp_path / "table.md", all_records(tmp_path), "a command")
+    write_table(tmp_path / "table.md", all_records(tmp_path), "a command", "Words.")
     text = (tmp_path / "table.md").read_text()
     assert "| scratch | 2 | 0.310 ± 0.014 |" in text
     assert "mae less scratch, top-1: +0.040, +0.010 by seed." in text
@@ -70,7 +70,7 @@ def test_baselines_come_first_and_have_no_steps(tmp_path: Path) -> None:
     plan = RunPlan("semantic", "mae", 0, 10, 4)
     write_record(plan.folder(tmp_path), RunRecord(**vars(plan), scores={"heldout/miou": 0.3}))
     record_baseline(tmp_path, "semantic", "usual class", {"heldout/miou": 0.2})
-    write_table(tmp_path / "table.md", all_records(tmp_path), "a command")
+    write_table(tmp_path / "table.md", all_records(tmp_path), "a command", "Words.")
     text = (tmp_path / "table.md").read_text()
     first = text.index("| usual class | 1 | 0.200 ± 0.000 |")
     assert first < text.index("| mae | 1 | 0.300 ± 0.000 |")

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from efficientsam_pl.data.build import DatasetSplits
 from efficientsam_pl.data.index_places import folder_of
 from efficientsam_pl.data.shards import ShardSet
 from efficientsam_pl.errors import UserError
@@ -65,12 +64,13 @@ def packed_class_names(shards: ShardSet, key: str) -> tuple[str, ...]:
 
 
 def trained_classes(
-    splits: DatasetSplits, names_file: str | None, classes: int | None
+    train: Sequence[ShardSet], heldout: ShardSet | None, names_file: str | None, classes: int | None
 ) -> tuple[int, tuple[str, ...]]:
     """Return the number of classes that a run trains, and their names by number, if known.
 
     Args:
-        splits: The training and held-out shards.
+        train: The training shards, set by set.
+        heldout: The held-out shards.
         names_file: Value of the key `labels.names`.
         classes: Value of the key `model.classes`.
 
@@ -78,13 +78,13 @@ def trained_classes(
         UserError: The number of classes is unknown or contradicts the list, or training and
             held-out shards have other lists.
     """
-    trained = [packed_class_names(shards, "data.train") for shards in splits.train]
+    trained = [packed_class_names(shards, "data.train") for shards in train]
     recorded = next(filter(None, trained), ())
-    heldout = () if splits.heldout is None else packed_class_names(splits.heldout, "data.heldout")
+    unseen = () if heldout is None else packed_class_names(heldout, "data.heldout")
     for key, names in (("data.train", n) for n in trained if n):
         _check_same(recorded, names, key)
-    if heldout and recorded:
-        _check_same(recorded, heldout, "data.heldout")
+    if unseen and recorded:
+        _check_same(recorded, unseen, "data.heldout")
     labels = recorded if names_file is None else read_class_names(names_file)
     source = (
         f"labels.names={names_file}" if names_file else "the record of `pack` beside data.train"

@@ -49,7 +49,9 @@ class ClassificationRecipe(Recipe[ClassifyConfig, ClassifyResult]):
         """Build augmented crops for training, and centre crops of held-out images."""
         config = self.config
         check_groups(config.mix, config.trainer)
-        classes, labels = trained_classes(splits, config.labels.names, config.model.classes)
+        classes, labels = trained_classes(
+            splits.train, splits.heldout, config.labels.names, config.model.classes
+        )
         shape = config.model.classifier(classes, labels)
         self.__dict__["shape"] = shape  # the class list is the shards'
         side, seed = shape.vit.image_size, config.run.seed

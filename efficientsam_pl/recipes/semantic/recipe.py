@@ -139,7 +139,9 @@ def describe_model(config: SemanticTrainingConfig, splits: DatasetSplits) -> Sem
         UserError: The number of classes is unknown, too high, or contradicts the list, or training
             and held-out shards have other lists.
     """
-    classes, labels = trained_classes(splits, config.labels.names, config.model.classes)
+    classes, labels = trained_classes(
+        splits.train, splits.heldout, config.labels.names, config.model.classes
+    )
     try:
         check_classes(classes)
     except ValueError as error:

@@ -164,14 +164,16 @@ def semantic(
 
 
 def trainer(steps: int, batch: int, validations: int) -> dict[str, Any]:
-    """Length, batch and how often a run validates and saves."""
-    every = -(-steps // validations)
+    """Describe length, batch and how often a run validates and saves.
+
+    `validations` divides the steps, so that the last step is validated too.
+    """
     return {
         "accelerator": "cpu",
         "max_steps": steps,
         "global_batch": batch,
         "micro_batch": batch,
-        "validate_every_steps": every,
+        "validate_every_steps": max(1, steps // validations),
         "checkpoint_every_steps": -(-steps // 8),
         "picture_every_steps": steps,
         "checkpoints_kept": 1,

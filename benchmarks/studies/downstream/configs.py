@@ -166,14 +166,16 @@ def semantic(
 def trainer(steps: int, batch: int, validations: int) -> dict[str, Any]:
     """Describe length, batch and how often a run validates and saves.
 
-    `validations` divides the steps, so that the last step is validated too.
+    The last step is validated too: where `validations` does not divide the steps, there are
+    fewer of them.
     """
+    every = next(n for n in range(max(1, steps // validations), steps + 1) if steps % n == 0)
     return {
         "accelerator": "cpu",
         "max_steps": steps,
         "global_batch": batch,
         "micro_batch": batch,
-        "validate_every_steps": max(1, steps // validations),
+        "validate_every_steps": every,
         "checkpoint_every_steps": -(-steps // 8),
         "picture_every_steps": steps,
         "checkpoints_kept": 1,

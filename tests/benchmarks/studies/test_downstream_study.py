@@ -127,3 +127,9 @@ def test_all_tasks_have_the_pretrained_encoder(tmp_path: Path) -> None:
         assert [getattr(vit, key) for key in ("width", "depth", "heads", "position_grid")] == [
             getattr(shape, key) for key in ("width", "depth", "heads", "position_grid")
         ]
+
+
+def test_the_last_step_is_validated() -> None:
+    every = [configs.trainer(n, 2, v)["validate_every_steps"] for n, v in ((188, 2), (1875, 10))]
+    assert every == [94, 375]
+    assert configs.trainer(1009, 2, 3)["validate_every_steps"] == 1009

@@ -36,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(only) - set(TASKS))
     if unknown:
         raise SystemExit(f"--only {','.join(unknown)}: choose from {','.join(TASKS)}")
+    steps = _QUICK_STEPS if given.quick else given.steps
     encoders = {SCRATCH: None, MAE: None} | dict(named_file(text) for text in given.encoder)
     stop_after(given.minutes)
     code = 0
     try:
-        study(given.out, only, encoders, 1 if given.quick else given.seeds, given.quick)
+        study(given.out, only, encoders, 1 if given.quick else given.seeds, steps)
     except SavedAndStopped as stopped:
         print(stopped, file=sys.stderr)
         code = stopped.code
@@ -52,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def study(
-    out: Path, only: Sequence[str], files: dict[str, str | None], seeds: int, quick: bool
+    out: Path,
+    only: Sequence[str],
+    files: dict[str, str | None],
+    seeds: int,
+    steps: int | None,
 ) -> None:
     """Pretrain, then train each task from each encoder.
 
@@ -62,18 +67,15 @@ def study(
         files: Encoder file of each name; None: scratch, or for the MAE control the one that is
             pretrained here.
         seeds: Number of seeds of classification; the other tasks have one.
-        quick: Whether runs have a few steps only.
+        steps: Of every run; None: each task's own.
     """
-    encoders = files | {MAE: files[MAE] or pretrain_mae(out, _QUICK_STEPS if quick else MAE_STEPS)}
+    encoders = files | {MAE: files[MAE] or pretrain_mae(out, steps or MAE_STEPS)}
     if "classification" in only:
-        steps, long_steps = classification.STEPS, classification.LONG_STEPS
-        if quick:
-            steps = long_steps = _QUICK_STEPS
-        classification.run_short(out, encoders, seeds, steps)
-        classification.run_long(out, long_steps)
+        classification.run_short(out, encoders, seeds, steps or classification.STEPS)
+        classification.run_long(out, steps or classification.LONG_STEPS)
     for name, arm in (("detection", detection), ("semantic", semantic)):
         if name in only:
-            arm.run(out, encoders, _QUICK_STEPS if quick else arm.STEPS)
+            arm.run(out, encoders, steps or arm.STEPS)
 
 
 def pretrain_mae(out: Path, steps: int) -> str:
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path(f"{NAME}_out"), help="folder of all runs")
     parser.add_argument("--only", default=",".join(TASKS), help="tasks, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="of classification's short runs")
+    parser.add_argument("--steps", type=int, help="of every run, with an --out of its own")
     parser.add_argument("--minutes", type=float, help="save and stop after so many")
     parser.add_argument(
         "--encoder",

@@ -30,7 +30,7 @@ def run_short(out: Path, encoders: Mapping[str, str | None], seeds: int, steps: 
 def run_long(out: Path, steps: int) -> None:
     """Train from scratch for longer, to see how far so small a model comes."""
     plan = RunPlan(LONG_TASK, SCRATCH, 0, steps, configs.CLASSIFY_BATCH)
-    _run(plan, out, None, validations=10)
+    _run(plan, out, None, validations=15)
 
 
 def _run(plan: RunPlan, out: Path, encoder: str | None, validations: int) -> None:

@@ -164,8 +164,12 @@ def semantic(
 
 
 def trainer(steps: int, batch: int, validations: int) -> dict[str, Any]:
-    """Length, batch and how often a run validates and saves."""
-    every = -(-steps // validations)
+    """Describe length, batch and how often a run validates and saves.
+
+    The last step is validated too: where `validations` does not divide the steps, there are
+    fewer of them.
+    """
+    every = next(n for n in range(max(1, steps // validations), steps + 1) if steps % n == 0)
     return {
         "accelerator": "cpu",
         "max_steps": steps,

@@ -102,7 +102,7 @@ def finish_run(
         return known
     _train(folder, recipe)
     curves = {metric: curve(folder, metric) for metric in metrics}
-    scores = {metric: values[max(values)] for metric, values in curves.items() if values}
+    scores = {metric: values[plan.steps] for metric, values in curves.items()}
     record = RunRecord(
         **asdict(plan),
         scores=scores,

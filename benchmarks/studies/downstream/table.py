@@ -109,7 +109,7 @@ def section(records: Sequence[RunRecord], table: TaskTable) -> list[str]:
             [
                 name,
                 str(len(group)),
-                *("" if spread is None else spread.text(3) for spread in spreads),
+                *(_cell(spread) for spread in spreads),
                 str(group[0].steps or ""),
                 str(group[0].images() or ""),
                 _seconds(group),
@@ -193,6 +193,13 @@ def _curves(groups: Mapping[str, Sequence[RunRecord]], table: TaskTable) -> list
         cells = (record.curve[table.curve].get(step) for record in trained)
         lines.append([str(step), *("" if cell is None else f"{cell:.3f}" for cell in cells)])
     return [f"{table.metrics[table.curve]} along the steps, by encoder and seed:", _markdown(lines)]
+
+
+def _cell(spread: Spread | None) -> str:
+    """Write mean and deviation; the value alone of a single seed, nothing where there is none."""
+    if spread is None:
+        return ""
+    return spread.text(3) if len(spread.values) > 1 else f"{spread.mean():.3f}"
 
 
 def _seconds(group: Sequence[RunRecord]) -> str:

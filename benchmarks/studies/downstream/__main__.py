@@ -76,6 +76,8 @@ def study(
     for name, arm in (("detection", detection), ("semantic", semantic)):
         if name in only:
             arm.run(out, encoders, steps or arm.STEPS)
+    if "detection" in only:
+        detection.run_long(out, encoders[MAE], steps or detection.LONG_STEPS)
 
 
 def pretrain_mae(out: Path, steps: int) -> str:

@@ -20,8 +20,8 @@ from efficientsam_pl.evaluation.metrics.detection_ap import DetectedObjects, Det
 from efficientsam_pl.recipes.detection.recipe import DetectionRecipe
 from efficientsam_pl.rle import encode
 
-TASK = "detection"
-STEPS = 900  # 2.6 epochs of 697 images
+TASK, LONG_TASK = "detection", "detection_long"
+STEPS, LONG_STEPS = 900, 1800  # 2.6 and 5.2 epochs of 697 images
 METRICS = (
     "heldout/box_ap50",
     "heldout/mask_ap50",
@@ -47,6 +47,13 @@ def run(out: Path, encoders: Mapping[str, str | None], steps: int) -> None:
         if name == SCRATCH:
             _baselines(out, recipe)
         finish_run(plan, out, recipe, METRICS)
+
+
+def run_long(out: Path, encoder: str | None, steps: int) -> None:
+    """Train from the MAE control for longer, to see whether the detector goes on learning."""
+    plan = RunPlan(LONG_TASK, "mae", 0, steps, configs.DETECT_BATCH)
+    config = configs.detection(data.animals(out / "data"), plan, out, encoder)
+    finish_run(plan, out, DetectionRecipe(config), METRICS)
 
 
 def _baselines(out: Path, recipe: DetectionRecipe) -> None:

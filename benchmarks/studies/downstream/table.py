@@ -58,6 +58,18 @@ TABLES = {
         },
         "heldout/box_ap50",
     ),
+    "detection_long": TaskTable(
+        "animals, one longer run from the MAE control",
+        "The same recipe with twice the steps.",
+        {
+            "heldout/box_ap50": "box AP50",
+            "heldout/mask_ap50": "mask AP50",
+            "heldout/box_ap": "box AP",
+            "heldout/mask_ap": "mask AP",
+            "heldout/loss": "loss",
+        },
+        "heldout/box_ap50",
+    ),
     "semantic": TaskTable(
         "CamVid: 367 training and 101 held-out images, 11 classes",
         "Mean IoU over the classes of the truth, void ignored, at the size that the model sees.",

@@ -14,7 +14,10 @@ from efficientsam_pl.recipes.sami.config import PretrainConfig
 from efficientsam_pl.training.run.config_changes import changes, one_line
 
 # Sections of which every key is what a run learns: a new key belongs there, too
-RECIPE = ("crop", "sami", "loss", "optim", "prompts", "model.freeze", "teacher.encoder")
+RECIPE = (
+    *("crop", "masks.crop", "sami", "loss", "optim", "prompts", "model.freeze"),
+    "teacher.encoder",
+)
 # Keys of mixed sections that are what a run learns; a new key must be classed here or there
 MIXED = {
     "run": {"seed"},

@@ -290,6 +290,7 @@ for name, prompts, drawn, kernels in (
 """
 
 
+@pytest.mark.slow
 def test_prompt_encoder_and_decoder_are_one_graph_without_constants_from_the_host() -> None:
     pytest.importorskip("triton")
     done = subprocess.run(

@@ -236,6 +236,7 @@ def test_rows_of_a_gpu_by_hand() -> None:
     assert share.value == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_projection_takes_its_counts_from_the_table() -> None:
     counts = read_table("finetune-each", "ti")
     [work] = [work for work in projection.works() if work.name == "Finetuning Ti"]

@@ -20,7 +20,7 @@ from benchmarks.step_counts.goals import goal_rows
 from benchmarks.step_counts.recipes import RECIPES, SAMI, StepRequest
 from benchmarks.step_counts.step import captured_step, labels_of
 from benchmarks.step_counts.stub_backend import StubBackend, compiling_with
-from benchmarks.step_counts.table import step_counts, stored_tiny_counts
+from benchmarks.step_counts.table import LOWERED, step_counts, stored_tiny_counts
 
 FLOAT = 4  # bytes
 
@@ -144,7 +144,8 @@ def test_finetuning_counts_every_part_of_its_step() -> None:
     }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", LOWERED)  # the interactive one alone takes minutes
 def test_steady_steps_compile_nothing_more_and_read_nothing(recipe: str) -> None:
     """In a process of its own, where shapes are not checked: what checks them does not compile."""
     loop = _in_own_process(

@@ -28,6 +28,7 @@ def run(program: str, *arguments: str, interpret: bool) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_interpreted_operators_compute_their_formulas_and_gradients(dtype: str) -> None:
     pytest.importorskip("triton")

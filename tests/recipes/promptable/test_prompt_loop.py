@@ -305,6 +305,7 @@ def compare_compiled() -> None:
     assert counter.frame_count == 4, "another batch is not compiled again"
 
 
+@pytest.mark.slow
 def test_compiled_regions_give_the_same_losses_with_few_graphs() -> None:
     """In a process of its own: the checks of shapes cannot be compiled."""
     script = f"import {__name__} as module; module.compare_compiled()"

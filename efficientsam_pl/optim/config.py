@@ -14,7 +14,7 @@ class OptimConfig:
     peak_lr_batch: int | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1
-    # What it leaves out. vectors: norms, biases, positions and tokens (MAE); norms: norms, learned
+    # Parameters without it. vectors: norms, biases, positions and tokens (MAE); norms: norms, learned
     # embeddings and absolute positions, so that biases decay (detectron2, Mask2Former)
     no_decay: Literal["vectors", "norms"] = "vectors"
     decay: Literal["cosine", "linear"] = "linear"

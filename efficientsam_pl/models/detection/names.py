@@ -19,7 +19,7 @@ _PREFIXES = {  # ours, detectron2's
     "mask_head.": "roi_heads.mask_head.",
 }
 _CONVOLUTIONS = {"box_head": "roi_heads.box_head.conv", "mask_head": "roi_heads.mask_head.mask_fcn"}
-# What detectron2 registers besides weights
+# Buffers that detectron2 registers besides weights
 _CONSTANTS = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.")
 _MODULES = ("proposal_generator.", "roi_heads.")
 

@@ -28,7 +28,7 @@ class SemanticModelConfig:
     vit: EncoderConfig = field(default_factory=lambda: EncoderConfig(image_size=512))
     classes: int | None = None  # size of the head; None: the number of names in the class list
     head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
-    # What the maps of strides 4 to 32 come from; the paper does not say, and Mask2Former has no
+    # Source of the maps of strides 4 to 32; the paper does not say, and Mask2Former has no
     # plain ViT. pyramid: the last block's map, as in ViTDet; blocks: one of feature_blocks each,
     # as BEiT and MAE feed their heads
     features: Features = "pyramid"

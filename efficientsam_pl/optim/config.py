@@ -14,8 +14,8 @@ class OptimConfig:
     peak_lr_batch: int | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1
-    # Parameters without it. vectors: norms, biases, positions and tokens (MAE); norms: norms, learned
-    # embeddings and absolute positions, so that biases decay (detectron2, Mask2Former)
+    # Parameters without it. vectors: norms, biases, positions and tokens (MAE); norms: norms,
+    # learned embeddings and absolute positions, so that biases decay (detectron2, Mask2Former)
     no_decay: Literal["vectors", "norms"] = "vectors"
     decay: Literal["cosine", "linear"] = "linear"
     warmup_steps: int = 250

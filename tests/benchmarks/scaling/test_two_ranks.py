@@ -143,9 +143,8 @@ def test_bytes_above_theory_miss_the_goal() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "way"), [("pretrain", "ddp"), ("finetune", "fsdp"), ("pretrain", "fsdp_bf16")]
-)
+@pytest.mark.parametrize("stage", scaling.STAGES)
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "fsdp_bf16"])
 def test_two_ranks_send_what_theory_says(stage: str, way: str, tmp_path: Path) -> None:
     shards = write_images(tmp_path / "shards")
     runner = scaling.Runner(tmp_path, write_configs(tmp_path / "configs", shards, LEAST))

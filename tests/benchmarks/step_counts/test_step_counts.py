@@ -145,7 +145,7 @@ def test_finetuning_counts_every_part_of_its_step() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", LOWERED)  # the interactive one alone takes minutes
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_steady_steps_compile_nothing_more_and_read_nothing(recipe: str) -> None:
     """In a process of its own, where shapes are not checked: what checks them does not compile."""
     loop = _in_own_process(
@@ -158,10 +158,10 @@ def test_steady_steps_compile_nothing_more_and_read_nothing(recipe: str) -> None
 
 
 @pytest.mark.slow
-def test_a_tiny_step_launches_no_more_than_it_did() -> None:
+@pytest.mark.parametrize("recipe", LOWERED)
+def test_a_tiny_step_launches_no_more_than_it_did(recipe: str) -> None:
     """Another version of torch may fuse a few kernels more or fewer."""
     pytest.importorskip("triton")
-    recipe = "finetune-each"  # the one with most regions; lowering takes two minutes
     fused = _in_own_process(
         "from benchmarks.step_counts.table import tiny_fused", f"tiny_fused({recipe!r})"
     )

@@ -5,16 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
 import numpy as np
-import torch
+from PIL import Image
 
 from efficientsam_pl.inference.detections import detected_objects
 from efficientsam_pl.models.detection.config import DetectorConfig
 from efficientsam_pl.rle import encode_many
 from efficientsam_pl.structures import DetectionBatch, Detections
-from efficientsam_pl.training.callbacks.image_logger import ImageLogger
-from efficientsam_pl.training.callbacks.periodic_drawing import PeriodicDrawing
+from efficientsam_pl.training.callbacks.batch_visualizer import BatchVisualizer
 from efficientsam_pl.training.parallelize import as_forward_of
 from efficientsam_pl.visualization.detections import DetectedImage, DrawnObject, detection_sheet
 
@@ -22,12 +20,8 @@ _LEAST_SCORE = 0.5  # of an object that is drawn; detectron2's demo
 _MOST_OBJECTS = 20  # drawn in an image
 
 
-class DetectionVisualizer(PeriodicDrawing):
-    """Write `pictures/step-N.png` every n steps and at the end, and to the run's logger.
-
-    Every rank detects in the same images, since under FSDP2 the others would wait for a rank that
-    does not.
-    """
+class DetectionVisualizer(BatchVisualizer):
+    """Draw detected objects beside the annotated ones."""
 
     def __init__(
         self,
@@ -37,35 +31,20 @@ class DetectionVisualizer(PeriodicDrawing):
         shape: DetectorConfig,
         paused: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Configure the visualizations of one run.
+        """Configure as `BatchVisualizer`; `shape` has the names of the classes."""
+        super().__init__(folder, "pictures/detections", every_steps, images, paused)
+        self._shape = shape
 
-        Args:
-            folder: Folder of the run.
-            every_steps: Optimizer steps between two visualizations.
-            images: Reads the same few images on every rank; called once, at the first step drawn.
-            shape: The model's config, with the names of its classes.
-            paused: Context of the work, such as a paused clock.
-        """
-        super().__init__(every_steps, paused)
-        self._image_logger = ImageLogger(folder / "pictures", "pictures/detections")
-        self._read, self._shape = images, shape
-        self._images: DetectionBatch | None = None
+    def predict(self, model: Any, batch: DetectionBatch) -> list[Detections]:
+        """Detect the objects of every image."""
+        results: list[Detections] = as_forward_of(model, model.detect)(
+            batch.image, batch.content_hw
+        )
+        return results
 
-    @torch.no_grad()  # FSDP2 cannot use in training what was gathered in inference mode
-    def _draw(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
-        if self._images is None:
-            self._images = self._read()
-        batch = self._images.to(trainer.strategy.root_device)
-        model = pl_module.eval_model()
-        training = model.training
-        model.eval()
-        detect = as_forward_of(model, model.detect)
-        with trainer.precision_plugin.forward_context():
-            results = detect(batch.image, batch.content_hw)
-        model.train(training)
-        if trainer.is_global_zero and batch.valid.any():
-            sheet = detection_sheet(drawn_images(batch, results, self._shape))
-            self._image_logger.log(trainer, sheet, step)
+    def sheet(self, batch: DetectionBatch, predicted: list[Detections]) -> Image.Image:
+        """Draw the objects of the valid images."""
+        return detection_sheet(drawn_images(batch, predicted, self._shape))
 
 
 def drawn_images(
